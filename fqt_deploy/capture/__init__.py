@@ -1,0 +1,1 @@
+"""From a user's model file to a captured training graph."""

@@ -1,0 +1,1 @@
+"""From a lowered training graph to a TVM module."""

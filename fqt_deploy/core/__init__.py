@@ -1,0 +1,1 @@
+"""Values shared by every stage: graph, diagnostics, manifest, capabilities."""

@@ -1,0 +1,1 @@
+"""Writing compiled steps in deployable forms."""

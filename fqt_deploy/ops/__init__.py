@@ -1,0 +1,1 @@
+"""Every op of the quantized and lowered graphs, one per file."""

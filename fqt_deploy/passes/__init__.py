@@ -1,0 +1,1 @@
+"""Graph rewrites, one per file; their order is in pipelines.py."""

@@ -1,0 +1,1 @@
+"""Loads and runs a compiled step; imports neither torch nor the compiler."""

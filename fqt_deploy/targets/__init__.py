@@ -1,0 +1,1 @@
+"""Descriptions of devices and their schedule rules."""
