@@ -23,6 +23,10 @@ class OpKind(enum.Enum):
     """A reduction or packing loop nest: element-wise producers may be inlined into it."""
     PRODUCT = "product"
     """A contraction or hand-scheduled kernel: reads only materialized tensors."""
+    COMPOSITE = "composite"
+    """Has no kernel of its own: ``decompose`` spells it in other ops before code generation."""
+    UPDATE = "update"
+    """An optimizer update: writes some of its operands in place."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,19 @@ class OpSpec:
         sample_inputs: small and edge-case argument tuples, fixed seed.
         integer_exact: compiled outputs must equal the reference bit for bit; otherwise ``tolerance`` applies.
         tolerance: largest relative error allowed for floating point outputs.
+        decompose: for ``COMPOSITE`` ops, ``(emit, *nodes) -> tuple of nodes``, one per output; ``compute`` is then None.
     """
 
     name: str
     kind: OpKind
     reference: Callable[..., Any]
     fake: Callable[..., Any]
-    compute: Callable[..., Any]
+    compute: Callable[..., Any] | None
     cost: Callable[..., Cost]
     sample_inputs: Callable[[], Iterator[tuple[Any, ...]]]
     integer_exact: bool = True
     tolerance: float = 1e-5
+    decompose: Callable[..., Any] | None = None
 
     def register(self) -> CustomOpDef:
         """Define ``fqt::<name>`` in PyTorch and add it to ``OPS``; a duplicate name is a ``ValueError``."""

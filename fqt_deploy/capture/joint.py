@@ -1,0 +1,305 @@
+"""Capture of a whole training step: forward, loss and backward as one ATen graph.
+
+The only file that touches PyTorch's private AOTAutograd interface. ``torch.export`` gives a functional module with
+provenance, ``aot_export_joint_with_descriptors`` differentiates it and names every input and output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._decomp import core_aten_decompositions, get_decompositions
+from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.graph import StateTensor, TrainingGraph
+
+aten = torch.ops.aten
+
+_DECOMPOSE = (
+    aten._log_softmax, aten._log_softmax_backward_data, aten._softmax, aten._softmax_backward_data,
+    aten.native_layer_norm, aten.native_layer_norm_backward, aten.gelu_backward, aten.threshold_backward,
+    aten.nll_loss_forward, aten.nll_loss_backward, aten.t, aten.transpose, aten.rsub, aten._unsafe_view,
+    aten.tanh_backward, aten.sigmoid_backward, aten.silu, aten.silu_backward, aten.var_mean, aten.hardtanh,
+    aten.hardtanh_backward, aten.hardswish, aten.hardswish_backward, aten.leaky_relu, aten.leaky_relu_backward,
+    aten.elu, aten.elu_backward, aten.mse_loss, aten.mse_loss_backward, aten.native_dropout_backward,
+    aten._adaptive_avg_pool2d_backward, aten.binary_cross_entropy_with_logits, aten.smooth_l1_loss,
+    aten.smooth_l1_loss_backward, aten.slice_backward, aten.select_backward, aten.stack, aten.unbind,
+)  # fmt: skip
+"""Compound ops that PyTorch itself knows how to spell in simpler ones."""
+
+_KEEP = (
+    aten.convolution, aten.convolution_backward, aten._native_batch_norm_legit_functional,
+    aten.native_batch_norm_backward, aten._native_batch_norm_legit_no_training, aten.max_pool2d_with_indices,
+    aten.max_pool2d_with_indices_backward, aten.avg_pool2d, aten.avg_pool2d_backward, aten._adaptive_avg_pool2d,
+    aten.mm, aten.addmm, aten.bmm, aten.native_dropout, aten.embedding, aten.embedding_dense_backward, aten.relu,
+    aten.gelu, aten.mean, aten.var, aten.squeeze, aten.unsqueeze, aten.expand, aten.sum,
+)  # fmt: skip
+"""Ops that this compiler has a better lowering for than their decomposition."""
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    table = {**core_aten_decompositions(), **get_decompositions(_DECOMPOSE)}
+    kept = {getattr(packet, overload) for packet in _KEEP for overload in packet.overloads()}
+    return {op: rule for op, rule in table.items() if op not in kept}
+
+
+class _StepModule(nn.Module):
+    """Model and loss as one module that returns ``(loss, outputs)``."""
+
+    def __init__(self, model: nn.Module, loss_fn: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.model(x)
+        if not isinstance(outputs, Tensor):
+            raise FqtError(f"the model returns {type(outputs).__name__}; it must return one tensor", code="FQT105")
+        return self.loss_fn(outputs, y), outputs.detach()
+
+
+class _PredictModule(nn.Module):
+    """The model alone, so that parameter names equal those of the training capture."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.model(x)
+        return outputs
+
+
+def capture_training_graph(
+    model: nn.Module, loss_fn: Callable[[Any, Tensor], Tensor], example_inputs: tuple[Tensor, Tensor]
+) -> TrainingGraph:
+    """Trace forward, loss and backward of ``model`` on ``example_inputs``.
+
+    Args:
+        model: the user's model; it is put into training mode for the trace and back afterwards.
+        loss_fn: ``(outputs, targets) -> scalar loss``.
+        example_inputs: ``(x, y)``; their shapes and dtypes become those of the compiled step.
+
+    Returns:
+        A graph with inputs ``x, y, param/..., buffer/...`` and outputs ``loss, logits, buffer updates, grad/...``.
+
+    Raises:
+        FqtError: FQT104 if tracing fails, FQT106 if a trainable parameter gets no gradient.
+    """
+    step = _StepModule(model, loss_fn)
+    with _mode(step, training=True):
+        module = _export(step, example_inputs, "training")
+        try:
+            with contextlib.ExitStack() as stack:
+                joint = aot_export_joint_with_descriptors(
+                    stack, module, example_inputs, decompositions=_decompositions()
+                )
+                traced = joint.graph_module
+        except Exception as error:
+            raise _trace_error("training", error) from error
+    return _training_graph(model, traced, batch=int(example_inputs[0].shape[0]))
+
+
+def capture_prediction_graph(model: nn.Module, x: Tensor) -> TrainingGraph:
+    """Trace ``model`` in evaluation mode; outputs are ``logits`` alone.
+
+    Raises:
+        FqtError: FQT104 if tracing fails.
+    """
+    predict = _PredictModule(model)
+    with _mode(predict, training=False), torch.no_grad():
+        try:
+            program = torch.export.export(predict, (x,), strict=False).run_decompositions(_decompositions())
+        except FqtError:
+            raise
+        except Exception as error:
+            raise _trace_error("prediction", error) from error
+    signature = program.graph_signature
+    names = {
+        **{k: "param/" + v.removeprefix("model.") for k, v in signature.inputs_to_parameters.items()},
+        **{k: "buffer/" + v.removeprefix("model.") for k, v in signature.inputs_to_buffers.items()},
+    }
+    constants = {**signature.inputs_to_lifted_tensor_constants}
+    graph = program.graph_module
+    for node in [n for n in graph.graph.nodes if n.op == "placeholder" and n.name in constants]:
+        _bake_constant(graph, node, program.constants[constants[node.name]])
+    placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    inputs = [names.get(n.name, "x") for n in placeholders]
+    output = next(n for n in graph.graph.nodes if n.op == "output")
+    output.args = ((output.args[0][-1],),)
+    _annotate(graph)
+    module = fx.GraphModule(graph, graph.graph)
+    return TrainingGraph(module, inputs, ["logits"], _state(model), batch=int(x.shape[0]))
+
+
+def _bake_constant(graph: fx.GraphModule, node: fx.Node, constant: Tensor) -> None:
+    name = f"_constant_{node.name}"
+    graph.register_buffer(name, constant)
+    with graph.graph.inserting_before(node):
+        attribute = graph.graph.get_attr(name)
+    attribute.meta.update(node.meta)
+    node.replace_all_uses_with(attribute)
+    graph.graph.erase_node(node)
+
+
+@contextlib.contextmanager
+def _mode(module: nn.Module, *, training: bool) -> Any:
+    before = {m: m.training for m in module.modules()}
+    if training:
+        module.train()
+    else:
+        module.eval()
+    try:
+        yield
+    finally:
+        for m, was in before.items():
+            m.training = was
+
+
+def _export(step: nn.Module, args: tuple[Tensor, ...], what: str) -> nn.Module:
+    try:
+        return torch.export.export(step, args, strict=False).module(check_guards=False)
+    except FqtError:
+        raise
+    except Exception as error:
+        raise _trace_error(what, error) from error
+
+
+def _trace_error(what: str, error: Exception) -> FqtError:
+    cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return FqtError(
+        f"cannot trace the {what} step: {type(error).__name__}: {cause}",
+        code="FQT104",
+        hint="the model must be traceable by torch.export: no data-dependent control flow, no Python side effects",
+    )
+
+
+def _state(model: nn.Module) -> dict[str, StateTensor]:
+    state = {f"param/{n}": StateTensor(f"param/{n}", "param", p.detach()) for n, p in model.named_parameters()}
+    for name, buffer in model.named_buffers():
+        state[f"buffer/{name}"] = StateTensor(f"buffer/{name}", "buffer", buffer.detach())
+    return state
+
+
+def _training_graph(model: nn.Module, traced: fx.GraphModule, batch: int) -> TrainingGraph:
+    placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
+    aliases = _canonical_names(model)
+    inputs: list[str] = []
+    for node in placeholders:
+        described = node.meta["desc"]
+        kind = type(described).__name__
+        if kind == "TangentAOTInput":
+            _replace_tangent(traced, node)
+            continue
+        if kind == "PlainAOTInput":
+            inputs.append("xy"[described.idx])
+        else:
+            prefix = "param/" if kind == "ParamAOTInput" else "buffer/"
+            inputs.append(prefix + described.target.removeprefix("model."))
+    output = next(n for n in traced.graph.nodes if n.op == "output")
+    names, nodes = _named_outputs(output)
+    _require_gradients(model, names, aliases)
+    _merge_tied(traced, output, inputs, names, nodes, aliases)
+    output.args = (tuple(nodes),)
+    _annotate(traced)
+    return TrainingGraph(fx.GraphModule(traced, traced.graph), inputs, names, _state(model), batch)
+
+
+def _canonical_names(model: nn.Module) -> dict[str, str]:
+    """Every parameter path, duplicates of tied ones included, to the path its tensor is stored under."""
+    first = {id(p): name for name, p in model.named_parameters()}
+    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _replace_tangent(traced: fx.GraphModule, node: fx.Node) -> None:
+    """The loss is the only differentiated output: its incoming gradient is the constant one."""
+    with traced.graph.inserting_after(node):
+        one = traced.graph.call_function(aten.full.default, ([], 1.0))
+    one.meta.update(node.meta)
+    node.replace_all_uses_with(one)
+    traced.graph.erase_node(node)
+
+
+def _named_outputs(output: fx.Node) -> tuple[list[str], list[fx.Node]]:
+    names: list[str] = []
+    nodes: list[fx.Node] = []
+    flat = output.args[0]
+    assert isinstance(flat, (list, tuple))
+    for node, described in zip(flat, output.meta["desc"], strict=True):
+        if node is None or described is None:
+            continue
+        kind = type(described).__name__
+        if kind == "PlainAOTOutput":
+            names.append(("loss", "logits")[described.idx])
+        elif kind == "InputMutationAOTOutput":
+            names.append("buffer/" + described.mutated_input.target.removeprefix("model."))
+        else:
+            names.append("grad/" + described.grad_of.target.removeprefix("model."))
+        nodes.append(node)
+    order = sorted(range(len(names)), key=lambda i: {"loss": 0, "logits": 1}.get(names[i], 2))
+    return [names[i] for i in order], [nodes[i] for i in order]
+
+
+def _require_gradients(model: nn.Module, names: list[str], aliases: Mapping[str, str]) -> None:
+    with_gradient = {aliases.get(n.removeprefix("grad/"), n) for n in names if n.startswith("grad/")}
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and n not in with_gradient]
+    if missing:
+        raise FqtError(
+            f"{len(missing)} trainable parameter(s) receive no gradient: {', '.join(missing)}",
+            code="FQT106",
+            hint="use them in forward, set requires_grad_(False), or express a custom autograd.Function in plain "
+            "PyTorch ops (torch.export drops the backward of a torch.autograd.Function)",
+        )
+
+
+def _merge_tied(
+    traced: fx.GraphModule,
+    output: fx.Node,
+    inputs: list[str],
+    names: list[str],
+    nodes: list[fx.Node],
+    aliases: Mapping[str, str],
+) -> None:
+    """Tied parameters are traced as separate inputs: read one, and sum their gradients."""
+    placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
+    first: dict[str, fx.Node] = {}
+    for position, (name, node) in reversed(list(enumerate(zip(list(inputs), placeholders, strict=True)))):
+        canonical = "param/" + aliases[name.removeprefix("param/")] if name.startswith("param/") else name
+        if canonical != name:
+            node.replace_all_uses_with(first.setdefault(canonical, placeholders[inputs.index(canonical)]))
+            traced.graph.erase_node(node)
+            del inputs[position]
+    for position in reversed(range(len(names))):
+        name = names[position]
+        canonical = "grad/" + aliases[name.removeprefix("grad/")] if name.startswith("grad/") else name
+        if canonical != name:
+            target = names.index(canonical)
+            with traced.graph.inserting_before(output):
+                total = traced.graph.call_function(aten.add.Tensor, (nodes[target], nodes[position]))
+            total.meta.update(nodes[target].meta)
+            nodes[target] = total
+            del names[position], nodes[position]
+
+
+def _annotate(module: fx.GraphModule) -> None:
+    """Reduce PyTorch's provenance to ``layer`` and ``phase``, and put all values under one fake mode."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def refake(tensor: Tensor) -> Tensor:
+        with mode:
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+    for node in module.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
+        path = str(list(stack.values())[-1][0]) if stack else ""
+        node.meta["layer"] = path.removeprefix("model").removeprefix(".")
+        node.meta["phase"] = "backward" if node.meta.get("partitioner_tag") == "is_backward" else "forward"
+        if "val" in node.meta:
+            node.meta["val"] = torch.utils._pytree.tree_map_only(Tensor, refake, node.meta["val"])
+

@@ -1,0 +1,196 @@
+"""The value every pass takes and returns: one joint graph of a whole training step."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+Phase = Literal["forward", "backward", "optimizer"]
+
+
+class Stage(enum.IntEnum):
+    """How far the graph has been lowered; each stage has its own table of legal ops."""
+
+    CAPTURED = 0
+    """ATen ops as PyTorch traced them, tensors in PyTorch's layout."""
+    NORMALIZED = 1
+    """Contractions are ``fqt`` products on channels-last tensors; normalization layers are single ops."""
+    QUANTIZED = 2
+    """Chosen layers compute on signs, their gradients pass through quantizers; still plain floating point tensors."""
+    LOWERED = 3
+    """Chosen layers run on packed bits; what remains is element-wise ops, reductions and fp32 products."""
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """One tensor that lives across steps and is updated in place.
+
+    Attributes:
+        name: ``param/...``, ``buffer/...``, ``adam_m/...``, ``adam_v/...``, ``sgd_momentum/...`` or ``step``.
+        role: what it is.
+        initial: its value before the first step.
+    """
+
+    name: str
+    role: Literal["param", "buffer", "optimizer", "counter"]
+    initial: torch.Tensor
+
+
+@dataclass
+class LayerRecord:
+    """What the compiler decided about one convolution or linear layer.
+
+    Attributes:
+        path: module path in the user's model, such as ``features.3``.
+        kind: ``conv2d`` or ``linear``.
+        index: position in the model; selects the layer's random stream.
+        binarized: whether its products run on single bits.
+        reason: why not, or why; one short sentence.
+        source: ``file:line`` of the call, when known.
+    """
+
+    path: str
+    kind: Literal["conv2d", "linear"]
+    index: int
+    binarized: bool = False
+    reason: str = ""
+    source: str | None = None
+
+
+@dataclass
+class TrainingGraph:
+    """A joint forward, backward and optimizer graph.
+
+    Placeholders are named by ``inputs``; outputs by ``outputs`` in order. An output named like a state input is that
+    state's next value. Nodes carry ``meta["val"]`` (fake tensor), ``meta["layer"]`` (module path or ""),
+    ``meta["phase"]`` and, where known, ``meta["stack_trace"]``.
+
+    Attributes:
+        module: the fx graph module; runs in eager mode at every stage.
+        inputs: input names in placeholder order: ``x``, ``y``, ``seed``, ``lr``, then the state.
+        outputs: output names in order: ``loss``, ``logits``, then updated state.
+        state: the state tensors by name, in argument order.
+        batch: number of samples in one step.
+        stage: how far it has been lowered.
+        layers: one record per convolution or linear layer, in forward order.
+        kept_samples: number of samples that backward runs on when one selection serves all of it; else None.
+    """
+
+    module: fx.GraphModule
+    inputs: list[str]
+    outputs: list[str]
+    state: dict[str, StateTensor]
+    batch: int
+    stage: Stage = Stage.CAPTURED
+    layers: list[LayerRecord] = field(default_factory=list)
+    kept_samples: int | None = None
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The fx graph itself."""
+        return self.module.graph
+
+    def placeholder(self, name: str) -> fx.Node:
+        """The input node called ``name``; ``KeyError`` if there is none."""
+        nodes = [n for n in self.graph.nodes if n.op == "placeholder"]
+        return dict(zip(self.inputs, nodes, strict=True))[name]
+
+    def output_node(self) -> fx.Node:
+        """The graph's output node."""
+        return next(n for n in reversed(self.graph.nodes) if n.op == "output")
+
+    def output(self, name: str) -> fx.Node:
+        """The node that computes output ``name``."""
+        value = self.output_node().args[0][self.outputs.index(name)]  # type: ignore[index]
+        assert isinstance(value, fx.Node)
+        return value
+
+    def layer(self, path: str) -> LayerRecord | None:
+        """The record of layer ``path``, or None."""
+        return next((record for record in self.layers if record.path == path), None)
+
+    def calls(self, *targets: Any) -> list[fx.Node]:
+        """All ``call_function`` nodes whose target is one of ``targets``, in order."""
+        return [n for n in self.graph.nodes if n.op == "call_function" and n.target in targets]
+
+
+_INHERITED = ("layer", "phase", "stack_trace", "seq_nr", "role")
+
+
+class Emitter:
+    """Inserts nodes before an anchor, with shapes propagated and provenance inherited from it.
+
+    Example: ``emit = Emitter(graph, anchor); y = emit(torch.ops.aten.mul.Tensor, a, b)``.
+    """
+
+    def __init__(self, graph: TrainingGraph, anchor: fx.Node, **overrides: Any) -> None:
+        """Insert before ``anchor``; ``overrides`` replace inherited meta entries, such as ``phase="backward"``."""
+        self.graph = graph
+        self.anchor = anchor
+        self.meta = {k: anchor.meta[k] for k in _INHERITED if k in anchor.meta} | overrides
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Insert ``target(*args, **kwargs)`` and return its node."""
+        with self.graph.graph.inserting_before(self.anchor):
+            node = self.graph.graph.call_function(target, args, kwargs)
+        node.meta.update(self.meta)
+        propagate(node)
+        return node
+
+    def item(self, node: fx.Node, index: int) -> fx.Node:
+        """Insert ``node[index]`` for a node with several outputs."""
+        import operator
+
+        return self(operator.getitem, node, index)
+
+
+def value(node: Any) -> Any:
+    """The fake tensor (or tuple of them) that ``node`` computes."""
+    return node.meta["val"] if isinstance(node, fx.Node) else node
+
+
+def shape(node: fx.Node) -> list[int]:
+    """The shape of a single-output node as plain integers."""
+    return [int(d) for d in node.meta["val"].shape]
+
+
+def propagate(node: fx.Node) -> None:
+    """Compute ``meta["val"]`` of ``node`` from its arguments' fake tensors."""
+    args = fx.map_arg(node.args, value)
+    kwargs = fx.map_arg(node.kwargs, value)
+    mode = _fake_mode([*_tensors(args), *_tensors(kwargs)])
+    with mode:
+        node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _tensors(tree: Any) -> Iterable[torch.Tensor]:
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
+
+
+_DEFAULT_MODE = FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def _fake_mode(tensors: Iterable[torch.Tensor]) -> FakeTensorMode:
+    for tensor in tensors:
+        mode = getattr(tensor, "fake_mode", None)
+        if isinstance(mode, FakeTensorMode):
+            return mode
+    return _DEFAULT_MODE
+
+
+def replace(graph: TrainingGraph, old: fx.Node, new: fx.Node) -> None:
+    """Make every user of ``old`` read ``new`` and remove ``old``."""
+    old.replace_all_uses_with(new)
+    graph.graph.erase_node(old)

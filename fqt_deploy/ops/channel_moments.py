@@ -1,0 +1,75 @@
+"""``fqt::channel_moments``: mean and biased variance of every channel, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tvm import te
+
+from fqt_deploy.ops.channel_sums import pair_sum
+from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
+
+
+def reference(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over all axes but the last.
+
+    Args:
+        x: [..., C] float32.
+
+    Returns:
+        mean: [C] float32. variance: [C] float32, divided by the number of elements.
+    """
+    rows = x.flatten(0, -2)
+    return rows.mean(0), rows.var(0, correction=0)
+
+
+def fake(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Shape rule: [..., C] -> [C], [C]."""
+    if x.ndim < 2:
+        raise ValueError(f"expected [..., C], got shape {tuple(x.shape)}")
+    return x.new_empty(x.shape[-1]), x.new_empty(x.shape[-1])
+
+
+def compute(x: te.Tensor) -> tuple[te.Tensor, te.Tensor]:
+    """Sums of ``x - shift`` and its square, ``shift`` being the first row: no cancellation when the mean is large."""
+    *leading, channels = (int(d) for d in x.shape)
+    count = 1
+    for extent in leading:
+        count *= extent
+    origin = [0] * len(leading)
+    shift = te.compute((channels,), lambda c: x[(*origin, c)], name="channel_moments_shift")
+    first, second = pair_sum(
+        leading,
+        channels,
+        lambda *i: (x[i] - shift[i[-1]], (x[i] - shift[i[-1]]) * (x[i] - shift[i[-1]])),
+        name="channel_moments",
+    )
+    mean = te.compute((channels,), lambda c: shift[c] + first[c] / float(count), name="channel_moments_mean")
+    variance = te.compute(
+        (channels,),
+        lambda c: te.max(second[c] / float(count) - first[c] / float(count) * (first[c] / float(count)), 0.0),
+        name="channel_moments_variance",
+    )
+    return mean, variance
+
+
+def cost(x: Tensor) -> Cost:
+    """Four operations an element, one read."""
+    return Cost(flops=4 * x.numel(), bytes_moved=tensor_bytes(x))
+
+
+def sample_inputs() -> Iterator[tuple[Any, ...]]:
+    """Spatial, flat, a single row, a large mean."""
+    g = torch.Generator().manual_seed(0)
+    yield (torch.randn(4, 5, 6, 32, generator=g),)
+    yield (torch.randn(37, 10, generator=g),)
+    yield (torch.randn(1, 7, generator=g),)
+    yield (torch.randn(8, 3, 3, 16, generator=g) + 1000.0,)
+
+
+channel_moments = OpSpec(
+    "channel_moments", OpKind.ROOT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4
+).register()

@@ -1,0 +1,41 @@
+"""Two sums per channel in one pass over memory, partitioned by shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import te, tirx
+
+
+def pair_sum(leading: list[int], channels: int, term: Callable[..., tuple[Any, Any]], name: str) -> tuple[Any, Any]:
+    """Sum two float32 expressions over all leading axes, for every channel.
+
+    With more than one leading axis the sum runs first within each index of axis 0, then over axis 0: partial sums belong
+    to indices, not to threads, so the result does not depend on the thread count.
+
+    Args:
+        leading: extents of the axes to reduce.
+        channels: extent of the last axis, which is kept.
+        term: index variables (leading axes, then channel) -> two float32 expressions.
+        name: prefix of the stage names.
+
+    Returns:
+        Two tensors of shape [channels], float32.
+    """
+    add = te.comm_reducer(
+        lambda a, b: (a[0] + b[0], a[1] + b[1]),
+        lambda *types: tuple(tirx.const(0, t) for t in types),
+        name="pair_sum",
+    )
+    if len(leading) == 1:
+        rows = te.reduce_axis((0, leading[0]), name="row")
+        return tuple(te.compute((channels,), lambda c: add(term(rows, c), axis=rows), name=name))  # type: ignore[return-value]
+    axes = [te.reduce_axis((0, extent), name=f"r{i}") for i, extent in enumerate(leading[1:])]
+    part0, part1 = te.compute(
+        (leading[0], channels), lambda n, c: add(term(n, *axes, c), axis=axes), name=f"{name}_partial"
+    )
+    outer = te.reduce_axis((0, leading[0]), name="outer")
+    return tuple(  # type: ignore[return-value]
+        te.compute((channels,), lambda c: add((part0[outer, c], part1[outer, c]), axis=outer), name=name)
+    )
