@@ -1,0 +1,92 @@
+"""Make the chosen layers compute on signs, with a scale per output channel and straight-through gradients.
+
+Before::
+
+    %y  = fqt.conv2d(%x, %w, ...)
+    %gx = fqt.conv2d_input_grad(%gy, %w, ...)
+    %gw = fqt.conv2d_weight_grad(%x, %gy, ...)
+
+After (algorithm: XNOR-Net scale, straight-through estimator)::
+
+    %a  = fqt.weight_scale(%w)                                            # mean |w| per output channel
+    %y  = fqt.conv2d(fqt.sign(%x), fqt.sign(%w), ...) * %a
+    %gx = fqt.straight_through(fqt.conv2d_input_grad(%gy * %a, fqt.sign(%w), ...), %x)
+    %gw = fqt.latent_weight_grad(fqt.conv2d_weight_grad(fqt.sign(%x), %gy, ...), %w)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fqt_deploy.core.graph import Emitter, Stage, TrainingGraph, replace, shape
+from fqt_deploy.passes.annotate_layers import products_of
+from fqt_deploy.passes.pass_base import Pass
+
+aten = torch.ops.aten
+fqt = torch.ops.fqt
+
+
+@dataclass(frozen=True)
+class BinarizeForward(Pass):
+    """Insert signs, scales and straight-through gradients around the chosen layers' products."""
+
+    name = "binarize-forward"
+    exact = False
+    produces = Stage.QUANTIZED
+
+    def run(self, graph: TrainingGraph) -> bool:
+        """Rewrite all three directions of every binarized layer."""
+        inputs: dict[int, fx.Node] = {}  # by autograd sequence number: a module may be called more than once
+        nodes = products_of(graph, "forward")
+        for node in nodes:
+            inputs[node.meta["seq_nr"]] = node.args[0]  # type: ignore[assignment]
+            _forward(graph, node)
+        for node in products_of(graph, "input_grad"):
+            _input_grad(graph, node, inputs[node.meta["seq_nr"]])
+        for node in products_of(graph, "weight_grad"):
+            _weight_grad(graph, node)
+        return bool(nodes)
+
+
+def convolution_weight(emit: Emitter, weight: fx.Node) -> fx.Node:
+    """``weight`` as [O, I, KH, KW]; a linear layer's is viewed as a 1x1 convolution's."""
+    extents = shape(weight)
+    return weight if len(extents) == 4 else emit(aten.view.default, weight, [*extents, 1, 1])
+
+
+def _product(emit: Emitter, node: fx.Node, *operands: fx.Node) -> fx.Node:
+    """The same product on other operands, keeping the marks of ``node``."""
+    product = emit(node.target, *operands, *node.args[2:])
+    product.meta.update({k: node.meta[k] for k in ("record", "direction")})
+    return product
+
+
+def _forward(graph: TrainingGraph, node: fx.Node) -> None:
+    x, w = node.args[:2]
+    emit = Emitter(graph, node)
+    signs = emit(fqt.sign.default, x), emit(fqt.sign.default, w)
+    z = _product(emit, node, *signs)
+    scale = emit(fqt.weight_scale.default, convolution_weight(emit, w))  # type: ignore[arg-type]
+    replace(graph, node, emit(aten.mul.Tensor, z, scale))
+
+
+def _input_grad(graph: TrainingGraph, node: fx.Node, x: fx.Node) -> None:
+    g, w = node.args[:2]
+    emit = Emitter(graph, node)
+    scale = emit(fqt.weight_scale.default, convolution_weight(emit, w))  # type: ignore[arg-type]
+    scaled = emit(aten.mul.Tensor, g, scale)
+    gradient = _product(emit, node, scaled, emit(fqt.sign.default, w))
+    replace(graph, node, emit(fqt.straight_through.default, gradient, x))
+
+
+def _weight_grad(graph: TrainingGraph, node: fx.Node) -> None:
+    x, g = node.args[:2]
+    w = graph.placeholder(f"param/{node.meta['record'].path}.weight")
+    emit = Emitter(graph, node)
+    effective = _product(emit, node, emit(fqt.sign.default, x), g)  # type: ignore[arg-type]
+    viewed = convolution_weight(emit, effective)
+    gradient = emit(fqt.latent_weight_grad.default, viewed, convolution_weight(emit, w))
+    replace(graph, node, gradient if viewed is effective else emit(aten.view.default, gradient, shape(effective)))

@@ -1,0 +1,46 @@
+"""Spell a variance as two means.
+
+Before::
+
+    %v = prims.var(%x, [2], 0)
+
+After::
+
+    %c = aten.sub(%x, aten.mean(%x, [2], True));  %v = aten.mean(aten.mul(%c, %c), [2])
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
+from fqt_deploy.passes.pass_base import Pass
+
+aten = torch.ops.aten
+prims = torch.ops.prims
+
+
+@dataclass(frozen=True)
+class DecomposeVariance(Pass):
+    """Two-pass variance: the layers that use it (layer norm) read short rows that stay in cache."""
+
+    name = "decompose-variance"
+
+    def run(self, graph: TrainingGraph) -> bool:
+        """Rewrite every ``prims.var``."""
+        nodes = graph.calls(prims.var.default)
+        for node in nodes:
+            x, axes, *rest = node.args
+            correction = rest[0] if rest else node.kwargs.get("correction", 1)
+            emit = Emitter(graph, node)
+            centered = emit(aten.sub.Tensor, x, emit(aten.mean.dim, x, axes, True))
+            variance = emit(aten.mean.dim, emit(aten.mul.Tensor, centered, centered), axes)
+            if correction:
+                count = 1
+                for axis in axes:  # type: ignore[union-attr]
+                    count *= shape(x)[axis]  # type: ignore[arg-type]
+                variance = emit(aten.mul.Tensor, variance, count / max(count - float(correction), 1.0))  # type: ignore[arg-type]
+            replace(graph, node, variance)
+        return bool(nodes)

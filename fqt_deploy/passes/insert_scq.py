@@ -1,0 +1,113 @@
+"""Insert Sample Channel joint Quantization (SCQ) into the backward products of binarized layers.
+
+Before::
+
+    %gx = fqt.conv2d_input_grad(%gy * %a, %wb, ...)
+    %gw = fqt.conv2d_weight_grad(%xb, %gy, ...)
+
+After (paper: one scale per sample for activation gradients, one per output channel for weight gradients)::
+
+    %lo, %hi, %sq = fqt.position_statistics(%g)                           # %g: %gy viewed as [N, P, C]
+    %zero, %rscale, %scale = fqt.quantization_grid(amin(%lo * %a, 1), amax(%hi * %a, 1), b, grid)
+    %codes = fqt.quantize_samples(%g, %a, None, %zero, %rscale, key, b)
+    %gx = fqt.conv2d_input_grad(fqt.dequantize(%codes, %scale, %zero, 0), %wb, ...)
+    ... and the same over channels for %gw, without %a: it commutes with a per-channel scale
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
+from fqt_deploy.passes.annotate_layers import products_of
+from fqt_deploy.passes.pass_base import Pass
+
+aten = torch.ops.aten
+fqt = torch.ops.fqt
+
+ROLES = {"samples": 0, "channels": 1, "select_samples": 2, "select_channels": 3, "select_once": 4}
+"""What a random stream is for: with seed, step and layer it names the stream."""
+
+
+@dataclass(frozen=True)
+class InsertSCQ(Pass):
+    """Quantize each gradient twice, so that both products have their scales outside the contraction.
+
+    Attributes:
+        bits: width of one code.
+        grid: ``minmax`` or ``zero``.
+    """
+
+    bits: int = 4
+    grid: str = "zero"
+
+    name = "insert-scq"
+    exact = False
+
+    def run(self, graph: TrainingGraph) -> bool:
+        """Rewrite the gradient operand of every backward product of a binarized layer."""
+        statistics: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        sample_side, channel_side = products_of(graph, "input_grad"), products_of(graph, "weight_grad")
+        for node in sample_side:
+            gradient, scale = node.args[0].args  # type: ignore[union-attr]
+            self._quantize(graph, node, 0, gradient, scale, statistics)
+        for node in channel_side:
+            self._quantize(graph, node, 2, node.args[1], None, statistics)
+        return bool(sample_side or channel_side)
+
+    def _quantize(
+        self,
+        graph: TrainingGraph,
+        node: fx.Node,
+        axis: int,
+        gradient: Any,
+        scale: Any,
+        statistics: dict[fx.Node, tuple[fx.Node, ...]],
+    ) -> None:
+        """Replace ``node``'s gradient operand by its dequantized codes; groups are indices of ``axis``."""
+        emit = Emitter(graph, node)
+        if gradient not in statistics:
+            statistics[gradient] = _statistics(graph, gradient, node)
+        g, low, high, _ = statistics[gradient]
+        if scale is not None:
+            low, high = emit(aten.mul.Tensor, low, scale), emit(aten.mul.Tensor, high, scale)
+        reduced = [1] if axis == 0 else [0]
+        low, high = emit(aten.amin.default, low, reduced), emit(aten.amax.default, high, reduced)
+        grid = emit(fqt.quantization_grid.default, low, high, self.bits, self.grid)
+        zero, reciprocal, step = (emit.item(grid, i) for i in range(3))
+        key = random_key(emit, graph, node.meta["record"].index, "samples" if axis == 0 else "channels")
+        if axis == 0:
+            codes = emit(fqt.quantize_samples.default, g, scale, None, zero, reciprocal, key, self.bits)
+        else:
+            codes = emit(fqt.quantize_channels.default, g, None, zero, reciprocal, key, self.bits)
+        values = emit(fqt.dequantize.default, codes, step, zero, axis)
+        viewed = emit(aten.view.default, values, shape(gradient))
+        node.update_arg(0 if axis == 0 else 1, viewed)
+
+
+def random_key(emit: Emitter, graph: TrainingGraph, layer: int, role: str) -> fx.Node:
+    """The [2] int32 key of one random stream."""
+    seed, step = graph.placeholder("seed"), graph.placeholder("step")
+    return emit(fqt.stream_key.default, seed, step, layer, ROLES[role])
+
+
+def samples_view(emit: Emitter, graph: TrainingGraph, gradient: fx.Node) -> fx.Node:
+    """``gradient`` as [samples, positions, channels]; its leading axis is the batch, or the batch times rows."""
+    extents = shape(gradient)
+    channels, total = extents[-1], 1
+    for extent in extents:
+        total *= extent
+    samples = graph.kept_samples or graph.batch
+    return emit(aten.view.default, gradient, [samples, total // (samples * channels), channels])
+
+
+def _statistics(graph: TrainingGraph, gradient: fx.Node, first_user: fx.Node) -> tuple[fx.Node, ...]:
+    """[N, P, C] view, and minimum, maximum and sum of squares over positions, before the first product that needs it."""
+    emit = Emitter(graph, first_user)
+    g = samples_view(emit, graph, gradient)
+    result = emit(fqt.position_statistics.default, g)
+    return g, emit.item(result, 0), emit.item(result, 1), emit.item(result, 2)

@@ -1,0 +1,103 @@
+"""Let the channels-last layout flow through element-wise ops and reductions, so that permutations meet and cancel.
+
+Before::
+
+    %a = permute(%y, [0, 3, 1, 2]);  %r = aten.relu(%a);  %b = permute(%r, [0, 2, 3, 1])
+
+After::
+
+    %r = aten.relu(%y)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
+from fqt_deploy.ops.aten_pointwise import POINTWISE
+from fqt_deploy.ops.aten_reductions import REDUCTIONS, reduced_axes
+from fqt_deploy.passes.normalize_views import NormalizeViews
+from fqt_deploy.passes.pass_base import Pass
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class PropagateLayout(Pass):
+    """Sink permutations below element-wise ops and reductions, then cancel them."""
+
+    name = "propagate-layout"
+
+    def run(self, graph: TrainingGraph) -> bool:
+        """Sweep forward until no permutation moves."""
+        changed = False
+        while _sweep(graph):
+            NormalizeViews().run(graph)
+            graph.graph.eliminate_dead_code()
+            changed = True
+        return changed
+
+
+def _sweep(graph: TrainingGraph) -> bool:
+    moved = False
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in POINTWISE:
+            moved |= _sink_below_pointwise(graph, node)
+        elif node.target in REDUCTIONS:
+            moved |= _sink_below_reduction(graph, node)
+    return moved
+
+
+def _order(node: Any, rank: int) -> list[int] | None:
+    """The order of a permutation of a ``rank``-dimensional tensor, else None."""
+    if isinstance(node, fx.Node) and node.target is aten.permute.default and len(shape(node)) == rank:
+        return [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr]
+    return None
+
+
+def _inverse(order: list[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def _sink_below_pointwise(graph: TrainingGraph, node: fx.Node) -> bool:
+    rank = len(shape(node))
+    operands = [a for a in node.args if isinstance(a, fx.Node)]
+    order = next((o for a in operands if (o := _order(a, rank)) is not None and shape(a) == shape(node)), None)
+    if order is None or any(len(shape(a)) not in (0, rank) for a in operands):
+        return False
+    emit = Emitter(graph, node)
+    inverse = _inverse(order)
+
+    def unpermuted(operand: Any) -> Any:
+        if not isinstance(operand, fx.Node) or len(shape(operand)) == 0:
+            return operand
+        if _order(operand, rank) == order:
+            return operand.args[0]
+        return emit(aten.permute.default, operand, inverse)
+
+    inner = emit(node.target, *[unpermuted(a) for a in node.args], **node.kwargs)
+    replace(graph, node, emit(aten.permute.default, inner, order))
+    return True
+
+
+def _sink_below_reduction(graph: TrainingGraph, node: fx.Node) -> bool:
+    source: Any = node.args[0]
+    rank = len(shape(source))
+    order = _order(source, rank)
+    if order is None:
+        return False
+    axes = [order[a] for a in reduced_axes(node.args, rank)]
+    keepdim = len(shape(node)) == rank
+    kept = [order[a] for a in range(rank) if order[a] not in axes]
+    if not keepdim and kept != sorted(kept):
+        return False
+    emit = Emitter(graph, node)
+    inner = emit(node.target, source.args[0], sorted(axes), *([True] if keepdim else []), **node.kwargs)
+    replace(graph, node, emit(aten.permute.default, inner, order) if keepdim else inner)
+    return True
