@@ -1,0 +1,166 @@
+"""Errors that a person can act on: each names a code, and where known the line of the model that it is about."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import fx
+
+CODES: dict[str, str] = {
+    # capture
+    "FQT101": "the model file does not follow the contract of a model file",
+    "FQT102": "the weights cannot be loaded into the model",
+    "FQT103": "the example inputs do not fit the model",
+    "FQT104": "the model cannot be traced",
+    "FQT105": "the model's output or loss has the wrong type",
+    "FQT106": "a trainable parameter receives no gradient",
+    # options and legality
+    "FQT201": "the model uses operators that have no lowering",
+    "FQT202": "an option has a value that it cannot have",
+    "FQT203": "an operator has no lowering for these parameters",
+    "FQT204": "a glob matches no layer",
+    "FQT205": "the model does not fit the chosen recipe",
+    "FQT206": "there is no pass of this name",
+    # code generation
+    "FQT301": "the generated program does not compile",
+    "FQT302": "the system's C compiler cannot link the library",
+    # targets and devices
+    "FQT401": "there is no target of this name",
+    "FQT402": "the processor is unknown, or this machine cannot run code for it",
+    "FQT403": "the device or its driver is missing",
+    # artifacts and the runtime
+    "FQT501": "the folder is not an artifact",
+    "FQT502": "a file is damaged or was changed",
+    "FQT503": "the file was written by an incompatible version",
+    "FQT504": "the checkpoint belongs to another model or other options",
+    "FQT505": "an array has the wrong shape or type",
+    "FQT506": "the data contain NaN or infinity",
+    "FQT507": "a label is out of range",
+    "FQT508": "the output cannot be written, or would overwrite something else",
+    "FQT509": "the runtime library is missing",
+    "FQT510": "the data file cannot be used",
+    "FQT511": "the loss is not finite",
+    # bugs in the compiler
+    "FQT900": "a compiler pass broke an invariant; please report it",
+}
+"""Every code with the kind of mistake it stands for."""
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+_USER_ROOT: ContextVar[Path | None] = ContextVar("user_root", default=None)
+
+
+@contextmanager
+def user_root(folder: Path) -> Iterator[None]:
+    """Within this context, source locations are lines of files inside ``folder``, the user's own code."""
+    token = _USER_ROOT.set(folder.resolve())
+    try:
+        yield
+    finally:
+        _USER_ROOT.reset(token)
+
+
+@dataclass(frozen=True)
+class SourceLocation:
+    """One line of the user's code.
+
+    Attributes:
+        path: the file.
+        line: line number, from 1.
+        root: folder that the shown path is relative to, or None to show it whole.
+    """
+
+    path: Path
+    line: int
+    root: Path | None = None
+
+    @classmethod
+    def of(cls, node: fx.Node) -> SourceLocation | None:
+        """The innermost frame of ``node`` in the user's folder; outside ``user_root``, in no installed package."""
+        root = _USER_ROOT.get()
+        frames = [(Path(file), int(line)) for file, line in _FRAME.findall(str(node.meta.get("stack_trace") or ""))]
+        for path, line in reversed(frames):
+            if root is not None and path.resolve().is_relative_to(root) and not _is_installed(path):
+                return cls(path.resolve(), line, root)
+            if root is None and not _is_installed(path):
+                return cls(path, line)
+        return None
+
+    @property
+    def text(self) -> str:
+        """The source line itself, or an empty string if the file cannot be read."""
+        return linecache.getline(str(self.path), self.line).rstrip()
+
+    def __str__(self) -> str:
+        shown = self.path.relative_to(self.root) if self.root is not None else self.path
+        return f"{shown}:{self.line}"
+
+
+class FqtError(Exception):
+    """A mistake that the user can mend.
+
+    Attributes:
+        message: what is wrong, with the numbers.
+        code: a key of ``CODES``.
+        node: the graph node it is about.
+        hint: what to do.
+        location: the line of the user's code that ``node`` comes from.
+    """
+
+    def __init__(self, message: str, *, code: str, node: fx.Node | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.node = node
+        self.hint = hint
+        self.location = SourceLocation.of(node) if node is not None else None
+
+    def render(self) -> str:
+        """The message as the command line shows it, with the source line, the node and the hint."""
+        lines = [f"error[{self.code}]: {self.message}"]
+        gutter = " " * 3
+        if self.location is not None:
+            lines.append(f"  --> {self.location}")
+            if self.location.text:
+                number = f" {self.location.line} "
+                gutter = " " * len(number)
+                lines.append(f"{number}| {self.location.text}")
+        lines += [f"{gutter}= note: {note}" for note in self._notes()]
+        if self.hint is not None:
+            lines.append(f"{gutter}= help: {self.hint}")
+        return "\n".join(lines)
+
+    def _notes(self) -> list[str]:
+        if self.node is None:
+            return []
+        phase, layer = self.node.meta.get("phase"), self.node.meta.get("layer")
+        note = f"node %{self.node.name}"
+        return [note + (f" ({phase})" if phase else "") + (f", module {layer}" if layer else "")]
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class InvariantError(FqtError):
+    """A pass left a malformed graph: a bug in that pass, not in the model."""
+
+    def __init__(self, message: str, *, node: fx.Node | None = None, hint: str | None = None) -> None:
+        super().__init__(message, code="FQT900", node=node, hint=hint)
+
+    def _notes(self) -> list[str]:
+        return [*super()._notes(), *getattr(self, "__notes__", [])]
+
+
+def _is_installed(path: Path) -> bool:
+    """Whether ``path`` belongs to an installed package, the standard library or this compiler."""
+    library = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    installed = ("site-packages" in path.parts) or any(path.is_relative_to(folder) for folder in library)
+    return installed or path.is_relative_to(Path(__file__).parents[1]) or str(path).startswith("<")

@@ -1,0 +1,103 @@
+"""Everything that can be chosen about a compilation, in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.optimizer import Adam, Optimizer
+
+Recipe = Literal["none", "psq-8", "psq-1", "scq", "scq+agp"]
+Sampling = Literal["topk", "sampled", "once"]
+Grid = Literal["minmax", "zero"]
+Verification = Literal["off", "structure", "numerics"]
+
+GRADIENT_BITS = (1, 2, 4, 8)
+"""Widths that a gradient can be quantized to."""
+
+_PER_SAMPLE_BITS = {"psq-8": 8, "psq-1": 1}
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """How to compile a model.
+
+    Attributes:
+        target: name of the target to generate code for.
+        mcpu: LLVM name of the processor; None for the one compiling.
+        recipe: how gradients are quantized. ``none``: plain fp32 training; ``psq-8`` and ``psq-1``: per sample, without
+            pruning; ``scq``: Sample Channel joint Quantization; ``scq+agp``: with Activation Gradient Pruning.
+        grad_bits: width of a quantized gradient, for the recipes that do not fix it.
+        agp: which samples or channels pruning keeps. ``topk``: the largest; ``sampled``: at random by size, unbiased;
+            ``once``: samples only, chosen once for the whole backward.
+        grid: where the quantization grid lies; None chooses by width. ``zero`` makes 0 exactly representable.
+        include: globs of layers to binarize; none means the default choice.
+        exclude: globs of layers to leave in fp32.
+        optimizer: the update that ends a step.
+        seed: initial seed of the random streams.
+        verify: what is checked after every pass.
+        dump_ir: folder to write the graph to after every pass.
+        print_after: names of passes to print the graph after.
+        time_passes: report the time of every pass.
+    """
+
+    target: str = "cpu"
+    mcpu: str | None = None
+    recipe: Recipe = "scq+agp"
+    grad_bits: int = 4
+    agp: Sampling = "sampled"
+    grid: Grid | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    optimizer: Optimizer = field(default_factory=Adam)
+    seed: int = 0
+    verify: Verification = "structure"
+    dump_ir: Path | None = None
+    print_after: tuple[str, ...] = ()
+    time_passes: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("recipe", self.recipe, get_args(Recipe))
+        _one_of("grad_bits", self.grad_bits, GRADIENT_BITS)
+        _one_of("agp", self.agp, get_args(Sampling))
+        _one_of("grid", self.grid, (None, *get_args(Grid)))
+        _one_of("verify", self.verify, get_args(Verification))
+        if not 0 <= self.seed < 2**63:
+            raise FqtError(f"seed is {self.seed}; it must be in [0, 2^63)", code="FQT202")
+        if self.grid == "zero" and self.gradient_bits == 1 and self.recipe != "none":
+            raise FqtError(
+                "grid 'zero' needs gradients of at least 2 bits: one bit has no level to spare for 0",
+                code="FQT202",
+                hint="use grid 'minmax'",
+            )
+
+    @property
+    def gradient_bits(self) -> int:
+        """Width of a quantized gradient under the chosen recipe."""
+        return _PER_SAMPLE_BITS.get(self.recipe, self.grad_bits)
+
+    @property
+    def resolved_grid(self) -> Grid:
+        """The grid, chosen by the gradient's width if it was left open."""
+        if self.grid is not None:
+            return self.grid
+        return "zero" if self.gradient_bits >= 2 else "minmax"
+
+    def numerics(self) -> dict[str, Any]:
+        """The options that change computed numbers, as the manifest stores them."""
+        return {
+            "recipe": self.recipe,
+            "grad_bits": self.gradient_bits,
+            "agp": self.agp,
+            "grid": self.resolved_grid,
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+        }
+
+
+def _one_of(option: str, given: object, allowed: tuple[object, ...]) -> None:
+    if given not in allowed:
+        names = ", ".join(str(value) for value in allowed if value is not None)
+        raise FqtError(f"{option} is {given!r}; it must be one of {names}", code="FQT202")
