@@ -115,7 +115,7 @@ POINTWISE: dict[Any, Pointwise] = {
     aten.pow.Scalar: Pointwise(_power, work=24),
     aten.clamp.default: Pointwise(_clamp), aten.clamp_min.default: Pointwise(_clamp),
     aten.clamp_max.default: Pointwise(lambda x, high: tirx.min(x, high)),
-    aten._to_copy.default: Pointwise(lambda x: x),
+    aten._to_copy.default: Pointwise(lambda x: x), aten.clone.default: Pointwise(lambda x: x),
 }  # fmt: skip
 """Every supported element-wise ATen overload."""
 

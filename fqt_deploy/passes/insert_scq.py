@@ -29,7 +29,7 @@ from fqt_deploy.passes.pass_base import Pass
 aten = torch.ops.aten
 fqt = torch.ops.fqt
 
-ROLES = {"samples": 0, "channels": 1, "select_samples": 2, "select_channels": 3, "select_once": 4}
+ROLES = {"samples": 0, "channels": 1, "select_samples": 2, "select_channels": 3, "select_once": 4, "dropout": 5}
 """What a random stream is for: with seed, step and layer it names the stream."""
 
 

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import tvm
+from tvm.target import codegen
+
+from fqt_deploy.core.diagnostics import FqtError
+
+_CHECKED = ("sse4.2", "popcnt", "avx2", "fma", "avx512f", "avx512bw", "avx512vpopcntdq", "avx512vnni", "avx512vbmi")
+"""Extensions that the compiling machine must have to run code for a processor that has them."""
+
 
 @dataclass(frozen=True)
 class CpuFeatures:
@@ -24,3 +32,42 @@ class CpuFeatures:
     has_vnni: bool
     has_vbmi: bool
     is_x86: bool
+
+
+def host_cpu() -> str:
+    """LLVM's name of the processor of this machine."""
+    return str(codegen.llvm_get_system_cpu())
+
+
+def cpu_features(mcpu: str) -> CpuFeatures:
+    """Features of processor ``mcpu``.
+
+    Raises:
+        FqtError: FQT402 if LLVM does not know it, or this machine cannot run code for it.
+    """
+    if mcpu not in codegen.llvm_get_cpu_archlist():
+        raise FqtError(
+            f"unknown processor {mcpu!r}",
+            code="FQT402",
+            hint="for example x86-64-v2, x86-64-v3, x86-64-v4, znver4 or skylake-avx512",
+        )
+    target, host = _llvm_target(mcpu), _llvm_target(host_cpu())
+    has = {f for f in _CHECKED if codegen.target_has_features(f, target)}
+    missing = [f for f in _CHECKED if f in has and not codegen.target_has_features(f, host)]
+    if missing:
+        raise FqtError(
+            f"this machine ({host_cpu()}) cannot run code for {mcpu}: it lacks {', '.join(missing)}", code="FQT402"
+        )
+    vector_bits = 512 if "avx512f" in has else 256 if "avx2" in has else 128
+    return CpuFeatures(
+        mcpu=mcpu,
+        vector_bits=vector_bits,
+        has_vpopcnt="avx512vpopcntdq" in has,
+        has_vnni="avx512vnni" in has,
+        has_vbmi="avx512vbmi" in has,
+        is_x86=str(codegen.llvm_get_system_triple()).startswith("x86_64"),
+    )
+
+
+def _llvm_target(mcpu: str) -> tvm.target.Target:
+    return tvm.target.Target({"kind": "llvm", "mcpu": mcpu})

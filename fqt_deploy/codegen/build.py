@@ -1,0 +1,40 @@
+"""From a Relax program to a shared library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from fqt_deploy.codegen.to_relax import RelaxProgram
+
+
+@tvm.transform.module_pass(opt_level=0)
+def lower_relax(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
+    """Plan memory over the whole step and lower to virtual machine calls; kernels are scheduled already."""
+    passes = [
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+    return tvm.transform.Sequential(passes)(module)
+
+
+def build_executable(program: RelaxProgram, target: tvm.target.Target) -> Any:
+    """Compile ``program`` for ``target``; kernels are callable by their symbols as well as through the step."""
+    with target:
+        return tvm.compile(program.module, target, relax_pipeline=lower_relax)
+
+
+def export_library(executable: Any, path: Path) -> None:
+    """Link the executable into the shared library ``path``."""
+    executable.export_library(str(path))

@@ -1,0 +1,106 @@
+"""One kernel of the step as a TVM PrimFunc: TE stages of its nodes, producers inlined."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from tvm import s_tir, te, tirx
+
+from fqt_deploy.codegen.kernel_grouping import Kernel, kind_of
+from fqt_deploy.ops import aten_pointwise, aten_reductions
+from fqt_deploy.ops.aten_indexing import INDEXING
+from fqt_deploy.ops.aten_pointwise import POINTWISE, tvm_dtype
+from fqt_deploy.ops.spec import OpKind
+from fqt_deploy.passes.decompose_composites import spec_of
+
+
+def kernel_key(kernel: Kernel) -> tuple[Any, ...]:
+    """Equal keys mean equal functions: same ops on operands of same shape and dtype, wired alike."""
+    number = {node: i for i, node in enumerate((*kernel.leaves, *kernel.members))}
+
+    def frozen(tree: Any) -> Any:
+        if isinstance(tree, fx.Node):
+            return ("node", number[tree])
+        if isinstance(tree, (list, tuple)):
+            return tuple(frozen(item) for item in tree)
+        return (type(tree).__name__, str(tree))
+
+    leaves = tuple(_signature(leaf) for leaf in kernel.leaves)
+    calls = tuple(
+        (str(n.target), frozen(n.args), frozen(sorted(n.kwargs.items())), _signature(n))
+        for n in (*kernel.members, kernel.root)
+    )
+    return leaves, calls
+
+
+def kernel_op_name(kernel: Kernel) -> str:
+    """Name of the op that the kernel is rooted in, without namespace and overload."""
+    spec = spec_of(kernel.root)
+    return spec.name if spec is not None else str(kernel.root.target).split(".")[1]
+
+
+def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
+    """The kernel's loop nests, unscheduled but for the inlining of element-wise producers.
+
+    Returns:
+        A function of the leaves in order, then the outputs. ``fqt.op`` names the root op.
+    """
+    values: dict[fx.Node, Any] = {}
+    parameters = []
+    for i, leaf in enumerate(kernel.leaves):
+        tensor: torch.Tensor = leaf.meta["val"]
+        values[leaf] = te.placeholder([int(d) for d in tensor.shape], tvm_dtype(tensor.dtype), name=f"leaf{i}")
+        parameters.append(values[leaf])
+    for i, member in enumerate(kernel.members):
+        values[member] = _compute(member, values, f"member{i}")
+    result = _compute(kernel.root, values, "root")
+    outputs = list(result) if isinstance(result, (tuple, list)) else [result]
+    name = kernel_op_name(kernel)
+    function = te.create_prim_func([*parameters, *outputs])
+    function = _inline_producers(function, kernel, "root" if spec_of(kernel.root) is None else name)
+    return function.with_attrs({"fqt.op": name, "tirx.noalias": kind_of(kernel.root) is not OpKind.UPDATE})
+
+
+def _signature(node: fx.Node) -> Any:
+    value = node.meta["val"]
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return tuple((tuple(v.shape), str(v.dtype)) for v in values)
+
+
+def _compute(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
+    """TE stages of one node."""
+    args = fx.map_arg(node.args, values.__getitem__)
+    kwargs = fx.map_arg(node.kwargs, values.__getitem__)
+    result = node.meta["val"]
+    if node.target in POINTWISE:
+        return aten_pointwise.compute(node.target, result, args, kwargs, name)
+    if node.target in INDEXING:
+        return INDEXING[node.target](result, *args, name=name)
+    if node.target in aten_reductions.REDUCTIONS:
+        return aten_reductions.compute(node.target, result, args, name)
+    spec = spec_of(node)
+    assert spec is not None, node.target
+    assert spec.compute is not None, f"{spec.name} has no kernel of its own"
+    arguments = [list(a) if isinstance(a, (list, tuple)) else a for a in args]
+    return spec.compute(*arguments)
+
+
+def _inline_producers(function: tirx.PrimFunc, kernel: Kernel, root_prefix: str) -> tirx.PrimFunc:
+    """Inline every stage but the root's own; of an element-wise root, all but the last."""
+    schedule = s_tir.Schedule(function)
+    blocks = schedule.get_child_blocks(schedule.get_sblock("root")) if _has_root_block(function) else []
+    names = [str(schedule.get(block).name_hint) for block in blocks]
+    elementwise = kind_of(kernel.root) is OpKind.ELEMENTWISE
+    for position, (block, name) in enumerate(zip(blocks, names, strict=True)):
+        last = position == len(blocks) - 1
+        own = last if elementwise else name.startswith(root_prefix)
+        if not own and kind_of(kernel.root) is not OpKind.UPDATE:
+            schedule.compute_inline(block)
+    return schedule.mod["main"]
+
+
+def _has_root_block(function: tirx.PrimFunc) -> bool:
+    return operator.truth(function.body)

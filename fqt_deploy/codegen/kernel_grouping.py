@@ -1,0 +1,225 @@
+"""Which nodes share a kernel: element-wise producers are computed again inside each consumer where that is cheaper.
+
+What a kernel writes is *materialized*; everything else exists only as an expression inside other kernels. So the batch
+normalization, activation and sign between two 1-bit convolutions read the integer result and write bits, in one pass.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.ops.aten_indexing import INDEXING
+from fqt_deploy.ops.aten_pointwise import POINTWISE
+from fqt_deploy.ops.spec import OpKind
+from fqt_deploy.passes.decompose_composites import spec_of
+
+aten = torch.ops.aten
+fqt = torch.ops.fqt
+
+MAXIMUM_LEAVES = 14
+"""Operands of one kernel: more streams than this defeat the hardware prefetchers."""
+MAXIMUM_EXPRESSION = 400
+"""Scalar operations in one inlined expression, duplicates counted: bounds compile time."""
+BYTES_PER_OPERATION = 0.4
+"""One vector operation on an element costs about as much as moving this many bytes."""
+PERMUTE_PENALTY = 4.0
+"""A strided read costs this many times a contiguous one."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel call.
+
+    Attributes:
+        root: the node whose result is written.
+        members: inlined element-wise producers, operands first.
+        leaves: materialized operands.
+    """
+
+    root: fx.Node
+    members: tuple[fx.Node, ...]
+    leaves: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """A materialized value seen in another shape; no kernel.
+
+    Attributes:
+        node: the ``view`` node.
+        source: the materialized value.
+    """
+
+    node: fx.Node
+    source: fx.Node
+
+
+@dataclass
+class _Expression:
+    """What evaluating a node inside a kernel costs: leaves, total operations, and size of the inlined text."""
+
+    leaves: set[fx.Node] = field(default_factory=set)
+    operations: float = 0.0
+    size: int = 1
+
+
+def kind_of(node: fx.Node) -> OpKind | None:
+    """The kind of the op that ``node`` calls; None for inputs, outputs and ``getitem``."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return None
+    spec = spec_of(node)
+    if spec is not None:
+        return spec.kind
+    return OpKind.ELEMENTWISE if node.target in POINTWISE or node.target in INDEXING else OpKind.ROOT
+
+
+def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
+    """Partition the graph into kernels and views, in execution order; updates of state come last."""
+    grouping = _Grouping(graph)
+    steps: list[Kernel | View] = []
+    updates: list[Kernel | View] = []
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem or node not in grouping.materialized:
+            continue
+        if node in grouping.views:
+            steps.append(View(node, grouping.views[node]))
+        else:
+            in_place = kind_of(node) is OpKind.UPDATE or node.target is aten.clone.default
+            (updates if in_place else steps).append(grouping.kernel(node))
+    return steps + sorted(updates, key=lambda k: k.root.target is aten.clone.default)  # type: ignore[union-attr]
+
+
+class _Grouping:
+    """Decides, in graph order, which element-wise nodes are materialized."""
+
+    def __init__(self, graph: TrainingGraph) -> None:
+        self.state = {graph.placeholder(n) for n in graph.inputs if n in graph.state}
+        self.materialized: set[fx.Node] = set()
+        self.views: dict[fx.Node, fx.Node] = {}
+        self.expressions: dict[fx.Node, _Expression] = {}
+        for node in graph.graph.nodes:
+            if node.op == "output":
+                break
+            if kind_of(node) is not OpKind.ELEMENTWISE:
+                self.materialized.add(node)
+            elif node.target is aten.view.default and node.args[0] in self.materialized:
+                self.materialized.add(node)
+                self.views[node] = node.args[0]  # type: ignore[assignment]
+            else:
+                self.expressions[node] = self._expression(node)
+                if self._worth_writing(node):
+                    self.materialized.add(node)
+
+    def kernel(self, root: fx.Node) -> Kernel:
+        """The kernel that writes ``root``."""
+        members: list[fx.Node] = []
+        leaves: list[fx.Node] = []
+
+        def visit(node: fx.Node) -> None:
+            if node in members or node in leaves:
+                return
+            if node in self.materialized:
+                leaves.append(node)
+                return
+            for operand in node.all_input_nodes:
+                visit(operand)
+            members.append(node)
+
+        for operand in root.all_input_nodes:
+            visit(operand)
+        return Kernel(root, tuple(members), tuple(leaves))
+
+    def _expression(self, node: fx.Node) -> _Expression:
+        extent = _elements(node)
+        result = _Expression(operations=extent * _work(node), size=1 + _work(node))
+        for operand in _operands(node):
+            if operand in self.materialized:
+                result.leaves.add(operand)
+                continue
+            inner = self.expressions[operand]
+            reads = extent * _window(node) / max(_elements(operand), 1)
+            result.leaves |= inner.leaves
+            result.operations += reads * inner.operations
+            result.size += _window(node) * _textual_reads(node) * inner.size
+        return result
+
+    def _worth_writing(self, node: fx.Node) -> bool:
+        users = _users_through_views(node)
+        if any(u.op == "output" or kind_of(u) in (OpKind.PRODUCT, OpKind.UPDATE) for u in users):
+            return True
+        expression = self.expressions[node]
+        if node.target is aten.clone.default:
+            return True
+        if any(u.target is aten.clone.default for u in users):  # runs after other state may have been written
+            return len(expression.leaves & self.state) > (1 if len(users) == 1 else 0)
+        if len(expression.leaves) > MAXIMUM_LEAVES or expression.size > MAXIMUM_EXPRESSION:
+            return True
+        broadcast = any(kind_of(u) is OpKind.ELEMENTWISE and _elements(u) > 2 * _elements(node) for u in users)
+        if broadcast and expression.operations > 0:
+            return True
+        if len(users) < 2:
+            return False
+        extent = _elements(node)
+        read = sum(min(_bytes(leaf), 4 * extent) for leaf in expression.leaves)
+        if node.target is aten.permute.default:
+            read *= PERMUTE_PENALTY
+        evaluate = read + BYTES_PER_OPERATION * expression.operations
+        return len(users) * evaluate > evaluate + (len(users) + 1) * _bytes(node)
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    """Operands of a node, repeated as often as they occur."""
+    found: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), lambda a: found.append(a))
+    return found
+
+
+def _users_through_views(node: fx.Node) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    for user in node.users:
+        found.extend(_users_through_views(user) if user.target is aten.view.default else [user])
+    return found
+
+
+def _elements(node: fx.Node) -> int:
+    value: Any = node.meta["val"]
+    return int(value.numel()) if isinstance(value, torch.Tensor) else 0
+
+
+def _bytes(node: fx.Node) -> int:
+    value: Any = node.meta["val"]
+    return int(value.numel()) * value.element_size() if isinstance(value, torch.Tensor) else 0
+
+
+def _work(node: fx.Node) -> int:
+    """Operations for one output element."""
+    if node.target in POINTWISE:
+        return POINTWISE[node.target].work
+    spec = spec_of(node)
+    if spec is None:
+        return 0
+    values = fx.map_arg(node.args, lambda a: a.meta["val"])
+    return max(0, round(spec.cost(*values).flops / max(_elements(node), 1)))
+
+
+def _window(node: fx.Node) -> int:
+    """How many elements of its operand one output element reads."""
+    if node.target in (fqt.max_pool2d.default, fqt.max_pool2d_argmax.default, fqt.avg_pool2d.default):
+        height, width = node.args[1]  # type: ignore[misc]
+        return int(height) * int(width)
+    return 1
+
+
+_TEXTUAL_READS = {aten.gelu.default: 24, aten.erf.default: 24, aten.pow.Tensor_Scalar: 3, aten.sign.default: 2}
+
+
+def _textual_reads(node: fx.Node) -> int:
+    """How often the expression of one element mentions its operand."""
+    return _TEXTUAL_READS.get(node.target, 1)
+

@@ -1,0 +1,174 @@
+"""From lowered graphs to one TVM module: a Relax function each, and the kernels they call."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import tvm
+from torch import fx
+from tvm import relax, tirx
+
+from fqt_deploy.codegen.kernel_function import kernel_function, kernel_key, kernel_op_name
+from fqt_deploy.codegen.kernel_grouping import Kernel, View, group_kernels, kind_of
+from fqt_deploy.core.diagnostics import SourceLocation
+from fqt_deploy.core.graph import TrainingGraph, shape
+from fqt_deploy.core.manifest import KernelInfo
+from fqt_deploy.ops.aten_pointwise import tvm_dtype
+from fqt_deploy.ops.spec import OpKind
+from fqt_deploy.passes.decompose_composites import spec_of
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class RelaxProgram:
+    """A TVM module and what its kernels are.
+
+    Attributes:
+        module: Relax functions ``train_step`` and ``predict``, and scheduled PrimFuncs.
+        kernels: the kernel calls of ``train_step`` in execution order.
+        calls: what each call computes, for verification, in the same order.
+    """
+
+    module: tvm.IRModule
+    kernels: tuple[KernelInfo, ...]
+    calls: tuple[Kernel, ...]
+
+
+@dataclass
+class _Emitter:
+    """Adds functions to one module; equal kernels are added once.
+
+    Attributes:
+        schedule: makes a PrimFunc fast on the target.
+        builder: of the module.
+        symbols: kernel key -> global symbol's variable.
+    """
+
+    schedule: Callable[[tirx.PrimFunc], tirx.PrimFunc]
+    builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
+    symbols: dict[Any, Any] = field(default_factory=dict)
+
+    def function(self, name: str, graph: TrainingGraph) -> tuple[list[KernelInfo], list[Kernel]]:
+        """Emit ``graph`` as Relax function ``name`` of its inputs; it returns the outputs that are not state."""
+        placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+        values: dict[fx.Node, Any] = {
+            node: relax.Var(_identifier(label), _type(node.meta["val"]))
+            for label, node in zip(graph.inputs, placeholders, strict=True)
+        }
+        destinations = _destinations(graph)
+        infos: list[KernelInfo] = []
+        calls: list[Kernel] = []
+        with self.builder.function(name, list(values.values()), pure=False):
+            for step in group_kernels(graph):
+                if isinstance(step, View):
+                    source = values[step.source]
+                    values[step.node] = self.builder.emit(relax.op.reshape(source, shape(step.node)))
+                else:
+                    infos.append(self._kernel(step, values, destinations))
+                    calls.append(step)
+            results = [n for label, n in self._outputs(graph) if label not in graph.state]
+            returned = [values[n] for n in results]
+            self.builder.emit_func_output(relax.Tuple(returned) if len(returned) > 1 else returned[0])
+        return infos, calls
+
+    @staticmethod
+    def _outputs(graph: TrainingGraph) -> list[tuple[str, fx.Node]]:
+        return list(zip(graph.outputs, graph.output_node().args[0], strict=True))  # type: ignore[arg-type]
+
+    def _kernel(
+        self, kernel: Kernel, values: dict[fx.Node, Any], destinations: dict[fx.Node, list[fx.Node]]
+    ) -> KernelInfo:
+        key = kernel_key(kernel)
+        if key not in self.symbols:
+            op = kernel_op_name(kernel)
+            function = self.schedule(kernel_function(kernel))
+            self.symbols[key] = self.builder.add_func(function, f"fqt_{op}_{len(self.symbols)}")
+        symbol = self.symbols[key]
+        operands = [values[leaf] for leaf in kernel.leaves]
+        if kernel.root in destinations:
+            written = [values[state] for state in destinations[kernel.root]]
+            self.builder.emit(relax.Call(symbol, [*operands, *written]))
+            return _info(kernel, symbol.name_hint)
+        result = kernel.root.meta["val"]
+        if isinstance(result, (tuple, list)):
+            bundle = self.builder.emit(relax.call_tir(symbol, operands, [_type(v) for v in result]))
+            for user in kernel.root.users:
+                assert user.target is operator.getitem
+                values[user] = self.builder.emit(relax.TupleGetItem(bundle, user.args[1]))
+        else:
+            values[kernel.root] = self.builder.emit(relax.call_tir(symbol, operands, _type(result)))
+        return _info(kernel, symbol.name_hint)
+
+
+def to_relax(
+    train: TrainingGraph, predict: TrainingGraph, schedule: Callable[[tirx.PrimFunc], tirx.PrimFunc]
+) -> RelaxProgram:
+    """Emit the training step and the prediction as one module.
+
+    Args:
+        train: lowered training graph; state outputs are written in place.
+        predict: lowered evaluation graph.
+        schedule: the target's scheduling function.
+    """
+    emitter = _Emitter(schedule)
+    infos, calls = emitter.function("train_step", train)
+    emitter.function("predict", predict)
+    return RelaxProgram(emitter.builder.finalize(), tuple(infos), tuple(calls))
+
+
+def _destinations(graph: TrainingGraph) -> dict[fx.Node, list[fx.Node]]:
+    """Nodes that write state in place, with the state inputs that they write, in output order."""
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.graph.nodes:
+        if kind_of(node) is OpKind.UPDATE:
+            results = node.meta["val"]
+            count = len(results) if isinstance(results, (tuple, list)) else 1
+            found[node] = list(node.args[:count])
+    for label, node in zip(graph.outputs, graph.output_node().args[0], strict=True):  # type: ignore[arg-type]
+        if label in graph.state and isinstance(node, fx.Node) and node.target is aten.clone.default:
+            found[node] = [graph.placeholder(label)]
+    return found
+
+
+def _type(value: torch.Tensor) -> Any:
+    return relax.TensorType([int(d) for d in value.shape], tvm_dtype(value.dtype))
+
+
+def _identifier(name: str) -> str:
+    return re.sub(r"\W", "_", name)
+
+
+_DIRECTIONS = {"forward": "forward", "input_grad": "input_grad", "weight_grad": "weight_grad"}
+
+
+def _info(kernel: Kernel, symbol: str) -> KernelInfo:
+    meta = kernel.root.meta
+    phase = _DIRECTIONS.get(meta.get("role", ""), meta.get("phase", "forward"))
+    location = SourceLocation.of(kernel.root)
+    spec = spec_of(kernel.root)
+    flops = bit_ops = 0
+    if spec is not None:
+        cost = spec.cost(*fx.map_arg(kernel.root.args, lambda a: a.meta["val"]))
+        flops, bit_ops = cost.flops, cost.bit_ops
+    return KernelInfo(
+        symbol=symbol,
+        op=kernel_op_name(kernel),
+        layer=meta.get("layer", ""),
+        phase=phase,
+        flops=flops,
+        bit_ops=bit_ops,
+        bytes_moved=sum(_bytes(n) for n in (*kernel.leaves, kernel.root)),
+        source=str(location) if location else None,
+    )
+
+
+def _bytes(node: fx.Node) -> int:
+    value = node.meta["val"]
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return sum(int(v.numel()) * v.element_size() for v in values)

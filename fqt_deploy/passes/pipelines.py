@@ -1,0 +1,74 @@
+"""The order of all passes, as flat lists."""
+
+from __future__ import annotations
+
+import fqt_deploy.ops.registry  # noqa: F401  # defines the fqt ops
+from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.passes.annotate_layers import AnnotateLayers
+from fqt_deploy.passes.append_optimizer import AppendOptimizer
+from fqt_deploy.passes.binarize_forward import BinarizeForward
+from fqt_deploy.passes.check_operators import CheckOperators
+from fqt_deploy.passes.decompose_composites import DecomposeComposites
+from fqt_deploy.passes.decompose_variance import DecomposeVariance
+from fqt_deploy.passes.fold_packing import FoldPacking
+from fqt_deploy.passes.insert_agp import InsertAGP
+from fqt_deploy.passes.insert_scq import InsertSCQ
+from fqt_deploy.passes.lower_to_1bit import LowerTo1Bit
+from fqt_deploy.passes.normalize_layers import NormalizeLayers
+from fqt_deploy.passes.normalize_products import NormalizeProducts
+from fqt_deploy.passes.normalize_views import NormalizeViews
+from fqt_deploy.passes.pass_base import Pass
+from fqt_deploy.passes.propagate_layout import PropagateLayout
+from fqt_deploy.passes.replace_dropout import ReplaceDropout
+from fqt_deploy.passes.select_once import SelectOnce
+from fqt_deploy.passes.write_state import WriteState
+
+_NORMALIZE: tuple[Pass, ...] = (
+    NormalizeViews(),
+    NormalizeProducts(),
+    NormalizeLayers(),
+    DecomposeVariance(),
+    PropagateLayout(),
+    CheckOperators(),
+)
+
+_LOWER: tuple[Pass, ...] = (
+    LowerTo1Bit(),
+    DecomposeComposites(),
+    FoldPacking(),
+    WriteState(),
+)
+
+
+def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
+    """From a captured training graph to one that code generation takes."""
+    bits, once = options.gradient_bits, options.recipe == "scq+agp" and options.agp == "once"
+    quantized = options.recipe != "none"
+    pruned = options.recipe == "scq+agp" and not once
+    return (
+        # one spelling for everything
+        *_NORMALIZE,
+        # the whole step
+        AppendOptimizer(options.optimizer),
+        ReplaceDropout(),
+        # 1-bit training
+        AnnotateLayers(options.include, options.exclude),
+        BinarizeForward(),
+        *([SelectOnce(bits)] if once else []),
+        *([InsertSCQ(bits, options.resolved_grid)] if quantized else []),
+        *([InsertAGP(bits, options.agp)] if pruned else []),
+        # packed bits
+        *_LOWER,
+    )
+
+
+def prediction_passes(options: CompileOptions) -> tuple[Pass, ...]:
+    """From a captured evaluation graph to one that code generation takes."""
+    return (*_NORMALIZE, AnnotateLayers(options.include, options.exclude), BinarizeForward(), *_LOWER)
+
+
+def all_passes() -> tuple[Pass, ...]:
+    """One instance of every pass, in pipeline order, for ``--list-passes``."""
+    default = training_passes(CompileOptions())
+    at = [p.name for p in default].index("insert-scq")
+    return (*default[:at], SelectOnce(), *default[at:])

@@ -1,0 +1,42 @@
+"""Keep products rounded to float32 before they are added, where bits are made of the result.
+
+LLVM contracts ``a * b + c`` to one fused operation, which rounds once; PyTorch rounds twice. A sign or an argmax of the
+result could then differ from the reference. The fence costs nothing but the fusion.
+
+Before::
+
+    x * a + b
+
+After::
+
+    llvm.arithmetic.fence(x * a) + b
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+
+
+def makes_bits(function: tirx.PrimFunc) -> bool:
+    """Whether an output of ``function`` is of an integer or boolean type while an input is floating point."""
+    dtypes = [str(function.buffer_map[p].dtype) for p in function.params]
+    return "float32" in dtypes and not dtypes[-1].startswith("float")
+
+
+def round_products(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """``function`` with a fence around every float32 product that is an operand of a sum or difference."""
+
+    def fenced(operand: Any) -> Any:
+        if isinstance(operand, tirx.Mul) and str(operand.dtype) == "float32":
+            return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", operand)
+        return operand
+
+    def rewrite(node: Any) -> Any:
+        if str(node.dtype) != "float32":
+            return None
+        return type(node)(fenced(node.a), fenced(node.b))
+
+    body = tirx.stmt_functor.ir_transform(function.body, None, rewrite, ["tirx.Add", "tirx.Sub"])
+    return function.with_body(body)

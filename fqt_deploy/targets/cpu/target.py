@@ -1,0 +1,39 @@
+"""The CPU target: LLVM code for this machine, or for a given level of x86-64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm
+from tvm import tirx
+
+from fqt_deploy.targets.base import ScheduleRule, Target
+from fqt_deploy.targets.cpu.elementwise import ElementwiseRule
+from fqt_deploy.targets.cpu.features import cpu_features, host_cpu
+from fqt_deploy.targets.cpu.reduction import ReductionRule
+from fqt_deploy.targets.cpu.round_products import makes_bits, round_products
+
+RULES: tuple[ScheduleRule, ...] = (
+    # anything
+    ElementwiseRule(),
+    ReductionRule(),
+)
+
+
+@dataclass(frozen=True)
+class CpuTarget(Target):
+    """A target whose kernels that make bits round like the reference."""
+
+    def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
+        """Fence products where needed, then apply the first rule that takes the kernel."""
+        return super().schedule(round_products(function) if makes_bits(function) else function)
+
+
+def cpu_target(mcpu: str | None) -> Target:
+    """The target for processor ``mcpu``, by default that of this machine.
+
+    Raises:
+        FqtError: FQT402 for a processor that is unknown or cannot run here.
+    """
+    name = mcpu or host_cpu()
+    return CpuTarget("cpu", tvm.target.Target({"kind": "llvm", "mcpu": name}), cpu_features(name), RULES)
