@@ -1,0 +1,226 @@
+"""fqt-compile: from a model file to a compiled training step.
+
+Exit codes: 0 success, 1 a mistake that the person can repair, 2 wrong usage, 70 a bug of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from fqt_deploy import __version__
+from fqt_deploy.core.diagnostics import FqtError, InvariantError
+
+if TYPE_CHECKING:
+    from fqt_deploy.compile import CompileResult
+
+EXIT_ERROR = 1
+EXIT_BUG = 70
+
+EXAMPLES = """
+\b
+Examples:
+  fqt-compile model.py                                  for this machine, into model.fqt
+  fqt-compile model.py --recipe none -o fp32grad.fqt    1-bit forward, fp32 gradients
+  fqt-compile model.py --grad-bits 2 --agp once         another gradient width and selection
+  fqt-compile model.py --weights w.safetensors --optimizer sgd --lr 0.01 --momentum 0.9
+  fqt-compile model.py --mcpu x86-64-v3 --exclude 'head.*' --verify numerics
+  fqt-compile model.py --profile                        time it, layer by layer, beside PyTorch
+
+\b
+MODEL.py defines
+  build_model()        -> torch.nn.Module
+  example_inputs()     -> (inputs, targets), one batch
+  loss_fn(outputs, targets) -> scalar       optional; default: cross-entropy
+  compile_options()    -> dict              optional; the options below, with _ for -
+"""
+
+
+def _list_passes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from fqt_deploy.passes.pipelines import all_passes
+
+        for compiler_pass in all_passes():
+            click.echo(f"{compiler_pass.name:24} {_summary(compiler_pass)}")
+        context.exit()
+
+
+def _list_ops(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
+        from fqt_deploy.ops.spec import OPS
+
+        for name, spec in sorted(OPS.items()):
+            click.echo(f"fqt.{name:28} {spec.kind.value:12} {_summary(spec.reference)}")
+        context.exit()
+
+
+def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from fqt_deploy.targets import TARGETS
+
+        for name in TARGETS:
+            click.echo(name)
+        context.exit()
+
+
+def _summary(documented: object) -> str:
+    return (documented.__doc__ or "").strip().partition("\n")[0]
+
+
+def _listing(name: str, callback: Callable[..., None], text: str) -> Callable[..., Any]:
+    return click.option(name, is_flag=True, is_eager=True, expose_value=False, callback=callback, help=text)
+
+
+@click.command(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.py")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: MODEL.fqt]")
+@click.option("--target", help="What to compile for; see --list-targets.  [default: cpu]")
+@click.option("--mcpu", help="CPU level: x86-64-v2, -v3, -v4, znver4, ...  [default: this machine]")
+@click.option("--batch", type=click.IntRange(min=1), help="Samples in a step.  [default: as in example_inputs()]")
+@click.option("--weights", type=click.Path(path_type=Path), help="State dict to start from: .safetensors or .pt.")
+@click.option(
+    "--recipe",
+    type=click.Choice(["none", "psq-8", "psq-1", "scq", "scq+agp"]),
+    help="How gradients are quantized.  [default: scq+agp]",
+)
+@click.option("--grad-bits", type=click.Choice(["1", "2", "4", "8"]), help="Bits of a kept gradient.  [default: 4]")
+@click.option(
+    "--agp",
+    type=click.Choice(["topk", "sampled", "once"]),
+    help="How the gradients to keep are selected.  [default: sampled]",
+)
+@click.option(
+    "--grid", type=click.Choice(["minmax", "zero"]), help="Quantization grid.  [default: zero, minmax for 1 bit]"
+)
+@click.option("--include", multiple=True, metavar="GLOB", help="Binarize exactly these layers; repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers in fp32; repeatable.")
+@click.option("--optimizer", type=click.Choice(["adam", "adamw", "sgd"]), help="[default: adam]")
+@click.option("--lr", type=float, help="Learning rate; the compiled step takes it as an input too.")
+@click.option("--weight-decay", type=float, help="Weight decay.")
+@click.option("--momentum", type=float, help="Momentum of sgd.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of rounding and selection.  [default: 0]")
+@click.option(
+    "--verify",
+    type=click.Choice(["off", "structure", "numerics"]),
+    help="Check nothing, every graph, or also every kernel against PyTorch.  [default: structure]",
+)
+@click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the graph after every pass.")
+@click.option("--print-after", multiple=True, metavar="PASS", help="Print the graph after this pass; repeatable.")
+@click.option("--time-passes", is_flag=True, default=None, help="Print the time that each pass took.")
+@click.option("--profile", is_flag=True, help="Time the compiled step, layer by layer, beside PyTorch in fp32.")
+@_listing("--list-passes", _list_passes, "List the compiler passes and exit.")
+@_listing("--list-ops", _list_ops, "List the ops and exit.")
+@_listing("--list-targets", _list_targets, "List the targets and exit.")
+@click.version_option(__version__)
+def main(
+    model: Path, output: Path | None, batch: int | None, weights: Path | None, profile: bool, **given: Any
+) -> None:  # fmt: skip
+    """Compile the PyTorch model in MODEL.py into a 1-bit training step that runs without PyTorch."""
+    settings = {name: value for name, value in given.items() if value is not None and value != ()}
+    if "grad_bits" in settings:
+        settings["grad_bits"] = int(settings["grad_bits"])
+    with exit_codes():
+        _compile(model, output or Path(f"{model.stem}.fqt"), batch, weights, profile, settings)
+
+
+def _compile(
+    model: Path, output: Path, batch: int | None, weights: Path | None, profile: bool, given: dict[str, Any]
+) -> None:
+    check_output(output)
+    console = Console()
+    start = time.perf_counter()
+    with _progress() as progress:
+        progress("loading the model")
+        from fqt_deploy.capture.load_model import load_model
+        from fqt_deploy.compile import compile_model, profile_artifact
+        from fqt_deploy.report import timing_table
+        from fqt_deploy.settings import merge_settings, options_of
+
+        source = load_model(model, batch=batch, weights=weights)
+        options = options_of(merge_settings(source.options, given))
+        result = compile_model(source, options, output, progress=progress)
+    _report(result, console, time.perf_counter() - start, time_passes=options.time_passes)
+    if profile:
+        with _progress() as progress:
+            progress("timing the step")
+            timings = profile_artifact(source, output)
+        console.print(timing_table(timings))
+    if result.verification is not None and not result.verification.ok:
+        sys.exit(EXIT_ERROR)
+
+
+def _report(result: CompileResult, console: Console, seconds: float, *, time_passes: bool) -> None:
+    from fqt_deploy.report import decision_table, megabytes, pass_table, verification_table
+
+    console.print(decision_table(result.manifest.layers))
+    if time_passes:
+        console.print(pass_table(result.pass_times))
+    if result.verification is not None:
+        console.print(verification_table(result.verification))
+    size = sum(file.stat().st_size for file in result.output.iterdir())
+    binarized = sum(layer["decision"] == "1-bit" for layer in result.manifest.layers)
+    console.print(
+        f"{result.output}: {megabytes(size)}, {binarized} of {len(result.manifest.layers)} layers in 1 bit, "
+        f"compiled in {seconds:.1f} s",
+        highlight=False,
+    )
+
+
+def check_output(output: Path) -> None:
+    """Refuse to write over anything but an artifact or an empty folder: FQT508."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    try:
+        manifest = json.loads((output / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        manifest = None
+    if not isinstance(manifest, dict) or "schema_version" not in manifest:
+        raise FqtError(
+            f"{output} exists and is no compiled artifact: it is left alone",
+            code="FQT508",
+            hint="choose another folder with -o",
+        )
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Show the current phase: a spinner on a terminal, one line a phase elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda phase: console.print(f"{phase} ...", highlight=False)
+        return
+    with console.status("") as status:
+        yield lambda phase: status.update(f"{phase} ...")
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn errors into the exit codes of the commands."""
+    try:
+        yield
+    except InvariantError:
+        _bug()
+    except FqtError as error:
+        click.echo(error.render(), err=True)
+        sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(EXIT_ERROR)
+    except Exception:  # noqa: BLE001 - the outermost frame: whatever arrives here is a bug
+        _bug()
+
+
+def _bug() -> None:
+    traceback.print_exc()
+    click.echo("internal error: this is a bug in fqt-deploy; please report it with the text above", err=True)
+    sys.exit(EXIT_BUG)

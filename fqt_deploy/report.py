@@ -1,0 +1,75 @@
+"""Tables that the commands print: decisions by layer, passes, timings and verification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fqt_deploy.compile import LayerTiming, VerificationReport
+
+
+def decision_table(layers: Iterable[Mapping[str, Any]]) -> Table:
+    """What became of every convolution and linear layer, from the manifest's per-layer report."""
+    table = _table("layer", "kind", "runs as", "because")
+    for layer in layers:
+        table.add_row(layer["path"], layer["kind"], layer["decision"], layer["reason"])
+    return table
+
+
+def pass_table(times: Sequence[tuple[str, float]]) -> Table:
+    """Seconds by pass, with their sum."""
+    table = _table("pass", ">ms")
+    for name, seconds in times:
+        table.add_row(name, _ms(seconds))
+    table.add_section()
+    table.add_row("total", _ms(sum(seconds for _, seconds in times)))
+    return table
+
+
+def timing_table(timings: Sequence[LayerTiming]) -> Table:
+    """Our time beside PyTorch's fp32 by layer and direction; rows without a counterpart are the rest of the step."""
+    table = _table("layer", "direction", ">ours ms", ">PyTorch fp32 ms", ">speedup")
+    for timing in timings:
+        torch_ms, speedup = "", ""
+        if timing.torch_s is not None:
+            torch_ms, speedup = _ms(timing.torch_s), f"{timing.torch_s / timing.ours_s:.1f}x"
+        table.add_row(timing.layer, timing.direction, _ms(timing.ours_s), torch_ms, speedup)
+    table.add_section()
+    table.add_row("step", "", _ms(sum(timing.ours_s for timing in timings)))
+    return table
+
+
+def verification_table(report: VerificationReport) -> Table:
+    """Largest error of every kernel against its PyTorch reference, beside what is allowed."""
+    table = _table("layer", "direction", "op", ">error", ">allowed", "")
+    for row in report.rows:
+        table.add_row(
+            row.layer,
+            row.direction,
+            row.op,
+            f"{row.error:.1e}" if row.error else "0",
+            f"{row.tolerance:.0e}" if row.tolerance else "equal",
+            "ok" if row.ok else "[bold red]MISMATCH[/]",
+        )
+    return table
+
+
+def megabytes(size: int) -> str:
+    """``size`` bytes in MB."""
+    return f"{size / 1e6:.1f} MB"
+
+
+def _table(*headers: str) -> Table:
+    """A table with these columns; a leading ``>`` aligns one to the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in headers:
+        table.add_column(header.removeprefix(">"), justify="right" if header.startswith(">") else "left")
+    return table
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f}"
