@@ -1,0 +1,218 @@
+"""The manifest of an artifact: what the compiled step takes, keeps and contains; ``manifest.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from fqt_deploy.core.diagnostics import FqtError
+
+SCHEMA_VERSION = 1
+"""Raised when an older runtime could not run a newer artifact."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of one array.
+
+    Attributes:
+        name: as the step's signature names it.
+        shape: extents, in elements.
+        dtype: NumPy's name of the element type.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class StateSpec(TensorSpec):
+    """One array that lives across steps.
+
+    Attributes:
+        role: ``param``, ``buffer``, ``optimizer`` or ``counter``.
+    """
+
+    role: str
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """One kernel call of the step.
+
+    Attributes:
+        symbol: function name in the library.
+        op: what it computes.
+        layer: module path, or "".
+        phase: ``forward``, ``input_grad``, ``weight_grad``, ``backward`` or ``optimizer``.
+        flops: floating point operations.
+        bit_ops: single-bit multiply-accumulates times two.
+        bytes_moved: operands and results, each once.
+        source: line of the user's model, when known.
+    """
+
+    symbol: str
+    op: str
+    layer: str
+    phase: str
+    flops: int = 0
+    bit_ops: int = 0
+    bytes_moved: int = 0
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerDecision:
+    """What the compiler decided about one convolution or linear layer.
+
+    Attributes:
+        path: module path.
+        kind: ``conv2d`` or ``linear``.
+        decision: ``1-bit`` or ``fp32``.
+        reason: one short sentence.
+        source: line of the user's model, when known.
+    """
+
+    path: str
+    kind: str
+    decision: str
+    reason: str
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerInfo:
+    """The compiled optimizer.
+
+    Attributes:
+        name: ``adam``, ``adamw`` or ``sgd``.
+        hyperparameters: what is fixed in the compiled step.
+        groups: ``{"pattern": glob, "lr": initial rate}``; the first is the default, the others in order of match.
+    """
+
+    name: str
+    hyperparameters: dict[str, Any]
+    groups: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about an artifact that is not code or numbers.
+
+    Attributes:
+        schema_version: of this file.
+        name: of the model.
+        target: what the code was generated for: ``name`` and ``mcpu``.
+        versions: of the packages that compiled it.
+        inputs: ``x`` and ``y``.
+        logits: what ``predict`` returns.
+        classes: number of valid labels, when ``y`` are class indices; else None.
+        state: the state in argument order of ``train_step``.
+        predict_state: names of the state that ``predict`` takes, in order.
+        layers: the decisions, in forward order.
+        kernels: the kernel calls of ``train_step`` in execution order.
+        options: the options that change numbers.
+        optimizer: the compiled update.
+        seed: initial seed of the random streams.
+        fingerprint: identifies model, options and optimizer; a checkpoint carries it.
+        library_sha256: digest of ``step.so``.
+        state_sha256: digest of ``state.safetensors``.
+    """
+
+    name: str
+    target: dict[str, str]
+    versions: dict[str, str]
+    inputs: tuple[TensorSpec, ...]
+    logits: TensorSpec
+    classes: int | None
+    state: tuple[StateSpec, ...]
+    predict_state: tuple[str, ...]
+    layers: tuple[LayerDecision, ...]
+    kernels: tuple[KernelInfo, ...]
+    options: dict[str, Any]
+    optimizer: OptimizerInfo
+    seed: int
+    fingerprint: str
+    library_sha256: str = ""
+    state_sha256: str = ""
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    @property
+    def batch(self) -> int:
+        """Samples in one step."""
+        return self.inputs[0].shape[0]
+
+    def to_json(self) -> str:
+        """The text of ``manifest.json``."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """Read and check the text of ``manifest.json``.
+
+        Raises:
+            FqtError: FQT502 for malformed text, FQT503 for another schema version.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise FqtError(f"manifest.json is not valid JSON: {error}", code="FQT502") from None
+        if not isinstance(data, dict) or "schema_version" not in data:
+            raise FqtError("manifest.json is not a manifest: it has no schema_version", code="FQT502")
+        if data["schema_version"] != SCHEMA_VERSION:
+            raise FqtError(
+                f"the artifact has schema version {data['schema_version']}, this runtime reads {SCHEMA_VERSION}",
+                code="FQT503",
+                hint="compile the model again with the installed version",
+            )
+        built = _build(cls, data, "manifest")
+        assert isinstance(built, Manifest)
+        return built
+
+
+def _build(expected: Any, data: Any, where: str) -> Any:
+    """``data`` of JSON as a value of type ``expected``; FQT502 naming the place where it does not fit."""
+    origin, arguments = get_origin(expected), get_args(expected)
+    if expected is Any:
+        return data
+    if origin in (Union, UnionType):
+        if data is None and NoneType in arguments:
+            return None
+        return _build(next(a for a in arguments if a is not NoneType), data, where)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise _misfit(where, "a list", data)
+        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+    if origin is dict or expected is dict:
+        if not isinstance(data, dict):
+            raise _misfit(where, "an object", data)
+        return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
+    if isinstance(expected, type) and hasattr(expected, "__dataclass_fields__"):
+        return _build_dataclass(expected, data, where)
+    if not isinstance(data, expected) or (expected is int and isinstance(data, bool)):
+        raise _misfit(where, expected.__name__, data)
+    return data
+
+
+def _build_dataclass(expected: type, data: Any, where: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise _misfit(where, "an object", data)
+    hints = get_type_hints(expected)
+    if set(data) != set(hints):
+        difference = ", ".join(sorted(set(data) ^ set(hints)))
+        raise FqtError(f"{where} of manifest.json has missing or unknown fields: {difference}", code="FQT502")
+    return expected(**{name: _build(hint, data[name], f"{where}.{name}") for name, hint in hints.items()})
+
+
+def _misfit(where: str, expected: str, data: Any) -> FqtError:
+    return FqtError(f"{where} of manifest.json must be {expected}, not {type(data).__name__}", code="FQT502")

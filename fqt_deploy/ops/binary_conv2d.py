@@ -1,0 +1,147 @@
+"""``fqt::binary_conv2d``: convolution of signs, as xor and popcount on packed bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tvm import te, tirx
+
+from fqt_deploy.ops.convolution_shape import input_position, output_extents
+from fqt_deploy.ops.packed_words import (
+    PANEL,
+    WORD,
+    from_panels,
+    pack_last_axis,
+    panel_count,
+    popcount,
+    to_panels,
+    unpack_last_axis,
+    word_count,
+)
+from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
+
+
+def reference(
+    x_bits: Tensor,
+    w_bits: Tensor,
+    in_channels: int,
+    out_channels: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+) -> Tensor:
+    """``conv2d(sign(x), sign(w))`` with exact zero padding: a padded tap contributes 0 (algorithm, section 2).
+
+    Args:
+        x_bits: [N, H, W, ceil(I / 32)] int32.
+        w_bits: [ceil(O / 16), KH * KW * ceil(I / 32), 16] int32, see ``pack_weight``.
+        in_channels: I.
+        out_channels: O.
+        kernel: KH, KW.
+        stride: vertical and horizontal.
+        padding: zeros above and below, left and right.
+
+    Returns:
+        [N, OH, OW, O] int16, or int32 where a sum might not fit.
+    """
+    x = 2 * unpack_last_axis(x_bits, in_channels) - 1
+    w = signs_of_weight(w_bits, in_channels, out_channels, kernel)
+    # sums of fewer than 2^24 signs are exact in float32
+    z = F.conv2d(x.permute(0, 3, 1, 2).float(), w.float(), stride=stride, padding=padding)
+    return z.permute(0, 2, 3, 1).contiguous().to(result_dtype(in_channels, kernel))
+
+
+def signs_of_weight(w_bits: Tensor, in_channels: int, out_channels: int, kernel: list[int]) -> Tensor:
+    """[O, I, KH, KW] int64 signs of a packed weight."""
+    rows = from_panels(w_bits, out_channels)
+    taps = rows.view(out_channels, kernel[0], kernel[1], -1)
+    return (2 * unpack_last_axis(taps, in_channels) - 1).permute(0, 3, 1, 2)
+
+
+def result_dtype(in_channels: int, kernel: list[int]) -> torch.dtype:
+    """The narrowest type that holds every possible sum."""
+    return torch.int16 if in_channels * kernel[0] * kernel[1] <= 32767 else torch.int32
+
+
+def fake(
+    x_bits: Tensor,
+    w_bits: Tensor,
+    in_channels: int,
+    out_channels: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+) -> Tensor:
+    """Shape rule of ``reference``."""
+    n, h, w, words = x_bits.shape
+    expected = (panel_count(out_channels), kernel[0] * kernel[1] * words, PANEL)
+    if words != word_count(in_channels) or tuple(w_bits.shape) != expected:
+        raise ValueError(f"packed shapes {tuple(x_bits.shape)}, {tuple(w_bits.shape)} do not fit {in_channels} channels")
+    oh, ow = output_extents([h, w], kernel, stride, padding)
+    return x_bits.new_empty((n, oh, ow, out_channels), dtype=result_dtype(in_channels, kernel))
+
+
+def compute(
+    x_bits: te.Tensor,
+    w_bits: te.Tensor,
+    in_channels: int,
+    out_channels: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+) -> te.Tensor:
+    """A word contributes its number of channels minus twice the number of differing bits."""
+    n, h, w, words = (int(d) for d in x_bits.shape)
+    oh, ow = output_extents([h, w], kernel, stride, padding)
+    kh, kw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
+    word = te.reduce_axis((0, words), "word")
+
+    def term(b: Any, y: Any, x: Any, o: Any) -> Any:
+        inside, at_h, at_w = input_position(y, x, kh, kw, [h, w], stride, padding)
+        weight = w_bits[o // PANEL, (kh * kernel[1] + kw) * words + word, o % PANEL]
+        channels: Any = tirx.min(in_channels - word * WORD, WORD) if in_channels % WORD else WORD
+        product = channels - 2 * popcount(x_bits[b, at_h, at_w, word] ^ weight)
+        return te.sum(tirx.if_then_else(inside, product, 0), axis=[kh, kw, word])
+
+    total = te.compute((n, oh, ow, out_channels), term, name="binary_conv2d_sum")
+    dtype = str(result_dtype(in_channels, kernel)).removeprefix("torch.")
+    return te.compute(total.shape, lambda *i: total[i].astype(dtype), name="binary_conv2d")
+
+
+def cost(
+    x_bits: Tensor,
+    w_bits: Tensor,
+    in_channels: int,
+    out_channels: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+) -> Cost:
+    """Two bit operations a multiply-accumulate."""
+    y = fake(x_bits, w_bits, in_channels, out_channels, kernel, stride, padding)
+    work = 2 * y.numel() * in_channels * kernel[0] * kernel[1]
+    return Cost(bit_ops=work, bytes_moved=tensor_bytes(x_bits, w_bits, y))
+
+
+def sample_inputs() -> Iterator[tuple[Any, ...]]:
+    """Padding, stride, partial words and panels, batch of one, a linear layer, a kernel wider than the image."""
+    g = torch.Generator().manual_seed(0)
+    cases = (
+        (2, 6, 5, 64, 32, [3, 3], [1, 1], [1, 1]),
+        (3, 7, 7, 33, 17, [3, 3], [2, 2], [1, 1]),
+        (1, 4, 4, 128, 48, [1, 1], [2, 2], [0, 0]),
+        (1, 1, 9, 70, 10, [1, 1], [1, 1], [0, 0]),
+        (2, 2, 2, 32, 16, [3, 3], [1, 1], [1, 1]),
+        (2, 9, 8, 40, 20, [5, 3], [1, 2], [2, 1]),
+    )
+    for n, h, w, i, o, kernel, stride, padding in cases:
+        x = pack_last_axis(torch.randn(n, h, w, i, generator=g) > 0)
+        weight = to_panels(pack_last_axis(torch.randn(o, *kernel, i, generator=g) > 0).flatten(1))
+        yield x, weight, i, o, kernel, stride, padding
+
+
+binary_conv2d = OpSpec("binary_conv2d", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs).register()

@@ -1,0 +1,70 @@
+"""Single bits in 32-bit words: bit k of word w is element 32 w + k, 1 stands for +1; bits past the end are 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from tvm import te, tirx
+
+WORD = 32
+"""Elements in one word."""
+PANEL = 16
+"""Rows that packed weights and positions interleave: one 512-bit register of words."""
+
+
+def word_count(elements: int) -> int:
+    """Words that hold ``elements`` bits."""
+    return -(-int(elements) // WORD)
+
+
+def panel_count(rows: int) -> int:
+    """Panels that hold ``rows`` rows."""
+    return -(-int(rows) // PANEL)
+
+
+def pack_last_axis(bits: Tensor) -> Tensor:
+    """[..., C] bool -> [..., words] int32."""
+    padding = -bits.shape[-1] % WORD
+    padded = torch.nn.functional.pad(bits.to(torch.int64), (0, padding))
+    grouped = padded.unflatten(-1, (-1, WORD))
+    return (grouped << torch.arange(WORD)).sum(-1).to(torch.int32)
+
+
+def unpack_last_axis(words: Tensor, count: int) -> Tensor:
+    """[..., words] int32 -> [..., count] int64 of zeros and ones."""
+    bits = (words.to(torch.int64).unsqueeze(-1) >> torch.arange(WORD)) & 1
+    return bits.flatten(-2)[..., :count]
+
+
+def to_panels(rows: Tensor) -> Tensor:
+    """[R, words] -> [panels, words, PANEL]; missing rows are 0."""
+    padded = torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[0] % PANEL))
+    return padded.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+
+
+def from_panels(panels: Tensor, rows: int) -> Tensor:
+    """[panels, words, PANEL] -> [rows, words]."""
+    return panels.transpose(1, 2).flatten(0, 1)[:rows]
+
+
+def popcount(word: Any) -> Any:
+    """Number of ones in an int32 expression, as int32."""
+    return tirx.reinterpret("int32", tirx.popcount(tirx.reinterpret("uint32", word)))
+
+
+def packed(shape: tuple[int, ...], bit: Callable[..., Any], name: str) -> te.Tensor:
+    """Words of ``shape`` whose bit k is ``bit(*index, k)``, a boolean or 0/1 integer expression."""
+    k = te.reduce_axis((0, WORD), name="k")
+    return te.compute(
+        shape,
+        lambda *i: te.sum(bit(*i, k).astype("int32") << k, axis=k),
+        name=name,
+    )
+
+
+def bit_of(word: Any, k: Any) -> Any:
+    """Bit ``k`` of an int32 expression, 0 or 1."""
+    return (word >> k) & 1
