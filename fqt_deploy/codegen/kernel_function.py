@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from typing import Any
 
@@ -46,7 +47,8 @@ def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
     """The kernel's loop nests, unscheduled but for the inlining of element-wise producers.
 
     Returns:
-        A function of the leaves in order, then the outputs. ``fqt.op`` names the root op.
+        A function of the leaves in order, then the outputs. Its attributes: ``fqt.op`` names the root op, ``fqt.outputs``
+        counts its results, and ``fqt.arguments``, where nothing was inlined, are its arguments as JSON, tensors null.
     """
     values: dict[fx.Node, Any] = {}
     parameters = []
@@ -61,7 +63,17 @@ def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
     name = kernel_op_name(kernel)
     function = te.create_prim_func([*parameters, *outputs])
     function = _inline_producers(function, kernel, "root" if spec_of(kernel.root) is None else name)
-    return function.with_attrs({"fqt.op": name, "tirx.noalias": kind_of(kernel.root) is not OpKind.UPDATE})
+    attributes = {"fqt.op": name, "fqt.outputs": len(outputs), "tirx.noalias": kind_of(kernel.root) is not OpKind.UPDATE}
+    if not kernel.members:
+        attributes["fqt.arguments"] = json.dumps(_constants(kernel.root.args))
+    return function.with_attrs(attributes)
+
+
+def _constants(arguments: Any) -> Any:
+    """The arguments of a call with every tensor replaced by None: what a hand-written kernel is built from."""
+    if isinstance(arguments, (list, tuple)):
+        return [_constants(item) for item in arguments]
+    return None if isinstance(arguments, fx.Node) else arguments if isinstance(arguments, (int, float, str)) else None
 
 
 def _signature(node: fx.Node) -> Any:

@@ -22,7 +22,8 @@ from tvm import tirx
 def makes_bits(function: tirx.PrimFunc) -> bool:
     """Whether an output of ``function`` is of an integer or boolean type while an input is floating point."""
     dtypes = [str(function.buffer_map[p].dtype) for p in function.params]
-    return "float32" in dtypes and not dtypes[-1].startswith("float")
+    outputs = int(function.attrs["fqt.outputs"])
+    return "float32" in dtypes[:-outputs] and any(not dtype.startswith("float") for dtype in dtypes[-outputs:])
 
 
 def round_products(function: tirx.PrimFunc) -> tirx.PrimFunc:
