@@ -21,7 +21,7 @@ from fqt_deploy import __version__
 from fqt_deploy.core.diagnostics import FqtError, InvariantError
 
 if TYPE_CHECKING:
-    from fqt_deploy.compile import CompileResult
+    from fqt_deploy.compiler import CompileResult
 
 EXIT_ERROR = 1
 EXIT_BUG = 70
@@ -142,7 +142,7 @@ def _compile(
     with _progress() as progress:
         progress("loading the model")
         from fqt_deploy.capture.load_model import load_model
-        from fqt_deploy.compile import compile_model, profile_artifact
+        from fqt_deploy.compiler import compile_model, profile_artifact
         from fqt_deploy.report import timing_table
         from fqt_deploy.settings import merge_settings, options_of
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from fqt_deploy.compile import LayerTiming, VerificationReport
+    from fqt_deploy.compiler import LayerTiming, VerificationReport
 
 
 def decision_table(layers: Iterable[Mapping[str, Any]]) -> Table:

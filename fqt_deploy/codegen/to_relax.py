@@ -61,7 +61,7 @@ class _Emitter:
             node: relax.Var(_identifier(label), _type(node.meta["val"]))
             for label, node in zip(graph.inputs, placeholders, strict=True)
         }
-        destinations = _destinations(graph)
+        written = destinations(graph)
         infos: list[KernelInfo] = []
         calls: list[Kernel] = []
         with self.builder.function(name, list(values.values()), pure=False):
@@ -70,7 +70,7 @@ class _Emitter:
                     source = values[step.source]
                     values[step.node] = self.builder.emit(relax.op.reshape(source, shape(step.node)))
                 else:
-                    infos.append(self._kernel(step, values, destinations))
+                    infos.append(self._kernel(step, values, written))
                     calls.append(step)
             results = [n for label, n in self._outputs(graph) if label not in graph.state]
             returned = [values[n] for n in results]
@@ -82,7 +82,7 @@ class _Emitter:
         return list(zip(graph.outputs, graph.output_node().args[0], strict=True))  # type: ignore[arg-type]
 
     def _kernel(
-        self, kernel: Kernel, values: dict[fx.Node, Any], destinations: dict[fx.Node, list[fx.Node]]
+        self, kernel: Kernel, values: dict[fx.Node, Any], written: dict[fx.Node, list[fx.Node]]
     ) -> KernelInfo:
         key = kernel_key(kernel)
         if key not in self.symbols:
@@ -91,9 +91,9 @@ class _Emitter:
             self.symbols[key] = self.builder.add_func(function, f"fqt_{op}_{len(self.symbols)}")
         symbol = self.symbols[key]
         operands = [values[leaf] for leaf in kernel.leaves]
-        if kernel.root in destinations:
-            written = [values[state] for state in destinations[kernel.root]]
-            self.builder.emit(relax.Call(symbol, [*operands, *written]))
+        if kernel.root in written:
+            state = [values[node] for node in written[kernel.root]]
+            self.builder.emit(relax.Call(symbol, [*operands, *state]))
             return _info(kernel, symbol.name_hint)
         result = kernel.root.meta["val"]
         if isinstance(result, (tuple, list)):
@@ -122,7 +122,7 @@ def to_relax(
     return RelaxProgram(emitter.builder.finalize(), tuple(infos), tuple(calls))
 
 
-def _destinations(graph: TrainingGraph) -> dict[fx.Node, list[fx.Node]]:
+def destinations(graph: TrainingGraph) -> dict[fx.Node, list[fx.Node]]:
     """Nodes that write state in place, with the state inputs that they write, in output order."""
     found: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.graph.nodes:

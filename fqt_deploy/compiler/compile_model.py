@@ -1,0 +1,161 @@
+"""Compile one model: the only function that knows the order of the stages."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from fqt_deploy.capture.joint import capture_prediction_graph, capture_training_graph
+from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.codegen.build import build_executable, export_library
+from fqt_deploy.codegen.to_relax import RelaxProgram, to_relax
+from fqt_deploy.compiler.describe import describe
+from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
+from fqt_deploy.core.diagnostics import FqtError, user_root
+from fqt_deploy.core.dump import graph_text
+from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.passes.invariants import ALWAYS
+from fqt_deploy.passes.pass_base import Pass, Pipeline
+from fqt_deploy.passes.pipelines import all_passes, prediction_passes, training_passes
+from fqt_deploy.runtime.artifact import write_artifact
+from fqt_deploy.targets.registry import make_target
+
+Progress = Callable[[str], None]
+"""Told the name of each phase as it begins."""
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What a compilation left behind.
+
+    Attributes:
+        manifest: as written.
+        output: the artifact's folder.
+        pass_times: seconds by pass of the training graph, in order.
+        verification: kernels against PyTorch, when ``verify`` is ``numerics``.
+    """
+
+    manifest: Manifest
+    output: Path
+    pass_times: tuple[tuple[str, float], ...]
+    verification: VerificationReport | None
+
+
+@dataclass(frozen=True)
+class LoweredModel:
+    """Both graphs of a model, ready for code generation.
+
+    Attributes:
+        train: the training step.
+        predict: the evaluation graph.
+        pass_times: seconds by pass of the training graph.
+    """
+
+    train: TrainingGraph
+    predict: TrainingGraph
+    pass_times: tuple[tuple[str, float], ...]
+
+
+def compile_model(
+    source: ModelSource, options: CompileOptions, output: Path, *, progress: Progress | None = None
+) -> CompileResult:
+    """Compile ``source`` and write the artifact ``output``, whole or not at all.
+
+    Args:
+        source: model, loss and example inputs.
+        options: how to compile.
+        output: folder to write; an artifact that is there is replaced.
+        progress: told the phases.
+
+    Raises:
+        FqtError: for everything that the user can mend; ``InvariantError`` for a bug of ours.
+    """
+    tell = progress or (lambda _: None)
+    _check_pass_names(options)
+    target = make_target(options.target, options.mcpu)
+    lowered = lower_model(source, options, progress=tell)
+    tell("generating kernels")
+    program = to_relax(lowered.train, lowered.predict, target.schedule)
+    tell("compiling kernels")
+    executable = build_executable(program, target.tvm_target)
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "step.so"
+        export_library(executable, library)
+        report = _verify(source, options, lowered.train, program, library, tell)
+        manifest = describe(source, options, lowered.train, lowered.predict, program, target)
+        state = {name: np.ascontiguousarray(t.initial.detach().numpy()) for name, t in lowered.train.state.items()}
+        manifest = write_artifact(output, manifest, state, library)
+    return CompileResult(manifest, output, lowered.pass_times, report)
+
+
+def lower_model(source: ModelSource, options: CompileOptions, *, progress: Progress | None = None) -> LoweredModel:
+    """Capture ``source`` and run all passes on both of its graphs."""
+    tell = progress or (lambda _: None)
+    root = user_root(source.path.parent) if source.path is not None else contextlib.nullcontext()
+    with root:
+        tell("capturing the training step")
+        was_training = source.module.training
+        _set_mode(source.module, training=True)
+        train = capture_training_graph(source.module, source.loss_fn, source.example_inputs)
+        _set_mode(source.module, training=False)
+        predict = capture_prediction_graph(source.module, source.example_inputs[0])
+        source.module.train(was_training)
+        tell("running passes")
+        times: list[tuple[str, float]] = []
+        invariants = () if options.verify == "off" else ALWAYS
+        _dump(options.dump_ir, 0, "captured", train)
+
+        def observe(name: str, graph: TrainingGraph, seconds: float) -> None:
+            times.append((name, seconds))
+            _dump(options.dump_ir, len(times), name, graph)
+            if name in options.print_after:
+                print(f"# after {name}\n{graph_text(graph)}")  # noqa: T201 - what the option asks for
+
+        Pipeline(training_passes(options), invariants, (observe,)).run(train)
+        Pipeline(prediction_passes(options), invariants).run(predict)
+    return LoweredModel(train, predict, tuple(times))
+
+
+def _verify(
+    source: ModelSource,
+    options: CompileOptions,
+    train: TrainingGraph,
+    program: RelaxProgram,
+    library: Path,
+    tell: Progress,
+) -> VerificationReport | None:
+    if options.verify != "numerics":
+        return None
+    tell("comparing every kernel with PyTorch")
+    return verify_numerics(train, program, library, source.example_inputs, options)
+
+
+def _set_mode(module: nn.Module, *, training: bool) -> None:
+    module.train(training)
+
+
+def _dump(folder: Path | None, position: int, name: str, graph: TrainingGraph) -> None:
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{position:02d}-{name}.txt").write_text(graph_text(graph))
+    except OSError as error:
+        raise FqtError(f"cannot write to {folder}: {error.strerror}", code="FQT508") from None
+
+
+def _check_pass_names(options: CompileOptions) -> None:
+    known: list[Pass] = list(all_passes())
+    for name in options.print_after:
+        if name not in {p.name for p in known}:
+            raise FqtError(
+                f"there is no pass {name!r}", code="FQT206", hint=f"passes: {', '.join(dict.fromkeys(p.name for p in known))}"
+            )

@@ -1,0 +1,80 @@
+"""Write down what was compiled: the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from dataclasses import asdict
+
+import torch
+
+from fqt_deploy import __version__
+from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.codegen.to_relax import RelaxProgram
+from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.manifest import LayerDecision, Manifest, OptimizerInfo, StateSpec, TensorSpec
+from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.targets.base import Target
+
+
+def describe(
+    source: ModelSource,
+    options: CompileOptions,
+    train: TrainingGraph,
+    predict: TrainingGraph,
+    program: RelaxProgram,
+    target: Target,
+) -> Manifest:
+    """The manifest of a compiled model, without the digests of its files."""
+    inputs = tuple(_spec(name, tensor) for name, tensor in zip(("x", "y"), source.example_inputs, strict=True))
+    logits = _spec("logits", predict.output("logits").meta["val"])
+    state = tuple(
+        StateSpec(t.name, tuple(t.initial.shape), _dtype(t.initial), t.role) for t in train.state.values()
+    )
+    optimizer = options.optimizer.describe()
+    layers = tuple(
+        LayerDecision(r.path, r.kind, "1-bit" if r.binarized else "fp32", r.reason, r.source) for r in train.layers
+    )
+    numerics = options.numerics()
+    identity = [
+        [asdict(spec) for spec in (*inputs, logits, *state)],
+        [[layer.path, layer.decision] for layer in layers],
+        numerics,
+        optimizer["name"],
+        optimizer["hyperparameters"],
+        [group["pattern"] for group in optimizer["groups"]],
+    ]
+    return Manifest(
+        name=source.name,
+        target={"name": target.name, "mcpu": str(target.features.mcpu)},
+        versions={
+            "fqt-deploy": __version__,
+            **{package: importlib.metadata.version(package) for package in ("torch", "apache-tvm", "apache-tvm-ffi")},
+        },
+        inputs=inputs,
+        logits=logits,
+        classes=_classes(inputs[1], logits),
+        state=state,
+        predict_state=tuple(name for name in predict.inputs if name in predict.state),
+        layers=layers,
+        kernels=program.kernels,
+        options=numerics,
+        optimizer=OptimizerInfo(optimizer["name"], optimizer["hyperparameters"], tuple(optimizer["groups"])),
+        seed=options.seed,
+        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def _classes(y: TensorSpec, logits: TensorSpec) -> int | None:
+    """Number of classes, when targets are indices into the logits' last axis."""
+    indices = y.dtype == "int64" and len(y.shape) == len(logits.shape) - 1
+    return logits.shape[-1] if indices else None
+
+
+def _spec(name: str, tensor: torch.Tensor) -> TensorSpec:
+    return TensorSpec(name, tuple(int(d) for d in tensor.shape), _dtype(tensor))
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
