@@ -1,0 +1,1 @@
+"""Programs for developers: train and time the examples."""
