@@ -1,0 +1,36 @@
+"""The example models by name, and how to compile one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fqt_deploy.capture.load_model import ModelSource
+    from fqt_deploy.compiler import CompileResult
+
+_FOLDER = Path(__file__).resolve().parents[1] / "examples"
+
+EXAMPLES: dict[str, Path] = {
+    "digits": _FOLDER / "digits_cnn.py",
+    "mixer": _FOLDER / "mlp_mixer.py",
+    "resnet18": _FOLDER / "resnet18_cifar.py",
+    "vgg16": _FOLDER / "vgg16_cifar.py",
+}
+"""Name -> model file."""
+
+
+def load_example(name: str, batch: int | None = None) -> ModelSource:
+    """The example called ``name``, for ``batch`` samples in a step."""
+    from fqt_deploy.capture.load_model import load_model
+
+    return load_model(EXAMPLES[name], batch=batch)
+
+
+def compile_example(source: ModelSource, settings: Mapping[str, Any], output: Path) -> CompileResult:
+    """Compile ``source`` into the folder ``output``; ``settings`` win over those of the model file."""
+    from fqt_deploy.compiler import compile_model
+    from fqt_deploy.settings import merge_settings, options_of
+
+    return compile_model(source, options_of(merge_settings(source.options, settings)), output)
