@@ -91,7 +91,7 @@ def compile_model(
         export_library(executable, library)
         report = _verify(source, options, lowered.train, program, library, tell)
         manifest = describe(source, options, lowered.train, lowered.predict, program, target)
-        state = {name: np.ascontiguousarray(t.initial.detach().numpy()) for name, t in lowered.train.state.items()}
+        state = {name: np.array(t.initial.detach().numpy(), order="C") for name, t in lowered.train.state.items()}
         manifest = write_artifact(output, manifest, state, library)
     return CompileResult(manifest, output, lowered.pass_times, report)
 

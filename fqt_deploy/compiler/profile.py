@@ -87,7 +87,7 @@ def _kernel_seconds(
     machine = tvm.relax.VirtualMachine(tvm.runtime.load_module(str(library)), device)
     rates = np.array([group["lr"] for group in manifest.optimizer.groups], dtype=np.float32)
     arrays = [example[0].numpy(), example[1].numpy(), np.array(manifest.seed, dtype=np.int64), rates, *state.values()]
-    operands = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays]
+    operands = [tvm.runtime.tensor(np.array(a, order="C")) for a in arrays]
     symbols = {info.symbol for info in manifest.kernels}
     runs: list[list[float]] = []
     begun = 0.0

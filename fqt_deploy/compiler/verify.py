@@ -137,7 +137,7 @@ def _check(
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
-    return np.ascontiguousarray(tensor.detach().numpy())
+    return np.array(tensor.detach().numpy(), order="C")
 
 
 def _compare(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops.expression_dtype import dtype_of
+
 aten = torch.ops.aten
 prims = torch.ops.prims
 
@@ -67,7 +69,7 @@ def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
 
 
 def _zero(x: Any) -> Any:
-    return tirx.const(0, x.dtype)
+    return tirx.const(0, dtype_of(x))
 
 
 _ADD = Pointwise(lambda a, b: a + b)
@@ -80,9 +82,9 @@ _GT = Pointwise(lambda a, b: a > b, compares=True)
 _GE = Pointwise(lambda a, b: a >= b, compares=True)
 _EQ = Pointwise(lambda a, b: a.equal(b), compares=True)
 _NE = Pointwise(lambda a, b: tirx.NE(a, b), compares=True)
-_AND = Pointwise(lambda a, b: tirx.And(a, b) if a.dtype == "bool" else a & b)
-_OR = Pointwise(lambda a, b: tirx.Or(a, b) if a.dtype == "bool" else a | b)
-_NOT = Pointwise(lambda a: tirx.Not(a) if a.dtype == "bool" else ~a)
+_AND = Pointwise(lambda a, b: tirx.And(a, b) if dtype_of(a) == "bool" else a & b)
+_OR = Pointwise(lambda a, b: tirx.Or(a, b) if dtype_of(a) == "bool" else a | b)
+_NOT = Pointwise(lambda a: tirx.Not(a) if dtype_of(a) == "bool" else ~a)
 
 POINTWISE: dict[Any, Pointwise] = {
     aten.add.Tensor: _ADD, aten.add.Scalar: _ADD,
@@ -168,7 +170,7 @@ def _operand(value: Any, index: tuple[Any, ...], dtype: str) -> Any:
 
 
 def _cast(expression: Any, dtype: str) -> Any:
-    return expression if str(expression.dtype) == dtype else expression.astype(dtype)
+    return expression if dtype_of(expression) == dtype else expression.astype(dtype)
 
 
 def _promoted(args: tuple[Any, ...]) -> str:

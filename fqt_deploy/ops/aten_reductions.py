@@ -11,6 +11,7 @@ from torch import Tensor
 from tvm import te, tirx
 
 from fqt_deploy.ops.aten_pointwise import tvm_dtype
+from fqt_deploy.ops.expression_dtype import dtype_of
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -96,6 +97,6 @@ def _reduce(op: Reduction, x: te.Tensor, axes: list[int], kept: list[int], dtype
     def total(*index: Any) -> Any:
         where = dict(zip(kept, index, strict=True)) | loops
         value = x[tuple(where[a] for a in range(len(x.shape)))]
-        return op.combine(value if str(value.dtype) == dtype else value.astype(dtype), axis=list(loops.values()))
+        return op.combine(value if dtype_of(value) == dtype else value.astype(dtype), axis=list(loops.values()))
 
     return te.compute([int(x.shape[a]) for a in kept], total, name=name)

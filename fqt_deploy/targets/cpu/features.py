@@ -45,7 +45,7 @@ def cpu_features(mcpu: str) -> CpuFeatures:
     Raises:
         FqtError: FQT402 if LLVM does not know it, or this machine cannot run code for it.
     """
-    if mcpu not in codegen.llvm_get_cpu_archlist():
+    if mcpu not in codegen.llvm_get_cpu_archlist(_llvm_target("generic")):
         raise FqtError(
             f"unknown processor {mcpu!r}",
             code="FQT402",

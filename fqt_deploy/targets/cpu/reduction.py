@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import tvm_ffi
 from tvm import s_tir, tirx
 
 from fqt_deploy.targets.cpu.elementwise import (
@@ -44,11 +45,15 @@ def _reduces_contiguous_axis(schedule: Any, block: Any) -> bool:
     """Whether the last index of the largest operand is a reduction axis."""
     statement = schedule.get(block)
     reduced = {axis.var for axis in statement.iter_vars if int(axis.iter_type) == tirx.IterVar.CommReduce}
-    largest = max(statement.reads, key=lambda r: _size(r.buffer), default=None)
+    largest = max(statement.reads, key=lambda r: _size(r.source), default=None)
     if largest is None or not largest.region:
         return False
     found: list[bool] = []
-    tirx.stmt_functor.post_order_visit(largest.region[-1].min, lambda n: found.append(n in reduced))
+
+    def visit(variable: Any) -> None:
+        found.append(variable in reduced)
+
+    tvm_ffi.structural_walk(largest.region[-1].min, (tirx.Var, visit))
     return any(found)
 
 

@@ -16,12 +16,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import tvm_ffi
 from tvm import tirx
+
+from fqt_deploy.ops.expression_dtype import dtype_of
 
 
 def makes_bits(function: tirx.PrimFunc) -> bool:
     """Whether an output of ``function`` is of an integer or boolean type while an input is floating point."""
-    dtypes = [str(function.buffer_map[p].dtype) for p in function.params]
+    dtypes = [str(parameter.dtype) for parameter in function.params]
     outputs = int(function.attrs["fqt.outputs"])
     return "float32" in dtypes[:-outputs] and any(not dtype.startswith("float") for dtype in dtypes[-outputs:])
 
@@ -30,14 +33,13 @@ def round_products(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """``function`` with a fence around every float32 product that is an operand of a sum or difference."""
 
     def fenced(operand: Any) -> Any:
-        if isinstance(operand, tirx.Mul) and str(operand.dtype) == "float32":
+        if isinstance(operand, tirx.Mul) and dtype_of(operand) == "float32":
             return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", operand)
         return operand
 
     def rewrite(node: Any) -> Any:
-        if str(node.dtype) != "float32":
-            return None
+        if dtype_of(node) != "float32":
+            return node
         return type(node)(fenced(node.a), fenced(node.b))
 
-    body = tirx.stmt_functor.ir_transform(function.body, None, rewrite, ["tirx.Add", "tirx.Sub"])
-    return function.with_body(body)
+    return function.with_body(tvm_ffi.structural_map(function.body, ((tirx.Add, tirx.Sub), rewrite)))
