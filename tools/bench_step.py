@@ -1,0 +1,327 @@
+"""Time one compiled training step beside PyTorch's in every configuration, and compare peak memory.
+
+Example: ``python -m tools.bench_step --model vgg16 --batch 128 --threads 2 --recipe scq+agp --agp once``.
+
+A step is forward, loss, backward and Adam on both sides, on the same batch and number of threads. All contenders run in
+one process, in turn, ``--repeats`` times; their medians count. Memory is measured in a process of its own for each side:
+what the resident set grows by, at its peak over three steps, after the imports. The last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tools.examples import EXAMPLES, compile_example, load_example
+
+if TYPE_CHECKING:
+    from fqt_deploy.capture.load_model import ModelSource
+
+MINIMUM_TURN_S = 0.2
+"""A contender's turn lasts at least this long: a short step is repeated within it."""
+WARM_UP = 2
+MEMORY_STEPS = 3
+SEED = 0
+
+Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class TorchConfiguration:
+    """One way to run a training step in PyTorch.
+
+    Attributes:
+        compiled: through ``torch.compile``.
+        channels_last: memory format of model and images.
+        bf16: under autocast.
+    """
+
+    compiled: bool = False
+    channels_last: bool = False
+    bf16: bool = False
+
+    @property
+    def name(self) -> str:
+        """For example ``compile_bf16_channels_last``."""
+        parts = ["compile" if self.compiled else "eager", "bf16" if self.bf16 else "fp32"]
+        return "_".join([*parts, *(["channels_last"] if self.channels_last else [])])
+
+
+def configurations(*, compiled: bool) -> tuple[TorchConfiguration, ...]:
+    """All combinations; those of ``torch.compile`` only if it can run."""
+    return tuple(
+        TorchConfiguration(through, last, bf16)
+        for through in ((False, True) if compiled else (False,))
+        for bf16 in (False, True)
+        for last in (False, True)
+    )
+
+
+def torch_step(source: ModelSource, configuration: TorchConfiguration, adam: Mapping[str, Any]) -> Step:
+    """A training step of a copy of the model; it returns the loss.
+
+    Args:
+        source: model, loss and batch.
+        configuration: how to run it.
+        adam: keyword arguments of ``torch.optim.Adam``.
+    """
+    import copy
+
+    import torch
+
+    model = copy.deepcopy(source.module).train()
+    x, y = source.example_inputs
+    if configuration.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    optimizer = torch.optim.Adam(model.parameters(), **adam)
+
+    def loss_of(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return source.loss_fn(model(inputs), targets)
+
+    forward = torch.compile(loss_of) if configuration.compiled else loss_of
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16) if configuration.bf16 else nullcontext():
+            loss = forward(x, y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def fastest_adam(source: ModelSource, lr: float) -> dict[str, Any]:
+    """Arguments of ``torch.optim.Adam`` for the implementation that updates this model fastest here."""
+    import copy
+
+    import torch
+
+    seconds: dict[str, float] = {}
+    for implementation in ("", "foreach", "fused"):
+        model = copy.deepcopy(source.module)
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 1e-3)
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr, **({implementation: True} if implementation else {}))
+        seconds[implementation] = min(_seconds(optimizer.step, 1) for _ in range(5))
+    best = min(seconds, key=lambda name: seconds[name])
+    return {"lr": lr, **({best: True} if best else {})}
+
+
+def our_step(artifact: Path, source: ModelSource) -> Step:
+    """A step of the compiled artifact on the example batch; it returns the loss."""
+    import fqt_deploy
+
+    session = fqt_deploy.load(artifact)
+    x, y = (tensor.numpy() for tensor in source.example_inputs)
+    return lambda: session.step(x, y)
+
+
+def interleaved_medians(steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
+    """Median seconds of each step; the contenders take turns, so that a slow moment hits all of them alike."""
+    calls: dict[str, int] = {}
+    for name, step in steps.items():
+        for _ in range(WARM_UP):
+            step()
+        calls[name] = max(1, math.ceil(MINIMUM_TURN_S / _seconds(step, 1)))
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            times[name].append(_seconds(step, calls[name]))
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def _seconds(step: Step, calls: int) -> float:
+    """Mean seconds of ``calls`` calls."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        step()
+    return (time.perf_counter() - start) / calls
+
+
+def summarize(seconds: Mapping[str, float], memory_mb: Mapping[str, float]) -> dict[str, Any]:
+    """The numbers of the last line, from seconds by contender (``ours`` and configuration names) and peak memory."""
+    best = {}
+    for dtype in ("fp32", "bf16"):
+        names = [name for name in seconds if dtype in name.split("_")]
+        best[dtype] = min(names, key=lambda name: seconds[name])
+    ours = seconds["ours"]
+    return {
+        "ours_s": ours,
+        "eager_fp32_s": seconds["eager_fp32"],
+        "best_fp32_s": seconds[best["fp32"]],
+        "best_bf16_s": seconds[best["bf16"]],
+        "ratio_best_fp32": seconds[best["fp32"]] / ours,
+        "ratio_best_bf16": seconds[best["bf16"]] / ours,
+        "best_fp32": best["fp32"],
+        "best_bf16": best["bf16"],
+        "peak_mem_ours_mb": memory_mb["ours"],
+        "peak_mem_torch_mb": memory_mb["torch"],
+        "seconds": dict(seconds),
+    }
+
+
+# What the processes of one benchmark do. The first one imports neither torch nor NumPy: a process counts the peak
+# memory of the one that started it as its own.
+
+
+def task_compile(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compile the example into the artifact folder."""
+    chosen = {"recipe": arguments.recipe, "agp": arguments.agp, "grad_bits": arguments.grad_bits}
+    settings = {name: value for name, value in chosen.items() if value is not None} | {"optimizer": "adam"}
+    start = time.perf_counter()
+    result = compile_example(load_example(arguments.model, arguments.batch), settings, arguments.artifact)
+    optimizer = result.manifest.optimizer
+    return {
+        "batch": result.manifest.batch,
+        "recipe": result.manifest.options,
+        "lr": optimizer.groups[0]["lr"],
+        "compile_s": time.perf_counter() - start,
+    }
+
+
+def task_time(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds by contender."""
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(SEED)
+    source = load_example(arguments.model, arguments.batch)
+    adam = fastest_adam(source, float(source.options.get("lr", 1e-3)))
+    compiled = not arguments.skip_compile and any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    steps = {"ours": our_step(arguments.artifact, source)}
+    for configuration in configurations(compiled=compiled):
+        steps[configuration.name] = torch_step(source, configuration, adam)
+    return {"seconds": interleaved_medians(steps, arguments.repeats), "adam": adam}
+
+
+def task_memory_ours(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Peak growth of the resident set over our steps, in MB."""
+    import numpy as np
+
+    import fqt_deploy
+    from fqt_deploy.core.manifest import Manifest
+
+    manifest = Manifest.from_json((arguments.artifact / "manifest.json").read_bytes())
+    generator = np.random.default_rng(SEED)
+    x_spec, y_spec = manifest.inputs
+    x = generator.standard_normal(x_spec.shape, dtype=np.float32)
+    if manifest.classes is not None:
+        y = generator.integers(0, manifest.classes, y_spec.shape).astype(y_spec.dtype)
+    else:
+        y = generator.standard_normal(y_spec.shape).astype(y_spec.dtype)
+    before = _peak_mb()
+    session = fqt_deploy.load(arguments.artifact)
+    for _ in range(MEMORY_STEPS):
+        session.step(x, y)
+    return {"mb": _peak_mb() - before}
+
+
+def task_memory_torch(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Peak growth of the resident set over PyTorch's eager fp32 steps, in MB."""
+    import torch
+    from torch import optim
+
+    from fqt_deploy.capture import load_model
+
+    torch.set_num_threads(arguments.threads)
+    optim.Adam([torch.zeros(1)])  # the first optimizer imports more
+    assert load_model
+    before = _peak_mb()
+    source = load_example(arguments.model, arguments.batch)
+    model = source.module.train()
+    x, y = source.example_inputs
+    optimizer = optim.Adam(model.parameters(), fused=True)
+    for _ in range(MEMORY_STEPS):
+        optimizer.zero_grad(set_to_none=True)
+        loss = source.loss_fn(model(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return {"mb": _peak_mb() - before}
+
+
+def _peak_mb() -> float:
+    """Largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
+
+
+TASKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "compile": task_compile,
+    "memory-ours": task_memory_ours,
+    "memory-torch": task_memory_torch,
+    "time": task_time,
+}
+"""What a child process is told to do, in order."""
+
+
+def _child(task: str, artifact: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run ``task`` in a process of its own; returns what it found."""
+    print(f"{task} ...", file=sys.stderr, flush=True)
+    environment = os.environ | {"FQT_NUM_THREADS": str(arguments.threads), "OMP_NUM_THREADS": str(arguments.threads)}
+    command = [sys.executable, "-m", "tools.bench_step", *sys.argv[1:], "--task", task, "--artifact", str(artifact)]
+    finished = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if finished.returncode:
+        raise SystemExit(finished.returncode)
+    found: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+    return found
+
+
+def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """All tasks; returns the content of the last line."""
+    found = {task: _child(task, folder / "step.fqt", arguments) for task in TASKS}
+    timing = found["time"]
+    for name, seconds in sorted(timing["seconds"].items(), key=lambda item: item[1]):
+        print(f"{name:28} {1e3 * seconds:10.2f} ms")
+    memory = {"ours": found["memory-ours"]["mb"], "torch": found["memory-torch"]["mb"]}
+    setting = {"model": arguments.model, "threads": arguments.threads, "adam": timing["adam"], **found["compile"]}
+    return {**setting, **summarize(timing["seconds"], memory)}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", choices=sorted(EXAMPLES), default="vgg16")
+    parser.add_argument("--batch", type=int, help="samples in a step (default: the example's)")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all of this machine"
+    )
+    parser.add_argument("--recipe", choices=["none", "psq-8", "psq-1", "scq", "scq+agp"])
+    parser.add_argument("--agp", choices=["topk", "sampled", "once"])
+    parser.add_argument("--grad-bits", type=int, choices=[1, 2, 4, 8])
+    parser.add_argument("--repeats", type=int, default=5, help="turns of every contender (default: %(default)s)")
+    parser.add_argument(
+        "--skip-compile", action="store_true", help="leave torch.compile out: it takes minutes to start"
+    )
+    parser.add_argument("--task", choices=list(TASKS), help=argparse.SUPPRESS)
+    parser.add_argument("--artifact", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Run the benchmark, or, in a child process, one of its tasks."""
+    arguments = parse()
+    if arguments.task is not None:
+        print(json.dumps(TASKS[arguments.task](arguments)))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(run(arguments, Path(folder))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
