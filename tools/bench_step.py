@@ -3,8 +3,8 @@
 Example: ``python -m tools.bench_step --model vgg16 --batch 128 --threads 2 --recipe scq+agp --agp once``.
 
 A step is forward, loss, backward and Adam on both sides, on the same batch and number of threads. All contenders run in
-one process, in turn, ``--repeats`` times; their medians count. Memory is measured in a process of its own for each side:
-what the resident set grows by, at its peak over three steps, after the imports. The last line printed is JSON.
+one process, in turn, ``--repeats`` times; their medians count. Memory is measured in a process of its own for each
+side: what the resident set grows by, at its peak over three steps, after the imports. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -72,18 +72,16 @@ def configurations(*, compiled: bool) -> tuple[TorchConfiguration, ...]:
 
 
 def torch_step(source: ModelSource, configuration: TorchConfiguration, adam: Mapping[str, Any]) -> Step:
-    """A training step of a copy of the model; it returns the loss.
+    """A training step of the model itself; it returns the loss.
 
     Args:
-        source: model, loss and batch.
+        source: model, loss and batch; the model is changed.
         configuration: how to run it.
         adam: keyword arguments of ``torch.optim.Adam``.
     """
-    import copy
-
     import torch
 
-    model = copy.deepcopy(source.module).train()
+    model = source.module.train()
     x, y = source.example_inputs
     if configuration.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -99,7 +97,7 @@ def torch_step(source: ModelSource, configuration: TorchConfiguration, adam: Map
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=torch.bfloat16) if configuration.bf16 else nullcontext():
             loss = forward(x, y)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return loss.item()
 
@@ -108,19 +106,18 @@ def torch_step(source: ModelSource, configuration: TorchConfiguration, adam: Map
 
 def fastest_adam(source: ModelSource, lr: float) -> dict[str, Any]:
     """Arguments of ``torch.optim.Adam`` for the implementation that updates this model fastest here."""
-    import copy
-
     import torch
 
+    candidates: dict[str, dict[str, Any]] = {name: {"lr": lr, name: True} for name in ("foreach", "fused")}
+    candidates["default"] = {"lr": lr}
     seconds: dict[str, float] = {}
-    for implementation in ("", "foreach", "fused"):
-        model = copy.deepcopy(source.module)
-        for parameter in model.parameters():
+    for name, adam in candidates.items():
+        parameters = [parameter.detach().clone() for parameter in source.module.parameters()]
+        for parameter in parameters:
             parameter.grad = torch.full_like(parameter, 1e-3)
-        optimizer = torch.optim.Adam(model.parameters(), lr=lr, **({implementation: True} if implementation else {}))
-        seconds[implementation] = min(_seconds(optimizer.step, 1) for _ in range(5))
-    best = min(seconds, key=lambda name: seconds[name])
-    return {"lr": lr, **({best: True} if best else {})}
+        optimizer = torch.optim.Adam(parameters, **adam)
+        seconds[name] = min(_seconds(optimizer.step, 1) for _ in range(5))
+    return candidates[min(seconds, key=lambda name: seconds[name])]
 
 
 def our_step(artifact: Path, source: ModelSource) -> Step:
@@ -206,7 +203,8 @@ def task_time(arguments: argparse.Namespace) -> dict[str, Any]:
     compiled = not arguments.skip_compile and any(shutil.which(name) for name in ("g++", "clang++", "c++"))
     steps = {"ours": our_step(arguments.artifact, source)}
     for configuration in configurations(compiled=compiled):
-        steps[configuration.name] = torch_step(source, configuration, adam)
+        own = load_example(arguments.model, arguments.batch)
+        steps[configuration.name] = torch_step(own, configuration, adam)
     return {"seconds": interleaved_medians(steps, arguments.repeats), "adam": adam}
 
 
@@ -225,8 +223,9 @@ def task_memory_ours(arguments: argparse.Namespace) -> dict[str, Any]:
         y = generator.integers(0, manifest.classes, y_spec.shape).astype(y_spec.dtype)
     else:
         y = generator.standard_normal(y_spec.shape).astype(y_spec.dtype)
+    load = fqt_deploy.load  # imports the runtime
     before = _peak_mb()
-    session = fqt_deploy.load(arguments.artifact)
+    session = load(arguments.artifact)
     for _ in range(MEMORY_STEPS):
         session.step(x, y)
     return {"mb": _peak_mb() - before}
@@ -235,23 +234,15 @@ def task_memory_ours(arguments: argparse.Namespace) -> dict[str, Any]:
 def task_memory_torch(arguments: argparse.Namespace) -> dict[str, Any]:
     """Peak growth of the resident set over PyTorch's eager fp32 steps, in MB."""
     import torch
-    from torch import optim
 
-    from fqt_deploy.capture import load_model
+    from fqt_deploy.capture.load_model import load_model
 
     torch.set_num_threads(arguments.threads)
-    optim.Adam([torch.zeros(1)])  # the first optimizer imports more
-    assert load_model
     before = _peak_mb()
-    source = load_example(arguments.model, arguments.batch)
-    model = source.module.train()
-    x, y = source.example_inputs
-    optimizer = optim.Adam(model.parameters(), fused=True)
+    source = load_model(EXAMPLES[arguments.model], batch=arguments.batch)
+    step = torch_step(source, TorchConfiguration(), {"fused": True})
     for _ in range(MEMORY_STEPS):
-        optimizer.zero_grad(set_to_none=True)
-        loss = source.loss_fn(model(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        step()
     return {"mb": _peak_mb() - before}
 
 
