@@ -235,9 +235,11 @@ def task_memory_torch(arguments: argparse.Namespace) -> dict[str, Any]:
     """Peak growth of the resident set over PyTorch's eager fp32 steps, in MB."""
     import torch
 
-    from fqt_deploy.capture.load_model import load_model
+    from fqt_deploy.capture.load_model import ModelSource, load_model
 
     torch.set_num_threads(arguments.threads)
+    tiny = ModelSource(torch.nn.Linear(2, 2), torch.nn.functional.mse_loss, (torch.ones(1, 2), torch.ones(1, 2)))
+    torch_step(tiny, TorchConfiguration(), {"fused": True})()  # imports what a first step imports
     before = _peak_mb()
     source = load_model(EXAMPLES[arguments.model], batch=arguments.batch)
     step = torch_step(source, TorchConfiguration(), {"fused": True})
