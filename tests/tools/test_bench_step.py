@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from fqt_deploy.capture.load_model import ModelSource
+from tools.bench_step import (
+    TorchConfiguration,
+    configurations,
+    fastest_adam,
+    interleaved_medians,
+    parse,
+    summarize,
+    torch_step,
+)
+
+
+def source():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(8, 3, 4, 4, generator=generator), torch.randint(0, 5, (8,), generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 5))
+    return ModelSource(model, torch.nn.functional.cross_entropy, (x, y))
+
+
+def test_configurations_cover_all_combinations():
+    names = [c.name for c in configurations(compiled=True)]
+    assert len(set(names)) == 8
+    assert "eager_fp32" in names
+    assert "compile_bf16_channels_last" in names
+    assert not any("compile" in c.name for c in configurations(compiled=False))
+
+
+@pytest.mark.parametrize("configuration", configurations(compiled=False), ids=lambda c: c.name)
+def test_torch_steps_train(configuration):
+    step = torch_step(source(), configuration, {"lr": 1e-2})
+    losses = [step() for _ in range(10)]
+    assert losses[-1] < losses[0]
+
+
+def test_memory_format_does_not_change_the_numbers():
+    plain = torch_step(source(), TorchConfiguration(), {"lr": 1e-2})
+    last = torch_step(source(), TorchConfiguration(channels_last=True), {"lr": 1e-2})
+    assert [plain() for _ in range(3)] == pytest.approx([last() for _ in range(3)], rel=1e-4)
+
+
+def test_adam_is_one_of_torch_s_implementations():
+    adam = fastest_adam(source(), 1e-3)
+    assert adam.pop("lr") == 1e-3
+    assert adam in ({}, {"foreach": True}, {"fused": True})
+
+
+def test_contenders_take_turns(monkeypatch):
+    monkeypatch.setattr("tools.bench_step.MINIMUM_TURN_S", 0.0)
+    monkeypatch.setattr("tools.bench_step.WARM_UP", 0)
+    calls: list[str] = []
+    medians = interleaved_medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b", *["a", "b"] * 3]
+    assert set(medians) == {"a", "b"}
+
+
+def test_summary_compares_with_the_best():
+    seconds = {"ours": 0.1, "eager_fp32": 2.0, "eager_fp32_channels_last": 1.0, "eager_bf16": 0.5, "compile_bf16": 0.6}
+    summary = summarize(seconds, {"ours": 10.0, "torch": 100.0})
+    assert summary["eager_fp32_s"] == 2.0
+    assert summary["best_fp32_s"] == 1.0
+    assert summary["ratio_best_fp32"] == pytest.approx(10)
+    assert summary["best_bf16"] == "eager_bf16"
+    assert summary["ratio_best_bf16"] == pytest.approx(5)
+    assert (summary["peak_mem_ours_mb"], summary["peak_mem_torch_mb"]) == (10.0, 100.0)
+
+
+def test_command_line():
+    arguments = parse(["--model", "resnet18", "--batch", "64", "--threads", "1", "--agp", "once", "--skip-compile"])
+    assert (arguments.model, arguments.batch, arguments.threads, arguments.agp) == ("resnet18", 64, 1, "once")
+    assert arguments.skip_compile
