@@ -45,7 +45,6 @@ REDUCTIONS: dict[Any, Reduction] = {
 """Every supported reduction overload."""
 
 
-
 def reduced_axes(args: tuple[Any, ...], rank: int) -> list[int]:
     """The axes that a reduction call with ``args`` (the operand first) reduces."""
     dims = args[1] if len(args) > 1 else None

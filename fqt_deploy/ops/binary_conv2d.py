@@ -80,7 +80,9 @@ def fake(
     n, h, w, words = x_bits.shape
     expected = (panel_count(out_channels), kernel[0] * kernel[1] * words, PANEL)
     if words != word_count(in_channels) or tuple(w_bits.shape) != expected:
-        raise ValueError(f"packed shapes {tuple(x_bits.shape)}, {tuple(w_bits.shape)} do not fit {in_channels} channels")
+        raise ValueError(
+            f"packed shapes {tuple(x_bits.shape)}, {tuple(w_bits.shape)} do not fit {in_channels} channels"
+        )
     oh, ow = output_extents([h, w], kernel, stride, padding)
     return x_bits.new_empty((n, oh, ow, out_channels), dtype=result_dtype(in_channels, kernel))
 

@@ -71,7 +71,9 @@ def fake(
     k, oh, ow, _, words = planes.shape
     expected = (panel_count(in_channels), kernel[0] * kernel[1] * words, PANEL)
     if words != word_count(out_channels) or tuple(w_bits.shape) != expected:
-        raise ValueError(f"packed shapes {tuple(planes.shape)}, {tuple(w_bits.shape)} do not fit {out_channels} channels")
+        raise ValueError(
+            f"packed shapes {tuple(planes.shape)}, {tuple(w_bits.shape)} do not fit {out_channels} channels"
+        )
     if output_extents(input_hw, kernel, stride, padding) != [oh, ow]:
         raise ValueError(f"a gradient of {oh} x {ow} does not belong to an input of {input_hw}")
     return planes.new_empty((k, *input_hw, in_channels), dtype=torch.int32)

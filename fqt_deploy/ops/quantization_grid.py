@@ -102,6 +102,4 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
             yield torch.minimum(a, b), torch.maximum(a, b), bits, "zero"
 
 
-quantization_grid = OpSpec(
-    "quantization_grid", OpKind.ROOT, reference, fake, compute, cost, sample_inputs
-).register()
+quantization_grid = OpSpec("quantization_grid", OpKind.ROOT, reference, fake, compute, cost, sample_inputs).register()

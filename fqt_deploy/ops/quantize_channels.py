@@ -15,9 +15,7 @@ from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 from fqt_deploy.ops.stochastic_code import rounded, rounded_compute
 
 
-def reference(
-    g: Tensor, index: Tensor | None, zero: Tensor, reciprocal: Tensor, key: Tensor, bits: int
-) -> Tensor:
+def reference(g: Tensor, index: Tensor | None, zero: Tensor, reciprocal: Tensor, key: Tensor, bits: int) -> Tensor:
     """Codes of ``g`` for the channels in ``index``.
 
     Args:
@@ -45,9 +43,7 @@ def fake(g: Tensor, index: Tensor | None, zero: Tensor, reciprocal: Tensor, key:
     return g.new_empty((*g.shape[:2], kept), dtype=torch.uint8)
 
 
-def compute(
-    g: te.Tensor, index: Any, zero: te.Tensor, reciprocal: te.Tensor, key: te.Tensor, bits: int
-) -> te.Tensor:
+def compute(g: te.Tensor, index: Any, zero: te.Tensor, reciprocal: te.Tensor, key: te.Tensor, bits: int) -> te.Tensor:
     """Element-wise."""
     return codes(g, index, zero, reciprocal, key, bits, name="quantize_channels")
 

@@ -14,9 +14,7 @@ from fqt_deploy.ops.packed_words import WORD, bit_of, pack_last_axis, packed, wo
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec
 
 
-def reference(
-    g: Tensor, index: Tensor | None, zero: Tensor, reciprocal: Tensor, key: Tensor, bits: int
-) -> Tensor:
+def reference(g: Tensor, index: Tensor | None, zero: Tensor, reciprocal: Tensor, key: Tensor, bits: int) -> Tensor:
     """Bit k of word w of plane p is bit p of the code of position 32 w + k.
 
     Args:
@@ -41,9 +39,7 @@ def fake(g: Tensor, index: Tensor | None, zero: Tensor, reciprocal: Tensor, key:
     return g.new_empty((word_count(samples * positions), bits, kept), dtype=torch.int32)
 
 
-def compute(
-    g: te.Tensor, index: Any, zero: te.Tensor, reciprocal: te.Tensor, key: te.Tensor, bits: int
-) -> te.Tensor:
+def compute(g: te.Tensor, index: Any, zero: te.Tensor, reciprocal: te.Tensor, key: te.Tensor, bits: int) -> te.Tensor:
     """Codes in one pass, bits collected in another."""
     codes = quantize_channels.codes(g, index, zero, reciprocal, key, bits, name="quantize_pack_channels_codes")
     samples, positions, kept = (int(d) for d in codes.shape)

@@ -104,9 +104,7 @@ def compute(score: te.Tensor, key: te.Tensor, keep: int) -> tuple[te.Tensor, ...
 
     start = te.compute(
         (groups,),
-        lambda i: te.sum(
-            tirx.Select(tirx.all(precedes(i), certain[s].equal(0)), w[s], 0).astype("int64"), axis=s
-        ),
+        lambda i: te.sum(tirx.Select(tirx.all(precedes(i), certain[s].equal(0)), w[s], 0).astype("int64"), axis=s),
         name=f"{name}_start",
     )
 

@@ -36,9 +36,7 @@ def selected_compute(kept: te.Tensor, weight: Any, keep: int, name: str) -> tupl
     """``selected`` of a 0/1 int32 stage ``kept`` [G] and an expression ``weight(i)``."""
     groups = int(kept.shape[0])
     j = te.reduce_axis((0, groups), "j")
-    before = te.compute(
-        (groups,), lambda i: te.sum(tirx.Select(j < i, kept[j], 0), axis=j), name=f"{name}_before"
-    )
+    before = te.compute((groups,), lambda i: te.sum(tirx.Select(j < i, kept[j], 0), axis=j), name=f"{name}_before")
     slot = te.compute((groups,), lambda i: tirx.Select(kept[i] > 0, before[i], -1), name=f"{name}_slot")
     i = te.reduce_axis((0, groups), "i")
     index = te.compute((keep,), lambda k: te.sum(tirx.Select(slot[i].equal(k), i, 0), axis=i), name=f"{name}_index")
@@ -48,6 +46,4 @@ def selected_compute(kept: te.Tensor, weight: Any, keep: int, name: str) -> tupl
 def ranked(first_precedes: Any, groups: int, name: str) -> te.Tensor:
     """Stage [G] int32: how many groups precede each one; ``first_precedes(j, i)`` is a total order."""
     j = te.reduce_axis((0, groups), "j")
-    return te.compute(
-        (groups,), lambda i: te.sum(tirx.Select(first_precedes(j, i), 1, 0), axis=j), name=name
-    )
+    return te.compute((groups,), lambda i: te.sum(tirx.Select(first_precedes(j, i), 1, 0), axis=j), name=name)

@@ -58,9 +58,7 @@ def compute(x: te.Tensor) -> te.Tensor:
 def straight_through_compute(gradient: te.Tensor, x: te.Tensor) -> te.Tensor:
     """Element-wise selection."""
     zero = tirx.const(0.0, "float32")
-    return te.compute(
-        x.shape, lambda *i: tirx.Select(tirx.abs(x[i]) < 1.0, gradient[i], zero), name="straight_through"
-    )
+    return te.compute(x.shape, lambda *i: tirx.Select(tirx.abs(x[i]) < 1.0, gradient[i], zero), name="straight_through")
 
 
 def cost(x: Tensor) -> Cost:
