@@ -1,4 +1,4 @@
-"""``fqt::batch_matmul``: batched matrix product in fp32."""
+"""``fqt::batch_matmul``: one matrix product a sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
 def reference(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b``.
+    """The products of corresponding matrices.
 
     Args:
         a: [B, M, K] float32.
@@ -22,37 +22,36 @@ def reference(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         [B, M, N] float32.
     """
-    return a @ b
+    return torch.bmm(a, b)
 
 
 def fake(a: Tensor, b: Tensor) -> Tensor:
-    """Shape rule of ``reference``."""
-    if a.shape[2] != b.shape[1]:
-        raise ValueError(f"{tuple(a.shape)} and {tuple(b.shape)} do not contract")
+    """Shape rule: [B, M, K], [B, K, N] -> [B, M, N]."""
+    if a.dim() != 3 or b.dim() != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1]:
+        raise ValueError(f"operands {tuple(a.shape)} and {tuple(b.shape)} do not match")
     return a.new_empty((a.shape[0], a.shape[1], b.shape[2]))
 
 
 def compute(a: te.Tensor, b: te.Tensor) -> te.Tensor:
-    """One sum an element."""
+    """Sum of products."""
     k = te.reduce_axis((0, int(a.shape[2])), "k")
     return te.compute(
-        (a.shape[0], a.shape[1], b.shape[2]),
-        lambda n, i, j: te.sum(a[n, i, k] * b[n, k, j], axis=k),
+        (int(a.shape[0]), int(a.shape[1]), int(b.shape[2])),
+        lambda s, m, n: te.sum(a[s, m, k] * b[s, k, n], axis=k),
         name="batch_matmul",
     )
 
 
 def cost(a: Tensor, b: Tensor) -> Cost:
     """Two operations a multiply-accumulate."""
-    y = fake(a, b)
-    return Cost(flops=2 * y.numel() * a.shape[2], bytes_moved=tensor_bytes(a, b, y))
+    return Cost(flops=2 * a.numel() * b.shape[2], bytes_moved=tensor_bytes(a, b, fake(a, b)))
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Whole and odd extents, a single row."""
-    g = torch.Generator().manual_seed(0)
-    for m, k, n in ((32, 64, 48), (7, 33, 10), (1, 5, 1)):
-        yield torch.randn(3, m, k, generator=g), torch.randn(3, k, n, generator=g)
+    """Full and odd extents, single elements."""
+    r = torch.Generator().manual_seed(0)
+    for batch, m, k, n in ((2, 4, 32, 16), (3, 5, 7, 9), (1, 1, 1, 1)):
+        yield torch.randn(batch, m, k, generator=r), torch.randn(batch, k, n, generator=r)
 
 
 batch_matmul = OpSpec(

@@ -1,4 +1,4 @@
-"""``fqt::linear``: product of rows with a weight in fp32."""
+"""``fqt::linear``: product with a transposed weight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
 def reference(x: Tensor, w: Tensor) -> Tensor:
-    """``x @ w.T``.
+    """``x`` times the transpose of ``w``.
 
     Args:
         x: [R, I] float32.
@@ -26,29 +26,34 @@ def reference(x: Tensor, w: Tensor) -> Tensor:
 
 
 def fake(x: Tensor, w: Tensor) -> Tensor:
-    """Shape rule of ``reference``."""
-    if x.shape[1] != w.shape[1]:
-        raise ValueError(f"{tuple(x.shape)} and {tuple(w.shape)} do not contract")
+    """Shape rule: [R, I], [O, I] -> [R, O]."""
+    if x.dim() != 2 or w.dim() != 2 or x.shape[1] != w.shape[1]:
+        raise ValueError(f"operands {tuple(x.shape)} and {tuple(w.shape)} do not match")
     return x.new_empty((x.shape[0], w.shape[0]))
 
 
 def compute(x: te.Tensor, w: te.Tensor) -> te.Tensor:
-    """One sum an element."""
+    """Sum of products."""
     k = te.reduce_axis((0, int(x.shape[1])), "k")
-    return te.compute((x.shape[0], w.shape[0]), lambda r, o: te.sum(x[r, k] * w[o, k], axis=k), name="linear")
+    return te.compute(
+        (int(x.shape[0]), int(w.shape[0])),
+        lambda r, o: te.sum(x[r, k] * w[o, k], axis=k),
+        name="linear",
+    )
 
 
 def cost(x: Tensor, w: Tensor) -> Cost:
     """Two operations a multiply-accumulate."""
-    y = fake(x, w)
-    return Cost(flops=2 * y.numel() * x.shape[1], bytes_moved=tensor_bytes(x, w, y))
+    return Cost(flops=2 * x.numel() * w.shape[0], bytes_moved=tensor_bytes(x, w, fake(x, w)))
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Whole and odd extents, a single row."""
-    g = torch.Generator().manual_seed(0)
-    for rows, inputs, outputs in ((32, 64, 48), (7, 33, 10), (1, 5, 1)):
-        yield torch.randn(rows, inputs, generator=g), torch.randn(outputs, inputs, generator=g)
+    """Full and odd extents, one row, one output."""
+    r = torch.Generator().manual_seed(0)
+    for rows, i, o in ((8, 32, 16), (5, 33, 10), (1, 7, 3), (4, 64, 1)):
+        yield torch.randn(rows, i, generator=r), torch.randn(o, i, generator=r)
 
 
-linear = OpSpec("linear", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4).register()
+linear = OpSpec(
+    "linear", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4
+).register()

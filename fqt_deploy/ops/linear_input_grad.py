@@ -1,4 +1,4 @@
-"""``fqt::linear_input_grad``: gradient of a linear layer's input in fp32."""
+"""``fqt::linear_input_grad``: gradient of ``linear`` with respect to its input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
 def reference(g: Tensor, w: Tensor) -> Tensor:
-    """``g @ w``.
+    """``g`` times ``w``.
 
     Args:
         g: [R, O] float32.
@@ -26,31 +26,32 @@ def reference(g: Tensor, w: Tensor) -> Tensor:
 
 
 def fake(g: Tensor, w: Tensor) -> Tensor:
-    """Shape rule of ``reference``."""
-    if g.shape[1] != w.shape[0]:
-        raise ValueError(f"{tuple(g.shape)} and {tuple(w.shape)} do not contract")
+    """Shape rule: [R, O], [O, I] -> [R, I]."""
+    if g.dim() != 2 or w.dim() != 2 or g.shape[1] != w.shape[0]:
+        raise ValueError(f"operands {tuple(g.shape)} and {tuple(w.shape)} do not match")
     return g.new_empty((g.shape[0], w.shape[1]))
 
 
 def compute(g: te.Tensor, w: te.Tensor) -> te.Tensor:
-    """One sum an element."""
+    """Sum of products."""
     k = te.reduce_axis((0, int(g.shape[1])), "k")
     return te.compute(
-        (g.shape[0], w.shape[1]), lambda r, i: te.sum(g[r, k] * w[k, i], axis=k), name="linear_input_grad"
+        (int(g.shape[0]), int(w.shape[1])),
+        lambda r, i: te.sum(g[r, k] * w[k, i], axis=k),
+        name="linear_input_grad",
     )
 
 
 def cost(g: Tensor, w: Tensor) -> Cost:
     """Two operations a multiply-accumulate."""
-    y = fake(g, w)
-    return Cost(flops=2 * y.numel() * g.shape[1], bytes_moved=tensor_bytes(g, w, y))
+    return Cost(flops=2 * g.numel() * w.shape[1], bytes_moved=tensor_bytes(g, w, fake(g, w)))
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Whole and odd extents, a single row."""
-    generator = torch.Generator().manual_seed(0)
-    for rows, inputs, outputs in ((32, 64, 48), (7, 33, 10), (1, 5, 1)):
-        yield torch.randn(rows, outputs, generator=generator), torch.randn(outputs, inputs, generator=generator)
+    """Full and odd extents, one row, one output."""
+    r = torch.Generator().manual_seed(0)
+    for rows, i, o in ((8, 32, 16), (5, 33, 10), (1, 7, 3), (4, 64, 1)):
+        yield torch.randn(rows, o, generator=r), torch.randn(o, i, generator=r)
 
 
 linear_input_grad = OpSpec(

@@ -1,4 +1,4 @@
-"""``fqt::linear_weight_grad``: gradient of a linear layer's weight in fp32."""
+"""``fqt::linear_weight_grad``: gradient of ``linear`` with respect to its weight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
 def reference(x: Tensor, g: Tensor) -> Tensor:
-    """``g.T @ x``.
+    """The transpose of ``g`` times ``x``.
 
     Args:
         x: [R, I] float32.
@@ -22,35 +22,36 @@ def reference(x: Tensor, g: Tensor) -> Tensor:
     Returns:
         [O, I] float32.
     """
-    return g.t() @ x
+    return (g.t() @ x).contiguous()
 
 
 def fake(x: Tensor, g: Tensor) -> Tensor:
-    """Shape rule of ``reference``."""
-    if x.shape[0] != g.shape[0]:
-        raise ValueError(f"{tuple(x.shape)} and {tuple(g.shape)} do not contract")
+    """Shape rule: [R, I], [R, O] -> [O, I]."""
+    if x.dim() != 2 or g.dim() != 2 or x.shape[0] != g.shape[0]:
+        raise ValueError(f"operands {tuple(x.shape)} and {tuple(g.shape)} do not match")
     return x.new_empty((g.shape[1], x.shape[1]))
 
 
 def compute(x: te.Tensor, g: te.Tensor) -> te.Tensor:
-    """One sum an element."""
+    """Sum of products."""
     k = te.reduce_axis((0, int(x.shape[0])), "k")
     return te.compute(
-        (g.shape[1], x.shape[1]), lambda o, i: te.sum(g[k, o] * x[k, i], axis=k), name="linear_weight_grad"
+        (int(g.shape[1]), int(x.shape[1])),
+        lambda o, i: te.sum(x[k, i] * g[k, o], axis=k),
+        name="linear_weight_grad",
     )
 
 
 def cost(x: Tensor, g: Tensor) -> Cost:
     """Two operations a multiply-accumulate."""
-    y = fake(x, g)
-    return Cost(flops=2 * y.numel() * x.shape[0], bytes_moved=tensor_bytes(x, g, y))
+    return Cost(flops=2 * x.numel() * g.shape[1], bytes_moved=tensor_bytes(x, g, fake(x, g)))
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Whole and odd extents, a single row."""
-    generator = torch.Generator().manual_seed(0)
-    for rows, inputs, outputs in ((32, 64, 48), (7, 33, 10), (1, 5, 1)):
-        yield torch.randn(rows, inputs, generator=generator), torch.randn(rows, outputs, generator=generator)
+    """Full and odd extents, one row, one output."""
+    r = torch.Generator().manual_seed(0)
+    for rows, i, o in ((8, 32, 16), (5, 33, 10), (1, 7, 3), (4, 64, 1)):
+        yield torch.randn(rows, i, generator=r), torch.randn(rows, o, generator=r)
 
 
 linear_weight_grad = OpSpec(

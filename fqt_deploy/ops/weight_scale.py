@@ -1,8 +1,7 @@
-"""``fqt::weight_scale``: mean magnitude of each output channel's weight (XNOR-Net)."""
+"""``fqt::weight_scale``: magnitude of a binarized weight, one scale an output channel."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
 def reference(w: Tensor) -> Tensor:
-    """``alpha[o] = mean |w[o]|`` (algorithm, section 2).
+    """Mean absolute value of each output channel.
 
     Args:
         w: [O, I, KH, KW] float32.
@@ -22,32 +21,48 @@ def reference(w: Tensor) -> Tensor:
     Returns:
         [O] float32.
     """
-    return w.abs().flatten(1).mean(1)
+    return w.abs().mean([1, 2, 3])
 
 
 def fake(w: Tensor) -> Tensor:
-    """Shape rule: [O, ...] -> [O]."""
-    return w.new_empty(w.shape[0])
+    """Shape rule: [O, I, KH, KW] -> [O]."""
+    if w.dim() != 4:
+        raise ValueError(f"a weight {tuple(w.shape)} has not four axes")
+    return w.new_empty((w.shape[0],))
 
 
 def compute(w: te.Tensor) -> te.Tensor:
-    """A sum, divided."""
-    o, *rest = (int(d) for d in w.shape)
-    axes = [te.reduce_axis((0, e)) for e in rest]
-    total = te.compute((o,), lambda c: te.sum(tirx.abs(w[(c, *axes)]), axis=axes), name="weight_scale_total")
-    return te.compute((o,), lambda c: total[c] / float(math.prod(rest)), name="weight_scale")
+    """A sum, then a division."""
+    total = channel_magnitude(w, "weight_scale_sum")
+    count = elements_per_channel(w)
+    return te.compute(total.shape, lambda o: total[o] / tirx.const(float(count), "float32"), name="weight_scale")
+
+
+def elements_per_channel(w: te.Tensor) -> int:
+    """I * KH * KW."""
+    _, i, kh, kw = (int(d) for d in w.shape)
+    return i * kh * kw
+
+
+def channel_magnitude(w: te.Tensor, name: str) -> te.Tensor:
+    """Stage ``name``: [O] sum of absolute values of each output channel."""
+    out_channels, *rest = (int(d) for d in w.shape)
+    axes = [te.reduce_axis((0, extent), axis) for extent, axis in zip(rest, ("i", "kh", "kw"), strict=True)]
+    return te.compute((out_channels,), lambda o: te.sum(tirx.abs(w[(o, *axes)]), axis=axes), name=name)
 
 
 def cost(w: Tensor) -> Cost:
-    """Two operations an element."""
-    return Cost(flops=2 * w.numel(), bytes_moved=tensor_bytes(w))
+    """One addition an element."""
+    return Cost(flops=w.numel(), bytes_moved=tensor_bytes(w, fake(w)))
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Convolution and linear layer."""
+    """Convolutions, a linear layer, zeros."""
     g = torch.Generator().manual_seed(0)
     yield (torch.randn(16, 32, 3, 3, generator=g),)
-    yield (torch.randn(7, 33, 1, 1, generator=g),)
+    yield (torch.randn(7, 5, 3, 1, generator=g),)
+    yield (torch.randn(10, 64, 1, 1, generator=g),)
+    yield (torch.zeros(3, 2, 1, 1),)
 
 
 weight_scale = OpSpec("weight_scale", OpKind.ROOT, reference, fake, compute, cost, sample_inputs).register()
