@@ -1,4 +1,4 @@
-"""``fqt::dequantize_weight_grad``: from the integer weight-gradient product to the gradient, pruned channels zero."""
+"""``fqt::dequantize_weight_grad``: float weight gradient from the integer product of kept channels."""
 
 from __future__ import annotations
 
@@ -15,61 +15,78 @@ from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 def reference(
     product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None, kernel: list[int]
 ) -> Tensor:
-    """``scale * product + zero * sums`` (algorithm, section 3).
+    """``scale * product + zero * sums`` of kept output channels, zero for pruned ones.
 
     Args:
-        product: [K, T, I] int32, codes times signs of the kept channels.
-        scale: [K] float32.
-        zero: [K] float32.
+        product: [K, T, I] int32, see ``bitplane_weight_grad``.
+        scale: [K] float32, step of each channel's grid.
+        zero: [K] float32, value of code 0.
         sums: [T, I] int32, see ``position_sums``.
-        slot: [O] int32, each channel's row of ``product`` or -1; None when all are kept.
-        kernel: KH, KW; T = KH * KW.
+        slot: [O] int32, row of ``product`` or -1 for a pruned channel; None where every channel was kept in order.
+        kernel: KH, KW, with T = KH * KW.
 
     Returns:
         [O, I, KH, KW] float32.
     """
-    kept = product.float() * scale.view(-1, 1, 1) + sums.float() * zero.view(-1, 1, 1)
+    rows = scale.view(-1, 1, 1) * product.float() + zero.view(-1, 1, 1) * sums.float()
     if slot is not None:
-        kept = torch.where((slot >= 0).view(-1, 1, 1), kept[slot.clamp(min=0).long()], 0.0)
-    return kept.transpose(1, 2).unflatten(2, tuple(kernel)).contiguous()
+        full = rows.new_zeros((slot.shape[0], *rows.shape[1:]))
+        kept = slot >= 0
+        full[kept] = rows[slot[kept].long()]
+        rows = full
+    taps_last = rows.permute(0, 2, 1).clone(memory_format=torch.contiguous_format)
+    return taps_last.view(rows.shape[0], rows.shape[2], kernel[0], kernel[1])
 
 
-def fake(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None, kernel: list[int]) -> Tensor:
+def fake(
+    product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None, kernel: list[int]
+) -> Tensor:
     """Shape rule of ``reference``."""
-    kept, taps, channels = product.shape
-    if tuple(sums.shape) != (taps, channels) or scale.shape != (kept,) or taps != kernel[0] * kernel[1]:
-        raise ValueError(f"product {tuple(product.shape)} and sums {tuple(sums.shape)} do not match")
-    return scale.new_empty((kept if slot is None else slot.shape[0], channels, *kernel))
+    kept, taps, in_channels = product.shape
+    if tuple(sums.shape) != (taps, in_channels) or taps != kernel[0] * kernel[1]:
+        raise ValueError(f"product {tuple(product.shape)}, sums {tuple(sums.shape)} and kernel {kernel} do not match")
+    if tuple(scale.shape) != (kept,) or tuple(zero.shape) != (kept,):
+        raise ValueError(f"grid {tuple(scale.shape)}, {tuple(zero.shape)} does not fit {kept} channels")
+    return scale.new_empty((kept if slot is None else slot.shape[0], in_channels, *kernel))
 
 
 def compute(
-    product: te.Tensor, scale: te.Tensor, zero: te.Tensor, sums: te.Tensor, slot: Any, kernel: list[int]
+    product: te.Tensor, scale: te.Tensor, zero: te.Tensor, sums: te.Tensor, slot: te.Tensor | None, kernel: list[int]
 ) -> te.Tensor:
-    """Element-wise; rows of pruned channels are never read."""
-    channels = int(product.shape[2])
+    """Element-wise; reads of pruned channels are guarded."""
+    kept, _, in_channels = (int(d) for d in product.shape)
+    out_channels = kept if slot is None else int(slot.shape[0])
 
-    def gradient(o: Any, i: Any, kh: Any, kw: Any) -> Any:
+    def element(o: Any, i: Any, kh: Any, kw: Any) -> Any:
+        row: Any = o if slot is None else slot[o]
         tap = kh * kernel[1] + kw
-        row = o if slot is None else slot[o]
-        value = product[row, tap, i].astype("float32") * scale[row] + sums[tap, i].astype("float32") * zero[row]
-        return value if slot is None else tirx.if_then_else(slot[o] >= 0, value, tirx.const(0.0, "float32"))
+        value = scale[row] * product[row, tap, i].astype("float32") + zero[row] * sums[tap, i].astype("float32")
+        return value if slot is None else tirx.if_then_else(row >= 0, value, tirx.const(0.0, "float32"))
 
-    outputs = int(product.shape[0]) if slot is None else int(slot.shape[0])
-    return te.compute((outputs, channels, *kernel), gradient, name="dequantize_weight_grad")
+    return te.compute((out_channels, in_channels, *kernel), element, name="dequantize_weight_grad")
 
 
-def cost(product: Tensor, *_: Any) -> Cost:
-    """Three operations an element."""
-    return Cost(flops=3 * product.numel(), bytes_moved=2 * tensor_bytes(product))
+def cost(
+    product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None, kernel: list[int]
+) -> Cost:
+    """Three operations a kept element."""
+    result = fake(product, scale, zero, sums, slot, kernel)
+    slots = [] if slot is None else [slot]
+    moved = tensor_bytes(product, scale, zero, sums, *slots, result)
+    return Cost(flops=3 * product.numel(), bytes_moved=moved)
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """All channels, and some."""
+    """Every channel kept, some pruned, one kept, a linear layer."""
     g = torch.Generator().manual_seed(0)
-    for slot in (None, torch.tensor([-1, 0, 1, -1, 2], dtype=torch.int32)):
-        product = torch.randint(-99, 99, (3, 6, 7), generator=g, dtype=torch.int32)
-        sums = torch.randint(-99, 99, (6, 7), generator=g, dtype=torch.int32)
-        yield product, torch.rand(3, generator=g), torch.randn(3, generator=g), sums, slot, [2, 3]
+    some = torch.tensor([-1, 0, 1, -1, -1, 2, 3, -1], dtype=torch.int32)
+    one = torch.tensor([-1, -1, 0], dtype=torch.int32)
+    cases = ((16, 32, [3, 3], None), (4, 5, [3, 1], some), (1, 64, [1, 1], one), (10, 33, [1, 1], None))
+    for kept, channels, kernel, slot in cases:
+        taps = kernel[0] * kernel[1]
+        product = torch.randint(-900, 900, (kept, taps, channels), generator=g, dtype=torch.int32)
+        sums = torch.randint(-90, 90, (taps, channels), generator=g, dtype=torch.int32)
+        yield product, torch.rand(kept, generator=g), torch.randn(kept, generator=g), sums, slot, kernel
 
 
 dequantize_weight_grad = OpSpec(

@@ -1,4 +1,4 @@
-"""``fqt::gather_rows``: rows of the kept groups."""
+"""``fqt::gather_rows``: the kept rows of a tensor."""
 
 from __future__ import annotations
 
@@ -13,41 +13,45 @@ from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
 def reference(x: Tensor, index: Tensor) -> Tensor:
-    """``x[index]``.
+    """Rows ``index`` of ``x``.
 
     Args:
         x: [G, ...] of any type.
-        index: [K] int32.
+        index: [K] int32, each in [0, G).
 
     Returns:
-        [K, ...].
+        [K, ...] of the type of ``x``.
     """
-    return x[index.long()]
+    return x[index.long()].contiguous()
 
 
 def fake(x: Tensor, index: Tensor) -> Tensor:
     """Shape rule: [G, ...], [K] -> [K, ...]."""
+    if x.dim() < 1 or index.dim() != 1:
+        raise ValueError(f"cannot gather rows {tuple(index.shape)} of {tuple(x.shape)}")
     return x.new_empty((index.shape[0], *x.shape[1:]))
 
 
 def compute(x: te.Tensor, index: te.Tensor) -> te.Tensor:
-    """Indirect reads."""
-    return te.compute((index.shape[0], *x.shape[1:]), lambda k, *i: x[(index[k], *i)], name="gather_rows")
+    """One indirect read an element."""
+    shape = [int(index.shape[0]), *(int(d) for d in x.shape[1:])]
+    return te.compute(shape, lambda k, *rest: x[(index[k], *rest)], name="gather_rows")
 
 
 def cost(x: Tensor, index: Tensor) -> Cost:
-    """Memory traffic only."""
-    return Cost(bytes_moved=2 * tensor_bytes(x) * index.shape[0] // x.shape[0])
+    """Reads the kept rows only."""
+    return Cost(bytes_moved=tensor_bytes(index) + 2 * tensor_bytes(fake(x, index)))
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Floats, bits, booleans, a vector."""
+    """Every type in use, any rank, repeated and single rows."""
     g = torch.Generator().manual_seed(0)
-    index = torch.tensor([0, 3, 4], dtype=torch.int32)
-    yield torch.randn(6, 4, 5, generator=g), index
-    yield torch.randint(-9, 9, (5, 7), generator=g, dtype=torch.int32), index
-    yield torch.randn(5, 3, generator=g) > 0, index
-    yield torch.randn(5, generator=g), index
+    some = torch.tensor([0, 2, 3, 6], dtype=torch.int32)
+    yield torch.randn(7, 4, 16, generator=g), some
+    yield torch.randn(7, generator=g), some
+    yield torch.randint(-9, 9, (7, 3), generator=g, dtype=torch.int32), torch.tensor([5], dtype=torch.int32)
+    yield torch.rand(7, 5, generator=g) > 0.5, some
+    yield torch.randint(-9, 9, (7, 2, 2, 3), generator=g), torch.tensor([6, 6, 0], dtype=torch.int32)
 
 
 gather_rows = OpSpec("gather_rows", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs).register()

@@ -1,4 +1,4 @@
-"""``fqt::scatter_rows``: rows of the kept groups back in their places, the others zero."""
+"""``fqt::scatter_rows``: kept rows back in their places, zero elsewhere."""
 
 from __future__ import annotations
 
@@ -13,44 +13,53 @@ from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
 def reference(x: Tensor, slot: Tensor) -> Tensor:
-    """Row ``slot[g]`` of ``x``, or zeros where that is -1.
+    """Row ``slot[g]`` of ``x`` for each group, zero where the slot is negative.
 
     Args:
-        x: [K, ...] float32.
-        slot: [G] int32.
+        x: [K, ...] of any type.
+        slot: [G] int32, each in [-1, K).
 
     Returns:
-        [G, ...] float32.
+        [G, ...] of the type of ``x``.
     """
-    present = (slot >= 0).view(-1, *[1] * (x.ndim - 1))
-    return torch.where(present, x[slot.clamp(min=0).long()], 0.0)
+    result = x.new_zeros((slot.shape[0], *x.shape[1:]))
+    kept = slot >= 0
+    result[kept] = x[slot[kept].long()]
+    return result
 
 
 def fake(x: Tensor, slot: Tensor) -> Tensor:
     """Shape rule: [K, ...], [G] -> [G, ...]."""
+    if x.dim() < 1 or slot.dim() != 1:
+        raise ValueError(f"cannot scatter rows of {tuple(x.shape)} to slots {tuple(slot.shape)}")
     return x.new_empty((slot.shape[0], *x.shape[1:]))
 
 
 def compute(x: te.Tensor, slot: te.Tensor) -> te.Tensor:
-    """Indirect reads; rows of pruned groups are never read."""
-    return te.compute(
-        (slot.shape[0], *x.shape[1:]),
-        lambda g, *i: tirx.if_then_else(slot[g] >= 0, x[(slot[g], *i)], tirx.const(0.0, "float32")),
-        name="scatter_rows",
-    )
+    """One guarded indirect read an element."""
+    shape = [int(slot.shape[0]), *(int(d) for d in x.shape[1:])]
+    zero = tirx.const(0, str(x.dtype))
+
+    def element(g: Any, *rest: Any) -> Any:
+        return tirx.if_then_else(slot[g] >= 0, x[(slot[g], *rest)], zero)
+
+    return te.compute(shape, element, name="scatter_rows")
 
 
 def cost(x: Tensor, slot: Tensor) -> Cost:
-    """Memory traffic only."""
-    return Cost(bytes_moved=tensor_bytes(x) + tensor_bytes(x) * slot.shape[0] // x.shape[0])
+    """Reads the kept rows, writes all."""
+    return Cost(bytes_moved=tensor_bytes(x, slot, fake(x, slot)))
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """An image, a matrix."""
+    """Every type in use, any rank, one row, all rows kept."""
     g = torch.Generator().manual_seed(0)
-    slot = torch.tensor([-1, 0, 1, -1, 2], dtype=torch.int32)
-    yield torch.randn(3, 4, 5, generator=g), slot
-    yield torch.randn(3, 16, generator=g), slot
+    some = torch.tensor([-1, 0, 1, -1, -1, 2, -1], dtype=torch.int32)
+    yield torch.randn(3, 4, 16, generator=g), some
+    yield torch.randn(3, generator=g), some
+    yield torch.randint(-9, 9, (1, 3), generator=g, dtype=torch.int32), torch.tensor([-1, 0], dtype=torch.int32)
+    yield torch.rand(3, 5, generator=g) > 0.5, some
+    yield torch.randn(2, 3, 3, 2, generator=g), torch.tensor([0, 1], dtype=torch.int32)
 
 
 scatter_rows = OpSpec("scatter_rows", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs).register()

@@ -1,0 +1,107 @@
+"""Every op: its shape rule and its loop nest agree with its reference on its sample inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from torch._subclasses import FakeTensorMode
+from tvm import te
+
+import fqt_deploy.ops.registry  # noqa: F401: defines the ops
+from fqt_deploy.ops.aten_pointwise import tvm_dtype
+from fqt_deploy.ops.spec import OPS, OpKind, OpSpec
+from fqt_deploy.targets.registry import make_target
+
+
+def _samples(*kinds: OpKind) -> Iterator[Any]:
+    """One parameter set a sample of every op with a kernel, of the given kinds or of all."""
+    for spec in OPS.values():
+        if spec.compute is not None and (not kinds or spec.kind in kinds):
+            for i, arguments in enumerate(spec.sample_inputs()):
+                yield pytest.param(spec, arguments, id=f"{spec.name}-{i}")
+
+
+def _flat(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+def _compile(spec: OpSpec, arguments: tuple[Any, ...]) -> Any:
+    """The op's loop nest on its own, as the CPU target schedules it: a function of the tensors, then the outputs."""
+    target = make_target("cpu")
+    placeholders: list[Any] = []
+
+    def operand(argument: Any) -> Any:
+        if not isinstance(argument, torch.Tensor):
+            return argument
+        name = f"operand{len(placeholders)}"
+        placeholders.append(te.placeholder(list(argument.shape), tvm_dtype(argument.dtype), name=name))
+        return placeholders[-1]
+
+    assert spec.compute is not None
+    outputs = _flat(spec.compute(*map(operand, arguments)))
+    function = te.create_prim_func([*placeholders, *outputs])
+    attributes = {"fqt.op": spec.name, "fqt.outputs": len(outputs), "tirx.noalias": False, "global_symbol": "main"}
+    scheduled = target.schedule(function.with_attrs(attributes))
+    return tvm.compile(tvm.IRModule({"main": scheduled}), target.tvm_target)["main"]
+
+
+def _device_tensor(value: torch.Tensor) -> Any:
+    return tvm.runtime.tensor(value.contiguous().numpy())
+
+
+def _run(spec: OpSpec, arguments: tuple[Any, ...], expected: list[torch.Tensor], in_place: bool) -> list[np.ndarray]:
+    """Outputs of the compiled op, written over its first operands if ``in_place``."""
+    operands = [_device_tensor(a) for a in arguments if isinstance(a, torch.Tensor)]
+    outputs = operands[: len(expected)] if in_place else [_device_tensor(torch.zeros_like(e)) for e in expected]
+    _compile(spec, arguments)(*operands, *outputs)
+    return [output.numpy() for output in outputs]
+
+
+def _assert_equal(spec: OpSpec, actual: np.ndarray, expected: torch.Tensor) -> None:
+    if not expected.dtype.is_floating_point:
+        np.testing.assert_array_equal(actual, expected.numpy())
+        return
+    assert np.isfinite(actual).all()
+    error = float(np.linalg.norm((actual - expected.numpy()).ravel().astype(np.float64)))
+    assert error <= spec.tolerance * float(expected.double().norm())
+
+
+@pytest.mark.parametrize(("spec", "arguments"), _samples())
+def test_fake_agrees_with_reference(spec: OpSpec, arguments: tuple[Any, ...]) -> None:
+    """Shapes, types and strides; through the registered op, so that the schema is checked too."""
+    op = getattr(torch.ops.fqt, spec.name)
+    expected = _flat(op(*arguments))
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+        actual = _flat(op(*fakes))
+    assert [(tuple(a.shape), a.dtype) for a in actual] == [(tuple(e.shape), e.dtype) for e in expected]
+    assert all(e.is_contiguous() for e in (*actual, *expected))
+
+
+@pytest.mark.parametrize(("spec", "arguments"), _samples())
+def test_compiled_agrees_with_reference(spec: OpSpec, arguments: tuple[Any, ...]) -> None:
+    """Integers and booleans exactly, floating point within the op's tolerance."""
+    expected = _flat(spec.reference(*arguments))
+    for actual, wanted in zip(_run(spec, arguments, expected, in_place=False), expected, strict=True):
+        _assert_equal(spec, actual, wanted)
+
+
+@pytest.mark.parametrize(("spec", "arguments"), _samples(OpKind.UPDATE))
+def test_update_in_place(spec: OpSpec, arguments: tuple[Any, ...]) -> None:
+    """An update may write over the operands that it replaces."""
+    expected = _flat(spec.reference(*arguments))
+    for actual, wanted in zip(_run(spec, arguments, expected, in_place=True), expected, strict=True):
+        _assert_equal(spec, actual, wanted)
+
+
+@pytest.mark.parametrize(("spec", "arguments"), _samples())
+def test_cost_counts_something(spec: OpSpec, arguments: tuple[Any, ...]) -> None:
+    """A cost is never negative and no op is free."""
+    cost = spec.cost(*arguments)
+    assert min(cost.flops, cost.bit_ops, cost.bytes_moved) >= 0
+    assert cost.flops + cost.bit_ops + cost.bytes_moved > 0
