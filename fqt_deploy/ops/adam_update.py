@@ -105,9 +105,7 @@ def compute(
     def gradient(i: tuple[Any, ...]) -> Any:
         return grad[i] + weight_decay * param[i] if weight_decay and not decoupled else grad[i]
 
-    new_m = te.compute(
-        param.shape, lambda *i: m[i] + (1 - beta1) * (gradient(i) - m[i]), name="adam_update_m"
-    )
+    new_m = te.compute(param.shape, lambda *i: m[i] + (1 - beta1) * (gradient(i) - m[i]), name="adam_update_m")
     new_v = te.compute(
         param.shape, lambda *i: beta2 * v[i] + (1 - beta2) * gradient(i) * gradient(i), name="adam_update_v"
     )

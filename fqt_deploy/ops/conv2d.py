@@ -79,6 +79,4 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield torch.randn(n, h, w, i, generator=g), torch.randn(o, i, *kernel, generator=g), stride, padding
 
 
-conv2d = OpSpec(
-    "conv2d", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4
-).register()
+conv2d = OpSpec("conv2d", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4).register()

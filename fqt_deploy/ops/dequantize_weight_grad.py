@@ -38,9 +38,7 @@ def reference(
     return taps_last.view(rows.shape[0], rows.shape[2], kernel[0], kernel[1])
 
 
-def fake(
-    product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None, kernel: list[int]
-) -> Tensor:
+def fake(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None, kernel: list[int]) -> Tensor:
     """Shape rule of ``reference``."""
     kept, taps, in_channels = product.shape
     if tuple(sums.shape) != (taps, in_channels) or taps != kernel[0] * kernel[1]:
@@ -66,9 +64,7 @@ def compute(
     return te.compute((out_channels, in_channels, *kernel), element, name="dequantize_weight_grad")
 
 
-def cost(
-    product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None, kernel: list[int]
-) -> Cost:
+def cost(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None, kernel: list[int]) -> Cost:
     """Three operations a kept element."""
     result = fake(product, scale, zero, sums, slot, kernel)
     slots = [] if slot is None else [slot]

@@ -77,6 +77,4 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     yield torch.randn(2, 3, 1, 1, generator=g), edges
 
 
-latent_weight_grad = OpSpec(
-    "latent_weight_grad", OpKind.ROOT, reference, fake, compute, cost, sample_inputs
-).register()
+latent_weight_grad = OpSpec("latent_weight_grad", OpKind.ROOT, reference, fake, compute, cost, sample_inputs).register()

@@ -54,6 +54,4 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield torch.randn(rows, i, generator=r), torch.randn(o, i, generator=r)
 
 
-linear = OpSpec(
-    "linear", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4
-).register()
+linear = OpSpec("linear", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4).register()

@@ -109,7 +109,12 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     """First and later steps, decay, look-ahead, two groups, odd shapes."""
     g = torch.Generator().manual_seed(0)
     rates = torch.tensor([1e-3, 1e-1])
-    cases = (((16, 32, 3, 3), 1, 0, False, 0.0), ((7, 5), 10, 1, True, 1e-2), ((33,), 1, 1, True, 1e-1), ((1,), 2, 0, False, 1e-2))
+    cases = (
+        ((16, 32, 3, 3), 1, 0, False, 0.0),
+        ((7, 5), 10, 1, True, 1e-2),
+        ((33,), 1, 1, True, 1e-1),
+        ((1,), 2, 0, False, 1e-2),
+    )
     for shape, step, group, nesterov, decay in cases:
         param, buf, grad = (torch.randn(shape, generator=g) for _ in range(3))
         yield param, buf, grad, rates, torch.tensor(step), group, 0.9, nesterov, decay

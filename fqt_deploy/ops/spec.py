@@ -59,7 +59,7 @@ class OpSpec:
         sample_inputs: small and edge-case argument tuples, fixed seed.
         integer_exact: compiled outputs must equal the reference bit for bit; otherwise ``tolerance`` applies.
         tolerance: largest relative error allowed for floating point outputs.
-        decompose: for ``COMPOSITE`` ops, ``(emit, *nodes) -> tuple of nodes``, one per output; ``compute`` is then None.
+        decompose: for ``COMPOSITE`` ops, ``(emit, *nodes) -> tuple of nodes``, one per output; ``compute`` is None.
     """
 
     name: str

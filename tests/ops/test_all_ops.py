@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,18 +11,20 @@ import tvm
 from torch._subclasses import FakeTensorMode
 from tvm import te
 
-import fqt_deploy.ops.registry  # noqa: F401: defines the ops
+import fqt_deploy.ops.registry  # noqa: F401
 from fqt_deploy.ops.aten_pointwise import tvm_dtype
 from fqt_deploy.ops.spec import OPS, OpKind, OpSpec
 from fqt_deploy.targets.registry import make_target
 
 
-def _samples(*kinds: OpKind) -> Iterator[Any]:
+def _samples(*kinds: OpKind) -> list[Any]:
     """One parameter set a sample of every op with a kernel, of the given kinds or of all."""
-    for spec in OPS.values():
-        if spec.compute is not None and (not kinds or spec.kind in kinds):
-            for i, arguments in enumerate(spec.sample_inputs()):
-                yield pytest.param(spec, arguments, id=f"{spec.name}-{i}")
+    return [
+        pytest.param(spec, arguments, id=f"{spec.name}-{i}")
+        for spec in OPS.values()
+        if spec.compute is not None and (not kinds or spec.kind in kinds)
+        for i, arguments in enumerate(spec.sample_inputs())
+    ]
 
 
 def _flat(result: Any) -> list[Any]:
@@ -73,7 +74,7 @@ def _assert_equal(spec: OpSpec, actual: np.ndarray, expected: torch.Tensor) -> N
 
 @pytest.mark.parametrize(("spec", "arguments"), _samples())
 def test_fake_agrees_with_reference(spec: OpSpec, arguments: tuple[Any, ...]) -> None:
-    """Shapes, types and strides; through the registered op, so that the schema is checked too."""
+    """Shapes, types and contiguity; through the registered op, so that the schema is checked too."""
     op = getattr(torch.ops.fqt, spec.name)
     expected = _flat(op(*arguments))
     with FakeTensorMode() as mode:
