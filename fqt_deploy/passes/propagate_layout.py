@@ -25,6 +25,9 @@ from fqt_deploy.passes.pass_base import Pass
 
 aten = torch.ops.aten
 
+TO_CHANNELS_FIRST = [0, 3, 1, 2]
+"""What follows every channels-last product: the one permutation that other operands are permuted for."""
+
 
 @dataclass(frozen=True)
 class PropagateLayout(Pass):
@@ -71,6 +74,8 @@ def _sink_below_pointwise(graph: TrainingGraph, node: fx.Node) -> bool:
     order = next((o for a in operands if (o := _order(a, rank)) is not None and shape(a) == shape(node)), None)
     if order is None or any(len(shape(a)) not in (0, rank) for a in operands):
         return False
+    if order != TO_CHANNELS_FIRST and any(_order(a, rank) != order for a in operands if shape(a)):
+        return False  # would only move the permutation to the other operand, and back
     emit = Emitter(graph, node)
     inverse = _inverse(order)
 
