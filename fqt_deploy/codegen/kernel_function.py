@@ -58,11 +58,11 @@ def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
         parameters.append(values[leaf])
     for i, member in enumerate(kernel.members):
         values[member] = _compute(member, values, f"member{i}")
-    result = _compute(kernel.root, values, "root")
+    result = _compute(kernel.root, values, "result")
     outputs = list(result) if isinstance(result, (tuple, list)) else [result]
     name = kernel_op_name(kernel)
     function = te.create_prim_func([*parameters, *outputs])
-    function = _inline_producers(function, kernel, "root" if spec_of(kernel.root) is None else name)
+    function = _inline_producers(function, kernel, "result" if spec_of(kernel.root) is None else name)
     attributes = {"fqt.op": name, "fqt.outputs": len(outputs), "tirx.noalias": kind_of(kernel.root) is not OpKind.UPDATE}
     if not kernel.members:
         attributes["fqt.arguments"] = json.dumps(_constants(kernel.root.args))

@@ -87,8 +87,9 @@ class _Emitter:
         key = kernel_key(kernel)
         if key not in self.symbols:
             op = kernel_op_name(kernel)
-            function = self.schedule(kernel_function(kernel))
-            self.symbols[key] = self.builder.add_func(function, f"fqt_{op}_{len(self.symbols)}")
+            name = f"fqt_{op}_{len(self.symbols)}"
+            function = self.schedule(kernel_function(kernel)).with_attr("global_symbol", name)
+            self.symbols[key] = self.builder.add_func(function, name)
         symbol = self.symbols[key]
         operands = [values[leaf] for leaf in kernel.leaves]
         if kernel.root in written:
