@@ -135,7 +135,7 @@ def capture_prediction_graph(model: nn.Module, x: Tensor) -> TrainingGraph:
     output.args = ((output.args[0][-1],),)
     _annotate(graph)
     module = fx.GraphModule(graph, graph.graph)
-    return TrainingGraph(module, inputs, ["logits"], _state(model), batch=int(x.shape[0]))
+    return _data_first(TrainingGraph(module, inputs, ["logits"], _state(model), batch=int(x.shape[0])))
 
 
 def _bake_constant(graph: fx.GraphModule, node: fx.Node, constant: Tensor) -> None:
@@ -208,7 +208,19 @@ def _training_graph(model: nn.Module, traced: fx.GraphModule, batch: int) -> Tra
     _merge_tied(traced, output, inputs, names, nodes, aliases)
     output.args = (tuple(nodes),)
     _annotate(traced)
-    return TrainingGraph(fx.GraphModule(traced, traced.graph), inputs, names, _state(model), batch)
+    return _data_first(TrainingGraph(fx.GraphModule(traced, traced.graph), inputs, names, _state(model), batch))
+
+
+def _data_first(graph: TrainingGraph) -> TrainingGraph:
+    """Put ``x`` and ``y`` before the state, and the state in the order of its inputs."""
+    nodes = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    by_name = dict(zip(graph.inputs, nodes, strict=True))
+    graph.inputs = sorted(graph.inputs, key=lambda name: ("x", "y", name).index(name))
+    for name in reversed(graph.inputs):
+        next(iter(graph.graph.nodes)).prepend(by_name[name])
+    graph.state = {name: graph.state[name] for name in graph.inputs if name in graph.state}
+    graph.module.recompile()
+    return graph
 
 
 def _canonical_names(model: nn.Module) -> dict[str, str]:
