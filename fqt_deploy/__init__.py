@@ -1,6 +1,42 @@
 """fqt-deploy: compile a PyTorch model into a 1-bit fully quantized training step that runs without PyTorch.
 
-Public names are resolved on first use, so that ``import fqt_deploy.runtime`` loads neither torch nor the compiler.
+Public names are resolved on first use, so that ``import fqt_deploy`` loads neither torch nor the compiler.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fqt_deploy.api import CompiledStep as CompiledStep
+    from fqt_deploy.api import compile as compile
+    from fqt_deploy.core.diagnostics import FqtError as FqtError
+    from fqt_deploy.core.optimizer import SGD as SGD
+    from fqt_deploy.core.optimizer import Adam as Adam
+    from fqt_deploy.core.optimizer import AdamW as AdamW
+    from fqt_deploy.core.optimizer import ParameterGroup as ParameterGroup
+    from fqt_deploy.runtime.session import Session as Session
+    from fqt_deploy.runtime.session import load as load
+
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "Adam": "core.optimizer",
+    "AdamW": "core.optimizer",
+    "CompiledStep": "api",
+    "FqtError": "core.diagnostics",
+    "ParameterGroup": "core.optimizer",
+    "SGD": "core.optimizer",
+    "Session": "runtime.session",
+    "compile": "api",
+    "load": "runtime.session",
+}
+
+__all__ = [*_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

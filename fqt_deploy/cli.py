@@ -6,7 +6,6 @@ Exit codes: 0 success, 1 a mistake that the person can repair, 2 wrong usage, 70
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 import traceback
@@ -19,6 +18,7 @@ from rich.console import Console
 
 from fqt_deploy import __version__
 from fqt_deploy.core.diagnostics import FqtError, InvariantError
+from fqt_deploy.runtime.artifact import check_replaceable
 
 if TYPE_CHECKING:
     from fqt_deploy.compiler import CompileResult
@@ -66,7 +66,7 @@ def _list_ops(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
-        from fqt_deploy.targets import TARGETS
+        from fqt_deploy.targets.registry import TARGETS
 
         for name in TARGETS:
             click.echo(name)
@@ -136,7 +136,7 @@ def main(
 def _compile(
     model: Path, output: Path, batch: int | None, weights: Path | None, profile: bool, given: dict[str, Any]
 ) -> None:
-    check_output(output)
+    check_replaceable(output)
     console = Console()
     start = time.perf_counter()
     with _progress() as progress:
@@ -168,28 +168,12 @@ def _report(result: CompileResult, console: Console, seconds: float, *, time_pas
     if result.verification is not None:
         console.print(verification_table(result.verification))
     size = sum(file.stat().st_size for file in result.output.iterdir())
-    binarized = sum(layer["decision"] == "1-bit" for layer in result.manifest.layers)
+    binarized = sum(layer.decision == "1-bit" for layer in result.manifest.layers)
     console.print(
         f"{result.output}: {megabytes(size)}, {binarized} of {len(result.manifest.layers)} layers in 1 bit, "
         f"compiled in {seconds:.1f} s",
         highlight=False,
     )
-
-
-def check_output(output: Path) -> None:
-    """Refuse to write over anything but an artifact or an empty folder: FQT508."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    try:
-        manifest = json.loads((output / "manifest.json").read_bytes())
-    except (OSError, ValueError):
-        manifest = None
-    if not isinstance(manifest, dict) or "schema_version" not in manifest:
-        raise FqtError(
-            f"{output} exists and is no compiled artifact: it is left alone",
-            code="FQT508",
-            hint="choose another folder with -o",
-        )
 
 
 @contextlib.contextmanager

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from fqt_deploy.core.manifest import LayerDecision
     from fqt_deploy.compiler import LayerTiming, VerificationReport
 
 
-def decision_table(layers: Iterable[Mapping[str, Any]]) -> Table:
+def decision_table(layers: Iterable[LayerDecision]) -> Table:
     """What became of every convolution and linear layer, from the manifest's per-layer report."""
     table = _table("layer", "kind", "runs as", "because")
     for layer in layers:
-        table.add_row(layer["path"], layer["kind"], layer["decision"], layer["reason"])
+        table.add_row(layer.path, layer.kind, layer.decision, layer.reason)
     return table
 
 

@@ -314,4 +314,3 @@ def _annotate(module: fx.GraphModule) -> None:
         node.meta["phase"] = "backward" if node.meta.get("partitioner_tag") == "is_backward" else "forward"
         if "val" in node.meta:
             node.meta["val"] = torch.utils._pytree.tree_map_only(Tensor, refake, node.meta["val"])
-

@@ -63,7 +63,11 @@ def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
     name = kernel_op_name(kernel)
     function = te.create_prim_func([*parameters, *outputs])
     function = _inline_producers(function, kernel, "result" if spec_of(kernel.root) is None else name)
-    attributes = {"fqt.op": name, "fqt.outputs": len(outputs), "tirx.noalias": kind_of(kernel.root) is not OpKind.UPDATE}
+    attributes = {
+        "fqt.op": name,
+        "fqt.outputs": len(outputs),
+        "tirx.noalias": kind_of(kernel.root) is not OpKind.UPDATE,
+    }
     if not kernel.members:
         attributes["fqt.arguments"] = json.dumps(_constants(kernel.root.args))
     return function.with_attrs(attributes)

@@ -222,4 +222,3 @@ _TEXTUAL_READS = {aten.gelu.default: 24, aten.erf.default: 24, aten.pow.Tensor_S
 def _textual_reads(node: fx.Node) -> int:
     """How often the expression of one element mentions its operand."""
     return _TEXTUAL_READS.get(node.target, 1)
-

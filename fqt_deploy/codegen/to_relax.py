@@ -81,9 +81,7 @@ class _Emitter:
     def _outputs(graph: TrainingGraph) -> list[tuple[str, fx.Node]]:
         return list(zip(graph.outputs, graph.output_node().args[0], strict=True))  # type: ignore[arg-type]
 
-    def _kernel(
-        self, kernel: Kernel, values: dict[fx.Node, Any], written: dict[fx.Node, list[fx.Node]]
-    ) -> KernelInfo:
+    def _kernel(self, kernel: Kernel, values: dict[fx.Node, Any], written: dict[fx.Node, list[fx.Node]]) -> KernelInfo:
         key = kernel_key(kernel)
         if key not in self.symbols:
             op = kernel_op_name(kernel)

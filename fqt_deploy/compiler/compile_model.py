@@ -157,5 +157,7 @@ def _check_pass_names(options: CompileOptions) -> None:
     for name in options.print_after:
         if name not in {p.name for p in known}:
             raise FqtError(
-                f"there is no pass {name!r}", code="FQT206", hint=f"passes: {', '.join(dict.fromkeys(p.name for p in known))}"
+                f"there is no pass {name!r}",
+                code="FQT206",
+                hint=f"passes: {', '.join(dict.fromkeys(p.name for p in known))}",
             )

@@ -29,9 +29,7 @@ def describe(
     """The manifest of a compiled model, without the digests of its files."""
     inputs = tuple(_spec(name, tensor) for name, tensor in zip(("x", "y"), source.example_inputs, strict=True))
     logits = _spec("logits", predict.output("logits").meta["val"])
-    state = tuple(
-        StateSpec(t.name, tuple(t.initial.shape), _dtype(t.initial), t.role) for t in train.state.values()
-    )
+    state = tuple(StateSpec(t.name, tuple(t.initial.shape), _dtype(t.initial), t.role) for t in train.state.values())
     optimizer = options.optimizer.describe()
     layers = tuple(
         LayerDecision(r.path, r.kind, "1-bit" if r.binarized else "fp32", r.reason, r.source) for r in train.layers

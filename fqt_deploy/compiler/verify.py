@@ -133,7 +133,9 @@ def _check(
     spec = spec_of(kernel.root)
     tolerance = max(TOLERANCE, spec.tolerance if spec is not None else 0.0)
     floating = any(e.dtype.is_floating_point for e in expected)
-    ok = all(error <= (tolerance if e.dtype.is_floating_point else 0.0) for error, e in zip(exact, expected, strict=True))
+    ok = all(
+        error <= (tolerance if e.dtype.is_floating_point else 0.0) for error, e in zip(exact, expected, strict=True)
+    )
     return VerificationRow(info.layer, info.phase, info.op, max(exact), tolerance if floating else None, ok)
 
 

@@ -1,1 +1,5 @@
-"""Loads and runs a compiled step; imports neither torch nor the compiler."""
+"""Runs compiled training steps; needs neither PyTorch nor the compiler."""
+
+from fqt_deploy.runtime.session import Session, load
+
+__all__ = ["Session", "load"]

@@ -1,4 +1,4 @@
-"""How many threads a step uses; TVM reads it once, when its runtime library is loaded."""
+"""How many threads the kernels use; must be settled before the runtime library is loaded."""
 
 from __future__ import annotations
 
@@ -6,33 +6,18 @@ import os
 
 from fqt_deploy.core.diagnostics import FqtError
 
-VARIABLE = "FQT_NUM_THREADS"
-"""Environment variable with the number of threads of a step."""
-
 
 def configure_threads() -> int:
-    """Tell TVM the number of threads; call it before the runtime library is loaded.
+    """Hand ``FQT_NUM_THREADS`` (default: the processors available to this process) to TVM and return it.
 
-    Returns:
-        ``FQT_NUM_THREADS``, else ``TVM_NUM_THREADS``, else the number of processors this process may use.
+    Threads are not bound to cores: binding hurts wherever another process, such as PyTorch's pool, is active.
 
     Raises:
-        FqtError: FQT202 if a variable is not a positive integer.
+        FqtError: FQT202 if it is not a positive integer.
     """
-    for name in (VARIABLE, "TVM_NUM_THREADS"):
-        if name in os.environ:
-            threads = _positive(name, os.environ[name])
-            break
-    else:
-        threads = len(os.sched_getaffinity(0))
-    os.environ["TVM_NUM_THREADS"] = str(threads)
-    # Bound threads of two processes would share the first processors and leave the others idle.
+    given = os.environ.get("FQT_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    if not given.isdecimal() or int(given) < 1:
+        raise FqtError(f"FQT_NUM_THREADS is {given!r}; it must be a positive integer", code="FQT202")
+    os.environ["TVM_NUM_THREADS"] = given
     os.environ.setdefault("TVM_BIND_THREADS", "0")
-    return threads
-
-
-def _positive(name: str, text: str) -> int:
-    digits = text.strip()
-    if not (digits.isascii() and digits.isdecimal() and int(digits) > 0):
-        raise FqtError(f"{name} is {text!r}", code="FQT202", hint="give a positive whole number, or unset it")
-    return int(digits)
+    return int(given)

@@ -1,0 +1,55 @@
+"""The Python interface of the compiler: ``fqt_deploy.compile(model, loss_fn, example_inputs=(x, y)) -> step``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fqt_deploy.capture.load_model import ModelSource, check_example_inputs
+from fqt_deploy.compiler import compile_model
+from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.core.optimizer import Optimizer
+from fqt_deploy.runtime.artifact import read_artifact
+from fqt_deploy.runtime.session import Session
+from fqt_deploy.settings import options_of
+
+
+class CompiledStep(Session):
+    """A session whose state dict is one of PyTorch tensors."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of parameters and buffers; ``model.load_state_dict`` takes it."""
+        return {name: torch.from_numpy(array) for name, array in super().state_dict().items()}
+
+
+def compile(
+    model: nn.Module,
+    loss_fn: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy,
+    *,
+    example_inputs: tuple[Tensor, Tensor],
+    optimizer: Optimizer | None = None,
+    **settings: Any,
+) -> CompiledStep:
+    """Compile a whole training step of ``model``.
+
+    Args:
+        model: any module that ``torch.export`` can trace; it is not changed.
+        loss_fn: ``(outputs, targets) -> scalar``.
+        example_inputs: one batch ``(x, y)``; fixes shapes and dtypes.
+        optimizer: ``fqt_deploy.Adam(...)``, ``AdamW`` or ``SGD``; default Adam.
+        **settings: what ``fqt-compile`` takes: ``target``, ``mcpu``, ``recipe``, ``grad_bits``, ``agp``, ``grid``, ...
+
+    Raises:
+        FqtError: what is wrong, with a code.
+    """
+    options = options_of(settings if optimizer is None else {**settings, "optimizer": optimizer})
+    source = ModelSource(model, loss_fn, check_example_inputs(example_inputs))
+    with tempfile.TemporaryDirectory() as folder:
+        result = compile_model(source, options, Path(folder) / "step")
+        loaded: tuple[Manifest, Any, Path] = read_artifact(result.output)
+        return CompiledStep(*loaded)
