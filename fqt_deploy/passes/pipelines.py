@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fqt_deploy.ops.registry  # noqa: F401  # defines the fqt ops
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.passes.annotate_layers import AnnotateLayers
 from fqt_deploy.passes.append_optimizer import AppendOptimizer
@@ -49,10 +48,10 @@ def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
         # one spelling for everything
         *_NORMALIZE,
         # the whole step
+        AnnotateLayers(options.include, options.exclude),
         AppendOptimizer(options.optimizer),
         ReplaceDropout(),
         # 1-bit training
-        AnnotateLayers(options.include, options.exclude),
         BinarizeForward(),
         *([SelectOnce(bits)] if once else []),
         *([InsertSCQ(bits, options.resolved_grid)] if quantized else []),

@@ -59,10 +59,11 @@ def check_array(value: Any, spec: TensorSpec) -> Array:
     """
     array = as_array(value, spec.name)
     if str(array.dtype) != spec.dtype or array.shape != spec.shape:
+        batch_differs = array.shape[1:] == spec.shape[1:]
         raise FqtError(
-            f"{spec.name} is {array.dtype} {list(array.shape)}; the compiled step takes {spec.dtype} {list(spec.shape)}",
+            f"{spec.name} is {array.dtype} {list(array.shape)}, not {spec.dtype} {list(spec.shape)}",
             code="FQT505",
-            hint="the batch size is fixed when compiling: fqt-compile --batch" if array.shape[1:] == spec.shape[1:] else None,
+            hint="the batch size is fixed when compiling: fqt-compile --batch" if batch_differs else None,
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         where = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]

@@ -98,5 +98,7 @@ def check_replaceable(folder: Path) -> None:
     else:
         return
     raise FqtError(
-        f"{folder} exists and is no compiled artifact: it is left alone", code="FQT508", hint="choose another folder with -o"
+        f"{folder} exists and is no compiled artifact: it is left alone",
+        code="FQT508",
+        hint="choose another folder with -o",
     )

@@ -131,7 +131,7 @@ class Session:
         wrong = [n for n in names if n in given and given[n].shape != self._state[names[n]].shape]
         if missing or unexpected or wrong:
             raise FqtError(
-                f"the state does not fit the model: missing {missing}, unexpected {unexpected}, of another shape {wrong}",
+                f"the state does not fit: missing {missing}, unexpected {unexpected}, of another shape {wrong}",
                 code="FQT504",
             )
         for name, array in given.items():
