@@ -1,84 +1,124 @@
-"""Arrays at the border of the step: checked, aligned, and not copied where they fit."""
+"""Arrays that a compiled step may read and write: of the promised shape and type, aligned, and free of bad values."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import TensorSpec
 
+Array = NDArray[Any]
+
 ALIGNMENT = 64
-"""Bytes: what generated vector code assumes of every operand."""
-
-Array = npt.NDArray[Any]
+"""Bytes; the generated code uses aligned vector loads."""
 
 
-def aligned_empty(shape: tuple[int, ...], dtype: str) -> Array:
-    """An uninitialized C-contiguous array that starts on a cache line."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    raw = np.empty(size + ALIGNMENT, dtype=np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size].view(dtype).reshape(shape)
+def empty_aligned(shape: Sequence[int], dtype: str | np.dtype[Any]) -> Array:
+    """An uninitialized C-contiguous array whose address is a multiple of ``ALIGNMENT``."""
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    buffer = np.empty(size + ALIGNMENT, dtype=np.uint8)
+    offset = -buffer.ctypes.data % ALIGNMENT
+    return buffer[offset : offset + size].view(kind).reshape(tuple(shape))
 
 
-def aligned_copy(array: Array) -> Array:
-    """A copy of ``array`` that starts on a cache line."""
-    copy = aligned_empty(array.shape, str(array.dtype))
-    copy[...] = array
+def aligned_copy(value: Array) -> Array:
+    """A copy of ``value`` in aligned memory."""
+    copy = empty_aligned(value.shape, value.dtype)
+    copy[...] = value
     return copy
 
 
-def is_aligned(array: Array) -> bool:
-    """Whether generated code may read ``array`` as it is."""
-    return bool(array.flags.c_contiguous) and array.ctypes.data % ALIGNMENT == 0
+def is_ready(value: Array) -> bool:
+    """Whether the step can use ``value`` where it lies; read-only memory cannot be passed to it."""
+    return bool(value.flags.c_contiguous and value.flags.writeable and value.ctypes.data % ALIGNMENT == 0)
 
 
-def as_array(value: Any, what: str) -> Array:
-    """A NumPy view of a NumPy array or of any CPU tensor that speaks DLPack; FQT505 for anything else."""
+def as_numpy(name: str, value: Any) -> Array:
+    """``value`` as a NumPy array without a copy.
+
+    Args:
+        name: what the value is, for the error.
+        value: a NumPy array, or anything with ``__dlpack__`` in main memory; a torch tensor's gradient is ignored.
+
+    Raises:
+        FqtError: FQT505 if it is neither.
+    """
     if isinstance(value, np.ndarray):
         return value
-    detach = getattr(value, "detach", None)
-    if callable(detach):
-        value = detach()
-    try:
-        return np.from_dlpack(value)
-    except (TypeError, AttributeError, BufferError, RuntimeError) as error:
+    if not hasattr(value, "__dlpack__"):
         raise FqtError(
-            f"{what} is a {type(value).__name__}, which cannot be read as a CPU array: {error}", code="FQT505"
+            f"{name} is of type {type(value).__name__}", code="FQT505", hint="pass a NumPy array or a CPU tensor"
+        )
+    try:
+        return np.from_dlpack(value.detach() if hasattr(value, "detach") else value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:  # on another device, or a type NumPy lacks
+        raise FqtError(
+            f"{name} cannot be read as an array: {error}", code="FQT505", hint="pass a NumPy array or a CPU tensor"
         ) from None
 
 
-def check_array(value: Any, spec: TensorSpec) -> Array:
-    """``value`` as an aligned array of exactly ``spec``'s shape and dtype, without a copy where it is one already.
+def check_input(spec: TensorSpec, value: Any, *, classes: int | None = None) -> Array:
+    """``value`` as the step wants it: itself if it lies right, else an aligned copy.
+
+    Args:
+        spec: name, shape and dtype that the artifact was compiled for.
+        value: see ``as_numpy``.
+        classes: if given, the values are labels from 0 to below it.
 
     Raises:
-        FqtError: FQT505 for another shape or dtype, FQT506 for NaN or infinity.
+        FqtError: FQT505 for another shape or type, FQT506 for NaN or infinity, FQT507 for a label out of range.
     """
-    array = as_array(value, spec.name)
-    if str(array.dtype) != spec.dtype or array.shape != spec.shape:
-        batch_differs = array.shape[1:] == spec.shape[1:]
-        raise FqtError(
-            f"{spec.name} is {array.dtype} {list(array.shape)}, not {spec.dtype} {list(spec.shape)}",
-            code="FQT505",
-            hint="the batch size is fixed when compiling: fqt-compile --batch" if batch_differs else None,
-        )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        where = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
-        raise FqtError(f"{spec.name} contains NaN or infinity, first at {where}", code="FQT506")
-    return array if is_aligned(array) else aligned_copy(array)
+    array = as_numpy(spec.name, value)
+    check_layout(spec, array)
+    check_values(spec.name, array, classes=classes)
+    return array if is_ready(array) else aligned_copy(array)
 
 
-def check_labels(labels: Array, classes: int | None) -> None:
-    """FQT507 if a class index lies outside of [0, ``classes``)."""
-    if classes is None:
+def check_layout(spec: TensorSpec, array: Array) -> None:
+    """FQT505 unless ``array`` has the shape and dtype of ``spec``."""
+    got, expected = _describe(array.shape, array.dtype.name), _describe(spec.shape, spec.dtype)
+    if got == expected:
         return
-    bad = np.argwhere((labels < 0) | (labels >= classes))
-    if len(bad):
-        first = tuple(int(i) for i in bad[0])
+    hint = None
+    if array.shape[1:] == spec.shape[1:] and array.ndim == len(spec.shape) > 0 and array.shape[0] != spec.shape[0]:
+        hint = f"the step is compiled for batches of {spec.shape[0]}; compile again for another batch size"
+    elif array.shape == spec.shape:
+        hint = f"convert it with .astype({spec.dtype!r})"
+    raise FqtError(f"{spec.name} is {got}, expected {expected}", code="FQT505", hint=hint)
+
+
+def check_values(name: str, array: Array, *, classes: int | None = None) -> None:
+    """FQT506 for NaN or infinity in floats, FQT507 for labels outside ``[0, classes)``; both name the first."""
+    # A sum is one pass without a temporary array; it is finite unless a value is not, or it overflows.
+    if array.dtype.kind == "f" and not np.isfinite(_sum(array)):
+        bad = np.flatnonzero(~np.isfinite(array))
+        if bad.size:
+            where = _position(array, int(bad[0]))
+            raise FqtError(f"{name}{where} is {array.flat[bad[0]]}; {bad.size} such values", code="FQT506")
+    if classes is not None and array.size and (array.min() < 0 or array.max() >= classes):
+        bad = np.flatnonzero((array < 0) | (array >= classes))
+        where = _position(array, int(bad[0]))
         raise FqtError(
-            f"label {int(labels[first])} at position {list(first)} is out of range: the model has {classes} classes",
+            f"{name}{where} is {array.flat[bad[0]]}; labels go from 0 to {classes - 1}",
             code="FQT507",
+            hint="number the classes from 0",
         )
+
+
+def _sum(array: Array) -> Any:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return array.sum()
+
+
+def _position(array: Array, flat: int) -> str:
+    return f"[{', '.join(str(i) for i in np.unravel_index(flat, array.shape))}]" if array.ndim else ""
+
+
+def _describe(shape: Sequence[int], dtype: str) -> str:
+    return f"{dtype}[{', '.join(map(str, shape))}]"
