@@ -1,104 +1,137 @@
-"""An artifact on disk: a folder with ``manifest.json``, ``step.so`` and ``state.safetensors``."""
+"""Artifacts on disk: a folder of ``manifest.json``, ``step.so`` and ``state.safetensors``."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
-from fqt_deploy.runtime.arrays import Array
-from fqt_deploy.runtime.files import deserialize, serialize, sha256, sync_folder, write_atomically
+from fqt_deploy.runtime.arrays import aligned_copy
+from fqt_deploy.runtime.files import (
+    Arrays,
+    current_umask,
+    read_tensors,
+    state_misfit,
+    sync_folder,
+    tensors_to_bytes,
+    write_synced,
+)
 
 MANIFEST, LIBRARY, STATE = "manifest.json", "step.so", "state.safetensors"
 
 
-def read_artifact(folder: Path) -> tuple[Manifest, dict[str, Array], Path]:
-    """Read and check everything in ``folder``.
+def read_artifact(folder: Path | str) -> tuple[Manifest, Arrays, Path]:
+    """Read and verify an artifact.
+
+    Args:
+        folder: the artifact.
 
     Returns:
-        The manifest, the initial state by name in argument order, and the path of the library.
+        The manifest; the state by name in the manifest's order, in aligned memory; the path of the library.
 
     Raises:
-        FqtError: FQT501 if it is no artifact, FQT502 if a file was damaged or changed, FQT503 for another version.
+        FqtError: FQT501 if the folder is not an artifact, FQT502 if a file is damaged, FQT503 for another version.
     """
-    try:
-        manifest = Manifest.from_json((folder / MANIFEST).read_bytes())
-    except OSError:
-        raise FqtError(
-            f"{folder} is not a compiled artifact: it has no readable {MANIFEST}",
-            code="FQT501",
-            hint="an artifact is a folder written by fqt-compile",
-        ) from None
-    contents = {}
-    for name, digest in ((LIBRARY, manifest.library_sha256), (STATE, manifest.state_sha256)):
-        try:
-            contents[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise FqtError(f"cannot read {folder / name}: {error.strerror}", code="FQT502") from None
-        if sha256(contents[name]) != digest:
-            raise FqtError(f"{folder / name} is damaged or was changed since it was compiled", code="FQT502")
-    state = deserialize(contents[STATE], str(folder / STATE))
-    for spec in manifest.state:
-        array = state.get(spec.name)
-        if array is None or array.shape != spec.shape or str(array.dtype) != spec.dtype:
-            raise FqtError(f"{folder / STATE} does not hold {spec.name} as the manifest says", code="FQT502")
-    return manifest, {spec.name: state[spec.name] for spec in manifest.state}, folder / LIBRARY
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        lacks = f"has no {MANIFEST}" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
+        raise FqtError(f"{folder} {lacks}", code="FQT501", hint="make an artifact with fqt-compile")
+    manifest = Manifest.from_json(_read(folder / MANIFEST))
+    for name, expected in ((LIBRARY, manifest.library_sha256), (STATE, manifest.state_sha256)):
+        if hashlib.sha256(_read(folder / name)).hexdigest() != expected:
+            raise FqtError(
+                f"{folder / name} is not the file that the manifest was written with",
+                code="FQT502",
+                hint="copy the whole folder again, or compile again",
+            )
+    arrays, _ = read_tensors(folder / STATE)
+    if misfit := state_misfit(manifest.state, arrays):
+        raise FqtError(f"{folder / STATE}: {misfit}", code="FQT502")
+    return manifest, {spec.name: aligned_copy(arrays[spec.name]) for spec in manifest.state}, folder / LIBRARY
 
 
-def write_artifact(folder: Path, manifest: Manifest, state: Mapping[str, Array], library: Path) -> Manifest:
-    """Write an artifact beside ``folder``, then rename it into place; an older artifact there is replaced.
+def write_artifact(
+    folder: Path | str, manifest: Manifest, state: Mapping[str, NDArray[Any]], library: bytes | Path
+) -> Manifest:
+    """Write an artifact, whole or not at all; an older artifact in its place is replaced.
+
+    Args:
+        folder: to write; its parent is created.
+        manifest: without digests.
+        state: by name, as the manifest says.
+        library: ``step.so``, or where it lies.
 
     Returns:
         The manifest with the digests of the files.
 
     Raises:
-        FqtError: FQT508 if ``folder`` holds something else or cannot be written.
+        FqtError: FQT508 if the folder holds something else, or cannot be written.
     """
+    folder = Path(folder).absolute()
+    if misfit := state_misfit(manifest.state, state):
+        raise FqtError(f"the state does not fit the manifest: {misfit}", code="FQT900")
     check_replaceable(folder)
-    code, arrays = library.read_bytes(), serialize(state)
-    manifest = dataclasses.replace(manifest, library_sha256=sha256(code), state_sha256=sha256(arrays))
+    code = library if isinstance(library, bytes) else _read(library)
+    numbers = tensors_to_bytes({spec.name: state[spec.name] for spec in manifest.state})
+    manifest = dataclasses.replace(
+        manifest, library_sha256=hashlib.sha256(code).hexdigest(), state_sha256=hashlib.sha256(numbers).hexdigest()
+    )
+    files = {LIBRARY: code, STATE: numbers, MANIFEST: manifest.to_json().encode()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        # Folders can be renamed only within one file system, hence a sibling.
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as workspace:
+            _replace_folder(folder, files, Path(workspace))
     except OSError as error:
-        raise FqtError(f"cannot write {folder}: {error.strerror}", code="FQT508") from None
-    try:
-        temporary.chmod(0o755)
-        write_atomically(temporary / LIBRARY, code)
-        write_atomically(temporary / STATE, arrays)
-        write_atomically(temporary / MANIFEST, manifest.to_json().encode())
-        if folder.exists():
-            old = temporary.with_name(f"{temporary.name}.old")
-            folder.rename(old)
-            temporary.rename(folder)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(folder)
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise FqtError(f"cannot write {folder}: {error.strerror or error}", code="FQT508") from None
     return manifest
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuse to write over anything but an artifact or an empty folder: FQT508."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    """FQT508 if ``folder`` is a file, or a folder that holds anything but an artifact."""
+    if not folder.exists():
         return
+    if not folder.is_dir():
+        raise FqtError(f"{folder} is a file", code="FQT508", hint="choose another output")
+    if any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise FqtError(
+            f"{folder} is not empty and not an artifact", code="FQT508", hint="choose another output, or remove it"
+        )
+
+
+def _replace_folder(folder: Path, files: Mapping[str, bytes], workspace: Path) -> None:
+    """Put a folder with ``files`` in the place of ``folder``; other files of an older artifact move along."""
+    new, old = workspace / "new", workspace / "old"
+    new.mkdir()
+    new.chmod(0o777 & ~current_umask())
+    for name, content in files.items():
+        write_synced(new / name, content)
+    # Training leaves its checkpoints in the artifact: they are not ours to remove.
+    others = [path for path in folder.iterdir() if path.name not in files] if folder.is_dir() else []
+    for path in others:
+        (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
+    sync_folder(new)
+    if folder.exists():
+        folder.rename(old)
     try:
-        Manifest.from_json((folder / MANIFEST).read_bytes())
-    except FqtError as error:
-        if error.code == "FQT503":
-            return
+        new.rename(folder)
     except OSError:
-        pass
-    else:
-        return
-    raise FqtError(
-        f"{folder} exists and is no compiled artifact: it is left alone",
-        code="FQT508",
-        hint="choose another folder with -o",
-    )
+        if old.exists():
+            old.rename(folder)
+        raise
+    sync_folder(folder.parent)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FqtError(f"cannot read {path}: {error.strerror}", code="FQT502") from None
