@@ -2,59 +2,67 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import safetensors
+from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
-from fqt_deploy.runtime.arrays import Array
-from fqt_deploy.runtime.files import deserialize, serialize, write_atomically
+from fqt_deploy.runtime.files import Arrays, read_tensors, replace_file, state_misfit, tensors_to_bytes
 
-FORMAT = "1"
+FORMAT = 1
+"""Raised when an older runtime could not read a newer checkpoint."""
 
-
-def save_checkpoint(path: Path, manifest: Manifest, state: Mapping[str, Array], seed: int, rates: list[float]) -> None:
-    """Write the state, the seed and the learning rates; an older file is replaced at the very end."""
-    metadata = {
-        "fqt_format": FORMAT,
-        "fqt_fingerprint": manifest.fingerprint,
-        "fqt_model": manifest.name,
-        "seed": str(seed),
-        "lr": json.dumps(rates),
-    }
-    write_atomically(path, serialize(state, metadata))
+_FINGERPRINT, _FORMAT = "fqt_fingerprint", "fqt_format"
 
 
-def load_checkpoint(path: Path, manifest: Manifest) -> tuple[dict[str, Array], int, list[float]]:
-    """State, seed and learning rates of a checkpoint of this model.
+def save_checkpoint(
+    path: Path | str, manifest: Manifest, state: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+) -> None:
+    """Write a checkpoint, whole or not at all; an older file is replaced.
+
+    Args:
+        path: the file.
+        manifest: of the artifact that is trained.
+        state: all arrays by name.
+        metadata: what else a resumed run needs, as text.
 
     Raises:
-        FqtError: FQT502 if the file is missing or damaged, FQT503 for another format, FQT504 for another model.
+        FqtError: FQT508 if it cannot be written.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise FqtError(f"cannot read {path}: {error.strerror}", code="FQT502") from None
-    state = deserialize(content, str(path))
-    try:
-        with safetensors.safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise FqtError(f"{path} is damaged: {error}", code="FQT502") from None
-    if "fqt_format" not in metadata:
-        raise FqtError(f"{path} is not a checkpoint", code="FQT504", hint="checkpoints are written by save_checkpoint")
-    if metadata["fqt_format"] != FORMAT:
-        raise FqtError(f"{path} has checkpoint format {metadata['fqt_format']}, not {FORMAT}", code="FQT503")
-    if metadata["fqt_fingerprint"] != manifest.fingerprint:
+    header = {**metadata, _FINGERPRINT: manifest.fingerprint, _FORMAT: str(FORMAT)}
+    replace_file(Path(path), tensors_to_bytes(state, header))
+
+
+def load_checkpoint(path: Path | str, manifest: Manifest) -> tuple[Arrays, dict[str, str]]:
+    """Read a checkpoint of the artifact with ``manifest``.
+
+    Returns:
+        All state arrays by name, and the metadata given to ``save_checkpoint``.
+
+    Raises:
+        FqtError: FQT502 if the file is missing or damaged, FQT503 for another format, FQT504 if it is not a
+            checkpoint or belongs to another artifact.
+    """
+    path = Path(path)
+    arrays, header = read_tensors(path)
+    fingerprint, version = header.pop(_FINGERPRINT, None), header.pop(_FORMAT, None)
+    if fingerprint is None or version is None:
+        raise FqtError(f"{path} is not a checkpoint", code="FQT504", hint="load weights with Session.load_state_dict")
+    if version != str(FORMAT):
         raise FqtError(
-            f"{path} belongs to another model or other options (it was saved from {metadata['fqt_model']!r})",
-            code="FQT504",
+            f"{path} has format {version}, this runtime reads {FORMAT}",
+            code="FQT503",
+            hint="install the version of fqt-deploy that wrote it",
         )
-    for spec in manifest.state:
-        array = state.get(spec.name)
-        if array is None or array.shape != spec.shape or str(array.dtype) != spec.dtype:
-            raise FqtError(f"{path} does not hold {spec.name} as this model has it", code="FQT504")
-    return state, int(metadata["seed"]), [float(rate) for rate in json.loads(metadata["lr"])]
+    if fingerprint != manifest.fingerprint:
+        raise FqtError(
+            f"{path} was saved by another model or with other options than {manifest.name}",
+            code="FQT504",
+            hint="resume with the artifact that wrote it, or load its weights only",
+        )
+    if misfit := state_misfit(manifest.state, arrays):
+        raise FqtError(f"{path}: {misfit}", code="FQT502")
+    return arrays, header
