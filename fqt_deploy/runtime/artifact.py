@@ -101,7 +101,10 @@ def check_replaceable(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise FqtError(f"{folder} is a file", code="FQT508", hint="choose another output")
-    if any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+    manifest = folder / MANIFEST
+    # Other programs keep a file of this name too: those folders are not ours to replace.
+    ours = manifest.is_file() and b'"schema_version"' in _read(manifest)
+    if not ours and any(folder.iterdir()):
         raise FqtError(
             f"{folder} is not empty and not an artifact", code="FQT508", hint="choose another output, or remove it"
         )
