@@ -1,160 +1,196 @@
-"""A compiled step with its state: what a person trains with."""
+"""Train and evaluate an artifact."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm_ffi
+from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
-from fqt_deploy.runtime.arrays import Array, aligned_copy, aligned_empty, as_array, check_array, check_labels
-from fqt_deploy.runtime.artifact import read_artifact, write_artifact
+from fqt_deploy.runtime.arrays import as_numpy, check_input, check_layout, check_values, empty_aligned
+from fqt_deploy.runtime.artifact import write_artifact
 from fqt_deploy.runtime.checkpoint import load_checkpoint, save_checkpoint
 from fqt_deploy.runtime.library import Library
 
-_PUBLIC = ("param/", "buffer/")
+Array = NDArray[Any]
 
 
 class Session:
-    """Trains and predicts with one artifact.
+    """A compiled model with its state; not for use by several threads at once.
 
-    Attributes:
-        manifest: what was compiled.
-        logits: the logits of the last step, or None.
+    Args:
+        manifest: what the library takes.
+        library: the compiled functions.
+        state: all arrays by name, aligned; the session changes them in place.
     """
 
-    def __init__(self, manifest: Manifest, state: Mapping[str, Array], library: Path) -> None:
-        """Take a copy of ``state``, and of ``library``: the artifact may be replaced or removed while this lives."""
+    def __init__(self, manifest: Manifest, library: Library, state: Mapping[str, Array]) -> None:
         self.manifest = manifest
-        self.logits: Array | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="fqt-")
-        self._path = Path(shutil.copy(library, self._folder.name))
-        self._library = Library(self._path)
-        self._state = {name: aligned_copy(array) for name, array in state.items()}
-        self._seed = aligned_copy(np.array(manifest.seed, dtype=np.int64))
-        self._rates = aligned_copy(np.array([group["lr"] for group in manifest.optimizer.groups], dtype=np.float32))
-        fixed = (self._seed, self._rates, *self._state.values())
-        self._fixed = [tvm_ffi.from_dlpack(array) for array in fixed]
-        names = list(self._state)
-        self._predicting = [self._fixed[2 + names.index(name)] for name in manifest.predict_state]
+        self._library = library
+        self._state = {spec.name: state[spec.name] for spec in manifest.state}
+        self._seed = empty_aligned((), np.int64)
+        self.seed = manifest.seed
+        self._lr = empty_aligned((len(manifest.optimizer.groups),), np.float32)
+        self.lr = [group["lr"] for group in manifest.optimizer.groups]
+        self._last_logits: Array | None = None
 
-    def step(self, x: Any, y: Any) -> float:
-        """Train on one batch and return its loss before the update.
+    def step(self, x: Any, y: Any, *, check: bool = False) -> float:
+        """Train on one batch and return its loss; if an input is refused, nothing has changed.
 
         Args:
-            x: inputs, exactly of the compiled shape and dtype; NumPy, PyTorch or any DLPack CPU tensor.
-            y: targets, likewise.
+            x: inputs, shape and dtype of ``manifest.inputs[0]``; a NumPy array or CPU tensor.
+            y: targets, as ``manifest.inputs[1]``.
+            check: raise if the loss is not finite; by then the state has been updated.
 
         Raises:
-            FqtError: FQT505 to FQT507 for unusable data, before anything is changed; FQT511 if the loss is not finite.
+            FqtError: FQT505 for another shape or type, FQT506 for NaN or infinity, FQT507 for a label out of range,
+                FQT511 for the loss.
         """
-        inputs = check_array(x, self.manifest.inputs[0])
-        targets = check_array(y, self.manifest.inputs[1])
-        check_labels(targets, self.manifest.classes)
-        loss, logits = self._library.train_step(tvm_ffi.from_dlpack(inputs), tvm_ffi.from_dlpack(targets), *self._fixed)
-        self.logits = np.from_dlpack(logits)
-        value = float(np.from_dlpack(loss))
-        if not math.isfinite(value):
+        inputs, targets = self.manifest.inputs
+        arrays = check_input(inputs, x), check_input(targets, y, classes=self.manifest.classes)
+        loss, self._last_logits = self._library.train_step(*arrays, self._seed, self._lr, *self._state.values())
+        value = float(loss)
+        if check and not math.isfinite(value):
             raise FqtError(
-                f"the loss is {value} after {self.step_count} steps",
+                f"the loss is {value} in step {self.step_count}",
                 code="FQT511",
-                hint="lower the learning rate, or go back to a checkpoint",
+                hint="lower the learning rate, and go on from an older checkpoint",
             )
         return value
 
-    __call__ = step
-
     def predict(self, x: Any) -> Array:
-        """Logits for any number of samples, in batches of the compiled size."""
-        spec = self.manifest.inputs[0]
-        samples = as_array(x, spec.name)
-        if samples.ndim != len(spec.shape) or samples.shape[1:] != spec.shape[1:]:
-            raise FqtError(
-                f"x is {list(samples.shape)}; the model takes any number of samples of {list(spec.shape[1:])}",
-                code="FQT505",
-            )
-        rows = self.manifest.logits.shape[0] // self.manifest.batch
-        results = []
-        for start in range(0, len(samples), self.manifest.batch):
-            part = samples[start : start + self.manifest.batch]
-            batch = part
-            if len(part) < self.manifest.batch:
-                batch = aligned_empty(spec.shape, str(part.dtype))
-                batch[: len(part)], batch[len(part) :] = part, 0
-            logits = self._library.predict(tvm_ffi.from_dlpack(check_array(batch, spec)), *self._predicting)
-            results.append(np.array(np.from_dlpack(logits))[: len(part) * rows])
-        return np.concatenate(results) if results else np.empty((0, *self.manifest.logits.shape[1:]), np.float32)
+        """Logits of any number of samples, evaluated in batches of the compiled size.
+
+        Args:
+            x: inputs, as ``manifest.inputs[0]`` except for the first extent.
+
+        Raises:
+            FqtError: FQT505 for another shape or type, FQT506 for NaN or infinity.
+        """
+        spec, batch = self.manifest.inputs[0], self.manifest.batch
+        x = as_numpy(spec.name, x)
+        samples = x.shape[0] if x.ndim else 0
+        check_layout(dataclasses.replace(spec, shape=(samples, *spec.shape[1:])), x)
+        check_values(spec.name, x)
+        rows = self.manifest.logits.shape[0] // batch  # more than one where a sample is a sequence
+        logits = np.empty((samples * rows, *self.manifest.logits.shape[1:]), dtype=self.manifest.logits.dtype)
+        state = [self._state[name] for name in self.manifest.predict_state]
+        padded = empty_aligned(spec.shape, spec.dtype)
+        for start in range(0, samples, batch):
+            count = min(batch, samples - start)
+            padded[:count] = x[start : start + count]
+            padded[count:] = 0
+            part = self._library.predict(padded, *state)
+            logits[start * rows : (start + count) * rows] = part[: count * rows]
+        return logits
 
     @property
-    def lr(self) -> float:
-        """Learning rate of the default parameter group; assigning a number sets all groups in proportion."""
-        return float(self._rates[0])
-
-    @lr.setter
-    def lr(self, rate: float | Sequence[float]) -> None:
-        rates = list(rate) if isinstance(rate, Sequence) else [rate * scale for scale in self._scales()]
-        if len(rates) != len(self._rates) or not all(math.isfinite(r) and r >= 0 for r in rates):
-            raise FqtError(f"lr is {rate!r}; it must be at least 0, one or {len(self._rates)} numbers", code="FQT202")
-        self._rates[:] = rates
-
-    def _scales(self) -> list[float]:
-        initial = [float(group["lr"]) for group in self.manifest.optimizer.groups]
-        return [rate / initial[0] if initial[0] else 1.0 for rate in initial]
-
-    @property
-    def seed(self) -> int:
-        """Seed of rounding and selection."""
-        return int(self._seed)
+    def last_logits(self) -> Array | None:
+        """Logits of the batch of the latest ``step``; None before the first."""
+        return self._last_logits
 
     @property
     def step_count(self) -> int:
-        """Number of steps taken."""
+        """Training steps so far."""
         return int(self._state["step"])
 
+    @property
+    def seed(self) -> int:
+        """Seed of the random streams; with the step count it determines every random number."""
+        return int(self._seed)
+
+    @seed.setter
+    def seed(self, value: int) -> None:
+        if not -(2**63) <= value < 2**63:
+            raise FqtError(f"the seed {value} does not fit into 64 bits", code="FQT202")
+        self._seed[...] = value
+
+    @property
+    def lr(self) -> float | tuple[float, ...]:
+        """Learning rate; with several parameter groups one rate each. One number sets all groups."""
+        return self._rates if len(self._rates) > 1 else self._rates[0]
+
+    @lr.setter
+    def lr(self, value: float | Sequence[float]) -> None:
+        groups = self._lr.size
+        rates = tuple(map(float, value)) if isinstance(value, (Sequence, np.ndarray)) else (float(value),) * groups
+        if len(rates) != groups:
+            raise FqtError(f"{len(rates)} learning rates for {groups} parameter groups", code="FQT202")
+        if bad := [rate for rate in rates if not (math.isfinite(rate) and rate >= 0)]:
+            raise FqtError(f"the learning rate is {bad[0]}", code="FQT202", hint="it must be finite and not negative")
+        self._rates = rates
+        self._lr[...] = rates
+
     def state_dict(self) -> dict[str, Array]:
-        """Copies of the parameters and buffers, named as in the PyTorch model."""
-        return {n.split("/", 1)[1]: a.copy() for n, a in self._state.items() if n.startswith(_PUBLIC)}
+        """Copies of parameters and buffers by their names in the module."""
+        return {name: self._state[key].copy() for name, key in self._module_names().items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy parameters and buffers into the step; nothing is changed if a name or shape does not fit (FQT504)."""
-        names = {n.split("/", 1)[1]: n for n in self._state if n.startswith(_PUBLIC)}
-        given = {name: as_array(value, name) for name, value in state.items()}
-        missing = [n for n in names if n not in given and not n.endswith("num_batches_tracked")]
-        unexpected = [n for n in given if n not in names]
-        wrong = [n for n in names if n in given and given[n].shape != self._state[names[n]].shape]
-        if missing or unexpected or wrong:
-            raise FqtError(
-                f"the state does not fit: missing {missing}, unexpected {unexpected}, of another shape {wrong}",
-                code="FQT504",
-            )
-        for name, array in given.items():
-            self._state[names[name]][...] = array
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+        """Set parameters and buffers; optimizer state and step count stay.
 
-    def save_checkpoint(self, path: str | Path) -> None:
-        """Write everything that resuming needs: parameters, buffers, optimizer, step number, seed, learning rates."""
-        save_checkpoint(Path(path), self.manifest, self._state, self.seed, [float(r) for r in self._rates])
+        Args:
+            values: NumPy arrays or CPU tensors by their names in the module. ``num_batches_tracked`` may be there
+                though the compiled model has none.
 
-    def load_checkpoint(self, path: str | Path) -> None:
-        """Continue from a checkpoint of the same model and options."""
-        state, seed, rates = load_checkpoint(Path(path), self.manifest)
-        for name, array in self._state.items():
-            array[...] = state[name]
-        self._seed[...] = seed
-        self._rates[:] = rates
+        Raises:
+            FqtError: FQT504 for missing or unexpected names and for other shapes or types; nothing has changed.
+        """
+        names = self._module_names()
+        optional = {name for name in values if name.rpartition(".")[2] == "num_batches_tracked"}
+        if missing := sorted(names.keys() - values.keys()):
+            raise FqtError(f"no value for {', '.join(missing)}", code="FQT504")
+        if unexpected := sorted(values.keys() - names.keys() - optional):
+            raise FqtError(f"the model has no {', '.join(unexpected)}", code="FQT504")
+        arrays = {key: as_numpy(name, values[name]) for name, key in names.items()}
+        for key, array in arrays.items():
+            own = self._state[key]
+            if array.shape != own.shape or not np.can_cast(array.dtype, own.dtype, "same_kind"):
+                got, expected = f"{array.dtype}{list(array.shape)}", f"{own.dtype}{list(own.shape)}"
+                raise FqtError(f"{key.partition('/')[2]} is {got}, expected {expected}", code="FQT504")
+        for key, array in arrays.items():
+            self._state[key][...] = array
 
-    def save(self, folder: str | Path) -> None:
-        """Write an artifact whose initial state is the present one."""
-        write_artifact(Path(folder), self.manifest, self._state, self._path)
+    def save_checkpoint(self, path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
+        """Write everything a resumed run needs: all state, step count, seed and learning rates.
 
+        Args:
+            path: the file; replaced whole or not at all.
+            metadata: text to keep with it.
+        """
+        own = {"seed": str(self.seed), "lr": json.dumps(self._rates)}
+        save_checkpoint(path, self.manifest, self._state, {**(metadata or {}), **own})
 
-def load(folder: str | Path) -> Session:
-    """Open the artifact in ``folder``; FQT501 to FQT503 if it cannot be used."""
-    manifest, state, library = read_artifact(Path(folder))
-    return Session(manifest, state, library)
+    def load_checkpoint(self, path: Path | str) -> dict[str, str]:
+        """Go on where ``save_checkpoint`` was called; returns its metadata.
+
+        Raises:
+            FqtError: FQT502 to FQT504, see ``runtime.checkpoint``; nothing has changed.
+        """
+        arrays, metadata = load_checkpoint(path, self.manifest)
+        try:
+            seed, rates = int(metadata.pop("seed")), json.loads(metadata.pop("lr"))
+        except (KeyError, ValueError) as error:
+            raise FqtError(f"{path} is damaged: {error} in its metadata", code="FQT502") from None
+        self.lr, self.seed = rates, seed
+        for name, array in arrays.items():
+            self._state[name][...] = array
+        return metadata
+
+    def save(self, folder: Path | str) -> None:
+        """Write an artifact with the state, seed and learning rates of now; an artifact that is there is replaced."""
+        groups = tuple({**g, "lr": lr} for g, lr in zip(self.manifest.optimizer.groups, self._rates, strict=True))
+        optimizer = dataclasses.replace(self.manifest.optimizer, groups=groups)
+        manifest = dataclasses.replace(self.manifest, seed=self.seed, optimizer=optimizer)
+        write_artifact(folder, manifest, self._state, self._library.path)
+
+    def _module_names(self) -> dict[str, str]:
+        """Name in the module -> name in the state."""
+        specs = [spec for spec in self.manifest.state if spec.role in ("param", "buffer")]
+        return {spec.name.partition("/")[2]: spec.name for spec in specs}
