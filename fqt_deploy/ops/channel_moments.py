@@ -71,5 +71,5 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
 
 
 channel_moments = OpSpec(
-    "channel_moments", OpKind.ROOT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4
+    "channel_moments", OpKind.ROOT, reference, fake, compute, cost, sample_inputs, tolerance=1e-3
 ).register()

@@ -105,9 +105,9 @@ def samples_view(emit: Emitter, graph: TrainingGraph, gradient: fx.Node) -> fx.N
     return emit(aten.view.default, gradient, [samples, total // (samples * channels), channels])
 
 
-def _statistics(graph: TrainingGraph, gradient: fx.Node, first_user: fx.Node) -> tuple[fx.Node, ...]:
-    """[N, P, C] view, and minimum, maximum and sum of squares over positions, before the first product that needs it."""
-    emit = Emitter(graph, first_user)
+def _statistics(graph: TrainingGraph, gradient: fx.Node, user: fx.Node) -> tuple[fx.Node, ...]:
+    """[N, P, C] view, and minimum, maximum and sum of squares over positions, right behind the gradient."""
+    emit = Emitter(graph, gradient.next, layer=user.meta["layer"], phase="backward")
     g = samples_view(emit, graph, gradient)
     result = emit(fqt.position_statistics.default, g)
     return g, emit.item(result, 0), emit.item(result, 1), emit.item(result, 2)

@@ -62,7 +62,7 @@ class SelectOnce(Pass):
         index, kept = _select(graph, root, following, keep)
         for node in below:
             node.replace_input_with(root, kept)
-        _Shrink(graph, index, keep, leading, below, labelled).run()
+        _Shrink(graph, index, kept, keep, leading, below, labelled).run()
         graph.kept_samples = keep
         return True
 
@@ -102,6 +102,7 @@ class _Shrink:
     Attributes:
         graph: being rewritten.
         index: node of the kept sample numbers, [K] int32.
+        kept: node of the kept rows of the selected gradient.
         keep: K.
         leading: values with the samples on their leading axis, before the rewrite.
         below: nodes that depend on the selected gradient.
@@ -110,6 +111,7 @@ class _Shrink:
 
     graph: TrainingGraph
     index: fx.Node
+    kept: fx.Node
     keep: int
     leading: set[fx.Node]
     below: set[fx.Node]
@@ -149,7 +151,7 @@ class _Shrink:
 
     def _resize(self, node: fx.Node) -> None:
         source: Any = node.args[0]
-        if source not in self.leading and source not in self.below:
+        if source not in self.leading and source not in self.below and source is not self.kept:
             return
         if node not in self.leading:
             if node.target is aten.view.default and _product(shape(source)) == _product(shape(node)):

@@ -23,10 +23,22 @@ from fqt_deploy.ops.expression_dtype import dtype_of
 
 
 def makes_bits(function: tirx.PrimFunc) -> bool:
-    """Whether an output of ``function`` is of an integer or boolean type while an input is floating point."""
+    """Whether ``function`` makes decisions of floating point values: integers, booleans, or results of comparisons."""
     dtypes = [str(parameter.dtype) for parameter in function.params]
     outputs = int(function.attrs["fqt.outputs"])
-    return "float32" in dtypes[:-outputs] and any(not dtype.startswith("float") for dtype in dtypes[-outputs:])
+    makes_integers = any(not dtype.startswith("float") for dtype in dtypes[-outputs:])
+    return "float32" in dtypes[:-outputs] and (makes_integers or _compares(function))
+
+
+def _compares(function: tirx.PrimFunc) -> bool:
+    """Whether some floating point values are compared, as by the mask of a ReLU's gradient."""
+    found: list[bool] = []
+
+    def visit(node: Any) -> None:
+        found.append(dtype_of(node.a) == "float32")
+
+    tvm_ffi.structural_walk(function.body, ((tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE), visit))
+    return any(found)
 
 
 def round_products(function: tirx.PrimFunc) -> tirx.PrimFunc:
