@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 from tvm import te, tirx
 
 from fqt_deploy.ops.conv2d import CONVOLUTION_SAMPLES
@@ -28,7 +29,7 @@ def reference(g: Tensor, w: Tensor, input_hw: list[int], stride: list[int], padd
         [N, H, W, I] float32.
     """
     size = (g.shape[0], w.shape[1], *input_hw)
-    gx = torch.nn.grad.conv2d_input(size, w, g.permute(0, 3, 1, 2), stride, padding)  # type: ignore[arg-type]
+    gx: Tensor = conv2d_input(size, w, g.permute(0, 3, 1, 2), stride, padding)  # type: ignore[no-untyped-call]
     return gx.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
 
 

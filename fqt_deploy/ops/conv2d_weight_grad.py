@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 from tvm import te, tirx
 
 from fqt_deploy.ops.conv2d import CONVOLUTION_SAMPLES
@@ -28,7 +29,7 @@ def reference(x: Tensor, g: Tensor, kernel: list[int], stride: list[int], paddin
         [O, I, KH, KW] float32.
     """
     size = (g.shape[3], x.shape[3], *kernel)
-    gw = torch.nn.grad.conv2d_weight(x.permute(0, 3, 1, 2), size, g.permute(0, 3, 1, 2), stride, padding)  # type: ignore[arg-type]
+    gw: Tensor = conv2d_weight(x.permute(0, 3, 1, 2), size, g.permute(0, 3, 1, 2), stride, padding)  # type: ignore[no-untyped-call]
     return gw.clone(memory_format=torch.contiguous_format)
 
 
