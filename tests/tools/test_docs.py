@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import fqt_deploy.ops.registry
+import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
 from fqt_deploy.core.diagnostics import CODES
 from fqt_deploy.ops.spec import OPS
 from fqt_deploy.passes.pipelines import all_passes
