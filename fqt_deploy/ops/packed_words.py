@@ -52,7 +52,7 @@ def from_panels(panels: Tensor, rows: int) -> Tensor:
 
 def popcount(word: Any) -> Any:
     """Number of ones in an int32 expression, as int32."""
-    return tirx.reinterpret("int32", tirx.popcount(tirx.reinterpret("uint32", word)))
+    return tirx.popcount(word)
 
 
 def packed(shape: tuple[int, ...], bit: Callable[..., Any], name: str) -> te.Tensor:

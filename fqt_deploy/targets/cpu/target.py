@@ -8,12 +8,19 @@ import tvm
 from tvm import tirx
 
 from fqt_deploy.targets.base import ScheduleRule, Target
+from fqt_deploy.targets.cpu.binary_conv2d import BinaryConv2dRule
+from fqt_deploy.targets.cpu.bitplane_conv2d_input_grad import BitplaneConv2dInputGradRule
+from fqt_deploy.targets.cpu.bitplane_weight_grad import BitplaneWeightGradRule
 from fqt_deploy.targets.cpu.elementwise import ElementwiseRule
 from fqt_deploy.targets.cpu.features import cpu_features, host_cpu
 from fqt_deploy.targets.cpu.reduction import ReductionRule
 from fqt_deploy.targets.cpu.round_products import makes_bits, round_products
 
 RULES: tuple[ScheduleRule, ...] = (
+    # 1-bit products
+    BinaryConv2dRule(),
+    BitplaneConv2dInputGradRule(),
+    BitplaneWeightGradRule(),
     # anything
     ElementwiseRule(),
     ReductionRule(),

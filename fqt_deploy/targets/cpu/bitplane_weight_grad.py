@@ -1,0 +1,74 @@
+"""Weight-gradient product: a matrix product of bit rows, one accumulator for each channel and plane of the tile."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from tvm import te, tirx
+
+from fqt_deploy.ops.packed_words import PANEL, popcount
+from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.register_tile import (
+    ACCUMULATORS,
+    arguments_of,
+    largest_divisor,
+    new_schedule,
+    placeholders,
+    schedule_helpers,
+)
+
+
+class BitplaneWeightGradRule:
+    """Takes every ``bitplane_weight_grad``."""
+
+    ops: ClassVar[frozenset[str]] = frozenset({"bitplane_weight_grad"})
+
+    def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
+        """A panel of sixteen rows is read once for a tile of channels and all their planes."""
+        arguments = arguments_of(function)
+        if arguments is None:
+            return None
+        _, _, channels, taps = arguments
+        planes, positions = placeholders(function)
+        words, bits, kept = (int(d) for d in planes.shape)
+        panels = int(positions.shape[0])
+        word = te.reduce_axis((0, words), "word")
+        total = te.compute(
+            (panels, kept, PANEL, bits),
+            lambda r, c, lane, p: te.sum(popcount(planes[word, p, c] & positions[r, word, lane]), axis=word),
+            name="total",
+        )
+
+        def weighted(r: Any, c: Any, lane: Any) -> Any:
+            value: Any = total[r, c, lane, 0]
+            for p in range(1, bits):
+                value = value + (total[r, c, lane, p] << p)
+            return value
+
+        counts = te.compute((panels, kept, PANEL), weighted, name="counts")
+
+        def at(row: Any, c: Any) -> Any:
+            return counts[row // PANEL, c, row % PANEL]
+
+        result = te.compute(
+            (kept, taps, channels),
+            lambda c, t, i: 2 * at(t * channels + i, c) - at(taps * channels + t, c),
+            name="result",
+        )
+        schedule = new_schedule([planes, positions, result])
+        accumulate, combine = schedule.get_sblock("total"), schedule.get_sblock("counts")
+        rows = largest_divisor(kept, max(1, ACCUMULATORS // bits))
+        panel, channel, lane = schedule.get_loops(combine)
+        tile, row = schedule.split(channel, [None, rows])
+        schedule.compute_at(accumulate, tile, preserve_unit_loops=True)
+        *_, row_loop, lanes, plane_loop, reduction = schedule.get_loops(accumulate)
+        schedule.reorder(reduction, row_loop, plane_loop, lanes)
+        schedule.vectorize(lanes)
+        schedule.unroll(row_loop)
+        schedule.unroll(plane_loop)
+        schedule.vectorize(lane)
+        schedule.unroll(row)
+        schedule.parallel(panel)
+        schedule.decompose_reduction(accumulate, reduction)
+        schedule_helpers(schedule, ("result",))
+        return schedule.mod["main"]
