@@ -57,17 +57,17 @@ class BitplaneConv2dInputGradRule:
         kh, kw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
         k = te.reduce_axis((0, words), "k")
 
-        def shared(i: Any, h: Any, v: Any, c: Any, p: Any) -> Any:
+        def shared(i: Any, h: Any, v: Any, p: Any, c: Any) -> Any:
             tap = (kernel[0] - 1 - kh) * kernel[1] + (kernel[1] - 1 - kw)
             weight = w[c // PANEL, tap * words + k, c % PANEL]
             return te.sum(popcount(spread[i, h + kh, v + kw, p, k] & weight), axis=[kh, kw, k])
 
-        total = te.compute((n, *hw, channels, bits), shared, name="total")
+        total = te.compute((n, *hw, bits, channels), shared, name="total")
 
         def finish(i: Any, h: Any, v: Any, c: Any) -> Any:
             value: Any = 0 - offset[i, h, v]
             for p in range(bits):
-                value = value + (total[i, h, v, c, p] << (p + 1))
+                value = value + (total[i, h, v, p, c] << (p + 1))
             return value
 
         result = te.compute((n, *hw, channels), finish, name="result")

@@ -34,15 +34,15 @@ class BitplaneWeightGradRule:
         panels = int(positions.shape[0])
         word = te.reduce_axis((0, words), "word")
         total = te.compute(
-            (panels, kept, PANEL, bits),
-            lambda r, c, lane, p: te.sum(popcount(planes[word, p, c] & positions[r, word, lane]), axis=word),
+            (panels, kept, bits, PANEL),
+            lambda r, c, p, lane: te.sum(popcount(planes[word, p, c] & positions[r, word, lane]), axis=word),
             name="total",
         )
 
         def weighted(r: Any, c: Any, lane: Any) -> Any:
-            value: Any = total[r, c, lane, 0]
+            value: Any = total[r, c, 0, lane]
             for p in range(1, bits):
-                value = value + (total[r, c, lane, p] << p)
+                value = value + (total[r, c, p, lane] << p)
             return value
 
         counts = te.compute((panels, kept, PANEL), weighted, name="counts")
@@ -61,7 +61,7 @@ class BitplaneWeightGradRule:
         panel, channel, lane = schedule.get_loops(combine)
         tile, row = schedule.split(channel, [None, rows])
         schedule.compute_at(accumulate, tile, preserve_unit_loops=True)
-        *_, row_loop, lanes, plane_loop, reduction = schedule.get_loops(accumulate)
+        *_, row_loop, plane_loop, lanes, reduction = schedule.get_loops(accumulate)
         schedule.reorder(reduction, row_loop, plane_loop, lanes)
         schedule.vectorize(lanes)
         schedule.unroll(row_loop)

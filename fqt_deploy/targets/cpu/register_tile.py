@@ -40,12 +40,12 @@ def schedule_tile(
 
     Args:
         schedule: being built.
-        total: block of the contraction; its axes are ``result``'s, then ``inner_axes`` more, then reductions.
+        total: block of the contraction; its axes are ``result``'s with ``inner_axes`` more before the channel, then reductions.
         result: block that finishes it, element by element.
         rows: positions in one tile.
         panels: vectors of 16 channels in one tile.
         unrolled: number of leading reduction axes to keep outermost, before the last one.
-        inner_axes: spatial axes of ``total`` behind the channel, such as bit-planes.
+        inner_axes: spatial axes of ``total`` between row and channel, such as bit-planes.
     """
     *outer, row, channel = schedule.get_loops(result)
     row_outer, row_inner = schedule.split(row, [None, rows])
@@ -53,9 +53,10 @@ def schedule_tile(
     schedule.reorder(*outer, row_outer, panel, row_inner, vector, lane)
     schedule.compute_at(total, panel, preserve_unit_loops=True)
     loops = schedule.get_loops(total)
-    first = len(outer) + 2
-    row_loop, channel_loop = loops[first : first + 2]
-    planes = loops[first + 2 : first + 2 + inner_axes]
+    first = 2 * len(outer) + 2  # the loops of the tile, then one of extent 1 for each outer axis
+    row_loop = loops[first]
+    planes = loops[first + 1 : first + 1 + inner_axes]
+    channel_loop = loops[first + 1 + inner_axes]
     reductions = loops[first + 2 + inner_axes :]
     vectors, lanes = schedule.split(channel_loop, [panels, 16])
     schedule.reorder(*reductions, row_loop, *planes, vectors, lanes)
