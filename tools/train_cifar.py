@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
         if arguments.test_images:
             test_x, test_y = load_images(arguments.data, "test", arguments.test_images)
             for one in runs:
-                summaries[one.name]["accuracy"] = accuracy(one.session, test_x, test_y, batch)
+                summaries[one.name]["accuracy"] = accuracy(one.session, test_x, test_y)
     return summaries
 
 

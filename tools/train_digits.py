@@ -90,7 +90,7 @@ def train(artifact: Path, data: Digits, batch: int, epochs: int) -> Outcome:
         session.lr = cosine(LEARNING_RATE, step, steps)
         losses.append(session.step(x, y))
         seconds += time.perf_counter() - start
-    held_out = accuracy(session, data.test_x, data.test_y, batch)
+    held_out = accuracy(session, data.test_x, data.test_y)
     return Outcome(held_out, float(np.mean(losses[-per_epoch:])), seconds / steps)
 
 

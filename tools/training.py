@@ -16,7 +16,7 @@ class Predictor(Protocol):
     """What ``accuracy`` needs of a session."""
 
     def predict(self, x: Array) -> Array:
-        """Logits ``[N, classes] float32`` of one batch ``x: [N, ...] float32``."""
+        """Logits ``[N, classes] float32`` of ``x: [N, ...] float32``."""
 
 
 def cosine(lr: float, step: int, steps: int) -> float:
@@ -40,19 +40,6 @@ def batches(samples: int, batch: int, steps: int, seed: int = 0) -> Iterator[Arr
         position += batch
 
 
-def accuracy(session: Predictor, x: Array, y: Array, batch: int) -> float:
-    """Share of samples whose largest logit is that of their label.
-
-    Args:
-        session: predicts one batch at a time.
-        x: ``[N, ...] float32``.
-        y: ``[N] int64``.
-        batch: size of the compiled batch; the last one is filled up with copies.
-    """
-    correct = 0
-    for start in range(0, len(x), batch):
-        labels = y[start : start + batch]
-        index = np.arange(start, start + batch) % len(x)
-        logits = session.predict(np.ascontiguousarray(x[index]))[: len(labels)]
-        correct += int((logits.argmax(axis=1) == labels).sum())
-    return correct / len(x)
+def accuracy(session: Predictor, x: Array, y: Array) -> float:
+    """Share of samples ``x: [N, ...] float32`` whose largest logit is that of their label, ``y: [N] int64``."""
+    return float((session.predict(x).argmax(axis=1) == y).mean())
