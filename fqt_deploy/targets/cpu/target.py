@@ -13,6 +13,7 @@ from fqt_deploy.targets.cpu.bitplane_conv2d_input_grad import BitplaneConv2dInpu
 from fqt_deploy.targets.cpu.bitplane_weight_grad import BitplaneWeightGradRule
 from fqt_deploy.targets.cpu.elementwise import ElementwiseRule
 from fqt_deploy.targets.cpu.features import cpu_features, host_cpu
+from fqt_deploy.targets.cpu.fp32_convolution import Fp32ConvolutionRule, Fp32WeightGradRule
 from fqt_deploy.targets.cpu.reduction import ReductionRule
 from fqt_deploy.targets.cpu.round_products import makes_bits, round_products
 
@@ -21,6 +22,9 @@ RULES: tuple[ScheduleRule, ...] = (
     BinaryConv2dRule(),
     BitplaneConv2dInputGradRule(),
     BitplaneWeightGradRule(),
+    # fp32 products
+    Fp32ConvolutionRule(),
+    Fp32WeightGradRule(),
     # anything
     ElementwiseRule(),
     ReductionRule(),
