@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from fqt_deploy.core.optimizer import Adam as Adam
     from fqt_deploy.core.optimizer import AdamW as AdamW
     from fqt_deploy.core.optimizer import ParameterGroup as ParameterGroup
+    from fqt_deploy.runtime import load as load
     from fqt_deploy.runtime.session import Session as Session
-    from fqt_deploy.runtime.session import load as load
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ _PUBLIC = {
     "SGD": "core.optimizer",
     "Session": "runtime.session",
     "compile": "api",
-    "load": "runtime.session",
+    "load": "runtime",
 }
 
 __all__ = [*_PUBLIC]

@@ -12,15 +12,19 @@ from torch import Tensor, nn
 
 from fqt_deploy.capture.load_model import ModelSource, check_example_inputs
 from fqt_deploy.compiler import compile_model
-from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.optimizer import Optimizer
 from fqt_deploy.runtime.artifact import read_artifact
+from fqt_deploy.runtime.library import Library
 from fqt_deploy.runtime.session import Session
 from fqt_deploy.settings import options_of
 
 
 class CompiledStep(Session):
-    """A session whose state dict is one of PyTorch tensors."""
+    """A session whose state dict is one of PyTorch tensors, and that is called like a function."""
+
+    def __call__(self, x: Any, y: Any) -> float:
+        """``step(x, y)``."""
+        return self.step(x, y)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of parameters and buffers; ``model.load_state_dict`` takes it."""
@@ -51,5 +55,5 @@ def compile(
     source = ModelSource(model, loss_fn, check_example_inputs(example_inputs))
     with tempfile.TemporaryDirectory() as folder:
         result = compile_model(source, options, Path(folder) / "step")
-        loaded: tuple[Manifest, Any, Path] = read_artifact(result.output)
-        return CompiledStep(*loaded)
+        manifest, state, library = read_artifact(result.output)
+        return CompiledStep(manifest, Library(library), state)

@@ -9,8 +9,8 @@ from rich import box
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from fqt_deploy.core.manifest import LayerDecision
     from fqt_deploy.compiler import LayerTiming, VerificationReport
+    from fqt_deploy.core.manifest import LayerDecision
 
 
 def decision_table(layers: Iterable[LayerDecision]) -> Table:

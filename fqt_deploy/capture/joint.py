@@ -45,7 +45,7 @@ _KEEP = (
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     table = {**core_aten_decompositions(), **get_decompositions(_DECOMPOSE)}
-    kept = {getattr(packet, overload) for packet in _KEEP for overload in packet.overloads()}
+    kept = {getattr(packet, overload) for packet in _KEEP for overload in packet.overloads()}  # type: ignore[no-untyped-call]
     return {op: rule for op, rule in table.items() if op not in kept}
 
 

@@ -11,7 +11,7 @@ from tvm import relax
 from fqt_deploy.codegen.to_relax import RelaxProgram
 
 
-@tvm.transform.module_pass(opt_level=0)
+@tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
 def lower_relax(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
     """Plan memory over the whole step and lower to virtual machine calls; kernels are scheduled already."""
     passes = [

@@ -47,8 +47,8 @@ def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
     """The kernel's loop nests, unscheduled but for the inlining of element-wise producers.
 
     Returns:
-        A function of the leaves in order, then the outputs. Its attributes: ``fqt.op`` names the root op, ``fqt.outputs``
-        counts its results, and ``fqt.arguments``, where nothing was inlined, are its arguments as JSON, tensors null.
+        A function of the leaves in order, then the outputs. ``fqt.op`` names the root op, ``fqt.outputs`` counts its
+        results, and ``fqt.arguments``, where nothing was inlined, are its arguments as JSON, tensors null.
     """
     values: dict[fx.Node, Any] = {}
     parameters = []

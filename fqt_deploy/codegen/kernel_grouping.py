@@ -166,7 +166,7 @@ class _Grouping:
         if len(users) < 2:
             return False
         extent = _elements(node)
-        read = sum(min(_bytes(leaf), 4 * extent) for leaf in expression.leaves)
+        read: float = sum(min(_bytes(leaf), 4 * extent) for leaf in expression.leaves)
         if node.target is aten.permute.default:
             read *= PERMUTE_PENALTY
         evaluate = read + BYTES_PER_OPERATION * expression.operations

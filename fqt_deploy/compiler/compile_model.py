@@ -117,7 +117,7 @@ def lower_model(source: ModelSource, options: CompileOptions, *, progress: Progr
             times.append((name, seconds))
             _dump(options.dump_ir, len(times), name, graph)
             if name in options.print_after:
-                print(f"# after {name}\n{graph_text(graph)}")  # noqa: T201 - what the option asks for
+                print(f"# after {name}\n{graph_text(graph)}")  # what the option asks for
 
         Pipeline(training_passes(options), invariants, (observe,)).run(train)
         Pipeline(prediction_passes(options), invariants).run(predict)

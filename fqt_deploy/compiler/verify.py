@@ -125,7 +125,9 @@ def _check(
     expected = values[kernel.root]
     expected = list(expected) if isinstance(expected, (tuple, list)) else [expected]
     operands = {leaf: tvm.runtime.tensor(_array(values[leaf])) for leaf in kernel.leaves}
-    targets = written or [None] * len(expected)  # what is written in place may also be an operand
+    targets: list[fx.Node | None] = [*written] or [None] * len(
+        expected
+    )  # what is written in place may also be an operand
     results = [
         operands[n] if n in operands else tvm.runtime.empty(tuple(e.shape), str(e.dtype).removeprefix("torch."))
         for n, e in zip(targets, expected, strict=True)
@@ -154,7 +156,7 @@ def _cancellation_floor(kernel: Kernel, values: dict[fx.Node, Any]) -> float:
 
 
 def _compare(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], floor: float) -> float:
-    """Error of floating point arrays relative to their norm, at least ``floor``; share of unequal elements of others."""
+    """Error of floating point arrays relative to their norm, at least ``floor``; share that differs of others."""
     if expected.dtype.kind != "f":
         return float((actual != expected).mean()) if expected.size else 0.0
     if not np.isfinite(expected).all():

@@ -99,11 +99,13 @@ class TrainingGraph:
     def placeholder(self, name: str) -> fx.Node:
         """The input node called ``name``; ``KeyError`` if there is none."""
         nodes = [n for n in self.graph.nodes if n.op == "placeholder"]
-        return dict(zip(self.inputs, nodes, strict=True))[name]
+        found: fx.Node = dict(zip(self.inputs, nodes, strict=True))[name]
+        return found
 
     def output_node(self) -> fx.Node:
         """The graph's output node."""
-        return next(n for n in reversed(self.graph.nodes) if n.op == "output")
+        found: fx.Node = next(n for n in reversed(self.graph.nodes) if n.op == "output")
+        return found
 
     def output(self, name: str) -> fx.Node:
         """The node that computes output ``name``."""

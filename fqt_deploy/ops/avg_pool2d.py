@@ -49,7 +49,8 @@ def backward_reference(
     spread = torch.ops.aten.avg_pool2d_backward(
         gradient.permute(0, 3, 1, 2).contiguous(), x, kernel, stride, padding, False, True, None
     )
-    return spread.permute(0, 2, 3, 1).contiguous()
+    result: Tensor = spread.permute(0, 2, 3, 1).contiguous()
+    return result
 
 
 def fake(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 from tvm import te, tirx
 
 from fqt_deploy.ops.binary_conv2d import signs_of_weight
@@ -51,7 +52,7 @@ def reference(
     bits = unpack_last_axis(planes, out_channels)
     codes = (bits << torch.arange(planes.shape[3]).view(-1, 1)).sum(3)
     w = signs_of_weight(w_bits, out_channels, in_channels, kernel).transpose(0, 1)
-    gradient = torch.nn.grad.conv2d_input(
+    gradient: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
         (planes.shape[0], in_channels, *input_hw), w.double(), codes.permute(0, 3, 1, 2).double(), stride, padding
     )
     return gradient.permute(0, 2, 3, 1).contiguous().to(torch.int32)

@@ -11,8 +11,8 @@ from tvm import te, tirx
 def pair_sum(leading: list[int], channels: int, term: Callable[..., tuple[Any, Any]], name: str) -> tuple[Any, Any]:
     """Sum two float32 expressions over all leading axes, for every channel.
 
-    With more than one leading axis the sum runs first within each index of axis 0, then over axis 0: partial sums belong
-    to indices, not to threads, so the result does not depend on the thread count.
+    With more than one leading axis the sum runs first within each index of axis 0, then over axis 0: partial sums
+    belong to indices, not to threads, so the result does not depend on the thread count.
 
     Args:
         leading: extents of the axes to reduce.
@@ -30,12 +30,10 @@ def pair_sum(leading: list[int], channels: int, term: Callable[..., tuple[Any, A
     )
     if len(leading) == 1:
         rows = te.reduce_axis((0, leading[0]), name="row")
-        return tuple(te.compute((channels,), lambda c: add(term(rows, c), axis=rows), name=name))  # type: ignore[return-value]
+        return tuple(te.compute((channels,), lambda c: add(term(rows, c), axis=rows), name=name))
     axes = [te.reduce_axis((0, extent), name=f"r{i}") for i, extent in enumerate(leading[1:])]
     part0, part1 = te.compute(
         (leading[0], channels), lambda n, c: add(term(n, *axes, c), axis=axes), name=f"{name}_partial"
     )
     outer = te.reduce_axis((0, leading[0]), name="outer")
-    return tuple(  # type: ignore[return-value]
-        te.compute((channels,), lambda c: add((part0[outer, c], part1[outer, c]), axis=outer), name=name)
-    )
+    return tuple(te.compute((channels,), lambda c: add((part0[outer, c], part1[outer, c]), axis=outer), name=name))

@@ -1,4 +1,4 @@
-"""``fqt::pack_weight_transposed``: sign bits of a weight, in the order that the activation-gradient product reads them."""
+"""``fqt::pack_weight_transposed``: sign bits of a weight, as the activation-gradient product reads them."""
 
 from __future__ import annotations
 

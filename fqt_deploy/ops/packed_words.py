@@ -29,8 +29,9 @@ def pack_last_axis(bits: Tensor) -> Tensor:
     """[..., C] bool -> [..., words] int32."""
     padding = -bits.shape[-1] % WORD
     padded = torch.nn.functional.pad(bits.to(torch.int64), (0, padding))
-    grouped = padded.unflatten(-1, (-1, WORD))
-    return (grouped << torch.arange(WORD)).sum(-1).to(torch.int32)
+    grouped = padded.reshape(*padded.shape[:-1], -1, WORD)
+    words: Tensor = (grouped << torch.arange(WORD)).sum(-1).to(torch.int32)
+    return words
 
 
 def unpack_last_axis(words: Tensor, count: int) -> Tensor:
@@ -42,7 +43,7 @@ def unpack_last_axis(words: Tensor, count: int) -> Tensor:
 def to_panels(rows: Tensor) -> Tensor:
     """[R, words] -> [panels, words, PANEL]; missing rows are 0."""
     padded = torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[0] % PANEL))
-    return padded.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+    return padded.reshape(-1, PANEL, padded.shape[1]).transpose(1, 2).contiguous()
 
 
 def from_panels(panels: Tensor, rows: int) -> Tensor:

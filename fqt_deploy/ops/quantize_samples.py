@@ -1,4 +1,4 @@
-"""``fqt::quantize_samples``: stochastic codes of a gradient, one grid per kept sample (SCQ, activation-gradient side)."""
+"""``fqt::quantize_samples``: stochastic codes of a gradient, one grid per kept sample (SCQ, activation side)."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ class OpSpec:
         kind: how it may be grouped with its neighbours.
         reference: plain PyTorch; its annotations are the schema and its result is the oracle of every test.
         fake: shape and dtype rule; raises ``ValueError`` on illegal shapes.
-        compute: TVM TE loop nest: takes ``reference``'s arguments with every tensor replaced by a ``te.Tensor``, returns
-            one ``te.Tensor`` or a tuple of them. Target-independent: targets only schedule it.
+        compute: TVM TE loop nest: takes ``reference``'s arguments with every tensor replaced by a ``te.Tensor``,
+            returns one ``te.Tensor`` or a tuple of them. Target-independent: targets only schedule it.
         cost: work of one call, from the same arguments as ``fake``.
         sample_inputs: small and edge-case argument tuples, fixed seed.
         integer_exact: compiled outputs must equal the reference bit for bit; otherwise ``tolerance`` applies.

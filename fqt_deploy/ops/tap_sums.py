@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 from tvm import te, tirx
 
 from fqt_deploy.ops.binary_conv2d import signs_of_weight
@@ -42,7 +43,9 @@ def reference(
     """
     w = signs_of_weight(w_bits, out_channels, in_channels, kernel).transpose(0, 1)
     ones = torch.ones(1, out_channels, *output_hw, dtype=torch.float64)
-    sums = torch.nn.grad.conv2d_input((1, in_channels, *input_hw), w.double(), ones, stride, padding)
+    sums: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
+        (1, in_channels, *input_hw), w.double(), ones, stride, padding
+    )
     return sums[0].permute(1, 2, 0).contiguous().to(torch.int32)
 
 

@@ -35,9 +35,9 @@ class Session:
         self.manifest = manifest
         self._library = library
         self._state = {spec.name: state[spec.name] for spec in manifest.state}
-        self._seed = empty_aligned((), np.int64)
+        self._seed = empty_aligned((), "int64")
         self.seed = manifest.seed
-        self._lr = empty_aligned((len(manifest.optimizer.groups),), np.float32)
+        self._lr = empty_aligned((len(manifest.optimizer.groups),), "float32")
         self.lr = [group["lr"] for group in manifest.optimizer.groups]
         self._last_logits: Array | None = None
 
