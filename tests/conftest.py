@@ -1,0 +1,40 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from fqt_deploy.capture.load_model import ModelSource, load_model
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="session")
+def digits_source() -> ModelSource:
+    return load_model(EXAMPLES / "digits_cnn.py", batch=8)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Images [N, 1, 8, 8] of unit scale and labels of scikit-learn's digits, shuffled once."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.from_numpy(data.images).float().unsqueeze(1) / 8 - 1
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return images[order].contiguous(), torch.from_numpy(data.target)[order].long()
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    """Writes a model file and returns its path."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "model.py"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+assert importlib.util.find_spec("sklearn"), "the tests need scikit-learn: pip install -e '.[dev]'"
