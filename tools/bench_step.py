@@ -35,6 +35,7 @@ MINIMUM_TURN_S = 0.2
 """A contender's turn lasts at least this long: a short step is repeated within it."""
 WARM_UP = 2
 MEMORY_STEPS = 3
+BUSY_LOAD = 0.5
 SEED = 0
 
 Step = Callable[[], Any]
@@ -129,8 +130,8 @@ def our_step(artifact: Path, source: ModelSource) -> Step:
     return lambda: session.step(x, y)
 
 
-def interleaved_medians(steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
-    """Median seconds of each step; the contenders take turns, so that a slow moment hits all of them alike."""
+def interleaved_times(steps: Mapping[str, Step], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step in each of its turns; contenders alternate, so that a slow moment hits all of them alike."""
     calls: dict[str, int] = {}
     for name, step in steps.items():
         for _ in range(WARM_UP):
@@ -140,7 +141,7 @@ def interleaved_medians(steps: Mapping[str, Step], repeats: int) -> dict[str, fl
     for _ in range(repeats):
         for name, step in steps.items():
             times[name].append(_seconds(step, calls[name]))
-    return {name: statistics.median(found) for name, found in times.items()}
+    return times
 
 
 def _seconds(step: Step, calls: int) -> float:
@@ -151,8 +152,9 @@ def _seconds(step: Step, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def summarize(seconds: Mapping[str, float], memory_mb: Mapping[str, float]) -> dict[str, Any]:
-    """The numbers of the last line, from seconds by contender (``ours`` and configuration names) and peak memory."""
+def summarize(times: Mapping[str, list[float]], memory_mb: Mapping[str, float]) -> dict[str, Any]:
+    """The numbers of the last line, from the times of each contender (``ours``, configuration names) and peak memory."""
+    seconds = {name: statistics.median(found) for name, found in times.items()}
     best = {}
     for dtype in ("fp32", "bf16"):
         names = [name for name in seconds if dtype in name.split("_")]
@@ -169,7 +171,8 @@ def summarize(seconds: Mapping[str, float], memory_mb: Mapping[str, float]) -> d
         "best_bf16": best["bf16"],
         "peak_mem_ours_mb": memory_mb["ours"],
         "peak_mem_torch_mb": memory_mb["torch"],
-        "seconds": dict(seconds),
+        "median_s": seconds,
+        "fastest_s": {name: min(found) for name, found in times.items()},
     }
 
 
@@ -193,7 +196,7 @@ def task_compile(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def task_time(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds by contender."""
+    """Seconds by contender and turn."""
     import torch
 
     torch.set_num_threads(arguments.threads)
@@ -205,7 +208,7 @@ def task_time(arguments: argparse.Namespace) -> dict[str, Any]:
     for configuration in configurations(compiled=compiled):
         own = load_example(arguments.model, arguments.batch)
         steps[configuration.name] = torch_step(own, configuration, adam)
-    return {"seconds": interleaved_medians(steps, arguments.repeats), "adam": adam}
+    return {"times": interleaved_times(steps, arguments.repeats), "adam": adam}
 
 
 def task_memory_ours(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -276,13 +279,17 @@ def _child(task: str, artifact: Path, arguments: argparse.Namespace) -> dict[str
 
 def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All tasks; returns the content of the last line."""
+    load = os.getloadavg()[0]
+    if load > BUSY_LOAD:
+        print(f"warning: the load average is {load:.1f}: other processes will disturb the times", file=sys.stderr)
     found = {task: _child(task, folder / "step.fqt", arguments) for task in TASKS}
-    timing = found["time"]
-    for name, seconds in sorted(timing["seconds"].items(), key=lambda item: item[1]):
-        print(f"{name:28} {1e3 * seconds:10.2f} ms")
     memory = {"ours": found["memory-ours"]["mb"], "torch": found["memory-torch"]["mb"]}
-    setting = {"model": arguments.model, "threads": arguments.threads, "adam": timing["adam"], **found["compile"]}
-    return {**setting, **summarize(timing["seconds"], memory)}
+    summary = summarize(found["time"]["times"], memory)
+    print(f"{'ms a step':28} {'median':>10} {'fastest':>10}")
+    for name, seconds in sorted(summary["median_s"].items(), key=lambda item: item[1]):
+        print(f"{name:28} {1e3 * seconds:10.2f} {1e3 * summary['fastest_s'][name]:10.2f}")
+    setting = {"model": arguments.model, "threads": arguments.threads, "load_before": load}
+    return {**setting, **found["compile"], "adam": found["time"]["adam"], **summary}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -6,7 +6,7 @@ from tools.bench_step import (
     TorchConfiguration,
     configurations,
     fastest_adam,
-    interleaved_medians,
+    interleaved_times,
     parse,
     summarize,
     torch_step,
@@ -53,14 +53,21 @@ def test_contenders_take_turns(monkeypatch):
     monkeypatch.setattr("tools.bench_step.MINIMUM_TURN_S", 0.0)
     monkeypatch.setattr("tools.bench_step.WARM_UP", 0)
     calls: list[str] = []
-    medians = interleaved_medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    times = interleaved_times({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
     assert calls == ["a", "b", *["a", "b"] * 3]
-    assert set(medians) == {"a", "b"}
+    assert {name: len(turns) for name, turns in times.items()} == {"a": 3, "b": 3}
 
 
 def test_summary_compares_with_the_best():
-    seconds = {"ours": 0.1, "eager_fp32": 2.0, "eager_fp32_channels_last": 1.0, "eager_bf16": 0.5, "compile_bf16": 0.6}
-    summary = summarize(seconds, {"ours": 10.0, "torch": 100.0})
+    times = {
+        "ours": [0.1, 9.0, 0.05],
+        "eager_fp32": [2.0],
+        "eager_fp32_channels_last": [1.0],
+        "eager_bf16": [0.5],
+        "compile_bf16": [0.6],
+    }
+    summary = summarize(times, {"ours": 10.0, "torch": 100.0})
+    assert (summary["ours_s"], summary["fastest_s"]["ours"]) == (0.1, 0.05)
     assert summary["eager_fp32_s"] == 2.0
     assert summary["best_fp32_s"] == 1.0
     assert summary["ratio_best_fp32"] == pytest.approx(10)
