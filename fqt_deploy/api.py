@@ -20,7 +20,13 @@ from fqt_deploy.settings import options_of
 
 
 class CompiledStep(Session):
-    """A session whose state dict is one of PyTorch tensors, and that is called like a function."""
+    """A session whose state dict is one of PyTorch tensors, and that is called like a function.
+
+    Attributes:
+        folder: holds the compiled library for as long as the step lives.
+    """
+
+    folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __call__(self, x: Any, y: Any) -> float:
         """``step(x, y)``."""
@@ -53,7 +59,9 @@ def compile(
     """
     options = options_of(settings if optimizer is None else {**settings, "optimizer": optimizer})
     source = ModelSource(model, loss_fn, check_example_inputs(example_inputs))
-    with tempfile.TemporaryDirectory() as folder:
-        result = compile_model(source, options, Path(folder) / "step")
-        manifest, state, library = read_artifact(result.output)
-        return CompiledStep(manifest, Library(library), state)
+    folder = tempfile.TemporaryDirectory(prefix="fqt-")
+    result = compile_model(source, options, Path(folder.name) / "step")
+    manifest, state, library = read_artifact(result.output)
+    step = CompiledStep(manifest, Library(library), state)
+    step.folder = folder
+    return step

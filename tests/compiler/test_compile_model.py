@@ -46,21 +46,38 @@ def test_every_example_agrees_with_pytorch(example, recipe, agp, tmp_path):
     assert [row for row in result.verification.rows if not row.ok] == []
 
 
+class Sign(torch.autograd.Function):
+    """+1 or -1, exactly; the gradient passes where the magnitude is below 1."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.where(x > 0, 1.0, -1.0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (ctx.saved_tensors[0].abs() < 1)
+
+
 class FakeQuantized(nn.Module):
-    """The reference of recipe ``none`` in eager mode: signs, scales and straight-through gradients by autograd."""
+    """The reference of recipe ``none`` in eager mode: signs, scales and straight-through gradients by autograd.
+
+    The scale is applied to the product of signs, an integer: so equal values tie in max pooling here as they do there.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x):
-        w = self.layer.weight
-        alpha = w.abs().flatten(1).mean(1).view(-1, *[1] * (w.ndim - 1))
-        weight = alpha * (torch.where(w > 0, 1.0, -1.0) - w.clamp(-1, 1)).detach() + alpha * w.clamp(-1, 1)
-        signs = (torch.where(x > 0, 1.0, -1.0) - x.clamp(-1, 1)).detach() + x.clamp(-1, 1)
-        if isinstance(self.layer, nn.Conv2d):
-            return nn.functional.conv2d(signs, weight, self.layer.bias, self.layer.stride, self.layer.padding)
-        return nn.functional.linear(signs, weight, self.layer.bias)
+        layer, w = self.layer, self.layer.weight
+        alpha = w.abs().flatten(1).mean(1)
+        signs = Sign.apply(x), Sign.apply(w)
+        if isinstance(layer, nn.Conv2d):
+            alpha = alpha.view(-1, 1, 1)
+            bias = 0 if layer.bias is None else layer.bias.view(-1, 1, 1)
+            return nn.functional.conv2d(*signs, None, layer.stride, layer.padding) * alpha + bias
+        return nn.functional.linear(*signs) * alpha + (0 if layer.bias is None else layer.bias)
 
 
 def fake_quantized(model: nn.Module, paths: list[str]) -> nn.Module:
