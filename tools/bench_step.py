@@ -153,7 +153,7 @@ def _seconds(step: Step, calls: int) -> float:
 
 
 def summarize(times: Mapping[str, list[float]], memory_mb: Mapping[str, float]) -> dict[str, Any]:
-    """The numbers of the last line, from the times of each contender (``ours``, configuration names) and peak memory."""
+    """The numbers of the last line, from each contender's times (``ours``, configuration names) and peak memory."""
     seconds = {name: statistics.median(found) for name, found in times.items()}
     best = {}
     for dtype in ("fp32", "bf16"):
