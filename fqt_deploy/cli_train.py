@@ -1,0 +1,187 @@
+"""fqt-train: train a compiled step on arrays from a file; needs neither PyTorch nor the compiler.
+
+Exit codes: 0 success, 1 a mistake that the person can repair, 2 wrong usage, 130 interrupted after saving a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fqt_deploy import __version__
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.runtime import Session, load
+
+EXAMPLES = """
+\b
+Examples:
+  fqt-train vgg16_cifar.fqt --data train.npz --epochs 10
+  fqt-train vgg16_cifar.fqt --data train.npz --epochs 10 --resume
+  fqt-train vgg16_cifar.fqt --data train.npz --eval-data test.npz --epochs 60 --lr 1e-3 --schedule cosine
+
+\b
+The data file is written by numpy.savez(file, x=..., y=...): x [samples, ...] of the model's input type (uint8 images
+are scaled to [0, 1]), y [samples, ...] of the target type. Ctrl-C finishes the step, saves a checkpoint and ends.
+"""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples and targets, one each a row."""
+
+    x: NDArray[np.generic]
+    y: NDArray[np.generic]
+
+
+@click.command(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("artifact", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--data", required=True, type=click.Path(path_type=Path), metavar="FILE.npz", help="Training data.")
+@click.option("--eval-data", type=click.Path(path_type=Path), metavar="FILE.npz", help="Report accuracy on these.")
+@click.option("--epochs", default=1, show_default=True, type=click.IntRange(min=1), help="Passes over the data.")
+@click.option("--lr", type=float, help="Learning rate.  [default: as compiled]")
+@click.option("--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="[default: DIR/checkpoint.safetensors]")
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint.")
+@click.version_option(__version__)
+def main(
+    artifact: Path,
+    data: Path,
+    eval_data: Path | None,
+    epochs: int,
+    lr: float | None,
+    schedule: str,
+    checkpoint: Path | None,
+    resume: bool,
+) -> None:
+    """Train the compiled step in DIR."""
+    try:
+        session = load(artifact)
+        train = read_data(data, session)
+        held_out = read_data(eval_data, session) if eval_data is not None else None
+        path = checkpoint or artifact / "checkpoint.safetensors"
+        if resume:
+            session.load_checkpoint(path)
+        if lr is not None:
+            session.lr = lr
+        interrupted = _train(session, train, epochs, schedule == "cosine", path)
+        if interrupted:
+            click.echo(f"interrupted: saved {path}; continue with --resume", err=True)
+            sys.exit(130)
+        if held_out is not None:
+            correct = session.predict(held_out.x).argmax(-1) == held_out.y
+            click.echo(f"accuracy {100 * correct.mean():.2f} % on {len(held_out.x)} samples")
+    except FqtError as error:
+        click.echo(error.render(), err=True)
+        sys.exit(1)
+
+
+def read_data(path: Path, session: Session) -> Data:
+    """Arrays ``x`` and ``y`` of an npz file, as the step takes them; FQT510 if it does not hold them."""
+    try:
+        with np.load(path) as file:
+            missing = [name for name in ("x", "y") if name not in file]
+            if missing:
+                raise FqtError(
+                    f"{path} has no array {missing[0]!r}", code="FQT510", hint="numpy.savez(file, x=..., y=...)"
+                )
+            x, y = file["x"], file["y"]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise FqtError(f"cannot read {path}: {error}", code="FQT510") from None
+    if x.dtype == np.uint8:
+        x = x.astype(np.float32) / 255
+    inputs, targets = session.manifest.inputs
+    if y.dtype.kind in "iu":
+        y = y.astype(targets.dtype)
+    for name, array, spec in (("x", x, inputs), ("y", y, targets)):
+        if array.shape[1:] != spec.shape[1:] or str(array.dtype) != spec.dtype:
+            raise FqtError(
+                f"{name} in {path} is {array.dtype} {list(array.shape)}; the step takes {spec.dtype} samples of "
+                f"{list(spec.shape[1:])}",
+                code="FQT510",
+            )
+    if len(x) != len(y) or len(x) < session.manifest.batch:
+        raise FqtError(
+            f"{path} holds {len(x)} samples and {len(y)} targets; a batch takes {session.manifest.batch}", code="FQT510"
+        )
+    return Data(x, y)
+
+
+def _train(session: Session, data: Data, epochs: int, cosine: bool, checkpoint: Path) -> bool:
+    """Run the steps that are left and return whether the person interrupted; a checkpoint follows every epoch.
+
+    The order of the samples depends on seed and epoch alone, so a resumed run sees the batches it would have seen.
+    """
+    batch = session.manifest.batch
+    steps = len(data.x) // batch
+    initial = session.lr if isinstance(session.lr, tuple) else (session.lr,)
+    started, begin = session.step_count, time.perf_counter()
+    with _interruptible() as stop, _progress(epochs * steps, started) as show:
+        while session.step_count < epochs * steps:
+            epoch, position = divmod(session.step_count, steps)
+            order = np.random.default_rng([session.seed, epoch]).permutation(len(data.x))
+            if cosine:
+                factor = 0.5 * (1 + math.cos(math.pi * session.step_count / (epochs * steps)))
+                session.lr = [rate * factor for rate in initial]
+            rows = order[position * batch : (position + 1) * batch]
+            loss = session.step(data.x[rows], data.y[rows], check=True)
+            speed = (session.step_count - started) * batch / (time.perf_counter() - begin)
+            show(session.step_count, f"epoch {epoch + 1}/{epochs}  loss {loss:.4f}  {speed:.0f} samples/s")
+            if stop or position == steps - 1:
+                rates = session.lr
+                session.lr = list(initial)  # a schedule starts again from the initial rate
+                session.save_checkpoint(checkpoint)
+                session.lr = rates
+            if stop:
+                return True
+    return False
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """A list that becomes true when the person presses Ctrl-C; a second Ctrl-C ends the program at once."""
+    signals: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        if signals:
+            raise KeyboardInterrupt
+        signals.append(number)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _progress(total: int, completed: int) -> Iterator[Callable[[int, str], None]]:
+    """A function ``(steps, text)`` that shows a bar on a terminal, and a line every few seconds elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        last = [0.0]
+
+        def line(step: int, text: str) -> None:
+            if step == total or time.perf_counter() - last[0] > 5:
+                last[0] = time.perf_counter()
+                console.print(f"step {step}/{total}  {text}", highlight=False)
+
+        yield line
+        return
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=total, completed=completed)
+        yield lambda step, text: bar.update(task, completed=step, description=text)
