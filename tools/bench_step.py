@@ -35,7 +35,8 @@ MINIMUM_TURN_S = 0.2
 """A contender's turn lasts at least this long: a short step is repeated within it."""
 WARM_UP = 2
 MEMORY_STEPS = 3
-BUSY_LOAD = 0.5
+TOLERATED_CORES = 0.1
+"""What other processes may use; more disturbs parallel code, PyTorch's far beyond its share."""
 SEED = 0
 
 Step = Callable[[], Any]
@@ -208,7 +209,10 @@ def task_time(arguments: argparse.Namespace) -> dict[str, Any]:
     for configuration in configurations(compiled=compiled):
         own = load_example(arguments.model, arguments.batch)
         steps[configuration.name] = torch_step(own, configuration, adam)
-    return {"times": interleaved_times(steps, arguments.repeats), "adam": adam}
+    others, start = _seconds_of_others(), time.perf_counter()
+    times = interleaved_times(steps, arguments.repeats)
+    cores = (_seconds_of_others() - others) / (time.perf_counter() - start)
+    return {"times": times, "adam": adam, "cores_of_others": cores}
 
 
 def task_memory_ours(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -251,6 +255,12 @@ def task_memory_torch(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"mb": _peak_mb() - before}
 
 
+def _seconds_of_others() -> float:
+    """Core seconds that this machine has spent so far, without those of this process."""
+    user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
 def _peak_mb() -> float:
     """Largest resident set of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
@@ -279,17 +289,17 @@ def _child(task: str, artifact: Path, arguments: argparse.Namespace) -> dict[str
 
 def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All tasks; returns the content of the last line."""
-    load = os.getloadavg()[0]
-    if load > BUSY_LOAD:
-        print(f"warning: the load average is {load:.1f}: other processes will disturb the times", file=sys.stderr)
     found = {task: _child(task, folder / "step.fqt", arguments) for task in TASKS}
     memory = {"ours": found["memory-ours"]["mb"], "torch": found["memory-torch"]["mb"]}
     summary = summarize(found["time"]["times"], memory)
     print(f"{'ms a step':28} {'median':>10} {'fastest':>10}")
     for name, seconds in sorted(summary["median_s"].items(), key=lambda item: item[1]):
         print(f"{name:28} {1e3 * seconds:10.2f} {1e3 * summary['fastest_s'][name]:10.2f}")
-    setting = {"model": arguments.model, "threads": arguments.threads, "load_before": load}
-    return {**setting, **found["compile"], "adam": found["time"]["adam"], **summary}
+    timing = {name: found["time"][name] for name in ("adam", "cores_of_others")}
+    if timing["cores_of_others"] > TOLERATED_CORES:
+        cores = f"{timing['cores_of_others']:.2f} cores"
+        print(f"warning: other processes used {cores}: measure again on a quiet machine", file=sys.stderr)
+    return {"model": arguments.model, "threads": arguments.threads, **found["compile"], **timing, **summary}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
