@@ -14,6 +14,8 @@ from fqt_deploy.targets.cpu.bitplane_weight_grad import BitplaneWeightGradRule
 from fqt_deploy.targets.cpu.elementwise import ElementwiseRule
 from fqt_deploy.targets.cpu.features import cpu_features, host_cpu
 from fqt_deploy.targets.cpu.fp32_convolution import Fp32ConvolutionRule, Fp32WeightGradRule
+from fqt_deploy.targets.cpu.pack_channels import PackChannelsRule
+from fqt_deploy.targets.cpu.pack_positions import PackPositionsRule
 from fqt_deploy.targets.cpu.reduction import ReductionRule
 from fqt_deploy.targets.cpu.round_products import makes_bits, round_products
 
@@ -22,6 +24,9 @@ RULES: tuple[ScheduleRule, ...] = (
     BinaryConv2dRule(),
     BitplaneConv2dInputGradRule(),
     BitplaneWeightGradRule(),
+    # packing
+    PackChannelsRule(),
+    PackPositionsRule(),
     # fp32 products
     Fp32ConvolutionRule(),
     Fp32WeightGradRule(),
