@@ -28,7 +28,8 @@ class BitplaneWeightGradRule:
         arguments = arguments_of(function)
         if arguments is None:
             return None
-        _, _, channels, taps = arguments
+        _, _, channels, kernel = arguments
+        taps = kernel[0] * kernel[1]
         planes, positions = placeholders(function)
         words, bits, kept = (int(d) for d in planes.shape)
         panels = int(positions.shape[0])
@@ -50,11 +51,11 @@ class BitplaneWeightGradRule:
         def at(row: Any, c: Any) -> Any:
             return counts[row // PANEL, c, row % PANEL]
 
-        result = te.compute(
-            (kept, taps, channels),
-            lambda c, t, i: 2 * at(t * channels + i, c) - at(taps * channels + t, c),
-            name="result",
-        )
+        def signed(c: Any, i: Any, kh: Any, kw: Any) -> Any:
+            tap = kh * kernel[1] + kw
+            return 2 * at(tap * channels + i, c) - at(taps * channels + tap, c)
+
+        result = te.compute((kept, channels, *kernel), signed, name="result")
         schedule = new_schedule([planes, positions, result])
         accumulate, combine = schedule.get_sblock("total"), schedule.get_sblock("counts")
         rows = largest_divisor(kept, max(1, ACCUMULATORS // bits))

@@ -18,6 +18,7 @@ from fqt_deploy.targets.cpu.pack_channels import PackChannelsRule
 from fqt_deploy.targets.cpu.pack_positions import PackPositionsRule
 from fqt_deploy.targets.cpu.reduction import ReductionRule
 from fqt_deploy.targets.cpu.round_products import makes_bits, round_products
+from fqt_deploy.targets.cpu.update import UpdateRule
 
 RULES: tuple[ScheduleRule, ...] = (
     # 1-bit products
@@ -30,6 +31,8 @@ RULES: tuple[ScheduleRule, ...] = (
     # fp32 products
     Fp32ConvolutionRule(),
     Fp32WeightGradRule(),
+    # optimizer
+    UpdateRule(),
     # anything
     ElementwiseRule(),
     ReductionRule(),
