@@ -113,11 +113,9 @@ def _inline_producers(function: tirx.PrimFunc, kernel: Kernel, root_prefix: str)
     blocks = schedule.get_child_blocks(schedule.get_sblock("root")) if _has_root_block(function) else []
     names = [str(schedule.get(block).name_hint) for block in blocks]
     kind = kind_of(kernel.root)
-    kept = (
-        {len(blocks) - 1}
-        if kind is OpKind.ELEMENTWISE
-        else {i for i, n in enumerate(names) if n.startswith(root_prefix)}
-    )
+    kept = {i for i, name in enumerate(names) if name.startswith(root_prefix)}
+    if kind is OpKind.ELEMENTWISE:
+        kept = {len(blocks) - 1}
     if kind is OpKind.UPDATE and kernel.members:
         kept.add(min(kept) - 1)
     for position, block in enumerate(blocks):

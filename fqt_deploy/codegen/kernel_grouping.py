@@ -219,11 +219,10 @@ class _Grouping:
         def positional(current: fx.Node) -> bool:
             if current in self.materialized:
                 return storage_of(current) not in self.state or storage_of(current) in own
+            if current.target in INDEXING and current.target is not aten.view.default:
+                return not self._reads(current, self.state)
             operands = [o for o in _operands(current) if self._reads(o, self.state)]
-            in_place = (
-                current.target in POINTWISE or current.target is aten.view.default or spec_of(current) is not None
-            )
-            return all(in_place and _elements(o) == extent and positional(o) for o in operands)
+            return all(_elements(o) == extent and positional(o) for o in operands)
 
         return _elements(node) == extent and positional(node)
 

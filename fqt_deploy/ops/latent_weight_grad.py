@@ -62,8 +62,8 @@ def cost(dweff: Tensor, w: Tensor) -> Cost:
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
     """Convolutions, a linear layer, zeros and the edges of the pass band."""
     g = torch.Generator().manual_seed(0)
-    for shape in ((16, 32, 3, 3), (7, 5, 3, 1), (10, 64, 1, 1)):
-        yield torch.randn(shape, generator=g), torch.randn(shape, generator=g)
+    for extents in ((16, 32, 3, 3), (7, 5, 3, 1), (10, 64, 1, 1)):
+        yield torch.randn(extents, generator=g), torch.randn(extents, generator=g)
     edges = torch.tensor([0.0, -0.0, 1.0, -1.0, 0.5, -0.5]).view(2, 3, 1, 1)
     yield torch.randn(2, 3, 1, 1, generator=g), edges
 
