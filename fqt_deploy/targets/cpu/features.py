@@ -9,7 +9,8 @@ from tvm.target import codegen
 
 from fqt_deploy.core.diagnostics import FqtError
 
-_CHECKED = ("sse4.2", "popcnt", "avx2", "fma", "avx512f", "avx512bw", "avx512vpopcntdq", "avx512vnni", "avx512vbmi")
+_CHECKED = ("sse4.2", "popcnt", "avx2", "fma", "avx512f", "avx512bw", "avx512vpopcntdq", "avx512vnni", "avx512vbmi",
+            "avx512bitalg")
 """Extensions that the compiling machine must have to run code for a processor that has them."""
 
 
@@ -23,6 +24,7 @@ class CpuFeatures:
         has_vpopcnt: per-lane vector popcount (AVX-512 VPOPCNTDQ).
         has_vnni: 8-bit dot product into 32-bit lanes (AVX-512 VNNI).
         has_vbmi: byte permutation across a register (AVX-512 VBMI).
+        has_bitalg: popcount of every byte (AVX-512 BITALG).
         is_x86: whether x86 intrinsics may be used at all.
     """
 
@@ -31,6 +33,7 @@ class CpuFeatures:
     has_vpopcnt: bool
     has_vnni: bool
     has_vbmi: bool
+    has_bitalg: bool
     is_x86: bool
 
 
@@ -65,6 +68,7 @@ def cpu_features(mcpu: str) -> CpuFeatures:
         has_vpopcnt="avx512vpopcntdq" in has,
         has_vnni="avx512vnni" in has,
         has_vbmi="avx512vbmi" in has,
+        has_bitalg="avx512bitalg" in has,
         is_x86=str(codegen.llvm_get_system_triple()).startswith("x86_64"),
     )
 

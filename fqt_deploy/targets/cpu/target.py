@@ -18,11 +18,13 @@ from fqt_deploy.targets.cpu.pack_channels import PackChannelsRule
 from fqt_deploy.targets.cpu.pack_positions import PackPositionsRule
 from fqt_deploy.targets.cpu.reduction import ReductionRule
 from fqt_deploy.targets.cpu.round_products import makes_bits, round_products
+from fqt_deploy.targets.cpu.table_input_grad import TableInputGradRule
 from fqt_deploy.targets.cpu.update import UpdateRule
 
 RULES: tuple[ScheduleRule, ...] = (
     # 1-bit products
     BinaryConv2dRule(),
+    TableInputGradRule(),
     BitplaneConv2dInputGradRule(),
     BitplaneWeightGradRule(),
     # packing
