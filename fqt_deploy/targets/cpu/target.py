@@ -19,6 +19,7 @@ from fqt_deploy.targets.cpu.pack_positions import PackPositionsRule
 from fqt_deploy.targets.cpu.reduction import ReductionRule
 from fqt_deploy.targets.cpu.round_products import makes_bits, round_products
 from fqt_deploy.targets.cpu.table_input_grad import TableInputGradRule
+from fqt_deploy.targets.cpu.table_weight_grad import TableWeightGradRule
 from fqt_deploy.targets.cpu.update import UpdateRule
 
 RULES: tuple[ScheduleRule, ...] = (
@@ -26,6 +27,7 @@ RULES: tuple[ScheduleRule, ...] = (
     BinaryConv2dRule(),
     TableInputGradRule(),
     BitplaneConv2dInputGradRule(),
+    TableWeightGradRule(),
     BitplaneWeightGradRule(),
     # packing
     PackChannelsRule(),
