@@ -89,6 +89,14 @@ def schedule_helpers(schedule: Any, names: tuple[str, ...]) -> None:
             schedule.parallel(schedule.fuse(*spatial) if len(spatial) > 1 else spatial[0])
 
 
+def schedule_padding(schedule: Any, block: Any) -> None:
+    """Copy the inside of an image [sample, row, column, word] without asking for each word whether it is inside."""
+    sample, row, column, _ = schedule.get_loops(block)
+    for loop in (row, column):
+        schedule.annotate(loop, "pragma_loop_partition_hint", True)
+    schedule.parallel(sample)
+
+
 def new_schedule(tensors: list[te.Tensor]) -> Any:
     """A schedule of the loop nests that compute the last tensors from the first ones."""
     return s_tir.Schedule(te.create_prim_func(tensors))
