@@ -13,9 +13,10 @@ from torch import nn
 
 from fqt_deploy.capture.joint import capture_prediction_graph, capture_training_graph
 from fqt_deploy.capture.load_model import ModelSource
-from fqt_deploy.codegen.build import build_executable, export_library
+from fqt_deploy.codegen.build import build_executable, export_library, find_linker
 from fqt_deploy.codegen.to_relax import RelaxProgram, to_relax
 from fqt_deploy.compiler.describe import describe
+from fqt_deploy.compiler.runtime_libraries import runtime_libraries
 from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
 from fqt_deploy.core.diagnostics import FqtError, user_root
 from fqt_deploy.core.dump import graph_text
@@ -81,6 +82,8 @@ def compile_model(
     tell = progress or (lambda _: None)
     _check_pass_names(options)
     target = make_target(options.target, options.mcpu)
+    find_linker(target.toolchain)  # what is missing is said before the work, not after it
+    companions = runtime_libraries(target.toolchain).companions()
     lowered = lower_model(source, options, progress=tell)
     tell("generating kernels")
     program = to_relax(lowered.train, lowered.predict, target.schedule)
@@ -88,11 +91,11 @@ def compile_model(
     executable = build_executable(program, target.tvm_target)
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "step.so"
-        export_library(executable, library)
+        export_library(executable, library, target.toolchain)
         report = _verify(source, options, lowered.train, program, library, tell)
         manifest = describe(source, options, lowered.train, lowered.predict, program, target)
         state = {name: np.array(t.initial.detach().numpy(), order="C") for name, t in lowered.train.state.items()}
-        manifest = write_artifact(output, manifest, state, library)
+        write_artifact(output, manifest, state, library, companions)
     return CompileResult(manifest, output, lowered.pass_times, report)
 
 
