@@ -71,7 +71,7 @@ def _list_targets() -> None:
 
 
 def _fetch_runtime(arch: str) -> None:
-    from fqt_deploy.compiler.runtime_libraries import fetch
+    from fqt_deploy.packaging.runtime_libraries import fetch
 
     click.echo(fetch(arch))
 

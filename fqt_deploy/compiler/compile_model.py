@@ -16,7 +16,7 @@ from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.build import build_executable, export_library, find_linker
 from fqt_deploy.codegen.to_relax import RelaxProgram, to_relax
 from fqt_deploy.compiler.describe import describe
-from fqt_deploy.compiler.runtime_libraries import runtime_libraries
+from fqt_deploy.packaging.runtime_libraries import runtime_libraries
 from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
 from fqt_deploy.core.diagnostics import FqtError, user_root
 from fqt_deploy.core.dump import graph_text
