@@ -16,13 +16,13 @@ from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.build import build_executable, export_library, find_linker
 from fqt_deploy.codegen.to_relax import RelaxProgram, to_relax
 from fqt_deploy.compiler.describe import describe
-from fqt_deploy.packaging.runtime_libraries import runtime_libraries
 from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
 from fqt_deploy.core.diagnostics import FqtError, user_root
 from fqt_deploy.core.dump import graph_text
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.packaging.runtime_libraries import runtime_libraries
 from fqt_deploy.passes.invariants import ALWAYS
 from fqt_deploy.passes.pass_base import Pass, Pipeline
 from fqt_deploy.passes.pipelines import all_passes, prediction_passes, training_passes

@@ -14,7 +14,6 @@ from fqt_deploy.core.diagnostics import CODES, FqtError
 from fqt_deploy.core.manifest import SCHEMA_VERSION
 from fqt_deploy.packaging.build_c_api import SOURCES
 from fqt_deploy.runtime.artifact import read_sums
-
 from tests.packaging.conftest import compile_example, write_rows
 
 LARGEST = 12e6
