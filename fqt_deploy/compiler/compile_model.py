@@ -16,6 +16,7 @@ from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.build import build_executable, export_library, find_linker
 from fqt_deploy.codegen.to_relax import RelaxProgram, to_relax
 from fqt_deploy.compiler.describe import describe
+from fqt_deploy.compiler.kernel_runner import kernel_runner
 from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
 from fqt_deploy.core.diagnostics import FqtError, user_root
 from fqt_deploy.core.dump import graph_text
@@ -28,6 +29,7 @@ from fqt_deploy.passes.pass_base import Pass, Pipeline
 from fqt_deploy.passes.pipelines import all_passes, prediction_passes, training_passes
 from fqt_deploy.runtime.artifact import write_artifact
 from fqt_deploy.targets.registry import make_target
+from fqt_deploy.targets.toolchain import Toolchain
 
 Progress = Callable[[str], None]
 """Told the name of each phase as it begins."""
@@ -83,6 +85,8 @@ def compile_model(
     _check_pass_names(options)
     target = make_target(options.target, options.mcpu)
     find_linker(target.toolchain)  # what is missing is said before the work, not after it
+    if options.verify == "numerics":
+        target.toolchain.runner()
     companions = runtime_libraries(target.toolchain).companions()
     lowered = lower_model(source, options, progress=tell)
     tell("generating kernels")
@@ -92,7 +96,7 @@ def compile_model(
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "step.so"
         export_library(executable, library, target.toolchain)
-        report = _verify(source, options, lowered.train, program, library, tell)
+        report = _verify(source, options, lowered.train, program, library, target.toolchain, tell)
         manifest = describe(source, options, lowered.train, lowered.predict, program, target)
         state = {name: np.array(t.initial.detach().numpy(), order="C") for name, t in lowered.train.state.items()}
         write_artifact(output, manifest, state, library, companions)
@@ -133,12 +137,14 @@ def _verify(
     train: TrainingGraph,
     program: RelaxProgram,
     library: Path,
+    toolchain: Toolchain,
     tell: Progress,
 ) -> VerificationReport | None:
     if options.verify != "numerics":
         return None
-    tell("comparing every kernel with PyTorch")
-    return verify_numerics(train, program, library, source.example_inputs, options)
+    tell("comparing every kernel with PyTorch" + ("" if toolchain.is_native else f", under {toolchain.emulator}"))
+    with kernel_runner(library, toolchain) as runner:
+        return verify_numerics(train, program, runner, source.example_inputs, options)
 
 
 def _set_mode(module: nn.Module, *, training: bool) -> None:

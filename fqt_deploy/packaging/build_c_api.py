@@ -45,6 +45,16 @@ def build_c_api(folder: Path, toolchain: Toolchain) -> Path:
     return lib / LIBRARY
 
 
+def build_kernel_runner(folder: Path, toolchain: Toolchain) -> Path:
+    """Build ``c_api/verify/run_kernels.cc`` into ``folder``, beside the libraries that it needs; errors as above."""
+    libraries = runtime_libraries(toolchain)
+    for path in (libraries.runtime, libraries.ffi):
+        _copy(path, folder / path.name)
+    sources = [SOURCES / "src" / "json.cc", SOURCES / "src" / "tensors.cc", SOURCES / "verify" / "run_kernels.cc"]
+    link(sources, folder / "run_kernels", toolchain, libraries, ("-Wl,-rpath,$ORIGIN",))
+    return folder / "run_kernels"
+
+
 def link(
     sources: Sequence[Path], output: Path, toolchain: Toolchain, libraries: RuntimeLibraries, options: Sequence[str]
 ) -> None:

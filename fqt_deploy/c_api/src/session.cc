@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "dlpack_tensor.h"
 #include "error.h"
 #include "files.h"
 #include "json.h"
@@ -22,31 +23,8 @@ namespace ffi = tvm::ffi;
 
 namespace {
 
-constexpr size_t kAlignment = 64;  // bytes; the generated code uses aligned vector loads
 constexpr int kPooledAllocator = 2;
 constexpr const char* kCheckpointFormat = "1";
-
-struct AlignedAlloc {
-  void AllocData(DLTensor* tensor) {
-    const size_t bytes = (ffi::GetDataSize(*tensor) + kAlignment) / kAlignment * kAlignment;
-    tensor->data = std::aligned_alloc(kAlignment, bytes);
-    if (tensor->data == nullptr) throw std::bad_alloc();
-  }
-  void FreeData(DLTensor* tensor) { std::free(tensor->data); }
-};
-
-DLDataType DataTypeOf(const std::string& dtype) {
-  const auto bits = static_cast<uint8_t>(8 * ItemSize(dtype));
-  if (dtype == "bool") return {kDLBool, 8, 1};
-  if (dtype[0] == 'f') return {kDLFloat, bits, 1};
-  return {static_cast<uint8_t>(dtype[0] == 'u' ? kDLUInt : kDLInt), bits, 1};
-}
-
-ffi::Tensor Empty(const TensorSpec& spec) {
-  return ffi::Tensor::FromNDAlloc(AlignedAlloc(), ffi::Shape(spec.shape), DataTypeOf(spec.dtype), DLDevice{kDLCPU, 0});
-}
-
-char* Data(const ffi::Tensor& tensor) { return static_cast<char*>(tensor.data_ptr()); }
 
 // Hand FQT_NUM_THREADS to TVM, which reads its own variable when it starts its workers.
 void ConfigureThreads() {
@@ -143,11 +121,11 @@ Session::Session(const std::string& folder) : impl_(std::make_unique<Impl>()) {
   const TensorFile file = ParseTensors(artifact.state, folder + "/state.safetensors");
   const std::string misfit = Misfit(my.manifest.state, file.tensors);
   if (!misfit.empty()) throw Error(kDamaged, folder + "/state.safetensors: " + misfit);
-  my.x = Empty(my.manifest.x);
-  my.y = Empty(my.manifest.y);
-  my.seed = Empty({"seed", "int64", {}});
-  my.lr = Empty({"lr", "float32", {static_cast<int64_t>(my.manifest.rates.size())}});
-  for (const TensorSpec& spec : my.manifest.state) my.state.push_back(Empty(spec));
+  my.x = EmptyTensor(my.manifest.x);
+  my.y = EmptyTensor(my.manifest.y);
+  my.seed = EmptyTensor({"seed", "int64", {}});
+  my.lr = EmptyTensor({"lr", "float32", {static_cast<int64_t>(my.manifest.rates.size())}});
+  for (const TensorSpec& spec : my.manifest.state) my.state.push_back(EmptyTensor(spec));
   my.CopyState(file.tensors);
   for (const std::string& name : my.manifest.predict_state) my.predict_state.push_back(my.state[my.IndexOf(name)]);
   my.step_index = my.IndexOf("step");
