@@ -21,6 +21,7 @@ class CpuFeatures:
     Attributes:
         mcpu: LLVM CPU name, such as ``znver4`` or ``x86-64-v3``.
         vector_bits: width of the widest vector register worth using, in bits.
+        vector_registers: number of vector registers.
         has_vpopcnt: per-lane vector popcount (AVX-512 VPOPCNTDQ).
         has_vnni: 8-bit dot product into 32-bit lanes (AVX-512 VNNI).
         has_vbmi: byte permutation across a register (AVX-512 VBMI).
@@ -29,10 +30,19 @@ class CpuFeatures:
 
     mcpu: str
     vector_bits: int
+    vector_registers: int
     has_vpopcnt: bool
     has_vnni: bool
     has_vbmi: bool
     is_x86: bool
+
+    @property
+    def accumulators(self) -> int:
+        """How many accumulators of 16 words a tile keeps: they take half of the registers; operands need the rest.
+
+        With 512-bit vectors these are 16, which also hide the latency of an addition.
+        """
+        return self.vector_registers * self.vector_bits // 512 // 2
 
 
 def host_cpu() -> str:
@@ -71,6 +81,7 @@ def cpu_features(mcpu: str, toolchain: Toolchain) -> CpuFeatures:
     return CpuFeatures(
         mcpu=mcpu,
         vector_bits=vector_bits,
+        vector_registers=32 if toolchain.arch == "aarch64" or vector_bits == 512 else 16,
         has_vpopcnt="avx512vpopcntdq" in has,
         has_vnni="avx512vnni" in has,
         has_vbmi="avx512vbmi" in has,
