@@ -23,6 +23,11 @@ demo: $(STAMP)  ## compile an example for this CPU, train it on scikit-learn's d
 c-api: $(STAMP)  ## build the C interface into build/c-api-ARCH; ARCH=aarch64 for another kind of machine
 	$(BIN)/python -m fqt_deploy.packaging.build_c_api build/c-api-$(ARCH) --arch $(ARCH)
 
+cross-env: $(STAMP)  ## what compiling and testing for aarch64 needs on a PC: Debian packages (as root), TVM's libraries
+	command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64-static || \
+		(apt-get update && apt-get install -y --no-install-recommends g++-aarch64-linux-gnu qemu-user-static)
+	$(BIN)/fqt-compile --fetch-runtime aarch64
+
 test: $(STAMP)  ## run the test suite
 	$(BIN)/python -m pytest
 

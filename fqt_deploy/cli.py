@@ -163,12 +163,14 @@ def _compile(
     with _progress() as progress:
         progress("loading the model")
         from fqt_deploy.capture.load_model import load_model
-        from fqt_deploy.compiler import compile_model, profile_artifact
+        from fqt_deploy.compiler import check_can_profile, compile_model, profile_artifact
         from fqt_deploy.report import timing_table
         from fqt_deploy.settings import merge_settings, options_of
 
         source = load_model(model, batch=batch, weights=weights)
         options = options_of(merge_settings(source.options, given))
+        if profile:
+            check_can_profile(options)
         result = compile_model(source, options, output, progress=progress)
     _report(result, console, time.perf_counter() - start, time_passes=options.time_passes)
     if profile:

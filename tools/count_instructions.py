@@ -1,8 +1,8 @@
 """Count the instructions of a compiled step, kernel by kernel: ``python -m tools.count_instructions ARTIFACT``.
 
-Static counts from the disassembly: of the whole kernel, and of its hottest loop, which is the innermost loop with the most
-vector operations. ``spills`` are loads and stores of vector registers on the stack. They say how code was generated for
-a machine that is not at hand, and nothing about time.
+Static counts from the disassembly: of the whole kernel, and of its hottest loop, which is the innermost loop with the
+most vector operations. ``spills`` are loads and stores of vector registers on the stack. They say how code was generated
+for a machine that is not at hand, and nothing about time.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def disassemble(library: Path, arch: str) -> Iterator[tuple[str, list[Instructio
     """Kernel symbol and instructions of each kernel; loops that run on worker threads follow their kernel unnamed."""
     objdump = next((name for name in (f"{arch}-linux-gnu-objdump", "objdump") if shutil.which(name)), None)
     if objdump is None:
-        raise SystemExit(f"there is no objdump for {arch} (Debian: apt install binutils-{arch.replace('_', '-')}-linux-gnu)")
+        raise SystemExit(
+            f"there is no objdump for {arch} (Debian: apt install binutils-{arch.replace('_', '-')}-linux-gnu)"
+        )
     command = [objdump, "--disassemble", "--no-show-raw-insn", "--wide", str(library)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     symbol, found = None, list[Instruction]()
