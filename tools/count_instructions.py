@@ -1,7 +1,7 @@
 """Count the instructions of a compiled step, kernel by kernel: ``python -m tools.count_instructions ARTIFACT``.
 
 Static counts from the disassembly: of the whole kernel, and of its hottest loop, which is the innermost loop with the
-most vector operations. ``spills`` are loads and stores of vector registers on the stack. They say how code was generated
+most vector operations. ``spills`` are loads and stores of vector registers on the stack. They say how code was made
 for a machine that is not at hand, and nothing about time.
 """
 
