@@ -1,8 +1,8 @@
 """Count the instructions of a compiled step, kernel by kernel: ``python -m tools.count_instructions ARTIFACT``.
 
 Static counts from the disassembly: of the whole kernel, and of its hottest loop, which is the innermost loop with the
-most vector operations. ``spills`` are loads and stores of vector registers on the stack. They say how code was made
-for a machine that is not at hand, and nothing about time.
+most popcounts, or without any the most vector operations. ``spills`` are loads and stores of vector registers on the
+stack. They say how code was generated for a machine that is not at hand, and nothing about time.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def count(instructions: list[Instruction], dialect: Dialect) -> Counts:
 
 
 def hottest_loop(instructions: list[Instruction], dialect: Dialect) -> list[Instruction]:
-    """The innermost loop (from a backward jump's target to the jump) with the most vector instructions."""
+    """The innermost loop, from a backward jump's target to the jump, with the most popcounts or vector operations."""
     position = {instruction.address: i for i, instruction in enumerate(instructions)}
     loops = []
     for end, instruction in enumerate(instructions):
@@ -110,7 +110,11 @@ def hottest_loop(instructions: list[Instruction], dialect: Dialect) -> list[Inst
             loops.append((start, end))
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     bodies = [instructions[start : end + 1] for start, end in inner]
-    return max(bodies, key=lambda body: count(body, dialect).vector, default=[])
+    return max(bodies, key=lambda body: _heat(count(body, dialect)), default=[])
+
+
+def _heat(counts: Counts) -> tuple[int, int]:
+    return counts.popcount, counts.vector
 
 
 def main() -> None:

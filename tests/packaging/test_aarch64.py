@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from fqt_deploy.targets.toolchain import TOOLCHAINS
 from tests.packaging.conftest import compile_example, write_rows
 from tools import count_instructions
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 AARCH64 = TOOLCHAINS["aarch64"]
 REQUIRED = "FQT_REQUIRE_CROSS"
 """Environment variable: with it, missing tools are a failure. Continuous integration sets it."""
@@ -95,6 +97,15 @@ def test_any_arm_processor_agrees_with_pytorch(tools_are_there, model_file, tmp_
     source = load_model(model_file(MODEL))
     result = compile_model(source, CompileOptions(target="aarch64", verify="numerics"), tmp_path / "mlp.fqt")
     assert result.manifest.target == {"name": "aarch64", "arch": "aarch64", "mcpu": "generic"}
+    assert [row for row in result.verification.rows if not row.ok] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ["vgg16_cifar", "resnet18_cifar", "mlp_mixer"])
+def test_every_kernel_of_every_example_agrees_with_pytorch(tools_are_there, example, tmp_path):
+    source = load_model(EXAMPLES / f"{example}.py", batch=4)
+    result = compile_model(source, CompileOptions(target="rpi5", verify="numerics"), tmp_path / "step.fqt")
+    assert len(result.verification.rows) == len(result.manifest.kernels) > 100
     assert [row for row in result.verification.rows if not row.ok] == []
 
 
