@@ -13,20 +13,23 @@ from torch import nn
 
 from fqt_deploy.capture.joint import capture_prediction_graph, capture_training_graph
 from fqt_deploy.capture.load_model import ModelSource
-from fqt_deploy.codegen.build import build_executable, export_library
+from fqt_deploy.codegen.build import build_executable, export_library, find_linker
 from fqt_deploy.codegen.to_relax import RelaxProgram, to_relax
 from fqt_deploy.compiler.describe import describe
+from fqt_deploy.compiler.kernel_runner import kernel_runner
 from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
 from fqt_deploy.core.diagnostics import FqtError, user_root
 from fqt_deploy.core.dump import graph_text
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.packaging.runtime_libraries import runtime_libraries
 from fqt_deploy.passes.invariants import ALWAYS
 from fqt_deploy.passes.pass_base import Pass, Pipeline
 from fqt_deploy.passes.pipelines import all_passes, prediction_passes, training_passes
 from fqt_deploy.runtime.artifact import write_artifact
 from fqt_deploy.targets.registry import make_target
+from fqt_deploy.targets.toolchain import Toolchain
 
 Progress = Callable[[str], None]
 """Told the name of each phase as it begins."""
@@ -81,6 +84,10 @@ def compile_model(
     tell = progress or (lambda _: None)
     _check_pass_names(options)
     target = make_target(options.target, options.mcpu)
+    find_linker(target.toolchain)  # what is missing is said before the work, not after it
+    if options.verify == "numerics":
+        target.toolchain.runner()
+    companions = runtime_libraries(target.toolchain).companions()
     lowered = lower_model(source, options, progress=tell)
     tell("generating kernels")
     program = to_relax(lowered.train, lowered.predict, target.schedule)
@@ -88,11 +95,11 @@ def compile_model(
     executable = build_executable(program, target.tvm_target)
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "step.so"
-        export_library(executable, library)
-        report = _verify(source, options, lowered.train, program, library, tell)
+        export_library(executable, library, target.toolchain)
+        report = _verify(source, options, lowered.train, program, library, target.toolchain, tell)
         manifest = describe(source, options, lowered.train, lowered.predict, program, target)
         state = {name: np.array(t.initial.detach().numpy(), order="C") for name, t in lowered.train.state.items()}
-        manifest = write_artifact(output, manifest, state, library)
+        write_artifact(output, manifest, state, library, companions)
     return CompileResult(manifest, output, lowered.pass_times, report)
 
 
@@ -130,12 +137,14 @@ def _verify(
     train: TrainingGraph,
     program: RelaxProgram,
     library: Path,
+    toolchain: Toolchain,
     tell: Progress,
 ) -> VerificationReport | None:
     if options.verify != "numerics":
         return None
-    tell("comparing every kernel with PyTorch")
-    return verify_numerics(train, program, library, source.example_inputs, options)
+    tell("comparing every kernel with PyTorch" + ("" if toolchain.is_native else f", under {toolchain.emulator}"))
+    with kernel_runner(library, toolchain) as runner:
+        return verify_numerics(train, program, runner, source.example_inputs, options)
 
 
 def _set_mode(module: nn.Module, *, training: bool) -> None:

@@ -10,7 +10,6 @@ from fqt_deploy.ops.convolution_shape import input_position
 from fqt_deploy.ops.packed_words import PANEL, popcount
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.register_tile import (
-    ACCUMULATORS,
     arguments_of,
     largest_divisor,
     new_schedule,
@@ -82,8 +81,8 @@ class BinaryConv2dRule:
 
         result = te.compute(total.shape, finish, name="result")
         schedule = new_schedule([x, w, result])
-        rows = largest_divisor(ow, 8)
-        panels = largest_divisor(outputs // PANEL, max(1, ACCUMULATORS // rows))
+        rows = largest_divisor(ow, min(8, features.accumulators))
+        panels = largest_divisor(outputs // PANEL, max(1, features.accumulators // rows))
         schedule_tile(
             schedule, schedule.get_sblock("total"), schedule.get_sblock("result"), rows, panels, unrolled=1, inner_axes=0
         )

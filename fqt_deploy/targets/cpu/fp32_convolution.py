@@ -10,7 +10,6 @@ from tvm import te, tirx
 from fqt_deploy.ops.packed_words import PANEL
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.register_tile import (
-    ACCUMULATORS,
     arguments_of,
     largest_divisor,
     new_schedule,
@@ -51,7 +50,7 @@ class Fp32ConvolutionRule:
             def weight(kh: Any, kw: Any, c: Any, o: Any) -> Any:
                 return w[c, o, kernel[0] - 1 - kh, kernel[1] - 1 - kw]
 
-        return _convolution(image, w, rows, weight, kernel, stride, result_shape)
+        return _convolution(image, w, rows, weight, kernel, stride, result_shape, features.accumulators)
 
 
 def _convolution(
@@ -62,6 +61,7 @@ def _convolution(
     kernel: list[int],
     stride: list[int],
     result_shape: list[int],
+    accumulators: int,
 ) -> tirx.PrimFunc:
     channels, outputs = int(image.shape[3]), result_shape[3]
     run = kernel[1] * channels
@@ -78,8 +78,8 @@ def _convolution(
     )
     result = te.compute(result_shape, lambda *i: total[i], name="result")
     schedule = new_schedule([image, w, result])
-    tile = largest_divisor(result_shape[2], 8)
-    vectors = largest_divisor(outputs // PANEL, max(1, ACCUMULATORS // tile))
+    tile = largest_divisor(result_shape[2], min(8, accumulators))
+    vectors = largest_divisor(outputs // PANEL, max(1, accumulators // tile))
     schedule_tile(
         schedule, schedule.get_sblock("total"), schedule.get_sblock("result"), tile, vectors, unrolled=0, inner_axes=0
     )
@@ -123,8 +123,8 @@ class Fp32WeightGradRule:
             (outputs, channels, *kernel), lambda o, c, kh, kw: sums[kh, kw * channels + c, o], name="result"
         )
         schedule = new_schedule([x, g, result])
-        tile = largest_divisor(run, 9)
-        vectors = largest_divisor(outputs // PANEL, max(1, ACCUMULATORS // tile))
+        tile = largest_divisor(run, min(9, features.accumulators))
+        vectors = largest_divisor(outputs // PANEL, max(1, features.accumulators // tile))
         schedule_tile(
             schedule, schedule.get_sblock("total"), schedule.get_sblock("partial"), tile, vectors, unrolled=0, inner_axes=0
         )

@@ -9,10 +9,6 @@ from tvm import s_tir, te, tirx
 
 from fqt_deploy.targets.cpu.elementwise import PARALLEL_ELEMENTS, schedule_spatial
 
-ACCUMULATORS = 16
-"""Vector accumulators of one tile: enough to hide the latency of an addition, few enough not to spill."""
-
-
 def arguments_of(function: tirx.PrimFunc) -> list[Any] | None:
     """The arguments of the kernel's op, tensors None; None if something was inlined into it."""
     text = function.attrs.get("fqt.arguments")
