@@ -83,7 +83,7 @@ def profile_artifact(source: ModelSource, output: Path) -> list[LayerTiming]:
 
 _LAYER_OPS = frozenset(
     {
-        "pack_signs", "pack_weight", "pack_weight_transposed", "binary_conv2d", "quantize_pack_samples",
+        "pack_signs", "pack_weight", "transpose_packed_weight", "binary_conv2d", "quantize_pack_samples",
         "quantize_pack_channels", "bitplane_conv2d_input_grad", "tap_sums", "pack_positions", "position_sums",
         "bitplane_weight_grad", "dequantize_weight_grad", "select_sampled", "select_topk", "quantization_grid",
         "stream_key", "position_statistics", "latent_weight_grad", "weight_scale", "conv2d", "conv2d_input_grad",

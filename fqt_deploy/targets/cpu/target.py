@@ -19,6 +19,7 @@ from fqt_deploy.targets.cpu.reduction import ReductionRule
 from fqt_deploy.targets.cpu.round_products import makes_bits, round_products
 from fqt_deploy.targets.cpu.table_input_grad import TableInputGradRule
 from fqt_deploy.targets.cpu.table_weight_grad import TableWeightGradRule
+from fqt_deploy.targets.cpu.transpose_packed_weight import TransposePackedWeightRule
 from fqt_deploy.targets.cpu.update import UpdateRule
 from fqt_deploy.targets.toolchain import TOOLCHAINS, Toolchain, native_toolchain
 
@@ -32,6 +33,7 @@ RULES: tuple[ScheduleRule, ...] = (
     # packing
     PackChannelsRule(),
     PackPositionsRule(),
+    TransposePackedWeightRule(),
     # fp32 products
     Fp32ConvolutionRule(),
     Fp32WeightGradRule(),
