@@ -15,6 +15,7 @@ from fqt_deploy.targets.cpu.features import cpu_features, host_cpu, llvm_target
 from fqt_deploy.targets.cpu.fp32_convolution import Fp32ConvolutionRule, Fp32WeightGradRule
 from fqt_deploy.targets.cpu.pack_channels import PackChannelsRule
 from fqt_deploy.targets.cpu.pack_positions import PackPositionsRule
+from fqt_deploy.targets.cpu.pack_weight import PackWeightRule
 from fqt_deploy.targets.cpu.reduction import ReductionRule
 from fqt_deploy.targets.cpu.round_products import makes_bits, round_products
 from fqt_deploy.targets.cpu.table_input_grad import TableInputGradRule
@@ -33,6 +34,7 @@ RULES: tuple[ScheduleRule, ...] = (
     # packing
     PackChannelsRule(),
     PackPositionsRule(),
+    PackWeightRule(),
     TransposePackedWeightRule(),
     # fp32 products
     Fp32ConvolutionRule(),
