@@ -86,8 +86,8 @@ def schedule_helpers(schedule: Any, names: tuple[str, ...]) -> None:
 
 
 def schedule_padding(schedule: Any, block: Any) -> None:
-    """Copy the inside of an image [sample, row, column, word] without asking for each word whether it is inside."""
-    sample, row, column, _ = schedule.get_loops(block)
+    """Copy the inside of an image [sample, row, column, ...] without asking for each element whether it is inside."""
+    sample, row, column, *_ = schedule.get_loops(block)
     for loop in (row, column):
         schedule.annotate(loop, "pragma_loop_partition_hint", True)
     schedule.parallel(sample)
