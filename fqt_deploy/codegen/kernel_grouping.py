@@ -27,7 +27,7 @@ MAXIMUM_LEAVES = 14
 """Operands of one kernel: more streams than this defeat the hardware prefetchers."""
 MAXIMUM_EXPRESSION = 400
 """Scalar operations in one inlined expression, duplicates counted: bounds compile time."""
-BYTES_PER_OPERATION = 0.4
+BYTES_PER_OPERATION = 0.1
 """One vector operation on an element costs about as much as moving this many bytes."""
 PERMUTE_PENALTY = 4.0
 """A strided read costs this many times a contiguous one."""
@@ -88,6 +88,7 @@ def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
     """
     grouping = _Grouping(graph)
     steps: list[Kernel | View] = []
+    inputs: list[Kernel | View] = []
     updates: list[Kernel] = []
     writes: list[Kernel] = []
     for node in graph.graph.nodes:
@@ -95,12 +96,13 @@ def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
             continue
         if node in grouping.views:
             if not is_update(node):
-                steps.append(View(node, grouping.views[node]))
+                of_input = storage_of(node).op == "placeholder"
+                (inputs if of_input else steps).append(View(node, grouping.views[node]))
         elif kind_of(node) is OpKind.UPDATE:
             updates.append(grouping.kernel(node))
         else:
             (writes if node.target is aten.clone.default else steps).append(grouping.kernel(node))
-    return [*_placed(steps, updates), *writes]
+    return [*inputs, *_placed(steps, updates), *writes]
 
 
 def _placed(steps: list[Kernel | View], updates: list[Kernel]) -> list[Kernel | View]:
