@@ -124,7 +124,7 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 @click.option(
     "--verify",
     type=click.Choice(["off", "structure", "numerics"]),
-    help="Check nothing, every graph, or also every kernel against PyTorch.  [default: structure]",
+    help="Check nothing, every graph, or also every kernel, foreign ones under QEMU.  [default: structure]",
 )
 @click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the graph after every pass.")
 @click.option("--print-after", multiple=True, metavar="PASS", help="Print the graph after this pass; repeatable.")

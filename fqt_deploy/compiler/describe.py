@@ -45,7 +45,12 @@ def describe(
     ]
     return Manifest(
         name=source.name,
-        target={"name": target.name, "arch": target.toolchain.arch, "mcpu": str(target.features.mcpu)},
+        target={
+            "name": target.name,
+            "arch": target.toolchain.arch,
+            "mcpu": target.features.mcpu,
+            "requires": " ".join(target.features.requires),
+        },
         versions={
             "fqt-deploy": __version__,
             **{package: importlib.metadata.version(package) for package in ("torch", "apache-tvm", "apache-tvm-ffi")},

@@ -10,10 +10,31 @@ from tvm.target import codegen
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.targets.toolchain import Toolchain
 
-_CHECKED = (
-    "sse4.2", "popcnt", "avx2", "fma", "avx512f", "avx512bw", "avx512vpopcntdq", "avx512vnni", "avx512vbmi", "avx512bitalg",
-)  # fmt: skip
-"""Extensions that the compiling machine must have to run code for a processor that has them."""
+_EXTENSIONS: dict[str, dict[str, str]] = {
+    "x86_64": {
+        "sse4.2": "sse4_2",
+        "popcnt": "popcnt",
+        "avx2": "avx2",
+        "fma": "fma",
+        "avx512f": "avx512f",
+        "avx512bw": "avx512bw",
+        "avx512vpopcntdq": "avx512_vpopcntdq",
+        "avx512vnni": "avx512_vnni",
+        "avx512vbmi": "avx512vbmi",
+        "avx512bitalg": "avx512_bitalg",
+    },
+    "aarch64": {
+        "lse": "atomics",
+        "rdm": "asimdrdm",
+        "fullfp16": "asimdhp",
+        "dotprod": "asimddp",
+        "i8mm": "i8mm",
+        "bf16": "bf16",
+        "sve": "sve",
+        "sve2": "sve2",
+    },
+}
+"""Extensions that a machine must have to run code for a processor that has them: LLVM's name -> /proc/cpuinfo's."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +50,7 @@ class CpuFeatures:
         has_vbmi: byte permutation across a register (AVX-512 VBMI).
         has_bitalg: popcount of every byte (AVX-512 BITALG).
         is_x86: whether x86 intrinsics may be used at all.
+        requires: extensions without which the code does not run, as /proc/cpuinfo names them.
     """
 
     mcpu: str
@@ -39,6 +61,7 @@ class CpuFeatures:
     has_vbmi: bool
     has_bitalg: bool
     is_x86: bool
+    requires: tuple[str, ...]
 
     @property
     def accumulators(self) -> int:
@@ -73,10 +96,11 @@ def cpu_features(mcpu: str, toolchain: Toolchain) -> CpuFeatures:
             hint=f"for example {_EXAMPLES[toolchain.arch]}",
         )
     target = llvm_target(mcpu, toolchain)
-    has = {f for f in _CHECKED if toolchain.arch == "x86_64" and codegen.target_has_features(f, target)}
+    extensions = _EXTENSIONS[toolchain.arch]
+    has = [name for name in extensions if codegen.target_has_features(name, target)]
     if toolchain.is_native:
         host = llvm_target(host_cpu(), toolchain)
-        missing = [f for f in _CHECKED if f in has and not codegen.target_has_features(f, host)]
+        missing = [name for name in has if not codegen.target_has_features(name, host)]
         if missing:
             raise FqtError(
                 f"this machine ({host_cpu()}) cannot run code for {mcpu}: it lacks {', '.join(missing)}", code="FQT402"
@@ -91,6 +115,7 @@ def cpu_features(mcpu: str, toolchain: Toolchain) -> CpuFeatures:
         has_vbmi="avx512vbmi" in has,
         has_bitalg="avx512bitalg" in has,
         is_x86=toolchain.arch == "x86_64",
+        requires=tuple(extensions[name] for name in has),
     )
 
 
