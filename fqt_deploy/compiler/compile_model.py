@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from fqt_deploy.capture.joint import capture_prediction_graph, capture_training_graph
 from fqt_deploy.capture.load_model import ModelSource
@@ -109,12 +108,8 @@ def lower_model(source: ModelSource, options: CompileOptions, *, progress: Progr
     root = user_root(source.path.parent) if source.path is not None else contextlib.nullcontext()
     with root:
         tell("capturing the training step")
-        was_training = source.module.training
-        _set_mode(source.module, training=True)
         train = capture_training_graph(source.module, source.loss_fn, source.example_inputs)
-        _set_mode(source.module, training=False)
         predict = capture_prediction_graph(source.module, source.example_inputs[0])
-        source.module.train(was_training)
         tell("running passes")
         times: list[tuple[str, float]] = []
         invariants = () if options.verify == "off" else ALWAYS
@@ -145,10 +140,6 @@ def _verify(
     tell("comparing every kernel with PyTorch" + ("" if toolchain.is_native else f", under {toolchain.emulator}"))
     with kernel_runner(library, toolchain) as runner:
         return verify_numerics(train, program, runner, source.example_inputs, options)
-
-
-def _set_mode(module: nn.Module, *, training: bool) -> None:
-    module.train(training)
 
 
 def _dump(folder: Path | None, position: int, name: str, graph: TrainingGraph) -> None:
