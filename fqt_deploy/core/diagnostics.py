@@ -29,7 +29,7 @@ CODES: dict[str, str] = {
     "FQT201": "the model uses operators that have no lowering",
     "FQT202": "an option has a value that it cannot have",
     "FQT203": "an operator has no lowering for these parameters",
-    "FQT204": "a glob matches no layer",
+    "FQT204": "a glob matches no layer or parameter",
     "FQT205": "the model does not fit the chosen recipe",
     "FQT206": "there is no pass of this name",
     # code generation
