@@ -46,7 +46,12 @@ def describe(
     ]
     return Manifest(
         name=source.name,
-        target={"name": target.name, "arch": target.toolchain.arch, "mcpu": str(target.features.mcpu)},
+        target={
+            "name": target.name,
+            "arch": target.toolchain.arch,
+            "mcpu": str(target.features.mcpu),
+            "requires": " ".join(target.requires),
+        },
         versions={
             "fqt-deploy": __version__,
             **{package: importlib.metadata.version(package) for package in ("torch", "apache-tvm", "apache-tvm-ffi")},

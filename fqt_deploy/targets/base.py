@@ -34,6 +34,7 @@ class Target:
         features: what the schedule rules choose by.
         rules: asked in order; the last takes anything.
         toolchain: links the library, for the machine that is to load it.
+        requires: the kernel's names of the processor flags that the code needs; the runtime checks them.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Target:
     features: Any
     rules: tuple[ScheduleRule, ...]
     toolchain: Toolchain = field(default_factory=native_toolchain)
+    requires: tuple[str, ...] = ()
 
     def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
         """The first rule's result for a kernel's loop nests."""

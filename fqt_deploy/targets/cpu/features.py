@@ -15,6 +15,17 @@ _CHECKED = (
 )  # fmt: skip
 """Extensions that the compiling machine must have to run code for a processor that has them."""
 
+_KERNEL_FLAGS = {
+    "ssse3": "ssse3", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "popcnt": "popcnt", "lzcnt": "abm", "movbe": "movbe",
+    "bmi": "bmi1", "bmi2": "bmi2", "f16c": "f16c", "fma": "fma", "avx": "avx", "avx2": "avx2", "gfni": "gfni",
+    "vaes": "vaes", "vpclmulqdq": "vpclmulqdq", "avxvnni": "avx_vnni", "avx512f": "avx512f", "avx512bw": "avx512bw",
+    "avx512cd": "avx512cd", "avx512dq": "avx512dq", "avx512vl": "avx512vl", "avx512ifma": "avx512ifma",
+    "avx512vbmi": "avx512vbmi", "avx512vbmi2": "avx512_vbmi2", "avx512vnni": "avx512_vnni",
+    "avx512bitalg": "avx512_bitalg", "avx512vpopcntdq": "avx512_vpopcntdq", "avx512bf16": "avx512_bf16",
+    "avx512fp16": "avx512_fp16", "avx512vp2intersect": "avx512_vp2intersect",
+}  # fmt: skip
+"""Extensions that code for arrays may use: LLVM's name -> that of ``/proc/cpuinfo``."""
+
 
 @dataclass(frozen=True)
 class CpuFeatures:
@@ -92,6 +103,14 @@ def cpu_features(mcpu: str, toolchain: Toolchain) -> CpuFeatures:
         has_bitalg="avx512bitalg" in has,
         is_x86=toolchain.arch == "x86_64",
     )
+
+
+def kernel_flags(mcpu: str, toolchain: Toolchain) -> tuple[str, ...]:
+    """What an x86-64 machine's ``/proc/cpuinfo`` must list to run code for processor ``mcpu``; empty elsewhere."""
+    if toolchain.arch != "x86_64":
+        return ()
+    features = {str(name) for name in codegen.llvm_get_cpu_features(llvm_target(mcpu, toolchain))}
+    return tuple(flag for name, flag in _KERNEL_FLAGS.items() if name in features)
 
 
 def llvm_target(mcpu: str, toolchain: Toolchain) -> tvm.target.Target:

@@ -11,7 +11,7 @@ from fqt_deploy.targets.cpu.binary_conv2d import BinaryConv2dRule
 from fqt_deploy.targets.cpu.bitplane_conv2d_input_grad import BitplaneConv2dInputGradRule
 from fqt_deploy.targets.cpu.bitplane_weight_grad import BitplaneWeightGradRule
 from fqt_deploy.targets.cpu.elementwise import ElementwiseRule
-from fqt_deploy.targets.cpu.features import cpu_features, host_cpu, llvm_target
+from fqt_deploy.targets.cpu.features import cpu_features, host_cpu, kernel_flags, llvm_target
 from fqt_deploy.targets.cpu.fp32_convolution import Fp32ConvolutionRule, Fp32WeightGradRule
 from fqt_deploy.targets.cpu.pack_channels import PackChannelsRule
 from fqt_deploy.targets.cpu.pack_positions import PackPositionsRule
@@ -72,5 +72,5 @@ def rpi5_target(mcpu: str | None) -> Target:
 
 
 def _target(name: str, mcpu: str, toolchain: Toolchain) -> Target:
-    features = cpu_features(mcpu, toolchain)
-    return CpuTarget(name, llvm_target(mcpu, toolchain), features, RULES, toolchain)
+    features, flags = cpu_features(mcpu, toolchain), kernel_flags(mcpu, toolchain)
+    return CpuTarget(name, llvm_target(mcpu, toolchain), features, RULES, toolchain, flags)
