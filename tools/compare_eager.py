@@ -162,7 +162,7 @@ class _PackedSigns(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """One node; of a packing of activations, remember what is packed."""
-        result = super().run_node(n)
+        result = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, super().run_node(n))
         if n.target is torch.ops.fqt.pack_signs.default:
             packed: Tensor = self.env[n.all_input_nodes[0]] > 0
             for user in n.users:

@@ -116,6 +116,7 @@ class PassVerifier:
             return self._values[node]
         args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
         result = node.target(*args, **kwargs)  # type: ignore[operator]
+        result = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, result)  # as code generation lays it out
         if not known or errors is None:
             return result
         values[node] = result
