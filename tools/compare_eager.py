@@ -4,8 +4,11 @@ Example: ``python -m tools.compare_eager --model resnet18 --batch 16``.
 
 Both sides take the same weights and one batch. Where an activation lies within rounding of zero, its sign may differ
 between the two, because they sum in different orders; such flips are counted by layer, on the lowered graph run in
-PyTorch. Exit status 1 if the loss differs by more than 1e-3, or a gradient's cosine is below 0.999. The last line
-printed is JSON.
+PyTorch. A gradient that is zero in double precision, such as that of a constant which a norm removes, has no direction:
+it is named, and must be small.
+
+Exit status 1 if the loss differs by more than 1e-3, or a gradient's cosine is below 0.999. The last line printed is
+JSON.
 """
 
 from __future__ import annotations
@@ -34,6 +37,10 @@ from tools.examples import EXAMPLES, load_example
 
 LOSS_TOLERANCE = 1e-3
 COSINE = 0.999
+ROUNDING = 1e-6
+"""Norm of a gradient that should be zero, relative to the whole gradient."""
+ZERO = 1e-12
+"""The same in double precision."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +50,20 @@ class Comparison:
     Attributes:
         loss_error: relative.
         cosines: of our gradient with PyTorch's, by parameter.
+        zeros: parameters whose true gradient is zero -> norm of ours, relative to the whole gradient.
         flips: by binarized layer, the activations whose sign differs and the number of activations.
     """
 
     loss_error: float
     cosines: dict[str, float]
+    zeros: dict[str, float]
     flips: dict[str, tuple[int, int]]
 
     @property
     def ok(self) -> bool:
         """Whether both agree."""
-        return self.loss_error <= LOSS_TOLERANCE and min(self.cosines.values()) >= COSINE
+        agree = self.loss_error <= LOSS_TOLERANCE and min(self.cosines.values()) >= COSINE
+        return agree and all(norm <= ROUNDING for norm in self.zeros.values())
 
 
 class Sign(torch.autograd.Function):
@@ -63,7 +73,7 @@ class Sign(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """Signs of ``x``, of its shape and dtype; that of 0 is -1."""
         ctx.save_for_backward(x)
-        return torch.where(x > 0, 1.0, -1.0)
+        return torch.where(x > 0, 1.0, -1.0).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -136,14 +146,29 @@ def compare(source: ModelSource) -> Comparison:
         loss = step.step(x, y)
         after = step.state_dict()
     eager = fake_quantized(source.module, [r.path for r in manifest.layers if r.decision == "1-bit"])
-    expected = source.loss_fn(eager(x), y)
-    expected.backward()  # type: ignore[no-untyped-call]
-    gradients = {n.replace(".layer.", "."): p.grad.numpy() for n, p in eager.named_parameters() if p.grad is not None}
+    precise = copy.deepcopy(eager).double()
+    expected, gradients = _loss_and_gradients(eager, source, x)
+    _, true = _loss_and_gradients(precise, source, x.double() if x.is_floating_point() else x)
+    ours = {name: before[name] - after[name] for name in gradients}
+    whole = _norm(*true.values())
+    zeros = {name: _norm(ours[name]) / whole for name in true if _norm(true[name]) <= ZERO * whole}
     return Comparison(
-        loss_error=abs(loss - expected.item()) / abs(expected.item()),
-        cosines={name: _cosine(before[name] - after[name], gradient) for name, gradient in gradients.items()},
+        loss_error=abs(loss - expected) / abs(expected),
+        cosines={name: _cosine(ours[name], gradient) for name, gradient in gradients.items() if name not in zeros},
+        zeros=zeros,
         flips=_flips(source, options, eager),
     )
+
+
+def _loss_and_gradients(model: nn.Module, source: ModelSource, x: Tensor) -> tuple[float, dict[str, Any]]:
+    loss = source.loss_fn(model(x), source.example_inputs[1])
+    loss.backward()  # type: ignore[no-untyped-call]
+    named = model.named_parameters()
+    return loss.item(), {n.replace(".layer.", "."): p.grad.numpy() for n, p in named if p.grad is not None}
+
+
+def _norm(*arrays: Any) -> float:
+    return float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in arrays)))
 
 
 def _cosine(ours: Any, theirs: Any) -> float:
@@ -197,6 +222,8 @@ def report(found: Comparison) -> None:
     for name, cosine in found.cosines.items():
         mark = "" if cosine >= COSINE else "  BELOW"
         print(f"{name:{width}}  cosine {cosine:.6f}{mark}")
+    for name, norm in found.zeros.items():
+        print(f"{name:{width}}  is zero; ours has {norm:.1e} of the whole gradient's norm")
     for path, (flipped, total) in found.flips.items():
         print(f"{path:{width}}  {flipped} of {total} signs differ")
 
@@ -218,6 +245,8 @@ def main() -> int:
         "model": arguments.model,
         "loss_error": found.loss_error,
         "lowest_cosine": min(found.cosines.values()),
+        "zero_gradients": len(found.zeros),
+        "largest_zero": max(found.zeros.values(), default=0.0),
         "flipped_signs": sum(flipped for flipped, _ in found.flips.values()),
         "signs": sum(total for _, total in found.flips.values()),
         "ok": found.ok,

@@ -139,8 +139,9 @@ def capture_prediction_graph(model: nn.Module, x: Tensor) -> TrainingGraph:
         except Exception as error:
             raise _trace_error("prediction", error) from error
     signature = program.graph_signature
+    aliases = _canonical_names(model)
     names = {
-        **{k: "param/" + v.removeprefix("model.") for k, v in signature.inputs_to_parameters.items()},
+        **{k: "param/" + aliases[v.removeprefix("model.")] for k, v in signature.inputs_to_parameters.items()},
         **{k: "buffer/" + v.removeprefix("model.") for k, v in signature.inputs_to_buffers.items()},
     }
     constants = {**signature.inputs_to_lifted_tensor_constants}
@@ -149,6 +150,12 @@ def capture_prediction_graph(model: nn.Module, x: Tensor) -> TrainingGraph:
         _bake_constant(graph, node, program.constants[constants[node.name]])
     placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
     inputs = [names.get(n.name, "x") for n in placeholders]
+    for position in reversed(range(len(inputs))):
+        first = inputs.index(inputs[position])
+        if first != position:  # the same tied parameter
+            placeholders[position].replace_all_uses_with(placeholders[first])
+            graph.graph.erase_node(placeholders[position])
+            del inputs[position]
     output = next(n for n in graph.graph.nodes if n.op == "output")
     output.args = ((output.args[0][-1],),)
     _annotate(graph)
