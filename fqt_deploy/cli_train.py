@@ -13,7 +13,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -75,9 +75,9 @@ def main(
         check_writable(path)
         if eval_data is not None and session.manifest.classes is None:
             raise FqtError("accuracy needs targets that are class labels", code="FQT510", hint="leave --eval-data out")
-        with _status("reading the data"):
-            train = read_data(data, session)
-            held_out = read_data(eval_data, session) if eval_data is not None else None
+        _tell("reading the data")
+        train = read_data(data, session)
+        held_out = read_data(eval_data, session) if eval_data is not None else None
         if resume:
             session.load_checkpoint(path)
         if lr is not None:
@@ -87,8 +87,8 @@ def main(
             click.echo(f"interrupted: saved {path}; continue with --resume", err=True)
             sys.exit(130)
         if held_out is not None:
-            with _status("evaluating"):
-                correct = session.predict(held_out.x).argmax(-1) == held_out.y
+            _tell("evaluating")
+            correct = session.predict(held_out.x).argmax(-1) == held_out.y
             click.echo(f"accuracy {100 * correct.mean():.2f} % on {len(held_out.x)} samples")
     except FqtError as error:
         click.echo(error.render(), err=True)
@@ -174,9 +174,8 @@ def _train(session: Session, data: Data, epochs: int, cosine: bool, checkpoint: 
     return False
 
 
-def _status(text: str) -> AbstractContextManager[object]:
-    """Show what is being done, on a terminal."""
-    return Console(stderr=True).status(f"{text} ...")
+def _tell(text: str) -> None:
+    click.echo(f"{text} ...", err=True)
 
 
 @contextmanager

@@ -112,8 +112,8 @@ class Manifest:
     Attributes:
         schema_version: of this file.
         name: of the model.
-        target: what the code was generated for: ``name``, ``arch`` (as ``uname -m`` says it), ``mcpu``, and the processor
-            flags that it ``requires``.
+        target: what the code was generated for: ``name``, ``arch`` (as ``uname -m`` says it), ``mcpu``, and the
+            processor flags that it ``requires``.
         versions: of the packages that compiled it.
         inputs: ``x`` and ``y``.
         logits: what ``predict`` returns.

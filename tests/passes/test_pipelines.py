@@ -77,7 +77,8 @@ def _recording(original, into):
 
         def observe(name, now, _seconds):
             lines = before[0].splitlines(), graph_text(now).splitlines()
-            diffs[name] = "\n".join(line for line in difflib.unified_diff(*lines, n=0, lineterm="") if line[:2] != "@@")
+            difference = difflib.unified_diff(*lines, n=0, lineterm="")
+            diffs.setdefault(name, "\n".join(line for line in difference if line[:2] != "@@"))
             before[0] = "\n".join(lines[1])
 
         into.append(diffs)

@@ -12,7 +12,7 @@ import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.ops.aten_pointwise import tvm_dtype
 from fqt_deploy.ops.spec import OPS
-from fqt_deploy.targets.cpu.features import cpu_features, host_cpu, kernel_flags
+from fqt_deploy.targets.cpu.features import host_cpu
 from fqt_deploy.targets.registry import make_target
 
 LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "znver4")
@@ -25,7 +25,7 @@ ONE_BIT = (
 
 def runs(level):
     try:
-        cpu_features(level)
+        make_target("cpu", level)
     except FqtError:
         return False
     return True
@@ -83,15 +83,17 @@ def test_a_step_learns_alike_at_every_level(level, digits):
 
 
 def test_what_cannot_run_here_is_refused():
-    with pytest.raises(FqtError, match="FQT402: unknown processor 'z80'"):
+    with pytest.raises(FqtError, match="FQT402: unknown .*processor 'z80'"):
         make_target("cpu", "z80")
     with pytest.raises(FqtError, match="FQT401"):
         make_target("tpu")
-    assert cpu_features(host_cpu()).mcpu == host_cpu()
+    assert make_target("cpu").features.mcpu == host_cpu()
 
 
 def test_flags_of_higher_levels_include_those_of_lower_ones():
-    v2, v3, v4 = (set(kernel_flags(level)) for level in LEVELS[:3])
+    if not runs("x86-64-v4"):
+        pytest.skip("this machine cannot run them")
+    v2, v3, v4 = (set(make_target("cpu", level).requires) for level in LEVELS[:3])
     assert "popcnt" in v2 < v3 < v4
     assert "avx2" in v3 - v2
     assert "avx512f" in v4 - v3
