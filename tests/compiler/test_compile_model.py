@@ -66,6 +66,7 @@ def test_compiled_step_learns_the_digits(step, digits):
 
 def test_state_moves_between_the_step_and_the_model(step, digits):
     model, compiled = step
+    compiled(digits[0][:32], digits[1][:32])
     other = load_model(EXAMPLES / "digits_cnn.py").module
     other.load_state_dict(compiled.state_dict())
     compiled.load_state_dict(other.state_dict())
