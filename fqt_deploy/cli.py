@@ -183,12 +183,13 @@ def _compile(
 
 
 def _report(result: CompileResult, console: Console, seconds: float, *, time_passes: bool) -> None:
-    from fqt_deploy.report import decision_table, megabytes, pass_table, verification_table
+    from fqt_deploy.report import decision_table, megabytes, pass_check_table, pass_table, verification_table
 
     console.print(decision_table(result.manifest.layers))
     if time_passes:
         console.print(pass_table(result.pass_times))
     if result.verification is not None:
+        console.print(pass_check_table(result.verification))
         console.print(verification_table(result.verification))
     size = sum(file.stat().st_size for file in result.output.rglob("*") if file.is_file())
     binarized = sum(layer.decision == "1-bit" for layer in result.manifest.layers)

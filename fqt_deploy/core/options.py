@@ -64,8 +64,10 @@ class CompileOptions:
         _one_of("agp", self.agp, get_args(Sampling))
         _one_of("grid", self.grid, (None, *get_args(Grid)))
         _one_of("verify", self.verify, get_args(Verification))
-        if not 0 <= self.seed < 2**63:
-            raise FqtError(f"seed is {self.seed}; it must be in [0, 2^63)", code="FQT202")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise FqtError(f"seed is {self.seed!r}; it must be an integer in [0, 2^63)", code="FQT202")
+        if not isinstance(self.mcpu, str | None):
+            raise FqtError(f"mcpu is {self.mcpu!r}; it must be a name", code="FQT202")
         if self.grid == "zero" and self.gradient_bits == 1 and self.recipe != "none":
             raise FqtError(
                 "grid 'zero' needs gradients of at least 2 bits: one bit has no level to spare for 0",
