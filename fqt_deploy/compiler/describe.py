@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict
 
 import torch
+from torch import nn
 
 from fqt_deploy import __version__
 from fqt_deploy.capture.load_model import ModelSource
@@ -60,6 +61,7 @@ def describe(
         classes=_classes(inputs[1], logits),
         state=state,
         predict_state=tuple(name for name in predict.inputs if name in predict.state),
+        module_names=_module_names(source.module, {t.name for t in state}),
         layers=layers,
         kernels=program.kernels,
         options=numerics,
@@ -67,6 +69,14 @@ def describe(
         seed=options.seed,
         fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
     )
+
+
+def _module_names(module: nn.Module, state: set[str]) -> dict[str, str]:
+    """For each name of ``module.state_dict()``, the state that holds it."""
+    tensors = {id(p): f"param/{n}" for n, p in reversed([*module.named_parameters()])}
+    tensors |= {id(b): f"buffer/{n}" for n, b in reversed([*module.named_buffers()])}
+    named = {name: tensors.get(id(tensor)) for name, tensor in module.state_dict(keep_vars=True).items()}
+    return {name: found for name, found in named.items() if found in state}
 
 
 def _classes(y: TensorSpec, logits: TensorSpec) -> int | None:

@@ -120,6 +120,7 @@ class Manifest:
         classes: number of valid labels, when ``y`` are class indices; else None.
         state: the state in argument order of ``train_step``.
         predict_state: names of the state that ``predict`` takes, in order.
+        module_names: names in the module's state dict -> names of the state; tied parameters have several names.
         layers: the decisions, in forward order.
         kernels: the kernel calls of ``train_step`` in execution order.
         options: the options that change numbers.
@@ -136,6 +137,7 @@ class Manifest:
     classes: int | None
     state: tuple[StateSpec, ...]
     predict_state: tuple[str, ...]
+    module_names: dict[str, str]
     layers: tuple[LayerDecision, ...]
     kernels: tuple[KernelInfo, ...]
     options: dict[str, Any]
