@@ -114,6 +114,11 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 @click.option(
     "--grid", type=click.Choice(["minmax", "zero"]), help="Quantization grid.  [default: zero, minmax for 1 bit]"
 )
+@click.option(
+    "--remat",
+    type=click.Choice(["off", "auto"]),
+    help="auto: compute 1-bit products of forward again in backward; less memory, more time.  [default: off]",
+)
 @click.option("--include", multiple=True, metavar="GLOB", help="Binarize exactly these layers; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers in fp32; repeatable.")
 @click.option("--optimizer", type=click.Choice(["adam", "adamw", "sgd"]), help="[default: adam]")

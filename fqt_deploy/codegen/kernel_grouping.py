@@ -83,6 +83,7 @@ def kind_of(node: fx.Node) -> OpKind | None:
 def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
     """Partition the graph into kernels and views, in execution order.
 
+    What all updates wait for, the step count and views of state, comes first.
     An optimizer update runs as soon as nothing else reads the state that it overwrites, so that what its gradient is
     computed from need not be kept; other writes of state come last.
     """
@@ -100,8 +101,12 @@ def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
                 (inputs if of_input else steps).append(View(node, grouping.views[node]))
         elif kind_of(node) is OpKind.UPDATE:
             updates.append(grouping.kernel(node))
+        elif node.target is aten.clone.default:
+            writes.append(grouping.kernel(node))
         else:
-            (writes if node.target is aten.clone.default else steps).append(grouping.kernel(node))
+            kernel = grouping.kernel(node)
+            of_inputs = _elements(node) == 1 and all(storage_of(leaf).op == "placeholder" for leaf in kernel.leaves)
+            (inputs if of_inputs else steps).append(kernel)
     return [*inputs, *_placed(steps, updates), *writes]
 
 
