@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 from tvm import te
 
+from fqt_deploy.ops import onnx_bits
+from fqt_deploy.ops.onnx_bits import BITS, codes_of_planes, unpack
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.packed_words import (
     PANEL,
+    WORD,
     from_panels,
     pack_last_axis,
     panel_count,
@@ -96,6 +100,22 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield planes, to_panels(pack_last_axis(rows > 0)), channels, kernel
 
 
+def onnx_body(op: Body, planes: str, positions: str) -> str:
+    """One integer matrix product for all rows, masks included."""
+    taps = op.reshape(op.integer("taps"), 1)
+    channels = op.reshape(op.integer("in_channels"), 1)
+    values = op("Mul", taps, channels)
+    bits = unpack(op, op("Transpose", planes, perm=[0, 2, 1]), BITS, "float32")  # [W, K, 32 B]
+    planes_last = op.reshape(bits, 0, 0, -1, WORD)  # [W, K, B, 32]
+    codes = op.cast(codes_of_planes(op, planes_last, -2), "uint8")  # [W, K, 32]
+    by_position = op.reshape(op("Transpose", codes, perm=[0, 2, 1]), -1, op.extent(codes, 1))  # [32 W, K]
+    rows = unpack(op, onnx_bits.from_panels(op, positions, op("Add", values, taps)), BITS, "uint8")
+    counts = op("Transpose", op("MatMulInteger", rows, by_position), perm=[1, 0])  # [K, rows]
+    product = op.reshape(op.front(counts, values, 1), 0, taps, channels)
+    masks = op.unsqueeze(op.back(counts, values, 1), 2)
+    return op("Sub", op("Mul", product, op.constant(2, "int32")), masks)
+
+
 bitplane_weight_grad = OpSpec(
-    "bitplane_weight_grad", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs
+    "bitplane_weight_grad", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
 ).register()

@@ -10,6 +10,7 @@ from torch import Tensor
 from tvm import te, tirx
 
 from fqt_deploy.ops import pack_weight as forward
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.packed_words import PANEL, WORD, packed, panel_count, word_count
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec
 
@@ -58,6 +59,11 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     yield (torch.full((33, 5, 1, 1), -0.0),)
 
 
+def onnx_body(op: Body, w: str) -> str:
+    """As ``pack_weight``, with the two channel axes exchanged."""
+    return forward.packed_rows(op, op("Transpose", w, perm=[1, 2, 3, 0]))
+
+
 pack_weight_transposed = OpSpec(
-    "pack_weight_transposed", OpKind.ROOT, reference, fake, compute, cost, sample_inputs
+    "pack_weight_transposed", OpKind.ROOT, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
 ).register()

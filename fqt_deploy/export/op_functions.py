@@ -1,0 +1,58 @@
+"""Calls of ``fqt`` ops in ONNX: a node of domain ``ai.fqt``, and the model-local function behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from onnx import FunctionProto
+from torch import Tensor
+
+from fqt_deploy.ops.onnx_body import Attributes, call_attributes, function_proto, tensor_operands
+from fqt_deploy.ops.spec import OPS, OpSpec
+
+
+@dataclass(frozen=True)
+class OpCall:
+    """What a node of domain ``ai.fqt`` takes.
+
+    Attributes:
+        operands: one for each input of the function: the given argument, or the neutral value of an absent one.
+        attributes: of the node.
+    """
+
+    operands: tuple[Any, ...]
+    attributes: Attributes
+
+
+def op_call(spec: OpSpec, arguments: Sequence[Any], values: Sequence[Any]) -> OpCall:
+    """The call of an op with ``arguments``.
+
+    Args:
+        spec: the op.
+        arguments: of the call; a tensor may be anything that stands for one, absent ones are None.
+        values: the same with real or fake tensors.
+
+    Raises:
+        ValueError: if ONNX Runtime could not compute the result exactly.
+    """
+    assert spec.onnx is not None, f"{spec.name} has no ONNX body"
+    neutral: Mapping[str, Tensor] = spec.onnx.neutral(*values) if spec.onnx.neutral is not None else {}
+    given = dict(zip(_parameters(spec), arguments, strict=True))
+    operands = [neutral[n] if given[n] is None else given[n] for n in tensor_operands(spec.reference)]
+    return OpCall(tuple(operands), call_attributes(spec.reference, spec.onnx, values))
+
+
+@cache
+def op_function(name: str, attributes: tuple[str, ...]) -> FunctionProto:
+    """The model-local function of the op ``name`` whose calls give ``attributes``."""
+    spec = OPS[name]
+    assert spec.onnx is not None, f"{name} has no ONNX body"
+    return function_proto(name, spec.reference, spec.onnx, attributes)
+
+
+def _parameters(spec: OpSpec) -> list[str]:
+    count = spec.reference.__code__.co_argcount
+    return list(spec.reference.__code__.co_varnames[:count])
