@@ -26,11 +26,11 @@ class Reference:
 
     Attributes:
         name: of the function's attribute.
-        kind: ``AttributeProto``'s number of its type.
+        kind: its type.
     """
 
     name: str
-    kind: int
+    kind: AttributeProto.AttributeType
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def make_node(
     node = helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain, **plain)
     for key, value in attributes.items():
         if isinstance(value, Reference):
-            node.attribute.append(AttributeProto(name=key, ref_attr_name=value.name, type=value.kind))
+            node.attribute.add(name=key, ref_attr_name=value.name, type=value.kind)
     return node
 
 

@@ -115,8 +115,8 @@ def onnx_body(op: Body, g: str, alpha: str, index: str, zero: str, reciprocal: s
     start = op("Mul", op.reshape(op.cast(index, "int64"), -1, 1), inner)
     flat = op.cast(op("Add", start, op.range(inner)), "uint32")
     counter = op.reshape(flat, op("Shape", kept))
-    grid = [op.reshape(value, -1, 1, 1) for value in (zero, reciprocal)]
-    return rounded_onnx(op, op("Mul", kept, alpha), *grid, counter, key, op.integer("bits"))
+    low, per_unit = (op.reshape(value, -1, 1, 1) for value in (zero, reciprocal))
+    return rounded_onnx(op, op("Mul", kept, alpha), low, per_unit, counter, key, op.integer("bits"))
 
 
 quantize_samples = OpSpec(
