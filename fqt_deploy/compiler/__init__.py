@@ -1,7 +1,19 @@
 """From a model to an artifact on disk: capture, passes, code generation, verification, profile."""
 
-from fqt_deploy.compiler.compile_model import CompileResult, compile_model
+from fqt_deploy.compiler.compile_model import CompileResult, LoweredModel, compile_model, lower_model
+from fqt_deploy.compiler.export_onnx import export_onnx, export_onnx_inference
 from fqt_deploy.compiler.profile import LayerTiming, profile_artifact
 from fqt_deploy.compiler.verify import VerificationReport, VerificationRow
 
-__all__ = ["CompileResult", "LayerTiming", "VerificationReport", "VerificationRow", "compile_model", "profile_artifact"]
+__all__ = [
+    "CompileResult",
+    "LayerTiming",
+    "LoweredModel",
+    "VerificationReport",
+    "VerificationRow",
+    "compile_model",
+    "export_onnx",
+    "export_onnx_inference",
+    "lower_model",
+    "profile_artifact",
+]

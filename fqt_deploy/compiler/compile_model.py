@@ -7,8 +7,10 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from fqt_deploy.capture.joint import capture_prediction_graph, capture_training_graph
@@ -65,7 +67,12 @@ class LoweredModel:
 
 
 def compile_model(
-    source: ModelSource, options: CompileOptions, output: Path, *, progress: Progress | None = None
+    source: ModelSource,
+    options: CompileOptions,
+    output: Path,
+    *,
+    progress: Progress | None = None,
+    lowered: LoweredModel | None = None,
 ) -> CompileResult:
     """Compile ``source`` and write the artifact ``output``, whole or not at all.
 
@@ -74,14 +81,14 @@ def compile_model(
         options: how to compile.
         output: folder to write; an artifact that is there is replaced.
         progress: told the phases.
+        lowered: what ``lower_model`` made of ``source`` and ``options``, if it was called already.
 
     Raises:
         FqtError: for everything that the user can mend; ``InvariantError`` for a bug of ours.
     """
     tell = progress or (lambda _: None)
-    _check_pass_names(options)
     target = make_target(options.target, options.mcpu)
-    lowered = lower_model(source, options, progress=tell)
+    lowered = lowered or lower_model(source, options, progress=tell)
     tell("generating kernels")
     program = to_relax(lowered.train, lowered.predict, target.schedule)
     tell("compiling kernels")
@@ -91,14 +98,19 @@ def compile_model(
         export_library(executable, library)
         report = _verify(source, options, lowered.train, program, library, tell)
         manifest = describe(source, options, lowered.train, lowered.predict, program, target)
-        state = {name: np.array(t.initial.detach().numpy(), order="C") for name, t in lowered.train.state.items()}
-        manifest = write_artifact(output, manifest, state, library)
+        manifest = write_artifact(output, manifest, initial_state(lowered.train), library)
     return CompileResult(manifest, output, lowered.pass_times, report)
+
+
+def initial_state(graph: TrainingGraph) -> dict[str, NDArray[Any]]:
+    """The state before the first step, by name."""
+    return {name: np.array(tensor.initial.detach().numpy(), order="C") for name, tensor in graph.state.items()}
 
 
 def lower_model(source: ModelSource, options: CompileOptions, *, progress: Progress | None = None) -> LoweredModel:
     """Capture ``source`` and run all passes on both of its graphs."""
     tell = progress or (lambda _: None)
+    _check_pass_names(options)
     root = user_root(source.path.parent) if source.path is not None else contextlib.nullcontext()
     with root:
         tell("capturing the training step")

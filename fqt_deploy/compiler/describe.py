@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
@@ -13,7 +14,7 @@ from fqt_deploy import __version__
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.to_relax import RelaxProgram
 from fqt_deploy.core.graph import TrainingGraph
-from fqt_deploy.core.manifest import LayerDecision, Manifest, OptimizerInfo, StateSpec, TensorSpec
+from fqt_deploy.core.manifest import KernelInfo, LayerDecision, Manifest, OptimizerInfo, StateSpec, TensorSpec
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.targets.base import Target
 
@@ -27,6 +28,29 @@ def describe(
     target: Target,
 ) -> Manifest:
     """The manifest of a compiled model, without the digests of its files."""
+    names = {"name": target.name, "mcpu": str(target.features.mcpu)}
+    return describe_model(source, options, train, predict, target=names, kernels=program.kernels)
+
+
+def describe_model(
+    source: ModelSource,
+    options: CompileOptions,
+    train: TrainingGraph,
+    predict: TrainingGraph,
+    *,
+    target: Mapping[str, str],
+    kernels: tuple[KernelInfo, ...] = (),
+) -> Manifest:
+    """The manifest of a model in whatever format: what it takes, keeps and is identified by.
+
+    Args:
+        source: the model.
+        options: how it is compiled.
+        train: the lowered training step.
+        predict: the lowered evaluation graph.
+        target: what the format is for.
+        kernels: of the step, where there are any.
+    """
     inputs = tuple(_spec(name, tensor) for name, tensor in zip(("x", "y"), source.example_inputs, strict=True))
     logits = _spec("logits", predict.output("logits").meta["val"])
     state = tuple(StateSpec(t.name, tuple(t.initial.shape), _dtype(t.initial), t.role) for t in train.state.values())
@@ -45,7 +69,7 @@ def describe(
     ]
     return Manifest(
         name=source.name,
-        target={"name": target.name, "mcpu": str(target.features.mcpu)},
+        target=dict(target),
         versions={
             "fqt-deploy": __version__,
             **{package: importlib.metadata.version(package) for package in ("torch", "apache-tvm", "apache-tvm-ffi")},
@@ -56,7 +80,7 @@ def describe(
         state=state,
         predict_state=tuple(name for name in predict.inputs if name in predict.state),
         layers=layers,
-        kernels=program.kernels,
+        kernels=kernels,
         options=numerics,
         optimizer=OptimizerInfo(optimizer["name"], optimizer["hyperparameters"], tuple(optimizer["groups"])),
         seed=options.seed,

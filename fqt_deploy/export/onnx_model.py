@@ -14,6 +14,7 @@ from torch import fx
 from fqt_deploy import __version__
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Stage, TrainingGraph
+from fqt_deploy.core.onnx_names import NEXT
 from fqt_deploy.export.aten_indexing import ONNX_INDEXING
 from fqt_deploy.export.aten_pointwise import ONNX_POINTWISE, write_pointwise
 from fqt_deploy.export.aten_reductions import ONNX_REDUCTIONS, write_reduction
@@ -25,9 +26,6 @@ from fqt_deploy.passes.decompose_composites import spec_of
 
 IR_VERSION = 10
 """Of the file format: the first with metadata on nodes; ONNX Runtime reads it since 1.18."""
-
-NEXT = "::next"
-"""Ends the name of the output that is the next value of a state input."""
 
 Initial = Mapping[str, NDArray[Any]]
 
@@ -110,7 +108,7 @@ def _write(
     names: dict[fx.Node, str],
 ) -> None:
     """Write one call and note the operands of its results."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)  # type: ignore[arg-type]
     result: Any = node.meta["val"]
     target: Any = node.target
     spec = spec_of(node)
