@@ -7,6 +7,7 @@ docs/onnx.md shows the same loop in plain ONNX Runtime.
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class OnnxLibrary:
     ) -> None:
         self.path = path
         self._manifest = manifest
+        self._ort = _onnxruntime()
         self._plugin = plugin
         self._train = _session(model.SerializeToString(), path, plugin)
         self._infer = None if infer is None else _read_model(infer)
@@ -59,7 +61,7 @@ class OnnxLibrary:
         names = [spec.name for spec in self._manifest.state]
         binding = self._train.io_binding()
         for name, array in zip(("x", "y", "seed", "lr", *names), arrays, strict=True):
-            binding.bind_cpu_input(name, array)
+            binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
         results = ["loss", "logits", *(name + NEXT for name in names)]
         for name in results:
             binding.bind_output(name, "cpu")
@@ -161,10 +163,7 @@ def _set_initializers(model: ModelProto, values: Arrays) -> None:
 
 
 def _session(content: bytes, path: Path, plugin: Path | None) -> InferenceSession:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise FqtError("onnxruntime is missing", code="FQT509", hint="pip install onnxruntime") from None
+    onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = configure_threads()
     options.log_severity_level = 3  # it warns of every input whose default nothing reads
@@ -174,3 +173,12 @@ def _session(content: bytes, path: Path, plugin: Path | None) -> InferenceSessio
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except RuntimeError as error:  # what ONNX Runtime's own exceptions derive from
         raise FqtError(f"ONNX Runtime cannot load {path}: {error}", code="FQT502") from None
+
+
+def _onnxruntime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise FqtError("onnxruntime is missing", code="FQT509", hint="pip install onnxruntime") from None
+    module: ModuleType = onnxruntime
+    return module

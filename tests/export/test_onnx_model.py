@@ -1,0 +1,182 @@
+"""The exported training step: a valid file, named as promised, with the codes of the compiled step."""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import tvm
+from torch import fx
+
+from fqt_deploy.codegen.kernel_grouping import Kernel, group_kernels
+from fqt_deploy.compiler import export_onnx, lower_model
+from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.onnx_names import NEXT
+from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.export.graph_writer import label_of
+from fqt_deploy.ops.onnx_body import DOMAIN
+from fqt_deploy.runtime.artifact import read_artifact
+from tools.examples import EXAMPLES, load_example
+
+
+def value_names(graph: TrainingGraph) -> dict[fx.Node, str | list[str]]:
+    """What ONNX calls the value of each node; a list for a node of several results."""
+    placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    names: dict[fx.Node, str | list[str]] = dict(zip(placeholders, graph.inputs, strict=True))
+    written: dict[fx.Node, str] = {}
+    for label in graph.outputs:
+        written.setdefault(graph.output(label), label + NEXT if label in graph.inputs else label)
+    for node in graph.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target is operator.getitem:
+            names[node] = names[node.args[0]][node.args[1]]
+        elif isinstance(node.meta["val"], (tuple, list)):
+            users = {user.args[1]: user for user in node.users}
+            count = len(node.meta["val"])
+            names[node] = [written.get(users.get(i), f"{label_of(node)}:{i}") for i in range(count)]
+        else:
+            names[node] = written.get(node, label_of(node))
+    return names
+
+
+def as_list(value):
+    return list(value) if isinstance(value, (tuple, list)) else [value]
+
+
+def assert_close(actual, wanted, what, tolerance=1e-3, floor=0.0):
+    """Integers, bits and booleans equal; floats close relative to the array's norm, or to ``floor``."""
+    assert (actual.shape, actual.dtype) == (wanted.shape, wanted.dtype), what
+    if wanted.dtype.kind != "f":
+        np.testing.assert_array_equal(actual, wanted, err_msg=what)
+        return
+    error = float(np.linalg.norm(actual.astype(np.float64).ravel() - wanted.ravel()))
+    assert error <= tolerance * max(float(np.linalg.norm(wanted.astype(np.float64))), floor), what
+
+
+def test_state_goes_in_and_out_by_name(exported):
+    """State in and state out; a session starts with x and y alone."""
+    model, graph = onnx.load(exported.train), exported.lowered.train
+    inputs = [i.name for i in model.graph.input]
+    assert inputs == ["x", "y", "seed", "lr", *graph.state]
+    initial = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name in inputs}
+    assert initial.keys() == set(inputs) - {"x", "y"}
+    assert initial["seed"] == 7
+    for name, state in graph.state.items():
+        np.testing.assert_array_equal(initial[name], state.initial.detach().numpy())
+    outputs = [o.name for o in model.graph.output]
+    assert sorted(outputs) == sorted(["loss", "logits", *(name + NEXT for name in graph.state)])
+    assert {"param/features.3.weight", "adam_m/features.3.weight", "step"} <= set(inputs)
+
+
+def test_nodes_are_named_after_layers(exported):
+    """Unique names and metadata for a viewer; one function an op, of standard ops only."""
+    model = onnx.load(exported.train)
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    assert any(name.startswith("features.3/forward/binary_conv2d") for name in names)
+    metadata = {entry.key: entry.value for entry in model.graph.node[-1].metadata_props}
+    assert metadata["phase"] == "optimizer"
+    called = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    assert sorted(called) == sorted(function.name for function in model.functions)
+    assert {"binary_conv2d", "quantize_pack_samples", "select_sampled", "adam_update"} <= called
+    assert {node.domain for function in model.functions for node in function.node} == {""}
+
+
+@pytest.mark.parametrize("name", ["train", "infer"])
+def test_file_is_valid(exported, name):
+    model = onnx.load(getattr(exported, name))
+    onnx.checker.check_model(model, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    typed = {info.name for info in inferred.graph.value_info} | {o.name for o in inferred.graph.output}
+    assert {out for node in model.graph.node for out in node.output} <= typed
+
+
+def test_codes_equal_those_of_the_compiled_kernels(exported, digits, values_of):
+    """Each compiled kernel on the values that ONNX Runtime computed: packed bits, codes and sums are equal."""
+    images, labels = digits
+    feeds = {"x": images[:8].numpy(), "y": labels[:8].numpy()}
+    values, graph = values_of(onnx.load(exported.train), feeds), exported.lowered.train
+    names = value_names(graph)
+    manifest, _, library = read_artifact(exported.artifact)
+    module = tvm.runtime.load_module(str(library))
+    kernels = [step for step in group_kernels(graph) if isinstance(step, Kernel)]
+    exact = set()
+    for info, kernel in zip(manifest.kernels, kernels, strict=True):
+        wanted = [values[name] for name in as_list(names[kernel.root])]
+        operands = [tvm.runtime.tensor(np.array(values[names[leaf]], order="C")) for leaf in kernel.leaves]
+        results = [tvm.runtime.empty(w.shape, w.dtype.name) for w in wanted]
+        module.get_function(info.symbol, query_imports=True)(*operands, *results)
+        floor = max(
+            (float(np.linalg.norm(values[names[leaf]].astype(np.float64))) for leaf in kernel.leaves), default=0
+        )
+        for result, value in zip(results, wanted, strict=True):
+            assert_close(result.numpy(), value, f"{info.op} of {info.layer}", floor=floor)
+            if value.dtype.kind != "f":
+                exact.add(info.op)
+    assert {
+        "pack_signs", "pack_weight", "pack_positions", "binary_conv2d", "select_sampled", "quantize_pack_samples",
+        "quantize_pack_channels", "bitplane_conv2d_input_grad", "bitplane_weight_grad", "tap_sums", "position_sums",
+    } <= exact  # fmt: skip
+
+
+def check_every_node(graph: TrainingGraph, values) -> None:
+    """Each node's reference in PyTorch on the values that ONNX Runtime computed."""
+    names = value_names(graph)
+    read = lambda node: torch.from_numpy(np.array(values[names[node]]))  # noqa: E731
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        args, kwargs = fx.map_arg((node.args, node.kwargs), read)
+        expected = as_list(node.target(*args, **kwargs))
+        floor = max((float(a.double().norm()) for a in args if isinstance(a, torch.Tensor)), default=0.0)
+        for name, wanted in zip(as_list(names[node]), expected, strict=True):
+            assert_close(values[name], wanted.numpy(), f"{node.format_node()}", floor=floor)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"agp": "once"},
+        {"agp": "topk", "grid": "minmax"},
+        pytest.param({"recipe": "psq-1"}, marks=pytest.mark.slow),
+        pytest.param({"recipe": "psq-8"}, marks=pytest.mark.slow),
+        pytest.param({"recipe": "none"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_every_recipe_exports(digits_source, digits, tmp_path, values_of, settings):
+    """A valid file whose every node agrees with its reference."""
+    options = CompileOptions(**settings)
+    lowered = lower_model(digits_source, options)
+    export_onnx(digits_source, options, lowered, tmp_path / "m.onnx")
+    feeds = {"x": digits[0][:8].numpy(), "y": digits[1][:8].numpy()}
+    check_every_node(lowered.train, values_of(onnx.load(tmp_path / "m.onnx"), feeds))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg16", "resnet18", "mixer"])
+def test_examples_train_in_stock_onnx_runtime(name, tmp_path, values_of):
+    """A valid file, every node agrees with its reference, and the loss of one batch falls over eight steps."""
+    source = load_example(name, batch=4)
+    assert name in EXAMPLES
+    options = CompileOptions()
+    lowered = lower_model(source, options)
+    path = tmp_path / "m.onnx"
+    export_onnx(source, options, lowered, path)
+    x, y = (t.numpy() for t in source.example_inputs)
+    check_every_node(lowered.train, values_of(onnx.load(path), {"x": x, "y": y}))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+    state, losses = {}, []
+    for _ in range(8):
+        results = dict(zip(outputs, session.run(outputs, {"x": x, "y": y, **state}), strict=True))
+        losses.append(float(results["loss"]))
+        state = {n.removesuffix(NEXT): value for n, value in results.items() if n.endswith(NEXT)}
+    assert state["step"] == 8
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-2:]) < losses[0]
