@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EXIT_ERROR = 1
 EXIT_BUG = 70
 
-SUFFIXES = {"so": ".fqt", "onnx": ".onnx", "onnx-infer": ".infer.onnx"}
+SUFFIXES = {"so": ".fqt", "onnx": ".onnx", "onnx-infer": ".infer.onnx", "onnx-plugin": ".plugin"}
 """What ``--emit`` can write, with the ending of its name."""
 
 EXAMPLES = """
@@ -94,7 +94,8 @@ def _listing(name: str, callback: Callable[..., None], text: str) -> Callable[..
     "--emit",
     multiple=True,
     type=click.Choice(list(SUFFIXES)),
-    help="so: artifact; onnx: training step as ONNX; onnx-infer: prediction as ONNX; repeatable.  [default: so]",
+    help="so: artifact; onnx: training step; onnx-infer: prediction; onnx-plugin: fast kernels for both; repeatable.  "
+    "[default: so]",
 )
 @click.option("--target", help="What to compile for; see --list-targets.  [default: cpu]")
 @click.option("--mcpu", help="CPU level: x86-64-v2, -v3, -v4, znver4, ...  [default: this machine]")
@@ -174,9 +175,13 @@ def _compile(
         progress("loading the model")
         from fqt_deploy.capture.load_model import load_model
         from fqt_deploy.compiler import compile_model, export_onnx, export_onnx_inference, lower_model, profile_artifact
+        from fqt_deploy.compiler.export_plugin import check_plugin_output, export_plugin
         from fqt_deploy.report import timing_table
         from fqt_deploy.settings import merge_settings, options_of
+        from fqt_deploy.targets.registry import make_target
 
+        if "onnx-plugin" in outputs:
+            check_plugin_output(outputs["onnx-plugin"])
         source = load_model(model, batch=batch, weights=weights)
         options = options_of(merge_settings(source.options, given))
         lowered = lower_model(source, options, progress=progress)
@@ -184,12 +189,16 @@ def _compile(
         for kind in (kind for kind in writers if kind in outputs):
             progress(f"writing {outputs[kind]}")
             writers[kind](source, options, lowered, outputs[kind])
+        if "onnx-plugin" in outputs:
+            progress("compiling the plug-in's kernels")
+            export_plugin(lowered, make_target(options.target, options.mcpu), outputs["onnx-plugin"])
         if "so" in outputs:
             result = compile_model(source, options, outputs["so"], progress=progress, lowered=lowered)
     if result is not None:
         _report(result, console, time.perf_counter() - start, time_passes=options.time_passes)
     for path in (path for kind, path in outputs.items() if kind != "so"):
-        console.print(f"{path}: {path.stat().st_size / 1e6:.1f} MB", highlight=False)
+        size = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
+        console.print(f"{path}: {size / 1e6:.1f} MB", highlight=False)
     if profile:
         with _progress() as progress:
             progress("timing the step")

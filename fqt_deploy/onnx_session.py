@@ -171,8 +171,16 @@ def _session(content: bytes, path: Path, plugin: Path | None) -> InferenceSessio
         if plugin is not None:
             options.register_custom_ops_library(str(plugin))
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except RuntimeError as error:  # what ONNX Runtime's own exceptions derive from
+    except _failures() as error:
         raise FqtError(f"ONNX Runtime cannot load {path}: {error}", code="FQT502") from None
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """ONNX Runtime's exceptions, which have no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+    return tuple(getattr(state, name) for name in names)
 
 
 def _onnxruntime() -> ModuleType:

@@ -70,9 +70,7 @@ def main() -> int:
     parser.add_argument("model", type=Path, help="file of fqt-compile --emit onnx")
     parser.add_argument("--data", type=Path, help=".npz with arrays x and y (default: random data)")
     parser.add_argument("--steps", type=int, default=20, help="batches to train on (default: %(default)s)")
-    parser.add_argument(
-        "--lr", type=float, help="learning rate of a cosine schedule (default: constant, of the file)"
-    )
+    parser.add_argument("--lr", type=float, help="learning rate of a cosine schedule (default: constant, of the file)")
     parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime (default: all cores)")
     parser.add_argument("--plugin", type=Path, help="custom-op library to replace the functions of domain ai.fqt")
     parser.add_argument("--every", type=int, default=10, help="steps between two lines (default: %(default)s)")

@@ -10,7 +10,7 @@ from typing import Any
 from onnx import FunctionProto
 from torch import Tensor
 
-from fqt_deploy.ops.onnx_body import Attributes, call_attributes, function_proto, tensor_operands
+from fqt_deploy.ops.onnx_body import KERNEL, Attributes, call_attributes, function_proto, kernel_key, tensor_operands
 from fqt_deploy.ops.spec import OPS, OpSpec
 
 
@@ -20,7 +20,7 @@ class OpCall:
 
     Attributes:
         operands: one for each input of the function: the given argument, or the neutral value of an absent one.
-        attributes: of the node.
+        attributes: of the node; ``fqt_kernel`` is what a plug-in finds its kernel by, and the function ignores.
     """
 
     operands: tuple[Any, ...]
@@ -42,7 +42,8 @@ def op_call(spec: OpSpec, arguments: Sequence[Any], values: Sequence[Any]) -> Op
     neutral: Mapping[str, Tensor] = spec.onnx.neutral(*values) if spec.onnx.neutral is not None else {}
     given = dict(zip(_parameters(spec), arguments, strict=True))
     operands = [neutral[n] if given[n] is None else given[n] for n in tensor_operands(spec.reference)]
-    return OpCall(tuple(operands), call_attributes(spec.reference, spec.onnx, values))
+    attributes = call_attributes(spec.reference, spec.onnx, values)
+    return OpCall(tuple(operands), {**attributes, KERNEL: kernel_key(spec.name, values)})
 
 
 @cache

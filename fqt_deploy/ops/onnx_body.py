@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,9 @@ DOMAIN = "ai.fqt"
 """Domain of the functions; their names are those of the ops."""
 OPSET = 21
 """Version of the standard ops that bodies use."""
+
+KERNEL = "fqt_kernel"
+"""Attribute of every call that names its kernel in a plug-in; the functions ignore it."""
 
 Attributes = dict[str, Any]
 """ONNX attributes of one call: integers, lists of integers, and floats, which become scalars of double precision."""
@@ -183,6 +188,23 @@ def call_attributes(reference: Callable[..., Any], function: OnnxFunction, argum
         parameters = inspect.signature(reference).parameters
         given = {n: a for n, a in zip(parameters, arguments, strict=True) if n not in operands}
     return {name: _attribute_value(value) for name, value in given.items()}
+
+
+def kernel_key(name: str, arguments: Sequence[Any]) -> str:
+    """Names the kernel of one call by op, arguments, shapes and types: equal for calls that a kernel can serve alike.
+
+    Args:
+        name: of the op.
+        arguments: of the call, with real or fake tensors.
+    """
+
+    def signature(argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            return [str(argument.dtype), [int(d) for d in argument.shape]]
+        return [signature(item) for item in argument] if isinstance(argument, (list, tuple)) else repr(argument)
+
+    text = json.dumps([name, [signature(argument) for argument in arguments]])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _attribute_value(value: Any) -> Any:
