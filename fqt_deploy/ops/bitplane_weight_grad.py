@@ -102,7 +102,7 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
 
 def onnx_body(op: Body, planes: str, positions: str) -> str:
     """One integer matrix product for all rows, masks included."""
-    taps = op.reshape(op.integer("taps"), 1)
+    taps, kernel = onnx_taps(op), op.integers("kernel")
     channels = op.reshape(op.integer("in_channels"), 1)
     values = op("Mul", taps, channels)
     bits = unpack(op, op("Transpose", planes, perm=[0, 2, 1]), BITS, "float32")  # [W, K, 32 B]
@@ -113,7 +113,13 @@ def onnx_body(op: Body, planes: str, positions: str) -> str:
     counts = op("Transpose", op("MatMulInteger", rows, by_position), perm=[1, 0])  # [K, rows]
     product = op.reshape(op.front(counts, values, 1), 0, taps, channels)
     masks = op.unsqueeze(op.back(counts, values, 1), 2)
-    return op("Sub", op("Mul", product, op.constant(2, "int32")), masks)
+    signed = op("Sub", op("Mul", product, op.constant(2, "int32")), masks)  # [K, T, I]
+    return op.reshape(op("Transpose", signed, perm=[0, 2, 1]), op("Shape", planes, start=2), channels, kernel)
+
+
+def onnx_taps(op: Body) -> str:
+    """Number of taps of attribute ``kernel``, [1] int64."""
+    return op("ReduceProd", op.integers("kernel"), op.constant([0], "int64"))
 
 
 bitplane_weight_grad = OpSpec(

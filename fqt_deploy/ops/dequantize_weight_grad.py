@@ -84,19 +84,19 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
 
 
 def onnx_neutral(
-    product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None, kernel: list[int]
-) -> dict[str, Tensor]:
+    product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None
+) -> dict[str, Tensor]:  # fmt: skip
     """Without slots, every row is in its place."""
     return {"slot": torch.arange(product.shape[0], dtype=torch.int32)}
 
 
 def onnx_body(op: Body, product: str, scale: str, zero: str, sums: str, slot: str) -> str:
-    """Rows of kept channels, then those of all channels."""
-    scaled = op("Mul", op.reshape(scale, -1, 1, 1), op.cast(product, "float32"))
-    offset = op("Mul", op.reshape(zero, -1, 1, 1), op.unsqueeze(op.cast(sums, "float32"), 0))
+    """Flat rows of kept channels, then those of all channels."""
+    flat = op.cast(op.reshape(product, 0, -1), "float32")
+    scaled = op("Mul", op.reshape(scale, -1, 1), flat)
+    offset = op("Mul", op.reshape(zero, -1, 1), op.reshape(op.cast(sums, "float32"), 1, -1))
     rows = scatter_rows.onnx_body(op, op("Add", scaled, offset), slot)
-    taps_last = op("Transpose", rows, perm=[0, 2, 1])
-    return op.reshape(taps_last, op("Shape", taps_last, end=2), op.integers("kernel"))
+    return op.reshape(rows, op("Shape", slot), op("Shape", product, start=1))
 
 
 dequantize_weight_grad = OpSpec(

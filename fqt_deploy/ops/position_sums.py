@@ -68,13 +68,14 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
 
 def onnx_body(op: Body, positions: str) -> str:
     """Count the ones of every row, masks included."""
-    taps = op.reshape(op.integer("taps"), 1)
+    taps = bitplane_weight_grad.onnx_taps(op)
     channels = op.reshape(op.integer("in_channels"), 1)
     counts = op.reshape(op.sum(table(op, positions, ONES, "int32"), 1, 3), -1)
     product = op("Mul", taps, channels)
     values = op.reshape(op.front(counts, product, 0), taps, channels)
     masks = op.reshape(op.front(op.back(counts, product, 0), taps, 0), -1, 1)
-    return op("Sub", op("Mul", values, op.constant(2, "int32")), masks)
+    sums = op("Sub", op("Mul", values, op.constant(2, "int32")), masks)  # [T, I]
+    return op.reshape(op("Transpose", sums, perm=[1, 0]), channels, op.integers("kernel"))
 
 
 position_sums = OpSpec(
