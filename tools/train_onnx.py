@@ -9,6 +9,7 @@ The state stays in ONNX Runtime's own memory: what a step returns as ``S::next``
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -79,6 +80,9 @@ def main() -> int:
     options.intra_op_num_threads = arguments.threads
     options.log_severity_level = 3
     if arguments.plugin is not None:
+        os.environ.setdefault("TVM_BIND_THREADS", "0")  # before the library is loaded
+        if arguments.threads:
+            os.environ["TVM_NUM_THREADS"] = str(arguments.threads)
         options.register_custom_ops_library(str(arguments.plugin))
     start = time.perf_counter()
     session = onnxruntime.InferenceSession(arguments.model, options, providers=["CPUExecutionProvider"])

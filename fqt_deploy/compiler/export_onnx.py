@@ -59,6 +59,10 @@ def _write(
         )
     if options.verify != "off":
         check(model)
+    try:
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FqtError(f"cannot write {output}: {error.strerror}", code="FQT508") from None
     replace_file(output, model.SerializeToString())
 
 

@@ -58,7 +58,7 @@ def test_several_kinds_go_side_by_side(model_file, tmp_path, given):
 def test_mistakes_leave_nothing_behind(model_file, tmp_path):
     path = model_file(MODEL)
     (tmp_path / "out").mkdir()
-    fails(run(path, "--emit", "onnx", "-o", tmp_path / "absent" / "m.onnx"), "FQT508")
+    fails(run(path, "--emit", "onnx", "-o", path / "m.onnx"), "FQT508")
     fails(run(path, "--emit", "onnx", "-o", tmp_path / "out"), "FQT508")
     fails(run(path, "--emit", "onnx", "--profile"), "FQT202")
     assert run(path, "--emit", "tflite").exit_code == 2
