@@ -175,8 +175,9 @@ def _compile(
         progress("loading the model")
         from fqt_deploy.capture.load_model import load_model
         from fqt_deploy.compiler import compile_model, export_onnx, export_onnx_inference, lower_model, profile_artifact
+        from fqt_deploy.compiler.describe import layer_decisions
         from fqt_deploy.compiler.export_plugin import check_plugin_output, export_plugin
-        from fqt_deploy.report import timing_table
+        from fqt_deploy.report import decision_table, megabytes, timing_table
         from fqt_deploy.settings import merge_settings, options_of
         from fqt_deploy.targets.registry import make_target
 
@@ -184,21 +185,27 @@ def _compile(
             check_plugin_output(outputs["onnx-plugin"])
         source = load_model(model, batch=batch, weights=weights)
         options = options_of(merge_settings(source.options, given))
+        if {"so", "onnx-plugin"} & outputs.keys():
+            target = make_target(options.target, options.mcpu)  # a mistake in its name is said before the work
         lowered = lower_model(source, options, progress=progress)
-        writers = {"onnx": export_onnx, "onnx-infer": export_onnx_inference}
-        for kind in (kind for kind in writers if kind in outputs):
-            progress(f"writing {outputs[kind]}")
-            writers[kind](source, options, lowered, outputs[kind])
+        if "onnx" in outputs:
+            progress("writing the training step as ONNX")
+            export_onnx(source, options, lowered, outputs["onnx"])
+        if "onnx-infer" in outputs:
+            progress("writing the prediction as ONNX")
+            export_onnx_inference(source, options, lowered, outputs["onnx-infer"])
         if "onnx-plugin" in outputs:
             progress("compiling the plug-in's kernels")
-            export_plugin(lowered, make_target(options.target, options.mcpu), outputs["onnx-plugin"])
+            export_plugin(lowered, target, outputs["onnx-plugin"])
         if "so" in outputs:
             result = compile_model(source, options, outputs["so"], progress=progress, lowered=lowered)
     if result is not None:
         _report(result, console, time.perf_counter() - start, time_passes=options.time_passes)
+    else:
+        console.print(decision_table(layer_decisions(lowered.train)))
     for path in (path for kind, path in outputs.items() if kind != "so"):
         size = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
-        console.print(f"{path}: {size / 1e6:.1f} MB", highlight=False)
+        console.print(f"{path}: {megabytes(size)}", highlight=False)
     if profile:
         with _progress() as progress:
             progress("timing the step")

@@ -6,6 +6,7 @@ docs/onnx.md shows the same loop in plain ONNX Runtime.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,7 @@ class OnnxLibrary:
         self._plugin = plugin
         self._train = _session(model.SerializeToString(), path, plugin)
         self._infer = None if infer is None else _read_model(infer)
+        self._prediction: InferenceSession | None = None
 
     def train_step(self, *arrays: Array) -> tuple[Array, Array]:
         """One step on ``x, y, seed, lr, *state``; the state is changed in place.
@@ -71,16 +73,19 @@ class OnnxLibrary:
             array[...] = new.numpy()
         return loss.numpy(), logits.numpy()
 
-    def predict(self, *arrays: Array) -> Array:
-        """Logits of ``x, *predict_state``; the state's values replace the constants of the inference file."""
+    def prepare_prediction(self, state: Mapping[str, Array]) -> None:
+        """Let ``predict`` use these values in place of the constants of the inference file."""
         if self._infer is None:
             raise FqtError(
                 f"{self.path} is a training step only", code="FQT501", hint="load it with the file of --emit onnx-infer"
             )
-        x, *state = arrays
-        _set_initializers(self._infer, dict(zip(self._manifest.predict_state, state, strict=True)))
-        session = _session(self._infer.SerializeToString(), self.path, self._plugin)
-        logits: Array = session.run(["logits"], {"x": x})[0]
+        _set_initializers(self._infer, {name: state[name] for name in self._manifest.predict_state})
+        self._prediction = _session(self._infer.SerializeToString(), self.path, self._plugin)
+
+    def predict(self, *arrays: Array) -> Array:
+        """Logits of ``x``, the first array, with the state of the last ``prepare_prediction``."""
+        assert self._prediction is not None
+        logits: Array = self._prediction.run(["logits"], {"x": arrays[0]})[0]
         return logits
 
 
@@ -89,7 +94,17 @@ class OnnxSession(Session):
 
     def __init__(self, manifest: Manifest, library: OnnxLibrary, state: Arrays, model: ModelProto) -> None:
         super().__init__(manifest, library, state)
+        self._onnx = library
         self._model = model
+
+    def predict(self, x: Any) -> Array:
+        """As ``Session.predict``; needs the inference file.
+
+        Raises:
+            FqtError: also FQT501 without it.
+        """
+        self._onnx.prepare_prediction(self._state)
+        return super().predict(x)
 
     def save(self, path: Path | str) -> None:
         """Write the model with the state, seed and learning rates of now as its initial values."""
@@ -154,7 +169,7 @@ def _initializers(model: ModelProto) -> Arrays:
     return {tensor.name: np.array(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
 
 
-def _set_initializers(model: ModelProto, values: Arrays) -> None:
+def _set_initializers(model: ModelProto, values: Mapping[str, Array]) -> None:
     from onnx import numpy_helper
 
     for tensor in model.graph.initializer:

@@ -55,9 +55,7 @@ def describe_model(
     logits = _spec("logits", predict.output("logits").meta["val"])
     state = tuple(StateSpec(t.name, tuple(t.initial.shape), _dtype(t.initial), t.role) for t in train.state.values())
     optimizer = options.optimizer.describe()
-    layers = tuple(
-        LayerDecision(r.path, r.kind, "1-bit" if r.binarized else "fp32", r.reason, r.source) for r in train.layers
-    )
+    layers = layer_decisions(train)
     numerics = options.numerics()
     identity = [
         [asdict(spec) for spec in (*inputs, logits, *state)],
@@ -85,6 +83,13 @@ def describe_model(
         optimizer=OptimizerInfo(optimizer["name"], optimizer["hyperparameters"], tuple(optimizer["groups"])),
         seed=options.seed,
         fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def layer_decisions(graph: TrainingGraph) -> tuple[LayerDecision, ...]:
+    """What was decided about each layer, in forward order."""
+    return tuple(
+        LayerDecision(r.path, r.kind, "1-bit" if r.binarized else "fp32", r.reason, r.source) for r in graph.layers
     )
 
 

@@ -23,7 +23,7 @@ from fqt_deploy.codegen.kernel_grouping import Kernel
 from fqt_deploy.compiler.compile_model import LoweredModel
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.export.graph_writer import dtype_name
-from fqt_deploy.ops.onnx_body import kernel_key, tensor_operands
+from fqt_deploy.ops.onnx_body import kernel_key, operands_of
 from fqt_deploy.ops.spec import OpSpec
 from fqt_deploy.passes.decompose_composites import spec_of
 from fqt_deploy.targets.base import Target
@@ -48,9 +48,7 @@ class _Call:
 
     def line(self, key: str, symbol: str) -> str:
         """The call's line in ``kernels.txt``."""
-        names = list(self.spec.reference.__code__.co_varnames[: self.spec.reference.__code__.co_argcount])
-        given = dict(zip(names, self.node.args, strict=True))
-        operands = [given[name] for name in tensor_operands(self.spec.reference)]
+        operands = list(operands_of(self.spec.reference, self.node.args).values())
         positions = ",".join(str(operands.index(leaf)) for leaf in self.node.all_input_nodes)
         result: Any = self.node.meta["val"]
         results = result if isinstance(result, (tuple, list)) else (result,)

@@ -10,7 +10,7 @@ from typing import Any
 from onnx import FunctionProto
 from torch import Tensor
 
-from fqt_deploy.ops.onnx_body import KERNEL, Attributes, call_attributes, function_proto, kernel_key, tensor_operands
+from fqt_deploy.ops.onnx_body import KERNEL, Attributes, call_attributes, function_proto, kernel_key, operands_of
 from fqt_deploy.ops.spec import OPS, OpSpec
 
 
@@ -40,8 +40,8 @@ def op_call(spec: OpSpec, arguments: Sequence[Any], values: Sequence[Any]) -> Op
     """
     assert spec.onnx is not None, f"{spec.name} has no ONNX body"
     neutral: Mapping[str, Tensor] = spec.onnx.neutral(*values) if spec.onnx.neutral is not None else {}
-    given = dict(zip(_parameters(spec), arguments, strict=True))
-    operands = [neutral[n] if given[n] is None else given[n] for n in tensor_operands(spec.reference)]
+    given = operands_of(spec.reference, arguments)
+    operands = [neutral[name] if argument is None else argument for name, argument in given.items()]
     attributes = call_attributes(spec.reference, spec.onnx, values)
     return OpCall(tuple(operands), {**attributes, KERNEL: kernel_key(spec.name, values)})
 
@@ -52,8 +52,3 @@ def op_function(name: str, attributes: tuple[str, ...]) -> FunctionProto:
     spec = OPS[name]
     assert spec.onnx is not None, f"{name} has no ONNX body"
     return function_proto(name, spec.reference, spec.onnx, attributes)
-
-
-def _parameters(spec: OpSpec) -> list[str]:
-    count = spec.reference.__code__.co_argcount
-    return list(spec.reference.__code__.co_varnames[:count])

@@ -179,6 +179,12 @@ def tensor_operands(reference: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if "Tensor" in str(p.annotation)]
 
 
+def operands_of(reference: Callable[..., Any], arguments: Sequence[Any]) -> dict[str, Any]:
+    """The arguments of a call of ``reference`` that are tensors or absent, by name, in the order of the inputs."""
+    given = dict(zip(inspect.signature(reference).parameters, arguments, strict=True))
+    return {name: given[name] for name in tensor_operands(reference)}
+
+
 def call_attributes(reference: Callable[..., Any], function: OnnxFunction, arguments: Sequence[Any]) -> Attributes:
     """ONNX attributes of the call with ``arguments``; ``ValueError`` if ONNX cannot compute it exactly."""
     if function.attributes is not None:

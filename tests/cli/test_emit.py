@@ -37,6 +37,7 @@ def test_one_kind_goes_to_the_output_itself(model_file, tmp_path):
     result = run(model_file(MODEL), "--emit", "onnx", "-o", tmp_path / "out" / "step.model")
     assert result.exit_code == 0, result.output
     assert names(tmp_path / "out") == ["step.model"]
+    assert "fp32" in result.output
     assert onnx.load(tmp_path / "out" / "step.model").graph.name == "train_step"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import numpy as np
@@ -142,3 +143,22 @@ def test_mistakes(exported, digits, tmp_path, monkeypatch):
     fails("FQT508", lambda: session.save(tmp_path / "absent" / "m.onnx"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     fails("FQT509", lambda: load_onnx(exported.train))
+
+
+WITHOUT_COMPILER = """
+import sys
+for name in ("torch", "tvm", "click", "rich"):
+    sys.modules[name] = None
+import numpy as np
+from fqt_deploy.onnx_session import load_onnx
+session = load_onnx(sys.argv[1])
+print(session.step(np.zeros((8, 1, 8, 8), np.float32), np.zeros(8, np.int64)))
+assert not any(name.startswith("fqt_deploy.ops") for name in sys.modules)
+"""
+
+
+def test_needs_neither_torch_nor_the_compiler(exported):
+    command = [sys.executable, "-c", WITHOUT_COMPILER, str(exported.train)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert np.isfinite(float(result.stdout))
