@@ -8,8 +8,11 @@ from typing import Any
 
 import tvm
 from tvm import relax, tirx
+from tvm.support.cc import cross_compiler, get_cc
 
 from fqt_deploy.codegen.to_relax import RelaxProgram
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.targets.toolchain import Toolchain
 
 
 @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
@@ -43,6 +46,18 @@ def build_functions(functions: Mapping[str, tirx.PrimFunc], target: tvm.target.T
         return tvm.compile(module, target)
 
 
-def export_library(executable: Any, path: Path) -> None:
-    """Link the executable into the shared library ``path``."""
-    executable.export_library(str(path))
+def find_linker(toolchain: Toolchain) -> str:
+    """The compiler driver that links for ``toolchain``; FQT302 if there is none. For this machine C will do."""
+    linker = get_cc() if toolchain.is_native else toolchain.compiler()
+    if linker is None:
+        raise FqtError("there is no C compiler", code="FQT302", hint="install one (Debian: apt install gcc)")
+    return str(linker)
+
+
+def export_library(executable: Any, path: Path, toolchain: Toolchain) -> None:
+    """Link the executable into the shared library ``path``; FQT302 if that fails."""
+    linker = find_linker(toolchain)
+    try:
+        executable.export_library(str(path), fcompile=cross_compiler(linker))
+    except RuntimeError as error:  # its output
+        raise FqtError(f"{linker} cannot link the library: {error}", code="FQT302") from None

@@ -15,20 +15,24 @@ from torch import nn
 
 from fqt_deploy.capture.joint import capture_prediction_graph, capture_training_graph
 from fqt_deploy.capture.load_model import ModelSource
-from fqt_deploy.codegen.build import build_executable, export_library
+from fqt_deploy.codegen.build import build_executable, export_library, find_linker
 from fqt_deploy.codegen.to_relax import RelaxProgram, to_relax
 from fqt_deploy.compiler.describe import describe
+from fqt_deploy.compiler.kernel_runner import kernel_runner
 from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
 from fqt_deploy.core.diagnostics import FqtError, user_root
 from fqt_deploy.core.dump import graph_text
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.packaging.runtime_libraries import runtime_libraries
 from fqt_deploy.passes.invariants import ALWAYS
 from fqt_deploy.passes.pass_base import Pass, Pipeline
 from fqt_deploy.passes.pipelines import all_passes, prediction_passes, training_passes
 from fqt_deploy.runtime.artifact import write_artifact
+from fqt_deploy.targets.base import Target
 from fqt_deploy.targets.registry import make_target
+from fqt_deploy.targets.toolchain import Toolchain
 
 Progress = Callable[[str], None]
 """Told the name of each phase as it begins."""
@@ -87,7 +91,8 @@ def compile_model(
         FqtError: for everything that the user can mend; ``InvariantError`` for a bug of ours.
     """
     tell = progress or (lambda _: None)
-    target = make_target(options.target, options.mcpu)
+    target = check_can_compile(options)
+    companions = runtime_libraries(target.toolchain).companions()
     lowered = lowered or lower_model(source, options, progress=tell)
     tell("generating kernels")
     program = to_relax(lowered.train, lowered.predict, target.schedule)
@@ -95,11 +100,21 @@ def compile_model(
     executable = build_executable(program, target.tvm_target)
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "step.so"
-        export_library(executable, library)
-        report = _verify(source, options, lowered.train, program, library, tell)
+        export_library(executable, library, target.toolchain)
+        report = _verify(source, options, lowered.train, program, library, target.toolchain, tell)
         manifest = describe(source, options, lowered.train, lowered.predict, program, target)
-        manifest = write_artifact(output, manifest, initial_state(lowered.train), library)
+        write_artifact(output, manifest, initial_state(lowered.train), library, companions)
     return CompileResult(manifest, output, lowered.pass_times, report)
+
+
+def check_can_compile(options: CompileOptions) -> Target:
+    """The target; an error if it is unknown or a tool is missing: said before the work, not after it."""
+    target = make_target(options.target, options.mcpu)
+    find_linker(target.toolchain)
+    if options.verify == "numerics":
+        target.toolchain.runner()
+    runtime_libraries(target.toolchain)
+    return target
 
 
 def initial_state(graph: TrainingGraph) -> dict[str, NDArray[Any]]:
@@ -142,12 +157,14 @@ def _verify(
     train: TrainingGraph,
     program: RelaxProgram,
     library: Path,
+    toolchain: Toolchain,
     tell: Progress,
 ) -> VerificationReport | None:
     if options.verify != "numerics":
         return None
-    tell("comparing every kernel with PyTorch")
-    return verify_numerics(train, program, library, source.example_inputs, options)
+    tell("comparing every kernel with PyTorch" + ("" if toolchain.is_native else f", under {toolchain.emulator}"))
+    with kernel_runner(library, toolchain) as runner:
+        return verify_numerics(train, program, runner, source.example_inputs, options)
 
 
 def _set_mode(module: nn.Module, *, training: bool) -> None:

@@ -27,8 +27,8 @@ def describe(
     program: RelaxProgram,
     target: Target,
 ) -> Manifest:
-    """The manifest of a compiled model, without the digests of its files."""
-    names = {"name": target.name, "mcpu": str(target.features.mcpu)}
+    """The manifest of a compiled model."""
+    names = {"name": target.name, "arch": target.toolchain.arch, "mcpu": str(target.features.mcpu)}
     return describe_model(source, options, train, predict, target=names, kernels=program.kernels)
 
 

@@ -6,7 +6,6 @@ which; TVM's runtime libraries lie beside them.
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.export.graph_writer import dtype_name
 from fqt_deploy.ops.onnx_body import kernel_key, operands_of
 from fqt_deploy.ops.spec import OpSpec
+from fqt_deploy.packaging.runtime_libraries import runtime_libraries
 from fqt_deploy.passes.decompose_composites import spec_of
 from fqt_deploy.targets.base import Target
 
@@ -59,9 +59,13 @@ def export_plugin(lowered: LoweredModel, target: Target, output: Path) -> None:
     """Compile the kernels of both graphs and write the folder ``output``, whole or not at all.
 
     Raises:
-        FqtError: FQT508 if the folder holds something else or cannot be written, FQT509 if the plug-in is not built.
+        FqtError: FQT202 for another machine's target, FQT508 if the folder holds something else or cannot be written,
+            FQT509 if the plug-in is not built.
     """
     check_plugin_output(output)
+    if not target.toolchain.is_native:
+        raise FqtError(f"the plug-in is built for this machine, not for {target.name}", code="FQT202")
+    libraries = runtime_libraries(target.toolchain)
     calls = _distinct_calls((*lowered.train.graph.nodes, *lowered.predict.graph.nodes))
     symbols = {key: f"fqt_{call.spec.name}_{i}" for i, (key, call) in enumerate(calls.items())}
     functions = {
@@ -75,10 +79,13 @@ def export_plugin(lowered: LoweredModel, target: Target, output: Path) -> None:
         with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}.") as workspace:
             new, old = Path(workspace) / "new", Path(workspace) / "old"
             new.mkdir(mode=0o755)
-            export_library(executable, new / "kernels.so")
+            export_library(executable, new / "kernels.so", target.toolchain)
             (new / _TABLE).write_text(table)
-            for library in (PLUGIN, *_runtime_libraries()):
+            for library in (PLUGIN, libraries.runtime, libraries.ffi):
                 shutil.copyfile(library, new / library.name)
+            (new / "licenses").mkdir()
+            for name, license_text in (libraries.runtime_licenses | libraries.ffi_licenses).items():
+                shutil.copyfile(license_text, new / "licenses" / name)
             if output.exists():
                 output.rename(old)
             new.rename(output)
@@ -107,12 +114,3 @@ def _distinct_calls(nodes: Iterable[fx.Node]) -> dict[str, _Call]:
 
 def _tensor(value: torch.Tensor) -> str:
     return f"{dtype_name(value.dtype)}:{','.join(str(int(d)) for d in value.shape)}"
-
-
-def _runtime_libraries() -> list[Path]:
-    found = []
-    for package, name in (("tvm", "libtvm_runtime.so"), ("tvm_ffi", "libtvm_ffi.so")):
-        spec = importlib.util.find_spec(package)
-        folders = spec.submodule_search_locations if spec is not None else None
-        found += [Path(folder) / "lib" / name for folder in folders or ()]
-    return found

@@ -6,16 +6,15 @@ Integer, bit and boolean results must be equal; floating point results agree wit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import tvm
 from torch import Tensor, fx
 
 from fqt_deploy.codegen.kernel_grouping import Kernel
 from fqt_deploy.codegen.to_relax import RelaxProgram, destinations
+from fqt_deploy.compiler.kernel_runner import KernelRunner
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import KernelInfo
 from fqt_deploy.core.options import CompileOptions
@@ -62,7 +61,7 @@ class VerificationReport:
 def verify_numerics(
     graph: TrainingGraph,
     program: RelaxProgram,
-    library: Path,
+    runner: KernelRunner,
     example_inputs: tuple[Tensor, Tensor],
     options: CompileOptions,
 ) -> VerificationReport:
@@ -71,11 +70,10 @@ def verify_numerics(
     Args:
         graph: the lowered training graph.
         program: its kernels.
-        library: the compiled library.
+        runner: calls the compiled kernels.
         example_inputs: x and y.
         options: seed and learning rates.
     """
-    module = tvm.runtime.load_module(str(library))
     checks = {call.root: (info, call) for info, call in zip(program.kernels, program.calls, strict=True)}
     written = destinations(graph)
     last_use = _last_uses(graph, checks)
@@ -88,7 +86,7 @@ def verify_numerics(
                 result = node.target(*args, **kwargs)
                 values[node] = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, result)
                 if node in checks:
-                    found[node] = _check(module, *checks[node], written.get(node, []), values)
+                    found[node] = _check(runner, *checks[node], written.get(node, []), values)
             for dead in last_use.get(node, ()):
                 values.pop(dead, None)
     return VerificationReport(tuple(found[call.root] for call in program.calls))
@@ -120,21 +118,23 @@ def _last_uses(graph: TrainingGraph, checks: dict[fx.Node, tuple[KernelInfo, Ker
 
 
 def _check(
-    module: Any, info: KernelInfo, kernel: Kernel, written: list[fx.Node], values: dict[fx.Node, Any]
+    runner: KernelRunner, info: KernelInfo, kernel: Kernel, written: list[fx.Node], values: dict[fx.Node, Any]
 ) -> VerificationRow:
     expected = values[kernel.root]
     expected = list(expected) if isinstance(expected, (tuple, list)) else [expected]
-    operands = {leaf: tvm.runtime.tensor(_array(values[leaf])) for leaf in kernel.leaves}
-    targets: list[fx.Node | None] = [*written] or [None] * len(
-        expected
-    )  # what is written in place may also be an operand
-    results = [
-        operands[n] if n in operands else tvm.runtime.empty(tuple(e.shape), str(e.dtype).removeprefix("torch."))
-        for n, e in zip(targets, expected, strict=True)
-    ]
-    module.get_function(info.symbol, query_imports=True)(*operands.values(), *results)
+    position = {leaf: i for i, leaf in enumerate(kernel.leaves)}
+    arrays = [_array(values[leaf]) for leaf in kernel.leaves]
+    targets: list[fx.Node | None] = [*written] or [None] * len(expected)
+    outputs: list[int] = []
+    for target, value in zip(targets, expected, strict=True):
+        if target in position:  # what is written in place may also be an operand
+            outputs.append(position[target])
+        else:
+            outputs.append(len(arrays))
+            arrays.append(np.zeros_like(_array(value)))
+    results = runner.run(info.symbol, arrays, [*range(len(kernel.leaves)), *outputs], outputs)
     floor = _cancellation_floor(kernel, values) if kernel.root.target in REDUCTIONS else 0.0
-    exact = [_compare(r.numpy(), _array(e), floor) for r, e in zip(results, expected, strict=True)]
+    exact = [_compare(r, _array(e), floor) for r, e in zip(results, expected, strict=True)]
     spec = spec_of(kernel.root)
     tolerance = max(TOLERANCE, spec.tolerance if spec is not None else 0.0)
     floating = any(e.dtype.is_floating_point for e in expected)

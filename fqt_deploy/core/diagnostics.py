@@ -32,11 +32,12 @@ CODES: dict[str, str] = {
     "FQT206": "there is no pass of this name",
     # code generation
     "FQT301": "the generated program does not compile",
-    "FQT302": "the system's C compiler cannot link the library",
+    "FQT302": "the C or C++ compiler is missing, or fails",
+    "FQT303": "the compiler is not installed",
     # targets and devices
     "FQT401": "there is no target of this name",
     "FQT402": "the processor is unknown, or this machine cannot run code for it",
-    "FQT403": "the device or its driver is missing",
+    "FQT403": "the device, its driver or its emulator is missing",
     # artifacts and the runtime
     "FQT501": "the folder is not an artifact",
     "FQT502": "a file is damaged or was changed",

@@ -9,7 +9,7 @@ Before::
 After::
 
     %z  = float(fqt.binary_conv2d(fqt.pack_signs(%x), fqt.pack_weight(%w), ...))
-    %gx = float(fqt.bitplane_conv2d_input_grad(%planes, fqt.pack_weight_transposed(%w), ...)) * %scale
+    %gx = float(fqt.bitplane_conv2d_input_grad(%planes, fqt.transpose_packed_weight(...), ...)) * %scale
           + float(fqt.tap_sums(...)) * %zero
     %gw = fqt.dequantize_weight_grad(fqt.bitplane_weight_grad(%channel_planes, fqt.pack_positions(...)), ...)
 
@@ -115,7 +115,10 @@ def _input_grad(graph: TrainingGraph, node: fx.Node) -> bool:
     else:
         input_hw, output_hw, kernel, stride, padding = [1, positions], [1, positions], [1, 1], [1, 1], [0, 0]
     planes = _viewed(emit, planes, [samples, *output_hw, bits, shape(planes)[-1]])
-    weight_bits = emit(fqt.pack_weight_transposed.default, convolution_weight(emit, w))  # type: ignore[arg-type]
+    forward_bits = emit(fqt.pack_weight.default, convolution_weight(emit, w))  # type: ignore[arg-type]
+    weight_bits = emit(
+        fqt.transpose_packed_weight.default, forward_bits, in_channels, out_channels, kernel[0] * kernel[1]
+    )
     product = emit(
         fqt.bitplane_conv2d_input_grad.default, planes, weight_bits, in_channels, out_channels, input_hw,
         kernel, stride, padding,

@@ -12,6 +12,6 @@ __all__ = ["Session", "load"]
 
 
 def load(folder: Path | str) -> Session:
-    """Load an artifact, ready to train; FQT501 to FQT503 or FQT509 if it cannot be used."""
+    """Load an artifact, ready to train; FQT402, FQT501 to FQT503 or FQT509 if it cannot be used."""
     manifest, state, library = read_artifact(folder)
     return Session(manifest, Library(library), state)

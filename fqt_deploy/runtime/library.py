@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME, RUNTIME_LIBRARY
 from fqt_deploy.runtime.threads import configure_threads
 
 Array = NDArray[Any]
 
-RUNTIME_LIBRARY = "libtvm_runtime.so"
+_VIRTUAL_MACHINE = "ffi.Module.load_from_bytes.relax.VMExecutable"  # a function that the runtime library registers
 _CPU, _POOLED = 1, 2  # DLPack's device type; the virtual machine's allocator that keeps freed blocks
 
 
@@ -25,7 +26,7 @@ class Library:
     """The functions of one ``step.so``.
 
     Args:
-        path: the shared library.
+        path: the shared library in its artifact, whose digests have been checked.
 
     Raises:
         FqtError: FQT509 if TVM's runtime library is missing, FQT502 if ``path`` cannot be loaded.
@@ -33,7 +34,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        ffi = _load_runtime()
+        ffi = _load_runtime(path.absolute().parent / BUNDLED_RUNTIME)
         self._from_dlpack = ffi.from_dlpack
         try:
             executable = ffi.load_module(str(path.resolve()))
@@ -70,21 +71,35 @@ def _owned(tensor: Any) -> Array:
     return np.array(np.from_dlpack(tensor))
 
 
-def _load_runtime() -> ModuleType:
+def _load_runtime(bundled: Path) -> ModuleType:
     """Make TVM's runtime functions known to ``tvm_ffi``; ``tvm`` itself would load the compiler."""
     configure_threads()
-    package = importlib.util.find_spec("tvm")
-    folders = package.submodule_search_locations if package is not None else None
-    candidates = [Path(folder) / "lib" / RUNTIME_LIBRARY for folder in folders or ()]
+    ffi = _import_tvm_ffi()
+    # A second copy in one process would register every function again, which TVM refuses.
+    if ffi.get_global_func(_VIRTUAL_MACHINE, allow_missing=True) is not None:
+        return ffi
+    candidates = [*_installed_runtime(), bundled]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
-        raise FqtError(f"{RUNTIME_LIBRARY} is missing", code="FQT509", hint="pip install 'apache-tvm>=0.27,<0.28'")
-    ffi = _import_tvm_ffi()
+        raise FqtError(
+            f"{RUNTIME_LIBRARY} is missing: {bundled} does not exist, and apache-tvm is not installed",
+            code="FQT509",
+            hint="compile the model again: artifacts bring the library along",
+        )
     try:
         ctypes.CDLL(str(found), ctypes.RTLD_GLOBAL)
     except OSError as error:
-        raise FqtError(f"{found} cannot be loaded: {error}", code="FQT502", hint="install apache-tvm again") from None
+        raise FqtError(
+            f"{found} cannot be loaded: {error}", code="FQT509", hint="install the apache-tvm-ffi that it was built with"
+        ) from None
     return ffi
+
+
+def _installed_runtime() -> list[Path]:
+    """The library of the package ``apache-tvm``, where that is installed: the compiler in this process uses it too."""
+    package = importlib.util.find_spec("tvm")
+    folders = package.submodule_search_locations if package is not None else None
+    return [Path(folder) / "lib" / RUNTIME_LIBRARY for folder in folders or ()]
 
 
 def _import_tvm_ffi() -> ModuleType:

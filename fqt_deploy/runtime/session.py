@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.runtime.arrays import as_numpy, check_input, check_layout, check_values, empty_aligned
-from fqt_deploy.runtime.artifact import write_artifact
+from fqt_deploy.runtime.artifact import companions, write_artifact
 from fqt_deploy.runtime.checkpoint import load_checkpoint, save_checkpoint
 
 Array = NDArray[Any]
@@ -199,7 +199,8 @@ class Session:
         groups = tuple({**g, "lr": lr} for g, lr in zip(self.manifest.optimizer.groups, self._rates, strict=True))
         optimizer = dataclasses.replace(self.manifest.optimizer, groups=groups)
         manifest = dataclasses.replace(self.manifest, seed=self.seed, optimizer=optimizer)
-        write_artifact(folder, manifest, self._state, self._library.path)
+        library = self._library.path
+        write_artifact(folder, manifest, self._state, library, companions(library.parent))
 
     def _module_names(self) -> dict[str, str]:
         """Name in the module -> name in the state."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import tvm
 from tvm import tirx
+
+from fqt_deploy.targets.toolchain import Toolchain, native_toolchain
 
 
 class ScheduleRule(Protocol):
@@ -31,12 +33,14 @@ class Target:
         tvm_target: what TVM compiles for.
         features: what the schedule rules choose by.
         rules: asked in order; the last takes anything.
+        toolchain: links the library, for the machine that is to load it.
     """
 
     name: str
     tvm_target: tvm.target.Target
     features: Any
     rules: tuple[ScheduleRule, ...]
+    toolchain: Toolchain = field(default_factory=native_toolchain)
 
     def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
         """The first rule's result for a kernel's loop nests."""

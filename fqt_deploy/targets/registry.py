@@ -17,10 +17,24 @@ def _cpu(mcpu: str | None) -> Target:
     return cpu_target(mcpu)
 
 
+def _aarch64(mcpu: str | None) -> Target:
+    from fqt_deploy.targets.cpu.target import aarch64_target
+
+    return aarch64_target(mcpu)
+
+
+def _rpi5(mcpu: str | None) -> Target:
+    from fqt_deploy.targets.cpu.target import rpi5_target
+
+    return rpi5_target(mcpu)
+
+
 TARGETS: dict[str, Callable[[str | None], "Target"]] = {
     "cpu": _cpu,
+    "aarch64": _aarch64,
+    "rpi5": _rpi5,
 }
-"""Name -> factory of the target for a processor (None: this machine's)."""
+"""Name -> factory of the target for a processor (None: the target's own choice)."""
 
 
 def make_target(name: str, mcpu: str | None = None) -> Target:

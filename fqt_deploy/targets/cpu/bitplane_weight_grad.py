@@ -9,7 +9,6 @@ from tvm import te, tirx
 from fqt_deploy.ops.packed_words import PANEL, popcount
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.register_tile import (
-    ACCUMULATORS,
     arguments_of,
     largest_divisor,
     new_schedule,
@@ -58,7 +57,7 @@ class BitplaneWeightGradRule:
         result = te.compute((kept, channels, *kernel), signed, name="result")
         schedule = new_schedule([planes, positions, result])
         accumulate, combine = schedule.get_sblock("total"), schedule.get_sblock("counts")
-        rows = largest_divisor(kept, max(1, ACCUMULATORS // bits))
+        rows = largest_divisor(kept, max(1, features.accumulators // bits))
         panel, channel, lane = schedule.get_loops(combine)
         tile, row = schedule.split(channel, [None, rows])
         schedule.compute_at(accumulate, tile, preserve_unit_loops=True)

@@ -32,7 +32,7 @@ class PackChannelsRule:
         """Compute 32 bytes, whatever was inlined into them, then collect their bits."""
         schedule = s_tir.Schedule(function)
         blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
-        if not (features.is_x86 and features.vector_bits >= 256) or len(blocks) != 2:
+        if not has_move_mask(features) or len(blocks) != 2:
             return None
         values, packing = blocks
         if extents(schedule, values)[-1] % WORD:
@@ -48,6 +48,11 @@ class PackChannelsRule:
         if math.prod(extents(schedule, packing)) >= PARALLEL_ELEMENTS:
             schedule.parallel(schedule.fuse(*outer) if len(outer) > 1 else outer[0])
         return collect_bits(schedule.mod["main"], str(schedule.get(packing).name_hint), has_planes=has_planes)
+
+
+def has_move_mask(features: CpuFeatures) -> bool:
+    """Whether the processor has ``vpmovmskb`` of 32 bytes."""
+    return features.is_x86 and features.vector_bits >= 256
 
 
 def collect_bits(function: tirx.PrimFunc, block: str, *, has_planes: bool) -> tirx.PrimFunc:

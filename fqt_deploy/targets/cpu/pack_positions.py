@@ -15,11 +15,10 @@ from tvm import te, tirx
 from fqt_deploy.ops.convolution_shape import input_position
 from fqt_deploy.ops.counter_random import uint32
 from fqt_deploy.ops.packed_words import PANEL, WORD
-from fqt_deploy.targets.cpu.elementwise import PARALLEL_ELEMENTS, schedule_spatial
+from fqt_deploy.targets.cpu.bit_transposition import ONE, ZERO, collect_lanes, lane_bit
+from fqt_deploy.targets.cpu.elementwise import schedule_spatial
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.register_tile import arguments_of, new_schedule, placeholders
-
-ONE, ZERO = uint32(1), uint32(0)
 
 
 class PackPositionsRule:
@@ -65,9 +64,8 @@ class PackPositionsRule:
             else:
                 _, y, z = place(position, tap)
                 y, z = tirx.max(tirx.min(y, height - 1), 0), tirx.max(tirx.min(z, width - 1), 0)
-            value = tirx.reinterpret("uint32", x[position // image, y, z, panel * PANEL // WORD])
-            chosen = value & (ONE << (channel % WORD).astype("uint32"))
-            return te.sum(tirx.Select(chosen.equal(ZERO), ZERO, ONE << k.astype("uint32")), axis=k)
+            word_of = x[position // image, y, z, panel * PANEL // WORD]
+            return te.sum(lane_bit(word_of, channel % WORD, k), axis=k)
 
         collected = te.compute((1 if shifted else taps, per_tap, words, PANEL), bit, name="collected")
         rows = te.compute(collected.shape, lambda *i: collected[i], name="rows")
@@ -90,26 +88,12 @@ class PackPositionsRule:
 
         result = te.compute((panels, words, PANEL), row, name="result")
         schedule = new_schedule([x, result])
-        _schedule_collected(schedule, per_tap * words * PANEL)
+        finish = schedule.get_sblock("rows")
+        schedule.reorder(*(schedule.get_loops(finish)[axis] for axis in (0, 2, 1, 3)))
+        collect_lanes(schedule, schedule.get_sblock("collected"), finish, per_tap * words * PANEL)
         _schedule_valid(schedule, period)
         schedule_spatial(schedule, schedule.get_sblock("result"))
         return schedule.mod["main"]
-
-
-def _schedule_collected(schedule: Any, elements: int) -> None:
-    """Sixteen channels are sixteen lanes; the 32 positions of a word are unrolled."""
-    finish, collect = schedule.get_sblock("rows"), schedule.get_sblock("collected")
-    tap, panel, word, lane = schedule.get_loops(finish)
-    schedule.reorder(tap, word, panel, lane)
-    schedule.compute_at(collect, panel)
-    *_, lanes, k = schedule.get_loops(collect)
-    schedule.reorder(k, lanes)
-    schedule.vectorize(lanes)
-    schedule.unroll(k)
-    schedule.vectorize(lane)
-    if elements >= PARALLEL_ELEMENTS // WORD:
-        schedule.parallel(schedule.fuse(tap, word))
-    schedule.decompose_reduction(collect, k)
 
 
 def _schedule_valid(schedule: Any, period: int) -> None:

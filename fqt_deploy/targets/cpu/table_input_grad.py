@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 from fqt_deploy.ops.packed_words import PANEL
 from fqt_deploy.targets.cpu.features import CpuFeatures
-from fqt_deploy.targets.cpu.register_tile import ACCUMULATORS, arguments_of, largest_divisor
+from fqt_deploy.targets.cpu.register_tile import arguments_of, largest_divisor
 from fqt_deploy.targets.cpu.table_lookup import HALVES, add_lookup, can_look_up, subset_indices, subset_sums
 
 BAND_BYTES = 1 << 19
@@ -31,7 +31,7 @@ class TableInputGradRule:
         if not can_look_up(features, bits, kernel[0] * kernel[1] * channels // PANEL):
             return None
         rows = next((r for r in (8, 4, 2, 1) if hw[1] % r == 0 or (r % hw[1] == 0 and hw[0] % (r // hw[1]) == 0)))
-        panels = largest_divisor(channels // PANEL, ACCUMULATORS // rows)
+        panels = largest_divisor(channels // PANEL, features.accumulators // rows)
         width = hw[1] + kernel[1] - 1
         row_bytes = width * words * HALVES * 64
         tile_height = max(1, rows // hw[1])

@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 from fqt_deploy.ops.packed_words import PANEL, panel_count
 from fqt_deploy.targets.cpu.features import CpuFeatures
-from fqt_deploy.targets.cpu.register_tile import ACCUMULATORS, arguments_of, largest_divisor
+from fqt_deploy.targets.cpu.register_tile import arguments_of, largest_divisor
 from fqt_deploy.targets.cpu.table_lookup import (
     HALVES,
     MINIMUM_USES,
@@ -41,7 +41,7 @@ class TableWeightGradRule:
         if not can_look_up(features, bits, panels):
             return None
         rows = next(r for r in (8, 4, 2, 1) if kept % r == 0)
-        tile = largest_divisor(panels, ACCUMULATORS // rows)
+        tile = largest_divisor(panels, features.accumulators // rows)
         groups = max(1, min(panels // MINIMUM_USES, -(-JOBS * rows // kept)))
         per_group = -(-panels // (groups * tile)) * tile
         return _product(words, bits, kept, channels, kernel, rows, tile, per_group)
