@@ -184,6 +184,8 @@ def _session(content: bytes, path: Path, plugin: Path | None) -> InferenceSessio
     options.log_severity_level = 3  # it warns of every input whose default nothing reads
     try:
         if plugin is not None:
+            # Threads that wait by spinning would take the kernels' cores.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             options.register_custom_ops_library(str(plugin))
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except _failures() as error:

@@ -34,31 +34,51 @@ def synthetic(session: onnxruntime.InferenceSession) -> tuple[Array, Array]:
     return x, generator.integers(0, classes, (2 * batch, *inputs["y"][1:]))
 
 
+def open_session(path: Path, threads: int, plugin: Path | None) -> onnxruntime.InferenceSession:
+    """A session on the file ``path`` with this many threads (0: all cores), and the plug-in's kernels if given."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if plugin is not None:
+        os.environ.setdefault("TVM_BIND_THREADS", "0")  # before the library is loaded
+        if threads:
+            os.environ["TVM_NUM_THREADS"] = str(threads)
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the kernels need the cores
+        options.register_custom_ops_library(str(plugin))
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def train_step(
+    session: onnxruntime.InferenceSession, given: dict[str, Array], state: dict[str, Any]
+) -> tuple[float, dict[str, Any]]:
+    """One step on the inputs ``given`` from ``state`` (empty: the file's own); the loss and the next state."""
+    outputs = [value.name for value in session.get_outputs()]
+    binding = session.io_binding()
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in given.items()} | state
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    for name in outputs:
+        binding.bind_output(name, "cpu")
+    session.run_with_iobinding(binding)
+    results = dict(zip(outputs, binding.get_outputs(), strict=True))
+    updated = {name.removesuffix(NEXT): value for name, value in results.items() if name.endswith(NEXT)}
+    return float(results["loss"].numpy()), updated
+
+
 def train(
     session: onnxruntime.InferenceSession, x: Array, y: Array, steps: int, lr: float | None, every: int
 ) -> list[float]:
     """Train for ``steps`` batches, print the loss now and then, and return the seconds of each step."""
     shapes = {value.name: value.shape for value in session.get_inputs()}
     defaults = {value.name: value.shape for value in session.get_overridable_initializers()}
-    outputs = [value.name for value in session.get_outputs()]
     state: dict[str, Any] = {}
     seconds = []
     for step, index in enumerate(batches(len(x), shapes["x"][0], steps)):
         start = time.perf_counter()
-        binding = session.io_binding()
-        values = {"x": onnxruntime.OrtValue.ortvalue_from_numpy(x[index]),
-                  "y": onnxruntime.OrtValue.ortvalue_from_numpy(y[index]), **state}  # fmt: skip
+        given = {"x": x[index], "y": y[index]}
         if lr is not None:
-            rates = np.full(defaults["lr"], cosine(lr, step, steps), dtype=np.float32)
-            values["lr"] = onnxruntime.OrtValue.ortvalue_from_numpy(rates)
-        for name, value in values.items():
-            binding.bind_ortvalue_input(name, value)
-        for name in outputs:
-            binding.bind_output(name, "cpu")
-        session.run_with_iobinding(binding)
-        results = dict(zip(outputs, binding.get_outputs(), strict=True))
-        state = {name.removesuffix(NEXT): value for name, value in results.items() if name.endswith(NEXT)}
-        loss = float(results["loss"].numpy())
+            given["lr"] = np.full(defaults["lr"], cosine(lr, step, steps), dtype=np.float32)
+        loss, state = train_step(session, given, state)
         seconds.append(time.perf_counter() - start)
         if step % every == 0 or step == steps - 1:
             print(f"step {step}: loss {loss:.4f}, {1e3 * seconds[-1]:.1f} ms")
@@ -76,16 +96,8 @@ def main() -> int:
     parser.add_argument("--plugin", type=Path, help="custom-op library to replace the functions of domain ai.fqt")
     parser.add_argument("--every", type=int, default=10, help="steps between two lines (default: %(default)s)")
     arguments = parser.parse_args()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = arguments.threads
-    options.log_severity_level = 3
-    if arguments.plugin is not None:
-        os.environ.setdefault("TVM_BIND_THREADS", "0")  # before the library is loaded
-        if arguments.threads:
-            os.environ["TVM_NUM_THREADS"] = str(arguments.threads)
-        options.register_custom_ops_library(str(arguments.plugin))
     start = time.perf_counter()
-    session = onnxruntime.InferenceSession(arguments.model, options, providers=["CPUExecutionProvider"])
+    session = open_session(arguments.model, arguments.threads, arguments.plugin)
     loaded = time.perf_counter() - start
     if arguments.data is None:
         x, y = synthetic(session)
