@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 EXIT_ERROR = 1
 EXIT_BUG = 70
 
+SUFFIXES = {"so": ".fqt", "onnx": ".onnx", "onnx-infer": ".infer.onnx", "onnx-plugin": ".plugin"}
+"""What ``--emit`` can write, with the ending of its name."""
+
 EXAMPLES = """
 \b
 Examples:
@@ -38,6 +41,7 @@ Examples:
   fqt-compile model.py --mcpu x86-64-v3 --exclude 'head.*' --verify numerics
   fqt-compile model.py --profile                        time it, layer by layer, beside PyTorch
   fqt-compile model.py --target rpi5                    for a Raspberry Pi 5, on a PC
+  fqt-compile model.py --emit onnx --emit onnx-infer    model.onnx and model.infer.onnx, for ONNX Runtime
 
 \b
 MODEL.py defines
@@ -95,7 +99,16 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 
 @click.command(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.py")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: MODEL.fqt]")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder or file to write.  [default: MODEL and its ending]"
+)
+@click.option(
+    "--emit",
+    multiple=True,
+    type=click.Choice(list(SUFFIXES)),
+    help="so: artifact; onnx: training step; onnx-infer: prediction; onnx-plugin: fast kernels for both; repeatable.  "
+    "[default: so]",
+)
 @click.option("--target", help="What to compile for; see --list-targets.  [default: cpu]")
 @click.option("--mcpu", help="Processor: x86-64-v3, znver4, cortex-a72, ...  [default: the target's own]")
 @click.option("--batch", type=click.IntRange(min=1), help="Samples in a step.  [default: as in example_inputs()]")
@@ -146,44 +159,95 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 )
 @click.version_option(__version__)
 def main(
-    model: Path, output: Path | None, batch: int | None, weights: Path | None, profile: bool, **given: Any
-) -> None:  # fmt: skip
+    model: Path,
+    output: Path | None,
+    emit: tuple[str, ...],
+    batch: int | None,
+    weights: Path | None,
+    profile: bool,
+    **given: Any,
+) -> None:
     """Compile the PyTorch model in MODEL.py into a 1-bit training step that runs without PyTorch."""
     settings = {name: value for name, value in given.items() if value is not None and value != ()}
     if "grad_bits" in settings:
         settings["grad_bits"] = int(settings["grad_bits"])
     with exit_codes():
-        _compile(model, output or Path(f"{model.stem}.fqt"), batch, weights, profile, settings)
+        outputs = _outputs(Path(model.stem), output, emit or ("so",))
+        if profile and "so" not in outputs:
+            raise FqtError("--profile times the artifact", code="FQT202", hint="add --emit so")
+        _compile(model, outputs, batch, weights, profile, settings)
+
+
+def _outputs(stem: Path, output: Path | None, kinds: tuple[str, ...]) -> dict[str, Path]:
+    """Where each kind goes: one kind to ``output`` itself, several beside it under their own endings."""
+    if output is not None and len(set(kinds)) == 1:
+        return {kinds[0]: output}
+    stem = stem if output is None else output.with_suffix("") if output.suffix in SUFFIXES.values() else output
+    return {kind: stem.with_name(stem.name + SUFFIXES[kind]) for kind in kinds}
 
 
 def _compile(
-    model: Path, output: Path, batch: int | None, weights: Path | None, profile: bool, given: dict[str, Any]
+    model: Path, outputs: dict[str, Path], batch: int | None, weights: Path | None, profile: bool, given: dict[str, Any]
 ) -> None:
     require_compiler()
-    check_replaceable(output)
+    if "so" in outputs:
+        check_replaceable(outputs["so"])
     from rich.console import Console
 
     console = Console()
     start = time.perf_counter()
+    result = None
     with _progress() as progress:
         progress("loading the model")
         from fqt_deploy.capture.load_model import load_model
-        from fqt_deploy.compiler import check_can_profile, compile_model, profile_artifact
-        from fqt_deploy.report import timing_table
+        from fqt_deploy.compiler import (
+            check_can_compile,
+            check_can_profile,
+            compile_model,
+            export_onnx,
+            export_onnx_inference,
+            lower_model,
+            profile_artifact,
+        )
+        from fqt_deploy.compiler.describe import layer_decisions
+        from fqt_deploy.compiler.export_plugin import check_plugin_output, export_plugin
+        from fqt_deploy.report import decision_table, megabytes, timing_table
         from fqt_deploy.settings import merge_settings, options_of
 
+        if "onnx-plugin" in outputs:
+            check_plugin_output(outputs["onnx-plugin"])
         source = load_model(model, batch=batch, weights=weights)
         options = options_of(merge_settings(source.options, given))
         if profile:
             check_can_profile(options)
-        result = compile_model(source, options, output, progress=progress)
-    _report(result, console, time.perf_counter() - start, time_passes=options.time_passes)
+        if {"so", "onnx-plugin"} & outputs.keys():
+            target = check_can_compile(options)
+        lowered = lower_model(source, options, progress=progress)
+        if "onnx" in outputs:
+            progress("writing the training step as ONNX")
+            export_onnx(source, options, lowered, outputs["onnx"])
+        if "onnx-infer" in outputs:
+            progress("writing the prediction as ONNX")
+            export_onnx_inference(source, options, lowered, outputs["onnx-infer"])
+        if "onnx-plugin" in outputs:
+            progress("compiling the plug-in's kernels")
+            export_plugin(lowered, target, outputs["onnx-plugin"])
+        if "so" in outputs:
+            result = compile_model(source, options, outputs["so"], progress=progress, lowered=lowered)
+    if result is not None:
+        _report(result, console, time.perf_counter() - start, time_passes=options.time_passes)
+    else:
+        console.print(decision_table(layer_decisions(lowered.train)))
+    for path in (path for kind, path in outputs.items() if kind != "so"):
+        files = path.rglob("*") if path.is_dir() else [path]
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        console.print(f"{path}: {megabytes(size)}", highlight=False)
     if profile:
         with _progress() as progress:
             progress("timing the step")
-            timings = profile_artifact(source, output)
+            timings = profile_artifact(source, outputs["so"])
         console.print(timing_table(timings))
-    if result.verification is not None and not result.verification.ok:
+    if result is not None and result.verification is not None and not result.verification.ok:
         sys.exit(EXIT_ERROR)
 
 

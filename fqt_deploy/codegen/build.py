@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 from tvm.support.cc import cross_compiler, get_cc
 
 from fqt_deploy.codegen.to_relax import RelaxProgram
@@ -34,6 +35,13 @@ def build_executable(program: RelaxProgram, target: tvm.target.Target) -> Any:
     """Compile ``program`` for ``target``; kernels are callable by their symbols as well as through the step."""
     with target:
         return tvm.compile(program.module, target, relax_pipeline=lower_relax)
+
+
+def build_functions(functions: Mapping[str, tirx.PrimFunc], target: tvm.target.Target) -> Any:
+    """Compile scheduled kernels for ``target``, callable by their names, without a program around them."""
+    module = tvm.IRModule({n: function.with_attr("global_symbol", n) for n, function in functions.items()})
+    with target:
+        return tvm.compile(module, target)
 
 
 def find_linker(toolchain: Toolchain) -> str:

@@ -1,15 +1,21 @@
 """From a model to an artifact on disk: capture, passes, code generation, verification, profile."""
 
-from fqt_deploy.compiler.compile_model import CompileResult, compile_model
+from fqt_deploy.compiler.compile_model import CompileResult, LoweredModel, check_can_compile, compile_model, lower_model
+from fqt_deploy.compiler.export_onnx import export_onnx, export_onnx_inference
 from fqt_deploy.compiler.profile import LayerTiming, check_can_profile, profile_artifact
 from fqt_deploy.compiler.verify import VerificationReport, VerificationRow
 
 __all__ = [
     "CompileResult",
     "LayerTiming",
+    "LoweredModel",
     "VerificationReport",
     "VerificationRow",
+    "check_can_compile",
     "check_can_profile",
     "compile_model",
+    "export_onnx",
+    "export_onnx_inference",
+    "lower_model",
     "profile_artifact",
 ]

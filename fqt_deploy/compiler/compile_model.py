@@ -8,8 +8,10 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fqt_deploy.capture.joint import capture_prediction_graph, capture_training_graph
 from fqt_deploy.capture.load_model import ModelSource
@@ -29,6 +31,7 @@ from fqt_deploy.passes.invariants import ALWAYS
 from fqt_deploy.passes.pass_base import Pass, Pipeline
 from fqt_deploy.passes.pipelines import all_passes, prediction_passes, training_passes
 from fqt_deploy.runtime.artifact import write_artifact
+from fqt_deploy.targets.base import Target
 from fqt_deploy.targets.registry import make_target
 from fqt_deploy.targets.toolchain import Toolchain
 
@@ -71,7 +74,12 @@ class LoweredModel:
 
 
 def compile_model(
-    source: ModelSource, options: CompileOptions, output: Path, *, progress: Progress | None = None
+    source: ModelSource,
+    options: CompileOptions,
+    output: Path,
+    *,
+    progress: Progress | None = None,
+    lowered: LoweredModel | None = None,
 ) -> CompileResult:
     """Compile ``source`` and write the artifact ``output``, whole or not at all.
 
@@ -80,18 +88,15 @@ def compile_model(
         options: how to compile.
         output: folder to write; an artifact that is there is replaced.
         progress: told the phases.
+        lowered: what ``lower_model`` made of ``source`` and ``options``, if it was called already.
 
     Raises:
         FqtError: for everything that the user can mend; ``InvariantError`` for a bug of ours.
     """
     tell = progress or (lambda _: None)
-    _check_pass_names(options)
-    target = make_target(options.target, options.mcpu)
-    find_linker(target.toolchain)  # what is missing is said before the work, not after it
-    if options.verify == "numerics":
-        target.toolchain.runner()
+    target = check_can_compile(options)
     companions = runtime_libraries(target.toolchain).companions()
-    lowered = lower_model(source, options, progress=tell)
+    lowered = lowered or lower_model(source, options, progress=tell)
     tell("generating kernels")
     program = to_relax(lowered.train, lowered.predict, target.schedule)
     tell("compiling kernels")
@@ -101,14 +106,29 @@ def compile_model(
         export_library(executable, library, target.toolchain)
         report = _verify(source, options, lowered, program, library, target.toolchain, tell)
         manifest = describe(source, options, lowered.train, lowered.predict, program, target)
-        state = {name: np.array(t.initial.detach().numpy(), order="C") for name, t in lowered.train.state.items()}
-        write_artifact(output, manifest, state, library, companions)
+        write_artifact(output, manifest, initial_state(lowered.train), library, companions)
     return CompileResult(manifest, output, lowered.pass_times, report)
+
+
+def check_can_compile(options: CompileOptions) -> Target:
+    """The target; an error if it is unknown or a tool is missing: said before the work, not after it."""
+    target = make_target(options.target, options.mcpu)
+    find_linker(target.toolchain)
+    if options.verify == "numerics":
+        target.toolchain.runner()
+    runtime_libraries(target.toolchain)
+    return target
+
+
+def initial_state(graph: TrainingGraph) -> dict[str, NDArray[Any]]:
+    """The state before the first step, by name."""
+    return {name: np.array(tensor.initial.detach().numpy(), order="C") for name, tensor in graph.state.items()}
 
 
 def lower_model(source: ModelSource, options: CompileOptions, *, progress: Progress | None = None) -> LoweredModel:
     """Capture ``source`` and run all passes on both of its graphs."""
     tell = progress or (lambda _: None)
+    _check_pass_names(options)
     root = user_root(source.path.parent) if source.path is not None else contextlib.nullcontext()
     with root:
         tell("capturing the training step")

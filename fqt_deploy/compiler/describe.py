@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
@@ -14,7 +15,7 @@ from fqt_deploy import __version__
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.to_relax import RelaxProgram
 from fqt_deploy.core.graph import TrainingGraph
-from fqt_deploy.core.manifest import LayerDecision, Manifest, OptimizerInfo, StateSpec, TensorSpec
+from fqt_deploy.core.manifest import KernelInfo, LayerDecision, Manifest, OptimizerInfo, StateSpec, TensorSpec
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.targets.base import Target
 
@@ -28,13 +29,39 @@ def describe(
     target: Target,
 ) -> Manifest:
     """The manifest of a compiled model."""
+    names = {
+        "name": target.name,
+        "arch": target.toolchain.arch,
+        "mcpu": str(target.features.mcpu),
+        "requires": " ".join(target.features.requires),
+    }
+    return describe_model(source, options, train, predict, target=names, kernels=program.kernels)
+
+
+def describe_model(
+    source: ModelSource,
+    options: CompileOptions,
+    train: TrainingGraph,
+    predict: TrainingGraph,
+    *,
+    target: Mapping[str, str],
+    kernels: tuple[KernelInfo, ...] = (),
+) -> Manifest:
+    """The manifest of a model in whatever format: what it takes, keeps and is identified by.
+
+    Args:
+        source: the model.
+        options: how it is compiled.
+        train: the lowered training step.
+        predict: the lowered evaluation graph.
+        target: what the format is for.
+        kernels: of the step, where there are any.
+    """
     inputs = tuple(_spec(name, tensor) for name, tensor in zip(("x", "y"), source.example_inputs, strict=True))
     logits = _spec("logits", predict.output("logits").meta["val"])
     state = tuple(StateSpec(t.name, tuple(t.initial.shape), _dtype(t.initial), t.role) for t in train.state.values())
     optimizer = options.optimizer.describe()
-    layers = tuple(
-        LayerDecision(r.path, r.kind, "1-bit" if r.binarized else "fp32", r.reason, r.source) for r in train.layers
-    )
+    layers = layer_decisions(train)
     numerics = options.numerics()
     identity = [
         [asdict(spec) for spec in (*inputs, logits, *state)],
@@ -46,12 +73,7 @@ def describe(
     ]
     return Manifest(
         name=source.name,
-        target={
-            "name": target.name,
-            "arch": target.toolchain.arch,
-            "mcpu": target.features.mcpu,
-            "requires": " ".join(target.features.requires),
-        },
+        target=dict(target),
         versions={
             "fqt-deploy": __version__,
             **{package: importlib.metadata.version(package) for package in ("torch", "apache-tvm", "apache-tvm-ffi")},
@@ -63,7 +85,7 @@ def describe(
         predict_state=tuple(name for name in predict.inputs if name in predict.state),
         module_names=_module_names(source.module, {t.name for t in state}),
         layers=layers,
-        kernels=program.kernels,
+        kernels=kernels,
         options=numerics,
         optimizer=OptimizerInfo(optimizer["name"], optimizer["hyperparameters"], tuple(optimizer["groups"])),
         seed=options.seed,
@@ -77,6 +99,13 @@ def _module_names(module: nn.Module, state: set[str]) -> dict[str, str]:
     tensors |= {id(b): f"buffer/{n}" for n, b in reversed([*module.named_buffers()])}
     named = {name: tensors.get(id(tensor)) for name, tensor in module.state_dict(keep_vars=True).items()}
     return {name: found for name, found in named.items() if found in state}
+
+
+def layer_decisions(graph: TrainingGraph) -> tuple[LayerDecision, ...]:
+    """What was decided about each layer, in forward order."""
+    return tuple(
+        LayerDecision(r.path, r.kind, "1-bit" if r.binarized else "fp32", r.reason, r.source) for r in graph.layers
+    )
 
 
 def _classes(y: TensorSpec, logits: TensorSpec) -> int | None:

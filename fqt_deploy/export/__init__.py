@@ -1,1 +1,3 @@
-"""Writing compiled steps in deployable forms."""
+"""Lowered graphs in other formats: ONNX."""
+
+import fqt_deploy.ops.registry  # noqa: F401 - defines the ops whose bodies are exported

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops.onnx_body import Attributes, Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -151,4 +152,54 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield param, m, v, grad, rates, torch.tensor(step), group, 0.9, 0.999, 1e-8, decay, decoupled
 
 
-adam_update = OpSpec("adam_update", OpKind.UPDATE, reference, fake, compute, cost, sample_inputs).register()
+def onnx_attributes(
+    param: Tensor,
+    m: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    lr: Tensor,
+    step: Tensor,
+    group: int,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> Attributes:
+    """Weight decay of the gradient and of the parameter, one of which is 0."""
+    return {
+        "group": group,
+        "beta1": beta1,
+        "beta2": beta2,
+        "eps": eps,
+        "gradient_decay": 0.0 if decoupled else float(weight_decay),
+        "parameter_decay": float(weight_decay) if decoupled else 0.0,
+    }
+
+
+def onnx_body(op: Body, param: str, m: str, v: str, grad: str, lr: str, step: str) -> tuple[str, str, str]:
+    """Corrections in double precision, as in the reference; the rest element-wise."""
+    beta1, beta2, one = op.double("beta1"), op.double("beta2"), op.constant(1.0, "float64")
+    t, rate = op.cast(step, "float64"), op("Gather", lr, op.integer("group"), axis=0)
+    first, second = (op("Sub", one, op("Pow", beta, t)) for beta in (beta1, beta2))
+    step_size = op.cast(op("Div", op.cast(rate, "float64"), first), "float32")
+    root = op.cast(op("Reciprocal", op("Sqrt", second)), "float32")
+    new1, new2 = (op.cast(op("Sub", one, beta), "float32") for beta in (beta1, beta2))
+    gradient = op("Add", grad, op("Mul", param, op.float("gradient_decay")))
+    m = op("Add", m, op("Mul", op("Sub", gradient, m), new1))
+    v = op("Add", op("Mul", v, op.cast(beta2, "float32")), op("Mul", op("Mul", gradient, new2), gradient))
+    kept = op("Mul", param, op("Sub", op.constant(1.0, "float32"), op("Mul", rate, op.float("parameter_decay"))))
+    denominator = op("Add", op("Mul", op("Sqrt", v), root), op.float("eps"))
+    return op("Sub", kept, op("Div", op("Mul", m, step_size), denominator)), m, v
+
+
+adam_update = OpSpec(
+    "adam_update",
+    OpKind.UPDATE,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body, onnx_attributes),
+).register()

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops.conv2d_input_grad import conv_transpose, transposed_convolution
+from fqt_deploy.ops.onnx_body import Attributes, Body, OnnxFunction, ints
 from fqt_deploy.ops.pooling_window import covering_windows, pooled_extent, window_taps
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
@@ -120,7 +122,45 @@ def backward_sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield reference(x, kernel, stride, padding), list(x.shape[1:3]), kernel, stride, padding
 
 
-avg_pool2d = OpSpec("avg_pool2d", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs).register()
+def onnx_attributes(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Attributes:
+    """Of a pooling op."""
+    return {"kernel_shape": kernel, "strides": stride, "pads": [*padding, *padding]}
+
+
+def backward_onnx_attributes(
+    gradient: Tensor, input_hw: list[int], kernel: list[int], stride: list[int], padding: list[int]
+) -> Attributes:
+    """Of a transposed convolution."""
+    return transposed_convolution(input_hw, list(gradient.shape[1:3]), kernel, stride, padding)
+
+
+def onnx_body(op: Body, x: str) -> str:
+    """Pooling between two transpositions."""
+    geometry = {name: ints(name) for name in ("kernel_shape", "strides", "pads")}
+    return op.channels_last(op("AveragePool", op.channels_first(x), count_include_pad=1, **geometry))
+
+
+def backward_onnx_body(op: Body, gradient: str) -> str:
+    """A transposed convolution of every channel with a constant kernel."""
+    kernel = op.integers("kernel_shape")
+    count = op.cast(op("ReduceProd", kernel, op.constant([0], "int64"), keepdims=0), "float32")
+    one = op("Expand", op("Reciprocal", count), op.shape(1, 1, kernel))
+    images = op.channels_first(gradient)
+    planes = op.reshape(images, op.shape(-1, 1), op("Shape", images, start=2))
+    spread = conv_transpose(op, planes, one)
+    return op.channels_last(op.reshape(spread, op("Shape", images, end=2), op("Shape", spread, start=2)))
+
+
+avg_pool2d = OpSpec(
+    "avg_pool2d",
+    OpKind.ELEMENTWISE,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body, onnx_attributes),
+).register()
 avg_pool2d_backward = OpSpec(
     "avg_pool2d_backward",
     OpKind.ELEMENTWISE,
@@ -129,4 +169,5 @@ avg_pool2d_backward = OpSpec(
     backward_compute,
     backward_cost,
     backward_sample_inputs,
+    onnx=OnnxFunction(backward_onnx_body, backward_onnx_attributes),
 ).register()

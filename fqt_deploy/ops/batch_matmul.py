@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tvm import te
 
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -54,6 +55,19 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield torch.randn(batch, m, k, generator=r), torch.randn(batch, k, n, generator=r)
 
 
+def onnx_body(op: Body, a: str, b: str) -> str:
+    """The same in ONNX."""
+    return op("MatMul", a, b)
+
+
 batch_matmul = OpSpec(
-    "batch_matmul", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4
+    "batch_matmul",
+    OpKind.PRODUCT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    tolerance=1e-4,
+    onnx=OnnxFunction(onnx_body),
 ).register()

@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from onnx import AttributeProto
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops import onnx_bits
 from fqt_deploy.ops.convolution_shape import input_position, output_extents
+from fqt_deploy.ops.onnx_bits import SIGNS, unpack
+from fqt_deploy.ops.onnx_body import Attributes, Body, OnnxFunction, Reference, element_type, ints
 from fqt_deploy.ops.packed_words import (
     PANEL,
     WORD,
@@ -146,4 +150,58 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield x, weight, i, o, kernel, stride, padding
 
 
-binary_conv2d = OpSpec("binary_conv2d", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs).register()
+def onnx_attributes(
+    x_bits: Tensor,
+    w_bits: Tensor,
+    in_channels: int,
+    out_channels: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+) -> Attributes:
+    """``to`` is the type of the result."""
+    narrow = result_dtype(in_channels, kernel) is torch.int16
+    exact_below(in_channels * kernel[0] * kernel[1])
+    return {
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        "kernel_shape": kernel,
+        "strides": stride,
+        "pads": [*padding, *padding],
+        "to": element_type("int16" if narrow else "int32"),
+    }
+
+
+def exact_below(largest: int) -> None:
+    """``ValueError`` if float32 cannot count to ``largest``: ONNX Runtime has no fast integer convolution."""
+    if largest >= 2**24:
+        raise ValueError(f"sums of up to {largest} are not exact in float32")
+
+
+def onnx_body(op: Body, x_bits: str, w_bits: str) -> str:
+    """A convolution of signs in float32."""
+    x = op.front(unpack(op, x_bits, SIGNS, "float32"), op.reshape(op.integer("in_channels"), 1), 3)
+    w = onnx_signs_of_weight(op, w_bits, rows="out_channels", columns="in_channels", perm=[0, 3, 1, 2])
+    y = op(
+        "Conv", op.channels_first(x), w, kernel_shape=ints("kernel_shape"), strides=ints("strides"), pads=ints("pads")
+    )
+    return op("Cast", op.channels_last(y), to=Reference("to", AttributeProto.INT))
+
+
+def onnx_signs_of_weight(op: Body, w_bits: str, *, rows: str, columns: str, perm: list[int]) -> str:
+    """Signs of a packed weight, float32: [rows, KH, KW, columns] transposed; rows and columns name attributes."""
+    count, channels = (op.reshape(op.integer(name), 1) for name in (rows, columns))
+    words = op.reshape(onnx_bits.from_panels(op, w_bits, count), count, op.integers("kernel_shape"), -1)
+    return op("Transpose", op.front(unpack(op, words, SIGNS, "float32"), channels, 3), perm=perm)
+
+
+binary_conv2d = OpSpec(
+    "binary_conv2d",
+    OpKind.PRODUCT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body, onnx_attributes),
+).register()

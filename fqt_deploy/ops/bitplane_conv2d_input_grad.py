@@ -10,8 +10,11 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 from tvm import te, tirx
 
-from fqt_deploy.ops.binary_conv2d import signs_of_weight
+from fqt_deploy.ops.binary_conv2d import exact_below, onnx_signs_of_weight, signs_of_weight
+from fqt_deploy.ops.conv2d_input_grad import conv_transpose, transposed_convolution
 from fqt_deploy.ops.convolution_shape import output_extents, output_position
+from fqt_deploy.ops.onnx_bits import BITS, codes_of_planes, unpack
+from fqt_deploy.ops.onnx_body import Attributes, Body, OnnxFunction
 from fqt_deploy.ops.packed_words import (
     PANEL,
     pack_last_axis,
@@ -139,6 +142,40 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield planes, weight, i, o, [h, w], kernel, stride, padding
 
 
+def onnx_attributes(
+    planes: Tensor,
+    w_bits: Tensor,
+    in_channels: int,
+    out_channels: int,
+    input_hw: list[int],
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+) -> Attributes:
+    """Of a transposed convolution; ``output_padding`` are the image rows and columns that no output reads."""
+    exact_below(out_channels * kernel[0] * kernel[1] * (2 ** planes.shape[3] - 1))
+    return {
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        **transposed_convolution(input_hw, list(planes.shape[1:3]), kernel, stride, padding),
+    }
+
+
+def onnx_body(op: Body, planes: str, w_bits: str) -> str:
+    """A transposed convolution of codes with signs in float32."""
+    bits = op.front(unpack(op, planes, BITS, "float32"), op.reshape(op.integer("out_channels"), 1), 4)
+    codes = op.channels_first(codes_of_planes(op, bits, -2))
+    w = onnx_signs_of_weight(op, w_bits, rows="in_channels", columns="out_channels", perm=[3, 0, 1, 2])
+    return op.cast(op.channels_last(conv_transpose(op, codes, w)), "int32")
+
+
 bitplane_conv2d_input_grad = OpSpec(
-    "bitplane_conv2d_input_grad", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs
+    "bitplane_conv2d_input_grad",
+    OpKind.PRODUCT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body, onnx_attributes),
 ).register()

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 from tvm import te
 
+from fqt_deploy.ops import onnx_bits
+from fqt_deploy.ops.onnx_bits import BITS, codes_of_planes, unpack
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.packed_words import (
     PANEL,
+    WORD,
     from_panels,
     pack_last_axis,
     panel_count,
@@ -96,6 +100,28 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield planes, to_panels(pack_last_axis(rows > 0)), channels, kernel
 
 
+def onnx_body(op: Body, planes: str, positions: str) -> str:
+    """One integer matrix product for all rows, masks included."""
+    taps, kernel = onnx_taps(op), op.integers("kernel")
+    channels = op.reshape(op.integer("in_channels"), 1)
+    values = op("Mul", taps, channels)
+    bits = unpack(op, op("Transpose", planes, perm=[0, 2, 1]), BITS, "float32")  # [W, K, 32 B]
+    planes_last = op.reshape(bits, 0, 0, -1, WORD)  # [W, K, B, 32]
+    codes = op.cast(codes_of_planes(op, planes_last, -2), "uint8")  # [W, K, 32]
+    by_position = op.reshape(op("Transpose", codes, perm=[0, 2, 1]), -1, op.extent(codes, 1))  # [32 W, K]
+    rows = unpack(op, onnx_bits.from_panels(op, positions, op("Add", values, taps)), BITS, "uint8")
+    counts = op("Transpose", op("MatMulInteger", rows, by_position), perm=[1, 0])  # [K, rows]
+    product = op.reshape(op.front(counts, values, 1), 0, taps, channels)
+    masks = op.unsqueeze(op.back(counts, values, 1), 2)
+    signed = op("Sub", op("Mul", product, op.constant(2, "int32")), masks)  # [K, T, I]
+    return op.reshape(op("Transpose", signed, perm=[0, 2, 1]), op("Shape", planes, start=2), channels, kernel)
+
+
+def onnx_taps(op: Body) -> str:
+    """Number of taps of attribute ``kernel``, [1] int64."""
+    return op("ReduceProd", op.integers("kernel"), op.constant([0], "int64"))
+
+
 bitplane_weight_grad = OpSpec(
-    "bitplane_weight_grad", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs
+    "bitplane_weight_grad", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
 ).register()

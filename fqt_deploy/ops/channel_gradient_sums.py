@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from tvm import te
 
-from fqt_deploy.ops.channel_sums import pair_sum
+from fqt_deploy.ops.channel_sums import onnx_channel_sum, pair_sum
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -59,6 +60,19 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield torch.randn(shape, generator=g), x, x.flatten(0, -2).mean(0)
 
 
+def onnx_body(op: Body, gradient: str, x: str, mean: str) -> tuple[str, str]:
+    """Two sums."""
+    return onnx_channel_sum(op, gradient), onnx_channel_sum(op, op("Mul", gradient, op("Sub", x, mean)))
+
+
 channel_gradient_sums = OpSpec(
-    "channel_gradient_sums", OpKind.ROOT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4
+    "channel_gradient_sums",
+    OpKind.ROOT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    tolerance=1e-4,
+    onnx=OnnxFunction(onnx_body),
 ).register()

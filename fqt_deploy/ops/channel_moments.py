@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from tvm import te
 
-from fqt_deploy.ops.channel_sums import pair_sum
+from fqt_deploy.ops.channel_sums import onnx_channel_sum, pair_sum
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -70,6 +71,22 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     yield (torch.randn(8, 3, 3, 16, generator=g) + 1000.0,)
 
 
+def onnx_body(op: Body, x: str) -> tuple[str, str]:
+    """Mean, then the mean of squared distances from it."""
+    count = op.cast(op("ReduceProd", op("Shape", x, end=-1), op.constant([0], "int64"), keepdims=0), "float32")
+    mean = op("Div", onnx_channel_sum(op, x), count)
+    distance = op("Sub", x, mean)
+    return mean, op("Div", onnx_channel_sum(op, op("Mul", distance, distance)), count)
+
+
 channel_moments = OpSpec(
-    "channel_moments", OpKind.ROOT, reference, fake, compute, cost, sample_inputs, tolerance=1e-3
+    "channel_moments",
+    OpKind.ROOT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    tolerance=1e-3,
+    onnx=OnnxFunction(onnx_body),
 ).register()

@@ -7,6 +7,8 @@ from typing import Any
 
 from tvm import te, tirx
 
+from fqt_deploy.ops.onnx_body import Body
+
 
 def pair_sum(leading: list[int], channels: int, term: Callable[..., tuple[Any, Any]], name: str) -> tuple[Any, Any]:
     """Sum two float32 expressions over all leading axes, for every channel.
@@ -37,3 +39,9 @@ def pair_sum(leading: list[int], channels: int, term: Callable[..., tuple[Any, A
     )
     outer = te.reduce_axis((0, leading[0]), name="outer")
     return tuple(te.compute((channels,), lambda c: add((part0[outer, c], part1[outer, c]), axis=outer), name=name))
+
+
+def onnx_channel_sum(op: Body, x: str) -> str:
+    """[..., C] float32 -> [C]: first within each index of axis 0, so that no sum has very many terms."""
+    rows = op.reshape(x, op.extent(x, 0), -1, op.extent(x, -1))
+    return op.sum(op.sum(rows, 1), 0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from tvm import te, tirx
 
 from fqt_deploy.ops.convolution_shape import input_position, output_extents
+from fqt_deploy.ops.onnx_body import Attributes, Body, OnnxFunction, ints
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 CONVOLUTION_SAMPLES = (
@@ -79,4 +80,25 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield torch.randn(n, h, w, i, generator=g), torch.randn(o, i, *kernel, generator=g), stride, padding
 
 
-conv2d = OpSpec("conv2d", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4).register()
+def onnx_attributes(x: Tensor, w: Tensor, stride: list[int], padding: list[int]) -> Attributes:
+    """Of a convolution."""
+    return {"kernel_shape": list(w.shape[2:]), "strides": stride, "pads": [*padding, *padding]}
+
+
+def onnx_body(op: Body, x: str, w: str) -> str:
+    """A convolution between two transpositions."""
+    geometry = {name: ints(name) for name in ("kernel_shape", "strides", "pads")}
+    return op.channels_last(op("Conv", op.channels_first(x), w, **geometry))
+
+
+conv2d = OpSpec(
+    "conv2d",
+    OpKind.PRODUCT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    tolerance=1e-4,
+    onnx=OnnxFunction(onnx_body, onnx_attributes),
+).register()

@@ -12,6 +12,7 @@ from tvm import te, tirx
 
 from fqt_deploy.ops.conv2d import CONVOLUTION_SAMPLES
 from fqt_deploy.ops.convolution_shape import output_extents, output_position
+from fqt_deploy.ops.onnx_body import Attributes, Body, OnnxFunction, ints
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -70,6 +71,39 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield g, torch.randn(o, i, *kernel, generator=r), [h, w], stride, padding
 
 
+def onnx_attributes(g: Tensor, w: Tensor, input_hw: list[int], stride: list[int], padding: list[int]) -> Attributes:
+    """Of a transposed convolution."""
+    return transposed_convolution(input_hw, list(g.shape[1:3]), list(w.shape[2:]), stride, padding)
+
+
+def transposed_convolution(
+    input_hw: list[int], output_hw: list[int], kernel: list[int], stride: list[int], padding: list[int]
+) -> Attributes:
+    """Attributes of ``ConvTranspose``; ``output_padding`` are image rows and columns that no output reads."""
+    axes = zip(input_hw, output_hw, kernel, stride, padding, strict=True)
+    unread = [extent + 2 * pad - tap - (positions - 1) * step for extent, positions, tap, step, pad in axes]
+    return {"kernel_shape": kernel, "strides": stride, "pads": [*padding, *padding], "output_padding": unread}
+
+
+def conv_transpose(op: Body, g: str, w: str) -> str:
+    """Transposed convolution of ``g`` [N, O, OH, OW] with ``w`` [O, I, KH, KW]; geometry in the attributes."""
+    geometry = {name: ints(name) for name in ("kernel_shape", "strides", "pads", "output_padding")}
+    return op("ConvTranspose", g, w, **geometry)
+
+
+def onnx_body(op: Body, g: str, w: str) -> str:
+    """A transposed convolution between two transpositions."""
+    return op.channels_last(conv_transpose(op, op.channels_first(g), w))
+
+
 conv2d_input_grad = OpSpec(
-    "conv2d_input_grad", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4
+    "conv2d_input_grad",
+    OpKind.PRODUCT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    tolerance=1e-4,
+    onnx=OnnxFunction(onnx_body, onnx_attributes),
 ).register()

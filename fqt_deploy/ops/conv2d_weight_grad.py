@@ -12,6 +12,7 @@ from tvm import te, tirx
 
 from fqt_deploy.ops.conv2d import CONVOLUTION_SAMPLES
 from fqt_deploy.ops.convolution_shape import input_position, output_extents
+from fqt_deploy.ops.onnx_body import Attributes, Body, OnnxFunction, ints
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -70,6 +71,28 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield torch.randn(n, h, w, i, generator=r), g, kernel, stride, padding
 
 
+def onnx_attributes(x: Tensor, g: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Attributes:
+    """Of a convolution whose kernel is the gradient: its strides are dilations."""
+    return {"kernel": kernel, "dilations": stride, "pads": [*padding, *padding]}
+
+
+def onnx_body(op: Body, x: str, g: str) -> str:
+    """A convolution over the batch; positions past the kernel come from image rows that no output reads."""
+    images = op("Transpose", x, perm=[3, 0, 1, 2])
+    gradients = op("Transpose", g, perm=[3, 0, 1, 2])
+    taps = op("Conv", images, gradients, dilations=ints("dilations"), pads=ints("pads"))
+    starts, axes = op.constant([0, 0], "int64"), op.constant([2, 3], "int64")
+    return op("Transpose", op("Slice", taps, starts, op.integers("kernel"), axes), perm=[1, 0, 2, 3])
+
+
 conv2d_weight_grad = OpSpec(
-    "conv2d_weight_grad", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4
+    "conv2d_weight_grad",
+    OpKind.PRODUCT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    tolerance=1e-4,
+    onnx=OnnxFunction(onnx_body, onnx_attributes),
 ).register()

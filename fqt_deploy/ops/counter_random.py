@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from tvm import te, tirx
 
-_MULTIPLIERS = (0x21F0AAAD, 0x735A2D97)
+MULTIPLIERS = (0x21F0AAAD, 0x735A2D97)
 _MASK = 0xFFFFFFFF
 
 
@@ -22,7 +22,7 @@ def element_hash(index: Tensor, key: Tensor) -> Tensor:
         [...] int64 in [0, 2^32), uniform.
     """
     x = index
-    for word, multiplier in zip((key[0], key[1]), _MULTIPLIERS, strict=True):
+    for word, multiplier in zip((key[0], key[1]), MULTIPLIERS, strict=True):
         x = multiply_uint32((x ^ (word.long() & _MASK)) & _MASK, multiplier)
         x = x ^ (x >> 15)
     return x
@@ -37,7 +37,7 @@ def multiply_uint32(x: Tensor, multiplier: int) -> Tensor:
 def element_hash_compute(index: Any, key: te.Tensor) -> Any:
     """``element_hash`` of the uint32 expression ``index``."""
     x = index
-    for i, multiplier in enumerate(_MULTIPLIERS):
+    for i, multiplier in enumerate(MULTIPLIERS):
         x = (x ^ tirx.reinterpret("uint32", key[i])) * uint32(multiplier)
         x = x ^ (x >> uint32(15))
     return x

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tvm import te
 
+from fqt_deploy.ops.onnx_body import Attributes, Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -57,4 +58,24 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     yield codes, torch.rand(5, generator=g), torch.randn(5, generator=g), 2
 
 
-dequantize = OpSpec("dequantize", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs).register()
+def onnx_attributes(codes: Tensor, scale: Tensor, zero: Tensor, axis: int) -> Attributes:
+    """``shape``: of the grid beside the codes."""
+    return {"shape": [-1 if a == axis else 1 for a in range(3)]}
+
+
+def onnx_body(op: Body, codes: str, scale: str, zero: str) -> str:
+    """Element-wise."""
+    step, offset = (op("Reshape", value, op.integers("shape")) for value in (scale, zero))
+    return op("Add", op("Mul", op.cast(codes, "float32"), step), offset)
+
+
+dequantize = OpSpec(
+    "dequantize",
+    OpKind.ELEMENTWISE,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body, onnx_attributes),
+).register()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops import scatter_rows
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -81,6 +83,29 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield product, torch.rand(kept, generator=g), torch.randn(kept, generator=g), sums, slot
 
 
+def onnx_neutral(
+    product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None
+) -> dict[str, Tensor]:  # fmt: skip
+    """Without slots, every row is in its place."""
+    return {"slot": torch.arange(product.shape[0], dtype=torch.int32)}
+
+
+def onnx_body(op: Body, product: str, scale: str, zero: str, sums: str, slot: str) -> str:
+    """Flat rows of kept channels, then those of all channels."""
+    flat = op.cast(op.reshape(product, 0, -1), "float32")
+    scaled = op("Mul", op.reshape(scale, -1, 1), flat)
+    offset = op("Mul", op.reshape(zero, -1, 1), op.reshape(op.cast(sums, "float32"), 1, -1))
+    rows = scatter_rows.onnx_body(op, op("Add", scaled, offset), slot)
+    return op.reshape(rows, op("Shape", slot), op("Shape", product, start=1))
+
+
 dequantize_weight_grad = OpSpec(
-    "dequantize_weight_grad", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs
+    "dequantize_weight_grad",
+    OpKind.ELEMENTWISE,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body, neutral=onnx_neutral),
 ).register()

@@ -10,6 +10,9 @@ from torch import Tensor
 from tvm import te, tirx
 
 from fqt_deploy.ops.counter_random import element_hash, element_hash_compute
+from fqt_deploy.ops.onnx_bits import element_hash as element_hash_onnx
+from fqt_deploy.ops.onnx_bits import shift_right
+from fqt_deploy.ops.onnx_body import Attributes, Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec
 
 
@@ -69,4 +72,27 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield key, [7, 5, 3], probability
 
 
-dropout_mask = OpSpec("dropout_mask", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs).register()
+def onnx_attributes(key: Tensor, size: list[int], probability: float) -> Attributes:
+    """The threshold of 24 random bits."""
+    return {"size": size, "threshold": _threshold(probability)}
+
+
+def onnx_body(op: Body, key: str) -> str:
+    """One hash an element."""
+    size = op.integers("size")
+    count = op("ReduceProd", size, op.constant([0], "int64"))
+    bits = shift_right(op, element_hash_onnx(op, op.cast(op.range(count), "uint32"), key), 8)
+    kept = op("GreaterOrEqual", bits, op.cast(op.integer("threshold"), "uint32"))
+    return op("Reshape", kept, size)
+
+
+dropout_mask = OpSpec(
+    "dropout_mask",
+    OpKind.ELEMENTWISE,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body, onnx_attributes),
+).register()

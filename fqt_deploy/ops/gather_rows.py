@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tvm import te
 
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -54,4 +55,11 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     yield torch.randint(-9, 9, (7, 2, 2, 3), generator=g), torch.tensor([6, 6, 0], dtype=torch.int32)
 
 
-gather_rows = OpSpec("gather_rows", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs).register()
+def onnx_body(op: Body, x: str, index: str) -> str:
+    """A gather."""
+    return op("Gather", x, index, axis=0)
+
+
+gather_rows = OpSpec(
+    "gather_rows", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
+).register()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tvm import te
 
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -54,4 +55,19 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield torch.randn(rows, i, generator=r), torch.randn(o, i, generator=r)
 
 
-linear = OpSpec("linear", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4).register()
+def onnx_body(op: Body, x: str, w: str) -> str:
+    """A matrix product."""
+    return op("Gemm", x, w, transB=1)
+
+
+linear = OpSpec(
+    "linear",
+    OpKind.PRODUCT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    tolerance=1e-4,
+    onnx=OnnxFunction(onnx_body),
+).register()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tvm import te
 
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -54,6 +55,19 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield torch.randn(rows, i, generator=r), torch.randn(rows, o, generator=r)
 
 
+def onnx_body(op: Body, x: str, g: str) -> str:
+    """A matrix product."""
+    return op("Gemm", g, x, transA=1)
+
+
 linear_weight_grad = OpSpec(
-    "linear_weight_grad", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4
+    "linear_weight_grad",
+    OpKind.PRODUCT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    tolerance=1e-4,
+    onnx=OnnxFunction(onnx_body),
 ).register()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops.onnx_body import Attributes, Body, OnnxFunction, ints
 from fqt_deploy.ops.pooling_window import pooled_extent, window_taps
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
@@ -108,7 +109,55 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     yield torch.zeros(1, 4, 4, 8), [2, 2], [2, 2], [0, 0]
 
 
-max_pool2d = OpSpec("max_pool2d", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs).register()
+def onnx_attributes(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Attributes:
+    """Of a pooling op."""
+    return {"kernel_shape": kernel, "strides": stride, "pads": [*padding, *padding]}
+
+
+def onnx_body(op: Body, x: str) -> str:
+    """Pooling between two transpositions."""
+    return op.channels_last(op("MaxPool", op.channels_first(x), **_geometry()))
+
+
+def argmax_onnx_body(op: Body, x: str) -> str:
+    """From positions in the whole tensor to positions in the window."""
+    _, index = op.several("MaxPool", op.channels_first(x), outputs=2, **_geometry())
+    index = op.channels_last(index)
+    image = op("Shape", x, start=1, end=3)
+    kernel, stride, pads = op.integers("kernel_shape"), op.integers("strides"), op.integers("pads")
+    place = op("Mod", index, op("ReduceProd", image, op.constant([0], "int64")))
+    width = op("Gather", image, op.constant(1, "int64"))
+    inside = []
+    for axis, at in enumerate((op("Div", place, width), op("Mod", place, width))):
+        one = op.constant([axis], "int64")
+        windows = op.reshape(op.range(op.extent(index, axis + 1)), *([-1, 1, 1] if axis == 0 else [-1, 1]))
+        first = op("Sub", op("Mul", windows, op("Gather", stride, one)), op("Gather", pads, one))
+        inside.append(op("Sub", at, first))
+    columns = op("Gather", kernel, op.constant(1, "int64"))
+    return op.cast(op("Add", op("Mul", inside[0], columns), inside[1]), "int8")
+
+
+def _geometry() -> dict[str, Any]:
+    return {name: ints(name) for name in ("kernel_shape", "strides", "pads")}
+
+
+max_pool2d = OpSpec(
+    "max_pool2d",
+    OpKind.ELEMENTWISE,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body, onnx_attributes),
+).register()
 max_pool2d_argmax = OpSpec(
-    "max_pool2d_argmax", OpKind.ELEMENTWISE, argmax_reference, argmax_fake, argmax_compute, cost, sample_inputs
+    "max_pool2d_argmax",
+    OpKind.ELEMENTWISE,
+    argmax_reference,
+    argmax_fake,
+    argmax_compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(argmax_onnx_body, onnx_attributes),
 ).register()

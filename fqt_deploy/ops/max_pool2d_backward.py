@@ -11,6 +11,7 @@ from torch import Tensor
 from tvm import te, tirx
 
 from fqt_deploy.ops import max_pool2d
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.pooling_window import covering_windows
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
@@ -90,6 +91,33 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield torch.randn(y.shape, generator=g), positions, list(x.shape[1:3]), kernel, stride, padding
 
 
+def onnx_body(op: Body, gradient: str, argmax: str) -> str:
+    """Scatter each gradient to its position in the padded image, then cut the padding off."""
+    kernel, stride, padding = op.integers("kernel"), op.integers("stride"), op.integers("padding")
+    image = op("Add", op.integers("input_hw"), op("Mul", padding, op.constant([2], "int64")))
+    position, columns = op.cast(argmax, "int64"), op("Gather", kernel, op.constant(1, "int64"))
+    at = []
+    for axis, tap in enumerate((op("Div", position, columns), op("Mod", position, columns))):
+        windows = op.reshape(op.range(op.extent(gradient, axis + 1)), *([-1, 1, 1] if axis == 0 else [-1, 1]))
+        at.append(op("Add", op("Mul", windows, op("Gather", stride, op.constant([axis], "int64"))), tap))
+    place = op("Add", op("Mul", at[0], op("Gather", image, op.constant(1, "int64"))), at[1])
+    samples, channels = op.extent(gradient, 0), op.extent(gradient, 3)
+    pixels = op("ReduceProd", image, op.constant([0], "int64"))
+    nothing = op("Expand", op.constant(0.0, "float32"), op.shape(samples, pixels, channels))
+    rows = [op.reshape(value, samples, -1, channels) for value in (place, gradient)]
+    flat = op("ScatterElements", nothing, *rows, axis=1, reduction="add")
+    full = op.reshape(flat, samples, image, channels)
+    end = op("Add", padding, op.integers("input_hw"))
+    return op("Slice", full, padding, end, op.constant([1, 2], "int64"))
+
+
 max_pool2d_backward = OpSpec(
-    "max_pool2d_backward", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs
+    "max_pool2d_backward",
+    OpKind.ELEMENTWISE,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body),
 ).register()

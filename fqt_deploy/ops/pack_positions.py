@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops import onnx_bits
 from fqt_deploy.ops.convolution_shape import input_position, output_extents
+from fqt_deploy.ops.onnx_bits import BITS, table
+from fqt_deploy.ops.onnx_body import Attributes, Body, OnnxFunction
 from fqt_deploy.ops.packed_words import (
     PANEL,
     WORD,
@@ -141,4 +144,65 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield x, i, kernel, stride, padding, output_extents([h, w], kernel, stride, padding)
 
 
-pack_positions = OpSpec("pack_positions", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs).register()
+def onnx_attributes(
+    x_bits: Tensor, in_channels: int, kernel: list[int], stride: list[int], padding: list[int], output_hw: list[int]
+) -> Attributes:
+    """The image's padding comes as ``Pad`` takes it."""
+    return {
+        "in_channels": in_channels,
+        "kernel_shape": kernel,
+        "strides": stride,
+        "pads": [0, *padding, 0, 0, *padding, 0],
+        "output_hw": output_hw,
+    }
+
+
+def onnx_body(op: Body, x_bits: str) -> str:
+    """Gather the packed channels of every tap and position, then turn positions into the packed axis."""
+    kernel, stride, output = op.integers("kernel_shape"), op.integers("strides"), op.integers("output_hw")
+    channels = op("Unsqueeze", op.integer("in_channels"), op.constant([0], "int64"))
+    padded = op("Pad", x_bits, op.integers("pads"), op.constant(0, "int32"))
+    extents = op("Shape", padded, start=1, end=3)
+
+    def steps(axis: int) -> str:  # [taps, positions] int64: where each tap of each position lies
+        at = op.constant([axis], "int64")
+        taps = op.reshape(op.range(op("Gather", kernel, at)), -1, 1)
+        return op("Add", taps, op("Mul", op.range(op("Gather", output, at)), op("Gather", stride, at)))
+
+    rows, columns = steps(0), steps(1)
+    samples = op.reshape(op.range(op.extent(padded, 0)), 1, 1, -1, 1, 1)
+    height = op.reshape(op("Gather", extents, op.constant(0, "int64")), 1)
+    width = op.reshape(op("Gather", extents, op.constant(1, "int64")), 1)
+    row = op("Add", op("Mul", samples, height), op.unsqueeze(rows, 1, 2, 4))
+    place = op("Add", op("Mul", row, width), op.unsqueeze(columns, 0, 2, 3))  # [KH, KW, N, OH, OW]
+    taps = op.shape(op("ReduceProd", kernel, op.constant([0], "int64")))
+    index = op.reshape(place, taps, -1)
+    ones = op("Expand", op.constant(1, "int32"), op.shape(op("Shape", x_bits, end=3), 1))
+    image = op("Concat", padded, op("Pad", ones, op.integers("pads"), op.constant(0, "int32")), axis=3)
+    flat = op.reshape(image, -1, op.extent(image, 3))
+    words = op("Transpose", op("Gather", flat, index, axis=0), perm=[0, 2, 1])  # [T, words + 1, positions]
+    spread = op("Transpose", table_rows(op, words), perm=[0, 1, 3, 2])  # [T, words + 1, 32, positions] uint8
+    bits = op.reshape(spread, taps, -1, op.extent(index, 1))  # [T, 32 (words + 1), positions]
+    values = op.front(bits, channels, 1)
+    first = op("Mul", op.constant([WORD], "int64"), op.extent(x_bits, 3))
+    masks = op.front(op.back(bits, first, 1), op.constant([1], "int64"), 1)
+    positions = op.extent(index, 1)
+    both = op("Concat", op.reshape(values, -1, positions), op.reshape(masks, -1, positions), axis=0)
+    return onnx_bits.to_panels(op, onnx_bits.pack(op, op.cast(both, "bool")))
+
+
+def table_rows(op: Body, words: str) -> str:
+    """[T, W, P] int32 -> [T, W, P, 32] uint8, the bits of every word."""
+    return op.reshape(table(op, words, BITS, "uint8"), 0, 0, 0, WORD)
+
+
+pack_positions = OpSpec(
+    "pack_positions",
+    OpKind.PRODUCT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body, onnx_attributes),
+).register()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops.onnx_bits import pack
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.packed_words import WORD, pack_last_axis, packed, word_count
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
@@ -61,4 +63,11 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     yield (torch.tensor([[0.0, -0.0, 1e-38, -1e-38]]),)
 
 
-pack_signs = OpSpec("pack_signs", OpKind.ROOT, reference, fake, compute, cost, sample_inputs).register()
+def onnx_body(op: Body, x: str) -> str:
+    """Compare, then collect the bits."""
+    return pack(op, op("Greater", x, op.constant(0.0, "float32")))
+
+
+pack_signs = OpSpec(
+    "pack_signs", OpKind.ROOT, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
+).register()

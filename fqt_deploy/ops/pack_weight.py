@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops import onnx_bits
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.packed_words import PANEL, WORD, pack_last_axis, packed, panel_count, to_panels, word_count
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
@@ -63,4 +65,17 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     yield (torch.randn(17, 70, 1, 1, generator=g),)
 
 
-pack_weight = OpSpec("pack_weight", OpKind.ROOT, reference, fake, compute, cost, sample_inputs).register()
+def onnx_body(op: Body, w: str) -> str:
+    """Channels last, pack, interleave rows."""
+    return packed_rows(op, op("Transpose", w, perm=[0, 2, 3, 1]))
+
+
+def packed_rows(op: Body, w: str) -> str:
+    """Panels of the signs of ``w`` [rows, KH, KW, channels]."""
+    bits = onnx_bits.pack(op, op("Greater", w, op.constant(0.0, "float32")))
+    return onnx_bits.to_panels(op, op("Flatten", bits, axis=1))
+
+
+pack_weight = OpSpec(
+    "pack_weight", OpKind.ROOT, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
+).register()

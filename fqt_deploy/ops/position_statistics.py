@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -60,6 +61,21 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield (torch.randn(shape, generator=g),)
 
 
+def onnx_body(op: Body, g: str) -> tuple[str, str, str]:
+    """Three reductions."""
+    axis = op.constant([1], "int64")
+    low, high = op("ReduceMin", g, axis, keepdims=0), op("ReduceMax", g, axis, keepdims=0)
+    return low, high, op.sum(op("Mul", g, g), 1)
+
+
 position_statistics = OpSpec(
-    "position_statistics", OpKind.ROOT, reference, fake, compute, cost, sample_inputs, tolerance=1e-4
+    "position_statistics",
+    OpKind.ROOT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    tolerance=1e-4,
+    onnx=OnnxFunction(onnx_body),
 ).register()

@@ -9,6 +9,8 @@ from torch import Tensor
 from tvm import te
 
 from fqt_deploy.ops import bitplane_weight_grad
+from fqt_deploy.ops.onnx_bits import ONES, table
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.packed_words import PANEL, from_panels, popcount, unpack_last_axis
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
@@ -64,4 +66,18 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield positions, channels, kernel
 
 
-position_sums = OpSpec("position_sums", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs).register()
+def onnx_body(op: Body, positions: str) -> str:
+    """Count the ones of every row, masks included."""
+    taps = bitplane_weight_grad.onnx_taps(op)
+    channels = op.reshape(op.integer("in_channels"), 1)
+    counts = op.reshape(op.sum(table(op, positions, ONES, "int32"), 1, 3), -1)
+    product = op("Mul", taps, channels)
+    values = op.reshape(op.front(counts, product, 0), taps, channels)
+    masks = op.reshape(op.front(op.back(counts, product, 0), taps, 0), -1, 1)
+    sums = op("Sub", op("Mul", values, op.constant(2, "int32")), masks)  # [T, I]
+    return op.reshape(op("Transpose", sums, perm=[1, 0]), channels, op.integers("kernel"))
+
+
+position_sums = OpSpec(
+    "position_sums", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
+).register()

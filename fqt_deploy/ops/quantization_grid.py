@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops.onnx_body import Attributes, Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec
 
 
@@ -102,4 +103,39 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
             yield torch.minimum(a, b), torch.maximum(a, b), bits, "zero"
 
 
-quantization_grid = OpSpec("quantization_grid", OpKind.ROOT, reference, fake, compute, cost, sample_inputs).register()
+def onnx_attributes(low: Tensor, high: Tensor, bits: int, grid: str) -> Attributes:
+    """``zero_on_grid``: whether the grid is ``zero``."""
+    return {"bits": bits, "zero_on_grid": grid == "zero"}
+
+
+def onnx_body(op: Body, low: str, high: str) -> tuple[str, str, str]:
+    """Both grids in one: they differ in the bounds, the number of steps and the zero point."""
+    zero, one = op.constant(0.0, "float32"), op.constant(1.0, "float32")
+    on_grid = op.integer("zero_on_grid")
+    zeroed = op.cast(on_grid, "bool")
+    low = op("Where", zeroed, op("Min", low, zero), low)
+    high = op("Where", zeroed, op("Max", high, zero), high)
+    levels = op(
+        "Sub", op("Pow", op.constant(2, "int64"), op.integer("bits")), op("Add", on_grid, op.constant(1, "int64"))
+    )
+    steps = op.cast(levels, "float32")
+    extent = op("Sub", high, low)
+    constant = op("LessOrEqual", extent, zero)
+    safe = op("Where", constant, one, extent)
+    step = op("Div", safe, steps)
+    below = op("Min", op("Ceil", op("Div", op("Neg", low), step)), steps)
+    shifted = op("Where", constant, zero, op("Mul", op("Neg", below), step))
+    reciprocal = op("Where", constant, zero, op("Div", steps, safe))
+    return op("Where", zeroed, shifted, low), reciprocal, op("Where", constant, zero, step)
+
+
+quantization_grid = OpSpec(
+    "quantization_grid",
+    OpKind.ROOT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body, onnx_attributes),
+).register()

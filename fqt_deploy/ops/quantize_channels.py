@@ -11,6 +11,8 @@ from tvm import te
 
 from fqt_deploy.ops import quantization_grid
 from fqt_deploy.ops.counter_random import flat_index
+from fqt_deploy.ops.onnx_bits import rounded as rounded_onnx
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 from fqt_deploy.ops.stochastic_code import rounded, rounded_compute
 
@@ -87,6 +89,30 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield g, index, grid[0], grid[1], key, bits
 
 
+def onnx_neutral(
+    g: Tensor, index: Tensor | None, zero: Tensor, reciprocal: Tensor, key: Tensor, bits: int
+) -> dict[str, Tensor]:
+    """All channels."""
+    return {"index": torch.arange(g.shape[2], dtype=torch.int32)}
+
+
+def onnx_body(op: Body, g: str, index: str, zero: str, reciprocal: str, key: str) -> str:
+    """Codes of the gathered channels."""
+    kept = op("Gather", g, index, axis=2)
+    rows = op("ReduceProd", op("Shape", g, end=2), op.constant([0], "int64"))
+    start = op("Mul", op.reshape(op.range(rows), -1, 1), op.extent(g, 2))
+    flat = op.cast(op("Add", start, op.cast(index, "int64")), "uint32")
+    counter = op.reshape(flat, op("Shape", kept))
+    return rounded_onnx(op, kept, zero, reciprocal, counter, key, op.integer("bits"))
+
+
 quantize_channels = OpSpec(
-    "quantize_channels", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs
+    "quantize_channels",
+    OpKind.ELEMENTWISE,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body, neutral=onnx_neutral),
 ).register()

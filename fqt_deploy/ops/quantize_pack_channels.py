@@ -10,6 +10,8 @@ from torch import Tensor
 from tvm import te, tirx
 
 from fqt_deploy.ops import quantize_channels
+from fqt_deploy.ops.onnx_bits import pack, planes_of_codes
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.packed_words import WORD, bit_of, pack_last_axis, packed, word_count
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec
 
@@ -66,6 +68,21 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     yield from quantize_channels.sample_inputs()
 
 
+def onnx_body(op: Body, g: str, index: str, zero: str, reciprocal: str, key: str) -> str:
+    """Codes, planes over positions, words."""
+    codes = quantize_channels.onnx_body(op, g, index, zero, reciprocal, key)
+    by_channel = op("Transpose", op.reshape(codes, -1, op.extent(codes, 2)), perm=[1, 0])
+    words = pack(op, planes_of_codes(op, by_channel, op.integer("bits")))  # [K, B, W]
+    return op("Transpose", words, perm=[2, 1, 0])
+
+
 quantize_pack_channels = OpSpec(
-    "quantize_pack_channels", OpKind.ROOT, reference, fake, compute, cost, sample_inputs
+    "quantize_pack_channels",
+    OpKind.ROOT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body, neutral=quantize_channels.onnx_neutral),
 ).register()

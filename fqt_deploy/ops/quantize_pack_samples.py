@@ -10,6 +10,8 @@ from torch import Tensor
 from tvm import te, tirx
 
 from fqt_deploy.ops import quantize_samples
+from fqt_deploy.ops.onnx_bits import pack, planes_of_codes
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.packed_words import WORD, bit_of, pack_last_axis, packed, word_count
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec
 
@@ -75,6 +77,19 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     yield from quantize_samples.sample_inputs()
 
 
+def onnx_body(op: Body, g: str, alpha: str, index: str, zero: str, reciprocal: str, key: str) -> str:
+    """Codes, planes, words."""
+    codes = quantize_samples.onnx_body(op, g, alpha, index, zero, reciprocal, key)
+    return pack(op, planes_of_codes(op, codes, op.integer("bits")))
+
+
 quantize_pack_samples = OpSpec(
-    "quantize_pack_samples", OpKind.ROOT, reference, fake, compute, cost, sample_inputs
+    "quantize_pack_samples",
+    OpKind.ROOT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body, neutral=quantize_samples.onnx_neutral),
 ).register()

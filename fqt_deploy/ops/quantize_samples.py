@@ -11,6 +11,8 @@ from tvm import te
 
 from fqt_deploy.ops import quantization_grid
 from fqt_deploy.ops.counter_random import flat_index
+from fqt_deploy.ops.onnx_bits import rounded as rounded_onnx
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 from fqt_deploy.ops.stochastic_code import rounded, rounded_compute
 
@@ -99,6 +101,31 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield g, alpha, index, grid[0], grid[1], key, bits
 
 
+def onnx_neutral(
+    g: Tensor, alpha: Tensor | None, index: Tensor | None, zero: Tensor, reciprocal: Tensor, key: Tensor, bits: int
+) -> dict[str, Tensor]:
+    """A scale of 1; all samples."""
+    return {"alpha": torch.ones(g.shape[2]), "index": torch.arange(g.shape[0], dtype=torch.int32)}
+
+
+def onnx_body(op: Body, g: str, alpha: str, index: str, zero: str, reciprocal: str, key: str) -> str:
+    """Codes of the gathered samples."""
+    kept = op("Gather", g, index, axis=0)
+    inner = op("ReduceProd", op("Shape", g, start=1), op.constant([0], "int64"))
+    start = op("Mul", op.reshape(op.cast(index, "int64"), -1, 1), inner)
+    flat = op.cast(op("Add", start, op.range(inner)), "uint32")
+    counter = op.reshape(flat, op("Shape", kept))
+    low, per_unit = (op.reshape(value, -1, 1, 1) for value in (zero, reciprocal))
+    return rounded_onnx(op, op("Mul", kept, alpha), low, per_unit, counter, key, op.integer("bits"))
+
+
 quantize_samples = OpSpec(
-    "quantize_samples", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs
+    "quantize_samples",
+    OpKind.ELEMENTWISE,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body, neutral=onnx_neutral),
 ).register()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -62,4 +63,13 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     yield torch.randn(2, 3, 3, 2, generator=g), torch.tensor([0, 1], dtype=torch.int32)
 
 
-scatter_rows = OpSpec("scatter_rows", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs).register()
+def onnx_body(op: Body, x: str, slot: str) -> str:
+    """A gather from the rows and one more of zeros; slot -1 is the last row."""
+    extents = op.shape(1, op("Shape", x, start=1))
+    nothing = op("Expand", op("CastLike", op.constant(0, "int32"), x), extents)
+    return op("Gather", op("Concat", x, nothing, axis=0), slot, axis=0)
+
+
+scatter_rows = OpSpec(
+    "scatter_rows", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
+).register()

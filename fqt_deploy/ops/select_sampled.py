@@ -10,7 +10,9 @@ from torch import Tensor
 from tvm import te, tirx
 
 from fqt_deploy.ops.counter_random import element_hash, element_hash_compute
-from fqt_deploy.ops.selection import ranked, selected, selected_compute, selected_shapes
+from fqt_deploy.ops.onnx_bits import element_hash as element_hash_onnx
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
+from fqt_deploy.ops.selection import ranked, selected, selected_compute, selected_onnx, selected_shapes
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec
 
 SCORE_BITS = 18
@@ -143,4 +145,49 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     yield torch.rand(1, generator=g), key, 1
 
 
-select_sampled = OpSpec("select_sampled", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs).register()
+def onnx_body(op: Body, score: str, key: str) -> tuple[str, str, str]:
+    """As the reference, step by step; ``TopK`` sorts, stably."""
+    zero, one = op.constant(0, "int64"), op.constant(1, "int64")
+    count, keep, first = op.extent(score, 0), op.integer("keep"), op.constant([0], "int64")
+    largest = op("ReduceMax", score, first, keepdims=0)
+    some = op("Greater", largest, op.constant(0.0, "float32"))
+    factor = op("Div", op.constant(2.0**SCORE_BITS, "float32"), op("Where", some, largest, op.constant(1.0, "float32")))
+    scaled = op.cast(op.cast(op("Mul", score, factor), "int32"), "int64")
+    w = op("Max", op("Where", some, scaled, one), one)
+    ordered, order = op.several("TopK", w, count, outputs=2, axis=0, largest=1, sorted=1)
+    tail = op("CumSum", ordered, op.constant(0, "int32"), reverse=1)
+    share = op("Mul", op("Sub", keep, op.range(count)), ordered)
+    sure = op.cast(op("GreaterOrEqual", share, tail), "int64")
+    zeros = op("Expand", zero, count)
+    certain = op("ScatterElements", zeros, order, sure, axis=0)
+    draws = op("Sub", keep, op.sum(certain, 0))
+    uncertain = op("Mul", w, op("Sub", one, certain))
+    total = op.sum(uncertain, 0)
+    noise = op.cast(
+        element_hash_onnx(op, op.cast(op.range(op("Add", count, op.constant([1], "int64"))), "uint32"), key), "int64"
+    )
+    own = op.front(noise, count, 0)
+    _, shuffled = op.several("TopK", own, count, outputs=2, axis=0, largest=0, sorted=1)
+    running = op("CumSum", op("Gather", uncertain, shuffled, axis=0), op.constant(0, "int32"), exclusive=1)
+    start = op("ScatterElements", zeros, shuffled, running, axis=0)
+    divisor = op("Max", total, one)
+    last = op("Squeeze", op.back(noise, count, 0), first)
+    offset = op("Div", op("Mul", last, total), op.constant(2**32, "int64"))
+
+    def points(below: str) -> str:  # sampling points before the end of a stretch
+        return op("Div", op("Add", op("Mul", draws, below), offset), divisor)
+
+    hits = op("Sub", points(op("Add", start, w)), points(start))
+    kept = op("Or", op.cast(certain, "bool"), op("Greater", hits, zero))
+    chosen = op.cast(kept, "int64")
+    _, picked = op.several("TopK", chosen, op.reshape(keep, 1), outputs=2, axis=0, largest=1, sorted=1)
+    index, slot = selected_onnx(op, picked, count)
+    probability = op.cast(op("Max", op("Mul", draws, w), one), "float32")
+    inverse = op("Div", op.cast(total, "float32"), probability)
+    weight = op("Where", op.cast(certain, "bool"), op.constant(1.0, "float32"), inverse)
+    return index, slot, op("Gather", weight, index, axis=0)
+
+
+select_sampled = OpSpec(
+    "select_sampled", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
+).register()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
-from fqt_deploy.ops.selection import ranked, selected, selected_compute, selected_shapes
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
+from fqt_deploy.ops.selection import ranked, selected, selected_compute, selected_onnx, selected_shapes
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec
 
 
@@ -61,4 +62,14 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     yield torch.rand(1, generator=g), 1
 
 
-select_topk = OpSpec("select_topk", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs).register()
+def onnx_body(op: Body, score: str) -> tuple[str, str, str]:
+    """``TopK`` prefers the first of equal scores, too."""
+    keep = op.reshape(op.integer("keep"), 1)
+    _, largest = op.several("TopK", score, keep, outputs=2, axis=0, largest=1, sorted=1)
+    index, slot = selected_onnx(op, largest, op.extent(score, 0))
+    return index, slot, op("Expand", op.constant(1.0, "float32"), keep)
+
+
+select_topk = OpSpec(
+    "select_topk", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
+).register()

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops.onnx_body import Body
+
 
 def selected(kept: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Index of the kept groups, ascending; each group's slot among them, or -1; weight of the kept ones.
@@ -47,3 +49,12 @@ def ranked(first_precedes: Any, groups: int, name: str) -> te.Tensor:
     """Stage [G] int32: how many groups precede each one; ``first_precedes(j, i)`` is a total order."""
     j = te.reduce_axis((0, groups), "j")
     return te.compute((groups,), lambda i: te.sum(tirx.Select(first_precedes(j, i), 1, 0), axis=j), name=name)
+
+
+def selected_onnx(op: Body, picked: str, groups: str) -> tuple[str, str]:
+    """Index and slot of the groups ``picked`` ([K] int64, any order) out of ``groups`` ([1] int64), int32."""
+    count = op.extent(picked, 0)
+    ascending, _ = op.several("TopK", picked, count, outputs=2, axis=0, largest=0, sorted=1)
+    none = op("Expand", op.constant(-1, "int32"), groups)
+    slot = op("ScatterElements", none, ascending, op.cast(op.range(count), "int32"), axis=0)
+    return op.cast(ascending, "int32"), slot

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -120,6 +121,17 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield param, buf, grad, rates, torch.tensor(step), group, 0.9, nesterov, decay
 
 
+def onnx_body(op: Body, param: str, buf: str, grad: str, lr: str, step: str) -> tuple[str, str]:
+    """Element-wise; ``nesterov`` chooses between two directions."""
+    momentum = op.float("momentum")
+    gradient = op("Add", grad, op("Mul", param, op.float("weight_decay")))
+    first = op("Equal", step, op.constant(1, "int64"))
+    new = op("Where", first, gradient, op("Add", op("Mul", buf, momentum), gradient))
+    ahead = op("Add", gradient, op("Mul", new, momentum))
+    direction = op("Where", op.cast(op.integer("nesterov"), "bool"), ahead, new)
+    return op("Sub", param, op("Mul", direction, op("Gather", lr, op.integer("group"), axis=0))), new
+
+
 sgd_momentum_update = OpSpec(
-    "sgd_momentum_update", OpKind.UPDATE, reference, fake, compute, cost, sample_inputs
+    "sgd_momentum_update", OpKind.UPDATE, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
 ).register()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tvm import te
 
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -58,4 +59,12 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield torch.randn(shape, generator=g), torch.randn(shape, generator=g), rates, group, decay
 
 
-sgd_update = OpSpec("sgd_update", OpKind.UPDATE, reference, fake, compute, cost, sample_inputs).register()
+def onnx_body(op: Body, param: str, grad: str, lr: str) -> str:
+    """Element-wise."""
+    gradient = op("Add", grad, op("Mul", param, op.float("weight_decay")))
+    return op("Sub", param, op("Mul", gradient, op("Gather", lr, op.integer("group"), axis=0)))
+
+
+sgd_update = OpSpec(
+    "sgd_update", OpKind.UPDATE, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
+).register()

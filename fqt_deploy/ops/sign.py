@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -85,7 +86,21 @@ def straight_through_sample_inputs() -> Iterator[tuple[Any, ...]]:
     yield torch.ones(4), torch.tensor([1.0, -1.0, 0.999, -0.999])
 
 
-sign = OpSpec("sign", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs).register()
+def onnx_body(op: Body, x: str) -> str:
+    """Element-wise selection."""
+    positive = op("Greater", x, op.constant(0.0, "float32"))
+    return op("Where", positive, op.constant(1.0, "float32"), op.constant(-1.0, "float32"))
+
+
+def straight_through_onnx_body(op: Body, gradient: str, x: str) -> str:
+    """Element-wise selection."""
+    inside = op("Less", op("Abs", x), op.constant(1.0, "float32"))
+    return op("Where", inside, gradient, op.constant(0.0, "float32"))
+
+
+sign = OpSpec(
+    "sign", OpKind.ELEMENTWISE, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
+).register()
 straight_through = OpSpec(
     "straight_through",
     OpKind.ELEMENTWISE,
@@ -94,4 +109,5 @@ straight_through = OpSpec(
     straight_through_compute,
     straight_through_cost,
     straight_through_sample_inputs,
+    onnx=OnnxFunction(straight_through_onnx_body),
 ).register()

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch._library.custom_ops import CustomOpDef
 
+from fqt_deploy.ops.onnx_body import OnnxFunction
+
 OPS: dict[str, OpSpec] = {}
 """Every registered op by name, in registration order."""
 
@@ -61,6 +63,7 @@ class OpSpec:
         tolerance: largest relative error allowed for floating point outputs.
         decompose: for ``COMPOSITE`` ops, ``(emit, *nodes)`` -> the result's node, or a tuple of one for each output;
             ``compute`` is None.
+        onnx: the op in ONNX; None for ``COMPOSITE`` ops, which are never exported.
     """
 
     name: str
@@ -73,6 +76,7 @@ class OpSpec:
     integer_exact: bool = True
     tolerance: float = 1e-5
     decompose: Callable[..., Any] | None = None
+    onnx: OnnxFunction | None = None
 
     def register(self) -> CustomOpDef:
         """Define ``fqt::<name>`` in PyTorch and add it to ``OPS``; a duplicate name is a ``ValueError``."""

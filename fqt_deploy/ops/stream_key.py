@@ -10,6 +10,8 @@ from torch import Tensor
 from tvm import te, tirx
 
 from fqt_deploy.ops.counter_random import multiply_uint32, uint32
+from fqt_deploy.ops.onnx_bits import shift_right
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec
 
 _MIX = 0x9E3779B1
@@ -78,4 +80,20 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield torch.tensor(seed), torch.tensor(step), layer, role
 
 
-stream_key = OpSpec("stream_key", OpKind.ROOT, reference, fake, compute, cost, sample_inputs).register()
+def onnx_body(op: Body, seed: str, step: str) -> str:
+    """Both states at once."""
+    words = []
+    for scalar in (seed, step):
+        wide = op.cast(scalar, "uint64")
+        words += [op.cast(wide, "uint32"), op.cast(shift_right(op, wide, 32, "uint64"), "uint32")]
+    words += [op.cast(op.integer(name), "uint32") for name in ("layer", "role")]
+    state = op.constant(_STARTS, "uint32")
+    for word in words:
+        state = op("Mul", op("BitwiseXor", state, word), op.constant(_MIX, "uint32"))
+        state = op("BitwiseXor", state, shift_right(op, state, 16))
+    return op.cast(state, "int32")
+
+
+stream_key = OpSpec(
+    "stream_key", OpKind.ROOT, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
+).register()

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 from tvm import te, tirx
 
-from fqt_deploy.ops.binary_conv2d import signs_of_weight
+from fqt_deploy.ops.binary_conv2d import exact_below, onnx_signs_of_weight, signs_of_weight
+from fqt_deploy.ops.conv2d_input_grad import conv_transpose, transposed_convolution
 from fqt_deploy.ops.convolution_shape import output_extents, output_position
+from fqt_deploy.ops.onnx_body import Attributes, Body, OnnxFunction
 from fqt_deploy.ops.packed_words import PANEL, WORD, pack_last_axis, popcount, to_panels, word_count
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
@@ -112,4 +114,41 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield weight, i, o, [h, w], output_extents([h, w], kernel, stride, padding), kernel, stride, padding
 
 
-tap_sums = OpSpec("tap_sums", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs).register()
+def onnx_attributes(
+    w_bits: Tensor,
+    in_channels: int,
+    out_channels: int,
+    input_hw: list[int],
+    output_hw: list[int],
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+) -> Attributes:
+    """Of a transposed convolution."""
+    exact_below(out_channels * kernel[0] * kernel[1])
+    return {
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        "output_hw": output_hw,
+        **transposed_convolution(input_hw, output_hw, kernel, stride, padding),
+    }
+
+
+def onnx_body(op: Body, w_bits: str) -> str:
+    """A transposed convolution of ones."""
+    w = onnx_signs_of_weight(op, w_bits, rows="in_channels", columns="out_channels", perm=[3, 0, 1, 2])
+    extents = op.shape(1, op.reshape(op.integer("out_channels"), 1), op.integers("output_hw"))
+    sums = conv_transpose(op, op("Expand", op.constant(1.0, "float32"), extents), w)
+    return op.cast(op("Squeeze", op.channels_last(sums), op.constant([0], "int64")), "int32")
+
+
+tap_sums = OpSpec(
+    "tap_sums",
+    OpKind.PRODUCT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body, onnx_attributes),
+).register()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
-from fqt_deploy.ops import pack_weight
+from fqt_deploy.ops import onnx_bits, pack_weight
 from fqt_deploy.ops.binary_conv2d import signs_of_weight
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.packed_words import PANEL, WORD, bit_of, packed, panel_count, word_count
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
@@ -62,6 +63,23 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         yield pack_weight.reference(torch.randn(o, i, taps, 1, generator=g)), i, o, taps
 
 
+def onnx_body(op: Body, w_bits: str) -> str:
+    """Unpack, transpose, pack."""
+    names = ("out_channels", "in_channels", "taps")
+    rows, channels, taps = (op.reshape(op.integer(name), 1) for name in names)
+    words = op.reshape(onnx_bits.from_panels(op, w_bits, rows), rows, taps, -1)
+    bits = op.front(onnx_bits.unpack(op, words, onnx_bits.BITS, "uint8"), channels, 2)  # [O, T, I]
+    transposed = onnx_bits.pack(op, op.cast(op("Transpose", bits, perm=[2, 1, 0]), "bool"))
+    return onnx_bits.to_panels(op, op("Flatten", transposed, axis=1))
+
+
 transpose_packed_weight = OpSpec(
-    "transpose_packed_weight", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs
+    "transpose_packed_weight",
+    OpKind.PRODUCT,
+    reference,
+    fake,
+    compute,
+    cost,
+    sample_inputs,
+    onnx=OnnxFunction(onnx_body),
 ).register()

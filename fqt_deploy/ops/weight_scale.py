@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops.onnx_body import Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -55,4 +56,11 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     yield (torch.zeros(3, 2, 1, 1),)
 
 
-weight_scale = OpSpec("weight_scale", OpKind.ROOT, reference, fake, compute, cost, sample_inputs).register()
+def onnx_body(op: Body, w: str) -> str:
+    """A mean of magnitudes."""
+    return op("ReduceMean", op("Abs", w), op.constant([1, 2, 3], "int64"), keepdims=0)
+
+
+weight_scale = OpSpec(
+    "weight_scale", OpKind.ROOT, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
+).register()

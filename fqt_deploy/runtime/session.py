@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,20 @@ from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.runtime.arrays import as_numpy, check_input, check_layout, check_values, empty_aligned
 from fqt_deploy.runtime.artifact import companions, write_artifact
 from fqt_deploy.runtime.checkpoint import load_checkpoint, save_checkpoint
-from fqt_deploy.runtime.library import Library
 
 Array = NDArray[Any]
+
+
+class StepFunctions(Protocol):
+    """What computes a session's steps: a compiled library, or another runtime."""
+
+    path: Path
+
+    def train_step(self, *arrays: Array) -> tuple[Array, Array]:
+        """Loss and logits of one step on ``x, y, seed, lr, *state``; the state is changed in place."""
+
+    def predict(self, *arrays: Array) -> Array:
+        """Logits of ``x, *predict_state``."""
 
 
 class Session:
@@ -31,7 +42,7 @@ class Session:
         state: all arrays by name, aligned; the session changes them in place.
     """
 
-    def __init__(self, manifest: Manifest, library: Library, state: Mapping[str, Array]) -> None:
+    def __init__(self, manifest: Manifest, library: StepFunctions, state: Mapping[str, Array]) -> None:
         self.manifest = manifest
         self._library = library
         self._state = {spec.name: state[spec.name] for spec in manifest.state}

@@ -1,0 +1,75 @@
+"""Write a lowered model as ONNX files: the training step, and the prediction alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.compiler.compile_model import LoweredModel, initial_state
+from fqt_deploy.compiler.describe import describe_model
+from fqt_deploy.core.diagnostics import FqtError, InvariantError
+from fqt_deploy.core.onnx_names import MANIFEST_KEY
+from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.export.onnx_model import to_onnx
+from fqt_deploy.runtime.files import replace_file
+
+_LARGEST = 2**31 - 1
+"""Bytes that protobuf can put into one file."""
+
+
+def export_onnx(source: ModelSource, options: CompileOptions, lowered: LoweredModel, output: Path) -> None:
+    """Write the training step to ``output``, whole or not at all.
+
+    Raises:
+        FqtError: FQT203 for an op that ONNX Runtime could not compute exactly, FQT508 if the file cannot be written.
+    """
+    initial = {
+        **initial_state(lowered.train),
+        "seed": np.array(options.seed, dtype=np.int64),
+        "lr": np.array(options.optimizer.lrs(), dtype=np.float32),
+    }
+    _write(to_onnx(lowered.train, source.name, initial, training=True), source, options, lowered, output)
+
+
+def export_onnx_inference(source: ModelSource, options: CompileOptions, lowered: LoweredModel, output: Path) -> None:
+    """Write the prediction to ``output``, whole or not at all; weights and statistics are constants in it.
+
+    Raises:
+        FqtError: as ``export_onnx``.
+    """
+    initial = {name: array for name, array in initial_state(lowered.train).items() if name in lowered.predict.inputs}
+    _write(to_onnx(lowered.predict, source.name, initial, training=False), source, options, lowered, output)
+
+
+def _write(
+    model: ModelProto, source: ModelSource, options: CompileOptions, lowered: LoweredModel, output: Path
+) -> None:
+    manifest = describe_model(source, options, lowered.train, lowered.predict, target={"name": "onnx"})
+    onnx.helper.set_model_props(model, {MANIFEST_KEY: manifest.to_json()})
+    size = model.ByteSize()
+    if size > _LARGEST:
+        raise FqtError(
+            f"{output} would have {size} bytes; an ONNX file holds at most {_LARGEST}",
+            code="FQT508",
+            hint="--optimizer sgd keeps less state; the artifact (--emit so) has no such limit",
+        )
+    if options.verify != "off":
+        check(model)
+    try:
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FqtError(f"cannot write {output}: {error.strerror}", code="FQT508") from None
+    replace_file(output, model.SerializeToString())
+
+
+def check(model: ModelProto) -> None:
+    """``InvariantError`` unless ``model`` is valid ONNX whose declared types agree with those that ONNX infers."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InvariantError(f"the exported graph is not valid ONNX: {error}") from None

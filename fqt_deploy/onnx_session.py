@@ -1,0 +1,209 @@
+"""Train an exported ONNX file in ONNX Runtime, with the interface and the checkpoints of a compiled step.
+
+Needs ``onnx`` and ``onnxruntime``, neither the compiler nor PyTorch. The file itself needs nothing of this:
+docs/onnx.md shows the same loop in plain ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.core.onnx_names import MANIFEST_KEY, NEXT
+from fqt_deploy.runtime.arrays import aligned_copy
+from fqt_deploy.runtime.files import Arrays, replace_file, state_misfit
+from fqt_deploy.runtime.session import Session
+from fqt_deploy.runtime.threads import configure_threads
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from onnxruntime import InferenceSession
+
+Array = NDArray[Any]
+
+
+class OnnxLibrary:
+    """The two functions of a compiled step, computed by ONNX Runtime.
+
+    Args:
+        path: the training file, for messages.
+        model: its content.
+        manifest: from its metadata.
+        infer: the inference file of the same model, if ``predict`` is wanted.
+        plugin: a library of custom ops that stand in for the functions of domain ``ai.fqt``.
+    """
+
+    def __init__(
+        self, path: Path, model: ModelProto, manifest: Manifest, infer: Path | None = None, plugin: Path | None = None
+    ) -> None:
+        self.path = path
+        self._manifest = manifest
+        self._ort = _onnxruntime()
+        self._plugin = plugin
+        self._train = _session(model.SerializeToString(), path, plugin)
+        self._infer = None if infer is None else _read_model(infer)
+        self._prediction: InferenceSession | None = None
+
+    def train_step(self, *arrays: Array) -> tuple[Array, Array]:
+        """One step on ``x, y, seed, lr, *state``; the state is changed in place.
+
+        Args:
+            *arrays: in the manifest's order.
+
+        Returns:
+            The loss ``[]`` and the logits.
+        """
+        names = [spec.name for spec in self._manifest.state]
+        binding = self._train.io_binding()
+        for name, array in zip(("x", "y", "seed", "lr", *names), arrays, strict=True):
+            binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
+        results = ["loss", "logits", *(name + NEXT for name in names)]
+        for name in results:
+            binding.bind_output(name, "cpu")
+        self._train.run_with_iobinding(binding)
+        loss, logits, *updated = binding.get_outputs()
+        for array, new in zip(arrays[-len(names) :], updated, strict=True):
+            array[...] = new.numpy()
+        return loss.numpy(), logits.numpy()
+
+    def prepare_prediction(self, state: Mapping[str, Array]) -> None:
+        """Let ``predict`` use these values in place of the constants of the inference file."""
+        if self._infer is None:
+            raise FqtError(
+                f"{self.path} is a training step only", code="FQT501", hint="load it with the file of --emit onnx-infer"
+            )
+        _set_initializers(self._infer, {name: state[name] for name in self._manifest.predict_state})
+        self._prediction = _session(self._infer.SerializeToString(), self.path, self._plugin)
+
+    def predict(self, *arrays: Array) -> Array:
+        """Logits of ``x``, the first array, with the state of the last ``prepare_prediction``."""
+        assert self._prediction is not None
+        logits: Array = self._prediction.run(["logits"], {"x": arrays[0]})[0]
+        return logits
+
+
+class OnnxSession(Session):
+    """A session on an ONNX file; ``save`` writes an ONNX file too."""
+
+    def __init__(self, manifest: Manifest, library: OnnxLibrary, state: Arrays, model: ModelProto) -> None:
+        super().__init__(manifest, library, state)
+        self._onnx = library
+        self._model = model
+
+    def predict(self, x: Any) -> Array:
+        """As ``Session.predict``; needs the inference file.
+
+        Raises:
+            FqtError: also FQT501 without it.
+        """
+        self._onnx.prepare_prediction(self._state)
+        return super().predict(x)
+
+    def save(self, path: Path | str) -> None:
+        """Write the model with the state, seed and learning rates of now as its initial values."""
+        model = type(self._model)()
+        model.CopyFrom(self._model)
+        _set_initializers(model, {**self._state, "seed": self._seed, "lr": self._lr})
+        replace_file(Path(path), model.SerializeToString())
+
+
+def load_onnx(path: Path | str, *, infer: Path | str | None = None, plugin: Path | str | None = None) -> OnnxSession:
+    """Load a file of ``fqt-compile --emit onnx``, ready to train.
+
+    Args:
+        path: the training file.
+        infer: the file of ``--emit onnx-infer``, for ``predict``.
+        plugin: a custom-op library, see docs/onnx.md.
+
+    Raises:
+        FqtError: FQT501 if it is not such a file, FQT502 if it is damaged, FQT509 if ONNX Runtime is missing.
+    """
+    path = Path(path)
+    model = _read_model(path)
+    manifest = _manifest(model, path)
+    stored = _initializers(model)
+    state = {spec.name: aligned_copy(stored[spec.name]) for spec in manifest.state if spec.name in stored}
+    if misfit := state_misfit(manifest.state, state):
+        raise FqtError(f"{path}: {misfit}", code="FQT502")
+    library = OnnxLibrary(
+        path, model, manifest, None if infer is None else Path(infer), None if plugin is None else Path(plugin)
+    )
+    session = OnnxSession(manifest, library, state, model)
+    session.seed, session.lr = int(stored["seed"]), stored["lr"].tolist()
+    return session
+
+
+def _manifest(model: ModelProto, path: Path) -> Manifest:
+    text = next((entry.value for entry in model.metadata_props if entry.key == MANIFEST_KEY), None)
+    if text is None or model.graph.name != "train_step":
+        raise FqtError(
+            f"{path} is not an exported training step", code="FQT501", hint="make one with fqt-compile --emit onnx"
+        )
+    return Manifest.from_json(text)
+
+
+def _read_model(path: Path) -> ModelProto:
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError as error:
+        raise FqtError(f"{error.name} is missing", code="FQT509", hint="pip install onnx onnxruntime") from None
+    try:
+        return onnx.load(path)
+    except OSError as error:
+        raise FqtError(f"cannot read {path}: {error.strerror}", code="FQT502") from None
+    except DecodeError:
+        raise FqtError(f"{path} is damaged, or not an ONNX file", code="FQT502") from None
+
+
+def _initializers(model: ModelProto) -> Arrays:
+    from onnx import numpy_helper
+
+    return {tensor.name: np.array(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
+
+
+def _set_initializers(model: ModelProto, values: Mapping[str, Array]) -> None:
+    from onnx import numpy_helper
+
+    for tensor in model.graph.initializer:
+        if tensor.name in values:
+            tensor.CopyFrom(numpy_helper.from_array(values[tensor.name], tensor.name))
+
+
+def _session(content: bytes, path: Path, plugin: Path | None) -> InferenceSession:
+    onnxruntime = _onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = configure_threads()
+    options.log_severity_level = 3  # it warns of every input whose default nothing reads
+    try:
+        if plugin is not None:
+            # Threads that wait by spinning would take the kernels' cores.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            options.register_custom_ops_library(str(plugin))
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except _failures() as error:
+        raise FqtError(f"ONNX Runtime cannot load {path}: {error}", code="FQT502") from None
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """ONNX Runtime's exceptions, which have no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+    return tuple(getattr(state, name) for name in names)
+
+
+def _onnxruntime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise FqtError("onnxruntime is missing", code="FQT509", hint="pip install onnxruntime") from None
+    module: ModuleType = onnxruntime
+    return module

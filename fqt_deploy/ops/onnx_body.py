@@ -1,0 +1,244 @@
+"""An op in ONNX: the body of a model-local function in standard ops, written once for all shapes and attributes."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import AttributeProto, FunctionProto, NodeProto, helper, numpy_helper
+from torch import Tensor
+
+DOMAIN = "ai.fqt"
+"""Domain of the functions; their names are those of the ops."""
+OPSET = 21
+"""Version of the standard ops that bodies use."""
+
+KERNEL = "fqt_kernel"
+"""Attribute of every call that names its kernel in a plug-in; the functions ignore it."""
+
+Attributes = dict[str, Any]
+"""ONNX attributes of one call: integers, lists of integers, and floats, which become scalars of double precision."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An attribute of the function, as the attribute of a node in its body.
+
+    Attributes:
+        name: of the function's attribute.
+        kind: its type.
+    """
+
+    name: str
+    kind: AttributeProto.AttributeType
+
+
+@dataclass(frozen=True)
+class OnnxFunction:
+    """How an op is spelled in ONNX.
+
+    Attributes:
+        body: writes the nodes: takes a ``Body`` and the names of the tensor operands, returns the name of the result or
+            a tuple of names. It must not depend on shapes or attributes: one function serves all calls.
+        attributes: from the op's arguments to its ONNX attributes; None hands on the arguments by their names.
+        neutral: from the op's arguments to values that stand for its absent operands, by name.
+    """
+
+    body: Callable[..., Any]
+    attributes: Callable[..., Attributes] | None = None
+    neutral: Callable[..., dict[str, Tensor]] | None = None
+
+
+class Body:
+    """Nodes in the making; a value is its name.
+
+    Attributes:
+        nodes: so far, in order.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self._constants: dict[tuple[str, str, tuple[int, ...]], str] = {}
+
+    def __call__(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """Append a node of one output and return that."""
+        return self.several(op, *inputs, outputs=1, **attributes)[0]
+
+    def several(self, op: str, *inputs: str, outputs: int, **attributes: Any) -> tuple[str, ...]:
+        """Append a node of several outputs and return them."""
+        number = len(self.nodes)
+        names = [f"v{number}" if outputs == 1 else f"v{number}_{i}" for i in range(outputs)]
+        self.nodes.append(make_node(op, inputs, names, f"{op}_{number}", attributes))
+        return tuple(names)
+
+    def constant(self, value: Any, dtype: str) -> str:
+        """A constant of any shape; equal ones are made once."""
+        array = np.asarray(value, dtype=dtype)
+        key = (array.tobytes().hex(), dtype, array.shape)
+        if key not in self._constants:
+            self._constants[key] = self("Constant", value=numpy_helper.from_array(array))
+        return self._constants[key]
+
+    def integer(self, name: str) -> str:
+        """The function's attribute ``name``, an integer, as [] int64."""
+        return self("Constant", value_int=Reference(name, AttributeProto.INT))
+
+    def integers(self, name: str) -> str:
+        """The function's attribute ``name``, a list of integers, as [n] int64."""
+        return self("Constant", value_ints=ints(name))
+
+    def double(self, name: str) -> str:
+        """The function's attribute ``name``, a float, as [] float64."""
+        return self("Constant", value=Reference(name, AttributeProto.TENSOR))
+
+    def float(self, name: str) -> str:
+        """The function's attribute ``name``, a float, as [] float32."""
+        return self.cast(self.double(name), "float32")
+
+    def cast(self, x: str, dtype: str) -> str:
+        """``x`` as ``dtype``; integers keep their low bits."""
+        return self("Cast", x, to=element_type(dtype))
+
+    def extent(self, x: str, axis: int) -> str:
+        """Extent of one axis, [1] int64."""
+        end = {} if axis == -1 else {"end": axis + 1}
+        return self("Shape", x, start=axis, **end)
+
+    def shape(self, *parts: str | int) -> str:
+        """A shape from integers and [n] int64 values."""
+        values = [part if isinstance(part, str) else self.constant([part], "int64") for part in parts]
+        return self("Concat", *values, axis=0)
+
+    def reshape(self, x: str, *parts: str | int) -> str:
+        """``x`` in another shape; 0 keeps an extent, -1 stands for the rest."""
+        if all(isinstance(part, int) for part in parts):
+            return self("Reshape", x, self.constant(parts, "int64"))
+        return self("Reshape", x, self.shape(*parts))
+
+    def range(self, count: str) -> str:
+        """0, 1, ... below ``count`` ([] or [1] int64), as int64."""
+        scalar = self("Reshape", count, self.constant([], "int64"))
+        return self("Range", self.constant(0, "int64"), scalar, self.constant(1, "int64"))
+
+    def front(self, x: str, count: str, axis: int) -> str:
+        """The first ``count`` ([1] int64) elements along ``axis``."""
+        return self("Slice", x, self.constant([0], "int64"), count, self.constant([axis], "int64"))
+
+    def back(self, x: str, start: str, axis: int) -> str:
+        """The elements along ``axis`` from ``start`` ([1] int64) on."""
+        end = self.constant([np.iinfo(np.int64).max], "int64")
+        return self("Slice", x, start, end, self.constant([axis], "int64"))
+
+    def sum(self, x: str, *axes: int, keepdims: int = 0) -> str:
+        """Sum over ``axes``."""
+        return self("ReduceSum", x, self.constant(axes, "int64"), keepdims=keepdims)
+
+    def unsqueeze(self, x: str, *axes: int) -> str:
+        """``x`` with new axes of one element at ``axes``."""
+        return self("Unsqueeze", x, self.constant(axes, "int64"))
+
+    def channels_first(self, x: str) -> str:
+        """NHWC to NCHW."""
+        return self("Transpose", x, perm=[0, 3, 1, 2])
+
+    def channels_last(self, x: str) -> str:
+        """NCHW to NHWC."""
+        return self("Transpose", x, perm=[0, 2, 3, 1])
+
+
+def ints(name: str) -> Reference:
+    """The function's attribute ``name``, a list of integers."""
+    return Reference(name, AttributeProto.INTS)
+
+
+def make_node(
+    op: str, inputs: Sequence[str], outputs: Sequence[str], name: str, attributes: Attributes, domain: str = ""
+) -> NodeProto:
+    """One node; an attribute that is a ``Reference`` refers to one of the function around it."""
+    plain = {key: value for key, value in attributes.items() if not isinstance(value, Reference)}
+    node = helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain, **plain)
+    for key, value in attributes.items():
+        if isinstance(value, Reference):
+            node.attribute.add(name=key, ref_attr_name=value.name, type=value.kind)
+    return node
+
+
+def element_type(dtype: str) -> int:
+    """ONNX's number of a NumPy dtype."""
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+
+def tensor_operands(reference: Callable[..., Any]) -> list[str]:
+    """Names of the parameters of ``reference`` that are tensors, optional ones included."""
+    parameters = inspect.signature(reference).parameters.values()
+    return [p.name for p in parameters if "Tensor" in str(p.annotation)]
+
+
+def operands_of(reference: Callable[..., Any], arguments: Sequence[Any]) -> dict[str, Any]:
+    """The arguments of a call of ``reference`` that are tensors or absent, by name, in the order of the inputs."""
+    given = dict(zip(inspect.signature(reference).parameters, arguments, strict=True))
+    return {name: given[name] for name in tensor_operands(reference)}
+
+
+def call_attributes(reference: Callable[..., Any], function: OnnxFunction, arguments: Sequence[Any]) -> Attributes:
+    """ONNX attributes of the call with ``arguments``; ``ValueError`` if ONNX cannot compute it exactly."""
+    if function.attributes is not None:
+        given = function.attributes(*arguments)
+    else:
+        operands = tensor_operands(reference)
+        parameters = inspect.signature(reference).parameters
+        given = {n: a for n, a in zip(parameters, arguments, strict=True) if n not in operands}
+    return {name: _attribute_value(value) for name, value in given.items()}
+
+
+def kernel_key(name: str, arguments: Sequence[Any]) -> str:
+    """Names the kernel of one call by op, arguments, shapes and types: equal for calls that a kernel can serve alike.
+
+    Args:
+        name: of the op.
+        arguments: of the call, with real or fake tensors.
+    """
+
+    def signature(argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            return [str(argument.dtype), [int(d) for d in argument.shape]]
+        return [signature(item) for item in argument] if isinstance(argument, (list, tuple)) else repr(argument)
+
+    text = json.dumps([name, [signature(argument) for argument in arguments]])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _attribute_value(value: Any) -> Any:
+    """ONNX's own float attributes have single precision: too little for the decay of Adam's moments."""
+    if isinstance(value, float):
+        return numpy_helper.from_array(np.array(value, dtype=np.float64))
+    return int(value) if isinstance(value, (bool, int)) else [int(item) for item in value]
+
+
+def function_proto(
+    name: str, reference: Callable[..., Any], function: OnnxFunction, attributes: Sequence[str]
+) -> FunctionProto:
+    """The model-local function of one op.
+
+    Args:
+        name: of the op.
+        reference: its reference; the names of its tensor parameters name the inputs, its docstring is kept.
+        function: its body.
+        attributes: names of the attributes that calls give.
+    """
+    body = Body()
+    inputs = tensor_operands(reference)
+    results = function.body(body, *inputs)
+    names = [results] if isinstance(results, str) else list(results)
+    outputs = ["result"] if len(names) == 1 else [f"result_{i}" for i in range(len(names))]
+    for value, output in zip(names, outputs, strict=True):
+        body.nodes.append(make_node("Identity", [value], [output], output, {}))
+    return helper.make_function(
+        DOMAIN, name, inputs, outputs, body.nodes, [helper.make_opsetid("", OPSET)], list(attributes),
+        doc_string=inspect.getdoc(reference),
+    )  # fmt: skip

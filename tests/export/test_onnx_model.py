@@ -1,0 +1,128 @@
+"""The exported training step: a valid file, named as promised, with the codes of the compiled step."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tvm
+
+from fqt_deploy.codegen.kernel_grouping import Kernel, group_kernels
+from fqt_deploy.compiler import export_onnx, lower_model
+from fqt_deploy.core.onnx_names import NEXT
+from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.ops.onnx_body import DOMAIN
+from fqt_deploy.runtime.artifact import read_artifact
+from tools.examples import EXAMPLES, load_example
+
+
+def test_state_goes_in_and_out_by_name(exported):
+    """State in and state out; a session starts with x and y alone."""
+    model, graph = onnx.load(exported.train), exported.lowered.train
+    inputs = [i.name for i in model.graph.input]
+    assert inputs == ["x", "y", "seed", "lr", *graph.state]
+    initial = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name in inputs}
+    assert initial.keys() == set(inputs) - {"x", "y"}
+    assert initial["seed"] == 7
+    for name, state in graph.state.items():
+        np.testing.assert_array_equal(initial[name], state.initial.detach().numpy())
+    outputs = [o.name for o in model.graph.output]
+    assert sorted(outputs) == sorted(["loss", "logits", *(name + NEXT for name in graph.state)])
+    assert {"param/features.3.weight", "adam_m/features.3.weight", "step"} <= set(inputs)
+
+
+def test_nodes_are_named_after_layers(exported):
+    """Unique names and metadata for a viewer; one function an op, of standard ops only."""
+    model = onnx.load(exported.train)
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    assert any(name.startswith("features.3/forward/binary_conv2d") for name in names)
+    metadata = {entry.key: entry.value for entry in model.graph.node[-1].metadata_props}
+    assert metadata["phase"] == "optimizer"
+    called = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    assert sorted(called) == sorted(function.name for function in model.functions)
+    assert {"binary_conv2d", "quantize_pack_samples", "select_sampled", "adam_update"} <= called
+    assert {node.domain for function in model.functions for node in function.node} == {""}
+
+
+@pytest.mark.parametrize("name", ["train", "infer"])
+def test_file_is_valid(exported, name):
+    model = onnx.load(getattr(exported, name))
+    onnx.checker.check_model(model, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    typed = {info.name for info in inferred.graph.value_info} | {o.name for o in inferred.graph.output}
+    assert {out for node in model.graph.node for out in node.output} <= typed
+
+
+def test_codes_equal_those_of_the_compiled_kernels(exported, digits, values_of, names_of, assert_close):
+    """Each compiled kernel on the values that ONNX Runtime computed: packed bits, codes and sums are equal."""
+    images, labels = digits
+    feeds = {"x": images[:8].numpy(), "y": labels[:8].numpy()}
+    values, graph = values_of(onnx.load(exported.train), feeds), exported.lowered.train
+    names = names_of(graph)
+    manifest, _, library = read_artifact(exported.artifact)
+    module = tvm.runtime.load_module(str(library))
+    kernels = [step for step in group_kernels(graph) if isinstance(step, Kernel)]
+    exact = set()
+    for info, kernel in zip(manifest.kernels, kernels, strict=True):
+        found = names[kernel.root]
+        wanted = [values[name] for name in (found if isinstance(found, list) else [found])]
+        operands = [tvm.runtime.tensor(np.array(values[names[leaf]], order="C")) for leaf in kernel.leaves]
+        results = [tvm.runtime.empty(w.shape, w.dtype.name) for w in wanted]
+        module.get_function(info.symbol, query_imports=True)(*operands, *results)
+        floor = max(
+            (float(np.linalg.norm(values[names[leaf]].astype(np.float64))) for leaf in kernel.leaves), default=0
+        )
+        for result, value in zip(results, wanted, strict=True):
+            assert_close(result.numpy(), value, f"{info.op} of {info.layer}", floor=floor)
+            if value.dtype.kind != "f":
+                exact.add(info.op)
+    assert {
+        "pack_signs", "pack_weight", "pack_positions", "binary_conv2d", "select_sampled", "quantize_pack_samples",
+        "quantize_pack_channels", "bitplane_conv2d_input_grad", "bitplane_weight_grad", "tap_sums", "position_sums",
+    } <= exact  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"agp": "once"},
+        pytest.param({"agp": "topk", "grid": "minmax"}, marks=pytest.mark.slow),
+        pytest.param({"recipe": "psq-1"}, marks=pytest.mark.slow),
+        pytest.param({"recipe": "psq-8"}, marks=pytest.mark.slow),
+        pytest.param({"recipe": "none"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_every_recipe_exports(digits_source, digits, tmp_path, values_of, check_every_node, settings):
+    """A valid file whose every node agrees with its reference."""
+    options = CompileOptions(**settings)
+    lowered = lower_model(digits_source, options)
+    export_onnx(digits_source, options, lowered, tmp_path / "m.onnx")
+    feeds = {"x": digits[0][:8].numpy(), "y": digits[1][:8].numpy()}
+    check_every_node(lowered.train, values_of(onnx.load(tmp_path / "m.onnx"), feeds))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg16", "resnet18", "mixer"])
+def test_examples_train_in_stock_onnx_runtime(name, tmp_path, values_of, check_every_node):
+    """A valid file, every node agrees with its reference, and the loss of one batch falls over eight steps."""
+    source = load_example(name, batch=4)
+    assert name in EXAMPLES
+    options = CompileOptions()
+    lowered = lower_model(source, options)
+    path = tmp_path / "m.onnx"
+    export_onnx(source, options, lowered, path)
+    x, y = (t.numpy() for t in source.example_inputs)
+    check_every_node(lowered.train, values_of(onnx.load(path), {"x": x, "y": y}))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+    state, losses = {}, []
+    for _ in range(8):
+        results = dict(zip(outputs, session.run(outputs, {"x": x, "y": y, **state}), strict=True))
+        losses.append(float(results["loss"]))
+        state = {n.removesuffix(NEXT): value for n, value in results.items() if n.endswith(NEXT)}
+    assert state["step"] == 8
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-2:]) < losses[0]
