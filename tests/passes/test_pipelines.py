@@ -39,6 +39,7 @@ SHOWN = {
     "decompose-composites": ("convolutional", {}),
     "fold-packing": ("dense", {}),
     "write-state": ("convolutional", {}),
+    "rematerialize": ("convolutional", {"recipe": "none", "remat": "auto"}),
 }
 """Pass -> the model and options whose golden text shows it; the others change no node."""
 UNCHANGING = {"check-operators", "annotate-layers"}
@@ -103,7 +104,7 @@ def test_a_pass_that_only_looks(name, changes):
 @pytest.mark.parametrize(
     ("model", "options"),
     [
-        ("convolutional", {"recipe": "none"}),
+        ("convolutional", {"recipe": "none", "remat": "auto"}),
         ("convolutional", {}),
         ("dense", {"agp": "topk", "grid": "minmax"}),
         ("normed", {"recipe": "scq"}),
