@@ -30,6 +30,8 @@ MEAN = np.array([0.4914, 0.4822, 0.4465], dtype=np.float32)
 STD = np.array([0.2470, 0.2435, 0.2616], dtype=np.float32)
 """Of CIFAR-10's red, green and blue in [0, 1]."""
 REPORT_EVERY = 50
+QUIET = 10.0
+"""Seconds without a line, after which one says how far training is."""
 ENDS = 20
 """Steps that ``first`` and ``last`` are means of."""
 
@@ -85,6 +87,7 @@ def load_images(data: Path, part: str, count: int) -> tuple[Array, Array]:
 
 def train(runs: list[Run], x: Array, y: Array, batch: int, steps: int) -> None:
     """Give every run the same batches, and print the mean losses every ``REPORT_EVERY`` steps."""
+    begin = told = time.perf_counter()
     for step, index in enumerate(batches(len(x), batch, steps)):
         images, labels = x[index], y[index]
         for run in runs:
@@ -94,6 +97,10 @@ def train(runs: list[Run], x: Array, y: Array, batch: int, steps: int) -> None:
             recent = (done - 1) % REPORT_EVERY + 1
             losses = ", ".join(f"{run.name} {np.mean(run.losses[-recent:]):.4f}" for run in runs)
             print(f"steps {done - recent + 1}-{done}: mean loss {losses}", flush=True)
+            told = time.perf_counter()
+        elif time.perf_counter() - told > QUIET:
+            told = time.perf_counter()
+            print(f"step {done} of {steps}, {(told - begin) / done * (steps - done):.0f} s left", flush=True)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
