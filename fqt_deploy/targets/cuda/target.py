@@ -8,12 +8,20 @@ import tvm
 from tvm import tirx
 
 from fqt_deploy.targets.base import ScheduleRule, Target
+from fqt_deploy.targets.cuda.binary_conv2d import BinaryConv2dRule
+from fqt_deploy.targets.cuda.bitplane_conv2d_input_grad import BitplaneConv2dInputGradRule
+from fqt_deploy.targets.cuda.bitplane_weight_grad import BitplaneWeightGradRule
 from fqt_deploy.targets.cuda.device_intrinsics import with_device_intrinsics
 from fqt_deploy.targets.cuda.elementwise import AnyRule
 from fqt_deploy.targets.cuda.features import cuda_features
 from fqt_deploy.targets.cuda.single_block import SingleBlockRule
 
 RULES: tuple[ScheduleRule, ...] = (
+    # 1-bit products
+    BinaryConv2dRule(),
+    BitplaneConv2dInputGradRule(),
+    BitplaneWeightGradRule(),
+    # chains of small stages
     SingleBlockRule(),
     # anything
     AnyRule(),
