@@ -142,7 +142,10 @@ def loads_of(expression: Any) -> list[Any]:
 
 def substituted(expression: Any, axes: tuple[Axis, ...], positions: list[Any]) -> Any:
     """``expression`` with each axis replaced by its position."""
-    replacement = {axis.var: position for axis, position in zip(axes, positions, strict=True)}
+    replacement = {
+        axis.var: tirx.const(position, "int32") if isinstance(position, int) else position
+        for axis, position in zip(axes, positions, strict=True)
+    }
     return tvm_ffi.structural_map(expression, (tirx.Var, lambda var: replacement.get(var, var)))
 
 

@@ -8,12 +8,16 @@ import tvm
 from tvm import tirx
 
 from fqt_deploy.targets.base import ScheduleRule, Target
+from fqt_deploy.targets.cuda.ballot_packing import BallotPackingRule
 from fqt_deploy.targets.cuda.binary_conv2d import BinaryConv2dRule
 from fqt_deploy.targets.cuda.bitplane_conv2d_input_grad import BitplaneConv2dInputGradRule
 from fqt_deploy.targets.cuda.bitplane_weight_grad import BitplaneWeightGradRule
+from fqt_deploy.targets.cuda.column_packing import ColumnPackingRule, WeightPackingRule
 from fqt_deploy.targets.cuda.device_intrinsics import with_device_intrinsics
 from fqt_deploy.targets.cuda.elementwise import AnyRule
 from fqt_deploy.targets.cuda.features import cuda_features
+from fqt_deploy.targets.cuda.fp32_product import Fp32ProductRule
+from fqt_deploy.targets.cuda.pack_positions import PackPositionsRule
 from fqt_deploy.targets.cuda.single_block import SingleBlockRule
 
 RULES: tuple[ScheduleRule, ...] = (
@@ -21,6 +25,13 @@ RULES: tuple[ScheduleRule, ...] = (
     BinaryConv2dRule(),
     BitplaneConv2dInputGradRule(),
     BitplaneWeightGradRule(),
+    # packing
+    BallotPackingRule(),
+    ColumnPackingRule(),
+    WeightPackingRule(),
+    PackPositionsRule(),
+    # fp32 products
+    Fp32ProductRule(),
     # chains of small stages
     SingleBlockRule(),
     # anything
