@@ -79,9 +79,9 @@ def load_emulated_device(folder: Path) -> None:
     versions = folder / "versions.map"
     versions.write_text("libcudart.so.13 { global: *; };\n")
     runtime, driver = folder / "libcudart.so.13", folder / "libcuda.so.1"
+    link = f"-Wl,-soname,{runtime.name},--version-script={versions}"
     if not runtime.is_file():
-        _compile(["-O1", "-DEMULATE_RUNTIME", source, f"-Wl,-soname,{runtime.name},--version-script={versions}"]
-                 + ["-o", str(runtime)])  # fmt: skip
+        _compile(["-O1", "-DEMULATE_RUNTIME", source, link, "-o", str(runtime)])
     if not driver.is_file():
         _compile(["-O1", source, str(runtime), f"-Wl,-soname,{driver.name}", "-ldl", "-o", str(driver)])
     for library in (runtime, driver):

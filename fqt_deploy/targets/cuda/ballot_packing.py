@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from tvm import tirx
-from tvm.ir.expr import Call
+from tvm.ir.prim.expr import LShift
 
 from fqt_deploy.targets.cuda.features import CudaFeatures
 from fqt_deploy.targets.cuda.kernel_builder import (
@@ -73,8 +73,8 @@ def _word(
 
     def plane(p: int) -> Any:
         shifted = substituted(bit.expression, *at(p))
-        assert isinstance(shifted, Call), "a word is a sum of shifted bits"
-        own = inlined(shifted.args[0], elements, at=lambda _: element[0])
+        assert isinstance(shifted, LShift), "a word is a sum of shifted bits"
+        own = inlined(shifted.a, elements, at=lambda _: element[0])
         word = as_int32(ballot(own))
         axes, where = at(p)
         indices = [substituted(index, axes, where) for index in bit.indices]
