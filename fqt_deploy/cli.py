@@ -34,6 +34,7 @@ Examples:
   fqt-compile model.py --grad-bits 2 --agp once         another gradient width and selection
   fqt-compile model.py --weights w.safetensors --optimizer sgd --lr 0.01 --momentum 0.9
   fqt-compile model.py --mcpu x86-64-v3 --exclude 'head.*' --verify numerics
+  fqt-compile model.py --target cuda --arch sm_90a      for an H100; needs no GPU here
   fqt-compile model.py --profile                        time it, layer by layer, beside PyTorch
 
 \b
@@ -86,6 +87,7 @@ def _listing(name: str, callback: Callable[..., None], text: str) -> Callable[..
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: MODEL.fqt]")
 @click.option("--target", help="What to compile for; see --list-targets.  [default: cpu]")
 @click.option("--mcpu", help="CPU level: x86-64-v2, -v3, -v4, znver4, ...  [default: this machine]")
+@click.option("--arch", metavar="LIST", help="GPU architectures, such as sm_80,sm_90a.  [default: sm_80,sm_90a]")
 @click.option("--batch", type=click.IntRange(min=1), help="Samples in a step.  [default: as in example_inputs()]")
 @click.option("--weights", type=click.Path(path_type=Path), help="State dict to start from: .safetensors or .pt.")
 @click.option(

@@ -9,6 +9,7 @@ import tvm
 from tvm import relax
 
 from fqt_deploy.codegen.to_relax import RelaxProgram
+from fqt_deploy.targets.base import Target
 
 
 @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
@@ -29,12 +30,12 @@ def lower_relax(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
     return tvm.transform.Sequential(passes)(module)
 
 
-def build_executable(program: RelaxProgram, target: tvm.target.Target) -> Any:
+def build_executable(program: RelaxProgram, target: Target) -> Any:
     """Compile ``program`` for ``target``; kernels are callable by their symbols as well as through the step."""
-    with target:
-        return tvm.compile(program.module, target, relax_pipeline=lower_relax)
+    return target.compile(program.module, lower_relax)
 
 
-def export_library(executable: Any, path: Path) -> None:
-    """Link the executable into the shared library ``path``."""
+def export_library(executable: Any, target: Target, path: Path) -> None:
+    """Link the executable into the shared library ``path``; an ``FqtError`` if it lacks the device's code."""
     executable.export_library(str(path))
+    target.check_library(path)

@@ -26,6 +26,7 @@ from fqt_deploy.passes.invariants import ALWAYS
 from fqt_deploy.passes.pass_base import Pass, Pipeline
 from fqt_deploy.passes.pipelines import all_passes, prediction_passes, training_passes
 from fqt_deploy.runtime.artifact import write_artifact
+from fqt_deploy.targets.base import Target
 from fqt_deploy.targets.registry import make_target
 
 Progress = Callable[[str], None]
@@ -80,16 +81,18 @@ def compile_model(
     """
     tell = progress or (lambda _: None)
     _check_pass_names(options)
-    target = make_target(options.target, options.mcpu)
+    target = make_target(options.target, mcpu=options.mcpu, arch=options.arch)
+    if options.verify == "numerics":
+        target.device()  # an error now, not after minutes of compiling
     lowered = lower_model(source, options, progress=tell)
     tell("generating kernels")
     program = to_relax(lowered.train, lowered.predict, target.schedule)
     tell("compiling kernels")
-    executable = build_executable(program, target.tvm_target)
+    executable = build_executable(program, target)
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "step.so"
-        export_library(executable, library)
-        report = _verify(source, options, lowered.train, program, library, tell)
+        export_library(executable, target, library)
+        report = _verify(source, options, lowered.train, program, library, target, tell)
         manifest = describe(source, options, lowered.train, lowered.predict, program, target)
         state = {name: np.array(t.initial.detach().numpy(), order="C") for name, t in lowered.train.state.items()}
         manifest = write_artifact(output, manifest, state, library)
@@ -130,12 +133,13 @@ def _verify(
     train: TrainingGraph,
     program: RelaxProgram,
     library: Path,
+    target: Target,
     tell: Progress,
 ) -> VerificationReport | None:
     if options.verify != "numerics":
         return None
     tell("comparing every kernel with PyTorch")
-    return verify_numerics(train, program, library, source.example_inputs, options)
+    return verify_numerics(train, program, library, source.example_inputs, options, target.device())
 
 
 def _set_mode(module: nn.Module, *, training: bool) -> None:

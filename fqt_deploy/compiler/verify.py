@@ -65,6 +65,7 @@ def verify_numerics(
     library: Path,
     example_inputs: tuple[Tensor, Tensor],
     options: CompileOptions,
+    device: Any,
 ) -> VerificationReport:
     """Interpret ``graph`` in PyTorch and check each kernel where its root is computed.
 
@@ -74,6 +75,7 @@ def verify_numerics(
         library: the compiled library.
         example_inputs: x and y.
         options: seed and learning rates.
+        device: TVM device that runs the kernels.
     """
     module = tvm.runtime.load_module(str(library))
     checks = {call.root: (info, call) for info, call in zip(program.kernels, program.calls, strict=True)}
@@ -88,7 +90,7 @@ def verify_numerics(
                 result = node.target(*args, **kwargs)
                 values[node] = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, result)
                 if node in checks:
-                    found[node] = _check(module, *checks[node], written.get(node, []), values)
+                    found[node] = _check(module, *checks[node], written.get(node, []), values, device)
             for dead in last_use.get(node, ()):
                 values.pop(dead, None)
     return VerificationReport(tuple(found[call.root] for call in program.calls))
@@ -120,16 +122,16 @@ def _last_uses(graph: TrainingGraph, checks: dict[fx.Node, tuple[KernelInfo, Ker
 
 
 def _check(
-    module: Any, info: KernelInfo, kernel: Kernel, written: list[fx.Node], values: dict[fx.Node, Any]
+    module: Any, info: KernelInfo, kernel: Kernel, written: list[fx.Node], values: dict[fx.Node, Any], device: Any
 ) -> VerificationRow:
     expected = values[kernel.root]
     expected = list(expected) if isinstance(expected, (tuple, list)) else [expected]
-    operands = {leaf: tvm.runtime.tensor(_array(values[leaf])) for leaf in kernel.leaves}
+    operands = {leaf: tvm.runtime.tensor(_array(values[leaf]), device) for leaf in kernel.leaves}
     targets: list[fx.Node | None] = [*written] or [None] * len(
         expected
     )  # what is written in place may also be an operand
     results = [
-        operands[n] if n in operands else tvm.runtime.empty(tuple(e.shape), str(e.dtype).removeprefix("torch."))
+        operands[n] if n in operands else tvm.runtime.empty(tuple(e.shape), str(e.dtype).removeprefix("torch."), device)
         for n, e in zip(targets, expected, strict=True)
     ]
     module.get_function(info.symbol, query_imports=True)(*operands.values(), *results)

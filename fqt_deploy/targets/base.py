@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import tvm
@@ -48,3 +49,15 @@ class Target:
             if scheduled is not None:
                 return scheduled.with_attrs({"fqt.op": op, "tirx.is_scheduled": True})
         raise AssertionError(f"target {self.name} has no rule that takes {op}")
+
+    def compile(self, module: tvm.IRModule, relax_pipeline: Any) -> Any:
+        """An executable of ``module``: its Relax functions lowered by ``relax_pipeline``, its kernels as they are."""
+        with self.tvm_target:
+            return tvm.compile(module, self.tvm_target, relax_pipeline=relax_pipeline)
+
+    def device(self) -> Any:
+        """The TVM device of this machine that runs the target's code; FQT403 if there is none."""
+        return tvm.cpu()
+
+    def check_library(self, library: Path) -> None:
+        """Raise an ``FqtError`` if the exported ``library`` lacks what the device runs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ PIPELINE = "fqt_cuda"
 
 def _pipeline() -> tuple[tvm.transform.Pass, Callable[[], Any], Callable[[], Any]]:
     """Unlike TVM's own: kernels place their barriers themselves, and no buffer has a tile layout to lower."""
+    mark_in_place, keep_aliases = _alias_passes()
     passes = [
         s_tir.transform.UnifyThreadBinding(),
         tirx.transform.StmtSimplify(),
@@ -27,7 +29,9 @@ def _pipeline() -> tuple[tvm.transform.Pass, Callable[[], Any], Callable[[], Any
         tirx.transform.CommonSubexprElim(),
         tirx.transform.VerifyMemory(),
         tirx.transform.AnnotateEntryFunc(),
+        mark_in_place,
         tirx.transform.SplitHostDevice(),
+        keep_aliases,
         tirx.transform.MakePackedAPI(),
     ]
     return (
@@ -35,6 +39,27 @@ def _pipeline() -> tuple[tvm.transform.Pass, Callable[[], Any], Callable[[], Any
         compilation_pipeline.finalize_host_passes,
         compilation_pipeline.finalize_device_passes,
     )
+
+
+def _alias_passes() -> tuple[tvm.transform.Pass, tvm.transform.Pass]:
+    """Kernels of functions that write in place must not promise distinct memory; splitting off kernels forgets that."""
+    in_place: set[str] = set()
+
+    @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
+    def mark_in_place(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        for variable, function in module.functions.items():
+            if not bool(function.attrs.get("tirx.noalias", True)):
+                in_place.add(variable.name_hint)
+        return module
+
+    @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
+    def keep_aliases(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        for variable, function in list(module.functions.items()):
+            if re.sub(r"_kernel(_\d+)?$", "", variable.name_hint) in in_place:
+                module.update_func(variable, function.with_attr("tirx.noalias", False))
+        return module
+
+    return mark_in_place, keep_aliases
 
 
 def register() -> str:
