@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.manifest import TensorSpec
+from fqt_deploy.runtime.arrays import aligned_copy, check_input, is_ready
 from fqt_deploy.runtime.threads import configure_threads
 
 Array = NDArray[Any]
@@ -33,32 +36,38 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        ffi = _load_runtime()
+        ffi = load_runtime()
         self._from_dlpack = ffi.from_dlpack
-        try:
-            executable = ffi.load_module(str(path.resolve()))
-            self._machine = executable["vm_load_executable"]()
-            self._machine["vm_initialization"](_CPU, 0, _POOLED)
-            self._train_step = self._machine["train_step"]
-            self._predict = self._machine["predict"]
-        except (RuntimeError, OSError, AttributeError, ValueError) as error:  # what tvm_ffi raises, by kind of damage
-            raise FqtError(
-                f"{path} cannot be loaded: {str(error).strip().splitlines()[-1]}",
-                code="FQT502",
-                hint="compile the model again, for this machine",
-            ) from None
+        machine = load_machine(ffi, path, (_CPU, 0, _POOLED))
+        self._train_step, self._predict = machine["train_step"], machine["predict"]
 
-    def train_step(self, *arrays: Array) -> tuple[Array, Array]:
+    def place(self, array: Array) -> Array:
+        """``array`` where the step can read and write it: an aligned copy, or itself if it is aligned."""
+        return array if is_ready(array) else aligned_copy(array)
+
+    def fetch(self, operand: Array) -> Array:
+        """A copy of what ``place`` returned."""
+        return operand.copy()
+
+    def assign(self, operand: Array, value: Any) -> None:
+        """Overwrite what ``place`` returned."""
+        operand[...] = value
+
+    def batch(self, spec: TensorSpec, value: Any, *, classes: int | None = None) -> Array:
+        """An input of the step, checked; see ``check_input``."""
+        return check_input(spec, value, classes=classes)
+
+    def train_step(self, *arrays: Array) -> tuple[float, Array]:
         """One step on ``x, y, seed, lr, *state``; the state is changed in place.
 
         Args:
             *arrays: in the manifest's order, C-contiguous and aligned to 64 bytes.
 
         Returns:
-            The loss ``[]`` and the logits; they share memory with nothing else.
+            The loss, and the logits, which share memory with nothing else.
         """
         loss, logits = self._train_step(*map(self._from_dlpack, arrays))
-        return _owned(loss), _owned(logits)
+        return float(_owned(loss)), _owned(logits)
 
     def predict(self, *arrays: Array) -> Array:
         """Logits of ``x, *predict_state``; arguments as for ``train_step``."""
@@ -70,21 +79,61 @@ def _owned(tensor: Any) -> Array:
     return np.array(np.from_dlpack(tensor))
 
 
-def _load_runtime() -> ModuleType:
-    """Make TVM's runtime functions known to ``tvm_ffi``; ``tvm`` itself would load the compiler."""
+def load_machine(ffi: ModuleType, path: Path, devices: tuple[int, ...]) -> Any:
+    """The virtual machine of the library ``path``: its functions by name.
+
+    Args:
+        ffi: from ``load_runtime``.
+        path: the shared library.
+        devices: type, number and allocator of each device; the CPU last.
+
+    Raises:
+        FqtError: FQT502 if the library cannot be loaded.
+    """
+    try:
+        machine = ffi.load_module(str(path.resolve()))["vm_load_executable"]()
+        machine["vm_initialization"](*devices)
+        for name in ("train_step", "predict"):
+            machine[name]
+    except (RuntimeError, OSError, AttributeError, ValueError) as error:  # what tvm_ffi raises, by kind of damage
+        raise FqtError(
+            f"{path} cannot be loaded: {str(error).strip().splitlines()[-1]}",
+            code="FQT502",
+            hint="compile the model again, for this machine",
+        ) from None
+    return machine
+
+
+def load_runtime(*more: str) -> ModuleType:
+    """Make TVM's runtime functions known to ``tvm_ffi``; ``tvm`` itself would load the compiler.
+
+    Args:
+        *more: names of further runtime libraries, beside the first one.
+
+    Raises:
+        FqtError: FQT509 if a library is missing, FQT502 if it cannot be loaded.
+    """
     configure_threads()
+    ffi = _import_tvm_ffi()
+    for name in (RUNTIME_LIBRARY, *more):
+        found = next((folder / name for folder in _library_folders() if (folder / name).is_file()), None)
+        if found is None:
+            raise FqtError(f"{name} is missing", code="FQT509", hint="pip install 'apache-tvm>=0.27,<0.28'")
+        try:
+            ctypes.CDLL(str(found), ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise FqtError(
+                f"{found} cannot be loaded: {error}", code="FQT502", hint="install apache-tvm again"
+            ) from None
+    return ffi
+
+
+def _library_folders() -> list[Path]:
+    """Where TVM's libraries may be: in ``FQT_RUNTIME_LIBRARIES``, else in the installed package."""
+    carried = os.environ.get("FQT_RUNTIME_LIBRARIES")
     package = importlib.util.find_spec("tvm")
     folders = package.submodule_search_locations if package is not None else None
-    candidates = [Path(folder) / "lib" / RUNTIME_LIBRARY for folder in folders or ()]
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
-        raise FqtError(f"{RUNTIME_LIBRARY} is missing", code="FQT509", hint="pip install 'apache-tvm>=0.27,<0.28'")
-    ffi = _import_tvm_ffi()
-    try:
-        ctypes.CDLL(str(found), ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        raise FqtError(f"{found} cannot be loaded: {error}", code="FQT502", hint="install apache-tvm again") from None
-    return ffi
+    return [*([Path(carried)] if carried else []), *(Path(folder) / "lib" for folder in folders or ())]
 
 
 def _import_tvm_ffi() -> ModuleType:

@@ -113,7 +113,7 @@ def enable_cuda_runtime() -> None:
         with tempfile.TemporaryDirectory(prefix="fqt_cuda_") as folder:
             ctypes.CDLL(str(_build_stand_in(Path(folder))), ctypes.RTLD_GLOBAL)
     runtimes = [folder / "lib" / "libcudart.so.13" for folder in _cuda_packages()]
-    if not any(_loads(str(path)) for path in (*runtimes, "libcudart.so.13")):
+    if not any(_loads(str(path)) for path in ("libcudart.so.13", *runtimes)):
         raise FqtError("the CUDA runtime library libcudart.so.13 is missing", code="FQT404", hint=INSTALL)
     library = Path(str(tvm.__file__)).parent / "lib" / "libtvm_runtime_cuda.so"
     if not _loads(str(library)) or tvm.get_global_func("device_api.cuda", allow_missing=True) is None:
