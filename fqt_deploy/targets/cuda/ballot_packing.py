@@ -26,6 +26,7 @@ from fqt_deploy.targets.cuda.loop_nest import (
     LoopNest,
     formulas_of,
     inlined,
+    loads_of,
     substituted,
     unflattened,
 )
@@ -91,11 +92,10 @@ def element_at(elements: LoopNest, term: Any, register: tirx.Buffer) -> Any:
 
     ``term`` may read past the last element in a branch that is not taken; a thread computes before it branches.
     """
-    found: list[Any] = []
-    inlined(term, elements, at=lambda load: found.append(list(load.indices)) or load)
-    indices = found[0]
-    value = substituted(elements.values[0].expression, elements.axes, indices)
-    (buffer,) = [v.buffer for v in elements.values]
+    (element,) = elements.values
+    buffer = element.buffer
+    indices = next(list(load.indices) for load in loads_of(term) if load.source.same_as(buffer))
+    value = substituted(element.expression, elements.axes, indices)
     inside = [index < axis.extent for index, axis in zip(indices, elements.axes, strict=True)]
     zero = tirx.const(0, str(buffer.dtype))
     return sequence(store(register, zero, 0), when(tirx.all(*inside), store(register, value, 0)))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import tvm_ffi
 from tvm import tirx
 
 from fqt_deploy.targets.cuda.kernel_builder import (
@@ -96,7 +97,7 @@ def _combine(nest: LoopNest, chunk: Axis, partial: Sequence[tirx.Buffer]) -> Any
             chunk.extent,
             lambda c: sequence(
                 *(
-                    store(t, v.combine(t[0], p[c, flat]), 0)
+                    store(t, v.combined(t[0], p[c, flat]), 0)
                     for t, v, p in zip(totals, nest.values, partial, strict=True)
                 )
             ),
@@ -131,7 +132,7 @@ def _reduce(
             term = chunk * terms + inner
             at = unflattened(term, nest.reduced)
             updates = [
-                store(t, v.combine(t[0], substituted(v.expression, (*nest.axes, *nest.reduced), [*positions, *at])), 0)
+                store(t, v.combined(t[0], substituted(v.expression, (*nest.axes, *nest.reduced), [*positions, *at])), 0)
                 for t, v in zip(totals, nest.values, strict=True)
             ]
             whole = terms % lanes == 0 and chunks * terms == nest.terms
@@ -157,7 +158,7 @@ def _reduce(
             half = lanes >> (level + 1)
             pairs = [
                 sequence(
-                    store(t, v.combine(t[0], s[thread + half * step]), 0),
+                    store(t, v.combined(t[0], s[thread + half * step]), 0),
                     store(s, t[0], thread),
                 )
                 for v, s, t in zip(nest.values, tables, totals, strict=True)
@@ -228,8 +229,6 @@ def _reduces_contiguous_axis(nest: LoopNest) -> bool:
 
 
 def _variables(expression: Any) -> list[Any]:
-    import tvm_ffi
-
     found: list[Any] = []
     tvm_ffi.structural_walk(expression, (tirx.Var, lambda var: found.append(var)))
     return found

@@ -43,6 +43,11 @@ class Value:
     initial: Any = None
     combine: Callable[[Any, Any], Any] | None = None
 
+    def combined(self, a: Any, b: Any) -> Any:
+        """The value of two partial results of a reduction."""
+        assert self.combine is not None
+        return self.combine(a, b)
+
 
 @dataclass(frozen=True)
 class LoopNest:
@@ -97,7 +102,8 @@ def formulas_of(function: tirx.PrimFunc) -> KernelFormulas:
 
 
 def _nest(block: Any) -> LoopNest:
-    spatial, reduced = [], []
+    spatial: list[Axis] = []
+    reduced: list[Axis] = []
     for axis in block.iter_vars:
         kind = spatial if int(axis.iter_type) == tirx.IterVar.DataPar else reduced
         kind.append(Axis(axis.var, int(axis.dom.extent)))

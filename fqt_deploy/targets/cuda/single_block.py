@@ -67,8 +67,6 @@ def _sums(nest: LoopNest, thread: Any) -> Any:
     warps = THREADS // WARP
     warp, lane = thread // WARP, thread % WARP
     (value,) = nest.values
-    combine = value.combine
-    assert combine is not None
     total = local((1,), str(value.buffer.dtype), "total")
 
     def element(step: Any) -> Any:
@@ -79,11 +77,11 @@ def _sums(nest: LoopNest, thread: Any) -> Any:
             term = inner * WARP + lane
             at = unflattened(term, nest.reduced)
             expression = substituted(value.expression, (*nest.axes, *nest.reduced), [*positions, *at])
-            update = store(total, combine(total[0], expression), 0)
+            update = store(total, value.combined(total[0], expression), 0)
             return when(True if nest.terms % WARP == 0 else term < nest.terms, update)
 
         def fold(level: int) -> Any:
-            return store(total, combine(total[0], shuffle_xor(total[0], WARP >> (level + 1))), 0)
+            return store(total, value.combined(total[0], shuffle_xor(total[0], WARP >> (level + 1))), 0)
 
         work = sequence(
             store(total, value.initial, 0),

@@ -21,7 +21,7 @@ from fqt_deploy.targets.cuda.bitplane_conv2d_input_grad import BitplaneConv2dInp
 from fqt_deploy.targets.cuda.bitplane_weight_grad import BitplaneWeightGradRule
 from fqt_deploy.targets.cuda.column_packing import ColumnPackingRule, WeightPackingRule
 from fqt_deploy.targets.cuda.device_intrinsics import with_device_intrinsics
-from fqt_deploy.targets.cuda.elementwise import AnyRule
+from fqt_deploy.targets.cuda.any_kernel import AnyRule
 from fqt_deploy.targets.cuda.features import CudaFeatures, cuda_features
 from fqt_deploy.targets.cuda.fp32_product import Fp32ProductRule
 from fqt_deploy.targets.cuda.pack_positions import PackPositionsRule
