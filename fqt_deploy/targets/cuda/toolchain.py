@@ -19,7 +19,7 @@ import tvm
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.targets.cuda.features import CudaFeatures
 
-NVCC_FLAGS = ("--fatbin", "-O3", "-std=c++17", "-fmad=false", "--expt-relaxed-constexpr")
+NVCC_FLAGS = ("--fatbin", "--threads=0", "-O3", "-std=c++17", "-fmad=false", "--expt-relaxed-constexpr")
 """``-fmad=false``: every float operation rounds, as in PyTorch. A contracted multiply-add could turn a bit."""
 
 FATBIN_MAGIC = b"\x50\xed\x55\xba"
