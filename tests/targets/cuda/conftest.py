@@ -28,16 +28,41 @@ def emulation(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def emulated_target(emulation):
+def emulated_target(emulation, emitted_sources):
     """Makes the CUDA target for given architectures, with kernels compiled for the emulation."""
     from fqt_deploy.targets.cuda.target import cuda_target
     from tools.cuda_emulation.emulate import compile_for_emulation
 
     def make(architectures=None):
-        target = cuda_target(architectures)
-        return dataclasses.replace(target, compile_source=lambda source, _: compile_for_emulation(source, emulation))
+        def compile_source(source, _):
+            emitted_sources.append(source)
+            return compile_for_emulation(source, emulation)
+
+        return dataclasses.replace(cuda_target(architectures), compile_source=compile_source)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def emitted_sources():
+    """CUDA source of every module that was compiled for the emulation so far."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def digits_step(digits_source, emulated_target, emitted_sources, tmp_path_factory):
+    """A verified step of the digits network for batches of 8: the result, its folder, and the emitted source."""
+    from fqt_deploy.compiler import compile_model
+    from fqt_deploy.core.options import CompileOptions
+
+    patch = pytest.MonkeyPatch()
+    patch.setitem(registry.TARGETS, "cuda", emulated_target)
+    output = tmp_path_factory.mktemp("cuda") / "digits.fqt"
+    try:
+        result = compile_model(digits_source, CompileOptions(target="cuda", agp="once", verify="numerics"), output)
+    finally:
+        patch.undo()
+    return result, output, emitted_sources[-1]
 
 
 @pytest.fixture

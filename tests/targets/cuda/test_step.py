@@ -4,23 +4,9 @@ import numpy as np
 import pytest
 
 import fqt_deploy
-import fqt_deploy.targets.registry
 from fqt_deploy.compiler import compile_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
-
-
-@pytest.fixture(scope="module")
-def artifact(digits_source, emulated_target, tmp_path_factory):
-    """A verified step of the digits network for batches of 8."""
-    patch = pytest.MonkeyPatch()
-    patch.setitem(fqt_deploy.targets.registry.TARGETS, "cuda", emulated_target)
-    output = tmp_path_factory.mktemp("cuda") / "digits.fqt"
-    try:
-        result = compile_model(digits_source, CompileOptions(target="cuda", agp="once", verify="numerics"), output)
-    finally:
-        patch.undo()
-    return result, output
 
 
 def batches(digits, count):
@@ -28,8 +14,8 @@ def batches(digits, count):
     return [(images[i : i + 8], labels[i : i + 8]) for i in range(0, 8 * count, 8)]
 
 
-def test_every_kernel_agrees_with_pytorch(artifact):
-    result, _ = artifact
+def test_every_kernel_agrees_with_pytorch(digits_step):
+    result, *_ = digits_step
     assert len(result.verification.rows) == len(result.manifest.kernels) > 100
     assert [row for row in result.verification.rows if not row.ok] == []
     assert result.manifest.target == {"name": "cuda", "mcpu": "sm_80,sm_90a"}
@@ -59,11 +45,11 @@ def test_every_example_agrees_with_pytorch(example, emulated_cuda, tmp_path):
     assert [row for row in result.verification.rows if not row.ok] == []
 
 
-def test_graphs_give_the_same_bits_as_single_launches(artifact, digits, monkeypatch):
+def test_graphs_give_the_same_bits_as_single_launches(digits_step, digits, monkeypatch):
     losses, states = [], []
     for graphs in ("1", "0"):
         monkeypatch.setenv("FQT_CUDA_GRAPH", graphs)
-        session = fqt_deploy.load(artifact[1])
+        session = fqt_deploy.load(digits_step[1])
         losses.append([session.step(*batch) for batch in batches(digits, 5)])
         states.append(session.state_dict())
         assert session.step_count == 5
@@ -72,8 +58,8 @@ def test_graphs_give_the_same_bits_as_single_launches(artifact, digits, monkeypa
         np.testing.assert_array_equal(value, states[1][name])
 
 
-def test_checkpoints_resume_bit_for_bit(artifact, digits, tmp_path):
-    session = fqt_deploy.load(artifact[1])
+def test_checkpoints_resume_bit_for_bit(digits_step, digits, tmp_path):
+    session = fqt_deploy.load(digits_step[1])
     work = batches(digits, 6)
     for batch in work[:3]:
         session.step(*batch)
@@ -87,8 +73,8 @@ def test_checkpoints_resume_bit_for_bit(artifact, digits, tmp_path):
     assert [again.step(*batch) for batch in work[3:]] == onward
 
 
-def test_weights_and_predictions_go_in_and_out(artifact, digits, digits_source):
-    session = fqt_deploy.load(artifact[1])
+def test_weights_and_predictions_go_in_and_out(digits_step, digits, digits_source):
+    session = fqt_deploy.load(digits_step[1])
     before = session.predict(digits[0][:11].numpy())
     weights = session.state_dict()
     assert before.shape == (11, 10)
@@ -118,9 +104,9 @@ class OnDevice:
         return self.tensor.__dlpack_device__()
 
 
-def test_tensors_on_the_device_are_used_where_they_are(artifact, digits):
+def test_tensors_on_the_device_are_used_where_they_are(digits_step, digits):
     work = batches(digits, 4)
-    host, device = fqt_deploy.load(artifact[1]), fqt_deploy.load(artifact[1])
+    host, device = fqt_deploy.load(digits_step[1]), fqt_deploy.load(digits_step[1])
     for x, y in work:
         x_there, y_there = OnDevice(device, x), OnDevice(device, y)
         assert device.step(x_there, y_there) == host.step(x, y)
@@ -131,9 +117,9 @@ def test_tensors_on_the_device_are_used_where_they_are(artifact, digits):
         device.step(OnDevice(device, work[0][0][:3]), work[0][1])
 
 
-def test_batches_from_many_places_share_one_recording(artifact, digits, monkeypatch):
+def test_batches_from_many_places_share_one_recording(digits_step, digits, monkeypatch):
     monkeypatch.setattr("fqt_deploy.runtime.cuda_library.GRAPHS", 2)
-    host, device = fqt_deploy.load(artifact[1]), fqt_deploy.load(artifact[1])
+    host, device = fqt_deploy.load(digits_step[1]), fqt_deploy.load(digits_step[1])
     kept = []
     for x, y in batches(digits, 6):
         kept.append((OnDevice(device, x), OnDevice(device, y)))
@@ -151,15 +137,15 @@ def test_batches_from_many_places_share_one_recording(artifact, digits, monkeypa
         ("FQT_CUDA_GRAPH", "yes", "FQT202", "must be 0 or 1"),
     ],
 )
-def test_a_device_that_does_not_fit_is_one_clear_error(artifact, monkeypatch, variable, value, code, words):
+def test_a_device_that_does_not_fit_is_one_clear_error(digits_step, monkeypatch, variable, value, code, words):
     monkeypatch.setenv(variable, value)
     with pytest.raises(FqtError, match=words) as error:
-        fqt_deploy.load(artifact[1])
+        fqt_deploy.load(digits_step[1])
     assert error.value.code == code
 
 
-def test_bad_inputs_are_refused_before_anything_changes(artifact, digits):
-    session = fqt_deploy.load(artifact[1])
+def test_bad_inputs_are_refused_before_anything_changes(digits_step, digits):
+    session = fqt_deploy.load(digits_step[1])
     x, y = batches(digits, 1)[0]
     for bad_x, bad_y, code in ((x[:3], y, "FQT505"), (x * np.nan, y, "FQT506"), (x, y + 10, "FQT507")):
         with pytest.raises(FqtError) as error:
