@@ -51,6 +51,7 @@ class CudaLibrary:
         self._logits = self._empty(manifest.logits)
         self._records = _records()
         self._warm = False
+        self._module: Any = None
         self._graphs: dict[tuple[int, ...], int] = {}
 
     def place(self, array: Array) -> Any:
@@ -115,6 +116,14 @@ class CudaLibrary:
         with self._cuda.errors(), self._ffi.use_raw_stream(self._device, self._cuda.stream):
             logits = self._predict(x, *operands)
             return self.fetch(logits)
+
+    def run_kernel(self, symbol: str, *operands: Any) -> None:
+        """Run one kernel of ``manifest.kernels`` by itself, on operands and results from ``place``; to check it."""
+        if self._module is None:
+            self._module = self._ffi.load_module(str(self.path.resolve()))
+        with self._cuda.errors(), self._ffi.use_raw_stream(self._device, self._cuda.stream):
+            self._module.get_function(symbol, query_imports=True)(*operands)
+        self._cuda.synchronize()
 
     def _launch_all(self, x: Any, y: Any, operands: Sequence[Any]) -> None:
         """Put all kernels on the stream; results are copied out of memory that the virtual machine uses again."""

@@ -1,5 +1,7 @@
 """Whole steps on the emulated GPU: every kernel agrees with PyTorch, and a session trains as on the CPU."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -152,3 +154,23 @@ def test_bad_inputs_are_refused_before_anything_changes(digits_step, digits):
             session.step(bad_x, bad_y)
         assert error.value.code == code
     assert session.step_count == 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_checks_a_carried_step(emulated_cuda, tmp_path, capsys, monkeypatch):
+    """Its checks, as they run on the machine with the GPU, accept right kernels and name a wrong one."""
+    from tools.gpu_bench import build, checks, layout
+
+    monkeypatch.setattr(build, "CHECKED_BATCH", 4)
+    build._checked(tmp_path, "sm_80")
+    found = checks.check_kernels(tmp_path)
+    assert found["kernels"] > 100
+    assert found["wrong"] == []
+    assert checks.check_training(tmp_path, steps=12)["same"]
+    table = layout.artifact(tmp_path, layout.CHECKED) / layout.CASE_TABLE
+    rows = json.loads(table.read_text())
+    arrays = dict(np.load(table.with_name(layout.CASES)))
+    number = next(i for i, row in enumerate(rows) if row["op"] == "binary_conv2d")
+    arrays[f"{number}_expected_0"] += 1
+    np.savez(table.with_name(layout.CASES), **arrays)
+    assert [row["symbol"] for row in checks.check_kernels(tmp_path)["wrong"]] == [rows[number]["symbol"]]
