@@ -34,6 +34,10 @@ class CudaRuntime:
     Args:
         architectures: that the artifact was compiled for, oldest first.
 
+    Attributes:
+        capability: major and minor version of the device.
+        stream: handle of the stream.
+
     Raises:
         FqtError: FQT403 if there is no driver or no device, FQT405 if they cannot run the artifact, FQT509 if the runtime
             library is missing.
@@ -48,7 +52,7 @@ class CudaRuntime:
             )
         self._library = _load_runtime_library()
         self._check_driver()
-        self._check_device(architectures)
+        self.capability = self._check_device(architectures)
         handle = ctypes.c_void_p()
         self._call("cudaStreamCreateWithFlags", ctypes.byref(handle), ctypes.c_uint(_NON_BLOCKING))
         self.stream = int(handle.value or 0)
@@ -121,7 +125,7 @@ class CudaRuntime:
                 hint="install driver 580 or later",
             )
 
-    def _check_device(self, architectures: Sequence[str]) -> None:
+    def _check_device(self, architectures: Sequence[str]) -> tuple[int, int]:
         count = ctypes.c_int()
         if self._library.cudaGetDeviceCount(ctypes.byref(count)) or count.value < 1:
             raise FqtError(
@@ -137,6 +141,7 @@ class CudaRuntime:
                 code="FQT405",
                 hint=f"compile again with --arch {','.join((*architectures, own))}",
             )
+        return capability
 
     def _attribute(self, number: int) -> int:
         value = ctypes.c_int()
