@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import tvm_ffi
-from tvm import tirx
+from tvm import ir, tirx
 from tvm.ir.expr import Call, TensorLoad
 
 from fqt_deploy.targets.cuda import generic
@@ -41,6 +41,8 @@ from fqt_deploy.targets.cuda.loop_nest import (
     substituted,
     unflattened,
 )
+
+_IF_THEN_ELSE = ir.Op.get("prim.if_then_else")
 
 DEPTH = 16
 """Terms of the contraction in shared memory at once."""
@@ -203,7 +205,7 @@ def _contraction(nest: LoopNest) -> _Contraction | None:
     """The nest as a product, its guard moved to the operand that it protects."""
     (value,) = nest.values
     expression, guard = value.expression, None
-    if isinstance(expression, Call) and str(expression.op.name) == "tirx.if_then_else":
+    if isinstance(expression, Call) and expression.op.same_as(_IF_THEN_ELSE):
         guard, expression, _ = expression.args
     if not isinstance(expression, tirx.Mul):
         return None

@@ -32,9 +32,8 @@ def constants(argument):
     return None if isinstance(argument, torch.Tensor) else argument
 
 
-def kernel(target, name):
-    """The scheduled kernel of one sample."""
-    spec, arguments = SAMPLES[name]
+def unscheduled(spec, arguments):
+    """The loop nests of one sample."""
     placeholders = []
 
     def operand(argument):
@@ -46,7 +45,7 @@ def kernel(target, name):
         return placeholders[-1]
 
     outputs = flat(spec.compute(*map(operand, arguments)))
-    function = te.create_prim_func([*placeholders, *outputs]).with_attrs(
+    return te.create_prim_func([*placeholders, *outputs]).with_attrs(
         {
             "fqt.op": spec.name,
             "fqt.outputs": len(outputs),
@@ -54,7 +53,11 @@ def kernel(target, name):
             "tirx.noalias": spec.kind is not OpKind.UPDATE,
         }
     )
-    return target.schedule(function).with_attr("global_symbol", name)
+
+
+def kernel(target, name):
+    """The scheduled kernel of one sample."""
+    return target.schedule(unscheduled(*SAMPLES[name])).with_attr("global_symbol", name)
 
 
 def compile_samples(target, names):
@@ -107,3 +110,28 @@ def test_products_use_tensor_cores_where_there_are_some(emulated_target):
     for name in (n for n in SAMPLES if n.startswith(PRODUCTS)):
         assert "mma" in str(kernel(emulated_target(), name).body)
         assert "mma" not in str(kernel(emulated_target("sm_75,sm_80"), name).body)
+
+
+TAKEN = {
+    "fp32_product": ("conv2d", "conv2d_input_grad", "conv2d_weight_grad", "linear", "linear_input_grad",
+                     "linear_weight_grad", "batch_matmul"),
+    "binary_conv2d": ("binary_conv2d",),
+    "bitplane_conv2d_input_grad": ("bitplane_conv2d_input_grad",),
+    "bitplane_weight_grad": ("bitplane_weight_grad",),
+    "ballot_packing": ("pack_signs", "quantize_pack_samples"),
+    "column_packing": ("quantize_pack_channels", "pack_weight", "pack_weight_transposed"),
+    "pack_positions": ("pack_positions",),
+    "single_block": ("select_sampled", "select_topk"),
+}  # fmt: skip
+"""File of the rule -> ops that it takes with all their samples."""
+
+
+@pytest.mark.parametrize(("rule", "ops"), TAKEN.items(), ids=str)
+def test_special_kernels_do_not_fall_through_to_the_generic_rule(emulated_target, rule, ops):
+    target = emulated_target()
+    for name, (spec, arguments) in SAMPLES.items():
+        if spec.name in ops:
+            function = unscheduled(spec, arguments)
+            takers = (r for r in target.rules if not r.ops or spec.name in r.ops)
+            taken = next(r for r in takers if r.apply(function, target.features) is not None)
+            assert type(taken).__module__.endswith(f"cuda.{rule}"), name
