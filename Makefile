@@ -1,12 +1,14 @@
-# Needs only python3 (3.11 or later, with venv), make and a C compiler.
+# Needs only python3 (3.11 or later, with venv), make and a C and C++ compiler (gcc, g++).
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help env demo test lint
+ARCH ?= $(shell uname -m)
+
+.PHONY: help env demo c-api cross-env test lint
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## create .venv with the pinned versions
 
@@ -17,6 +19,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## compile an example for this CPU, train it on scikit-learn's digits, profile it
 	$(BIN)/python -m tools.train_digits
+
+c-api: $(STAMP)  ## build the C interface into build/c-api-ARCH; ARCH=aarch64 for another kind of machine
+	$(BIN)/python -m fqt_deploy.packaging.build_c_api build/c-api-$(ARCH) --arch $(ARCH)
+
+cross-env: $(STAMP)  ## what compiling and testing for aarch64 needs on a PC: Debian packages (as root), TVM's libraries
+	command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64-static || \
+		(apt-get update && apt-get install -y --no-install-recommends g++-aarch64-linux-gnu qemu-user-static)
+	$(BIN)/fqt-compile --fetch-runtime aarch64
 
 test: $(STAMP)  ## run the test suite
 	$(BIN)/python -m pytest

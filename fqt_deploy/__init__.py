@@ -39,4 +39,6 @@ __all__ = [*_PUBLIC]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _PUBLIC[name] == "api":
+        importlib.import_module(f"{__name__}.core.compiler_extra").require_compiler()
     return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from fqt_deploy import __version__
+from fqt_deploy.core.compiler_extra import require_compiler
 from fqt_deploy.core.diagnostics import FqtError, InvariantError
 from fqt_deploy.runtime.artifact import check_replaceable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fqt_deploy.compiler import CompileResult
 
 EXIT_ERROR = 1
@@ -36,6 +38,7 @@ Examples:
   fqt-compile model.py --mcpu x86-64-v3 --exclude 'head.*' --verify numerics
   fqt-compile model.py --target cuda --arch sm_90a      for an H100; needs no GPU here
   fqt-compile model.py --profile                        time it, layer by layer, beside PyTorch
+  fqt-compile model.py --target rpi5                    for a Raspberry Pi 5, on a PC
 
 \b
 MODEL.py defines
@@ -46,47 +49,56 @@ MODEL.py defines
 """
 
 
-def _list_passes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
-        from fqt_deploy.passes.pipelines import all_passes
+def _list_passes() -> None:
+    from fqt_deploy.passes.pipelines import all_passes
 
-        for compiler_pass in all_passes():
-            click.echo(f"{compiler_pass.name:24} {_summary(compiler_pass)}")
-        context.exit()
+    for compiler_pass in all_passes():
+        click.echo(f"{compiler_pass.name:24} {_summary(compiler_pass)}")
 
 
-def _list_ops(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
-        import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
-        from fqt_deploy.ops.spec import OPS
+def _list_ops() -> None:
+    import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
+    from fqt_deploy.ops.spec import OPS
 
-        for name, spec in sorted(OPS.items()):
-            click.echo(f"fqt.{name:28} {spec.kind.value:12} {_summary(spec.reference)}")
-        context.exit()
+    for name, spec in sorted(OPS.items()):
+        click.echo(f"fqt.{name:28} {spec.kind.value:12} {_summary(spec.reference)}")
 
 
-def _list_targets(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
-        from fqt_deploy.targets.registry import TARGETS
+def _list_targets() -> None:
+    from fqt_deploy.targets.registry import TARGETS
 
-        for name in TARGETS:
-            click.echo(name)
-        context.exit()
+    for name in TARGETS:
+        click.echo(name)
+
+
+def _fetch_runtime(arch: str) -> None:
+    from fqt_deploy.packaging.runtime_libraries import fetch
+
+    click.echo(fetch(arch))
 
 
 def _summary(documented: object) -> str:
     return (documented.__doc__ or "").strip().partition("\n")[0]
 
 
-def _listing(name: str, callback: Callable[..., None], text: str) -> Callable[..., Any]:
-    return click.option(name, is_flag=True, is_eager=True, expose_value=False, callback=callback, help=text)
+def _instead(name: str, action: Callable[..., None], text: str, **settings: Any) -> Callable[..., Any]:
+    """An option that does something else than compiling; ``action`` takes its value, a flag's takes none."""
+
+    def callback(context: click.Context, _: click.Parameter, value: Any) -> None:
+        if value and not context.resilient_parsing:
+            with exit_codes():
+                require_compiler()
+                action() if value is True else action(value)
+            context.exit()
+
+    return click.option(name, is_eager=True, expose_value=False, callback=callback, help=text, **settings)
 
 
 @click.command(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.py")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.  [default: MODEL.fqt]")
 @click.option("--target", help="What to compile for; see --list-targets.  [default: cpu]")
-@click.option("--mcpu", help="CPU level: x86-64-v2, -v3, -v4, znver4, ...  [default: this machine]")
+@click.option("--mcpu", help="Processor: x86-64-v3, znver4, cortex-a72, ...  [default: the target's own]")
 @click.option("--arch", metavar="LIST", help="GPU architectures, such as sm_80,sm_90a.  [default: sm_80,sm_90a]")
 @click.option("--batch", type=click.IntRange(min=1), help="Samples in a step.  [default: as in example_inputs()]")
 @click.option("--weights", type=click.Path(path_type=Path), help="State dict to start from: .safetensors or .pt.")
@@ -120,9 +132,15 @@ def _listing(name: str, callback: Callable[..., None], text: str) -> Callable[..
 @click.option("--print-after", multiple=True, metavar="PASS", help="Print the graph after this pass; repeatable.")
 @click.option("--time-passes", is_flag=True, default=None, help="Print the time that each pass took.")
 @click.option("--profile", is_flag=True, help="Time the compiled step, layer by layer, beside PyTorch in fp32.")
-@_listing("--list-passes", _list_passes, "List the compiler passes and exit.")
-@_listing("--list-ops", _list_ops, "List the ops and exit.")
-@_listing("--list-targets", _list_targets, "List the targets and exit.")
+@_instead("--list-passes", _list_passes, "List the compiler passes and exit.", is_flag=True)
+@_instead("--list-ops", _list_ops, "List the ops and exit.", is_flag=True)
+@_instead("--list-targets", _list_targets, "List the targets and exit.", is_flag=True)
+@_instead(
+    "--fetch-runtime",
+    _fetch_runtime,
+    "Download TVM's runtime libraries for another kind of machine from PyPI, once, and exit.",
+    type=click.Choice(["aarch64", "x86_64"]),
+)
 @click.version_option(__version__)
 def main(
     model: Path, output: Path | None, batch: int | None, weights: Path | None, profile: bool, **given: Any
@@ -138,18 +156,23 @@ def main(
 def _compile(
     model: Path, output: Path, batch: int | None, weights: Path | None, profile: bool, given: dict[str, Any]
 ) -> None:
+    require_compiler()
     check_replaceable(output)
+    from rich.console import Console
+
     console = Console()
     start = time.perf_counter()
     with _progress() as progress:
         progress("loading the model")
         from fqt_deploy.capture.load_model import load_model
-        from fqt_deploy.compiler import compile_model, profile_artifact
+        from fqt_deploy.compiler import check_can_profile, compile_model, profile_artifact
         from fqt_deploy.report import timing_table
         from fqt_deploy.settings import merge_settings, options_of
 
         source = load_model(model, batch=batch, weights=weights)
         options = options_of(merge_settings(source.options, given))
+        if profile:
+            check_can_profile(options)
         result = compile_model(source, options, output, progress=progress)
     _report(result, console, time.perf_counter() - start, time_passes=options.time_passes)
     if profile:
@@ -169,7 +192,7 @@ def _report(result: CompileResult, console: Console, seconds: float, *, time_pas
         console.print(pass_table(result.pass_times))
     if result.verification is not None:
         console.print(verification_table(result.verification))
-    size = sum(file.stat().st_size for file in result.output.iterdir())
+    size = sum(file.stat().st_size for file in result.output.rglob("*") if file.is_file())
     binarized = sum(layer.decision == "1-bit" for layer in result.manifest.layers)
     console.print(
         f"{result.output}: {megabytes(size)}, {binarized} of {len(result.manifest.layers)} layers in 1 bit, "
@@ -181,6 +204,8 @@ def _report(result: CompileResult, console: Console, seconds: float, *, time_pas
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
     """Show the current phase: a spinner on a terminal, one line a phase elsewhere."""
+    from rich.console import Console
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda phase: console.print(f"{phase} ...", highlight=False)

@@ -19,8 +19,6 @@ from types import FrameType
 import click
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fqt_deploy import __version__
 from fqt_deploy.core.diagnostics import FqtError
@@ -170,18 +168,16 @@ def _interruptible() -> Iterator[list[int]]:
 @contextmanager
 def _progress(total: int, completed: int) -> Iterator[Callable[[int, str], None]]:
     """A function ``(steps, text)`` that shows a bar on a terminal, and a line every few seconds elsewhere."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         last = [0.0]
 
         def line(step: int, text: str) -> None:
             if step == total or time.perf_counter() - last[0] > 5:
                 last[0] = time.perf_counter()
-                console.print(f"step {step}/{total}  {text}", highlight=False)
+                click.echo(f"step {step}/{total}  {text}", err=True)
 
         yield line
         return
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=total, completed=completed)
-        yield lambda step, text: bar.update(task, completed=step, description=text)
+    with click.progressbar(length=total, file=sys.stderr, item_show_func=lambda text: text) as bar:
+        bar.update(completed)
+        yield lambda step, text: bar.update(step - bar.pos, text)

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from fqt_deploy.capture.load_model import ModelSource, load_model
+from fqt_deploy.compiler import compile_model
+from fqt_deploy.core.options import CompileOptions
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -12,6 +14,14 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @pytest.fixture(scope="session")
 def digits_source() -> ModelSource:
     return load_model(EXAMPLES / "digits_cnn.py", batch=8)
+
+
+@pytest.fixture(scope="session")
+def digits_artifact(digits_source, tmp_path_factory) -> Path:
+    """The digits example, compiled for this machine; to be copied by who changes it."""
+    folder = tmp_path_factory.mktemp("digits") / "digits.fqt"
+    compile_model(digits_source, CompileOptions(agp="once"), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

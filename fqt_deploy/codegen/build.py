@@ -7,9 +7,12 @@ from typing import Any
 
 import tvm
 from tvm import relax
+from tvm.support.cc import cross_compiler, get_cc
 
 from fqt_deploy.codegen.to_relax import RelaxProgram
+from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.targets.base import Target
+from fqt_deploy.targets.toolchain import Toolchain
 
 
 @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
@@ -35,7 +38,19 @@ def build_executable(program: RelaxProgram, target: Target) -> Any:
     return target.compile(program.module, lower_relax)
 
 
-def export_library(executable: Any, target: Target, path: Path) -> None:
-    """Link the executable into the shared library ``path``; an ``FqtError`` if it lacks the device's code."""
-    executable.export_library(str(path))
+def find_linker(toolchain: Toolchain) -> str:
+    """The compiler driver that links for ``toolchain``; FQT302 if there is none. For this machine C will do."""
+    linker = get_cc() if toolchain.is_native else toolchain.compiler()
+    if linker is None:
+        raise FqtError("there is no C compiler", code="FQT302", hint="install one (Debian: apt install gcc)")
+    return str(linker)
+
+
+def export_library(executable: Any, path: Path, target: Target) -> None:
+    """Link the executable into the shared library ``path``; FQT302 if that fails, FQT404 if device code is missing."""
+    linker = find_linker(target.toolchain)
+    try:
+        executable.export_library(str(path), fcompile=cross_compiler(linker))
+    except RuntimeError as error:  # its output
+        raise FqtError(f"{linker} cannot link the library: {error}", code="FQT302") from None
     target.check_library(path)

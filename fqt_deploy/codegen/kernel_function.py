@@ -105,15 +105,21 @@ def _compute(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
 
 
 def _inline_producers(function: tirx.PrimFunc, kernel: Kernel, root_prefix: str) -> tirx.PrimFunc:
-    """Inline every stage but the root's own; of an element-wise root, all but the last."""
+    """Inline every stage but the root's own; of an element-wise root, all but the last.
+
+    An update keeps the stage of its gradient, which several of its own stages read.
+    """
     schedule = s_tir.Schedule(function)
     blocks = schedule.get_child_blocks(schedule.get_sblock("root")) if _has_root_block(function) else []
     names = [str(schedule.get(block).name_hint) for block in blocks]
-    elementwise = kind_of(kernel.root) is OpKind.ELEMENTWISE
-    for position, (block, name) in enumerate(zip(blocks, names, strict=True)):
-        last = position == len(blocks) - 1
-        own = last if elementwise else name.startswith(root_prefix)
-        if not own and kind_of(kernel.root) is not OpKind.UPDATE:
+    kind = kind_of(kernel.root)
+    kept = {i for i, name in enumerate(names) if name.startswith(root_prefix)}
+    if kind is OpKind.ELEMENTWISE:
+        kept = {len(blocks) - 1}
+    if kind is OpKind.UPDATE and kernel.members:
+        kept.add(min(kept) - 1)
+    for position, block in enumerate(blocks):
+        if position not in kept:
             schedule.compute_inline(block)
     return schedule.mod["main"]
 

@@ -18,6 +18,7 @@ from fqt_deploy.ops.aten_indexing import INDEXING
 from fqt_deploy.ops.aten_pointwise import POINTWISE
 from fqt_deploy.ops.spec import OpKind
 from fqt_deploy.passes.decompose_composites import spec_of
+from fqt_deploy.passes.write_state import is_update
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
@@ -80,19 +81,55 @@ def kind_of(node: fx.Node) -> OpKind | None:
 
 
 def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
-    """Partition the graph into kernels and views, in execution order; updates of state come last."""
+    """Partition the graph into kernels and views, in execution order.
+
+    An optimizer update runs as soon as nothing else reads the state that it overwrites, so that what its gradient is
+    computed from need not be kept; other writes of state come last.
+    """
     grouping = _Grouping(graph)
     steps: list[Kernel | View] = []
-    updates: list[Kernel | View] = []
+    updates: list[Kernel] = []
+    writes: list[Kernel] = []
     for node in graph.graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem or node not in grouping.materialized:
             continue
         if node in grouping.views:
-            steps.append(View(node, grouping.views[node]))
+            if not is_update(node):
+                steps.append(View(node, grouping.views[node]))
+        elif kind_of(node) is OpKind.UPDATE:
+            updates.append(grouping.kernel(node))
         else:
-            in_place = kind_of(node) is OpKind.UPDATE or node.target is aten.clone.default
-            (updates if in_place else steps).append(grouping.kernel(node))
-    return steps + sorted(updates, key=lambda k: k.root.target is aten.clone.default)  # type: ignore[union-attr]
+            (writes if node.target is aten.clone.default else steps).append(grouping.kernel(node))
+    return [*_placed(steps, updates), *writes]
+
+
+def _placed(steps: list[Kernel | View], updates: list[Kernel]) -> list[Kernel | View]:
+    """``steps`` with each update behind the last step that computes or reads one of its operands."""
+    last: dict[fx.Node, int] = {}
+    for position, step in enumerate(steps):
+        touched = (step.node, step.source) if isinstance(step, View) else (step.root, *step.leaves)
+        for node in touched:
+            last[storage_of(node)] = position
+    behind: dict[int, list[Kernel | View]] = {}
+    for update in updates:
+        behind.setdefault(max(last.get(storage_of(leaf), -1) for leaf in update.leaves), []).append(update)
+    placed = behind.get(-1, [])
+    for position, step in enumerate(steps):
+        placed += [step, *behind.get(position, [])]
+    return placed
+
+
+def overwritten(update: fx.Node) -> list[fx.Node]:
+    """The operands that an update replaces by its results, in order."""
+    results = update.meta["val"]
+    return list(update.args[: len(results) if isinstance(results, (tuple, list)) else 1])
+
+
+def storage_of(node: fx.Node) -> fx.Node:
+    """The node whose memory ``node`` lies in: views and results of a tuple have none of their own."""
+    while node.target in (aten.view.default, operator.getitem):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
 
 
 class _Grouping:
@@ -151,8 +188,10 @@ class _Grouping:
 
     def _worth_writing(self, node: fx.Node) -> bool:
         users = _users_through_views(node)
-        if any(u.op == "output" or kind_of(u) in (OpKind.PRODUCT, OpKind.UPDATE) for u in users):
+        if any(u.op == "output" or kind_of(u) is OpKind.PRODUCT for u in users):
             return True
+        if any(kind_of(u) is OpKind.UPDATE for u in users):
+            return len(users) > 1 or not self._computable_in_update(node, users[0])
         expression = self.expressions[node]
         if node.target is aten.clone.default:
             return True
@@ -171,6 +210,25 @@ class _Grouping:
             read *= PERMUTE_PENALTY
         evaluate = read + BYTES_PER_OPERATION * expression.operations
         return len(users) * evaluate > evaluate + (len(users) + 1) * _bytes(node)
+
+    def _computable_in_update(self, node: fx.Node, update: fx.Node) -> bool:
+        """Whether gradient ``node`` reads overwritten state only at the element that is being overwritten."""
+        own = {storage_of(operand) for operand in overwritten(update)}
+        extent = _elements(update.args[0])
+
+        def positional(current: fx.Node) -> bool:
+            if current in self.materialized:
+                return storage_of(current) not in self.state or storage_of(current) in own
+            if current.target in INDEXING and current.target is not aten.view.default:
+                return not self._reads(current, self.state)
+            operands = [o for o in _operands(current) if self._reads(o, self.state)]
+            return all(_elements(o) == extent and positional(o) for o in operands)
+
+        return _elements(node) == extent and positional(node)
+
+    def _reads(self, node: fx.Node, state: set[fx.Node]) -> bool:
+        leaves = {node} if node in self.materialized else self.expressions[node].leaves
+        return any(storage_of(leaf) in state for leaf in leaves)
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:

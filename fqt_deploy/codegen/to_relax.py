@@ -14,7 +14,7 @@ from torch import fx
 from tvm import relax, tirx
 
 from fqt_deploy.codegen.kernel_function import kernel_function, kernel_key, kernel_op_name
-from fqt_deploy.codegen.kernel_grouping import Kernel, View, group_kernels, kind_of
+from fqt_deploy.codegen.kernel_grouping import Kernel, View, group_kernels, kind_of, overwritten
 from fqt_deploy.core.diagnostics import SourceLocation
 from fqt_deploy.core.graph import TrainingGraph, shape
 from fqt_deploy.core.manifest import KernelInfo
@@ -126,9 +126,7 @@ def destinations(graph: TrainingGraph) -> dict[fx.Node, list[fx.Node]]:
     found: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.graph.nodes:
         if kind_of(node) is OpKind.UPDATE:
-            results = node.meta["val"]
-            count = len(results) if isinstance(results, (tuple, list)) else 1
-            found[node] = list(node.args[:count])
+            found[node] = overwritten(node)
     for label, node in zip(graph.outputs, graph.output_node().args[0], strict=True):  # type: ignore[arg-type]
         if label in graph.state and isinstance(node, fx.Node) and node.target is aten.clone.default:
             found[node] = [graph.placeholder(label)]

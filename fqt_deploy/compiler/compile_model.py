@@ -13,15 +13,17 @@ from torch import nn
 
 from fqt_deploy.capture.joint import capture_prediction_graph, capture_training_graph
 from fqt_deploy.capture.load_model import ModelSource
-from fqt_deploy.codegen.build import build_executable, export_library
+from fqt_deploy.codegen.build import build_executable, export_library, find_linker
 from fqt_deploy.codegen.to_relax import RelaxProgram, to_relax
 from fqt_deploy.compiler.describe import describe
+from fqt_deploy.compiler.kernel_runner import kernel_runner
 from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
 from fqt_deploy.core.diagnostics import FqtError, user_root
 from fqt_deploy.core.dump import graph_text
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.packaging.runtime_libraries import runtime_libraries
 from fqt_deploy.passes.invariants import ALWAYS
 from fqt_deploy.passes.pass_base import Pass, Pipeline
 from fqt_deploy.passes.pipelines import all_passes, prediction_passes, training_passes
@@ -82,8 +84,11 @@ def compile_model(
     tell = progress or (lambda _: None)
     _check_pass_names(options)
     target = make_target(options.target, mcpu=options.mcpu, arch=options.arch)
+    find_linker(target.toolchain)  # what is missing is said before the work, not after it
     if options.verify == "numerics":
-        target.device()  # an error now, not after minutes of compiling
+        target.toolchain.runner()
+        target.device()
+    companions = {**runtime_libraries(target.toolchain).companions(), **target.companions()}
     lowered = lower_model(source, options, progress=tell)
     tell("generating kernels")
     program = to_relax(lowered.train, lowered.predict, target.schedule)
@@ -91,11 +96,11 @@ def compile_model(
     executable = build_executable(program, target)
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "step.so"
-        export_library(executable, target, library)
+        export_library(executable, library, target)
         report = _verify(source, options, lowered.train, program, library, target, tell)
         manifest = describe(source, options, lowered.train, lowered.predict, program, target)
         state = {name: np.array(t.initial.detach().numpy(), order="C") for name, t in lowered.train.state.items()}
-        manifest = write_artifact(output, manifest, state, library)
+        write_artifact(output, manifest, state, library, companions)
     return CompileResult(manifest, output, lowered.pass_times, report)
 
 
@@ -138,8 +143,10 @@ def _verify(
 ) -> VerificationReport | None:
     if options.verify != "numerics":
         return None
-    tell("comparing every kernel with PyTorch")
-    return verify_numerics(train, program, library, source.example_inputs, options, target.device())
+    toolchain = target.toolchain
+    tell("comparing every kernel with PyTorch" + ("" if toolchain.is_native else f", under {toolchain.emulator}"))
+    with kernel_runner(library, toolchain, target.device()) as runner:
+        return verify_numerics(train, program, runner, source.example_inputs, options)
 
 
 def _set_mode(module: nn.Module, *, training: bool) -> None:

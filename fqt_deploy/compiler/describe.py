@@ -26,7 +26,7 @@ def describe(
     program: RelaxProgram,
     target: Target,
 ) -> Manifest:
-    """The manifest of a compiled model, without the digests of its files."""
+    """The manifest of a compiled model."""
     inputs = tuple(_spec(name, tensor) for name, tensor in zip(("x", "y"), source.example_inputs, strict=True))
     logits = _spec("logits", predict.output("logits").meta["val"])
     state = tuple(StateSpec(t.name, tuple(t.initial.shape), _dtype(t.initial), t.role) for t in train.state.values())
@@ -45,7 +45,7 @@ def describe(
     ]
     return Manifest(
         name=source.name,
-        target={"name": target.name, "mcpu": str(target.features.mcpu)},
+        target={"name": target.name, "arch": target.toolchain.arch, "mcpu": str(target.features.mcpu)},
         versions={
             "fqt-deploy": __version__,
             **{package: importlib.metadata.version(package) for package in ("torch", "apache-tvm", "apache-tvm-ffi")},

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.runtime.artifact import read_artifact
 from fqt_deploy.runtime.threads import configure_threads
+from fqt_deploy.targets.registry import make_target
 
 DIRECTIONS = ("forward", "input_grad", "weight_grad")
 _REPEATS = 5
@@ -39,6 +41,17 @@ class LayerTiming:
     direction: str
     ours_s: float
     torch_s: float | None
+
+
+def check_can_profile(options: CompileOptions) -> None:
+    """FQT402 if the target's code does not run on this machine; an emulator's times mean nothing."""
+    toolchain = make_target(options.target, options.mcpu).toolchain
+    if not toolchain.is_native:
+        raise FqtError(
+            f"code for {toolchain.arch} cannot be timed on this machine",
+            code="FQT402",
+            hint="compile without --profile; python -m tools.count_instructions counts instructions",
+        )
 
 
 def profile_artifact(source: ModelSource, output: Path) -> list[LayerTiming]:
@@ -76,7 +89,7 @@ def profile_artifact(source: ModelSource, output: Path) -> list[LayerTiming]:
 
 _LAYER_OPS = frozenset(
     {
-        "pack_signs", "pack_weight", "pack_weight_transposed", "binary_conv2d", "quantize_pack_samples",
+        "pack_signs", "pack_weight", "transpose_packed_weight", "binary_conv2d", "quantize_pack_samples",
         "quantize_pack_channels", "bitplane_conv2d_input_grad", "tap_sums", "pack_positions", "position_sums",
         "bitplane_weight_grad", "dequantize_weight_grad", "select_sampled", "select_topk", "quantization_grid",
         "stream_key", "position_statistics", "latent_weight_grad", "weight_scale", "conv2d", "conv2d_input_grad",

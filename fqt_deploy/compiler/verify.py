@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import tvm
 from torch import Tensor, fx
 
 from fqt_deploy.codegen.kernel_grouping import Kernel
 from fqt_deploy.codegen.to_relax import RelaxProgram, destinations
+from fqt_deploy.compiler.kernel_runner import KernelRunner
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import KernelInfo
 from fqt_deploy.core.options import CompileOptions
@@ -92,25 +91,21 @@ class KernelCase:
 def verify_numerics(
     graph: TrainingGraph,
     program: RelaxProgram,
-    library: Path,
+    runner: KernelRunner,
     example_inputs: tuple[Tensor, Tensor],
     options: CompileOptions,
-    device: Any,
 ) -> VerificationReport:
     """Interpret ``graph`` in PyTorch and check each kernel where its root is computed.
 
     Args:
         graph: the lowered training graph.
         program: its kernels.
-        library: the compiled library.
+        runner: calls the compiled kernels.
         example_inputs: x and y.
         options: seed and learning rates.
-        device: TVM device that runs the kernels.
     """
-    module = tvm.runtime.load_module(str(library))
     found = {
-        root: case.compare(_run(module, case, device))
-        for root, case in kernel_cases(graph, program, example_inputs, options)
+        root: case.compare(_run(runner, case)) for root, case in kernel_cases(graph, program, example_inputs, options)
     }
     return VerificationReport(tuple(found[call.root] for call in program.calls))
 
@@ -183,14 +178,14 @@ def _case(info: KernelInfo, kernel: Kernel, written: list[fx.Node], values: dict
     )
 
 
-def _run(module: Any, case: KernelCase, device: Any) -> list[np.ndarray[Any, Any]]:
-    operands = [tvm.runtime.tensor(_array(operand), device) for operand in case.operands]
-    results = [
-        operands[i] if i is not None else tvm.runtime.empty(tuple(e.shape), str(e.dtype).removeprefix("torch."), device)
-        for i, e in zip(case.in_place, case.expected, strict=True)
-    ]
-    module.get_function(case.info.symbol, query_imports=True)(*operands, *results)
-    return [result.numpy() for result in results]
+def _run(runner: KernelRunner, case: KernelCase) -> list[np.ndarray[Any, Any]]:
+    arrays = [_array(operand) for operand in case.operands]
+    count, results = len(arrays), []
+    for position, expected in zip(case.in_place, case.expected, strict=True):
+        results.append(len(arrays) if position is None else position)
+        if position is None:
+            arrays.append(np.zeros_like(_array(expected)))
+    return runner.run(case.info.symbol, arrays, [*range(count), *results], results)
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -32,11 +32,12 @@ CODES: dict[str, str] = {
     "FQT206": "there is no pass of this name",
     # code generation
     "FQT301": "the generated program does not compile",
-    "FQT302": "the system's C compiler cannot link the library",
+    "FQT302": "the C or C++ compiler is missing, or fails",
+    "FQT303": "the compiler is not installed",
     # targets and devices
     "FQT401": "there is no target of this name",
     "FQT402": "the processor is unknown, or this machine cannot run code for it",
-    "FQT403": "the device or its driver is missing",
+    "FQT403": "the device, its driver or its emulator is missing",
     "FQT404": "the compiler for the device is missing or does not work",
     "FQT405": "the device or its driver cannot run the artifact",
     "FQT406": "the device's memory is too small",

@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fqt_deploy.core.diagnostics import FqtError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when an older runtime could not run a newer artifact."""
 
 
@@ -112,7 +112,7 @@ class Manifest:
     Attributes:
         schema_version: of this file.
         name: of the model.
-        target: what the code was generated for: ``name`` and ``mcpu``.
+        target: what the code was generated for: ``name``, ``arch`` (as ``uname -m`` says it) and ``mcpu``.
         versions: of the packages that compiled it.
         inputs: ``x`` and ``y``.
         logits: what ``predict`` returns.
@@ -125,8 +125,6 @@ class Manifest:
         optimizer: the compiled update.
         seed: initial seed of the random streams.
         fingerprint: identifies model, options and optimizer; a checkpoint carries it.
-        library_sha256: digest of ``step.so``.
-        state_sha256: digest of ``state.safetensors``.
     """
 
     name: str
@@ -143,8 +141,6 @@ class Manifest:
     optimizer: OptimizerInfo
     seed: int
     fingerprint: str
-    library_sha256: str = ""
-    state_sha256: str = ""
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
@@ -167,13 +163,15 @@ class Manifest:
             data = json.loads(text)
         except ValueError as error:
             raise FqtError(f"manifest.json is not valid JSON: {error}", code="FQT502") from None
-        if not isinstance(data, dict) or "schema_version" not in data:
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if not isinstance(version, int):
             raise FqtError("manifest.json is not a manifest: it has no schema_version", code="FQT502")
-        if data["schema_version"] != SCHEMA_VERSION:
+        if version != SCHEMA_VERSION:
+            newer = version > SCHEMA_VERSION
             raise FqtError(
-                f"the artifact has schema version {data['schema_version']}, this runtime reads {SCHEMA_VERSION}",
+                f"the artifact has schema version {version}, this runtime reads {SCHEMA_VERSION}",
                 code="FQT503",
-                hint="compile the model again with the installed version",
+                hint="install a newer fqt-deploy" if newer else "compile the model again with the installed version",
             )
         built = _build(cls, data, "manifest")
         assert isinstance(built, Manifest)

@@ -91,7 +91,7 @@ def compute(
     weight_decay: float,
     decoupled: bool,
 ) -> tuple[te.Tensor, ...]:
-    """Stages in the order correction, m, v, param, each of which may overwrite its old value in place."""
+    """New moments, then one loop nest that overwrites parameter and moments element by element."""
 
     def correction(i: Any) -> Any:
         t, one = step().astype("float64"), tirx.const(1.0, "float64")
@@ -112,9 +112,9 @@ def compute(
 
     def updated(*i: Any) -> Any:
         kept = param[i] * (1.0 - lr[group] * weight_decay) if weight_decay and decoupled else param[i]
-        return kept - factors[0] * new_m[i] / (tirx.sqrt(new_v[i]) * factors[1] + eps)
+        return kept - factors[0] * new_m[i] / (tirx.sqrt(new_v[i]) * factors[1] + eps), new_m[i], new_v[i]
 
-    return te.compute(param.shape, updated, name="adam_update"), new_m, new_v
+    return tuple(te.compute(param.shape, updated, name="adam_update"))
 
 
 def cost(

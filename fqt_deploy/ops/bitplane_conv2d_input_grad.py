@@ -38,7 +38,7 @@ def reference(
 
     Args:
         planes: [K, OH, OW, B, ceil(O / 32)] int32: plane p holds bit p of every code.
-        w_bits: [ceil(I / 16), KH * KW * ceil(O / 32), 16] int32, see ``pack_weight_transposed``.
+        w_bits: [ceil(I / 16), KH * KW * ceil(O / 32), 16] int32, see ``transpose_packed_weight``.
         in_channels: I.
         out_channels: O.
         input_hw: height and width of the layer's input.

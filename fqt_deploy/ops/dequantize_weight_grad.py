@@ -12,61 +12,57 @@ from tvm import te, tirx
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
-def reference(
-    product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None, kernel: list[int]
-) -> Tensor:
+def reference(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None) -> Tensor:
     """``scale * product + zero * sums`` of kept output channels, zero for pruned ones.
 
     Args:
-        product: [K, T, I] int32, see ``bitplane_weight_grad``.
+        product: [K, ...] int32, laid out like the weight or flat, see ``bitplane_weight_grad``.
         scale: [K] float32, step of each channel's grid.
         zero: [K] float32, value of code 0.
-        sums: [T, I] int32, see ``position_sums``.
+        sums: [...] int32, see ``position_sums``.
         slot: [O] int32, row of ``product`` or -1 for a pruned channel; None where every channel was kept in order.
-        kernel: KH, KW, with T = KH * KW.
 
     Returns:
-        [O, I, KH, KW] float32.
+        [O, ...] float32.
     """
-    rows = scale.view(-1, 1, 1) * product.float() + zero.view(-1, 1, 1) * sums.float()
+    per_channel = [-1, *[1] * sums.dim()]
+    rows = scale.view(per_channel) * product.float() + zero.view(per_channel) * sums.float()
     if slot is not None:
         full = rows.new_zeros((slot.shape[0], *rows.shape[1:]))
         kept = slot >= 0
         full[kept] = rows[slot[kept].long()]
         rows = full
-    taps_last = rows.permute(0, 2, 1).clone(memory_format=torch.contiguous_format)
-    return taps_last.view(rows.shape[0], rows.shape[2], kernel[0], kernel[1])
+    return rows
 
 
-def fake(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None, kernel: list[int]) -> Tensor:
+def fake(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None) -> Tensor:
     """Shape rule of ``reference``."""
-    kept, taps, in_channels = product.shape
-    if tuple(sums.shape) != (taps, in_channels) or taps != kernel[0] * kernel[1]:
-        raise ValueError(f"product {tuple(product.shape)}, sums {tuple(sums.shape)} and kernel {kernel} do not match")
+    kept, *weight = product.shape
+    if list(sums.shape) != weight:
+        raise ValueError(f"product {tuple(product.shape)} and sums {tuple(sums.shape)} do not match")
     if tuple(scale.shape) != (kept,) or tuple(zero.shape) != (kept,):
         raise ValueError(f"grid {tuple(scale.shape)}, {tuple(zero.shape)} does not fit {kept} channels")
-    return scale.new_empty((kept if slot is None else slot.shape[0], in_channels, *kernel))
+    return scale.new_empty((kept if slot is None else slot.shape[0], *weight))
 
 
 def compute(
-    product: te.Tensor, scale: te.Tensor, zero: te.Tensor, sums: te.Tensor, slot: te.Tensor | None, kernel: list[int]
+    product: te.Tensor, scale: te.Tensor, zero: te.Tensor, sums: te.Tensor, slot: te.Tensor | None
 ) -> te.Tensor:
     """Element-wise; reads of pruned channels are guarded."""
-    kept, _, in_channels = (int(d) for d in product.shape)
+    kept, *weight = (int(d) for d in product.shape)
     out_channels = kept if slot is None else int(slot.shape[0])
 
-    def element(o: Any, i: Any, kh: Any, kw: Any) -> Any:
+    def element(o: Any, *at: Any) -> Any:
         row: Any = o if slot is None else slot[o]
-        tap = kh * kernel[1] + kw
-        value = scale[row] * product[row, tap, i].astype("float32") + zero[row] * sums[tap, i].astype("float32")
+        value = scale[row] * product[(row, *at)].astype("float32") + zero[row] * sums[at].astype("float32")
         return value if slot is None else tirx.if_then_else(row >= 0, value, tirx.const(0.0, "float32"))
 
-    return te.compute((out_channels, in_channels, *kernel), element, name="dequantize_weight_grad")
+    return te.compute((out_channels, *weight), element, name="dequantize_weight_grad")
 
 
-def cost(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None, kernel: list[int]) -> Cost:
+def cost(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None) -> Cost:
     """Three operations a kept element."""
-    result = fake(product, scale, zero, sums, slot, kernel)
+    result = fake(product, scale, zero, sums, slot)
     slots = [] if slot is None else [slot]
     moved = tensor_bytes(product, scale, zero, sums, *slots, result)
     return Cost(flops=3 * product.numel(), bytes_moved=moved)
@@ -79,10 +75,10 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     one = torch.tensor([-1, -1, 0], dtype=torch.int32)
     cases = ((16, 32, [3, 3], None), (4, 5, [3, 1], some), (1, 64, [1, 1], one), (10, 33, [1, 1], None))
     for kept, channels, kernel, slot in cases:
-        taps = kernel[0] * kernel[1]
-        product = torch.randint(-900, 900, (kept, taps, channels), generator=g, dtype=torch.int32)
-        sums = torch.randint(-90, 90, (taps, channels), generator=g, dtype=torch.int32)
-        yield product, torch.rand(kept, generator=g), torch.randn(kept, generator=g), sums, slot, kernel
+        weight = (channels, *kernel) if kept > 1 else (channels * kernel[0] * kernel[1],)
+        product = torch.randint(-900, 900, (kept, *weight), generator=g, dtype=torch.int32)
+        sums = torch.randint(-90, 90, weight, generator=g, dtype=torch.int32)
+        yield product, torch.rand(kept, generator=g), torch.randn(kept, generator=g), sums, slot
 
 
 dequantize_weight_grad = OpSpec(

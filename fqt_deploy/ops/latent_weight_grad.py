@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
-from tvm import te, tirx
+from torch import Tensor, fx
 
+from fqt_deploy.core.graph import Emitter, shape
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
-from fqt_deploy.ops.weight_scale import channel_magnitude, elements_per_channel
+
+aten = torch.ops.aten
+fqt = torch.ops.fqt
 
 
 def reference(dweff: Tensor, w: Tensor) -> Tensor:
@@ -38,29 +41,17 @@ def fake(dweff: Tensor, w: Tensor) -> Tensor:
     return w.new_empty(tuple(w.shape))
 
 
-def compute(dweff: te.Tensor, w: te.Tensor) -> te.Tensor:
-    """Two sums an output channel, then an element-wise stage."""
-    out_channels, *rest = (int(d) for d in w.shape)
-    count = tirx.const(float(elements_per_channel(w)), "float32")
-    one, zero = tirx.const(1.0, "float32"), tirx.const(0.0, "float32")
-    axes = [te.reduce_axis((0, extent), axis) for extent, axis in zip(rest, ("i", "kh", "kw"), strict=True)]
-
-    def signed(weight: Any, value: Any) -> Any:
-        return value * tirx.Select(weight > zero, one, -one)
-
-    alpha = channel_magnitude(w, "latent_weight_grad_alpha")
-    dalpha = te.compute(
-        (out_channels,),
-        lambda o: te.sum(signed(w[(o, *axes)], dweff[(o, *axes)]), axis=axes),
-        name="latent_weight_grad_dalpha",
-    )
-
-    def gradient(o: Any, *at: Any) -> Any:
-        weight = w[(o, *at)]
-        through = tirx.Select(tirx.abs(weight) < one, dweff[(o, *at)] * (alpha[o] / count), zero)
-        return through + signed(weight, dalpha[o] / count)
-
-    return te.compute(w.shape, gradient, name="latent_weight_grad")
+def decompose(emit: Emitter, dweff: fx.Node, w: fx.Node) -> fx.Node:
+    """One sum for each output channel; the rest is element-wise and can be part of the optimizer's kernel."""
+    channels, *weight = shape(w)
+    count = math.prod(weight)
+    g, latent = (emit(aten.view.default, tensor, [channels, count]) for tensor in (dweff, w))
+    sign = emit(fqt.sign.default, latent)
+    dalpha = emit(aten.sum.dim_IntList, emit(aten.mul.Tensor, g, sign), [1])
+    share = emit(aten.view.default, emit(aten.mul.Tensor, dalpha, 1.0 / count), [channels, 1])
+    alpha = emit(aten.view.default, emit(fqt.weight_scale.default, w), [channels, 1])
+    through = emit(fqt.straight_through.default, emit(aten.mul.Tensor, g, alpha), latent)
+    return emit(aten.view.default, emit(aten.add.Tensor, through, emit(aten.mul.Tensor, sign, share)), shape(w))
 
 
 def cost(dweff: Tensor, w: Tensor) -> Cost:
@@ -71,10 +62,12 @@ def cost(dweff: Tensor, w: Tensor) -> Cost:
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
     """Convolutions, a linear layer, zeros and the edges of the pass band."""
     g = torch.Generator().manual_seed(0)
-    for shape in ((16, 32, 3, 3), (7, 5, 3, 1), (10, 64, 1, 1)):
-        yield torch.randn(shape, generator=g), torch.randn(shape, generator=g)
+    for extents in ((16, 32, 3, 3), (7, 5, 3, 1), (10, 64, 1, 1)):
+        yield torch.randn(extents, generator=g), torch.randn(extents, generator=g)
     edges = torch.tensor([0.0, -0.0, 1.0, -1.0, 0.5, -0.5]).view(2, 3, 1, 1)
     yield torch.randn(2, 3, 1, 1, generator=g), edges
 
 
-latent_weight_grad = OpSpec("latent_weight_grad", OpKind.ROOT, reference, fake, compute, cost, sample_inputs).register()
+latent_weight_grad = OpSpec(
+    "latent_weight_grad", OpKind.COMPOSITE, reference, fake, None, cost, sample_inputs, decompose=decompose
+).register()

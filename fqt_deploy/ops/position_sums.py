@@ -13,29 +13,31 @@ from fqt_deploy.ops.packed_words import PANEL, from_panels, popcount, unpack_las
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
-def reference(positions: Tensor, in_channels: int, taps: int) -> Tensor:
+def reference(positions: Tensor, in_channels: int, kernel: list[int]) -> Tensor:
     """Sum over all positions of the sign at each tap and channel; padded taps count 0.
 
     Args:
         positions: [ceil((T * I + T) / 16), W, 16] int32, see ``pack_positions``.
         in_channels: I.
-        taps: T.
+        kernel: KH, KW, with T = KH * KW.
 
     Returns:
-        [T, I] int32.
+        [I, KH, KW] int32, laid out like the weight of one output channel.
     """
+    taps = kernel[0] * kernel[1]
     rows = from_panels(positions, taps * (in_channels + 1))
     counts = unpack_last_axis(rows, rows.shape[1] * 32).sum(1)
     values = counts[: taps * in_channels].view(taps, in_channels)
-    return (2 * values - counts[taps * in_channels :].view(taps, 1)).int()
+    sums = 2 * values - counts[taps * in_channels :].view(taps, 1)
+    return sums.t().contiguous().view(in_channels, *kernel).int()
 
 
-def fake(positions: Tensor, in_channels: int, taps: int) -> Tensor:
+def fake(positions: Tensor, in_channels: int, kernel: list[int]) -> Tensor:
     """Shape rule of ``reference``."""
-    return positions.new_empty((taps, in_channels))
+    return positions.new_empty((in_channels, *kernel))
 
 
-def compute(positions: te.Tensor, in_channels: int, taps: int) -> te.Tensor:
+def compute(positions: te.Tensor, in_channels: int, kernel: list[int]) -> te.Tensor:
     """Count the ones of every row, masks included."""
     panels, words, _ = (int(d) for d in positions.shape)
     word = te.reduce_axis((0, words), "word")
@@ -43,22 +45,23 @@ def compute(positions: te.Tensor, in_channels: int, taps: int) -> te.Tensor:
         (panels, PANEL), lambda p, j: te.sum(popcount(positions[p, word, j]), axis=word), name="position_sums_counts"
     )
 
-    def total(t: Any, i: Any) -> Any:
-        value, mask = t * in_channels + i, taps * in_channels + t
+    def total(i: Any, kh: Any, kw: Any) -> Any:
+        tap = kh * kernel[1] + kw
+        value, mask = tap * in_channels + i, kernel[0] * kernel[1] * in_channels + tap
         return 2 * counts[value // PANEL, value % PANEL] - counts[mask // PANEL, mask % PANEL]
 
-    return te.compute((taps, in_channels), total, name="position_sums")
+    return te.compute((in_channels, *kernel), total, name="position_sums")
 
 
-def cost(positions: Tensor, in_channels: int, taps: int) -> Cost:
+def cost(positions: Tensor, in_channels: int, kernel: list[int]) -> Cost:
     """One read of the rows."""
-    return Cost(bytes_moved=tensor_bytes(positions) + 4 * taps * in_channels)
+    return Cost(bytes_moved=tensor_bytes(positions) + 4 * in_channels * kernel[0] * kernel[1])
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
     """The rows of ``bitplane_weight_grad``'s samples."""
-    for _, positions, channels, taps in bitplane_weight_grad.sample_inputs():
-        yield positions, channels, taps
+    for _, positions, channels, kernel in bitplane_weight_grad.sample_inputs():
+        yield positions, channels, kernel
 
 
 position_sums = OpSpec("position_sums", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs).register()

@@ -72,7 +72,7 @@ def compute(
     nesterov: bool,
     weight_decay: float,
 ) -> tuple[te.Tensor, ...]:
-    """Stages in the order buf, param, each of which may overwrite its old value in place."""
+    """The new buffer, then one loop nest that overwrites parameter and buffer element by element."""
 
     def gradient(i: tuple[Any, ...]) -> Any:
         return grad[i] + weight_decay * param[i] if weight_decay else grad[i]
@@ -85,9 +85,9 @@ def compute(
 
     def updated(*i: Any) -> Any:
         direction = gradient(i) + momentum * new_buf[i] if nesterov else new_buf[i]
-        return param[i] - lr[group] * direction
+        return param[i] - lr[group] * direction, new_buf[i]
 
-    return te.compute(param.shape, updated, name="sgd_momentum_update"), new_buf
+    return tuple(te.compute(param.shape, updated, name="sgd_momentum_update"))
 
 
 def cost(

@@ -59,7 +59,8 @@ class OpSpec:
         sample_inputs: small and edge-case argument tuples, fixed seed.
         integer_exact: compiled outputs must equal the reference bit for bit; otherwise ``tolerance`` applies.
         tolerance: largest relative error allowed for floating point outputs.
-        decompose: for ``COMPOSITE`` ops, ``(emit, *nodes) -> tuple of nodes``, one per output; ``compute`` is None.
+        decompose: for ``COMPOSITE`` ops, ``(emit, *nodes)`` -> the result's node, or a tuple of one for each output;
+            ``compute`` is None.
     """
 
     name: str

@@ -29,7 +29,7 @@ def reference(
     """Transposed convolution of an image of ones: zero padding keeps padded taps out of the correction as well.
 
     Args:
-        w_bits: [ceil(I / 16), KH * KW * ceil(O / 32), 16] int32, see ``pack_weight_transposed``.
+        w_bits: [ceil(I / 16), KH * KW * ceil(O / 32), 16] int32, see ``transpose_packed_weight``.
         in_channels: I.
         out_channels: O.
         input_hw: height and width of the layer's input.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,22 +34,11 @@ def fake(w: Tensor) -> Tensor:
 
 def compute(w: te.Tensor) -> te.Tensor:
     """A sum, then a division."""
-    total = channel_magnitude(w, "weight_scale_sum")
-    count = elements_per_channel(w)
-    return te.compute(total.shape, lambda o: total[o] / tirx.const(float(count), "float32"), name="weight_scale")
-
-
-def elements_per_channel(w: te.Tensor) -> int:
-    """I * KH * KW."""
-    _, i, kh, kw = (int(d) for d in w.shape)
-    return i * kh * kw
-
-
-def channel_magnitude(w: te.Tensor, name: str) -> te.Tensor:
-    """Stage ``name``: [O] sum of absolute values of each output channel."""
     out_channels, *rest = (int(d) for d in w.shape)
     axes = [te.reduce_axis((0, extent), axis) for extent, axis in zip(rest, ("i", "kh", "kw"), strict=True)]
-    return te.compute((out_channels,), lambda o: te.sum(tirx.abs(w[(o, *axes)]), axis=axes), name=name)
+    total = te.compute((out_channels,), lambda o: te.sum(tirx.abs(w[(o, *axes)]), axis=axes), name="weight_scale_sum")
+    count = tirx.const(float(math.prod(rest)), "float32")
+    return te.compute(total.shape, lambda o: total[o] / count, name="weight_scale")
 
 
 def cost(w: Tensor) -> Cost:

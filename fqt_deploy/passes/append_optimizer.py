@@ -9,19 +9,20 @@ After::
 
     inputs:  x, y, seed, lr, param/..., buffer/..., adam_m/..., adam_v/..., step
     %t = aten.add(%step, 1)
-    %p, %m, %v = fqt.adam_update(%param, %adam_m, %adam_v, %grad, %lr, %t, group, ...)
+    %p, %m, %v = fqt.adam_update(%param, %adam_m, %adam_v, %grad, %lr, %t, group, ...)     # all viewed as [rows, elements]
     outputs: loss, logits, buffer/..., param/..., adam_m/..., adam_v/..., step
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from fqt_deploy.core.graph import Emitter, StateTensor, TrainingGraph
+from fqt_deploy.core.graph import Emitter, StateTensor, TrainingGraph, shape
 from fqt_deploy.core.optimizer import SGD, Adam, AdamW, Optimizer
 from fqt_deploy.passes.pass_base import Pass
 
@@ -65,6 +66,12 @@ class AppendOptimizer(Pass):
         self, graph: TrainingGraph, emit: Emitter, path: str, gradient: fx.Node, count: fx.Node
     ) -> dict[str, fx.Node]:
         parameter = graph.placeholder(f"param/{path}")
+        extents = shape(parameter)
+        flat = [extents[0], math.prod(extents[1:])] if len(extents) > 2 else extents
+
+        def viewed(node: fx.Node, size: list[int]) -> fx.Node:
+            return node if shape(node) == size else emit(aten.view.default, node, size)
+
         rates, group = graph.placeholder("lr"), self.optimizer.group_of(path)
         zeros = torch.zeros_like(graph.state[f"param/{path}"].initial)
 
@@ -73,18 +80,23 @@ class AppendOptimizer(Pass):
             return name, _add_state(graph, StateTensor(name, "optimizer", zeros.clone()))
 
         o = self.optimizer
+        gradient = viewed(gradient, flat)
         if isinstance(o, (Adam, AdamW)):
             state = [(f"param/{path}", parameter), moment("adam_m"), moment("adam_v")]
             options = (group, *o.betas, o.eps, o.weight_decay, isinstance(o, AdamW))
-            result = emit(fqt.adam_update.default, *[n for _, n in state], gradient, rates, count, *options)
+            result = emit(
+                fqt.adam_update.default, *[viewed(n, flat) for _, n in state], gradient, rates, count, *options
+            )
         elif isinstance(o, SGD) and o.momentum:
             state = [(f"param/{path}", parameter), moment("sgd_momentum")]
             options = (group, o.momentum, o.nesterov, o.weight_decay)
-            result = emit(fqt.sgd_momentum_update.default, *[n for _, n in state], gradient, rates, count, *options)
+            result = emit(
+                fqt.sgd_momentum_update.default, *[viewed(n, flat) for _, n in state], gradient, rates, count, *options
+            )
         else:
-            updated = emit(fqt.sgd_update.default, parameter, gradient, rates, group, o.weight_decay)
-            return {f"param/{path}": updated}
-        return {name: emit.item(result, i) for i, (name, _) in enumerate(state)}
+            updated = emit(fqt.sgd_update.default, viewed(parameter, flat), gradient, rates, group, o.weight_decay)
+            return {f"param/{path}": viewed(updated, extents)}
+        return {name: viewed(emit.item(result, i), extents) for i, (name, _) in enumerate(state)}
 
 
 def _add_state(graph: TrainingGraph, tensor: StateTensor) -> fx.Node:

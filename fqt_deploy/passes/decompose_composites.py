@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fqt_deploy.core.graph import Emitter, TrainingGraph
+from fqt_deploy.core.graph import Emitter, TrainingGraph, replace
 from fqt_deploy.ops.spec import OPS, OpKind, OpSpec
 from fqt_deploy.passes.pass_base import Pass
 
@@ -36,7 +36,7 @@ class DecomposeComposites(Pass):
     name = "decompose-composites"
 
     def run(self, graph: TrainingGraph) -> bool:
-        """Rewrite each composite call; its outputs are read through ``getitem``."""
+        """Rewrite each composite call; several outputs are read through ``getitem``."""
         changed = False
         for node in list(graph.graph.nodes):
             spec = spec_of(node)
@@ -44,10 +44,13 @@ class DecomposeComposites(Pass):
                 continue
             assert spec.decompose is not None
             results = spec.decompose(Emitter(graph, node), *node.args)
+            changed = True
+            if isinstance(results, fx.Node):
+                replace(graph, node, results)
+                continue
             for user in list(node.users):
                 assert user.target is operator.getitem
                 user.replace_all_uses_with(results[user.args[1]])
                 graph.graph.erase_node(user)
             graph.graph.erase_node(node)
-            changed = True
         return changed

@@ -9,7 +9,7 @@ Before::
 After::
 
     %z  = float(fqt.binary_conv2d(fqt.pack_signs(%x), fqt.pack_weight(%w), ...))
-    %gx = float(fqt.bitplane_conv2d_input_grad(%planes, fqt.pack_weight_transposed(%w), ...)) * %scale
+    %gx = float(fqt.bitplane_conv2d_input_grad(%planes, fqt.transpose_packed_weight(...), ...)) * %scale
           + float(fqt.tap_sums(...)) * %zero
     %gw = fqt.dequantize_weight_grad(fqt.bitplane_weight_grad(%channel_planes, fqt.pack_positions(...)), ...)
 
@@ -18,6 +18,7 @@ A linear layer is a 1x1 convolution over an image of one row. Gradients that no 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +115,10 @@ def _input_grad(graph: TrainingGraph, node: fx.Node) -> bool:
     else:
         input_hw, output_hw, kernel, stride, padding = [1, positions], [1, positions], [1, 1], [1, 1], [0, 0]
     planes = _viewed(emit, planes, [samples, *output_hw, bits, shape(planes)[-1]])
-    weight_bits = emit(fqt.pack_weight_transposed.default, convolution_weight(emit, w))  # type: ignore[arg-type]
+    forward_bits = emit(fqt.pack_weight.default, convolution_weight(emit, w))  # type: ignore[arg-type]
+    weight_bits = emit(
+        fqt.transpose_packed_weight.default, forward_bits, in_channels, out_channels, kernel[0] * kernel[1]
+    )
     product = emit(
         fqt.bitplane_conv2d_input_grad.default, planes, weight_bits, in_channels, out_channels, input_hw,
         kernel, stride, padding,
@@ -157,19 +161,21 @@ def _weight_grad(graph: TrainingGraph, node: fx.Node) -> bool:
     geometry = _geometry(shape(x), [0, 0, *taps_shape], node.args[3:])
     output_hw = shape(node.args[1])[1:3] if len(shape(x)) == 4 else [1, shape(x)[0]]  # type: ignore[arg-type]
     in_channels = shape(x)[-1]  # type: ignore[arg-type]
-    taps = geometry.kernel[0] * geometry.kernel[1]
     planes = emit(fqt.quantize_pack_channels.default, *codes.args)  # type: ignore[union-attr]
     bits = _sign_bits(emit, x)
     positions = emit(
         fqt.pack_positions.default, bits, in_channels, geometry.kernel, geometry.stride, geometry.padding, output_hw
     )
-    product = emit(fqt.bitplane_weight_grad.default, planes, positions, in_channels, taps)
-    sums = emit(fqt.position_sums.default, positions, in_channels, taps)
+    product = emit(fqt.bitplane_weight_grad.default, planes, positions, in_channels, geometry.kernel)
+    sums = emit(fqt.position_sums.default, positions, in_channels, geometry.kernel)
     scatter = next((u for u in node.users if u.target is fqt.scatter_rows.default), None)
     slot = scatter.args[1] if scatter is not None else None
+    kept, *weight = shape(product)
+    count = math.prod(weight)  # flat, as the optimizer's kernel wants it
     result = emit(
-        fqt.dequantize_weight_grad.default, product, scale, zero, sums, slot, geometry.kernel
-    )
+        fqt.dequantize_weight_grad.default,
+        emit(aten.view.default, product, [kept, count]), scale, zero, emit(aten.view.default, sums, [count]), slot,
+    )  # fmt: skip
     if scatter is not None:  # the scatter of pruned channels is part of the dequantization
         replace(graph, scatter, _viewed(emit, result, shape(scatter)))
         graph.graph.erase_node(node)

@@ -34,6 +34,7 @@ _NORMALIZE: tuple[Pass, ...] = (
 _LOWER: tuple[Pass, ...] = (
     LowerTo1Bit(),
     DecomposeComposites(),
+    NormalizeViews(),
     FoldPacking(),
     WriteState(),
 )

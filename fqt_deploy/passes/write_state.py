@@ -46,6 +46,8 @@ class WriteState(Pass):
 
 def is_update(node: fx.Node) -> bool:
     """Whether ``node`` is an output of an optimizer op, which writes its operands in place."""
-    source = node.args[0] if node.target is operator.getitem else node
+    source = node
+    while source.target in (aten.view.default, operator.getitem):
+        source = source.args[0]  # type: ignore[assignment]
     spec = spec_of(source) if isinstance(source, fx.Node) else None
     return spec is not None and spec.kind is OpKind.UPDATE

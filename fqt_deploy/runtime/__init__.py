@@ -16,7 +16,7 @@ def load(folder: Path | str) -> Session:
     """Load an artifact, ready to train.
 
     Raises:
-        FqtError: FQT501 to FQT503 or FQT509 if it cannot be used, FQT403 to FQT406 if the device it is for cannot run it.
+        FqtError: FQT501 to FQT503 or FQT509 if it cannot be used, FQT402 to FQT406 if this machine cannot run it.
     """
     manifest, state, path = read_artifact(folder)
     library = CudaLibrary(path, manifest) if manifest.target["name"] == "cuda" else Library(path)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest, TensorSpec
 from fqt_deploy.runtime.arrays import check_input, check_layout_of
+from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME
 from fqt_deploy.runtime.cuda_runtime import CudaRuntime
 from fqt_deploy.runtime.library import load_machine, load_runtime
 
@@ -40,7 +41,7 @@ class CudaLibrary:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self._cuda = CudaRuntime(manifest.target["mcpu"].split(","))
-        self._ffi = load_runtime("libtvm_runtime_cuda.so")
+        self._ffi = load_runtime((path.absolute().parent / BUNDLED_RUNTIME).parent, cuda=True)
         self._device = self._ffi.device("cuda", 0)
         self._allocate = self._ffi.get_global_func("runtime.TVMTensorAllocWithScope")
         with self._cuda.errors():

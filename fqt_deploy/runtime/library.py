@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,11 +15,16 @@ from numpy.typing import NDArray
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import TensorSpec
 from fqt_deploy.runtime.arrays import aligned_copy, check_input, is_ready
+from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME, CUDA_RUNTIME_LIBRARY, RUNTIME_LIBRARY
 from fqt_deploy.runtime.threads import configure_threads
 
 Array = NDArray[Any]
 
-RUNTIME_LIBRARY = "libtvm_runtime.so"
+_LIBRARIES = (
+    (RUNTIME_LIBRARY, "ffi.Module.load_from_bytes.relax.VMExecutable"),
+    (CUDA_RUNTIME_LIBRARY, "device_api.cuda"),
+)
+"""TVM's libraries, each with a function that it registers."""
 _CPU, _POOLED = 1, 2  # DLPack's device type; the virtual machine's allocator that keeps freed blocks
 
 
@@ -28,7 +32,7 @@ class Library:
     """The functions of one ``step.so``.
 
     Args:
-        path: the shared library.
+        path: the shared library in its artifact, whose digests have been checked.
 
     Raises:
         FqtError: FQT509 if TVM's runtime library is missing, FQT502 if ``path`` cannot be loaded.
@@ -36,7 +40,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        ffi = load_runtime()
+        ffi = load_runtime((path.absolute().parent / BUNDLED_RUNTIME).parent)
         self._from_dlpack = ffi.from_dlpack
         machine = load_machine(ffi, path, (_CPU, 0, _POOLED))
         self._train_step, self._predict = machine["train_step"], machine["predict"]
@@ -104,36 +108,47 @@ def load_machine(ffi: ModuleType, path: Path, devices: tuple[int, ...]) -> Any:
     return machine
 
 
-def load_runtime(*more: str) -> ModuleType:
+def load_runtime(bundled: Path, *, cuda: bool = False) -> ModuleType:
     """Make TVM's runtime functions known to ``tvm_ffi``; ``tvm`` itself would load the compiler.
 
     Args:
-        *more: names of further runtime libraries, beside the first one.
+        bundled: folder of the libraries that the artifact brings along.
+        cuda: whether those for GPUs are needed too; NVIDIA's own must have been loaded.
 
     Raises:
-        FqtError: FQT509 if a library is missing, FQT502 if it cannot be loaded.
+        FqtError: FQT509 if a library is missing or cannot be loaded.
     """
     configure_threads()
     ffi = _import_tvm_ffi()
-    for name in (RUNTIME_LIBRARY, *more):
-        found = next((folder / name for folder in _library_folders() if (folder / name).is_file()), None)
-        if found is None:
-            raise FqtError(f"{name} is missing", code="FQT509", hint="pip install 'apache-tvm>=0.27,<0.28'")
-        try:
-            ctypes.CDLL(str(found), ctypes.RTLD_GLOBAL)
-        except OSError as error:
-            raise FqtError(
-                f"{found} cannot be loaded: {error}", code="FQT502", hint="install apache-tvm again"
-            ) from None
+    for name, registered in _LIBRARIES[: 2 if cuda else 1]:
+        # A second copy in one process would register every function again, which TVM refuses.
+        if ffi.get_global_func(registered, allow_missing=True) is None:
+            _load_library(name, bundled)
     return ffi
 
 
-def _library_folders() -> list[Path]:
-    """Where TVM's libraries may be: in ``FQT_RUNTIME_LIBRARIES``, else in the installed package."""
-    carried = os.environ.get("FQT_RUNTIME_LIBRARIES")
+def _load_library(name: str, bundled: Path) -> None:
+    candidates = [*(folder / name for folder in _installed_runtime()), bundled / name]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        raise FqtError(
+            f"{name} is missing: {bundled / name} does not exist, and apache-tvm is not installed",
+            code="FQT509",
+            hint="compile the model again: artifacts bring the library along",
+        )
+    try:
+        ctypes.CDLL(str(found), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise FqtError(
+            f"{found} cannot be loaded: {error}", code="FQT509", hint="install the apache-tvm-ffi that it was built with"
+        ) from None
+
+
+def _installed_runtime() -> list[Path]:
+    """The libraries of the package ``apache-tvm``, where that is installed: the compiler in this process uses them too."""
     package = importlib.util.find_spec("tvm")
     folders = package.submodule_search_locations if package is not None else None
-    return [*([Path(carried)] if carried else []), *(Path(folder) / "lib" for folder in folders or ())]
+    return [Path(folder) / "lib" for folder in folders or ()]
 
 
 def _import_tvm_ffi() -> ModuleType:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.runtime.arrays import as_numpy, check_layout, check_values, empty_aligned
-from fqt_deploy.runtime.artifact import write_artifact
+from fqt_deploy.runtime.artifact import companions, write_artifact
 from fqt_deploy.runtime.checkpoint import load_checkpoint, save_checkpoint
 from fqt_deploy.runtime.cuda_library import CudaLibrary, is_on_gpu
 from fqt_deploy.runtime.library import Library
@@ -199,7 +199,8 @@ class Session:
         groups = tuple({**g, "lr": lr} for g, lr in zip(self.manifest.optimizer.groups, self._rates, strict=True))
         optimizer = dataclasses.replace(self.manifest.optimizer, groups=groups)
         manifest = dataclasses.replace(self.manifest, seed=self.seed, optimizer=optimizer)
-        write_artifact(folder, manifest, self._fetched(), self._library.path)
+        library = self._library.path
+        write_artifact(folder, manifest, self._fetched(), library, companions(library.parent))
 
     def _fetched(self) -> dict[str, Array]:
         return {name: self._library.fetch(operand) for name, operand in self._state.items()}

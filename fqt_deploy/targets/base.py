@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import tvm
 from tvm import tirx
+
+from fqt_deploy.targets.toolchain import Toolchain, native_toolchain
 
 
 class ScheduleRule(Protocol):
@@ -32,12 +35,14 @@ class Target:
         tvm_target: what TVM compiles for.
         features: what the schedule rules choose by.
         rules: asked in order; the last takes anything.
+        toolchain: links the library, for the machine that is to load it.
     """
 
     name: str
     tvm_target: tvm.target.Target
     features: Any
     rules: tuple[ScheduleRule, ...]
+    toolchain: Toolchain = field(default_factory=native_toolchain)
 
     def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
         """The first rule's result for a kernel's loop nests."""
@@ -58,6 +63,10 @@ class Target:
     def device(self) -> Any:
         """The TVM device of this machine that runs the target's code; FQT403 if there is none."""
         return tvm.cpu()
+
+    def companions(self) -> Mapping[str, Path]:
+        """What an artifact brings along for the device, by its path there, besides TVM's runtime library."""
+        return {}
 
     def check_library(self, library: Path) -> None:
         """Raise an ``FqtError`` if the exported ``library`` lacks what the device runs."""

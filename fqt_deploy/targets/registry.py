@@ -17,6 +17,18 @@ def _cpu(mcpu: str | None) -> Target:
     return cpu_target(mcpu)
 
 
+def _aarch64(mcpu: str | None) -> Target:
+    from fqt_deploy.targets.cpu.target import aarch64_target
+
+    return aarch64_target(mcpu)
+
+
+def _rpi5(mcpu: str | None) -> Target:
+    from fqt_deploy.targets.cpu.target import rpi5_target
+
+    return rpi5_target(mcpu)
+
+
 def _cuda(architectures: str | None) -> Target:
     from fqt_deploy.targets.cuda.target import cuda_target
 
@@ -25,12 +37,14 @@ def _cuda(architectures: str | None) -> Target:
 
 TARGETS: dict[str, Callable[[str | None], "Target"]] = {
     "cpu": _cpu,
+    "aarch64": _aarch64,
+    "rpi5": _rpi5,
     "cuda": _cuda,
 }
-"""Name -> factory of the target for a processor, or for a list of GPU architectures; None: the default."""
+"""Name -> factory of the target for a processor, or for a list of GPU architectures; None: the target's own choice."""
 
-_PROCESSOR_OPTION = {"cpu": "mcpu", "cuda": "arch"}
-"""Name -> the option that names the processor."""
+_GPUS = ("cuda",)
+"""Targets whose processor ``arch`` names, not ``mcpu``."""
 
 
 def make_target(name: str, mcpu: str | None = None, arch: str | None = None) -> Target:
@@ -46,13 +60,10 @@ def make_target(name: str, mcpu: str | None = None, arch: str | None = None) -> 
     """
     if name not in TARGETS:
         raise FqtError(f"unknown target {name!r}", code="FQT401", hint=f"targets: {', '.join(TARGETS)}")
+    own, other = ("arch", "mcpu") if name in _GPUS else ("mcpu", "arch")
     given = {"mcpu": mcpu, "arch": arch}
-    processor = given.pop(_PROCESSOR_OPTION[name])
-    for option, value in given.items():
-        if value is not None:
-            raise FqtError(
-                f"{option} is {value!r}, but target {name} has no {option}",
-                code="FQT202",
-                hint=f"use {_PROCESSOR_OPTION[name]}",
-            )
-    return TARGETS[name](processor)
+    if given[other] is not None:
+        raise FqtError(
+            f"{other} is {given[other]!r}, but target {name} has no {other}", code="FQT202", hint=f"use {own}"
+        )
+    return TARGETS[name](given[own])

@@ -1,13 +1,12 @@
 """The two commands from end to end, and what they say to mistakes."""
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from fqt_deploy.cli import main as compile_command
 from fqt_deploy.cli_train import main as train_command
@@ -80,7 +79,7 @@ def test_help_lists_passes_ops_and_targets():
     assert "build_model" in run(compile_command, "--help").output
     assert "insert-scq" in run(compile_command, "--list-passes").output
     assert "fqt.binary_conv2d" in run(compile_command, "--list-ops").output
-    assert run(compile_command, "--list-targets").output.split() == ["cpu"]
+    assert run(compile_command, "--list-targets").output.split() == ["cpu", "aarch64", "rpi5"]
 
 
 def test_dumped_ir_shows_every_pass(model_file, tmp_path):
@@ -146,9 +145,8 @@ def test_damaged_artifacts_and_foreign_checkpoints(artifact, data, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(artifact, other)
     assert run(train_command, other, "--data", data).exit_code == 0
-    manifest = json.loads((other / "manifest.json").read_text())
-    manifest["fingerprint"] = "0" * 64
-    (other / "manifest.json").write_text(json.dumps(manifest))
+    checkpoint = load_file(other / "checkpoint.safetensors")
+    save_file(checkpoint, other / "checkpoint.safetensors", {"fqt_format": "1", "fqt_fingerprint": "0" * 64})
     fails(run(train_command, other, "--data", data, "--resume"), "FQT504")
     (other / "checkpoint.safetensors").write_bytes(b"short")
     fails(run(train_command, other, "--data", data, "--resume"), "FQT502")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ def _compile(spec: OpSpec, arguments: tuple[Any, ...]) -> Any:
     outputs = _flat(spec.compute(*map(operand, arguments)))
     function = te.create_prim_func([*placeholders, *outputs])
     attributes = {"fqt.op": spec.name, "fqt.outputs": len(outputs), "tirx.noalias": False, "global_symbol": "main"}
+    attributes["fqt.arguments"] = json.dumps([None if isinstance(a, torch.Tensor) else a for a in arguments])
     scheduled = target.schedule(function.with_attrs(attributes))
     return tvm.compile(tvm.IRModule({"main": scheduled}), target.tvm_target)["main"]
 

@@ -1,5 +1,6 @@
 """The documents name everything that the code defines."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
 from fqt_deploy.core.diagnostics import CODES
+from fqt_deploy.core.manifest import SCHEMA_VERSION, Manifest
 from fqt_deploy.ops.spec import OPS
 from fqt_deploy.passes.pipelines import all_passes
 
@@ -37,3 +39,16 @@ def test_links_point_to_files(document):
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
         if not link.startswith("http"):
             assert (document.parent / link).exists(), link
+
+
+def test_every_field_of_the_manifest_is_in_the_bundle_document():
+    fields = [field.name for field in dataclasses.fields(Manifest)]
+    assert [name for name in fields if f"| `{name}` |" not in text("bundle.md")] == []
+    assert f"`schema_version` is {SCHEMA_VERSION};" in text("bundle.md")
+
+
+def test_every_function_of_the_c_header_is_in_its_document():
+    header = (ROOT / "fqt_deploy" / "c_api" / "include" / "fqt_runtime.h").read_text()
+    functions = re.findall(r"^FQT_API .*?(fqt_\w+)\(", header, re.MULTILINE)
+    assert len(functions) > 15
+    assert [name for name in functions if f"`{name}`" not in text("c_api.md")] == []

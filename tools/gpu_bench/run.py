@@ -240,7 +240,7 @@ def _torch_step(example: str, batch: int, *, half: bool, compiled: bool) -> floa
 def _session(artifact: Path, example: str) -> Any:
     """A session of an artifact that was carried without its state: the example's weights, zeros for the rest."""
     from fqt_deploy.core.manifest import Manifest
-    from fqt_deploy.runtime.artifact import write_artifact
+    from fqt_deploy.runtime.artifact import companions, write_artifact
     from tools.examples import load_example
 
     if not (artifact / "state.safetensors").is_file():
@@ -250,7 +250,7 @@ def _session(artifact: Path, example: str) -> Any:
         for spec in manifest.state:
             value = weights.get(spec.name.partition("/")[2]) if spec.role in ("param", "buffer") else None
             state[spec.name] = np.zeros(spec.shape, spec.dtype) if value is None else value.numpy().astype(spec.dtype)
-        write_artifact(artifact, manifest, state, artifact / "step.so")
+        write_artifact(artifact, manifest, state, artifact / "step.so", companions(artifact))
     return fqt_deploy.load(artifact)
 
 
@@ -268,7 +268,7 @@ def _module(path: Path) -> Any:
 
     major, minor = torch.cuda.get_device_capability()
     CudaRuntime([f"sm_{major}{minor}"])  # loads NVIDIA's libraries, and complains clearly
-    return load_runtime("libtvm_runtime_cuda.so").load_module(str(path))
+    return load_runtime(path.parent / layout.LIBRARIES, cuda=True).load_module(str(path))
 
 
 @contextlib.contextmanager

@@ -10,12 +10,12 @@ from fqt_deploy.ops.convolution_shape import input_position
 from fqt_deploy.ops.packed_words import PANEL, popcount
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.register_tile import (
-    ACCUMULATORS,
     arguments_of,
     largest_divisor,
     new_schedule,
     placeholders,
     schedule_helpers,
+    schedule_padding,
     schedule_tile,
 )
 
@@ -26,7 +26,7 @@ class BinaryConv2dRule:
     ops: ClassVar[frozenset[str]] = frozenset({"binary_conv2d"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """Differing bits of the padded image, subtracted from a constant for each position of the image."""
+        """Differing bits of the padded image, subtracted from a constant for each kind of border."""
         arguments = arguments_of(function)
         if arguments is None or arguments[3] % PANEL:
             return None
@@ -48,14 +48,17 @@ class BinaryConv2dRule:
             lambda t, o: te.sum(popcount(w[o // PANEL, t * words + word, o % PANEL]), axis=word),
             name="ones",
         )
+        row_class, row_examples = _border_classes(oh, height, kernel[0], stride[0], padding[0], "row_class")
+        column_class, column_examples = _border_classes(ow, width, kernel[1], stride[1], padding[1], "column_class")
         a, b = te.reduce_axis((0, kernel[0]), "a"), te.reduce_axis((0, kernel[1]), "b")
 
-        def constant(y: Any, z: Any, o: Any) -> Any:
-            inside, _, _ = input_position(y, z, a, b, [height, width], stride, padding)
+        def constant(r: Any, c: Any, o: Any) -> Any:
+            at = _chosen(r, row_examples), _chosen(c, column_examples)
+            inside, _, _ = input_position(*at, a, b, [height, width], stride, padding)
             outside = 2 * taps[a * kernel[1] + b, o]
             return te.sum(tirx.if_then_else(inside, channels, outside), axis=[a, b])
 
-        constants = te.compute((oh, ow, outputs), constant, name="constants")
+        constants = te.compute((len(row_examples), len(column_examples), outputs), constant, name="constants")
         kh, kw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
         k = te.reduce_axis((0, words), "k")
         total = te.compute(
@@ -72,15 +75,47 @@ class BinaryConv2dRule:
         dtype = str(function.params[-1].dtype)
 
         def finish(i: Any, y: Any, z: Any, o: Any) -> Any:
-            largest = constants[y, z, o] if any(padding) else channels * kernel[0] * kernel[1]
+            full = channels * kernel[0] * kernel[1]
+            largest = constants[row_class[y], column_class[z], o] if any(padding) else full
             return (largest - 2 * total[i, y, z, o]).astype(dtype)
 
         result = te.compute(total.shape, finish, name="result")
         schedule = new_schedule([x, w, result])
-        rows = largest_divisor(ow, 8)
-        panels = largest_divisor(outputs // PANEL, max(1, ACCUMULATORS // rows))
+        rows = largest_divisor(ow, min(8, features.accumulators))
+        panels = largest_divisor(outputs // PANEL, max(1, features.accumulators // rows))
         schedule_tile(
             schedule, schedule.get_sblock("total"), schedule.get_sblock("result"), rows, panels, unrolled=1, inner_axes=0
         )
-        schedule_helpers(schedule, ("padded", "ones", "constants") if any(padding) else ())
+        if any(padding):
+            schedule_padding(schedule, schedule.get_sblock("padded"))
+            schedule_helpers(schedule, ("ones", "row_class", "column_class", "constants"))
         return schedule.mod["main"]
+
+
+def _border_classes(
+    outputs: int, extent: int, kernel: int, stride: int, padding: int, name: str
+) -> tuple[te.Tensor, list[int]]:
+    """Output positions along one axis by which of their taps lie inside: class of each, and an example of each class."""
+    patterns: dict[tuple[bool, ...], int] = {}
+    classes = []
+    for position in range(outputs):
+        taps = tuple(0 <= position * stride + tap - padding < extent for tap in range(kernel))
+        classes.append(patterns.setdefault(taps, len(patterns)))
+    examples = [classes.index(number) for number in range(len(patterns))]
+    ends = [i for i in range(1, outputs) if classes[i] != classes[i - 1]]
+
+    def class_at(position: Any) -> Any:
+        found: Any = classes[-1]
+        for end in reversed(ends):
+            found = tirx.Select(position < end, classes[end - 1], found)
+        return found if isinstance(found, tirx.Select) else tirx.const(found, "int32")
+
+    return te.compute((outputs,), class_at, name=name), examples
+
+
+def _chosen(index: Any, values: list[int]) -> Any:
+    """``values[index]`` as an expression."""
+    found: Any = tirx.const(values[-1], "int32")
+    for i, value in enumerate(values[:-1]):
+        found = tirx.Select(index.equal(i), value, found)
+    return found

@@ -9,7 +9,6 @@ from tvm import te, tirx
 from fqt_deploy.ops.packed_words import PANEL, popcount
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.register_tile import (
-    ACCUMULATORS,
     arguments_of,
     largest_divisor,
     new_schedule,
@@ -72,8 +71,8 @@ class BitplaneConv2dInputGradRule:
 
         result = te.compute((n, *hw, channels), finish, name="result")
         schedule = new_schedule([planes, w, result])
-        rows = largest_divisor(hw[1], max(1, min(8, ACCUMULATORS // bits)))
-        panels = largest_divisor(channels // PANEL, max(1, ACCUMULATORS // (rows * bits)))
+        rows = largest_divisor(hw[1], max(1, min(8, features.accumulators // bits)))
+        panels = largest_divisor(channels // PANEL, max(1, features.accumulators // (rows * bits)))
         schedule_tile(
             schedule, schedule.get_sblock("total"), schedule.get_sblock("result"), rows, panels, unrolled=0, inner_axes=1
         )

@@ -9,7 +9,6 @@ from tvm import te, tirx
 from fqt_deploy.ops.packed_words import PANEL, popcount
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.register_tile import (
-    ACCUMULATORS,
     arguments_of,
     largest_divisor,
     new_schedule,
@@ -28,7 +27,8 @@ class BitplaneWeightGradRule:
         arguments = arguments_of(function)
         if arguments is None:
             return None
-        _, _, channels, taps = arguments
+        _, _, channels, kernel = arguments
+        taps = kernel[0] * kernel[1]
         planes, positions = placeholders(function)
         words, bits, kept = (int(d) for d in planes.shape)
         panels = int(positions.shape[0])
@@ -50,14 +50,14 @@ class BitplaneWeightGradRule:
         def at(row: Any, c: Any) -> Any:
             return counts[row // PANEL, c, row % PANEL]
 
-        result = te.compute(
-            (kept, taps, channels),
-            lambda c, t, i: 2 * at(t * channels + i, c) - at(taps * channels + t, c),
-            name="result",
-        )
+        def signed(c: Any, i: Any, kh: Any, kw: Any) -> Any:
+            tap = kh * kernel[1] + kw
+            return 2 * at(tap * channels + i, c) - at(taps * channels + tap, c)
+
+        result = te.compute((kept, channels, *kernel), signed, name="result")
         schedule = new_schedule([planes, positions, result])
         accumulate, combine = schedule.get_sblock("total"), schedule.get_sblock("counts")
-        rows = largest_divisor(kept, max(1, ACCUMULATORS // bits))
+        rows = largest_divisor(kept, max(1, features.accumulators // bits))
         panel, channel, lane = schedule.get_loops(combine)
         tile, row = schedule.split(channel, [None, rows])
         schedule.compute_at(accumulate, tile, preserve_unit_loops=True)

@@ -10,15 +10,17 @@ from tvm import te, tirx
 from fqt_deploy.ops.packed_words import PANEL
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.register_tile import (
-    ACCUMULATORS,
     arguments_of,
     largest_divisor,
     new_schedule,
     placeholders,
     schedule_helpers,
+    schedule_padding,
     schedule_tile,
 )
 
+OPERANDS = 5
+"""Registers that are not accumulators."""
 _CHUNKS = 16
 """Partial sums of a weight gradient: independent of the thread count, and shorter sums round less."""
 
@@ -51,7 +53,7 @@ class Fp32ConvolutionRule:
             def weight(kh: Any, kw: Any, c: Any, o: Any) -> Any:
                 return w[c, o, kernel[0] - 1 - kh, kernel[1] - 1 - kw]
 
-        return _convolution(image, w, rows, weight, kernel, stride, result_shape)
+        return _convolution(image, w, rows, weight, kernel, stride, result_shape, features.accumulators)
 
 
 def _convolution(
@@ -62,6 +64,7 @@ def _convolution(
     kernel: list[int],
     stride: list[int],
     result_shape: list[int],
+    accumulators: int,
 ) -> tirx.PrimFunc:
     channels, outputs = int(image.shape[3]), result_shape[3]
     run = kernel[1] * channels
@@ -78,12 +81,13 @@ def _convolution(
     )
     result = te.compute(result_shape, lambda *i: total[i], name="result")
     schedule = new_schedule([image, w, result])
-    tile = largest_divisor(result_shape[2], 8)
-    vectors = largest_divisor(outputs // PANEL, max(1, ACCUMULATORS // tile))
+    tile = largest_divisor(result_shape[2], min(8, accumulators))
+    vectors = largest_divisor(outputs // PANEL, max(1, accumulators // tile))
     schedule_tile(
         schedule, schedule.get_sblock("total"), schedule.get_sblock("result"), tile, vectors, unrolled=0, inner_axes=0
     )
-    schedule_helpers(schedule, ("rows", "panels"))
+    schedule_padding(schedule, schedule.get_sblock("rows"))
+    schedule_helpers(schedule, ("panels",))
     return schedule.mod["main"]
 
 
@@ -93,7 +97,10 @@ class Fp32WeightGradRule:
     ops: ClassVar[frozenset[str]] = frozenset({"conv2d_weight_grad"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """A tile of taps times output channels, summed over the positions of a chunk of samples."""
+        """A tile of taps times output channels, summed over the positions of a chunk of samples.
+
+        A first convolution has few taps: with one accumulator for each, the gradient is read once.
+        """
         arguments = arguments_of(function)
         outputs, channels, *kernel = (int(d) for d in function.params[-1].shape)
         if arguments is None or outputs % PANEL:
@@ -103,13 +110,15 @@ class Fp32WeightGradRule:
         samples, oh, ow, _ = (int(d) for d in g.shape)
         rows = padded_rows(x, padding, "rows")
         run = kernel[1] * channels
+        taps = kernel[0] * run
         chunks = largest_divisor(samples, _CHUNKS)
         size = samples // chunks
         b, y, z = te.reduce_axis((0, size), "b"), te.reduce_axis((0, oh), "y"), te.reduce_axis((0, ow), "z")
         total = te.compute(
-            (chunks, kernel[0], run, outputs),
-            lambda q, kh, m, o: te.sum(
-                rows[q * size + b, y * stride[0] + kh, z * (stride[1] * channels) + m] * g[q * size + b, y, z, o],
+            (chunks, taps, outputs),
+            lambda q, t, o: te.sum(
+                rows[q * size + b, y * stride[0] + t // run, z * (stride[1] * channels) + t % run]
+                * g[q * size + b, y, z, o],
                 axis=[b, y, z],
             ),
             name="total",
@@ -117,18 +126,19 @@ class Fp32WeightGradRule:
         partial = te.compute(total.shape, lambda *i: total[i], name="partial")
         q = te.reduce_axis((0, chunks), "q")
         sums = te.compute(
-            (kernel[0], run, outputs), lambda kh, m, o: te.sum(partial[q, kh, m, o], axis=q), name="sums"
+            (taps, outputs), lambda t, o: te.sum(partial[q, t, o], axis=q), name="sums"
         )
         result = te.compute(
-            (outputs, channels, *kernel), lambda o, c, kh, kw: sums[kh, kw * channels + c, o], name="result"
+            (outputs, channels, *kernel), lambda o, c, kh, kw: sums[kh * run + kw * channels + c, o], name="result"
         )
         schedule = new_schedule([x, g, result])
-        tile = largest_divisor(run, 9)
-        vectors = largest_divisor(outputs // PANEL, max(1, ACCUMULATORS // tile))
+        tile = taps if taps <= 2 * features.accumulators - OPERANDS else largest_divisor(run, min(9, features.accumulators))
+        vectors = largest_divisor(outputs // PANEL, max(1, features.accumulators // tile))
         schedule_tile(
             schedule, schedule.get_sblock("total"), schedule.get_sblock("partial"), tile, vectors, unrolled=0, inner_axes=0
         )
-        schedule_helpers(schedule, ("rows", "sums", "result"))
+        schedule_padding(schedule, schedule.get_sblock("rows"))
+        schedule_helpers(schedule, ("sums", "result"))
         return schedule.mod["main"]
 
 
@@ -136,12 +146,12 @@ def padded_rows(image: te.Tensor, padding: list[int], name: str) -> te.Tensor:
     """[N, H + 2p, (W + 2p) * C]: zeros around, columns and channels one axis."""
     n, height, width, channels = (int(d) for d in image.shape)
 
-    def at(b: Any, h: Any, r: Any) -> Any:
-        y, z = h - padding[0], r // channels - padding[1]
-        inside = tirx.all(y >= 0, y < height, z >= 0, z < width)
-        return tirx.if_then_else(inside, image[b, y, z, r % channels], tirx.const(0.0, "float32"))
+    def element(b: Any, h: Any, r: Any) -> Any:
+        y, at = h - padding[0], r - padding[1] * channels
+        inside = tirx.all(y >= 0, y < height, at >= 0, at < width * channels)
+        return tirx.if_then_else(inside, image[b, y, at // channels, at % channels], tirx.const(0.0, "float32"))
 
-    return te.compute((n, height + 2 * padding[0], (width + 2 * padding[1]) * channels), at, name=name)
+    return te.compute((n, height + 2 * padding[0], (width + 2 * padding[1]) * channels), element, name=name)
 
 
 def spread_rows(gradient: te.Tensor, border: list[int], stride: list[int], extent: list[int]) -> te.Tensor:

@@ -9,10 +9,6 @@ from tvm import s_tir, te, tirx
 
 from fqt_deploy.targets.cpu.elementwise import PARALLEL_ELEMENTS, schedule_spatial
 
-ACCUMULATORS = 16
-"""Vector accumulators of one tile: enough to hide the latency of an addition, few enough not to spill."""
-
-
 def arguments_of(function: tirx.PrimFunc) -> list[Any] | None:
     """The arguments of the kernel's op, tensors None; None if something was inlined into it."""
     text = function.attrs.get("fqt.arguments")
@@ -87,6 +83,14 @@ def schedule_helpers(schedule: Any, names: tuple[str, ...]) -> None:
             size *= int(schedule.get(loop).extent)
         if spatial and size >= PARALLEL_ELEMENTS:
             schedule.parallel(schedule.fuse(*spatial) if len(spatial) > 1 else spatial[0])
+
+
+def schedule_padding(schedule: Any, block: Any) -> None:
+    """Copy the inside of an image [sample, row, column, ...] without asking for each element whether it is inside."""
+    sample, row, column, *_ = schedule.get_loops(block)
+    for loop in (row, column):
+        schedule.annotate(loop, "pragma_loop_partition_hint", True)
+    schedule.parallel(sample)
 
 
 def new_schedule(tensors: list[te.Tensor]) -> Any:

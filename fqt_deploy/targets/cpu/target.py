@@ -1,10 +1,9 @@
-"""The CPU target: LLVM code for this machine, or for a given level of x86-64."""
+"""The CPU targets: LLVM code for this machine, for another processor of its kind, or for another kind of machine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import tvm
 from tvm import tirx
 
 from fqt_deploy.targets.base import ScheduleRule, Target
@@ -12,19 +11,36 @@ from fqt_deploy.targets.cpu.binary_conv2d import BinaryConv2dRule
 from fqt_deploy.targets.cpu.bitplane_conv2d_input_grad import BitplaneConv2dInputGradRule
 from fqt_deploy.targets.cpu.bitplane_weight_grad import BitplaneWeightGradRule
 from fqt_deploy.targets.cpu.elementwise import ElementwiseRule
-from fqt_deploy.targets.cpu.features import cpu_features, host_cpu
+from fqt_deploy.targets.cpu.features import cpu_features, host_cpu, llvm_target
 from fqt_deploy.targets.cpu.fp32_convolution import Fp32ConvolutionRule, Fp32WeightGradRule
+from fqt_deploy.targets.cpu.pack_channels import PackChannelsRule
+from fqt_deploy.targets.cpu.pack_positions import PackPositionsRule
+from fqt_deploy.targets.cpu.pack_weight import PackWeightRule
 from fqt_deploy.targets.cpu.reduction import ReductionRule
 from fqt_deploy.targets.cpu.round_products import makes_bits, round_products
+from fqt_deploy.targets.cpu.table_input_grad import TableInputGradRule
+from fqt_deploy.targets.cpu.table_weight_grad import TableWeightGradRule
+from fqt_deploy.targets.cpu.transpose_packed_weight import TransposePackedWeightRule
+from fqt_deploy.targets.cpu.update import UpdateRule
+from fqt_deploy.targets.toolchain import TOOLCHAINS, Toolchain, native_toolchain
 
 RULES: tuple[ScheduleRule, ...] = (
     # 1-bit products
     BinaryConv2dRule(),
+    TableInputGradRule(),
     BitplaneConv2dInputGradRule(),
+    TableWeightGradRule(),
     BitplaneWeightGradRule(),
+    # packing
+    PackChannelsRule(),
+    PackPositionsRule(),
+    PackWeightRule(),
+    TransposePackedWeightRule(),
     # fp32 products
     Fp32ConvolutionRule(),
     Fp32WeightGradRule(),
+    # optimizer
+    UpdateRule(),
     # anything
     ElementwiseRule(),
     ReductionRule(),
@@ -41,10 +57,24 @@ class CpuTarget(Target):
 
 
 def cpu_target(mcpu: str | None) -> Target:
-    """The target for processor ``mcpu``, by default that of this machine.
+    """The target for processor ``mcpu`` of this machine's kind, by default for this machine.
 
     Raises:
         FqtError: FQT402 for a processor that is unknown or cannot run here.
     """
-    name = mcpu or host_cpu()
-    return CpuTarget("cpu", tvm.target.Target({"kind": "llvm", "mcpu": name}), cpu_features(name), RULES)
+    return _target("cpu", mcpu or host_cpu(), native_toolchain())
+
+
+def aarch64_target(mcpu: str | None) -> Target:
+    """64-bit ARM: any such processor, or ``mcpu``; FQT402 for an unknown one."""
+    return _target("aarch64", mcpu or "generic", TOOLCHAINS["aarch64"])
+
+
+def rpi5_target(mcpu: str | None) -> Target:
+    """The Raspberry Pi 5: a Cortex-A76; FQT402 for an unknown processor."""
+    return _target("rpi5", mcpu or "cortex-a76", TOOLCHAINS["aarch64"])
+
+
+def _target(name: str, mcpu: str, toolchain: Toolchain) -> Target:
+    features = cpu_features(mcpu, toolchain)
+    return CpuTarget(name, llvm_target(mcpu, toolchain), features, RULES, toolchain)

@@ -37,13 +37,14 @@ WORDS_PER_WARP = 4
 
 
 class BallotPackingRule:
-    """Takes ``pack_signs`` and ``quantize_pack_samples``: elements that neighbouring lanes read lie side by side."""
+    """Takes packings whose 32 elements of a word lie side by side, and the transposition of packed weights."""
 
-    ops: ClassVar[frozenset[str]] = frozenset({"pack_signs", "quantize_pack_samples"})
+    ops: ClassVar[frozenset[str]] = frozenset({"pack_signs", "quantize_pack_samples", "transpose_packed_weight"})
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
         """The element is computed once, in a register, for all of its planes."""
-        elements, words = formulas_of(function).nests
+        *stages, words = formulas_of(function).nests
+        elements = stages[0] if stages else None
         planes = int(words.axes[-2].extent) if str(function.attrs["fqt.op"]) == "quantize_pack_samples" else 1
         kept = [axis for i, axis in enumerate(words.axes) if planes == 1 or i != len(words.axes) - 2]
         count = words.size // planes
@@ -57,32 +58,33 @@ class BallotPackingRule:
 
 
 def _word(
-    elements: LoopNest, words: LoopNest, kept: list[Axis], planes: int, count: int, flat: Any, thread: Any
+    elements: LoopNest | None, words: LoopNest, kept: list[Axis], planes: int, count: int, flat: Any, thread: Any
 ) -> Any:
     """The planes of one word, from one element in each lane."""
     lane = thread % WARP
-    element = local((1,), str(elements.values[0].buffer.dtype), "element")
     (bit,) = words.values
-    (k,) = words.reduced
+    axes = (*words.axes, *words.reduced)
     positions = unflattened(flat, tuple(kept))
+    register = None if elements is None else local((1,), str(elements.values[0].buffer.dtype), "element")
 
-    def at(plane: int) -> tuple[tuple[Axis, ...], list[Any]]:
-        own = positions if planes == 1 else [*positions[:-1], plane, positions[-1]]
-        return (*words.axes, k), [*own, lane]
-
-    evaluate = element_at(elements, substituted(bit.expression, *at(0)), element)
+    def at(plane: int) -> list[Any]:
+        return [*(positions if planes == 1 else [*positions[:-1], plane, positions[-1]]), lane]
 
     def plane(p: int) -> Any:
-        shifted = substituted(bit.expression, *at(p))
+        shifted = substituted(bit.expression, axes, at(p))
         assert isinstance(shifted, LShift), "a word is a sum of shifted bits"
-        own = inlined(shifted.a, elements, at=lambda _: element[0])
-        word = as_int32(ballot(own))
-        axes, where = at(p)
-        indices = [substituted(index, axes, where) for index in bit.indices]
+        own = shifted.a
+        if elements is not None and register is not None:
+            own = inlined(own, elements, at=lambda _: register[0])
         result = local((1,), "int32", "word")
-        return with_buffers([result], sequence(store(result, word, 0), when(lane.equal(0), store(bit.buffer, result[0], *indices))))
+        indices = [substituted(index, axes, at(p)) for index in bit.indices]
+        write = when(lane.equal(0), store(bit.buffer, result[0], *indices))
+        return with_buffers([result], sequence(store(result, as_int32(ballot(own)), 0), write))
 
-    work = with_buffers([element], sequence(evaluate, unrolled(planes, plane)))
+    work = unrolled(planes, plane)
+    if elements is not None and register is not None:
+        evaluate = element_at(elements, substituted(bit.expression, axes, at(0)), register)
+        work = with_buffers([register], sequence(evaluate, work))
     whole = count % (THREADS // WARP * WORDS_PER_WARP) == 0
     return when(True if whole else flat < count, work)
 

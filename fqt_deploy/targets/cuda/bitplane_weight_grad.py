@@ -24,7 +24,8 @@ class BitplaneWeightGradRule:
         arguments = arguments_of(function)
         if not features.has_binary_mma or arguments is None:
             return None
-        _, _, channels, taps = arguments
+        _, _, channels, kernel = arguments
+        taps = kernel[0] * kernel[1]
         planes, positions, result = function.params
         words, bits, kept = (int(d) for d in planes.shape)
         if bits not in TILES:
@@ -47,8 +48,10 @@ class BitplaneWeightGradRule:
         c, r = Axis(tirx.Var("c", "int32"), kept), Axis(tirx.Var("r", "int32"), rows)
         part = Axis(tirx.Var("part", "int32"), parts)
         total = Value(counts, (c.var, r.var), partial[part.var, c.var, r.var], integer(0), lambda a, b: a + b)
-        t, i = Axis(tirx.Var("t", "int32"), taps), Axis(tirx.Var("i", "int32"), channels)
-        signs = 2 * counts[c.var, t.var * channels + i.var] - counts[c.var, taps * channels + t.var]
-        difference = LoopNest("result", (c, t, i), (), (Value(result, (c.var, t.var, i.var), signs),))
+        i, kh, kw = (Axis(tirx.Var(name, "int32"), e) for name, e in zip("iyx", (channels, *kernel), strict=True))
+        tap = kh.var * kernel[1] + kw.var
+        signs = 2 * counts[c.var, tap * channels + i.var] - counts[c.var, taps * channels + tap]
+        axes = (c, i, kh, kw)
+        difference = LoopNest("result", axes, (), (Value(result, tuple(axis.var for axis in axes), signs),))
         launches = (product, generic.reduction(LoopNest("counts", (c, r), (part,), (total,))), generic.elementwise([difference]))
         return function.with_body(with_buffers([partial, counts], sequence(*launches)))

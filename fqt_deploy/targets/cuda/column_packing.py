@@ -68,21 +68,19 @@ def _collect(elements: LoopNest, words: LoopNest, planes: int, position: list[An
 
 
 class WeightPackingRule:
-    """Takes ``pack_weight`` and ``pack_weight_transposed``: a thread owns 32 channels of one row and tap.
+    """Takes ``pack_weight``: a thread owns 32 channels of one row and tap.
 
     Rows of taps are contiguous, so threads go along taps first, and then along the rows.
     """
 
-    ops: ClassVar[frozenset[str]] = frozenset({"pack_weight", "pack_weight_transposed"})
+    ops: ClassVar[frozenset[str]] = frozenset({"pack_weight"})
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
         """A sum of 32 shifted bits in one thread."""
         (nest,) = formulas_of(function).nests
         weight = function.params[0]
-        outputs, inputs, kernel_h, kernel_w = (int(d) for d in weight.shape)
-        taps = kernel_h * kernel_w
-        contracted = inputs if str(function.attrs["fqt.op"]) == "pack_weight" else outputs
-        words = ceil_div(contracted, WORD)
+        _, channels, kernel_h, kernel_w = (int(d) for d in weight.shape)
+        taps, words = kernel_h * kernel_w, ceil_div(channels, WORD)
         panels = nest.axes[0].extent
         count = words * panels * PANEL * taps
         (bit,) = nest.values

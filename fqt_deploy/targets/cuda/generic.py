@@ -8,6 +8,7 @@ from typing import Any
 
 import tvm_ffi
 from tvm import tirx
+from tvm.ir.expr import TensorLoad
 
 from fqt_deploy.targets.cuda.kernel_builder import (
     REFERENCE_PROCESSORS,
@@ -29,6 +30,7 @@ from fqt_deploy.targets.cuda.loop_nest import (
     Axis,
     KernelFormulas,
     LoopNest,
+    Value,
     loads_of,
     substituted,
     unflattened,
@@ -42,27 +44,69 @@ CHUNK_TERMS = 64
 
 def emit(formulas: KernelFormulas) -> Any:
     """The whole kernel: a launch for each stage, or for each run of stages that work element by element."""
-    statements = []
-    for group in _groups(formulas.nests):
-        statements.append(elementwise(group) if not group[0].reduced else reduction(group[0]))
-    return with_buffers(formulas.intermediates, sequence(*statements))
+    statements: list[Any] = []
+    stored = list(formulas.intermediates)
+    groups = _groups(formulas.nests)
+    for i, group in enumerate(groups):
+        if group[0].reduced:
+            statements.append(reduction(group[0]))
+            continue
+        others = [nest for j, other in enumerate(groups) if j != i for nest in other]
+        own = [v.buffer for nest in group for v in nest.values if not any(_reads(other, v.buffer) for other in others)]
+        private = [buffer for buffer in formulas.intermediates if any(buffer.same_as(b) for b in own)]
+        stored = [buffer for buffer in stored if not any(buffer.same_as(b) for b in private)]
+        statements.append(elementwise(group, private))
+    return with_buffers(stored, sequence(*statements))
 
 
-def elementwise(nests: Sequence[LoopNest]) -> Any:
-    """One thread an element; stages over the same axes follow each other in one thread."""
+def elementwise(nests: Sequence[LoopNest], private: Sequence[tirx.Buffer] = ()) -> Any:
+    """One thread an element; stages over the same axes follow each other in one thread.
+
+    Args:
+        nests: the stages.
+        private: results that only these stages read: registers of the thread.
+    """
     size = nests[0].size
     threads = min(THREADS, max(32, size))
+    registers = [local((1,), str(buffer.dtype), buffer.name) for buffer in private]
+
+    def read(load: Any) -> Any:
+        found = [r for r, b in zip(registers, private, strict=True) if load.source.same_as(b)]
+        return found[0][0] if found else load
+
+    def stage(nest: LoopNest, positions: list[Any]) -> Any:
+        """All values before the first store: a store may overwrite what another value reads."""
+        values = [tvm_ffi.structural_map(v.expression, (TensorLoad, read)) for v in nest.values]
+        values = [substituted(value, nest.axes, positions) for value in values]
+        results = [local((1,), str(v.buffer.dtype), "result") for v in nest.values]
+        targets = [
+            next((r for r, b in zip(registers, private, strict=True) if v.buffer.same_as(b)), None) for v in nest.values
+        ]
+        if len(values) == 1:
+            return _write(nest, nest.values[0], targets[0], values[0], positions)
+        compute = [store(result, value, 0) for result, value in zip(results, values, strict=True)]
+        writes = [
+            _write(nest, v, target, result[0], positions)
+            for v, target, result in zip(nest.values, targets, results, strict=True)
+        ]
+        return with_buffers(results, sequence(*compute, *writes))
 
     def body(block: Any, thread: Any) -> Any:
         flat = block * threads + thread
-        stores = [
-            store(value.buffer, *_at(value.expression, value.indices, nest.axes, unflattened(flat, nest.axes)))
-            for nest in nests
-            for value in nest.values
-        ]
-        return when(True if size % threads == 0 else flat < size, sequence(*stores))
+        work = sequence(*(stage(nest, unflattened(flat, nest.axes)) for nest in nests))
+        return when(True if size % threads == 0 else flat < size, with_buffers(registers, work))
 
     return launch(ceil_div(size, threads), threads, body)
+
+
+def _write(nest: LoopNest, value: Value, register: tirx.Buffer | None, result: Any, positions: list[Any]) -> Any:
+    if register is not None:
+        return store(register, result, 0)
+    return store(value.buffer, result, *(substituted(i, nest.axes, positions) for i in value.indices))
+
+
+def _reads(nest: LoopNest, buffer: tirx.Buffer) -> bool:
+    return any(load.source.same_as(buffer) for value in nest.values for load in loads_of(value.expression))
 
 
 def reduction(nest: LoopNest) -> Any:
@@ -183,11 +227,6 @@ def _lanes(nest: LoopNest, contiguous: bool) -> int:
         return min(THREADS, wanted)
     few = max(1, THREADS // max(1, 1 << math.ceil(math.log2(nest.size))))
     return min(wanted, max(few, THREADS // 64)) if nest.terms >= 8 else 1
-
-
-def _at(expression: Any, indices: Sequence[Any], axes: tuple[Axis, ...], positions: list[Any]) -> tuple[Any, ...]:
-    """Value and indices of a store at ``positions``."""
-    return (substituted(expression, axes, positions), *(substituted(i, axes, positions) for i in indices))
 
 
 def _groups(nests: Sequence[LoopNest]) -> list[list[LoopNest]]:

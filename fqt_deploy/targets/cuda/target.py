@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from fqt_deploy.targets.cuda.features import CudaFeatures, cuda_features
 from fqt_deploy.targets.cuda.fp32_product import Fp32ProductRule
 from fqt_deploy.targets.cuda.pack_positions import PackPositionsRule
 from fqt_deploy.targets.cuda.single_block import SingleBlockRule
-from fqt_deploy.targets.cuda.toolchain import FATBIN_MAGIC, INSTALL, compile_cuda, enable_cuda_runtime
+from fqt_deploy.targets.cuda.toolchain import CUDA_RUNTIME_LIBRARY, FATBIN_MAGIC, INSTALL, compile_cuda, enable_cuda_runtime
 
 RULES: tuple[ScheduleRule, ...] = (
     # 1-bit products
@@ -98,6 +98,10 @@ class CudaTarget(Target):
                 hint="compiling needs none; leave out --verify numerics",
             )
         return device
+
+    def companions(self) -> Mapping[str, Path]:
+        """TVM's runtime library for GPUs."""
+        return {f"lib/{CUDA_RUNTIME_LIBRARY}": Path(str(tvm.__file__)).parent / "lib" / CUDA_RUNTIME_LIBRARY}
 
     def check_library(self, library: Path) -> None:
         """FQT404 if ``library`` holds no binary for the device: TVM exports source alone where it lacks a compiler."""

@@ -22,6 +22,7 @@ from fqt_deploy.targets.cuda.features import CudaFeatures
 NVCC_FLAGS = ("--fatbin", "--threads=0", "-O3", "-std=c++17", "-fmad=false", "--expt-relaxed-constexpr")
 """``-fmad=false``: every float operation rounds, as in PyTorch. A contracted multiply-add could turn a bit."""
 
+CUDA_RUNTIME_LIBRARY = "libtvm_runtime_cuda.so"
 FATBIN_MAGIC = b"\x50\xed\x55\xba"
 INSTALL = "pip install 'fqt-deploy[cuda]'"
 
@@ -115,7 +116,7 @@ def enable_cuda_runtime() -> None:
     runtimes = [folder / "lib" / "libcudart.so.13" for folder in _cuda_packages()]
     if not any(_loads(str(path)) for path in ("libcudart.so.13", *runtimes)):
         raise FqtError("the CUDA runtime library libcudart.so.13 is missing", code="FQT404", hint=INSTALL)
-    library = Path(str(tvm.__file__)).parent / "lib" / "libtvm_runtime_cuda.so"
+    library = Path(str(tvm.__file__)).parent / "lib" / CUDA_RUNTIME_LIBRARY
     if not _loads(str(library)) or tvm.get_global_func("device_api.cuda", allow_missing=True) is None:
         raise FqtError(
             f"{library} cannot be loaded", code="FQT404", hint="install apache-tvm again, for the pinned CUDA version"

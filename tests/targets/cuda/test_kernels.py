@@ -118,8 +118,8 @@ TAKEN = {
     "binary_conv2d": ("binary_conv2d",),
     "bitplane_conv2d_input_grad": ("bitplane_conv2d_input_grad",),
     "bitplane_weight_grad": ("bitplane_weight_grad",),
-    "ballot_packing": ("pack_signs", "quantize_pack_samples"),
-    "column_packing": ("quantize_pack_channels", "pack_weight", "pack_weight_transposed"),
+    "ballot_packing": ("pack_signs", "quantize_pack_samples", "transpose_packed_weight"),
+    "column_packing": ("quantize_pack_channels", "pack_weight"),
     "pack_positions": ("pack_positions",),
     "single_block": ("select_sampled", "select_topk"),
 }  # fmt: skip

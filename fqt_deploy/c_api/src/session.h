@@ -1,0 +1,36 @@
+// A compiled step with its state, run by TVM's virtual machine.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "artifact.h"
+
+namespace fqt {
+
+class Session {
+ public:
+  explicit Session(const std::string& folder);
+  ~Session();
+
+  const Manifest& manifest() const;
+  float Step(const void* x, size_t x_bytes, const void* y, size_t y_bytes);
+  void Predict(const void* x, size_t x_bytes, void* logits, size_t logits_bytes);
+  const std::vector<double>& rates() const;
+  void SetRates(const std::vector<double>& rates);
+  int64_t seed() const;
+  void SetSeed(int64_t seed);
+  int64_t StepCount() const;
+  void SaveCheckpoint(const std::string& path) const;
+  void LoadCheckpoint(const std::string& path);
+  const void* StateData(size_t index) const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace fqt

@@ -1,0 +1,1 @@
+"""What travels with compiled code: TVM's runtime libraries and the C interface."""

@@ -1,0 +1,97 @@
+"""The base package alone, in a virtual environment of its own: no PyTorch, no TVM compiler, and it trains an artifact.
+
+The environment is filled from PyPI, with the versions of constraints.txt.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fqt_deploy
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ("fqt_deploy", "pyproject.toml", "README.md", "LICENSE")
+EXPECTED = {"apache-tvm-ffi", "click", "fqt-deploy", "numpy", "safetensors", "typing_extensions"}
+LARGEST = 95e6
+"""Bytes; docs/bundle.md says what takes how much."""
+
+TRAIN = """
+import importlib.util, json, sys
+import numpy as np
+import fqt_deploy
+
+assert not any(importlib.util.find_spec(name) for name in ("torch", "tvm", "rich", "onnx"))
+session = fqt_deploy.load(sys.argv[1])
+data = np.load(sys.argv[2])
+losses = [session.step(x, y) for x, y in zip(data["x"], data["y"])]
+session.save_checkpoint(sys.argv[3])
+print(json.dumps([losses, session.predict(data["x"][0]).tolist()]))
+"""
+
+
+def run(*command):
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd="/")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """The ``bin`` folder of a virtual environment in which only ``fqt-deploy`` was installed."""
+    folder = tmp_path_factory.mktemp("base")
+    source = folder / "source"
+    source.mkdir()
+    for name in SOURCES:  # building leaves files behind: not in the repository
+        path = ROOT / name
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, source / name)
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
+    (wheel,) = folder.glob("*.whl")
+    python = folder / "venv" / "bin" / "python"
+    run(*pip, "--python", python, "install", "--only-binary=:all:", "-c", ROOT / "constraints.txt", wheel)
+    return python.parent
+
+
+def test_the_base_package_needs_no_more_than_this(environment):
+    listed = run(sys.executable, "-m", "pip", "--python", environment / "python", "list", "--format", "json")
+    assert {package["name"].lower() for package in json.loads(listed)} == EXPECTED
+    (packages,) = environment.parent.glob("lib/python*/site-packages")
+    size = sum(path.lstat().st_size for path in packages.rglob("*") if path.is_file())
+    assert size < LARGEST, f"{size / 1e6:.1f} MB"
+
+
+def test_it_trains_with_the_same_bits(environment, digits_artifact, digits, tmp_path):
+    session = fqt_deploy.load(digits_artifact)
+    images, labels = digits
+    x, y = images[:80].numpy().reshape(10, 8, 1, 8, 8), labels[:80].numpy().reshape(10, 8)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    printed = run(environment / "python", "-c", TRAIN, digits_artifact, tmp_path / "data.npz", checkpoint)
+    losses, logits = json.loads(printed)
+    assert [session.step(*batch) for batch in zip(x, y, strict=True)] == losses
+    assert np.array_equal(session.predict(x[0]), np.float32(logits))
+    resumed = fqt_deploy.load(digits_artifact)
+    resumed.load_checkpoint(checkpoint)
+    assert resumed.step(x[0], y[0]) == session.step(x[0], y[0])
+
+
+def test_its_commands_train_and_say_what_they_lack(environment, digits_artifact, digits, tmp_path):
+    images, labels = digits
+    np.savez(tmp_path / "data.npz", x=images[:160].numpy(), y=labels[:160].numpy())
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    command = ["fqt-train", digits_artifact, "--data", tmp_path / "data.npz", "--checkpoint", checkpoint]
+    run(environment / command[0], *command[1:])
+    assert checkpoint.is_file()
+    for arguments in (["model.py"], ["--list-ops"]):
+        result = subprocess.run([environment / "fqt-compile", *arguments], capture_output=True, text=True, cwd="/")
+        assert result.returncode == 1, result.stderr
+        assert "error[FQT303]" in result.stderr
+        assert "fqt-deploy[compiler]" in result.stderr
+    program = "import fqt_deploy\ntry: fqt_deploy.compile\nexcept fqt_deploy.FqtError as error: print(error.code)"
+    assert run(environment / "python", "-c", program).strip() == "FQT303"

@@ -1,0 +1,211 @@
+"""The C interface: what a C program computes is what Python computes, and what it refuses is what Python refuses."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fqt_deploy
+from fqt_deploy.core.diagnostics import CODES, FqtError
+from fqt_deploy.core.manifest import SCHEMA_VERSION
+from fqt_deploy.packaging.build_c_api import SOURCES
+from fqt_deploy.runtime.artifact import read_sums
+from tests.packaging.conftest import compile_example, write_rows
+
+LARGEST = 12e6
+"""Bytes of everything that is shipped besides the artifact."""
+
+
+@pytest.fixture(scope="module")
+def program(c_api, tmp_path_factory):
+    return compile_example("gcc", c_api, tmp_path_factory.mktemp("example") / "train")
+
+
+@pytest.fixture
+def batches(digits, tmp_path):
+    """80 samples as batches of 8; ``data.raw`` in ``tmp_path`` holds the same."""
+    images, labels = (t[:80].numpy() for t in digits)
+    write_rows(tmp_path / "data.raw", images, labels)
+    return [(images[i : i + 8], labels[i : i + 8]) for i in range(0, 80, 8)]
+
+
+def losses_of(output):
+    return [np.float32(text) for text in re.findall(r"^step \d+ loss (\S+)$", output, re.MULTILINE)]
+
+
+def run(*command):
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
+
+
+def test_what_is_shipped_is_small_and_needs_only_tvm(c_api):
+    assert sum(path.stat().st_size for path in c_api.rglob("*") if path.is_file()) < LARGEST
+    dynamic = run("readelf", "--dynamic", "--wide", c_api / "lib" / "libfqt_runtime.so")
+    needed = set(re.findall(r"NEEDED.*\[(.*)\]", dynamic))
+    system = {"libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6"}
+    assert {name for name in needed - system if not name.startswith("ld-linux")} == {
+        "libtvm_runtime.so", "libtvm_ffi.so"
+    }  # fmt: skip
+    licenses = {path.name for path in (c_api / "licenses").iterdir()}
+    assert {"apache-tvm-LICENSE", "apache-tvm-ffi-LICENSE", "libbacktrace-LICENSE"} <= licenses
+
+
+def test_a_c_program_trains_with_the_same_bits(program, digits_artifact, batches, tmp_path):
+    output = run(program, digits_artifact, tmp_path / "data.raw", 3)
+    session = fqt_deploy.load(digits_artifact)
+    expected = [session.step(*batch) for _ in range(3) for batch in batches]
+    assert losses_of(output) == expected
+    right = [(session.predict(x).argmax(-1) == y).sum() for x, y in batches]
+    assert output.splitlines()[-1] == f"accuracy {100 * sum(right) / 80:.2f} %"
+
+
+def test_checkpoints_go_back_and_forth(program, digits_artifact, batches, tmp_path):
+    checkpoint = tmp_path / "here.safetensors"
+    data = tmp_path / "data.raw"
+    session, straight = fqt_deploy.load(digits_artifact), fqt_deploy.load(digits_artifact)
+    session.seed, session.lr = 11, 0.1 + 0.2  # not a short number
+    straight.seed, straight.lr = session.seed, session.lr
+    session.save_checkpoint(checkpoint, {"note": "from Python"})
+    assert losses_of(run(program, digits_artifact, data, 1, checkpoint)) == [straight.step(*b) for b in batches]
+    session.load_checkpoint(checkpoint)
+    assert (session.seed, session.lr, session.step_count) == (11, 0.1 + 0.2, 10)
+    assert [session.step(*b) for b in batches] == [straight.step(*b) for b in batches]
+    session.save_checkpoint(checkpoint)
+    assert losses_of(run(program, digits_artifact, data, 1, checkpoint)) == [straight.step(*b) for b in batches]
+    session.load_checkpoint(checkpoint)
+    for name, array in straight.state_dict().items():
+        assert np.array_equal(array, session.state_dict()[name]), name
+
+
+DRIVER = '''
+"""Calls functions of libfqt_runtime and prints, for each, its result and the last error."""
+import ctypes, json, sys
+lib = ctypes.CDLL(sys.argv[1])
+lib.fqt_last_error.restype = ctypes.c_char_p
+lib.fqt_set_lr.argtypes = [ctypes.c_void_p, ctypes.c_double]
+lib.fqt_set_group_lr.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_double]
+lib.fqt_lr.restype = ctypes.c_double
+session = ctypes.c_void_p()
+
+def say(code):
+    print(json.dumps([code, lib.fqt_last_error().decode()]))
+
+def call(name, *arguments):
+    say(getattr(lib, name)(session, *arguments))
+
+say(lib.fqt_load(sys.argv[2].encode(), ctypes.byref(session)))
+exec(sys.argv[3])
+lib.fqt_free(session)
+'''
+
+
+def drive(c_api, artifact, actions=""):
+    output = run(sys.executable, "-c", DRIVER, c_api / "lib" / "libfqt_runtime.so", artifact, actions)
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def damage(folder, kind):
+    if kind == "version":
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"schema_version": SCHEMA_VERSION + 1}))
+    elif kind == "sums":
+        (folder / "SHA256SUMS").write_text("step.so\n")
+    elif kind == "json":
+        (folder / "manifest.json").write_text("{")
+    elif kind == "gone":
+        shutil.rmtree(folder)
+    else:
+        path = folder / kind
+        path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["manifest.json", "step.so", "state.safetensors", "lib/libtvm_runtime.so", "sums", "json", "version", "gone"],
+)
+def test_it_refuses_the_artifacts_that_python_refuses(c_api, digits_artifact, tmp_path, kind):
+    folder = tmp_path / "damaged.fqt"
+    shutil.copytree(digits_artifact, folder)
+    damage(folder, kind)
+    with pytest.raises(FqtError) as caught:
+        fqt_deploy.load(folder)
+    ((code, message),) = drive(c_api, folder)
+    assert f"FQT{code}" == caught.value.code
+    assert message.startswith(f"FQT{code}: ")
+
+
+def test_it_refuses_bad_arguments_and_goes_on(c_api, digits_artifact, tmp_path):
+    (tmp_path / "short.safetensors").write_bytes(b"short")
+    actions = f"""
+x, y, loss = (ctypes.c_float * 512)(), (ctypes.c_int64 * 8)(), ctypes.c_float()
+step = lambda: call("fqt_step", x, 2048, y, 64, ctypes.byref(loss))
+step()
+call("fqt_step", x, 2047, y, 64, ctypes.byref(loss))
+x[7] = float("nan"); step(); x[7] = 0
+y[3] = 10; step(); y[3] = 0
+call("fqt_set_lr", -1.0)
+call("fqt_set_group_lr", 1, 0.1)
+call("fqt_predict", x, 256, loss, 4)
+call("fqt_load_checkpoint", {str(tmp_path / "short.safetensors")!r}.encode())
+call("fqt_load_checkpoint", {str(digits_artifact / "state.safetensors")!r}.encode())
+call("fqt_save_checkpoint", {str(tmp_path / "no" / "folder")!r}.encode())
+step()
+print(json.dumps([lib.fqt_step_count(session), ""]))
+"""
+    results = drive(c_api, digits_artifact, actions)
+    codes = [code for code, _ in results]
+    assert codes == [0, 0, 505, 506, 507, 202, 202, 505, 502, 504, 508, 0, 2]
+    assert "element 7" in results[3][1]
+    assert "y[3] is 10; labels go from 0 to 9" in results[4][1]
+
+
+def test_the_number_of_threads_is_checked(c_api, digits_artifact, monkeypatch):
+    monkeypatch.setenv("FQT_NUM_THREADS", "0")
+    assert drive(c_api, digits_artifact)[0][0] == 202
+
+
+def test_state_can_be_read(c_api, digits_artifact):
+    actions = """
+class Tensor(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("dtype", ctypes.c_char_p), ("shape", ctypes.POINTER(ctypes.c_int64)),
+                ("ndim", ctypes.c_size_t), ("bytes", ctypes.c_size_t)]
+lib.fqt_state.restype = ctypes.POINTER(Tensor)
+lib.fqt_state_data.restype = ctypes.c_void_p
+index = 0
+while lib.fqt_state(session, index):
+    t = lib.fqt_state(session, index).contents
+    data = ctypes.string_at(lib.fqt_state_data(session, index), t.bytes)
+    print(json.dumps([t.name.decode(), t.dtype.decode(), t.shape[: t.ndim], data.hex()]))
+    index += 1
+"""
+    read = drive(c_api, digits_artifact, actions)[1:]
+    manifest, state, _ = fqt_deploy.runtime.artifact.read_artifact(digits_artifact)
+    assert [row[:3] for row in read] == [[spec.name, spec.dtype, [*spec.shape]] for spec in manifest.state]
+    assert all(bytes.fromhex(row[3]) == state[row[0]].tobytes() for row in read)
+
+
+def test_sources_agree_with_python_on_codes_and_version():
+    codes = re.findall(r"= (\d{3}),", (SOURCES / "src" / "error.h").read_text())
+    assert {f"FQT{code}" for code in codes} <= set(CODES)
+    (version,) = re.findall(r"kSchemaVersion = (\d+);", (SOURCES / "src" / "artifact.cc").read_text())
+    assert int(version) == SCHEMA_VERSION
+
+
+def test_digests_are_those_of_sha256sum(c_api, digits_artifact, tmp_path):
+    """Contents of every length around the block size, as further members of an artifact."""
+    import hashlib
+
+    folder = tmp_path / "lengths.fqt"
+    shutil.copytree(digits_artifact, folder)
+    with (folder / "SHA256SUMS").open("a") as sums:
+        for length in (0, 1, 55, 56, 63, 64, 65, 119, 120, 128, 1000):
+            content = bytes(i % 251 for i in range(length))
+            (folder / f"length{length}").write_bytes(content)
+            sums.write(f"{hashlib.sha256(content).hexdigest()}  length{length}\n")
+    assert drive(c_api, folder) == [[0, ""]]
+    (folder / "length56").write_bytes(bytes(56))
+    assert drive(c_api, folder)[0][0] == 502
+    assert "length56" in read_sums(folder)

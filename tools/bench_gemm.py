@@ -1,0 +1,189 @@
+"""Time 1-bit matrix products beside PyTorch's fp32 and bf16, and beside what the processor can do at most.
+
+Example: ``python -m tools.bench_gemm --threads 2``.
+
+The product is the one that a linear layer compiles to, signs times signs with an exact integer result. PyTorch's fp32
+is the faster of ``matmul``, with the weight in either order, and oneDNN on operands packed beforehand. The ceiling is
+measured: the same instructions on operands that stay in the first-level cache. The last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SHAPES = (
+    (131072, 64, 576), (32768, 128, 1152), (8192, 256, 2304), (2048, 512, 4608), (512, 512, 4608),
+    (4096, 768, 768), (4096, 3072, 768),
+)  # fmt: skip
+"""Rows, columns and contraction: the convolutions of VGG16 at batch 128, and linear layers of a transformer."""
+PEAK_SHAPE = (256, 32, 4096)
+"""Tiles of it read 8 KB of one operand and 16 KB of the other: no more than a first-level cache holds."""
+MINIMUM_TURN_S = 0.02
+
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shape.
+
+    Attributes:
+        m, n, k: rows, columns, contraction.
+        ours_s: seconds of our product.
+        fp32_s: seconds of PyTorch's best fp32.
+        bf16_s: seconds of PyTorch's bf16.
+        gmacs: our billions of multiply-accumulates a second.
+        share_of_ceiling: of the measured ceiling.
+    """
+
+    m: int
+    n: int
+    k: int
+    ours_s: float
+    fp32_s: float
+    bf16_s: float
+    gmacs: float
+    share_of_ceiling: float
+
+    @property
+    def ratio_fp32(self) -> float:
+        """How many times faster than the best fp32."""
+        return self.fp32_s / self.ours_s
+
+
+def binary_product(m: int, n: int, k: int) -> Run:
+    """Our product of random signs, compiled for this machine."""
+    import torch
+    import tvm
+    from tvm import te
+
+    import fqt_deploy.ops.registry  # noqa: F401
+    from fqt_deploy.ops.spec import OPS
+    from fqt_deploy.targets.registry import make_target
+
+    words = k // 32
+    constants = [k, n, [1, 1], [1, 1], [0, 0]]
+    x = te.placeholder((1, 1, m, words), "int32", name="x")
+    w = te.placeholder((n // 16, words, 16), "int32", name="w")
+    spec = OPS["binary_conv2d"]
+    assert spec.compute is not None
+    result = spec.compute(x, w, *constants)
+    attributes = {
+        "fqt.op": spec.name, "fqt.outputs": 1, "fqt.arguments": json.dumps([None, None, *constants]),
+        "global_symbol": "main", "tirx.noalias": True,
+    }  # fmt: skip
+    target = make_target("cpu")
+    function = target.schedule(te.create_prim_func([x, w, result]).with_attrs(attributes))
+    kernel = tvm.compile(tvm.IRModule({"main": function}), target.tvm_target)["main"]
+    operands = [
+        tvm.runtime.tensor(torch.randint(-(2**31), 2**31, [int(d) for d in t.shape]).to(torch.int32).numpy())
+        for t in (x, w)
+    ]
+    output = tvm.runtime.empty([int(d) for d in result.shape], str(result.dtype))
+    return lambda: kernel(*operands, output)
+
+
+def torch_products(m: int, n: int, k: int) -> dict[str, Run]:
+    """PyTorch's products by name; bf16 ones begin with ``bf16``."""
+    import torch
+
+    a, b = torch.randn(m, k), torch.randn(n, k)
+    transposed = b.t().contiguous()
+    out, low = torch.empty(m, n), torch.empty(m, n, dtype=torch.bfloat16)
+    a16, b16, t16 = a.bfloat16(), b.bfloat16(), transposed.bfloat16()
+    packed_a, packed_b = a.to_mkldnn(), b.to_mkldnn()
+    return {
+        "fp32 matmul": lambda: torch.matmul(a, b.t(), out=out),
+        "fp32 matmul, transposed": lambda: torch.matmul(a, transposed, out=out),
+        "fp32 oneDNN": lambda: torch._C._nn.mkldnn_linear(packed_a, packed_b),
+        "bf16 matmul": lambda: torch.matmul(a16, b16.t(), out=low),
+        "bf16 matmul, transposed": lambda: torch.matmul(a16, t16, out=low),
+    }
+
+
+def interleaved_medians(runs: dict[str, Run], turns: int) -> dict[str, float]:
+    """Median seconds of a call, contenders in turn; a turn is as many calls as last ``MINIMUM_TURN_S``."""
+    calls = {}
+    for name, run in runs.items():
+        run()
+        calls[name] = max(1, math.ceil(MINIMUM_TURN_S / _seconds(run, 1)))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(turns):
+        for name, run in runs.items():
+            times[name].append(_seconds(run, calls[name]))
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def _seconds(run: Run, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls
+
+
+def measured_ceiling(threads: int) -> float:
+    """Multiply-accumulates a second of all threads, operands in the first-level cache; the fastest of many."""
+    m, n, k = PEAK_SHAPE
+    run = binary_product(m * threads, n, k)
+    run()
+    return m * threads * n * k / min(_seconds(run, 20) for _ in range(50))
+
+
+def measure(shape: tuple[int, int, int], ceiling: float, turns: int) -> Row:
+    """One row of the table."""
+    m, n, k = shape
+    seconds = interleaved_medians({"ours": binary_product(m, n, k), **torch_products(m, n, k)}, turns)
+    best = {dtype: min(s for name, s in seconds.items() if name.startswith(dtype)) for dtype in ("fp32", "bf16")}
+    rate = m * n * k / seconds["ours"]
+    return Row(m, n, k, seconds["ours"], best["fp32"], best["bf16"], rate / 1e9, rate / ceiling)
+
+
+def main() -> int:
+    """Print the table and the line of JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all of this machine"
+    )
+    parser.add_argument("--turns", type=int, default=5, help="turns of every contender (default: %(default)s)")
+    arguments = parser.parse_args()
+    os.environ |= {"FQT_NUM_THREADS": str(arguments.threads), "OMP_NUM_THREADS": str(arguments.threads)}
+    from fqt_deploy.runtime.threads import configure_threads
+
+    configure_threads()
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    ceiling = measured_ceiling(arguments.threads)
+    print(f"{'M, N, K':>20} {'ours ms':>9} {'G MAC/s':>9} {'ceiling':>8} {'fp32 ms':>9} {'x fp32':>7} {'x bf16':>7}")
+    rows = []
+    for shape in SHAPES:
+        row = measure(shape, ceiling, arguments.turns)
+        rows.append(row)
+        print(
+            f"{row.m:8d},{row.n:5d},{row.k:5d} {1e3 * row.ours_s:9.3f} {row.gmacs:9.0f} {row.share_of_ceiling:8.0%} "
+            f"{1e3 * row.fp32_s:9.2f} {row.ratio_fp32:7.1f} {row.bf16_s / row.ours_s:7.1f}",
+            flush=True,
+        )
+    summary = {
+        "threads": arguments.threads,
+        "ceiling_gmacs": ceiling / 1e9,
+        "lowest_share_of_ceiling": min(row.share_of_ceiling for row in rows),
+        "geomean_ratio_fp32": statistics.geometric_mean(row.ratio_fp32 for row in rows),
+        "geomean_ratio_bf16": statistics.geometric_mean(row.bf16_s / row.ours_s for row in rows),
+        "rows": [asdict(row) for row in rows],
+    }
+    print(json.dumps(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
