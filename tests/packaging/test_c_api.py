@@ -1,5 +1,6 @@
 """The C interface: what a C program computes is what Python computes, and what it refuses is what Python refuses."""
 
+import hashlib
 import json
 import re
 import shutil
