@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tools.gpu_bench import layout
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
@@ -55,12 +57,13 @@ def build(folder: Path, arguments: argparse.Namespace) -> None:
 
 def run(folder: Path, arguments: argparse.Namespace, begin: float) -> dict[str, Any]:
     """Check, then time; returns the content of the last line."""
-    from tools.gpu_bench import run as bench
-
-    bench.prepare(folder)
+    layout.use(folder)
     import torch
 
     from tools.gpu_bench import checks
+    from tools.gpu_bench import run as bench
+
+    bench.require_device()
 
     deadline = begin + arguments.seconds
     found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}

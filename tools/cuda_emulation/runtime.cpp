@@ -22,16 +22,16 @@ using Kernel = void (*)(void**, const unsigned*, const unsigned*);
 #if defined(EMULATE_RUNTIME)
 
 static Graph* capturing = nullptr;
+static void* capturing_stream = nullptr;
 static size_t allocated = 0;
 
-API void emulation_submit(Work* work) {
-  if (capturing) {
-    capturing->push_back(*work);
-  } else {
-    (*work)();
-  }
+// Like the real runtime, refuses work on another stream while one is recorded: it would be missing in the graph.
+API int emulation_submit(Work* work, void* stream) {
+  if (!capturing) return (*work)(), 0;
+  if (stream != capturing_stream) return 906;  // cudaErrorStreamCaptureImplicit
+  return capturing->push_back(*work), 0;
 }
-static void submit(Work work) { emulation_submit(&work); }
+static int submit(Work work, void* stream) { return emulation_submit(&work, stream); }
 
 static size_t capacity() {
   const char* given = getenv("FQT_EMULATED_MEMORY");
@@ -89,14 +89,14 @@ API int cudaFreeHost(void* pointer) { return free(pointer), kSuccess; }
 API int cudaMemGetInfo(size_t* available, size_t* total) {
   return *total = capacity(), *available = capacity() - allocated, kSuccess;
 }
-API int cudaMemcpyAsync(void* to, const void* from, size_t size, int, void*) {
-  return submit([=] { memmove(to, from, size); }), kSuccess;
+API int cudaMemcpyAsync(void* to, const void* from, size_t size, int, void* stream) {
+  return submit([=] { memmove(to, from, size); }, stream);
 }
-API int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, void*) {
-  return submit([=] { memmove(to, from, size); }), kSuccess;
+API int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, void* stream) {
+  return submit([=] { memmove(to, from, size); }, stream);
 }
-API int cudaMemsetAsync(void* to, int value, size_t size, void*) {
-  return submit([=] { memset(to, value, size); }), kSuccess;
+API int cudaMemsetAsync(void* to, int value, size_t size, void* stream) {
+  return submit([=] { memset(to, value, size); }, stream);
 }
 API int cudaStreamCreate(void** stream) { return *stream = malloc(1), kSuccess; }
 API int cudaStreamCreateWithFlags(void** stream, unsigned) { return cudaStreamCreate(stream); }
@@ -104,7 +104,10 @@ API int cudaStreamDestroy(void* stream) { return free(stream), kSuccess; }
 API int cudaStreamSynchronize(void*) { return capturing ? kStreamCapturing : kSuccess; }
 API int cudaDeviceSynchronize() { return capturing ? kStreamCapturing : kSuccess; }
 API int cudaStreamWaitEvent(void*, void*, unsigned) { return kSuccess; }
-API int cudaStreamBeginCapture(void*, int) { return capturing ? kInvalidValue : (capturing = new Graph, kSuccess); }
+API int cudaStreamBeginCapture(void* stream, int) {
+  if (capturing || !stream) return kInvalidValue;  // the default stream cannot be recorded
+  return capturing = new Graph, capturing_stream = stream, kSuccess;
+}
 API int cudaStreamEndCapture(void*, void** graph) {
   if (!capturing) return kInvalidValue;
   return *graph = capturing, capturing = nullptr, kSuccess;
@@ -139,7 +142,7 @@ API const char* cudaGetErrorString(int code) {
 
 #else  // the driver
 
-API void emulation_submit(Work* work);
+API int emulation_submit(Work* work, void* stream);
 
 enum { kSuccess = 0, kInvalidImage = 200, kNotFound = 500 };
 
@@ -177,7 +180,9 @@ API int cuLaunchKernelEx(const unsigned* config, void* function, void** paramete
     for (auto& value : values) pointers.push_back(&value);
     called->kernel(pointers.data(), shape.data(), shape.data() + 3);
   };
-  return emulation_submit(&work), kSuccess;
+  void* stream;
+  memcpy(&stream, reinterpret_cast<const char*>(config) + 32, sizeof stream);
+  return emulation_submit(&work, stream);
 }
 API int cuGetErrorName(int code, const char** name) {
   return *name = code == kInvalidImage ? "CUDA_ERROR_INVALID_IMAGE" : "CUDA_ERROR", kSuccess;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,6 +70,19 @@ STEPS: dict[str, tuple[str, int, dict[str, str]]] = {
     "vgg16-sampled": ("vgg16", 512, {"agp": "sampled"}),
 }
 """Name -> example, batch and settings of the steps that are timed."""
+
+
+def use(folder: Path) -> None:
+    """Let the runtime's packages and libraries in ``folder`` be found, after those that are installed.
+
+    Raises:
+        SystemExit: with a message, if the folder holds no benchmark.
+    """
+    if not (folder / PRODUCT_TABLE).is_file():
+        raise SystemExit(f"bench_gpu: {folder} holds no benchmark: make it with --build {folder}")
+    sys.path.append(str((folder / PACKAGES).resolve()))
+    os.environ["TVM_FFI_DISABLE_TORCH_C_DLPACK"] = "1"  # would compile an extension for older versions of PyTorch
+    os.environ.setdefault("FQT_RUNTIME_LIBRARIES", str((folder / LIBRARIES).resolve()))
 
 
 def artifact(folder: Path, name: str) -> Path:

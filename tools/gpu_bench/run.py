@@ -24,20 +24,6 @@ from tools.gpu_bench.checks import random_batch
 Found = dict[str, Any]
 
 
-def prepare(folder: Path) -> None:
-    """Let the runtime and its packages be found; exit 1 with a message where something is missing."""
-    if not (folder / layout.PRODUCT_TABLE).is_file():
-        _fail(f"{folder} holds no benchmark: make it with --build {folder}")
-    require_device()
-    os.environ["TVM_FFI_DISABLE_TORCH_C_DLPACK"] = "1"  # would build an extension
-    os.environ.setdefault("FQT_RUNTIME_LIBRARIES", str((folder / layout.LIBRARIES).resolve()))
-    with contextlib.suppress(ImportError):
-        import tvm_ffi  # noqa: F401 - an installed one fits this Python
-
-        return
-    sys.path.append(str((folder / layout.PACKAGES).resolve()))
-
-
 def require_device() -> None:
     """Exit 1 with a message where PyTorch has no GPU."""
     if not torch.cuda.is_available():
