@@ -17,7 +17,7 @@ env: $(STAMP)  ## create .venv with the pinned versions
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,cuda]'
 	@touch $@
 
 demo: $(STAMP)  ## compile an example for this CPU, train it on scikit-learn's digits, profile it

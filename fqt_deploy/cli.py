@@ -39,6 +39,7 @@ Examples:
   fqt-compile model.py --grad-bits 2 --agp once         another gradient width and selection
   fqt-compile model.py --weights w.safetensors --optimizer sgd --lr 0.01 --momentum 0.9
   fqt-compile model.py --mcpu x86-64-v3 --exclude 'head.*' --verify numerics
+  fqt-compile model.py --target cuda --arch sm_90a      for an H100; needs no GPU here
   fqt-compile model.py --profile                        time it, layer by layer, beside PyTorch
   fqt-compile model.py --target rpi5                    for a Raspberry Pi 5, on a PC
   fqt-compile model.py --emit onnx --emit onnx-infer    model.onnx and model.infer.onnx, for ONNX Runtime
@@ -111,6 +112,7 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 )
 @click.option("--target", help="What to compile for; see --list-targets.  [default: cpu]")
 @click.option("--mcpu", help="Processor: x86-64-v3, znver4, cortex-a72, ...  [default: the target's own]")
+@click.option("--arch", metavar="LIST", help="GPU architectures, such as sm_80,sm_90a.  [default: sm_80,sm_90a]")
 @click.option("--batch", type=click.IntRange(min=1), help="Samples in a step.  [default: as in example_inputs()]")
 @click.option("--weights", type=click.Path(path_type=Path), help="State dict to start from: .safetensors or .pt.")
 @click.option(

@@ -19,6 +19,7 @@ from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.onnx_names import MANIFEST_KEY, NEXT
 from fqt_deploy.runtime.arrays import aligned_copy
 from fqt_deploy.runtime.files import Arrays, replace_file, state_misfit
+from fqt_deploy.runtime.host_memory import HostMemory
 from fqt_deploy.runtime.session import Session
 from fqt_deploy.runtime.threads import configure_threads
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-class OnnxLibrary:
+class OnnxLibrary(HostMemory):
     """The two functions of a compiled step, computed by ONNX Runtime.
 
     Args:
@@ -51,14 +52,14 @@ class OnnxLibrary:
         self._infer = None if infer is None else _read_model(infer)
         self._prediction: InferenceSession | None = None
 
-    def train_step(self, *arrays: Array) -> tuple[Array, Array]:
+    def train_step(self, *arrays: Array) -> tuple[float, Array]:
         """One step on ``x, y, seed, lr, *state``; the state is changed in place.
 
         Args:
             *arrays: in the manifest's order.
 
         Returns:
-            The loss ``[]`` and the logits.
+            The loss and the logits.
         """
         names = [spec.name for spec in self._manifest.state]
         binding = self._train.io_binding()
@@ -71,7 +72,7 @@ class OnnxLibrary:
         loss, logits, *updated = binding.get_outputs()
         for array, new in zip(arrays[-len(names) :], updated, strict=True):
             array[...] = new.numpy()
-        return loss.numpy(), logits.numpy()
+        return float(loss.numpy()), logits.numpy()
 
     def prepare_prediction(self, state: Mapping[str, Array]) -> None:
         """Let ``predict`` use these values in place of the constants of the inference file."""

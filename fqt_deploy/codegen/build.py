@@ -12,6 +12,7 @@ from tvm.support.cc import cross_compiler, get_cc
 
 from fqt_deploy.codegen.to_relax import RelaxProgram
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.targets.base import Target
 from fqt_deploy.targets.toolchain import Toolchain
 
 
@@ -31,10 +32,9 @@ def lower_relax(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
     return tvm.transform.Sequential(passes)(module)
 
 
-def build_executable(program: RelaxProgram, target: tvm.target.Target) -> Any:
+def build_executable(program: RelaxProgram, target: Target) -> Any:
     """Compile ``program`` for ``target``; kernels are callable by their symbols as well as through the step."""
-    with target:
-        return tvm.compile(program.module, target, relax_pipeline=lower_relax)
+    return target.compile(program.module, lower_relax)
 
 
 def build_functions(functions: Mapping[str, tirx.PrimFunc], target: tvm.target.Target) -> Any:
@@ -52,10 +52,11 @@ def find_linker(toolchain: Toolchain) -> str:
     return str(linker)
 
 
-def export_library(executable: Any, path: Path, toolchain: Toolchain) -> None:
-    """Link the executable into the shared library ``path``; FQT302 if that fails."""
-    linker = find_linker(toolchain)
+def export_library(executable: Any, path: Path, target: Target) -> None:
+    """Link the executable into the shared library ``path``; FQT302 if that fails, FQT404 if device code is missing."""
+    linker = find_linker(target.toolchain)
     try:
         executable.export_library(str(path), fcompile=cross_compiler(linker))
     except RuntimeError as error:  # its output
         raise FqtError(f"{linker} cannot link the library: {error}", code="FQT302") from None
+    target.check_library(path)

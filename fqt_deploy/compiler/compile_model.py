@@ -33,7 +33,6 @@ from fqt_deploy.passes.pipelines import all_passes, prediction_passes, training_
 from fqt_deploy.runtime.artifact import write_artifact
 from fqt_deploy.targets.base import Target
 from fqt_deploy.targets.registry import make_target
-from fqt_deploy.targets.toolchain import Toolchain
 
 Progress = Callable[[str], None]
 """Told the name of each phase as it begins."""
@@ -95,16 +94,16 @@ def compile_model(
     """
     tell = progress or (lambda _: None)
     target = check_can_compile(options)
-    companions = runtime_libraries(target.toolchain).companions()
+    companions = {**runtime_libraries(target.toolchain).companions(), **target.companions()}
     lowered = lowered or lower_model(source, options, progress=tell)
     tell("generating kernels")
     program = to_relax(lowered.train, lowered.predict, target.schedule)
     tell("compiling kernels")
-    executable = build_executable(program, target.tvm_target)
+    executable = build_executable(program, target)
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "step.so"
-        export_library(executable, library, target.toolchain)
-        report = _verify(source, options, lowered, program, library, target.toolchain, tell)
+        export_library(executable, library, target)
+        report = _verify(source, options, lowered, program, library, target, tell)
         manifest = describe(source, options, lowered.train, lowered.predict, program, target)
         write_artifact(output, manifest, initial_state(lowered.train), library, companions)
     return CompileResult(manifest, output, lowered.pass_times, report)
@@ -112,10 +111,11 @@ def compile_model(
 
 def check_can_compile(options: CompileOptions) -> Target:
     """The target; an error if it is unknown or a tool is missing: said before the work, not after it."""
-    target = make_target(options.target, options.mcpu)
+    target = make_target(options.target, mcpu=options.mcpu, arch=options.arch)
     find_linker(target.toolchain)
     if options.verify == "numerics":
         target.toolchain.runner()
+        target.device()
     runtime_libraries(target.toolchain)
     return target
 
@@ -170,13 +170,14 @@ def _verify(
     lowered: LoweredModel,
     program: RelaxProgram,
     library: Path,
-    toolchain: Toolchain,
+    target: Target,
     tell: Progress,
 ) -> VerificationReport | None:
     if options.verify != "numerics":
         return None
+    toolchain = target.toolchain
     tell("comparing every kernel with PyTorch" + ("" if toolchain.is_native else f", under {toolchain.emulator}"))
-    with kernel_runner(library, toolchain) as runner:
+    with kernel_runner(library, toolchain, target.device()) as runner:
         report = verify_numerics(lowered.train, program, runner, source.example_inputs, options)
     return dataclasses.replace(report, passes=lowered.pass_checks)
 

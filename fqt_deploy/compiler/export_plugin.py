@@ -79,7 +79,7 @@ def export_plugin(lowered: LoweredModel, target: Target, output: Path) -> None:
         with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}.") as workspace:
             new, old = Path(workspace) / "new", Path(workspace) / "old"
             new.mkdir(mode=0o755)
-            export_library(executable, new / "kernels.so", target.toolchain)
+            export_library(executable, new / "kernels.so", target)
             (new / _TABLE).write_text(table)
             for library in (PLUGIN, libraries.runtime, libraries.ffi):
                 shutil.copyfile(library, new / library.name)

@@ -33,15 +33,20 @@ class KernelRunner(Protocol):
 
 
 @contextmanager
-def kernel_runner(library: Path, toolchain: Toolchain) -> Iterator[KernelRunner]:
+def kernel_runner(library: Path, toolchain: Toolchain, device: Any) -> Iterator[KernelRunner]:
     """A runner for the kernels of ``library``.
+
+    Args:
+        library: for the machine of ``toolchain``.
+        toolchain: of the target.
+        device: TVM device of this machine that they run on, unless they are for another machine.
 
     Raises:
         FqtError: FQT403 if it is for another kind of machine and there is no emulator, FQT302 or FQT509 if its program
             cannot be built.
     """
     if toolchain.is_native:
-        yield _Direct(tvm.runtime.load_module(str(library)))
+        yield _Direct(tvm.runtime.load_module(str(library)), device)
         return
     with tempfile.TemporaryDirectory() as folder:
         program = build_kernel_runner(Path(folder), toolchain)
@@ -54,11 +59,12 @@ def kernel_runner(library: Path, toolchain: Toolchain) -> Iterator[KernelRunner]
 @dataclass(frozen=True)
 class _Direct:
     module: Any
+    device: Any
 
     def run(
         self, symbol: str, arrays: Sequence[Array], arguments: Sequence[int], results: Sequence[int]
     ) -> list[Array]:
-        tensors = [tvm.runtime.tensor(array) for array in arrays]
+        tensors = [tvm.runtime.tensor(array, self.device) for array in arrays]
         self.module.get_function(symbol, query_imports=True)(*(tensors[i] for i in arguments))
         return [tensors[i].numpy() for i in results]
 

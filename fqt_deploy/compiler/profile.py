@@ -63,6 +63,12 @@ def profile_artifact(source: ModelSource, output: Path) -> list[LayerTiming]:
     """
     threads = configure_threads()
     manifest, state, library = read_artifact(output)
+    if manifest.target["name"] != "cpu":
+        raise FqtError(
+            f"--profile times steps for the CPU, not for {manifest.target['name']}",
+            code="FQT202",
+            hint="time a step for a GPU with tools/bench_gpu.py",
+        )
     kernels = _kernel_seconds(manifest, state, library, source.example_inputs)
     previous = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -5,6 +5,7 @@ Integer, bit and boolean results must be equal; floating point results agree wit
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,35 @@ class VerificationReport:
         return all(row.ok for row in self.rows) and all(check.ok for check in self.passes)
 
 
+@dataclass(frozen=True)
+class KernelCase:
+    """One kernel call with the operands and results of the PyTorch reference.
+
+    Attributes:
+        info: the call.
+        operands: in the kernel's order.
+        in_place: for each result the number of the operand that it is written over, or None.
+        expected: results.
+        tolerance: relative error allowed in floating point results.
+        floor: norm below which a floating point result is rounding noise.
+    """
+
+    info: KernelInfo
+    operands: tuple[Tensor, ...]
+    in_place: tuple[int | None, ...]
+    expected: tuple[Tensor, ...]
+    tolerance: float
+    floor: float
+
+    def compare(self, results: Sequence[np.ndarray[Any, Any]]) -> VerificationRow:
+        """A row from the kernel's results."""
+        errors = [_compare(r, _array(e), self.floor) for r, e in zip(results, self.expected, strict=True)]
+        floating = [e.dtype.is_floating_point for e in self.expected]
+        ok = all(error <= (self.tolerance if f else 0.0) for error, f in zip(errors, floating, strict=True))
+        info, tolerance = self.info, self.tolerance if any(floating) else None
+        return VerificationRow(info.layer, info.phase, info.op, max(errors), tolerance, ok)
+
+
 def verify_numerics(
     graph: TrainingGraph,
     program: RelaxProgram,
@@ -81,11 +111,27 @@ def verify_numerics(
         example_inputs: x and y.
         options: seed and learning rates.
     """
+    found = {
+        root: case.compare(_run(runner, case)) for root, case in kernel_cases(graph, program, example_inputs, options)
+    }
+    return VerificationReport(tuple(found[call.root] for call in program.calls))
+
+
+def kernel_cases(
+    graph: TrainingGraph, program: RelaxProgram, example_inputs: tuple[Tensor, Tensor], options: CompileOptions
+) -> Iterator[tuple[fx.Node, KernelCase]]:
+    """Interpret ``graph`` in PyTorch: the root of each kernel and its case, in the order of the graph.
+
+    Args:
+        graph: the lowered training graph.
+        program: its kernels.
+        example_inputs: x and y.
+        options: seed and learning rates.
+    """
     checks = {call.root: (info, call) for info, call in zip(program.kernels, program.calls, strict=True)}
     written = destinations(graph)
     last_use = _last_uses(graph, checks)
     values: dict[fx.Node, Any] = _inputs(graph, example_inputs, options)
-    found: dict[fx.Node, VerificationRow] = {}
     with torch.no_grad():
         for node in graph.graph.nodes:
             if node.op == "call_function":
@@ -93,10 +139,9 @@ def verify_numerics(
                 result = node.target(*args, **kwargs)
                 values[node] = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, result)
                 if node in checks:
-                    found[node] = _check(runner, *checks[node], written.get(node, []), values)
+                    yield node, _case(*checks[node], written.get(node, []), values)
             for dead in last_use.get(node, ()):
                 values.pop(dead, None)
-    return VerificationReport(tuple(found[call.root] for call in program.calls))
 
 
 def _inputs(graph: TrainingGraph, example: tuple[Tensor, Tensor], options: CompileOptions) -> dict[fx.Node, Any]:
@@ -124,31 +169,30 @@ def _last_uses(graph: TrainingGraph, checks: dict[fx.Node, tuple[KernelInfo, Ker
     return by_user
 
 
-def _check(
-    runner: KernelRunner, info: KernelInfo, kernel: Kernel, written: list[fx.Node], values: dict[fx.Node, Any]
-) -> VerificationRow:
+def _case(info: KernelInfo, kernel: Kernel, written: list[fx.Node], values: dict[fx.Node, Any]) -> KernelCase:
     expected = values[kernel.root]
     expected = list(expected) if isinstance(expected, (tuple, list)) else [expected]
-    position = {leaf: i for i, leaf in enumerate(kernel.leaves)}
-    arrays = [_array(values[leaf]) for leaf in kernel.leaves]
-    targets: list[fx.Node | None] = [*written] or [None] * len(expected)
-    outputs: list[int] = []
-    for target, value in zip(targets, expected, strict=True):
-        if target in position:  # what is written in place may also be an operand
-            outputs.append(position[target])
-        else:
-            outputs.append(len(arrays))
-            arrays.append(np.zeros_like(_array(value)))
-    results = runner.run(info.symbol, arrays, [*range(len(kernel.leaves)), *outputs], outputs)
-    floor = _cancellation_floor(kernel, values) if kernel.root.target in REDUCTIONS else 0.0
-    exact = [_compare(r, _array(e), floor) for r, e in zip(results, expected, strict=True)]
+    number = {leaf: i for i, leaf in enumerate(kernel.leaves)}
+    in_place = [number.get(node) for node in written] or [None] * len(expected)
     spec = spec_of(kernel.root)
-    tolerance = max(TOLERANCE, spec.tolerance if spec is not None else 0.0)
-    floating = any(e.dtype.is_floating_point for e in expected)
-    ok = all(
-        error <= (tolerance if e.dtype.is_floating_point else 0.0) for error, e in zip(exact, expected, strict=True)
+    return KernelCase(
+        info=info,
+        operands=tuple(values[leaf] for leaf in kernel.leaves),
+        in_place=tuple(in_place),
+        expected=tuple(expected),
+        tolerance=max(TOLERANCE, spec.tolerance if spec is not None else 0.0),
+        floor=_cancellation_floor(kernel, values) if kernel.root.target in REDUCTIONS else 0.0,
     )
-    return VerificationRow(info.layer, info.phase, info.op, max(exact), tolerance if floating else None, ok)
+
+
+def _run(runner: KernelRunner, case: KernelCase) -> list[np.ndarray[Any, Any]]:
+    arrays = [_array(operand) for operand in case.operands]
+    count, results = len(arrays), []
+    for position, expected in zip(case.in_place, case.expected, strict=True):
+        results.append(len(arrays) if position is None else position)
+        if position is None:
+            arrays.append(np.zeros_like(_array(expected)))
+    return runner.run(case.info.symbol, arrays, [*range(count), *results], results)
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -40,6 +40,9 @@ CODES: dict[str, str] = {
     "FQT401": "there is no target of this name",
     "FQT402": "the processor is unknown, or this machine cannot run code for it",
     "FQT403": "the device, its driver or its emulator is missing",
+    "FQT404": "the compiler for the device is missing or does not work",
+    "FQT405": "the device or its driver cannot run the artifact",
+    "FQT406": "the device's memory is too small",
     # artifacts and the runtime
     "FQT501": "the folder is not an artifact",
     "FQT502": "a file is damaged or was changed",

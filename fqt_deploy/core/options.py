@@ -28,6 +28,7 @@ class CompileOptions:
     Attributes:
         target: name of the target to generate code for.
         mcpu: LLVM name of the processor; None for the one compiling.
+        arch: GPU architectures, such as ``sm_80,sm_90a``; None for the target's default.
         recipe: how gradients are quantized. ``none``: plain fp32 training; ``psq-8`` and ``psq-1``: per sample, without
             pruning; ``scq``: Sample Channel joint Quantization; ``scq+agp``: with Activation Gradient Pruning.
         grad_bits: width of a quantized gradient, for the recipes that do not fix it.
@@ -48,6 +49,7 @@ class CompileOptions:
 
     target: str = "cpu"
     mcpu: str | None = None
+    arch: str | None = None
     recipe: Recipe = "scq+agp"
     grad_bits: int = 4
     agp: Sampling = "sampled"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fqt_deploy.runtime.artifact import read_artifact
+from fqt_deploy.runtime.cuda_library import CudaLibrary
 from fqt_deploy.runtime.library import Library
 from fqt_deploy.runtime.session import Session
 
@@ -12,6 +13,11 @@ __all__ = ["Session", "load"]
 
 
 def load(folder: Path | str) -> Session:
-    """Load an artifact, ready to train; FQT402, FQT501 to FQT503 or FQT509 if it cannot be used."""
-    manifest, state, library = read_artifact(folder)
-    return Session(manifest, Library(library), state)
+    """Load an artifact, ready to train.
+
+    Raises:
+        FqtError: FQT501 to FQT503 or FQT509 if it cannot be used, FQT402 to FQT406 if this machine cannot run it.
+    """
+    manifest, state, path = read_artifact(folder)
+    library = CudaLibrary(path, manifest) if manifest.target["name"] == "cuda" else Library(path)
+    return Session(manifest, library, state)

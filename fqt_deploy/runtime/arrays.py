@@ -85,13 +85,18 @@ def check_input(spec: TensorSpec, value: Any, *, classes: int | None = None) -> 
 
 def check_layout(spec: TensorSpec, array: Array) -> None:
     """FQT505 unless ``array`` has the shape and dtype of ``spec``."""
-    got, expected = _describe(array.shape, array.dtype.name), _describe(spec.shape, spec.dtype)
+    check_layout_of(spec, array.shape, array.dtype.name)
+
+
+def check_layout_of(spec: TensorSpec, shape: tuple[int, ...], dtype: str) -> None:
+    """FQT505 unless ``shape`` and ``dtype`` are those of ``spec``."""
+    got, expected = _describe(shape, dtype), _describe(spec.shape, spec.dtype)
     if got == expected:
         return
     hint = None
-    if array.shape[1:] == spec.shape[1:] and array.ndim == len(spec.shape) > 0 and array.shape[0] != spec.shape[0]:
+    if shape[1:] == spec.shape[1:] and len(shape) == len(spec.shape) > 0 and shape[0] != spec.shape[0]:
         hint = f"the step is compiled for batches of {spec.shape[0]}; compile again for another batch size"
-    elif array.shape == spec.shape:
+    elif shape == spec.shape:
         hint = f"convert it with .astype({spec.dtype!r})"
     raise FqtError(f"{spec.name} is {got}, expected {expected}", code="FQT505", hint=hint)
 

@@ -32,6 +32,8 @@ MANIFEST, LIBRARY, STATE, SUMS = "manifest.json", "step.so", "state.safetensors"
 RUNTIME_LIBRARY = "libtvm_runtime.so"
 BUNDLED_RUNTIME = f"lib/{RUNTIME_LIBRARY}"
 """TVM's runtime library for the artifact's target."""
+CUDA_RUNTIME_LIBRARY = "libtvm_runtime_cuda.so"
+"""Beside it, where the target is a GPU."""
 
 _LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^\n]+)")
 

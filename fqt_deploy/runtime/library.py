@@ -13,16 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME, RUNTIME_LIBRARY
+from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME, CUDA_RUNTIME_LIBRARY, RUNTIME_LIBRARY
+from fqt_deploy.runtime.host_memory import HostMemory
 from fqt_deploy.runtime.threads import configure_threads
 
 Array = NDArray[Any]
 
-_VIRTUAL_MACHINE = "ffi.Module.load_from_bytes.relax.VMExecutable"  # a function that the runtime library registers
+_LIBRARIES = (
+    (RUNTIME_LIBRARY, "ffi.Module.load_from_bytes.relax.VMExecutable"),
+    (CUDA_RUNTIME_LIBRARY, "device_api.cuda"),
+)
+"""TVM's libraries, each with a function that it registers."""
 _CPU, _POOLED = 1, 2  # DLPack's device type; the virtual machine's allocator that keeps freed blocks
 
 
-class Library:
+class Library(HostMemory):
     """The functions of one ``step.so``.
 
     Args:
@@ -34,32 +39,22 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        ffi = _load_runtime(path.absolute().parent / BUNDLED_RUNTIME)
+        ffi = load_runtime((path.absolute().parent / BUNDLED_RUNTIME).parent)
         self._from_dlpack = ffi.from_dlpack
-        try:
-            executable = ffi.load_module(str(path.resolve()))
-            self._machine = executable["vm_load_executable"]()
-            self._machine["vm_initialization"](_CPU, 0, _POOLED)
-            self._train_step = self._machine["train_step"]
-            self._predict = self._machine["predict"]
-        except (RuntimeError, OSError, AttributeError, ValueError) as error:  # what tvm_ffi raises, by kind of damage
-            raise FqtError(
-                f"{path} cannot be loaded: {str(error).strip().splitlines()[-1]}",
-                code="FQT502",
-                hint="compile the model again, for this machine",
-            ) from None
+        machine = load_machine(ffi, path, (_CPU, 0, _POOLED))
+        self._train_step, self._predict = machine["train_step"], machine["predict"]
 
-    def train_step(self, *arrays: Array) -> tuple[Array, Array]:
+    def train_step(self, *arrays: Array) -> tuple[float, Array]:
         """One step on ``x, y, seed, lr, *state``; the state is changed in place.
 
         Args:
             *arrays: in the manifest's order, C-contiguous and aligned to 64 bytes.
 
         Returns:
-            The loss ``[]`` and the logits; they share memory with nothing else.
+            The loss, and the logits, which share memory with nothing else.
         """
         loss, logits = self._train_step(*map(self._from_dlpack, arrays))
-        return _owned(loss), _owned(logits)
+        return float(_owned(loss)), _owned(logits)
 
     def predict(self, *arrays: Array) -> Array:
         """Logits of ``x, *predict_state``; arguments as for ``train_step``."""
@@ -71,18 +66,56 @@ def _owned(tensor: Any) -> Array:
     return np.array(np.from_dlpack(tensor))
 
 
-def _load_runtime(bundled: Path) -> ModuleType:
-    """Make TVM's runtime functions known to ``tvm_ffi``; ``tvm`` itself would load the compiler."""
+def load_machine(ffi: ModuleType, path: Path, devices: tuple[int, ...]) -> Any:
+    """The virtual machine of the library ``path``: its functions by name.
+
+    Args:
+        ffi: from ``load_runtime``.
+        path: the shared library.
+        devices: type, number and allocator of each device; the CPU last.
+
+    Raises:
+        FqtError: FQT502 if the library cannot be loaded.
+    """
+    try:
+        machine = ffi.load_module(str(path.resolve()))["vm_load_executable"]()
+        machine["vm_initialization"](*devices)
+        for name in ("train_step", "predict"):
+            machine[name]
+    except (RuntimeError, OSError, AttributeError, ValueError) as error:  # what tvm_ffi raises, by kind of damage
+        raise FqtError(
+            f"{path} cannot be loaded: {str(error).strip().splitlines()[-1]}",
+            code="FQT502",
+            hint="compile the model again, for this machine",
+        ) from None
+    return machine
+
+
+def load_runtime(bundled: Path, *, cuda: bool = False) -> ModuleType:
+    """Make TVM's runtime functions known to ``tvm_ffi``; ``tvm`` itself would load the compiler.
+
+    Args:
+        bundled: folder of the libraries that the artifact brings along.
+        cuda: whether those for GPUs are needed too; NVIDIA's own must have been loaded.
+
+    Raises:
+        FqtError: FQT509 if a library is missing or cannot be loaded.
+    """
     configure_threads()
     ffi = _import_tvm_ffi()
-    # A second copy in one process would register every function again, which TVM refuses.
-    if ffi.get_global_func(_VIRTUAL_MACHINE, allow_missing=True) is not None:
-        return ffi
-    candidates = [*_installed_runtime(), bundled]
+    for name, registered in _LIBRARIES[: 2 if cuda else 1]:
+        # A second copy in one process would register every function again, which TVM refuses.
+        if ffi.get_global_func(registered, allow_missing=True) is None:
+            _load_library(name, bundled)
+    return ffi
+
+
+def _load_library(name: str, bundled: Path) -> None:
+    candidates = [*(folder / name for folder in _installed_runtime()), bundled / name]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
         raise FqtError(
-            f"{RUNTIME_LIBRARY} is missing: {bundled} does not exist, and apache-tvm is not installed",
+            f"{name} is missing: {bundled / name} does not exist, and apache-tvm is not installed",
             code="FQT509",
             hint="compile the model again: artifacts bring the library along",
         )
@@ -92,14 +125,13 @@ def _load_runtime(bundled: Path) -> ModuleType:
         raise FqtError(
             f"{found} cannot be loaded: {error}", code="FQT509", hint="install the apache-tvm-ffi that it was built with"
         ) from None
-    return ffi
 
 
 def _installed_runtime() -> list[Path]:
-    """The library of the package ``apache-tvm``, where that is installed: the compiler in this process uses it too."""
+    """The libraries of the package ``apache-tvm``, where that is installed: the compiler in this process uses them too."""
     package = importlib.util.find_spec("tvm")
     folders = package.submodule_search_locations if package is not None else None
-    return [Path(folder) / "lib" / RUNTIME_LIBRARY for folder in folders or ()]
+    return [Path(folder) / "lib" for folder in folders or ()]
 
 
 def _import_tvm_ffi() -> ModuleType:

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.manifest import Manifest
-from fqt_deploy.runtime.arrays import as_numpy, check_input, check_layout, check_values, empty_aligned
+from fqt_deploy.core.manifest import Manifest, TensorSpec
+from fqt_deploy.runtime.arrays import as_numpy, check_layout, check_values, empty_aligned
 from fqt_deploy.runtime.artifact import companions, write_artifact
 from fqt_deploy.runtime.checkpoint import load_checkpoint, save_checkpoint
+from fqt_deploy.runtime.cuda_library import CudaLibrary, is_on_gpu
 
 Array = NDArray[Any]
 
@@ -26,10 +27,22 @@ class StepFunctions(Protocol):
 
     path: Path
 
-    def train_step(self, *arrays: Array) -> tuple[Array, Array]:
+    def place(self, array: Array) -> Any:
+        """An operand of the step with this value."""
+
+    def fetch(self, operand: Any) -> Array:
+        """A copy of an operand's value."""
+
+    def assign(self, operand: Any, value: Any) -> None:
+        """Overwrite an operand."""
+
+    def batch(self, spec: TensorSpec, value: Any, *, classes: int | None = None) -> Any:
+        """An input of the step, checked."""
+
+    def train_step(self, *operands: Any) -> tuple[float, Any]:
         """Loss and logits of one step on ``x, y, seed, lr, *state``; the state is changed in place."""
 
-    def predict(self, *arrays: Array) -> Array:
+    def predict(self, *operands: Any) -> Array:
         """Logits of ``x, *predict_state``."""
 
 
@@ -39,24 +52,25 @@ class Session:
     Args:
         manifest: what the library takes.
         library: the compiled functions.
-        state: all arrays by name, aligned; the session changes them in place.
+        state: all arrays by name; the session changes them in place where they are aligned and the device is the CPU.
     """
 
     def __init__(self, manifest: Manifest, library: StepFunctions, state: Mapping[str, Array]) -> None:
         self.manifest = manifest
         self._library = library
-        self._state = {spec.name: state[spec.name] for spec in manifest.state}
-        self._seed = empty_aligned((), "int64")
+        self._state = {spec.name: library.place(state[spec.name]) for spec in manifest.state}
+        self._seed = library.place(np.zeros((), "int64"))
         self.seed = manifest.seed
-        self._lr = empty_aligned((len(manifest.optimizer.groups),), "float32")
+        self._lr = library.place(np.zeros(len(manifest.optimizer.groups), "float32"))
         self.lr = [group["lr"] for group in manifest.optimizer.groups]
-        self._last_logits: Array | None = None
+        self._last_logits: Any = None
 
     def step(self, x: Any, y: Any, *, check: bool = False) -> float:
         """Train on one batch and return its loss; if an input is refused, nothing has changed.
 
         Args:
-            x: inputs, shape and dtype of ``manifest.inputs[0]``; a NumPy array or CPU tensor.
+            x: inputs, shape and dtype of ``manifest.inputs[0]``; a NumPy array or CPU tensor. A step on a GPU also takes a
+                tensor there, without a copy and without a check of its values.
             y: targets, as ``manifest.inputs[1]``.
             check: raise if the loss is not finite; by then the state has been updated.
 
@@ -65,63 +79,64 @@ class Session:
                 FQT511 for the loss.
         """
         inputs, targets = self.manifest.inputs
-        arrays = check_input(inputs, x), check_input(targets, y, classes=self.manifest.classes)
-        loss, self._last_logits = self._library.train_step(*arrays, self._seed, self._lr, *self._state.values())
-        value = float(loss)
+        batch = self._library.batch(inputs, x), self._library.batch(targets, y, classes=self.manifest.classes)
+        value, self._last_logits = self._library.train_step(*batch, self._seed, self._lr, *self._state.values())
         if check and not math.isfinite(value):
             raise FqtError(
                 f"the loss is {value} in step {self.step_count}",
                 code="FQT511",
                 hint="lower the learning rate, and go on from an older checkpoint",
             )
-        return value
+        return float(value)
 
     def predict(self, x: Any) -> Array:
         """Logits of any number of samples, evaluated in batches of the compiled size.
 
         Args:
-            x: inputs, as ``manifest.inputs[0]`` except for the first extent.
+            x: inputs, as ``manifest.inputs[0]`` except for the first extent. A tensor on the GPU must be one whole batch.
 
         Raises:
             FqtError: FQT505 for another shape or type, FQT506 for NaN or infinity.
         """
         spec, batch = self.manifest.inputs[0], self.manifest.batch
+        state = [self._state[name] for name in self.manifest.predict_state]
+        if is_on_gpu(x) and isinstance(self._library, CudaLibrary):
+            return self._library.predict(self._library.batch(spec, x), *state)
         x = as_numpy(spec.name, x)
         samples = x.shape[0] if x.ndim else 0
         check_layout(dataclasses.replace(spec, shape=(samples, *spec.shape[1:])), x)
         check_values(spec.name, x)
         rows = self.manifest.logits.shape[0] // batch  # more than one where a sample is a sequence
         logits = np.empty((samples * rows, *self.manifest.logits.shape[1:]), dtype=self.manifest.logits.dtype)
-        state = [self._state[name] for name in self.manifest.predict_state]
         padded = empty_aligned(spec.shape, spec.dtype)
         for start in range(0, samples, batch):
             count = min(batch, samples - start)
             padded[:count] = x[start : start + count]
             padded[count:] = 0
-            part = self._library.predict(padded, *state)
+            part = self._library.predict(self._library.batch(spec, padded), *state)
             logits[start * rows : (start + count) * rows] = part[: count * rows]
         return logits
 
     @property
     def last_logits(self) -> Array | None:
         """Logits of the batch of the latest ``step``; None before the first."""
-        return self._last_logits
+        return None if self._last_logits is None else self._library.fetch(self._last_logits)
 
     @property
     def step_count(self) -> int:
         """Training steps so far."""
-        return int(self._state["step"])
+        return int(self._library.fetch(self._state["step"]))
 
     @property
     def seed(self) -> int:
         """Seed of the random streams; with the step count it determines every random number."""
-        return int(self._seed)
+        return int(self._library.fetch(self._seed))
 
     @seed.setter
     def seed(self, value: int) -> None:
         if not -(2**63) <= value < 2**63:
             raise FqtError(f"the seed {value} does not fit into 64 bits", code="FQT202")
-        self._seed[...] = value
+        self._library.assign(self._seed, value)
 
     @property
     def lr(self) -> float | tuple[float, ...]:
@@ -130,18 +145,25 @@ class Session:
 
     @lr.setter
     def lr(self, value: float | Sequence[float]) -> None:
-        groups = self._lr.size
+        groups = len(self.manifest.optimizer.groups)
         rates = tuple(map(float, value)) if isinstance(value, (Sequence, np.ndarray)) else (float(value),) * groups
         if len(rates) != groups:
             raise FqtError(f"{len(rates)} learning rates for {groups} parameter groups", code="FQT202")
         if bad := [rate for rate in rates if not (math.isfinite(rate) and rate >= 0)]:
             raise FqtError(f"the learning rate is {bad[0]}", code="FQT202", hint="it must be finite and not negative")
         self._rates = rates
-        self._lr[...] = rates
+        self._library.assign(self._lr, rates)
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of parameters and buffers by their names in the module."""
-        return {name: self._state[key].copy() for name, key in self.manifest.module_names.items()}
+        return {name: self._library.fetch(self._state[key]) for name, key in self.manifest.module_names.items()}
+
+    def tensors(self) -> dict[str, Any]:
+        """The state itself by its names in the manifest, on the step's device; each has ``__dlpack__``.
+
+        ``torch.from_dlpack(session.tensors()["param/head.weight"])`` shares the memory: the next step changes it.
+        """
+        return dict(self._state)
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
         """Set parameters and buffers; optimizer state and step count stay.
@@ -160,13 +182,14 @@ class Session:
         if unexpected := sorted(values.keys() - names.keys() - optional):
             raise FqtError(f"the model has no {', '.join(unexpected)}", code="FQT504")
         arrays = {key: as_numpy(name, values[name]) for name, key in names.items()}
+        specs = {spec.name: spec for spec in self.manifest.state}
         for key, array in arrays.items():
-            own = self._state[key]
+            own = specs[key]
             if array.shape != own.shape or not np.can_cast(array.dtype, own.dtype, "same_kind"):
                 got, expected = f"{array.dtype}{list(array.shape)}", f"{own.dtype}{list(own.shape)}"
                 raise FqtError(f"{key.partition('/')[2]} is {got}, expected {expected}", code="FQT504")
         for key, array in arrays.items():
-            self._state[key][...] = array
+            self._library.assign(self._state[key], array)
 
     def save_checkpoint(self, path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
         """Write everything a resumed run needs: all state, step count, seed and learning rates.
@@ -176,7 +199,7 @@ class Session:
             metadata: text to keep with it.
         """
         own = {"seed": str(self.seed), "lr": json.dumps(self._rates)}
-        save_checkpoint(path, self.manifest, self._state, {**(metadata or {}), **own})
+        save_checkpoint(path, self.manifest, self._fetched(), {**(metadata or {}), **own})
 
     def load_checkpoint(self, path: Path | str) -> dict[str, str]:
         """Go on where ``save_checkpoint`` was called; returns its metadata.
@@ -191,7 +214,7 @@ class Session:
             raise FqtError(f"{path} is damaged: {error} in its metadata", code="FQT502") from None
         self.lr, self.seed = rates, seed
         for name, array in arrays.items():
-            self._state[name][...] = array
+            self._library.assign(self._state[name], array)
         return metadata
 
     def save(self, folder: Path | str) -> None:
@@ -200,4 +223,7 @@ class Session:
         optimizer = dataclasses.replace(self.manifest.optimizer, groups=groups)
         manifest = dataclasses.replace(self.manifest, seed=self.seed, optimizer=optimizer)
         library = self._library.path
-        write_artifact(folder, manifest, self._state, library, companions(library.parent))
+        write_artifact(folder, manifest, self._fetched(), library, companions(library.parent))
+
+    def _fetched(self) -> dict[str, Array]:
+        return {name: self._library.fetch(operand) for name, operand in self._state.items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import tvm
@@ -53,3 +55,19 @@ class Target:
             if scheduled is not None:
                 return scheduled.with_attrs({**kept, "tirx.is_scheduled": True})
         raise AssertionError(f"target {self.name} has no rule that takes {op}")
+
+    def compile(self, module: tvm.IRModule, relax_pipeline: Any) -> Any:
+        """An executable of ``module``: its Relax functions lowered by ``relax_pipeline``, its kernels as they are."""
+        with self.tvm_target:
+            return tvm.compile(module, self.tvm_target, relax_pipeline=relax_pipeline)
+
+    def device(self) -> Any:
+        """The TVM device of this machine that runs the target's code; FQT403 if there is none."""
+        return tvm.cpu()
+
+    def companions(self) -> Mapping[str, Path]:
+        """What an artifact brings along for the device, by its path there, besides TVM's runtime library."""
+        return {}
+
+    def check_library(self, library: Path) -> None:
+        """Raise an ``FqtError`` if the exported ``library`` lacks what the device runs."""

@@ -155,6 +155,20 @@ def test_it_refuses_the_artifacts_that_python_refuses(c_api, digits_artifact, tm
     assert message.startswith(f"FQT{code}: ")
 
 
+def test_it_refuses_steps_for_gpus(c_api, digits_artifact, tmp_path):
+    folder = tmp_path / "gpu.fqt"
+    shutil.copytree(digits_artifact, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["target"]["name"] = "cuda"
+    text = json.dumps(manifest).encode()
+    (folder / "manifest.json").write_bytes(text)
+    sums = [line for line in (folder / "SHA256SUMS").read_text().splitlines() if not line.endswith("  manifest.json")]
+    (folder / "SHA256SUMS").write_text("\n".join([f"{hashlib.sha256(text).hexdigest()}  manifest.json", *sums, ""]))
+    ((code, message),) = drive(c_api, folder)
+    assert code == 402
+    assert "compiled for a GPU" in message
+
+
 def test_it_refuses_bad_arguments_and_goes_on(c_api, digits_artifact, tmp_path):
     (tmp_path / "short.safetensors").write_bytes(b"short")
     actions = f"""

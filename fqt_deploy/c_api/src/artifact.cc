@@ -126,6 +126,9 @@ Artifact ReadArtifact(const std::string& folder) {
     if (name == kState) artifact.state = std::move(content);
   }
   CheckMachine(folder, json["target"]);
+  if (json["target"]["name"].String() == "cuda") {
+    throw Error(kOtherMachine, folder + " is compiled for a GPU; the C interface runs steps for CPUs");
+  }
   artifact.manifest = ParseManifest(json);
   artifact.library = base + kLibrary;
   return artifact;

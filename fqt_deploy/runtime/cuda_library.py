@@ -1,0 +1,190 @@
+"""A compiled step on a GPU: its state lives there, only the batch goes in and the loss comes out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.manifest import Manifest, TensorSpec
+from fqt_deploy.runtime.arrays import check_input, check_layout_of
+from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME
+from fqt_deploy.runtime.cuda_runtime import CudaRuntime
+from fqt_deploy.runtime.library import load_machine, load_runtime
+
+Array = NDArray[Any]
+
+_CUDA, _CPU, _POOLED = 2, 1, 2  # DLPack's device types; the virtual machine's allocator that keeps freed blocks
+GRAPHS = 8
+"""Recorded steps, one for each pair of addresses that batches come from; more batches are copied to a fixed place."""
+
+
+class CudaLibrary:
+    """The functions of one ``step.so`` with kernels for a GPU.
+
+    The first step launches its kernels one by one, which also allocates what they need. Later ones are recorded as a CUDA
+    graph and launched as a whole; with ``FQT_CUDA_GRAPH=0`` they are not.
+
+    Args:
+        path: the shared library.
+        manifest: what it was compiled for.
+
+    Raises:
+        FqtError: FQT403, FQT405, FQT509: see ``CudaRuntime``; FQT502 if ``path`` cannot be loaded.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self._cuda = CudaRuntime(manifest.target["mcpu"].split(","))
+        self._ffi = load_runtime((path.absolute().parent / BUNDLED_RUNTIME).parent, cuda=True)
+        self._device = self._ffi.device("cuda", 0)
+        self._allocate = self._ffi.get_global_func("runtime.TVMTensorAllocWithScope")
+        with self._cuda.errors():
+            machine = load_machine(self._ffi, path, (_CUDA, 0, _POOLED, _CPU, 0, _POOLED))
+        self._train_step, self._predict = machine["train_step"], machine["predict"]
+        self._inputs = {spec.name: self._empty(spec) for spec in manifest.inputs}
+        self._loss = self._empty(TensorSpec("loss", (), "float32"))
+        self._logits = self._empty(manifest.logits)
+        self._records = _records()
+        self._warm = False
+        self._module: Any = None
+        self._graphs: dict[tuple[int, ...], int] = {}
+
+    def place(self, array: Array) -> Any:
+        """A copy of ``array`` on the device, that the step can read and write."""
+        tensor = self._empty(TensorSpec("", array.shape, str(array.dtype)))
+        self.assign(tensor, array)
+        return tensor
+
+    def fetch(self, tensor: Any) -> Array:
+        """A copy of a device tensor on the host."""
+        array = np.empty(tuple(tensor.shape), dtype=str(tensor.dtype))
+        self._cuda.copy_out(array, tensor.data_ptr())
+        return array
+
+    def assign(self, tensor: Any, value: Any) -> None:
+        """Overwrite a device tensor."""
+        array = np.ascontiguousarray(np.broadcast_to(value, tuple(tensor.shape)), dtype=str(tensor.dtype))
+        self._cuda.copy_in(tensor.data_ptr(), array)
+
+    def batch(self, spec: TensorSpec, value: Any, *, classes: int | None = None) -> Any:
+        """An input on the device: a CUDA tensor itself, the values of anything else after a check.
+
+        Args:
+            spec: name, shape and dtype.
+            value: a NumPy array, a CPU tensor, or a tensor on the first GPU with ``__dlpack__``; the values of the
+                latter are not checked: that would wait for the device.
+            classes: see ``check_input``.
+
+        Raises:
+            FqtError: FQT505 to FQT507, see ``check_input``.
+        """
+        if not is_on_gpu(value):
+            target = self._inputs[spec.name]
+            self._cuda.copy_in(target.data_ptr(), check_input(spec, value, classes=classes))
+            return target
+        tensor = self._imported(spec, value)
+        check_layout_of(spec, tuple(tensor.shape), str(tensor.dtype))
+        return tensor
+
+    def train_step(self, x: Any, y: Any, *operands: Any) -> tuple[float, Any]:
+        """One step; returns the loss, and the logits, which the next step overwrites.
+
+        Args:
+            x: inputs from ``batch``.
+            y: targets from ``batch``.
+            *operands: seed, learning rates and the state in the manifest's order, from ``place``.
+        """
+        with self._cuda.errors(), self._ffi.use_raw_stream(self._device, self._cuda.stream):
+            if not (self._records and self._warm):
+                self._launch_all(x, y, operands)
+                self._warm = True
+            else:
+                x, y = self._recorded_inputs(x, y)
+                key = (x.data_ptr(), y.data_ptr(), *(operand.data_ptr() for operand in operands))
+                if key not in self._graphs:
+                    self._graphs[key] = self._cuda.capture(lambda: self._launch_all(x, y, operands))
+                self._cuda.launch(self._graphs[key])
+        return float(self.fetch(self._loss)), self._logits
+
+    def predict(self, x: Any, *operands: Any) -> Array:
+        """Logits of one batch."""
+        with self._cuda.errors(), self._ffi.use_raw_stream(self._device, self._cuda.stream):
+            logits = self._predict(x, *operands)
+            return self.fetch(logits)
+
+    def run_kernel(self, symbol: str, *operands: Any) -> None:
+        """Run one kernel of ``manifest.kernels`` by itself, on operands and results from ``place``; to check it."""
+        if self._module is None:
+            self._module = self._ffi.load_module(str(self.path.resolve()))
+        with self._cuda.errors(), self._ffi.use_raw_stream(self._device, self._cuda.stream):
+            self._module.get_function(symbol, query_imports=True)(*operands)
+        self._cuda.synchronize()
+
+    def _launch_all(self, x: Any, y: Any, operands: Sequence[Any]) -> None:
+        """Put all kernels on the stream; results are copied out of memory that the virtual machine uses again."""
+        loss, logits = self._train_step(x, y, *operands)
+        for target, source in ((self._loss, loss), (self._logits, logits)):
+            self._cuda.copy(target.data_ptr(), source.data_ptr(), _size(source))
+
+    def _recorded_inputs(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """The inputs where a graph reads them: at their own place while there are few of those."""
+        known = any(key[:2] == (x.data_ptr(), y.data_ptr()) for key in self._graphs)
+        if known or len(self._graphs) < GRAPHS - 1:
+            return x, y
+        targets = tuple(self._inputs.values())
+        for target, source in zip(targets, (x, y), strict=True):
+            if target.data_ptr() != source.data_ptr():
+                self._cuda.copy(target.data_ptr(), source.data_ptr(), _size(source))
+        return targets[0], targets[1]
+
+    def _imported(self, spec: TensorSpec, value: Any) -> Any:
+        """A view of another library's tensor; work on it there comes before the step's."""
+        value = value.detach() if hasattr(value, "detach") else value
+        device = value.__dlpack_device__()
+        if int(device[1]) != 0:
+            raise FqtError(f"{spec.name} is on GPU {int(device[1])}; the step runs on GPU 0", code="FQT505")
+        tensor = self._ffi.from_dlpack(_Exported(value, self._cuda.stream))
+        if not tensor.is_contiguous():
+            raise FqtError(f"{spec.name} is not contiguous", code="FQT505", hint="pass x.contiguous()")
+        return tensor
+
+    def _empty(self, spec: TensorSpec) -> Any:
+        with self._cuda.errors():
+            shape, dtype = self._ffi.Shape(tuple(spec.shape)), self._ffi.dtype(spec.dtype)
+            return self._allocate(shape, dtype, self._device, None)
+
+
+class _Exported:
+    """A tensor whose owner is told on which stream it will be read."""
+
+    def __init__(self, value: Any, stream: int) -> None:
+        self._value, self._stream = value, stream
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._value.__dlpack__(stream=self._stream)
+
+    def __dlpack_device__(self) -> Any:
+        return self._value.__dlpack_device__()
+
+
+def is_on_gpu(value: Any) -> bool:
+    """Whether ``value`` is a tensor in the memory of a CUDA device."""
+    return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) == _CUDA
+
+
+def _size(tensor: Any) -> int:
+    return int(np.prod(tuple(tensor.shape), dtype=np.int64)) * np.dtype(str(tensor.dtype)).itemsize
+
+
+def _records() -> bool:
+    """Whether steps are recorded as graphs; FQT202 for a wrong value of ``FQT_CUDA_GRAPH``."""
+    given = os.environ.get("FQT_CUDA_GRAPH", "1")
+    if given not in ("0", "1"):
+        raise FqtError(f"FQT_CUDA_GRAPH is {given!r}; it must be 0 or 1", code="FQT202")
+    return given == "1"

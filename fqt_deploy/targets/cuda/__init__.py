@@ -1,0 +1,1 @@
+"""The CUDA target: the whole step on one NVIDIA GPU."""

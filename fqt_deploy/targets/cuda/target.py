@@ -1,0 +1,120 @@
+"""The CUDA target: kernels in TensorIR, compiled by nvcc into one binary for several architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+
+from fqt_deploy.core.diagnostics import FqtError
+
+from fqt_deploy.targets.base import ScheduleRule, Target
+from fqt_deploy.targets.cuda import lowering
+from fqt_deploy.targets.cuda.ballot_packing import BallotPackingRule
+from fqt_deploy.targets.cuda.binary_conv2d import BinaryConv2dRule
+from fqt_deploy.targets.cuda.bitplane_conv2d_input_grad import BitplaneConv2dInputGradRule
+from fqt_deploy.targets.cuda.bitplane_weight_grad import BitplaneWeightGradRule
+from fqt_deploy.targets.cuda.column_packing import ColumnPackingRule, WeightPackingRule
+from fqt_deploy.targets.cuda.device_intrinsics import with_device_intrinsics
+from fqt_deploy.targets.cuda.any_kernel import AnyRule
+from fqt_deploy.targets.cuda.features import CudaFeatures, cuda_features
+from fqt_deploy.targets.cuda.fp32_product import Fp32ProductRule
+from fqt_deploy.targets.cuda.pack_positions import PackPositionsRule
+from fqt_deploy.targets.cuda.single_block import SingleBlockRule
+from fqt_deploy.targets.cuda.toolchain import CUDA_RUNTIME_LIBRARY, FATBIN_MAGIC, INSTALL, compile_cuda, enable_cuda_runtime
+
+RULES: tuple[ScheduleRule, ...] = (
+    # 1-bit products
+    BinaryConv2dRule(),
+    BitplaneConv2dInputGradRule(),
+    BitplaneWeightGradRule(),
+    # packing
+    BallotPackingRule(),
+    ColumnPackingRule(),
+    WeightPackingRule(),
+    PackPositionsRule(),
+    # fp32 products
+    Fp32ProductRule(),
+    # chains of small stages
+    SingleBlockRule(),
+    # anything
+    AnyRule(),
+)
+
+
+SourceCompiler = Callable[[str, CudaFeatures], bytes]
+"""From CUDA source to a binary that the driver loads."""
+
+
+@dataclass(frozen=True)
+class CudaTarget(Target):
+    """A target whose kernels are compiled by nvcc.
+
+    Attributes:
+        compile_source: nvcc, or a stand-in for tests.
+    """
+
+    compile_source: SourceCompiler = compile_cuda
+
+    def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
+        """Apply the first rule that takes the kernel."""
+        return with_device_intrinsics(super().schedule(function))
+
+    def compile(self, module: tvm.IRModule, relax_pipeline: Any) -> Any:
+        """Host code by LLVM, device code by nvcc; FQT301 or FQT404 where that fails."""
+        enable_cuda_runtime()
+        pipeline = lowering.register()
+        failures: list[FqtError] = []
+
+        def callback(source: str) -> bytes:
+            try:
+                return self.compile_source(source, self.features)
+            except FqtError as error:  # would lose its type on the way through C++
+                failures.append(error)
+                raise RuntimeError(str(error)) from None
+
+        tvm_ffi.register_global_func("tvm_callback_cuda_compile", callback, override=True)
+        try:
+            with self.tvm_target:
+                return tvm.compile(module, self.tvm_target, relax_pipeline=relax_pipeline, tir_pipeline=pipeline)
+        except RuntimeError:
+            if failures:
+                raise failures[0] from None
+            raise
+
+    def device(self) -> Any:
+        """The first GPU; FQT403 if there is none."""
+        enable_cuda_runtime()
+        device = tvm.cuda(0)
+        if not device.exist:
+            raise FqtError(
+                "there is no CUDA device, or no driver for it",
+                code="FQT403",
+                hint="compiling needs none; leave out --verify numerics",
+            )
+        return device
+
+    def companions(self) -> Mapping[str, Path]:
+        """TVM's runtime library for GPUs."""
+        return {f"lib/{CUDA_RUNTIME_LIBRARY}": Path(str(tvm.__file__)).parent / "lib" / CUDA_RUNTIME_LIBRARY}
+
+    def check_library(self, library: Path) -> None:
+        """FQT404 if ``library`` holds no binary for the device: TVM exports source alone where it lacks a compiler."""
+        if self.compile_source is compile_cuda and FATBIN_MAGIC not in library.read_bytes():
+            raise FqtError("the compiled library holds no device code", code="FQT404", hint=INSTALL)
+
+
+def cuda_target(architectures: str | None) -> CudaTarget:
+    """The target for a list of architectures, such as ``sm_80,sm_90a``.
+
+    Raises:
+        FqtError: FQT402 for an unknown architecture, FQT404 if there is no CUDA compiler.
+    """
+    features = cuda_features(architectures)
+    device = {"kind": "cuda", "arch": features.architectures[0], "max_threads_per_block": 1024, "thread_warp_size": 32}
+    return CudaTarget("cuda", tvm.target.Target(device, host={"kind": "llvm"}), features, RULES)

@@ -1,0 +1,71 @@
+"""An emulated GPU for these tests: emitted kernels run on the CPU, below TVM's real CUDA runtime."""
+
+import ctypes
+import dataclasses
+import shutil
+
+import pytest
+
+from fqt_deploy.targets import registry
+
+
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory):
+    """Folder of the emulated device's libraries; from now on TVM takes it for a GPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("the emulation needs g++")
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        pass
+    else:
+        pytest.skip("this machine has an NVIDIA driver: run -m gpu instead of the emulation")
+    from tools.cuda_emulation.emulate import load_emulated_device
+
+    folder = tmp_path_factory.mktemp("emulation")
+    load_emulated_device(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def emulated_target(emulation, emitted_sources):
+    """Makes the CUDA target for given architectures, with kernels compiled for the emulation."""
+    from fqt_deploy.targets.cuda.target import cuda_target
+    from tools.cuda_emulation.emulate import compile_for_emulation
+
+    def make(architectures=None):
+        def compile_source(source, _):
+            emitted_sources.append(source)
+            return compile_for_emulation(source, emulation)
+
+        return dataclasses.replace(cuda_target(architectures), compile_source=compile_source)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def emitted_sources():
+    """CUDA source of every module that was compiled for the emulation so far."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def digits_step(digits_source, emulated_target, emitted_sources, tmp_path_factory):
+    """A verified step of the digits network for batches of 8: the result, its folder, and the emitted source."""
+    from fqt_deploy.compiler import compile_model
+    from fqt_deploy.core.options import CompileOptions
+
+    patch = pytest.MonkeyPatch()
+    patch.setitem(registry.TARGETS, "cuda", emulated_target)
+    output = tmp_path_factory.mktemp("cuda") / "digits.fqt"
+    try:
+        result = compile_model(digits_source, CompileOptions(target="cuda", agp="once", verify="numerics"), output)
+    finally:
+        patch.undo()
+    return result, output, emitted_sources[-1]
+
+
+@pytest.fixture
+def emulated_cuda(emulated_target, monkeypatch):
+    """Within the test, ``--target cuda`` compiles for the emulation."""
+    monkeypatch.setitem(registry.TARGETS, "cuda", emulated_target)

@@ -1,0 +1,92 @@
+"""The tile of bits against NumPy: any shape, planes, layout and split gives the exact counts."""
+
+import numpy as np
+import pytest
+import tvm
+from tvm import tirx
+
+from fqt_deploy.codegen.build import lower_relax
+from fqt_deploy.targets.cuda.bit_tile import TILES, Operand, bit_product, choose_tile, parts_of
+from fqt_deploy.targets.cuda.kernel_builder import store
+from fqt_deploy.targets.cuda.product_arguments import panel_columns, words_at_once
+
+CASES = [
+    # rows, planes, columns, words, word-major, in parts
+    (200, 1, 72, 18, False, False),
+    (33, 4, 130, 7, False, False),
+    (64, 2, 64, 64, False, False),
+    (20, 8, 40, 33, False, False),
+    (48, 4, 300, 200, True, True),
+    (7, 1, 16, 1, True, False),
+]
+
+
+def build(rows, planes, columns, words, word_major, split):
+    panels = -(-columns // 16)
+    shape = (words, planes, rows) if word_major else (rows, planes, words)
+    a = tirx.decl_buffer(shape, "int32", "a")
+    b = tirx.decl_buffer((panels, words, 16), "int32", "b")
+
+    def source(row, plane, word):
+        return tirx.all(row < rows, word < words), a, [word, plane, row] if word_major else [row, plane, word]
+
+    left = Operand(rows, planes, words_at_once(rows if word_major else words), word_major, source)
+    right = panel_columns(b, columns, words)
+    parts = parts_of(left, right, words) if split else 1
+    result = tirx.decl_buffer((parts, rows, columns), "int32", "result")
+    ones = tirx.decl_buffer((rows,), "int32", "ones")
+
+    def write(row, column, count, own, part):
+        statement = store(result, count, part, row, column)
+        return statement if own is None else tirx.SeqStmt([statement, store(ones, own, row)])
+
+    body = bit_product(left, right, words, write, count_rows=not word_major, parts=parts)
+    return tirx.PrimFunc([a, b, result, ones], body), parts
+
+
+@pytest.fixture(scope="module")
+def library(emulated_target):
+    functions, parts = {}, {}
+    for i, case in enumerate(CASES):
+        function, parts[i] = build(*case)
+        functions[f"case{i}"] = function.with_attr("global_symbol", f"case{i}")
+    return emulated_target().compile(tvm.IRModule(functions), lower_relax), parts
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_counts_are_exact(library, number):
+    module, parts = library
+    rows, planes, columns, words, word_major, split = CASES[number]
+    generator = np.random.default_rng(number)
+    bits = generator.integers(-(2**31), 2**31, (rows, planes, words), dtype=np.int64).astype(np.int32)
+    other = generator.integers(-(2**31), 2**31, (-(-columns // 16) * 16, words), dtype=np.int64).astype(np.int32)
+    weights = 1 << np.arange(planes)
+    shared = np.bitwise_count((bits[:, None] & other[None, :, None]).view(np.uint32)).sum(-1).astype(np.int64) @ weights
+    a = bits.transpose(2, 1, 0) if word_major else bits
+    b = other.reshape(-1, 16, words).transpose(0, 2, 1)
+    device = tvm.cuda(0)
+    operands = [tvm.runtime.tensor(np.ascontiguousarray(v), device) for v in (a, b)]
+    result = tvm.runtime.tensor(np.zeros((parts[number], rows, columns), np.int32), device)
+    ones = tvm.runtime.tensor(np.zeros(rows, np.int32), device)
+    module[f"case{number}"](*operands, result, ones)
+    np.testing.assert_array_equal(result.numpy().sum(0), shared[:, :columns])
+    if not word_major:
+        np.testing.assert_array_equal(ones.numpy(), np.bitwise_count(bits.view(np.uint32)).sum(-1) @ weights)
+    assert parts[number] > 1 or not split
+
+
+def test_every_tile_fits_the_shared_memory_of_a_block():
+    for planes, tiles in TILES.items():
+        for tile in tiles:
+            rows = max(tile.height * 20, 16 * (tile.height + 8))
+            assert 4 * (2 * rows + 2 * 16 * (tile.width + 8) + tile.height) <= 48 * 1024
+            assert tile.fragments_down % planes == 0
+
+
+def test_small_results_get_small_tiles():
+    def operand(rows, planes=1):
+        return Operand(rows, planes, 4, True, lambda *_: None)
+
+    large = choose_tile(operand(2**16), operand(512), splittable=False)
+    small = choose_tile(operand(512), operand(64), splittable=False)
+    assert large.height * large.width > small.height * small.width

@@ -1,0 +1,137 @@
+"""Every op's kernel, as emitted for the GPU and executed by the emulation, agrees with its reference on its samples."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from tvm import te
+
+import fqt_deploy.ops.registry  # noqa: F401
+from fqt_deploy.codegen.build import lower_relax
+from fqt_deploy.ops.aten_pointwise import tvm_dtype
+from fqt_deploy.ops.spec import OPS, OpKind
+
+SAMPLES = {
+    f"{spec.name}_{i}": (spec, arguments)
+    for spec in OPS.values()
+    if spec.compute is not None
+    for i, arguments in enumerate(spec.sample_inputs())
+}
+PRODUCTS = ("binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad")
+
+
+def flat(result):
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+def constants(argument):
+    if isinstance(argument, (list, tuple)):
+        return [constants(item) for item in argument]
+    return None if isinstance(argument, torch.Tensor) else argument
+
+
+def unscheduled(spec, arguments):
+    """The loop nests of one sample."""
+    placeholders = []
+
+    def operand(argument):
+        if not isinstance(argument, torch.Tensor):
+            return argument
+        placeholders.append(
+            te.placeholder(list(argument.shape), tvm_dtype(argument.dtype), name=f"operand{len(placeholders)}")
+        )
+        return placeholders[-1]
+
+    outputs = flat(spec.compute(*map(operand, arguments)))
+    return te.create_prim_func([*placeholders, *outputs]).with_attrs(
+        {
+            "fqt.op": spec.name,
+            "fqt.outputs": len(outputs),
+            "fqt.arguments": json.dumps(constants(arguments)),
+            "tirx.noalias": spec.kind is not OpKind.UPDATE,
+        }
+    )
+
+
+def kernel(target, name):
+    """The scheduled kernel of one sample."""
+    return target.schedule(unscheduled(*SAMPLES[name])).with_attr("global_symbol", name)
+
+
+def compile_samples(target, names):
+    return target.compile(tvm.IRModule({name: kernel(target, name) for name in names}), lower_relax)
+
+
+@pytest.fixture(scope="module")
+def tensor_cores(emulated_target):
+    return compile_samples(emulated_target(), SAMPLES)
+
+
+@pytest.fixture(scope="module")
+def popcounts(emulated_target):
+    return compile_samples(emulated_target("sm_75"), [name for name in SAMPLES if name.startswith(PRODUCTS)])
+
+
+def check(library, name, *, in_place=False):
+    spec, arguments = SAMPLES[name]
+    expected = flat(spec.reference(*arguments))
+    device = tvm.cuda(0)
+    operands = [tvm.runtime.tensor(a.contiguous().numpy(), device) for a in arguments if isinstance(a, torch.Tensor)]
+    fresh = [tvm.runtime.tensor(torch.zeros_like(e).numpy(), device) for e in expected]
+    outputs = operands[: len(expected)] if in_place else fresh
+    library[name](*operands, *outputs)
+    for output, wanted in zip(outputs, expected, strict=True):
+        actual = output.numpy()
+        if not wanted.dtype.is_floating_point:
+            np.testing.assert_array_equal(actual, wanted.numpy())
+            continue
+        error = np.linalg.norm((actual - wanted.numpy()).ravel().astype(np.float64))
+        assert error <= spec.tolerance * float(wanted.double().norm())
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_emitted_kernel_agrees_with_reference(tensor_cores, name):
+    check(tensor_cores, name)
+
+
+@pytest.mark.parametrize("name", [n for n, (spec, _) in SAMPLES.items() if spec.kind is OpKind.UPDATE])
+def test_emitted_update_writes_in_place(tensor_cores, name):
+    check(tensor_cores, name, in_place=True)
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLES if n.startswith(PRODUCTS)])
+def test_products_without_tensor_cores_agree_with_reference(popcounts, name):
+    check(popcounts, name)
+
+
+def test_products_use_tensor_cores_where_there_are_some(emulated_target):
+    for name in (n for n in SAMPLES if n.startswith(PRODUCTS)):
+        assert "mma" in str(kernel(emulated_target(), name).body)
+        assert "mma" not in str(kernel(emulated_target("sm_75,sm_80"), name).body)
+
+
+TAKEN = {
+    "fp32_product": ("conv2d", "conv2d_input_grad", "conv2d_weight_grad", "linear", "linear_input_grad",
+                     "linear_weight_grad", "batch_matmul"),
+    "binary_conv2d": ("binary_conv2d",),
+    "bitplane_conv2d_input_grad": ("bitplane_conv2d_input_grad",),
+    "bitplane_weight_grad": ("bitplane_weight_grad",),
+    "ballot_packing": ("pack_signs", "quantize_pack_samples", "transpose_packed_weight"),
+    "column_packing": ("quantize_pack_channels", "pack_weight"),
+    "pack_positions": ("pack_positions",),
+    "single_block": ("select_sampled", "select_topk"),
+}  # fmt: skip
+"""File of the rule -> ops that it takes with all their samples."""
+
+
+@pytest.mark.parametrize(("rule", "ops"), TAKEN.items(), ids=str)
+def test_special_kernels_do_not_fall_through_to_the_generic_rule(emulated_target, rule, ops):
+    target = emulated_target()
+    for name, (spec, arguments) in SAMPLES.items():
+        if spec.name in ops:
+            function = unscheduled(spec, arguments)
+            takers = (r for r in target.rules if not r.ops or spec.name in r.ops)
+            taken = next(r for r in takers if r.apply(function, target.features) is not None)
+            assert type(taken).__module__.endswith(f"cuda.{rule}"), name

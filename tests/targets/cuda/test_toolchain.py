@@ -1,0 +1,181 @@
+"""nvcc: the kernels compile for every architecture, use tensor cores, keep to registers; and what goes wrong is said."""
+
+import dataclasses
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.targets.cuda import toolchain
+from fqt_deploy.targets.cuda.features import cuda_features
+
+CUOBJDUMP = toolchain.find_nvcc().with_name("cuobjdump")
+
+
+def dump(binary, *options):
+    """What cuobjdump says about a fatbin."""
+    command = [CUOBJDUMP, *options, binary]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def extracted(library, folder):
+    """The fatbin inside a shared library, as a file."""
+    content = library.read_bytes()
+    start = content.index(toolchain.FATBIN_MAGIC)
+    _, _, header, size = struct.unpack_from("<IHHQ", content, start)
+    binary = folder / "kernels.fatbin"
+    binary.write_bytes(content[start : start + header + size])
+    return binary
+
+
+def architectures_in(binary):
+    """Architectures with machine code, and those with PTX."""
+    return (
+        set(re.findall(r"\.(sm_\w+)\.cubin", dump(binary, "--list-elf"))),
+        set(re.findall(r"\.(sm_\w+)\.ptx", dump(binary, "--list-ptx"))),
+    )
+
+
+def spilling(binary):
+    """Kernels that use memory of their threads, for arrays or for registers that ran out."""
+    usage = re.findall(r"Function (\w+):\s*REG:\d+ STACK:(\d+)", dump(binary, "--dump-resource-usage"))
+    assert usage, "cuobjdump lists no kernel"
+    return [name for name, stack in usage if int(stack) > 0]
+
+
+def compiled(source, architectures, folder):
+    path = folder / "kernels.fatbin"
+    path.write_bytes(toolchain.compile_cuda(source, cuda_features(architectures)))
+    return path
+
+
+def test_the_kernels_of_a_step_compile_and_use_binary_tensor_cores(digits_step, tmp_path):
+    binary = compiled(digits_step[2], "sm_80,sm_90a", tmp_path)
+    assert architectures_in(binary) == ({"sm_80", "sm_90a"}, {"sm_90"})
+    assert spilling(binary) == []
+    code = dump(binary, "--dump-sass", "-arch", "sm_90a")
+    using = {name for name, body in re.findall(r"Function : (\w+)(.*?)(?=Function :|\Z)", code, re.DOTALL)
+             if "BMMA" in body}  # fmt: skip
+    products = {"binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad"}
+    assert {re.sub(r"fqt_(\w+?)_\d+_kernel.*", r"\1", name) for name in using} == products
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ["vgg16_cifar", "resnet18_cifar", "mlp_mixer"])
+def test_the_kernels_of_every_example_compile_without_spills(example, tmp_path):
+    from fqt_deploy.capture.load_model import load_model
+    from fqt_deploy.compiler import compile_model
+    from fqt_deploy.core.options import CompileOptions
+
+    source = load_model(Path(__file__).parents[3] / "examples" / f"{example}.py")
+    result = compile_model(source, CompileOptions(target="cuda", agp="once"), tmp_path / "step")
+    binary = extracted(result.output / "step.so", tmp_path)
+    assert architectures_in(binary) == ({"sm_80", "sm_90a"}, {"sm_90"})
+    assert spilling(binary) == []
+
+
+def test_products_of_real_size_keep_to_registers(emulated_target, tmp_path):
+    """The largest tile of each product, as in VGG16 with a batch of 64."""
+    import json
+
+    import tvm
+    from tvm import te
+
+    from fqt_deploy.codegen.build import lower_relax
+    from fqt_deploy.ops.spec import OPS
+
+    cases = {
+        "binary_conv2d": ([(64, 32, 32, 4), (8, 36, 16)], (128, 128, [3, 3], [1, 1], [1, 1])),
+        "bitplane_conv2d_input_grad": (
+            [(64, 16, 16, 4, 4), (8, 36, 16)], (128, 128, [16, 16], [3, 3], [1, 1], [1, 1])
+        ),
+        "bitplane_weight_grad": ([(2048, 4, 64), (73, 2048, 16)], (128, [3, 3])),
+    }  # fmt: skip
+    module, sources, target = {}, [], emulated_target()
+    for op, (shapes, arguments) in cases.items():
+        operands = [te.placeholder(shape, "int32") for shape in shapes]
+        attributes = {"fqt.op": op, "fqt.outputs": 1, "tirx.noalias": True}
+        attributes["fqt.arguments"] = json.dumps([None, None, *arguments])
+        function = te.create_prim_func([*operands, OPS[op].compute(*operands, *arguments)]).with_attrs(attributes)
+        module[op] = target.schedule(function).with_attr("global_symbol", op)
+    target = dataclasses.replace(target, compile_source=lambda source, _: sources.append(source) or b"\0")
+    target.compile(tvm.IRModule(module), lower_relax)
+    binary = compiled(sources[0], "sm_90a", tmp_path)
+    assert spilling(binary) == []
+    assert dump(binary, "--dump-sass").count("BMMA") >= 3 * 64
+
+
+def test_features_follow_the_oldest_architecture():
+    assert cuda_features(None).architectures == ("sm_80", "sm_90a")
+    assert cuda_features("sm_90a, sm_80").architectures == ("sm_80", "sm_90a")
+    assert cuda_features("sm_80,sm_75").has_binary_mma is False
+    assert cuda_features("sm_90a").forward_compatible == "compute_90"
+    for wrong in ("sm_42", "", "gfx90a"):
+        with pytest.raises(FqtError) as error:
+            cuda_features(wrong)
+        assert error.value.code == "FQT402"
+
+
+def test_a_missing_compiler_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(toolchain, "_cuda_packages", list)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(FqtError, match="not installed") as error:
+        toolchain.compile_cuda("", cuda_features(None))
+    assert error.value.code == "FQT404"
+    assert "fqt-deploy[cuda]" in error.value.hint
+
+
+def test_source_that_does_not_compile_is_an_error_with_its_line():
+    with pytest.raises(FqtError, match="identifier") as error:
+        toolchain.compile_cuda('extern "C" __global__ void k() { nonsense; }', cuda_features("sm_80"))
+    assert error.value.code == "FQT301"
+
+
+MODEL = """
+import torch
+from torch import nn
+
+def build_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+
+def example_inputs():
+    return torch.randn(16, 64), torch.randint(0, 10, (16,))
+"""
+
+
+def compile_in_a_process(path, *options):
+    command = [sys.executable, "-m", "fqt_deploy.cli", str(path), *options]
+    program = f"import sys; sys.argv = {command[2:]!r}; from fqt_deploy.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=path.parent)
+
+
+def test_the_command_compiles_without_gpu_and_driver(model_file, tmp_path):
+    done = compile_in_a_process(model_file(MODEL), "--target", "cuda", "--arch", "sm_80", "-o", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    binary = extracted(tmp_path / "out" / "step.so", tmp_path)
+    assert architectures_in(binary) == ({"sm_80"}, {"sm_80"})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--target", "cuda", "--arch", "sm_1"), "unknown architecture 'sm_1'"),
+        (("--target", "cuda", "--mcpu", "znver4"), "target cuda has no mcpu"),
+        (("--target", "cpu", "--arch", "sm_80"), "target cpu has no arch"),
+    ],
+)
+def test_wrong_options_are_one_clear_error(model_file, tmp_path, options, words):
+    from click.testing import CliRunner
+
+    from fqt_deploy.cli import main
+
+    done = CliRunner().invoke(main, [str(model_file(MODEL)), *options, "-o", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert words in done.output
+    assert not (tmp_path / "out").exists()
+

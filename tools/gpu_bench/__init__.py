@@ -1,0 +1,1 @@
+"""What ``tools/bench_gpu.py`` builds on one machine and runs on another."""

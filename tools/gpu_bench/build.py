@@ -1,0 +1,172 @@
+"""Compile everything that the benchmark runs; needs nvcc and the compiler, but no GPU."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import te, tirx
+from tvm.script import tirx as T
+
+import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
+from fqt_deploy.codegen.build import lower_relax
+from fqt_deploy.codegen.to_relax import to_relax
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.compiler.verify import kernel_cases
+from fqt_deploy.ops.packed_words import PANEL, panel_count, word_count
+from fqt_deploy.ops.spec import OPS
+from fqt_deploy.settings import merge_settings, options_of
+from fqt_deploy.targets.cuda.kernel_builder import (
+    as_int32,
+    launch,
+    local,
+    loop,
+    sequence,
+    store,
+    unrolled,
+    with_buffers,
+)
+from fqt_deploy.targets.registry import make_target
+from tools.examples import compile_example, load_example
+from tools.gpu_bench import layout
+
+Tell = Callable[[str], None]
+CHECKED_BATCH = 32
+
+
+def build(folder: Path, architectures: str, python: str, tell: Tell) -> None:
+    """Fill ``folder``.
+
+    Args:
+        folder: to write; what an earlier build left there is replaced.
+        architectures: of the GPU, such as ``sm_90a``.
+        python: version of Python where it will run, such as ``3.12``.
+        tell: told the phases.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    tell("runtime libraries")
+    _libraries(folder / layout.LIBRARIES)
+    _packages(folder / layout.PACKAGES, python)
+    tell("products")
+    _products(folder, architectures)
+    tell("cases of every kernel")
+    _checked(folder, architectures)
+    for name, (example, batch, settings) in layout.STEPS.items():
+        tell(f"step {name}")
+        given = {**settings, "target": "cuda", "arch": architectures}
+        target = layout.artifact(folder, name)
+        compile_example(load_example(example, batch), given, target)
+        (target / "state.safetensors").unlink()
+
+
+def _libraries(folder: Path) -> None:
+    folder.mkdir()
+    source = Path(str(tvm.__file__)).parent / "lib"
+    for name in ("libtvm_runtime.so", "libtvm_runtime_cuda.so"):
+        shutil.copy2(source / name, folder)
+    import nvidia  # type: ignore[import-untyped]
+
+    for location in nvidia.__path__:
+        runtime = Path(location) / "cu13" / "lib" / "libcudart.so.13"
+        if runtime.is_file():
+            shutil.copy2(runtime, folder)
+
+
+def _packages(folder: Path, python: str) -> None:
+    """The packages that the runtime imports, for another version of Python."""
+    wanted = [f"{name}=={importlib.metadata.version(name)}" for name in ("apache-tvm-ffi", "safetensors")]
+    with tempfile.TemporaryDirectory() as downloads:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--python-version", python, "--dest", downloads, *wanted]
+        subprocess.run(command, check=True)
+        for wheel in Path(downloads).glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(folder)
+
+
+def _products(folder: Path, architectures: str) -> None:
+    target = make_target("cuda", arch=architectures)
+    functions = {shape.symbol: _product(target, shape) for shape in layout.SHAPES}
+    functions[layout.PEAK] = _peak().with_attr("global_symbol", layout.PEAK)
+    executable = target.compile(tvm.IRModule(functions), lower_relax)
+    executable.export_library(str(folder / layout.PRODUCTS))
+    target.check_library(folder / layout.PRODUCTS)
+    table = [shape.to_json() for shape in layout.SHAPES]
+    (folder / layout.PRODUCT_TABLE).write_text(json.dumps(table, indent=1))
+
+
+def _product(target: Any, shape: layout.Product) -> tirx.PrimFunc:
+    """A linear layer on bits: signs [1, 1, m, words] and panels [panels, words, 16] to sums [1, 1, m, n]."""
+    words = word_count(shape.k)
+    arguments = (shape.k, shape.n, [1, 1], [1, 1], [0, 0])
+    x = te.placeholder((1, 1, shape.m, words), "int32", name="x")
+    w = te.placeholder((panel_count(shape.n), words, PANEL), "int32", name="w")
+    compute = OPS["binary_conv2d"].compute
+    assert compute is not None
+    attributes = {
+        "fqt.op": "binary_conv2d",
+        "fqt.outputs": 1,
+        "fqt.arguments": json.dumps([None, None, *arguments]),
+        "tirx.noalias": True,
+    }
+    function = te.create_prim_func([x, w, compute(x, w, *arguments)]).with_attrs(attributes)
+    return target.schedule(function).with_attr("global_symbol", shape.symbol)
+
+
+def _peak() -> tirx.PrimFunc:
+    """Independent chains of bit products in registers: what the tensor cores can do at most."""
+    result = tirx.decl_buffer((layout.PEAK_BLOCKS, layout.PEAK_THREADS), "int32", "result")
+    instruction = T.ptx["mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc"]
+
+    def body(block: Any, thread: Any) -> Any:
+        sums = local((layout.PEAK_CHAINS, 4), "uint32", "sums")
+        word = thread.astype("uint32")
+
+        def multiply(_: Any) -> Any:
+            def chain(i: int) -> Any:
+                own = [sums[i, r] for r in range(4)]
+                return tirx.Evaluate(instruction(*own, *[word] * 4, *[word] * 2, *own))
+
+            return unrolled(layout.PEAK_CHAINS, chain)
+
+        start = unrolled(layout.PEAK_CHAINS * 4, lambda i: store(sums, tirx.const(0, "uint32"), i // 4, i % 4))
+        total: Any = sums[0, 0]
+        for i in range(1, layout.PEAK_CHAINS):
+            total = total + sums[i, 0]
+        work = sequence(start, loop(layout.PEAK_ROUNDS, multiply), store(result, as_int32(total), block, thread))
+        return with_buffers([sums], work)
+
+    return tirx.PrimFunc([result], launch(layout.PEAK_BLOCKS, layout.PEAK_THREADS, body))
+
+
+def _checked(folder: Path, architectures: str) -> None:
+    """The digits step with the operands and results of every kernel, from the PyTorch reference."""
+    source = load_example("digits", CHECKED_BATCH)
+    settings = {"target": "cuda", "arch": architectures, "agp": "once"}
+    output = layout.artifact(folder, layout.CHECKED)
+    compile_example(source, settings, output)
+    options = options_of(merge_settings(source.options, settings))
+    lowered = lower_model(source, options)
+    target = make_target("cuda", arch=architectures)
+    program = to_relax(lowered.train, lowered.predict, target.schedule)
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    table = []
+    for number, (_, case) in enumerate(kernel_cases(lowered.train, program, source.example_inputs, options)):
+        for kind, tensors in (("operand", case.operands), ("expected", case.expected)):
+            for i, tensor in enumerate(tensors):
+                arrays[f"{number}_{kind}_{i}"] = np.array(tensor.detach().numpy(), order="C")
+        row = {"symbol": case.info.symbol, "op": case.info.op, "layer": case.info.layer}
+        table.append({**row, "in_place": case.in_place, "tolerance": case.tolerance, "floor": case.floor})
+    np.savez_compressed(output / layout.CASES, **arrays)  # type: ignore[arg-type]
+    (output / layout.CASE_TABLE).write_text(json.dumps(table, indent=1))

@@ -1,0 +1,90 @@
+"""Where things lie in the folder that is carried to the GPU, and which products and steps are measured."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+PRODUCTS = "products.so"
+PRODUCT_TABLE = "products.json"
+CASES = "cases.npz"
+CASE_TABLE = "cases.json"
+LIBRARIES = "lib"
+PACKAGES = "packages"
+CHECKED = "digits"
+"""The artifact whose kernels are compared one by one; the folder also holds the cases."""
+
+PEAK = "peak"
+"""Kernel of ``products.so`` that does nothing but multiply bits."""
+PEAK_BLOCKS, PEAK_THREADS, PEAK_ROUNDS, PEAK_CHAINS = 528, 256, 2048, 8
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product: [m, k] by [n, k].
+
+    Attributes:
+        origin: the layer that it is, or ``square``.
+        m: rows, such as positions of a batch.
+        n: columns, output channels.
+        k: length of the contraction.
+    """
+
+    origin: str
+    m: int
+    n: int
+    k: int
+
+    @property
+    def symbol(self) -> str:
+        """Function in ``products.so``."""
+        return f"product_{self.m}_{self.n}_{self.k}"
+
+    @property
+    def operations(self) -> int:
+        """Multiply-accumulates times two."""
+        return 2 * self.m * self.n * self.k
+
+    def to_json(self) -> dict[str, object]:
+        """Fields by name."""
+        return asdict(self)
+
+
+SHAPES = (
+    Product("vgg16 128", 131072, 128, 1152),
+    Product("vgg16 256", 32768, 256, 2304),
+    Product("vgg16 512", 8192, 512, 4608),
+    Product("resnet18 64", 262144, 64, 576),
+    Product("resnet18 512", 4096, 512, 4608),
+    Product("bert attention", 8192, 768, 768),
+    Product("bert up", 8192, 3072, 768),
+    Product("bert down", 8192, 768, 3072),
+    *(Product("square", size, size, size) for size in (1024, 2048, 4096, 8192, 16384)),
+)
+"""Products of forward passes (batch 512 for VGG16, 256 for ResNet-18, 64 x 128 tokens for BERT-base), and squares."""
+
+STEPS: dict[str, tuple[str, int, dict[str, str]]] = {
+    "vgg16-once": ("vgg16", 512, {"agp": "once"}),
+    "vgg16-sampled": ("vgg16", 512, {"agp": "sampled"}),
+}
+"""Name -> example, batch and settings of the steps that are timed."""
+
+
+def use(folder: Path) -> None:
+    """Let the runtime's packages and libraries in ``folder`` be found, after those that are installed.
+
+    Raises:
+        SystemExit: with a message, if the folder holds no benchmark.
+    """
+    if not (folder / PRODUCT_TABLE).is_file():
+        raise SystemExit(f"bench_gpu: {folder} holds no benchmark: make it with --build {folder}")
+    sys.path.append(str((folder / PACKAGES).resolve()))
+    os.environ["TVM_FFI_DISABLE_TORCH_C_DLPACK"] = "1"  # would compile an extension for older versions of PyTorch
+    os.environ.setdefault("FQT_RUNTIME_LIBRARIES", str((folder / LIBRARIES).resolve()))
+
+
+def artifact(folder: Path, name: str) -> Path:
+    """The artifact called ``name``, without its state: that is made where it runs, too large to carry."""
+    return folder / f"{name}.fqt"
