@@ -75,7 +75,7 @@ def _libraries(folder: Path) -> None:
     source = Path(str(tvm.__file__)).parent / "lib"
     for name in ("libtvm_runtime.so", "libtvm_runtime_cuda.so"):
         shutil.copy2(source / name, folder)
-    import nvidia  # type: ignore[import-untyped]
+    import nvidia
 
     for location in nvidia.__path__:
         runtime = Path(location) / "cu13" / "lib" / "libcudart.so.13"
