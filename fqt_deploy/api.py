@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fqt_deploy.capture.load_model import ModelSource, check_example_inputs
 from fqt_deploy.compiler import compile_model
+from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.optimizer import Optimizer
 from fqt_deploy.runtime.artifact import read_artifact
 from fqt_deploy.runtime.library import Library
@@ -58,6 +59,10 @@ def compile(
         FqtError: what is wrong, with a code.
     """
     options = options_of(settings if optimizer is None else {**settings, "optimizer": optimizer})
+    if not isinstance(model, nn.Module):
+        raise FqtError(f"the model is of type {type(model).__name__}, not a torch.nn.Module", code="FQT101")
+    if not callable(loss_fn):
+        raise FqtError(f"loss_fn is of type {type(loss_fn).__name__}, not a function", code="FQT101")
     source = ModelSource(model, loss_fn, check_example_inputs(example_inputs))
     folder = tempfile.TemporaryDirectory(prefix="fqt-")
     result = compile_model(source, options, Path(folder.name) / "step")

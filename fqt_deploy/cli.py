@@ -127,6 +127,11 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 @click.option(
     "--grid", type=click.Choice(["minmax", "zero"]), help="Quantization grid.  [default: zero, minmax for 1 bit]"
 )
+@click.option(
+    "--remat",
+    type=click.Choice(["off", "auto"]),
+    help="auto: compute 1-bit products of forward again in backward; less memory, more time.  [default: off]",
+)
 @click.option("--include", multiple=True, metavar="GLOB", help="Binarize exactly these layers; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers in fp32; repeatable.")
 @click.option("--optimizer", type=click.Choice(["adam", "adamw", "sgd"]), help="[default: adam]")
@@ -137,7 +142,7 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 @click.option(
     "--verify",
     type=click.Choice(["off", "structure", "numerics"]),
-    help="Check nothing, every graph, or also every kernel against PyTorch.  [default: structure]",
+    help="Check nothing, every graph, or also every kernel, foreign ones under QEMU.  [default: structure]",
 )
 @click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the graph after every pass.")
 @click.option("--print-after", multiple=True, metavar="PASS", help="Print the graph after this pass; repeatable.")
@@ -247,12 +252,13 @@ def _compile(
 
 
 def _report(result: CompileResult, console: Console, seconds: float, *, time_passes: bool) -> None:
-    from fqt_deploy.report import decision_table, megabytes, pass_table, verification_table
+    from fqt_deploy.report import decision_table, megabytes, pass_check_table, pass_table, verification_table
 
     console.print(decision_table(result.manifest.layers))
     if time_passes:
         console.print(pass_table(result.pass_times))
     if result.verification is not None:
+        console.print(pass_check_table(result.verification))
         console.print(verification_table(result.verification))
     size = sum(file.stat().st_size for file in result.output.rglob("*") if file.is_file())
     binarized = sum(layer.decision == "1-bit" for layer in result.manifest.layers)

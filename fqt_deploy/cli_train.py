@@ -6,10 +6,12 @@ Exit codes: 0 success, 1 a mistake that the person can repair, 2 wrong usage, 13
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 from fqt_deploy import __version__
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime import Session, load
+from fqt_deploy.runtime.arrays import check_values
 
 EXAMPLES = """
 \b
@@ -68,9 +71,13 @@ def main(
     """Train the compiled step in DIR."""
     try:
         session = load(artifact)
+        path = checkpoint or artifact / "checkpoint.safetensors"
+        check_writable(path)
+        if eval_data is not None and session.manifest.classes is None:
+            raise FqtError("accuracy needs targets that are class labels", code="FQT510", hint="leave --eval-data out")
+        _tell("reading the data")
         train = read_data(data, session)
         held_out = read_data(eval_data, session) if eval_data is not None else None
-        path = checkpoint or artifact / "checkpoint.safetensors"
         if resume:
             session.load_checkpoint(path)
         if lr is not None:
@@ -80,6 +87,7 @@ def main(
             click.echo(f"interrupted: saved {path}; continue with --resume", err=True)
             sys.exit(130)
         if held_out is not None:
+            _tell("evaluating")
             correct = session.predict(held_out.x).argmax(-1) == held_out.y
             click.echo(f"accuracy {100 * correct.mean():.2f} % on {len(held_out.x)} samples")
     except FqtError as error:
@@ -88,24 +96,30 @@ def main(
 
 
 def read_data(path: Path, session: Session) -> Data:
-    """Arrays ``x`` and ``y`` of an npz file, as the step takes them; FQT510 if it does not hold them."""
+    """Arrays ``x`` and ``y`` of an npz file, as the step takes them.
+
+    Raises:
+        FqtError: FQT510 if the file does not hold them, FQT506 or FQT507 for NaN or labels out of range in them.
+    """
     try:
-        with np.load(path) as file:
-            missing = [name for name in ("x", "y") if name not in file]
-            if missing:
-                raise FqtError(
-                    f"{path} has no array {missing[0]!r}", code="FQT510", hint="numpy.savez(file, x=..., y=...)"
-                )
+        file = np.load(path)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one array, not x and y")
+        with file:
+            if missing := [name for name in ("x", "y") if name not in file]:
+                raise ValueError(f"it has no array {missing[0]!r}")
             x, y = file["x"], file["y"]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise FqtError(f"cannot read {path}: {error}", code="FQT510") from None
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise FqtError(
+            f"cannot read {path}: {error}", code="FQT510", hint="numpy.savez(file, x=..., y=...) writes it"
+        ) from None
     if x.dtype == np.uint8:
         x = x.astype(np.float32) / 255
     inputs, targets = session.manifest.inputs
     if y.dtype.kind in "iu":
         y = y.astype(targets.dtype)
     for name, array, spec in (("x", x, inputs), ("y", y, targets)):
-        if array.shape[1:] != spec.shape[1:] or str(array.dtype) != spec.dtype:
+        if array.ndim != len(spec.shape) or array.shape[1:] != spec.shape[1:] or str(array.dtype) != spec.dtype:
             raise FqtError(
                 f"{name} in {path} is {array.dtype} {list(array.shape)}; the step takes {spec.dtype} samples of "
                 f"{list(spec.shape[1:])}",
@@ -115,7 +129,19 @@ def read_data(path: Path, session: Session) -> Data:
         raise FqtError(
             f"{path} holds {len(x)} samples and {len(y)} targets; a batch takes {session.manifest.batch}", code="FQT510"
         )
+    try:
+        check_values("x", x)
+        check_values("y", y, classes=session.manifest.classes)
+    except FqtError as error:
+        raise FqtError(f"in {path}, {error.message}", code=error.code, hint=error.hint) from None
     return Data(x, y)
+
+
+def check_writable(checkpoint: Path) -> None:
+    """FQT508 unless a checkpoint can be written there: better known before an epoch than after it."""
+    folder = checkpoint.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or checkpoint.is_dir():
+        raise FqtError(f"cannot write {checkpoint}", code="FQT508", hint="choose another --checkpoint")
 
 
 def _train(session: Session, data: Data, epochs: int, cosine: bool, checkpoint: Path) -> bool:
@@ -146,6 +172,10 @@ def _train(session: Session, data: Data, epochs: int, cosine: bool, checkpoint: 
             if stop:
                 return True
     return False
+
+
+def _tell(text: str) -> None:
+    click.echo(f"{text} ...", err=True)
 
 
 @contextmanager

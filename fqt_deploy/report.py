@@ -59,6 +59,17 @@ def verification_table(report: VerificationReport) -> Table:
     return table
 
 
+def pass_check_table(report: VerificationReport) -> Table:
+    """What passes that promise the same numbers did to them, on the example batch."""
+    table = _table("pass", ">values compared", ">largest error", "at", "")
+    for check in report.passes:
+        error = f"{check.error:.1e}" if check.error else "0"
+        table.add_row(
+            check.name, str(check.compared), error, check.where, "ok" if check.ok else "[bold red]MISMATCH[/]"
+        )
+    return table
+
+
 def megabytes(size: int) -> str:
     """``size`` bytes in MB."""
     return f"{size / 1e6:.1f} MB"

@@ -1,6 +1,7 @@
 """Compile options as a person writes them: flat names, as on the command line, in ``compile_options()`` or in Python.
 
-``{"optimizer": "sgd", "lr": 0.1, "grad_bits": 4}`` becomes a ``CompileOptions`` with an ``SGD(lr=0.1)`` in it.
+``{"optimizer": "sgd", "lr": 0.1, "grad_bits": 4}`` becomes a ``CompileOptions`` with an ``SGD(lr=0.1)`` in it;
+``{"groups": {"features.*": 1e-5}}`` gives parameters that match the glob a learning rate of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.optimizer import SGD, Adam, AdamW, Optimizer
+from fqt_deploy.core.optimizer import SGD, Adam, AdamW, Optimizer, ParameterGroup
 from fqt_deploy.core.options import CompileOptions
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
@@ -50,19 +51,29 @@ def options_of(settings: Mapping[str, Any]) -> CompileOptions:
         )
     fields = {name: value for name, value in settings.items() if name in _FIELDS}
     for name in _SEQUENCES:
-        if isinstance(fields.get(name), str):
-            fields[name] = (fields[name],)
-        elif name in fields:
-            fields[name] = tuple(fields[name])
+        if name in fields:
+            fields[name] = _strings(name, fields[name])
     if fields.get("dump_ir") is not None:
+        if not isinstance(fields["dump_ir"], str | Path):
+            raise FqtError(f"dump_ir is {fields['dump_ir']!r}; it must be a folder", code="FQT202")
         fields["dump_ir"] = Path(fields["dump_ir"])
     fields["optimizer"] = _optimizer(settings)
     return CompileOptions(**fields)
 
 
+def _strings(name: str, value: Any) -> tuple[str, ...]:
+    """One string, or several, as a tuple."""
+    values = (value,) if isinstance(value, str) else value
+    if not isinstance(values, (tuple, list)) or not all(isinstance(item, str) for item in values):
+        raise FqtError(f"{name} is {value!r}; it must be a string or a list of strings", code="FQT202")
+    return tuple(values)
+
+
 def _optimizer(settings: Mapping[str, Any]) -> Optimizer:
     chosen = settings.get("optimizer", "adam")
     given = {name: settings[name] for name in HYPERPARAMETERS if name in settings}
+    if isinstance(given.get("groups"), Mapping):
+        given["groups"] = tuple(ParameterGroup(pattern, lr) for pattern, lr in given["groups"].items())
     if isinstance(chosen, str) and chosen in OPTIMIZERS:
         kind = OPTIMIZERS[chosen]
     elif isinstance(chosen, Optimizer):

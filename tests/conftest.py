@@ -11,6 +11,27 @@ from fqt_deploy.core.options import CompileOptions
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-golden", action="store_true", help="write the golden files instead of comparing with them"
+    )
+
+
+@pytest.fixture
+def golden(request):
+    """Compares text with a file beside the test, or writes it."""
+
+    def check(name: str, text: str) -> None:
+        path = request.path.parent / "golden" / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        assert path.is_file(), f"no {path.name}; pytest --update-golden writes it"
+        assert text == path.read_text(), f"{path.name} differs; if it should, pytest --update-golden"
+
+    return check
+
+
 @pytest.fixture(scope="session")
 def digits_source() -> ModelSource:
     return load_model(EXAMPLES / "digits_cnn.py", batch=8)

@@ -104,7 +104,7 @@ def torch_products(m: int, n: int, k: int) -> dict[str, Run]:
     return {
         "fp32 matmul": lambda: torch.matmul(a, b.t(), out=out),
         "fp32 matmul, transposed": lambda: torch.matmul(a, transposed, out=out),
-        "fp32 oneDNN": lambda: torch._C._nn.mkldnn_linear(packed_a, packed_b),
+        "fp32 oneDNN": lambda: torch._C._nn.mkldnn_linear(packed_a, packed_b, None),
         "bf16 matmul": lambda: torch.matmul(a16, b16.t(), out=low),
         "bf16 matmul, transposed": lambda: torch.matmul(a16, t16, out=low),
     }

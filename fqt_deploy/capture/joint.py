@@ -16,7 +16,8 @@ from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.capture.export_guard import quiet_export, refuse_custom_functions
+from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 from fqt_deploy.core.graph import StateTensor, TrainingGraph
 
 aten = torch.ops.aten
@@ -58,10 +59,18 @@ class _StepModule(nn.Module):
         self.loss_fn = loss_fn
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self.model(x)
-        if not isinstance(outputs, Tensor):
-            raise FqtError(f"the model returns {type(outputs).__name__}; it must return one tensor", code="FQT105")
-        return self.loss_fn(outputs, y), outputs.detach()
+        outputs = _one_tensor(self.model(x), "training")
+        loss = self.loss_fn(outputs, y)
+        if not isinstance(loss, Tensor):
+            raise FqtError(f"the loss is of type {type(loss).__name__}; it must be a scalar tensor", code="FQT105")
+        if loss.dim() or loss.dtype != torch.float32:
+            dtype = str(loss.dtype).removeprefix("torch.")
+            raise FqtError(
+                f"the loss is {dtype} of shape {list(loss.shape)}; it must be a float32 scalar",
+                code="FQT105",
+                hint="reduce it with .mean()",
+            )
+        return loss, outputs.detach()
 
 
 class _PredictModule(nn.Module):
@@ -72,8 +81,14 @@ class _PredictModule(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        outputs: Tensor = self.model(x)
+        return _one_tensor(self.model(x), "evaluation")
+
+
+def _one_tensor(outputs: object, mode: str) -> Tensor:
+    if isinstance(outputs, Tensor):
         return outputs
+    kind = type(outputs).__name__
+    raise FqtError(f"the model returns a {kind} in {mode} mode; it must return one tensor", code="FQT105")
 
 
 def capture_training_graph(
@@ -90,11 +105,14 @@ def capture_training_graph(
         A graph with inputs ``x, y, param/..., buffer/...`` and outputs ``loss, logits, buffer updates, grad/...``.
 
     Raises:
-        FqtError: FQT104 if tracing fails, FQT106 if a trainable parameter gets no gradient.
+        FqtError: FQT101 for parameters that are not float32, FQT104 if tracing fails, FQT105 for a wrong output or
+            loss, FQT106 if a trainable parameter gets no gradient.
     """
+    _check_parameters(model)
     step = _StepModule(model, loss_fn)
-    with _mode(step, training=True):
-        module = _export(step, example_inputs, "training")
+    with _mode(step, training=True), torch.enable_grad(), quiet_export():
+        with refuse_custom_functions():
+            module = _export(step, example_inputs, "training")
         try:
             with contextlib.ExitStack() as stack:
                 joint = aot_export_joint_with_descriptors(
@@ -110,10 +128,10 @@ def capture_prediction_graph(model: nn.Module, x: Tensor) -> TrainingGraph:
     """Trace ``model`` in evaluation mode; outputs are ``logits`` alone.
 
     Raises:
-        FqtError: FQT104 if tracing fails.
+        FqtError: FQT104 if tracing fails, FQT105 for a wrong output.
     """
     predict = _PredictModule(model)
-    with _mode(predict, training=False), torch.no_grad():
+    with _mode(predict, training=False), torch.no_grad(), quiet_export():
         try:
             program = torch.export.export(predict, (x,), strict=False).run_decompositions(_decompositions())
         except FqtError:
@@ -121,8 +139,9 @@ def capture_prediction_graph(model: nn.Module, x: Tensor) -> TrainingGraph:
         except Exception as error:
             raise _trace_error("prediction", error) from error
     signature = program.graph_signature
+    aliases = _canonical_names(model)
     names = {
-        **{k: "param/" + v.removeprefix("model.") for k, v in signature.inputs_to_parameters.items()},
+        **{k: "param/" + aliases[v.removeprefix("model.")] for k, v in signature.inputs_to_parameters.items()},
         **{k: "buffer/" + v.removeprefix("model.") for k, v in signature.inputs_to_buffers.items()},
     }
     constants = {**signature.inputs_to_lifted_tensor_constants}
@@ -131,6 +150,12 @@ def capture_prediction_graph(model: nn.Module, x: Tensor) -> TrainingGraph:
         _bake_constant(graph, node, program.constants[constants[node.name]])
     placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
     inputs = [names.get(n.name, "x") for n in placeholders]
+    for position in reversed(range(len(inputs))):
+        first = inputs.index(inputs[position])
+        if first != position:  # the same tied parameter
+            placeholders[position].replace_all_uses_with(placeholders[first])
+            graph.graph.erase_node(placeholders[position])
+            del inputs[position]
     output = next(n for n in graph.graph.nodes if n.op == "output")
     output.args = ((output.args[0][-1],),)
     _annotate(graph)
@@ -173,11 +198,23 @@ def _export(step: nn.Module, args: tuple[Tensor, ...], what: str) -> nn.Module:
 
 def _trace_error(what: str, error: Exception) -> FqtError:
     cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return FqtError(
+    told = FqtError(
         f"cannot trace the {what} step: {type(error).__name__}: {cause}",
         code="FQT104",
         hint="the model must be traceable by torch.export: no data-dependent control flow, no Python side effects",
     )
+    told.location = SourceLocation.of_error(error)
+    return told
+
+
+def _check_parameters(model: nn.Module) -> None:
+    parameters = dict(model.named_parameters())
+    if wrong := [
+        f"{n} is {str(p.dtype).removeprefix('torch.')}" for n, p in parameters.items() if p.dtype != torch.float32
+    ]:
+        raise FqtError(f"parameter {wrong[0]}; parameters are float32", code="FQT101", hint="call model.float()")
+    if not any(p.requires_grad for p in parameters.values()):
+        raise FqtError("the model has no trainable parameter", code="FQT106", hint="set requires_grad_(True) on some")
 
 
 def _state(model: nn.Module) -> dict[str, StateTensor]:
@@ -219,6 +256,7 @@ def _data_first(graph: TrainingGraph) -> TrainingGraph:
     for name in reversed(graph.inputs):
         next(iter(graph.graph.nodes)).prepend(by_name[name])
     graph.state = {name: graph.state[name] for name in graph.inputs if name in graph.state}
+    graph.graph.set_codegen(fx.graph.CodeGen())  # one argument an input; PyTorch's own nests them
     graph.module.recompile()
     return graph
 
@@ -265,8 +303,7 @@ def _require_gradients(model: nn.Module, names: list[str], aliases: Mapping[str,
         raise FqtError(
             f"{len(missing)} trainable parameter(s) receive no gradient: {', '.join(missing)}",
             code="FQT106",
-            hint="use them in forward, set requires_grad_(False), or express a custom autograd.Function in plain "
-            "PyTorch ops (torch.export drops the backward of a torch.autograd.Function)",
+            hint="use them in forward, or set requires_grad_(False)",
         )
 
 
@@ -290,7 +327,9 @@ def _merge_tied(
     for position in reversed(range(len(names))):
         name = names[position]
         canonical = "grad/" + aliases[name.removeprefix("grad/")] if name.startswith("grad/") else name
-        if canonical != name:
+        if canonical != name and canonical not in names:
+            names[position] = canonical  # PyTorch has summed them already
+        elif canonical != name:
             target = names.index(canonical)
             with traced.graph.inserting_before(output):
                 total = traced.graph.call_function(aten.add.Tensor, (nodes[target], nodes[position]))
@@ -302,6 +341,8 @@ def _merge_tied(
 def _annotate(module: fx.GraphModule) -> None:
     """Reduce PyTorch's provenance to ``layer`` and ``phase``, and put all values under one fake mode."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    for node in module.graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default):
+        module.graph.erase_node(node)  # says what the fake tensors say
 
     def refake(tensor: Tensor) -> Tensor:
         with mode:

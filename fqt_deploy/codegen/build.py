@@ -17,12 +17,10 @@ from fqt_deploy.targets.toolchain import Toolchain
 
 @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
 def lower_relax(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
-    """Plan memory over the whole step and lower to virtual machine calls; kernels are scheduled already."""
+    """Lower to virtual machine calls; kernels are scheduled and memory is planned already."""
     passes = [
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
-        relax.transform.CallTIRRewrite(),
-        relax.transform.StaticPlanBlockMemory(),
         relax.transform.LowerAllocTensor(),
         relax.transform.KillAfterLastUse(),
         relax.transform.LowerRuntimeBuiltin(),

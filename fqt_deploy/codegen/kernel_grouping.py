@@ -27,7 +27,7 @@ MAXIMUM_LEAVES = 14
 """Operands of one kernel: more streams than this defeat the hardware prefetchers."""
 MAXIMUM_EXPRESSION = 400
 """Scalar operations in one inlined expression, duplicates counted: bounds compile time."""
-BYTES_PER_OPERATION = 0.4
+BYTES_PER_OPERATION = 0.1
 """One vector operation on an element costs about as much as moving this many bytes."""
 PERMUTE_PENALTY = 4.0
 """A strided read costs this many times a contiguous one."""
@@ -83,11 +83,13 @@ def kind_of(node: fx.Node) -> OpKind | None:
 def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
     """Partition the graph into kernels and views, in execution order.
 
+    What all updates wait for, the step count and views of state, comes first.
     An optimizer update runs as soon as nothing else reads the state that it overwrites, so that what its gradient is
     computed from need not be kept; other writes of state come last.
     """
     grouping = _Grouping(graph)
     steps: list[Kernel | View] = []
+    inputs: list[Kernel | View] = []
     updates: list[Kernel] = []
     writes: list[Kernel] = []
     for node in graph.graph.nodes:
@@ -95,12 +97,17 @@ def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
             continue
         if node in grouping.views:
             if not is_update(node):
-                steps.append(View(node, grouping.views[node]))
+                of_input = storage_of(node).op == "placeholder"
+                (inputs if of_input else steps).append(View(node, grouping.views[node]))
         elif kind_of(node) is OpKind.UPDATE:
             updates.append(grouping.kernel(node))
+        elif node.target is aten.clone.default:
+            writes.append(grouping.kernel(node))
         else:
-            (writes if node.target is aten.clone.default else steps).append(grouping.kernel(node))
-    return [*_placed(steps, updates), *writes]
+            kernel = grouping.kernel(node)
+            of_inputs = _elements(node) == 1 and all(storage_of(leaf).op == "placeholder" for leaf in kernel.leaves)
+            (inputs if of_inputs else steps).append(kernel)
+    return [*inputs, *_placed(steps, updates), *writes]
 
 
 def _placed(steps: list[Kernel | View], updates: list[Kernel]) -> list[Kernel | View]:

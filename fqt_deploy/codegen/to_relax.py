@@ -13,8 +13,10 @@ import tvm
 from torch import fx
 from tvm import relax, tirx
 
+from fqt_deploy.codegen.buffers import Buffer, buffer_lifetimes, buffer_of, buffers_of
 from fqt_deploy.codegen.kernel_function import kernel_function, kernel_key, kernel_op_name
 from fqt_deploy.codegen.kernel_grouping import Kernel, View, group_kernels, kind_of, overwritten
+from fqt_deploy.codegen.memory_plan import MemoryPlan, plan_memory
 from fqt_deploy.core.diagnostics import SourceLocation
 from fqt_deploy.core.graph import TrainingGraph, shape
 from fqt_deploy.core.manifest import KernelInfo
@@ -33,11 +35,13 @@ class RelaxProgram:
         module: Relax functions ``train_step`` and ``predict``, and scheduled PrimFuncs.
         kernels: the kernel calls of ``train_step`` in execution order.
         calls: what each call computes, for verification, in the same order.
+        memory: where the intermediate values of ``train_step`` lie.
     """
 
     module: tvm.IRModule
     kernels: tuple[KernelInfo, ...]
     calls: tuple[Kernel, ...]
+    memory: MemoryPlan
 
 
 @dataclass
@@ -48,11 +52,13 @@ class _Emitter:
         schedule: makes a PrimFunc fast on the target.
         builder: of the module.
         symbols: kernel key -> global symbol's variable.
+        plans: memory of each function.
     """
 
     schedule: Callable[[tirx.PrimFunc], tirx.PrimFunc]
     builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
     symbols: dict[Any, Any] = field(default_factory=dict)
+    plans: list[MemoryPlan] = field(default_factory=list)
 
     def function(self, name: str, graph: TrainingGraph) -> tuple[list[KernelInfo], list[Kernel]]:
         """Emit ``graph`` as Relax function ``name`` of its inputs; it returns the outputs that are not state."""
@@ -64,15 +70,17 @@ class _Emitter:
         written = destinations(graph)
         infos: list[KernelInfo] = []
         calls: list[Kernel] = []
+        steps = group_kernels(graph)
+        results = [n for label, n in self._outputs(graph) if label not in graph.state]
         with self.builder.function(name, list(values.values()), pure=False):
-            for step in group_kernels(graph):
+            buffers = self._allocate(steps, results, written)
+            for step in steps:
                 if isinstance(step, View):
                     source = values[step.source]
                     values[step.node] = self.builder.emit(relax.op.reshape(source, shape(step.node)))
                 else:
-                    infos.append(self._kernel(step, values, written))
+                    infos.append(self._kernel(step, values, written, buffers))
                     calls.append(step)
-            results = [n for label, n in self._outputs(graph) if label not in graph.state]
             returned = [values[n] for n in results]
             self.builder.emit_func_output(relax.Tuple(returned) if len(returned) > 1 else returned[0])
         return infos, calls
@@ -81,7 +89,35 @@ class _Emitter:
     def _outputs(graph: TrainingGraph) -> list[tuple[str, fx.Node]]:
         return list(zip(graph.outputs, graph.output_node().args[0], strict=True))  # type: ignore[arg-type]
 
-    def _kernel(self, kernel: Kernel, values: dict[fx.Node, Any], written: dict[fx.Node, list[fx.Node]]) -> KernelInfo:
+    def _allocate(
+        self, steps: list[Kernel | View], results: list[fx.Node], written: dict[fx.Node, list[fx.Node]]
+    ) -> dict[Buffer, Any]:
+        """A variable for each result of each kernel: all in one block, but for what the function returns."""
+        returned = {buffer_of(node) for node in results}
+        lifetimes = {b: life for b, life in buffer_lifetimes(steps, written).items() if b not in returned}
+        plan = plan_memory(list(lifetimes.values()))
+        self.plans.append(plan)
+        block = self.builder.emit(relax.op.memory.alloc_storage(relax.ShapeExpr([plan.size]), 0, "global", "uint8"))
+        buffers = {}
+        for buffer, offset in zip(lifetimes, plan.offsets, strict=True):
+            value = buffer.value
+            size = relax.ShapeExpr([int(d) for d in value.shape])
+            buffers[buffer] = self.builder.emit(
+                relax.op.memory.alloc_tensor(block, offset, size, tvm_dtype(value.dtype))
+            )
+        for buffer in returned:
+            value = buffer.value
+            size = relax.ShapeExpr([int(d) for d in value.shape])
+            buffers[buffer] = self.builder.emit(relax.op.builtin.alloc_tensor(size, tvm_dtype(value.dtype), 0))
+        return buffers
+
+    def _kernel(
+        self,
+        kernel: Kernel,
+        values: dict[fx.Node, Any],
+        written: dict[fx.Node, list[fx.Node]],
+        buffers: dict[Buffer, Any],
+    ) -> KernelInfo:
         key = kernel_key(kernel)
         if key not in self.symbols:
             op = kernel_op_name(kernel)
@@ -94,14 +130,12 @@ class _Emitter:
             state = [values[node] for node in written[kernel.root]]
             self.builder.emit(relax.Call(symbol, [*operands, *state]))
             return _info(kernel, symbol.name_hint)
-        result = kernel.root.meta["val"]
-        if isinstance(result, (tuple, list)):
-            bundle = self.builder.emit(relax.call_tir(symbol, operands, [_type(v) for v in result]))
-            for user in kernel.root.users:
-                assert user.target is operator.getitem
-                values[user] = self.builder.emit(relax.TupleGetItem(bundle, user.args[1]))
-        else:
-            values[kernel.root] = self.builder.emit(relax.call_tir(symbol, operands, _type(result)))
+        results = [buffers[buffer] for buffer in buffers_of(kernel.root)]
+        self.builder.emit(relax.Call(symbol, [*operands, *results]))
+        values[kernel.root] = results[0]
+        for user in kernel.root.users:
+            if user.target is operator.getitem:
+                values[user] = results[user.args[1]]
         return _info(kernel, symbol.name_hint)
 
 
@@ -118,7 +152,7 @@ def to_relax(
     emitter = _Emitter(schedule)
     infos, calls = emitter.function("train_step", train)
     emitter.function("predict", predict)
-    return RelaxProgram(emitter.builder.finalize(), tuple(infos), tuple(calls))
+    return RelaxProgram(emitter.builder.finalize(), tuple(infos), tuple(calls), emitter.plans[0])
 
 
 def destinations(graph: TrainingGraph) -> dict[fx.Node, list[fx.Node]]:

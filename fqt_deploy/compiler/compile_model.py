@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from fqt_deploy.capture.joint import capture_prediction_graph, capture_training_graph
 from fqt_deploy.capture.load_model import ModelSource
@@ -20,6 +20,7 @@ from fqt_deploy.codegen.to_relax import RelaxProgram, to_relax
 from fqt_deploy.compiler.describe import describe
 from fqt_deploy.compiler.kernel_runner import kernel_runner
 from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
+from fqt_deploy.compiler.verify_passes import PassCheck, PassVerifier, graph_inputs
 from fqt_deploy.core.diagnostics import FqtError, user_root
 from fqt_deploy.core.dump import graph_text
 from fqt_deploy.core.graph import TrainingGraph
@@ -46,7 +47,7 @@ class CompileResult:
         manifest: as written.
         output: the artifact's folder.
         pass_times: seconds by pass of the training graph, in order.
-        verification: kernels against PyTorch, when ``verify`` is ``numerics``.
+        verification: kernels and passes against PyTorch, when ``verify`` is ``numerics``.
     """
 
     manifest: Manifest
@@ -63,11 +64,13 @@ class LoweredModel:
         train: the training step.
         predict: the evaluation graph.
         pass_times: seconds by pass of the training graph.
+        pass_checks: what exact passes did to the numbers, when ``verify`` is ``numerics``.
     """
 
     train: TrainingGraph
     predict: TrainingGraph
     pass_times: tuple[tuple[str, float], ...]
+    pass_checks: tuple[PassCheck, ...] = ()
 
 
 def compile_model(
@@ -101,7 +104,7 @@ def compile_model(
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "step.so"
         export_library(executable, library, target.toolchain)
-        report = _verify(source, options, lowered.train, program, library, target.toolchain, tell)
+        report = _verify(source, options, lowered, program, library, target.toolchain, tell)
         manifest = describe(source, options, lowered.train, lowered.predict, program, target)
         write_artifact(output, manifest, initial_state(lowered.train), library, companions)
     return CompileResult(manifest, output, lowered.pass_times, report)
@@ -129,12 +132,8 @@ def lower_model(source: ModelSource, options: CompileOptions, *, progress: Progr
     root = user_root(source.path.parent) if source.path is not None else contextlib.nullcontext()
     with root:
         tell("capturing the training step")
-        was_training = source.module.training
-        _set_mode(source.module, training=True)
         train = capture_training_graph(source.module, source.loss_fn, source.example_inputs)
-        _set_mode(source.module, training=False)
         predict = capture_prediction_graph(source.module, source.example_inputs[0])
-        source.module.train(was_training)
         tell("running passes")
         times: list[tuple[str, float]] = []
         invariants = () if options.verify == "off" else ALWAYS
@@ -146,15 +145,29 @@ def lower_model(source: ModelSource, options: CompileOptions, *, progress: Progr
             if name in options.print_after:
                 print(f"# after {name}\n{graph_text(graph)}")  # what the option asks for
 
-        Pipeline(training_passes(options), invariants, (observe,)).run(train)
+        passes = training_passes(options)
+        verifier = _pass_verifier(source, options, train, passes)
+        observers = (observe,) if verifier is None else (observe, verifier.observe)
+        Pipeline(passes, invariants, observers).run(train)
         Pipeline(prediction_passes(options), invariants).run(predict)
-    return LoweredModel(train, predict, tuple(times))
+    return LoweredModel(train, predict, tuple(times), tuple(verifier.checks) if verifier is not None else ())
+
+
+def _pass_verifier(
+    source: ModelSource, options: CompileOptions, graph: TrainingGraph, passes: tuple[Pass, ...]
+) -> PassVerifier | None:
+    if options.verify != "numerics":
+        return None
+    verifier = PassVerifier(frozenset(p.name for p in passes if p.exact), graph_inputs(graph, source, options))
+    verifier.start(graph)
+    verifier.check_capture(source)
+    return verifier
 
 
 def _verify(
     source: ModelSource,
     options: CompileOptions,
-    train: TrainingGraph,
+    lowered: LoweredModel,
     program: RelaxProgram,
     library: Path,
     toolchain: Toolchain,
@@ -164,11 +177,8 @@ def _verify(
         return None
     tell("comparing every kernel with PyTorch" + ("" if toolchain.is_native else f", under {toolchain.emulator}"))
     with kernel_runner(library, toolchain) as runner:
-        return verify_numerics(train, program, runner, source.example_inputs, options)
-
-
-def _set_mode(module: nn.Module, *, training: bool) -> None:
-    module.train(training)
+        report = verify_numerics(lowered.train, program, runner, source.example_inputs, options)
+    return dataclasses.replace(report, passes=lowered.pass_checks)
 
 
 def _dump(folder: Path | None, position: int, name: str, graph: TrainingGraph) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
+from torch import nn
 
 from fqt_deploy import __version__
 from fqt_deploy.capture.load_model import ModelSource
@@ -28,7 +29,12 @@ def describe(
     target: Target,
 ) -> Manifest:
     """The manifest of a compiled model."""
-    names = {"name": target.name, "arch": target.toolchain.arch, "mcpu": str(target.features.mcpu)}
+    names = {
+        "name": target.name,
+        "arch": target.toolchain.arch,
+        "mcpu": target.features.mcpu,
+        "requires": " ".join(target.features.requires),
+    }
     return describe_model(source, options, train, predict, target=names, kernels=program.kernels)
 
 
@@ -77,6 +83,7 @@ def describe_model(
         classes=_classes(inputs[1], logits),
         state=state,
         predict_state=tuple(name for name in predict.inputs if name in predict.state),
+        module_names=_module_names(source.module, {t.name for t in state}),
         layers=layers,
         kernels=kernels,
         options=numerics,
@@ -91,6 +98,14 @@ def layer_decisions(graph: TrainingGraph) -> tuple[LayerDecision, ...]:
     return tuple(
         LayerDecision(r.path, r.kind, "1-bit" if r.binarized else "fp32", r.reason, r.source) for r in graph.layers
     )
+
+
+def _module_names(module: nn.Module, state: set[str]) -> dict[str, str]:
+    """For each name of ``module.state_dict()``, the state that holds it."""
+    tensors = {id(p): f"param/{n}" for n, p in reversed([*module.named_parameters()])}
+    tensors |= {id(b): f"buffer/{n}" for n, b in reversed([*module.named_buffers()])}
+    named = {name: tensors.get(id(tensor)) for name, tensor in module.state_dict(keep_vars=True).items()}
+    return {name: found for name, found in named.items() if found in state}
 
 
 def _classes(y: TensorSpec, logits: TensorSpec) -> int | None:

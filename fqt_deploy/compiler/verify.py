@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from fqt_deploy.codegen.kernel_grouping import Kernel
 from fqt_deploy.codegen.to_relax import RelaxProgram, destinations
 from fqt_deploy.compiler.kernel_runner import KernelRunner
+from fqt_deploy.compiler.verify_passes import PassCheck
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import KernelInfo
 from fqt_deploy.core.options import CompileOptions
@@ -48,14 +49,20 @@ class VerificationRow:
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """All rows, in execution order."""
+    """The kernels in execution order, and the passes that promise the same numbers.
+
+    Attributes:
+        rows: one a kernel call.
+        passes: one a pass.
+    """
 
     rows: tuple[VerificationRow, ...]
+    passes: tuple[PassCheck, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether every kernel passes."""
-        return all(row.ok for row in self.rows)
+        """Whether every kernel and every pass is within its tolerance."""
+        return all(row.ok for row in self.rows) and all(check.ok for check in self.passes)
 
 
 def verify_numerics(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import linecache
 import re
 import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ CODES: dict[str, str] = {
     "FQT201": "the model uses operators that have no lowering",
     "FQT202": "an option has a value that it cannot have",
     "FQT203": "an operator has no lowering for these parameters",
-    "FQT204": "a glob matches no layer",
+    "FQT204": "a glob matches no layer or parameter",
     "FQT205": "the model does not fit the chosen recipe",
     "FQT206": "there is no pass of this name",
     # code generation
@@ -86,8 +88,24 @@ class SourceLocation:
     @classmethod
     def of(cls, node: fx.Node) -> SourceLocation | None:
         """The innermost frame of ``node`` in the user's folder; outside ``user_root``, in no installed package."""
+        trace = str(node.meta.get("stack_trace") or "")
+        return cls._innermost([(Path(file), int(line)) for file, line in _FRAME.findall(trace)])
+
+    @classmethod
+    def of_error(cls, error: BaseException) -> SourceLocation | None:
+        """The innermost line of the user's code that ``error`` passed through."""
+        frames = traceback.walk_tb(error.__traceback__)
+        return cls._innermost([(Path(frame.f_code.co_filename), line) for frame, line in frames])
+
+    @classmethod
+    def of_frame(cls, frame: FrameType) -> SourceLocation | None:
+        """The innermost line of the user's code among ``frame`` and its callers."""
+        frames = [(Path(caller.f_code.co_filename), line) for caller, line in traceback.walk_stack(frame)]
+        return cls._innermost(frames[::-1])
+
+    @classmethod
+    def _innermost(cls, frames: list[tuple[Path, int]]) -> SourceLocation | None:
         root = _USER_ROOT.get()
-        frames = [(Path(file), int(line)) for file, line in _FRAME.findall(str(node.meta.get("stack_trace") or ""))]
         for path, line in reversed(frames):
             if root is not None and path.resolve().is_relative_to(root) and not _is_installed(path):
                 return cls(path.resolve(), line, root)

@@ -112,13 +112,15 @@ class Manifest:
     Attributes:
         schema_version: of this file.
         name: of the model.
-        target: what the code was generated for: ``name``, ``arch`` (as ``uname -m`` says it) and ``mcpu``.
+        target: what the code was generated for: ``name``, ``arch`` (as ``uname -m`` says it), ``mcpu`` and ``requires``
+            (extensions of the processor, as /proc/cpuinfo names them, separated by spaces).
         versions: of the packages that compiled it.
         inputs: ``x`` and ``y``.
         logits: what ``predict`` returns.
         classes: number of valid labels, when ``y`` are class indices; else None.
         state: the state in argument order of ``train_step``.
         predict_state: names of the state that ``predict`` takes, in order.
+        module_names: names in the module's state dict -> names of the state; tied parameters have several names.
         layers: the decisions, in forward order.
         kernels: the kernel calls of ``train_step`` in execution order.
         options: the options that change numbers.
@@ -135,6 +137,7 @@ class Manifest:
     classes: int | None
     state: tuple[StateSpec, ...]
     predict_state: tuple[str, ...]
+    module_names: dict[str, str]
     layers: tuple[LayerDecision, ...]
     kernels: tuple[KernelInfo, ...]
     options: dict[str, Any]

@@ -23,8 +23,8 @@ class ParameterGroup:
     lr: float
 
     def __post_init__(self) -> None:
-        if not self.pattern:
-            raise FqtError("a parameter group has an empty pattern", code="FQT202")
+        if not self.pattern or not isinstance(self.pattern, str):
+            raise FqtError(f"the pattern of a parameter group is {self.pattern!r}; it is a glob", code="FQT202")
         _require(_is_nonnegative(self.lr), f"the learning rate of group {self.pattern!r}", self.lr, "at least 0")
 
 
@@ -45,6 +45,12 @@ class Optimizer:
     def __post_init__(self) -> None:
         _require(_is_nonnegative(self.lr), "lr", self.lr, "at least 0")
         _require(_is_nonnegative(self.weight_decay), "weight_decay", self.weight_decay, "at least 0")
+        _require(
+            isinstance(self.groups, tuple) and all(isinstance(group, ParameterGroup) for group in self.groups),
+            "groups",
+            self.groups,
+            "a tuple of ParameterGroup",
+        )
 
     def group_of(self, parameter: str) -> int:
         """Index of the learning rate of ``parameter``: 0 by default, else 1 + the first matching group."""
@@ -80,7 +86,9 @@ class Adam(Optimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(
-            len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas),
+            isinstance(self.betas, (tuple, list))
+            and len(self.betas) == 2
+            and all(_is_number(beta) and 0.0 <= beta < 1.0 for beta in self.betas),
             "betas",
             self.betas,
             "two numbers in [0, 1)",
@@ -115,8 +123,12 @@ class SGD(Optimizer):
             raise FqtError("nesterov needs a momentum above 0", code="FQT202")
 
 
-def _is_nonnegative(number: float) -> bool:
-    return math.isfinite(number) and number >= 0.0
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_nonnegative(value: Any) -> bool:
+    return _is_number(value) and value >= 0.0
 
 
 def _require(holds: bool, what: str, given: object, wanted: str) -> None:

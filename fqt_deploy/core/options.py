@@ -12,6 +12,7 @@ from fqt_deploy.core.optimizer import Adam, Optimizer
 Recipe = Literal["none", "psq-8", "psq-1", "scq", "scq+agp"]
 Sampling = Literal["topk", "sampled", "once"]
 Grid = Literal["minmax", "zero"]
+Rematerialization = Literal["off", "auto"]
 Verification = Literal["off", "structure", "numerics"]
 
 GRADIENT_BITS = (1, 2, 4, 8)
@@ -35,6 +36,8 @@ class CompileOptions:
         grid: where the quantization grid lies; None chooses by width. ``zero`` makes 0 exactly representable.
         include: globs of layers to binarize; none means the default choice.
         exclude: globs of layers to leave in fp32.
+        remat: ``auto`` computes the integer products of forward again in backward rather than keep them: less memory,
+            the same numbers, more time. ``off`` keeps them.
         optimizer: the update that ends a step.
         seed: initial seed of the random streams.
         verify: what is checked after every pass.
@@ -51,6 +54,7 @@ class CompileOptions:
     grid: Grid | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    remat: Rematerialization = "off"
     optimizer: Optimizer = field(default_factory=Adam)
     seed: int = 0
     verify: Verification = "structure"
@@ -63,9 +67,12 @@ class CompileOptions:
         _one_of("grad_bits", self.grad_bits, GRADIENT_BITS)
         _one_of("agp", self.agp, get_args(Sampling))
         _one_of("grid", self.grid, (None, *get_args(Grid)))
+        _one_of("remat", self.remat, get_args(Rematerialization))
         _one_of("verify", self.verify, get_args(Verification))
-        if not 0 <= self.seed < 2**63:
-            raise FqtError(f"seed is {self.seed}; it must be in [0, 2^63)", code="FQT202")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise FqtError(f"seed is {self.seed!r}; it must be an integer in [0, 2^63)", code="FQT202")
+        if not isinstance(self.mcpu, str | None):
+            raise FqtError(f"mcpu is {self.mcpu!r}; it must be a name", code="FQT202")
         if self.grid == "zero" and self.gradient_bits == 1 and self.recipe != "none":
             raise FqtError(
                 "grid 'zero' needs gradients of at least 2 bits: one bit has no level to spare for 0",

@@ -80,7 +80,7 @@ def fetch(arch: str) -> Path:
     """Download the libraries for ``arch`` from PyPI (about 100 MB, of which 6 MB are kept); returns their folder.
 
     Raises:
-        FqtError: FQT509 if they cannot be downloaded.
+        FqtError: FQT509 if they cannot be downloaded, FQT508 if they cannot be written.
     """
     toolchain = TOOLCHAINS[arch]
     cache = _cache(toolchain)
@@ -93,7 +93,8 @@ def fetch(arch: str) -> Path:
             _download(toolchain, wheels)
             for wheel in sorted(wheels.iterdir()):
                 _extract(wheel, files)
-            files.rename(cache)
+            if not cache.is_dir():  # another process may have been faster
+                files.rename(cache)
     except OSError as error:
         raise FqtError(f"cannot write {cache}: {error.strerror}", code="FQT508") from None
     return cache

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, StateTensor, TrainingGraph, shape
 from fqt_deploy.core.optimizer import SGD, Adam, AdamW, Optimizer
 from fqt_deploy.passes.pass_base import Pass
@@ -43,7 +44,8 @@ class AppendOptimizer(Pass):
     name = "append-optimizer"
 
     def run(self, graph: TrainingGraph) -> bool:
-        """Add the scalar inputs, the optimizer state and one update per gradient."""
+        """Add the scalar inputs, the optimizer state and one update per gradient; FQT204 for a group of nothing."""
+        self._check_groups(graph)
         rates = torch.zeros(len(self.optimizer.lrs()))
         _add_placeholder(graph, "seed", torch.zeros((), dtype=torch.int64), at=2)
         _add_placeholder(graph, "lr", rates, at=3)
@@ -61,6 +63,17 @@ class AppendOptimizer(Pass):
         output.args = (tuple(values.values()),)
         graph.outputs = list(values)
         return True
+
+    def _check_groups(self, graph: TrainingGraph) -> None:
+        parameters = [name.removeprefix("grad/") for name in graph.outputs if name.startswith("grad/")]
+        used = {self.optimizer.group_of(name) for name in parameters}
+        for i, group in enumerate(self.optimizer.groups, start=1):
+            if i not in used:
+                raise FqtError(
+                    f"parameter group {group.pattern!r} matches no parameter that an earlier group leaves",
+                    code="FQT204",
+                    hint=f"the parameters are: {', '.join(parameters)}",
+                )
 
     def _update(
         self, graph: TrainingGraph, emit: Emitter, path: str, gradient: fx.Node, count: fx.Node

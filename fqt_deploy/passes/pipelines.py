@@ -18,6 +18,7 @@ from fqt_deploy.passes.normalize_products import NormalizeProducts
 from fqt_deploy.passes.normalize_views import NormalizeViews
 from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.propagate_layout import PropagateLayout
+from fqt_deploy.passes.rematerialize import Rematerialize
 from fqt_deploy.passes.replace_dropout import ReplaceDropout
 from fqt_deploy.passes.select_once import SelectOnce
 from fqt_deploy.passes.write_state import WriteState
@@ -59,6 +60,8 @@ def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
         *([InsertAGP(bits, options.agp)] if pruned else []),
         # packed bits
         *_LOWER,
+        # memory
+        *([Rematerialize()] if options.remat == "auto" else []),
     )
 
 
@@ -71,4 +74,4 @@ def all_passes() -> tuple[Pass, ...]:
     """One instance of every pass, in pipeline order, for ``--list-passes``."""
     default = training_passes(CompileOptions())
     at = [p.name for p in default].index("insert-scq")
-    return (*default[:at], SelectOnce(), *default[at:])
+    return (*default[:at], SelectOnce(), *default[at:], Rematerialize())

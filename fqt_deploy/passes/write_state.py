@@ -20,6 +20,7 @@ from torch import fx
 from fqt_deploy.core.graph import Emitter, TrainingGraph
 from fqt_deploy.ops.spec import OpKind
 from fqt_deploy.passes.decompose_composites import spec_of
+from fqt_deploy.passes.invariants import every_op_has_a_kernel
 from fqt_deploy.passes.pass_base import Pass
 
 aten = torch.ops.aten
@@ -30,6 +31,7 @@ class WriteState(Pass):
     """Insert one ``clone`` per state output that is not the result of an UPDATE op."""
 
     name = "write-state"
+    ensures = (every_op_has_a_kernel,)
 
     def run(self, graph: TrainingGraph) -> bool:
         """Rewrite the outputs; ``loss`` and ``logits`` are left alone."""

@@ -28,15 +28,18 @@ def empty_aligned(shape: Sequence[int], dtype: str | np.dtype[Any]) -> Array:
 
 
 def aligned_copy(value: Array) -> Array:
-    """A copy of ``value`` in aligned memory."""
-    copy = empty_aligned(value.shape, value.dtype)
+    """A copy of ``value`` in aligned memory and native byte order."""
+    copy = empty_aligned(value.shape, value.dtype.newbyteorder("="))
     copy[...] = value
     return copy
 
 
 def is_ready(value: Array) -> bool:
     """Whether the step can use ``value`` where it lies; read-only memory cannot be passed to it."""
-    return bool(value.flags.c_contiguous and value.flags.writeable and value.ctypes.data % ALIGNMENT == 0)
+    flags = value.flags
+    return bool(
+        flags.c_contiguous and flags.writeable and value.dtype.isnative and value.ctypes.data % ALIGNMENT == 0
+    )
 
 
 def as_numpy(name: str, value: Any) -> Array:

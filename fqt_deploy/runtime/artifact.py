@@ -25,6 +25,7 @@ from fqt_deploy.runtime.files import (
     tensors_to_bytes,
     write_synced,
 )
+from fqt_deploy.runtime.processor import missing_extensions
 
 MANIFEST, LIBRARY, STATE, SUMS = "manifest.json", "step.so", "state.safetensors", "SHA256SUMS"
 """Names in an artifact; ``SUMS`` lists every member but itself, as ``sha256sum`` prints it."""
@@ -55,17 +56,28 @@ def read_artifact(folder: Path | str) -> tuple[Manifest, Arrays, Path]:
     # The version comes first: what else to expect depends on it.
     manifest = Manifest.from_json(_read(folder / MANIFEST))
     check_members(folder)
-    arch = manifest.target.get("arch")
+    _check_machine(folder, manifest.target)
+    arrays, _ = read_tensors(folder / STATE)
+    if misfit := state_misfit(manifest.state, arrays):
+        raise FqtError(f"{folder / STATE}: {misfit}", code="FQT502")
+    return manifest, {spec.name: aligned_copy(arrays[spec.name]) for spec in manifest.state}, folder / LIBRARY
+
+
+def _check_machine(folder: Path, target: Mapping[str, str]) -> None:
+    """FQT402 if the code in an artifact is not for this machine."""
+    arch = target.get("arch", "")
     if arch != platform.machine():
         raise FqtError(
             f"{folder} is compiled for {arch}, this machine is {platform.machine()}",
             code="FQT402",
             hint="compile the model with another --target",
         )
-    arrays, _ = read_tensors(folder / STATE)
-    if misfit := state_misfit(manifest.state, arrays):
-        raise FqtError(f"{folder / STATE}: {misfit}", code="FQT502")
-    return manifest, {spec.name: aligned_copy(arrays[spec.name]) for spec in manifest.state}, folder / LIBRARY
+    if missing := missing_extensions(arch, target.get("requires", "")):
+        raise FqtError(
+            f"{folder} is compiled for {target.get('mcpu')}; this machine's processor lacks {', '.join(missing)}",
+            code="FQT402",
+            hint="compile the model with another --mcpu",
+        )
 
 
 def check_members(folder: Path) -> None:

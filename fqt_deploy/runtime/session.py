@@ -141,19 +141,19 @@ class Session:
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of parameters and buffers by their names in the module."""
-        return {name: self._state[key].copy() for name, key in self._module_names().items()}
+        return {name: self._state[key].copy() for name, key in self.manifest.module_names.items()}
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
         """Set parameters and buffers; optimizer state and step count stay.
 
         Args:
-            values: NumPy arrays or CPU tensors by their names in the module. ``num_batches_tracked`` may be there
-                though the compiled model has none.
+            values: NumPy arrays or CPU tensors by their names in the module's state dict. ``num_batches_tracked`` may
+                be there though the compiled model has none.
 
         Raises:
             FqtError: FQT504 for missing or unexpected names and for other shapes or types; nothing has changed.
         """
-        names = self._module_names()
+        names = self.manifest.module_names
         optional = {name for name in values if name.rpartition(".")[2] == "num_batches_tracked"}
         if missing := sorted(names.keys() - values.keys()):
             raise FqtError(f"no value for {', '.join(missing)}", code="FQT504")
@@ -186,8 +186,8 @@ class Session:
         """
         arrays, metadata = load_checkpoint(path, self.manifest)
         try:
-            seed, rates = int(metadata.pop("seed")), json.loads(metadata.pop("lr"))
-        except (KeyError, ValueError) as error:
+            seed, rates = int(metadata.pop("seed")), [float(rate) for rate in json.loads(metadata.pop("lr"))]
+        except (KeyError, TypeError, ValueError) as error:
             raise FqtError(f"{path} is damaged: {error} in its metadata", code="FQT502") from None
         self.lr, self.seed = rates, seed
         for name, array in arrays.items():
@@ -201,8 +201,3 @@ class Session:
         manifest = dataclasses.replace(self.manifest, seed=self.seed, optimizer=optimizer)
         library = self._library.path
         write_artifact(folder, manifest, self._state, library, companions(library.parent))
-
-    def _module_names(self) -> dict[str, str]:
-        """Name in the module -> name in the state."""
-        specs = [spec for spec in self.manifest.state if spec.role in ("param", "buffer")]
-        return {spec.name.partition("/")[2]: spec.name for spec in specs}

@@ -96,7 +96,7 @@ def test_every_kernel_agrees_with_pytorch(rpi5):
 def test_any_arm_processor_agrees_with_pytorch(tools_are_there, model_file, tmp_path):
     source = load_model(model_file(MODEL))
     result = compile_model(source, CompileOptions(target="aarch64", verify="numerics"), tmp_path / "mlp.fqt")
-    assert result.manifest.target == {"name": "aarch64", "arch": "aarch64", "mcpu": "generic"}
+    assert result.manifest.target == {"name": "aarch64", "arch": "aarch64", "mcpu": "generic", "requires": ""}
     assert [row for row in result.verification.rows if not row.ok] == []
 
 
@@ -137,7 +137,8 @@ def test_checkpoints_move_between_machines(rpi5, train, digits_artifact, batches
 
 def test_the_artifact_is_for_the_other_machine(rpi5):
     manifest = Manifest.from_json((rpi5.output / "manifest.json").read_bytes())
-    assert manifest.target == {"name": "rpi5", "arch": "aarch64", "mcpu": "cortex-a76"}
+    requires = "atomics asimdrdm asimdhp asimddp"
+    assert manifest.target == {"name": "rpi5", "arch": "aarch64", "mcpu": "cortex-a76", "requires": requires}
     for name in ("step.so", "lib/libtvm_runtime.so"):
         header = subprocess.run(["readelf", "-h", rpi5.output / name], capture_output=True, text=True, check=True)
         assert "AArch64" in header.stdout

@@ -62,6 +62,7 @@ def test_the_base_package_needs_no_more_than_this(environment):
     listed = run(sys.executable, "-m", "pip", "--python", environment / "python", "list", "--format", "json")
     assert {package["name"].lower() for package in json.loads(listed)} == EXPECTED
     (packages,) = environment.parent.glob("lib/python*/site-packages")
+    assert (packages / "fqt_deploy" / "c_api" / "include" / "fqt_runtime.h").is_file()
     size = sum(path.lstat().st_size for path in packages.rglob("*") if path.is_file())
     assert size < LARGEST, f"{size / 1e6:.1f} MB"
 

@@ -1,5 +1,6 @@
 """The C interface: what a C program computes is what Python computes, and what it refuses is what Python refuses."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -108,7 +109,14 @@ def drive(c_api, artifact, actions=""):
 
 
 def damage(folder, kind):
-    if kind == "version":
+    if kind == "processor":
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["target"]["requires"] += " avx4096"
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        sums = re.sub(r".*  manifest.json", "", (folder / "SHA256SUMS").read_text()).strip()
+        digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+        (folder / "SHA256SUMS").write_text(f"{digest}  manifest.json\n{sums}\n")
+    elif kind == "version":
         manifest = json.loads((folder / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps(manifest | {"schema_version": SCHEMA_VERSION + 1}))
     elif kind == "sums":
@@ -124,7 +132,17 @@ def damage(folder, kind):
 
 @pytest.mark.parametrize(
     "kind",
-    ["manifest.json", "step.so", "state.safetensors", "lib/libtvm_runtime.so", "sums", "json", "version", "gone"],
+    [
+        "manifest.json",
+        "step.so",
+        "state.safetensors",
+        "lib/libtvm_runtime.so",
+        "sums",
+        "json",
+        "version",
+        "gone",
+        "processor",
+    ],
 )
 def test_it_refuses_the_artifacts_that_python_refuses(c_api, digits_artifact, tmp_path, kind):
     folder = tmp_path / "damaged.fqt"
@@ -196,8 +214,6 @@ def test_sources_agree_with_python_on_codes_and_version():
 
 def test_digests_are_those_of_sha256sum(c_api, digits_artifact, tmp_path):
     """Contents of every length around the block size, as further members of an artifact."""
-    import hashlib
-
     folder = tmp_path / "lengths.fqt"
     shutil.copytree(digits_artifact, folder)
     with (folder / "SHA256SUMS").open("a") as sums:

@@ -105,6 +105,14 @@ def test_an_artifact_for_another_kind_of_machine_is_refused(artifact):
     refused(artifact, "FQT402", f"compiled for {OTHER_ARCH}")
 
 
+def test_an_artifact_for_a_larger_processor_is_refused(artifact, monkeypatch, tmp_path):
+    target = Manifest.from_json((artifact / "manifest.json").read_bytes()).target
+    change_manifest(artifact, target=target | {"mcpu": "znver9", "requires": target["requires"] + " avx4096"})
+    refused(artifact, "FQT402", "compiled for znver9; this machine's processor lacks avx4096")
+    monkeypatch.setattr("fqt_deploy.runtime.processor.CPUINFO", tmp_path / "absent")
+    read_artifact(artifact)  # where the kernel does not tell, it is tried
+
+
 @pytest.mark.parametrize(
     ("sums", "text"),
     [

@@ -2,8 +2,12 @@
 
 #include <sys/utsname.h>
 
+#include <algorithm>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <map>
+#include <set>
 #include <sstream>
 
 #include "error.h"
@@ -76,11 +80,33 @@ std::map<std::string, std::string> ParseSums(const std::string& text, const std:
   return sums;
 }
 
-void CheckArch(const std::string& folder, const std::string& arch) {
+// Extensions of this machine's processor; none if the kernel does not tell, as under an emulator.
+std::set<std::string> ProcessorExtensions(const std::string& arch) {
+  const std::string key = arch == "x86_64" ? "flags" : "Features";
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.compare(0, key.size(), key) != 0) continue;
+    std::istringstream names(line.substr(std::min(line.find(':'), line.size() - 1) + 1));
+    return {std::istream_iterator<std::string>(names), {}};
+  }
+  return {};
+}
+
+void CheckMachine(const std::string& folder, const Json& target) {
+  const std::string arch = target["arch"].String();
   utsname machine;
   uname(&machine);
-  if (arch == machine.machine) return;
-  throw Error(kOtherMachine, folder + " is compiled for " + arch + ", this machine is " + machine.machine);
+  if (arch != machine.machine) {
+    throw Error(kOtherMachine, folder + " is compiled for " + arch + ", this machine is " + machine.machine);
+  }
+  const std::set<std::string> available = ProcessorExtensions(arch);
+  std::istringstream required(target["requires"].String());
+  for (std::string name; !available.empty() && required >> name;) {
+    if (available.count(name) == 0) {
+      throw Error(kOtherMachine, folder + " is compiled for " + target["mcpu"].String() +
+                                     "; this machine's processor lacks " + name);
+    }
+  }
 }
 
 }  // namespace
@@ -99,7 +125,7 @@ Artifact ReadArtifact(const std::string& folder) {
     }
     if (name == kState) artifact.state = std::move(content);
   }
-  CheckArch(folder, json["target"]["arch"].String());
+  CheckMachine(folder, json["target"]);
   artifact.manifest = ParseManifest(json);
   artifact.library = base + kLibrary;
   return artifact;

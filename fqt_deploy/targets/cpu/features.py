@@ -10,11 +10,28 @@ from tvm.target import codegen
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.targets.toolchain import Toolchain
 
-_CHECKED = (
-    "sse4.2", "popcnt", "avx2", "fma", "avx512f", "avx512bw", "avx512vpopcntdq", "avx512vnni", "avx512vbmi", "avx512bitalg",
-)  # fmt: skip
-"""Extensions that the compiling machine must have to run code for a processor that has them."""
-
+_EXTENSIONS: dict[str, dict[str, str]] = {
+    "x86_64": {
+        "ssse3": "ssse3", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "popcnt": "popcnt", "lzcnt": "abm", "movbe": "movbe",
+        "bmi": "bmi1", "bmi2": "bmi2", "f16c": "f16c", "fma": "fma", "avx": "avx", "avx2": "avx2", "gfni": "gfni",
+        "vaes": "vaes", "vpclmulqdq": "vpclmulqdq", "avxvnni": "avx_vnni", "avx512f": "avx512f", "avx512bw": "avx512bw",
+        "avx512cd": "avx512cd", "avx512dq": "avx512dq", "avx512vl": "avx512vl", "avx512ifma": "avx512ifma",
+        "avx512vbmi": "avx512vbmi", "avx512vbmi2": "avx512_vbmi2", "avx512vnni": "avx512_vnni",
+        "avx512bitalg": "avx512_bitalg", "avx512vpopcntdq": "avx512_vpopcntdq", "avx512bf16": "avx512_bf16",
+        "avx512fp16": "avx512_fp16", "avx512vp2intersect": "avx512_vp2intersect",
+    },
+    "aarch64": {
+        "lse": "atomics",
+        "rdm": "asimdrdm",
+        "fullfp16": "asimdhp",
+        "dotprod": "asimddp",
+        "i8mm": "i8mm",
+        "bf16": "bf16",
+        "sve": "sve",
+        "sve2": "sve2",
+    },
+}
+"""Extensions that a machine must have to run code for a processor that has them: LLVM's name -> /proc/cpuinfo's."""
 
 @dataclass(frozen=True)
 class CpuFeatures:
@@ -29,6 +46,7 @@ class CpuFeatures:
         has_vbmi: byte permutation across a register (AVX-512 VBMI).
         has_bitalg: popcount of every byte (AVX-512 BITALG).
         is_x86: whether x86 intrinsics may be used at all.
+        requires: extensions without which the code does not run, as /proc/cpuinfo names them.
     """
 
     mcpu: str
@@ -39,6 +57,7 @@ class CpuFeatures:
     has_vbmi: bool
     has_bitalg: bool
     is_x86: bool
+    requires: tuple[str, ...]
 
     @property
     def accumulators(self) -> int:
@@ -73,10 +92,11 @@ def cpu_features(mcpu: str, toolchain: Toolchain) -> CpuFeatures:
             hint=f"for example {_EXAMPLES[toolchain.arch]}",
         )
     target = llvm_target(mcpu, toolchain)
-    has = {f for f in _CHECKED if toolchain.arch == "x86_64" and codegen.target_has_features(f, target)}
+    extensions = _EXTENSIONS[toolchain.arch]
+    has = [name for name in extensions if codegen.target_has_features(name, target)]
     if toolchain.is_native:
         host = llvm_target(host_cpu(), toolchain)
-        missing = [f for f in _CHECKED if f in has and not codegen.target_has_features(f, host)]
+        missing = [name for name in has if not codegen.target_has_features(name, host)]
         if missing:
             raise FqtError(
                 f"this machine ({host_cpu()}) cannot run code for {mcpu}: it lacks {', '.join(missing)}", code="FQT402"
@@ -91,6 +111,7 @@ def cpu_features(mcpu: str, toolchain: Toolchain) -> CpuFeatures:
         has_vbmi="avx512vbmi" in has,
         has_bitalg="avx512bitalg" in has,
         is_x86=toolchain.arch == "x86_64",
+        requires=tuple(extensions[name] for name in has),
     )
 
 

@@ -1,0 +1,76 @@
+"""What ``torch.export`` must not do unnoticed: drop a hand-written backward, or talk to the person's terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any, NoReturn
+from unittest import mock
+
+import torch
+
+from fqt_deploy.core.diagnostics import FqtError, SourceLocation
+
+
+@contextlib.contextmanager
+def quiet_export() -> Iterator[None]:
+    """Keep PyTorch's own log lines, graphs and deprecations off the terminal; a failure is told by our error instead.
+
+    What the model itself prints to stderr is shown once tracing has succeeded.
+    """
+    handlers = _torch_handlers()
+    printed = io.StringIO()
+    with warnings.catch_warnings():
+        # torch.export copies a deprecated class of torch itself
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+        for handler in handlers:
+            handler.addFilter(_reject)
+        try:
+            with contextlib.redirect_stderr(printed):
+                yield
+        finally:
+            for handler in handlers:
+                handler.removeFilter(_reject)
+    sys.stderr.write(printed.getvalue())
+
+
+def _torch_handlers() -> list[logging.Handler]:
+    """PyTorch gives many of its loggers a handler of their own."""
+    names = ["torch", *(name for name in logging.root.manager.loggerDict if name.startswith("torch."))]
+    return [handler for name in names for handler in logging.getLogger(name).handlers]
+
+
+def _reject(_: logging.LogRecord) -> bool:
+    return False
+
+
+@contextlib.contextmanager
+def refuse_custom_functions() -> Iterator[None]:
+    """Make a call of a user's ``torch.autograd.Function`` an FQT104 error.
+
+    ``torch.export`` records the ops of its forward and differentiates those: a straight-through ``sign`` would silently
+    get the gradient zero. PyTorch's own functions are left alone, their forward has the gradient that it should have.
+    """
+    original = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        if cls.__module__.partition(".")[0] == "torch":
+            return original.__get__(None, cls)(*args, **kwargs)
+        _refuse(cls)
+
+    with mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)):
+        yield
+
+
+def _refuse(cls: type[torch.autograd.Function]) -> NoReturn:
+    error = FqtError(
+        f"cannot trace torch.autograd.Function {cls.__qualname__}: torch.export ignores its backward",
+        code="FQT104",
+        hint="write it in plain PyTorch ops, such as x + (f(x) - x).detach() for a straight-through f",
+    )
+    error.location = SourceLocation.of_frame(sys._getframe(2))
+    raise error

@@ -1,0 +1,67 @@
+"""The arrays that kernels write, and how long each is needed."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fqt_deploy.codegen.kernel_grouping import Kernel, View
+from fqt_deploy.codegen.memory_plan import Lifetime
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """One result of a kernel.
+
+    Attributes:
+        root: the kernel's root, or an input of the function.
+        index: which of several results.
+    """
+
+    root: fx.Node
+    index: int = 0
+
+    @property
+    def value(self) -> torch.Tensor:
+        """Shape and dtype."""
+        values = self.root.meta["val"]
+        found: torch.Tensor = values[self.index] if isinstance(values, (tuple, list)) else values
+        return found
+
+
+def buffer_of(node: fx.Node) -> Buffer:
+    """The buffer that ``node``, perhaps a view or one of several results, lies in."""
+    while node.target is aten.view.default:
+        node = node.args[0]  # type: ignore[assignment]
+    if node.target is operator.getitem:
+        return Buffer(node.args[0], node.args[1])  # type: ignore[arg-type]
+    return Buffer(node)
+
+
+def buffers_of(root: fx.Node) -> list[Buffer]:
+    """All results of the kernel rooted in ``root``."""
+    values = root.meta["val"]
+    return [Buffer(root, i) for i in range(len(values) if isinstance(values, (tuple, list)) else 1)]
+
+
+def buffer_lifetimes(steps: list[Kernel | View], written: dict[fx.Node, list[fx.Node]]) -> dict[Buffer, Lifetime]:
+    """Lifetime of every kernel result, in steps; ``written`` are the roots whose results replace state."""
+    first: dict[Buffer, int] = {}
+    last: dict[Buffer, int] = {}
+    for position, step in enumerate(steps):
+        if isinstance(step, View):
+            last[buffer_of(step.source)] = position
+            continue
+        for leaf in step.leaves:
+            last[buffer_of(leaf)] = position
+        if step.root not in written:
+            first |= dict.fromkeys(buffers_of(step.root), position)
+    return {
+        buffer: Lifetime(buffer.value.numel() * buffer.value.element_size(), begin, last.get(buffer, begin))
+        for buffer, begin in first.items()
+    }

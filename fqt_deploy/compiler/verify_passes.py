@@ -1,0 +1,185 @@
+"""Check rewrites that promise the same numbers: run each new part of the graph on the values of the old one.
+
+A pass keeps most nodes. Where an operand of a kept node was rewritten, the node is computed again and must give its old
+value, which is what later nodes then read. So every rewritten region is checked on equal inputs, and differences of
+rounding are not amplified by the signs and quantizers behind it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.ops.aten_reductions import REDUCTIONS
+
+TOLERANCE = 1e-4
+"""Relative error allowed in floating point values."""
+FLIPS = 1e-3
+"""Share of integers and booleans that may differ: where they are made of floats that lie within rounding of a bound."""
+_RANDOM = (torch.ops.aten.native_dropout.default,)
+
+
+@dataclass(frozen=True)
+class PassCheck:
+    """What one exact pass did to the numbers of the example batch.
+
+    Attributes:
+        name: of the pass; ``capture`` compares the captured graph with eager PyTorch.
+        compared: values that were computed in two ways.
+        error: largest relative error of floating point values, or share of others that differ.
+        where: the value with this error.
+        ok: whether all are within their bound.
+    """
+
+    name: str
+    compared: int
+    error: float
+    where: str
+    ok: bool
+
+
+@dataclass
+class PassVerifier:
+    """An observer of a pipeline.
+
+    Attributes:
+        exact: names of the passes that keep the numbers.
+        given: values of the inputs by name.
+        checks: one a pass that had something to compare.
+    """
+
+    exact: frozenset[str]
+    given: Mapping[str, Tensor]
+    checks: list[PassCheck] = field(default_factory=list)
+    _values: dict[fx.Node, Any] = field(default_factory=dict)
+    _calls: dict[fx.Node, Any] = field(default_factory=dict)
+    _outputs: dict[str, Any] = field(default_factory=dict)
+
+    def start(self, graph: TrainingGraph) -> None:
+        """Compute all values of ``graph`` before the first pass."""
+        self._run(graph, None)
+
+    def observe(self, name: str, graph: TrainingGraph, _seconds: float) -> None:
+        """Compute what the pass changed, and compare it if the pass is exact."""
+        errors: dict[str, tuple[float, bool]] = {}
+        self._run(graph, errors if name in self.exact else None)
+        if errors:
+            where = max(errors, key=lambda key: (not errors[key][1], errors[key][0]))
+            ok = all(good for _, good in errors.values())
+            self.checks.append(PassCheck(name, len(errors), errors[where][0], where, ok))
+
+    def check_capture(self, source: ModelSource) -> None:
+        """Compare the outputs of the captured graph with eager PyTorch; not possible where dropout draws numbers."""
+        if any(node.target in _RANDOM for node in self._values):
+            return
+        errors = {}
+        for name, expected in _eager(source).items():
+            error = _relative(self._outputs[name], expected, float(expected.double().norm()))
+            errors[name] = error, error <= TOLERANCE
+        where = max(errors, key=lambda key: errors[key][0])
+        ok = all(good for _, good in errors.values())
+        self.checks.append(PassCheck("capture", len(errors), errors[where][0], where, ok))
+
+    def _run(self, graph: TrainingGraph, errors: dict[str, tuple[float, bool]] | None) -> None:
+        """Compute the values of ``graph``, reusing those of the pass before; fill ``errors`` if given."""
+        values: dict[fx.Node, Any] = {}
+        inputs = iter(graph.inputs)
+        with torch.no_grad():
+            for node in graph.graph.nodes:
+                if node.op == "placeholder":
+                    name = next(inputs)
+                    values[node] = self._values.get(node, self.given[name])
+                elif node.op == "call_function":
+                    values[node] = self._value(node, values, errors)
+        outputs = dict(zip(graph.outputs, graph.output_node().args[0], strict=True))  # type: ignore[arg-type]
+        if errors is not None:
+            for name in [n for n in outputs if n in self._outputs]:
+                _compare(errors, name, outputs[name], values, self._outputs[name])
+        self._values = values
+        self._calls = {n: (n.target, n.args, n.kwargs) for n in values}
+        self._outputs = {name: values[node] for name, node in outputs.items()}
+
+    def _value(self, node: fx.Node, values: dict[fx.Node, Any], errors: dict[str, tuple[float, bool]] | None) -> Any:
+        known = node in self._values
+        same = known and self._calls[node] == (node.target, node.args, node.kwargs)
+        if known and node.target in _RANDOM:
+            return self._values[node]
+        if same and all(values[operand] is self._values.get(operand) for operand in node.all_input_nodes):
+            return self._values[node]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        result = node.target(*args, **kwargs)  # type: ignore[operator]
+        result = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, result)  # as code generation lays it out
+        if not known or errors is None:
+            return result
+        values[node] = result
+        _compare(errors, node.name, node, values, self._values[node])
+        return self._values[node]
+
+
+def _compare(
+    errors: dict[str, tuple[float, bool]], name: str, node: fx.Node, values: dict[fx.Node, Any], old: Any
+) -> None:
+    """Note the error of ``node``'s value against ``old``."""
+    new = values[node]
+    if new is old:
+        return
+    for i, (a, b) in enumerate(zip(_tensors(new), _tensors(old), strict=True)):
+        key = name if isinstance(new, Tensor) else f"{name}[{i}]"
+        if b.dtype.is_floating_point:
+            error = _relative(a, b, max(float(b.double().norm()), _cancellation_floor(node, values)))
+            errors[key] = error, error <= TOLERANCE
+        else:
+            error = float((a != b).double().mean()) if a.numel() else 0.0
+            errors[key] = error, error <= FLIPS
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else [v for v in value if isinstance(v, Tensor)]
+
+
+def _relative(actual: Tensor, expected: Tensor, scale: float) -> float:
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return float("inf")
+    error = float((actual.double() - expected.double()).norm())
+    return error / scale if scale else error
+
+
+def _cancellation_floor(node: fx.Node, values: dict[fx.Node, Any]) -> float:
+    """Norm that a sum would have if its terms had random signs; sums that cancel to less are rounding noise."""
+    while node.target is torch.ops.aten.view.default:
+        node = node.all_input_nodes[0]
+    if node.target not in REDUCTIONS:
+        return 0.0
+    operands = [values[operand] for operand in node.all_input_nodes]
+    return max((float(o.double().norm()) for o in operands if isinstance(o, Tensor)), default=0.0)
+
+
+def _eager(source: ModelSource) -> dict[str, Tensor]:
+    """Loss, gradients and updated buffers of one forward and backward pass in eager PyTorch."""
+    model: nn.Module = copy.deepcopy(source.module).train()
+    x, y = source.example_inputs
+    with torch.enable_grad():
+        loss = source.loss_fn(model(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+    gradients = {f"grad/{n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach(), **gradients}
+
+
+def graph_inputs(graph: TrainingGraph, source: ModelSource, options: CompileOptions) -> dict[str, Tensor]:
+    """Values of every input that a training graph of ``source`` may have at any stage."""
+    state = {name: tensor.initial.detach() for name, tensor in graph.state.items()}
+    moments = {f"{kind}/{n.partition('/')[2]}": torch.zeros_like(t) for n, t in state.items() for kind in _MOMENTS}
+    scalars = {"seed": torch.tensor(options.seed), "lr": torch.tensor(options.optimizer.lrs()), "step": torch.tensor(0)}
+    return {"x": source.example_inputs[0], "y": source.example_inputs[1], **scalars, **moments, **state}
+
+
+_MOMENTS = ("adam_m", "adam_v", "sgd_momentum")
+"""Optimizer state, by the prefix of its name; all start from zero."""

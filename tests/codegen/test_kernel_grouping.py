@@ -1,0 +1,114 @@
+"""Laws of the partition into kernels, on real steps: computed once, in order, read before it is overwritten."""
+
+import operator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fqt_deploy.capture.load_model import load_model
+from fqt_deploy.codegen.kernel_function import kernel_function, kernel_key
+from fqt_deploy.codegen.kernel_grouping import Kernel, View, group_kernels, kind_of, storage_of
+from fqt_deploy.codegen.to_relax import destinations
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.ops.spec import OpKind
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+CLONE = torch.ops.aten.clone.default
+
+
+@pytest.fixture(scope="module", params=["none", "scq", "scq+agp", "predict"])
+def graph(request):
+    recipe = "none" if request.param == "predict" else request.param
+    lowered = lower_model(load_model(EXAMPLES / "digits_cnn.py", batch=4), CompileOptions(recipe=recipe))
+    return lowered.predict if request.param == "predict" else lowered.train
+
+
+@pytest.fixture(scope="module")
+def steps(graph):
+    return group_kernels(graph)
+
+
+def writes(step):
+    return step.root if isinstance(step, Kernel) else step.node
+
+
+def reads(step):
+    return step.leaves if isinstance(step, Kernel) else (step.source,)
+
+
+def through_items(node):
+    return node.args[0] if node.target is operator.getitem else node
+
+
+def test_operands_exist_before_they_are_read(graph, steps):
+    present = {node for node in graph.graph.nodes if node.op == "placeholder"}
+    for step in steps:
+        for leaf in reads(step):
+            assert through_items(leaf) in present, leaf
+        present.add(writes(step))
+    values = zip(graph.outputs, graph.output_node().args[0], strict=True)
+    results = [node for name, node in values if name not in graph.state]
+    assert results
+    assert all(through_items(node) in present for node in results)
+
+
+def test_every_value_is_written_once(steps):
+    written = [writes(step) for step in steps]
+    assert len(written) == len(set(written))
+
+
+def test_only_element_wise_ops_are_inlined(steps):
+    kernels = [step for step in steps if isinstance(step, Kernel)]
+    assert all(kind_of(member) is OpKind.ELEMENTWISE for kernel in kernels for member in kernel.members)
+    products = [kernel for kernel in kernels if kind_of(kernel.root) is OpKind.PRODUCT]
+    assert products
+    assert not any(kernel.members for kernel in products)
+    assert any(kernel.members for kernel in kernels)
+
+
+def test_members_come_after_what_they_read(steps):
+    for kernel in (step for step in steps if isinstance(step, Kernel)):
+        known = set(kernel.leaves)
+        for node in (*kernel.members, kernel.root):
+            assert all(operand in known for operand in node.all_input_nodes)
+            known.add(node)
+
+
+def test_state_is_not_read_after_it_is_written(graph, steps):
+    overwritten: set = set()
+    written = destinations(graph)
+    for step in steps:
+        own = {storage_of(node) for node in written.get(writes(step), [])}
+        assert not ({storage_of(node) for node in reads(step)} - own) & overwritten
+        overwritten |= own
+    expected = {graph.placeholder(name) for name in graph.outputs if name in graph.state}
+    assert overwritten == expected
+
+
+def test_copies_into_state_come_last(steps):
+    copies = [isinstance(step, Kernel) and step.root.target is CLONE for step in steps]
+    assert copies == sorted(copies)
+
+
+def test_views_share_the_number_of_elements(steps):
+    for view in (step for step in steps if isinstance(step, View)):
+        assert view.node.meta["val"].numel() == view.source.meta["val"].numel()
+
+
+def test_equal_keys_give_equal_functions(steps):
+    import tvm
+
+    by_key: dict = {}
+    compared = 0
+    for kernel in (step for step in steps if isinstance(step, Kernel) and len(step.members) < 4):
+        function = kernel_function(kernel)
+        assert len(function.params) >= len(kernel.leaves) + 1
+        assert int(function.attrs["fqt.outputs"]) == len(function.params) - len(kernel.leaves)
+        first = by_key.setdefault(kernel_key(kernel), function)
+        if first is not function:
+            tvm.ir.assert_structural_equal(first, function)
+            compared += 1
+    assert len(by_key) > 10
+    assert compared or len(by_key) == len([s for s in steps if isinstance(s, Kernel) and len(s.members) < 4])

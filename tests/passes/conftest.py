@@ -1,0 +1,81 @@
+"""Small models, and graphs of them at any stage."""
+
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+
+from fqt_deploy.capture.joint import capture_training_graph
+from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.passes.invariants import ALWAYS
+from fqt_deploy.passes.pass_base import Pipeline
+from fqt_deploy.passes.pipelines import training_passes
+
+BATCH = 8
+
+
+class Normed(nn.Module):
+    """Layer norm, dropout and a residual: what a transformer block has."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.body, self.drop = nn.LayerNorm(40), nn.Linear(40, 40), nn.Dropout(0.25)
+        self.head = nn.Linear(40, 4)
+
+    def forward(self, x):
+        x = x.flatten(1)[:, :40]
+        return self.head(x + self.drop(torch.relu(self.body(self.norm(x)))))
+
+
+def convolutional():
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32, 4),
+    )  # fmt: skip
+
+
+def dense():
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4))
+
+
+MODELS = {"convolutional": convolutional, "dense": dense, "normed": Normed}
+
+
+@pytest.fixture(scope="session")
+def make_source():
+    """``make_source(name_or_module)``: the model with one batch of inputs ``[8, 4, 8, 8]`` and labels."""
+
+    def make(model):
+        torch.manual_seed(0)
+        module = MODELS[model]() if isinstance(model, str) else model
+        x = torch.randn(BATCH, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        return ModelSource(module, nn.functional.cross_entropy, (x, torch.arange(BATCH) % 4))
+
+    return make
+
+
+class _Stop(Exception):
+    pass
+
+
+@pytest.fixture(scope="session")
+def graph_after(make_source):
+    """``graph_after(model, pass_name, **options)``: the training graph behind this pass; "" is as captured."""
+
+    def run(model, name="", **options):
+        source = make_source(model)
+        graph = capture_training_graph(source.module, source.loss_fn, source.example_inputs)
+
+        def stop(passed, _graph, _seconds):
+            if passed == name:
+                raise _Stop
+
+        if name:
+            with contextlib.suppress(_Stop):
+                Pipeline(training_passes(CompileOptions(**options)), ALWAYS, (stop,)).run(graph)
+                raise AssertionError(f"there is no pass {name}")
+        return graph
+
+    return run

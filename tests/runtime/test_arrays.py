@@ -1,0 +1,114 @@
+"""Arrays that a compiled step takes: zero-copy where they lie right, a copy where not, an error where they do not fit."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.manifest import TensorSpec
+from fqt_deploy.runtime.arrays import ALIGNMENT, aligned_copy, check_input, empty_aligned, is_ready
+
+SPEC = TensorSpec("x", (4, 1, 8, 8), "float32")
+
+
+@given(st.lists(st.integers(0, 5), max_size=4), st.sampled_from(["float32", "int64", "int32", "uint8"]))
+@settings(deadline=None)
+def test_empty_arrays_are_aligned(shape, dtype):
+    array = empty_aligned(shape, dtype)
+    assert (array.shape, array.dtype) == (tuple(shape), np.dtype(dtype))
+    assert array.size == 0 or is_ready(array)
+
+
+def test_aligned_memory_is_passed_without_a_copy():
+    array = empty_aligned(SPEC.shape, SPEC.dtype)
+    array[...] = 1
+    assert check_input(SPEC, array) is array
+    tensor = torch.from_numpy(array)
+    assert check_input(SPEC, tensor).ctypes.data == tensor.data_ptr() == array.ctypes.data
+
+
+def values():
+    return np.arange(256, dtype=np.float32).reshape(SPEC.shape)
+
+
+def shifted(array):
+    memory = empty_aligned((257,), "float32")
+    memory[1:] = array.ravel()
+    return memory[1:].reshape(array.shape)
+
+
+def read_only(array):
+    array = aligned_copy(array)
+    array.flags.writeable = False
+    return array
+
+
+AWKWARD = {
+    "misaligned": shifted,
+    "misaligned tensor": lambda a: torch.from_numpy(shifted(a)),
+    "transposed": lambda a: np.ascontiguousarray(a.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2),
+    "reversed": lambda a: a[::-1].copy()[::-1],
+    "channels last": lambda a: torch.from_numpy(a).contiguous(memory_format=torch.channels_last),
+    "expanded": lambda a: np.broadcast_to(a[:1], a.shape),
+    "big-endian": lambda a: aligned_copy(a).astype(">f4"),
+    "read-only": read_only,
+    "needs a gradient": lambda a: torch.from_numpy(a.copy()).requires_grad_(),
+    "masked": np.ma.array,
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_what_lies_awkwardly_is_copied(name):
+    given_values = AWKWARD[name](values())
+    taken = check_input(SPEC, given_values)
+    assert is_ready(taken)
+    assert taken.ctypes.data % ALIGNMENT == 0
+    expected = given_values.detach().numpy() if isinstance(given_values, torch.Tensor) else np.asarray(given_values)
+    np.testing.assert_array_equal(taken, expected)
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_a_step_takes_awkward_arrays(name, session):
+    x, y = AWKWARD[name](values() / 256), np.arange(4)
+    plain = x.detach().numpy().copy() if isinstance(x, torch.Tensor) else np.array(x, dtype=np.float32, order="C")
+    session.lr = 0.0
+    expected = session.predict(plain)
+    np.testing.assert_array_equal(session.predict(x), expected)
+    session.step(x, y)
+    np.testing.assert_allclose(session.last_logits, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "said"),
+    [
+        (values().astype(np.float64), "FQT505", "astype"),
+        (values()[:3], "FQT505", "batches of 4"),
+        (values().reshape(4, 64), "FQT505", "expected float32[4, 1, 8, 8]"),
+        (values().tolist(), "FQT505", "of type list"),
+        (None, "FQT505", "NoneType"),
+        (np.array([None]), "FQT505", "object"),
+        (torch.from_numpy(values()).bfloat16(), "FQT505", "cannot be read"),
+        (torch.from_numpy(values()).to_sparse(), "FQT505", "cannot be read"),
+        (torch.from_numpy(values()).to("meta"), "FQT505", "cannot be read"),
+        (np.where(values() == 70, np.nan, values()), "FQT506", "x[1, 0, 0, 6] is nan; 1 such values"),
+        (np.where(values() == 70, np.inf, values()), "FQT506", "is inf"),
+    ],
+)
+def test_what_does_not_fit_is_refused(value, code, said):
+    with pytest.raises(FqtError) as caught:
+        check_input(SPEC, value)
+    assert caught.value.code == code
+    assert said in caught.value.render()
+
+
+@pytest.mark.parametrize("label", [-1, 10, 2**40])
+def test_labels_out_of_range_are_refused(label):
+    with pytest.raises(FqtError, match=rf"FQT507: y\[2\] is {label}; labels go from 0 to 9"):
+        check_input(TensorSpec("y", (4,), "int64"), np.array([0, 9, label, label]), classes=10)
+
+
+def test_large_values_are_not_taken_for_infinity():
+    large = np.full(SPEC.shape, 3e38, dtype=np.float32)
+    assert (check_input(SPEC, large) == large).all()

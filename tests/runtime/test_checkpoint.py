@@ -1,0 +1,96 @@
+"""Checkpoints: atomic, of this model only, and resuming is as if one had not stopped."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import fqt_deploy
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.runtime import files
+from fqt_deploy.runtime.checkpoint import load_checkpoint, save_checkpoint
+
+
+def batches(count, seed=0):
+    generator = np.random.default_rng(seed)
+    return [
+        (generator.standard_normal((4, 1, 8, 8)).astype(np.float32), generator.integers(0, 10, 4)) for _ in range(count)
+    ]
+
+
+def test_resuming_is_as_if_one_had_not_stopped(artifact, session, tmp_path):
+    first, second = batches(3), batches(3, seed=1)
+    for batch in first:
+        session.step(*batch)
+    session.lr, session.seed = 0.01, 5
+    session.save_checkpoint(tmp_path / "c", {"epoch": "3"})
+    onward = [session.step(*batch) for batch in second]
+    other = fqt_deploy.load(artifact)
+    assert other.load_checkpoint(tmp_path / "c") == {"epoch": "3"}
+    assert (other.step_count, other.lr, other.seed) == (3, 0.01, 5)
+    assert [other.step(*batch) for batch in second] == onward
+    ours, theirs = session.state_dict(), other.state_dict()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_checkpoint_holds_the_optimizer_state(session, tmp_path):
+    session.step(*batches(1)[0])
+    session.save_checkpoint(tmp_path / "c")
+    kinds = {name.partition("/")[0] for name in load_file(tmp_path / "c")}
+    assert kinds == {"param", "buffer", "adam_m", "adam_v", "step"}
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(session, tmp_path, monkeypatch):
+    session.save_checkpoint(tmp_path / "c")
+    before = (tmp_path / "c").read_bytes()
+    session.step(*batches(1)[0])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(FqtError, match="FQT508.*No space left"):
+        session.save_checkpoint(tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    with pytest.raises(FqtError, match="FQT508"):
+        session.save_checkpoint(tmp_path / "absent" / "c")
+
+
+def refuses(session, path, code):
+    before = session.state_dict()
+    with pytest.raises(FqtError, match=code):
+        session.load_checkpoint(path)
+    after = session.state_dict()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_what_is_no_checkpoint_of_this_model_is_refused(session, tmp_path):
+    path = tmp_path / "c"
+    refuses(session, path, "FQT502")
+    path.write_bytes(b"short")
+    refuses(session, path, "FQT502")
+    save_file({"a": np.zeros(3)}, path)
+    refuses(session, path, "FQT504")
+    session.save_checkpoint(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-8])
+    refuses(session, path, "FQT502")
+    other = dataclasses.replace(session.manifest, fingerprint="0" * 64)
+    save_checkpoint(path, other, session._state, {"seed": "0", "lr": "[0.1]"})
+    refuses(session, path, "FQT504")
+
+
+@pytest.mark.parametrize("metadata", [{}, {"seed": "x", "lr": "[0.1]"}, {"seed": "0", "lr": '"fast"'}, {"seed": "0", "lr": "3"}])
+def test_damaged_metadata_is_refused(session, tmp_path, metadata):
+    save_checkpoint(tmp_path / "c", session.manifest, session._state, metadata)
+    refuses(session, tmp_path / "c", "FQT502")
+
+
+def test_other_formats_are_refused(session, tmp_path):
+    session.save_checkpoint(tmp_path / "c")
+    header = {"fqt_fingerprint": session.manifest.fingerprint, "fqt_format": "99"}
+    save_file(load_file(tmp_path / "c"), tmp_path / "c", header)
+    with pytest.raises(FqtError, match="FQT503.*99"):
+        load_checkpoint(tmp_path / "c", session.manifest)

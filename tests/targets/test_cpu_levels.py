@@ -1,0 +1,99 @@
+"""Every processor level that this machine can run computes the same bits."""
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from torch import nn
+from tvm import te
+
+import fqt_deploy
+import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.ops.aten_pointwise import tvm_dtype
+from fqt_deploy.ops.spec import OPS
+from fqt_deploy.targets.cpu.features import host_cpu
+from fqt_deploy.targets.registry import make_target
+
+LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "znver4")
+ONE_BIT = (
+    "pack_signs", "pack_weight", "pack_weight_transposed", "pack_positions", "quantize_pack_samples",
+    "quantize_pack_channels", "binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad", "tap_sums",
+    "position_sums",
+)  # fmt: skip
+
+
+def runs(level):
+    try:
+        make_target("cpu", level)
+    except FqtError:
+        return False
+    return True
+
+
+def level_parameters():
+    skip = pytest.mark.skip(reason="this machine cannot run it")
+    return [pytest.param(level, marks=() if runs(level) else skip) for level in LEVELS]
+
+
+@pytest.mark.parametrize("level", level_parameters())
+@pytest.mark.parametrize("name", ONE_BIT)
+def test_one_bit_ops_equal_their_reference(level, name):
+    """All samples of the op in one module, so that one compilation serves them."""
+    target = make_target("cpu", level)
+    spec = OPS[name]
+    samples = list(spec.sample_inputs())
+    functions = {}
+    for i, arguments in enumerate(samples):
+        operands = [
+            te.placeholder(list(a.shape), tvm_dtype(a.dtype), name=f"p{j}") if isinstance(a, torch.Tensor) else a
+            for j, a in enumerate(arguments)
+        ]
+        result = spec.compute(*operands)
+        outputs = list(result) if isinstance(result, (tuple, list)) else [result]
+        function = te.create_prim_func([*(o for o in operands if isinstance(o, te.Tensor)), *outputs])
+        attributes = {"fqt.op": name, "fqt.outputs": len(outputs), "tirx.noalias": False, "global_symbol": f"f{i}"}
+        functions[f"f{i}"] = target.schedule(function.with_attrs(attributes))
+    module = tvm.compile(tvm.IRModule(functions), target.tvm_target)
+    for i, arguments in enumerate(samples):
+        expected = spec.reference(*arguments)
+        expected = list(expected) if isinstance(expected, (tuple, list)) else [expected]
+        inputs = [tvm.runtime.tensor(a.contiguous().numpy()) for a in arguments if isinstance(a, torch.Tensor)]
+        found = [tvm.runtime.tensor(torch.zeros_like(e).numpy()) for e in expected]
+        module[f"f{i}"](*inputs, *found)
+        for a, e in zip(found, expected, strict=True):
+            if e.dtype.is_floating_point:
+                torch.testing.assert_close(torch.from_numpy(a.numpy()), e, rtol=1e-5, atol=1e-6)
+            else:
+                np.testing.assert_array_equal(a.numpy(), e.numpy())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", level_parameters())
+def test_a_step_learns_alike_at_every_level(level, digits):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    x, y = (part[:64] for part in digits)
+    losses = []
+    for mcpu in (level, "x86-64-v2"):
+        step = fqt_deploy.compile(model, example_inputs=(x, y), mcpu=mcpu, recipe="scq", agp="once")
+        losses.append([step(x, y) for _ in range(10)])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=5e-2)
+    assert losses[0][-1] < losses[0][0]
+
+
+def test_what_cannot_run_here_is_refused():
+    with pytest.raises(FqtError, match="FQT402: unknown .*processor 'z80'"):
+        make_target("cpu", "z80")
+    with pytest.raises(FqtError, match="FQT401"):
+        make_target("tpu")
+    assert make_target("cpu").features.mcpu == host_cpu()
+
+
+def test_flags_of_higher_levels_include_those_of_lower_ones():
+    if not runs("x86-64-v4"):
+        pytest.skip("this machine cannot run them")
+    v2, v3, v4 = (set(make_target("cpu", level).features.requires) for level in LEVELS[:3])
+    assert "popcnt" in v2 < v3 < v4
+    assert "avx2" in v3 - v2
+    assert "avx512f" in v4 - v3
