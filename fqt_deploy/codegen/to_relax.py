@@ -92,18 +92,21 @@ class _Emitter:
     def _allocate(
         self, steps: list[Kernel | View], results: list[fx.Node], written: dict[fx.Node, list[fx.Node]]
     ) -> dict[Buffer, Any]:
-        """A variable for each result of each kernel: all in one block, but for what the function returns."""
+        """A variable for each result of each kernel: in shared blocks, but for what the function returns."""
         returned = {buffer_of(node) for node in results}
         lifetimes = {b: life for b, life in buffer_lifetimes(steps, written).items() if b not in returned}
         plan = plan_memory(list(lifetimes.values()))
         self.plans.append(plan)
-        block = self.builder.emit(relax.op.memory.alloc_storage(relax.ShapeExpr([plan.size]), 0, "global", "uint8"))
+        blocks = [
+            self.builder.emit(relax.op.memory.alloc_storage(relax.ShapeExpr([size]), 0, "global", "uint8"))
+            for size in plan.blocks
+        ]
         buffers = {}
-        for buffer, offset in zip(lifetimes, plan.offsets, strict=True):
+        for buffer, block in zip(lifetimes, plan.block_of, strict=True):
             value = buffer.value
             size = relax.ShapeExpr([int(d) for d in value.shape])
             buffers[buffer] = self.builder.emit(
-                relax.op.memory.alloc_tensor(block, offset, size, tvm_dtype(value.dtype))
+                relax.op.memory.alloc_tensor(blocks[block], 0, size, tvm_dtype(value.dtype))
             )
         for buffer in returned:
             value = buffer.value

@@ -45,10 +45,11 @@ class Target:
     def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
         """The first rule's result for a kernel's loop nests."""
         op = str(function.attrs["fqt.op"])
+        kept = {name: function.attrs[name] for name in ("fqt.op", "global_symbol") if name in function.attrs}
         for rule in self.rules:
             if rule.ops and op not in rule.ops:
                 continue
             scheduled = rule.apply(function, self.features)
             if scheduled is not None:
-                return scheduled.with_attrs({"fqt.op": op, "tirx.is_scheduled": True})
+                return scheduled.with_attrs({**kept, "tirx.is_scheduled": True})
         raise AssertionError(f"target {self.name} has no rule that takes {op}")

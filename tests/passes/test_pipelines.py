@@ -39,6 +39,7 @@ SHOWN = {
     "decompose-composites": ("convolutional", {}),
     "fold-packing": ("dense", {}),
     "write-state": ("convolutional", {}),
+    "rematerialize": ("convolutional", {"remat": "auto"}),
 }
 """Pass -> the model and options whose golden text shows it; the others change no node."""
 UNCHANGING = {"check-operators", "annotate-layers"}
@@ -104,7 +105,7 @@ def test_a_pass_that_only_looks(name, changes):
     ("model", "options"),
     [
         ("convolutional", {"recipe": "none"}),
-        ("convolutional", {}),
+        ("convolutional", {"remat": "auto"}),
         ("dense", {"agp": "topk", "grid": "minmax"}),
         ("normed", {"recipe": "scq"}),
     ],

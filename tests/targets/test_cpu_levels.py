@@ -1,5 +1,7 @@
 """Every processor level that this machine can run computes the same bits."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from fqt_deploy.targets.registry import make_target
 
 LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "znver4")
 ONE_BIT = (
-    "pack_signs", "pack_weight", "pack_weight_transposed", "pack_positions", "quantize_pack_samples",
+    "pack_signs", "pack_weight", "transpose_packed_weight", "pack_positions", "quantize_pack_samples",
     "quantize_pack_channels", "binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad", "tap_sums",
     "position_sums",
 )  # fmt: skip
@@ -53,6 +55,7 @@ def test_one_bit_ops_equal_their_reference(level, name):
         outputs = list(result) if isinstance(result, (tuple, list)) else [result]
         function = te.create_prim_func([*(o for o in operands if isinstance(o, te.Tensor)), *outputs])
         attributes = {"fqt.op": name, "fqt.outputs": len(outputs), "tirx.noalias": False, "global_symbol": f"f{i}"}
+        attributes["fqt.arguments"] = json.dumps([None if isinstance(a, torch.Tensor) else a for a in arguments])
         functions[f"f{i}"] = target.schedule(function.with_attrs(attributes))
     module = tvm.compile(tvm.IRModule(functions), target.tvm_target)
     for i, arguments in enumerate(samples):
