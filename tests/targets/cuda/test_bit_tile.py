@@ -90,3 +90,25 @@ def test_small_results_get_small_tiles():
     large = choose_tile(operand(2**16), operand(512), splittable=False)
     small = choose_tile(operand(512), operand(64), splittable=False)
     assert large.height * large.width > small.height * small.width
+
+
+def test_the_products_of_the_benchmark_are_exact(emulated_target, tmp_path, monkeypatch):
+    import tvm_ffi
+
+    from fqt_deploy.targets import registry
+    from tools.gpu_bench import build, layout
+
+    shape = layout.Product("test", 80, 48, 96)
+    monkeypatch.setitem(registry.TARGETS, "cuda", emulated_target)
+    monkeypatch.setattr(layout, "SHAPES", (shape,))
+    build._products(tmp_path, "sm_80")
+    module = tvm_ffi.load_module(str(tmp_path / layout.PRODUCTS))
+    generator = np.random.default_rng(0)
+    signs = [generator.choice([-1, 1], (rows, shape.k)) for rows in (shape.m, shape.n)]
+    x, w = (np.packbits(s > 0, axis=1, bitorder="little").view(np.int32) for s in signs)
+    panels = w.reshape(-1, 16, shape.k // 32).transpose(0, 2, 1)
+    device = tvm.cuda(0)
+    operands = [tvm.runtime.tensor(np.ascontiguousarray(a), device) for a in (x[None, None], panels)]
+    result = tvm.runtime.tensor(np.zeros((1, 1, shape.m, shape.n), np.int16), device)
+    module[shape.symbol](*operands, result)
+    np.testing.assert_array_equal(result.numpy()[0, 0], signs[0] @ signs[1].T)
