@@ -4,7 +4,8 @@ Example: ``python -m tools.bench_step --model vgg16 --batch 128 --threads 2 --re
 
 A step is forward, loss, backward and Adam on both sides, on the same batch and number of threads. All contenders run in
 one process, in turn, ``--repeats`` times; their medians count. Memory is measured in a process of its own for each
-side: what the resident set grows by, at its peak over three steps, after the imports. The last line printed is JSON.
+side, at the peak of three steps: what the resident set has grown by since the imports (``peak_mem``), and what of that
+belongs to the step itself (``step_mem``), without parameters, optimizer state and the batch. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def _seconds(step: Step, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def summarize(times: Mapping[str, list[float]], memory_mb: Mapping[str, float]) -> dict[str, Any]:
+def summarize(times: Mapping[str, list[float]], memory: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """The numbers of the last line, from each contender's times (``ours``, configuration names) and peak memory."""
     seconds = {name: statistics.median(found) for name, found in times.items()}
     best = {}
@@ -170,8 +171,11 @@ def summarize(times: Mapping[str, list[float]], memory_mb: Mapping[str, float]) 
         "ratio_best_bf16": seconds[best["bf16"]] / ours,
         "best_fp32": best["fp32"],
         "best_bf16": best["bf16"],
-        "peak_mem_ours_mb": memory_mb["ours"],
-        "peak_mem_torch_mb": memory_mb["torch"],
+        "peak_mem_ours_mb": memory["ours"]["mb"],
+        "peak_mem_torch_mb": memory["torch"]["mb"],
+        "step_mem_ours_mb": memory["ours"]["step_mb"],
+        "step_mem_torch_mb": memory["torch"]["step_mb"],
+        "ratio_step_mem": memory["torch"]["step_mb"] / memory["ours"]["step_mb"],
         "median_s": seconds,
         "fastest_s": {name: min(found) for name, found in times.items()},
     }
@@ -183,7 +187,12 @@ def summarize(times: Mapping[str, list[float]], memory_mb: Mapping[str, float]) 
 
 def task_compile(arguments: argparse.Namespace) -> dict[str, Any]:
     """Compile the example into the artifact folder."""
-    chosen = {"recipe": arguments.recipe, "agp": arguments.agp, "grad_bits": arguments.grad_bits}
+    chosen = {
+        "recipe": arguments.recipe,
+        "agp": arguments.agp,
+        "grad_bits": arguments.grad_bits,
+        "remat": arguments.remat,
+    }
     settings = {name: value for name, value in chosen.items() if value is not None} | {"optimizer": "adam"}
     start = time.perf_counter()
     result = compile_example(load_example(arguments.model, arguments.batch), settings, arguments.artifact)
@@ -233,9 +242,8 @@ def task_memory_ours(arguments: argparse.Namespace) -> dict[str, Any]:
     load = fqt_deploy.load  # imports the runtime
     before = _peak_mb()
     session = load(arguments.artifact)
-    for _ in range(MEMORY_STEPS):
-        session.step(x, y)
-    return {"mb": _peak_mb() - before}
+    step_mb = _growth_mb(lambda: session.step(x, y))
+    return {"mb": _peak_mb() - before, "step_mb": step_mb}
 
 
 def task_memory_torch(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -249,10 +257,25 @@ def task_memory_torch(arguments: argparse.Namespace) -> dict[str, Any]:
     torch_step(tiny, TorchConfiguration(), {"fused": True})()  # imports what a first step imports
     before = _peak_mb()
     source = load_model(EXAMPLES[arguments.model], batch=arguments.batch)
-    step = torch_step(source, TorchConfiguration(), {"fused": True})
+    moments = (
+        2 * sum(p.numel() * p.element_size() for p in source.module.parameters()) / 1e6
+    )  # Adam's first step makes them
+    step_mb = _growth_mb(torch_step(source, TorchConfiguration(), {"fused": True})) - moments
+    return {"mb": _peak_mb() - before, "step_mb": step_mb}
+
+
+def _growth_mb(step: Step) -> float:
+    """What the resident set grows by, at its peak over some steps, beyond what it is before the first."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _status_mb("VmRSS")
     for _ in range(MEMORY_STEPS):
         step()
-    return {"mb": _peak_mb() - before}
+    return _status_mb("VmHWM") - before
+
+
+def _status_mb(entry: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def _seconds_of_others() -> float:
@@ -290,7 +313,7 @@ def _child(task: str, artifact: Path, arguments: argparse.Namespace) -> dict[str
 def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All tasks; returns the content of the last line."""
     found = {task: _child(task, folder / "step.fqt", arguments) for task in TASKS}
-    memory = {"ours": found["memory-ours"]["mb"], "torch": found["memory-torch"]["mb"]}
+    memory = {"ours": found["memory-ours"], "torch": found["memory-torch"]}
     summary = summarize(found["time"]["times"], memory)
     print(f"{'ms a step':28} {'median':>10} {'fastest':>10}")
     for name, seconds in sorted(summary["median_s"].items(), key=lambda item: item[1]):
@@ -312,6 +335,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--recipe", choices=["none", "psq-8", "psq-1", "scq", "scq+agp"])
     parser.add_argument("--agp", choices=["topk", "sampled", "once"])
+    parser.add_argument("--remat", choices=["off", "auto"])
     parser.add_argument("--grad-bits", type=int, choices=[1, 2, 4, 8])
     parser.add_argument("--repeats", type=int, default=5, help="turns of every contender (default: %(default)s)")
     parser.add_argument(

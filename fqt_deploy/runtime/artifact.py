@@ -62,7 +62,7 @@ def read_artifact(folder: Path | str) -> tuple[Manifest, Arrays, Path]:
     arrays, _ = read_tensors(folder / STATE)
     if misfit := state_misfit(manifest.state, arrays):
         raise FqtError(f"{folder / STATE}: {misfit}", code="FQT502")
-    return manifest, {spec.name: aligned_copy(arrays[spec.name]) for spec in manifest.state}, folder / LIBRARY
+    return manifest, {spec.name: aligned_copy(arrays.pop(spec.name)) for spec in manifest.state}, folder / LIBRARY
 
 
 def _check_machine(folder: Path, target: Mapping[str, str]) -> None:

@@ -66,7 +66,7 @@ def test_summary_compares_with_the_best():
         "eager_bf16": [0.5],
         "compile_bf16": [0.6],
     }
-    summary = summarize(times, {"ours": 10.0, "torch": 100.0})
+    summary = summarize(times, {"ours": {"mb": 10.0, "step_mb": 5.0}, "torch": {"mb": 100.0, "step_mb": 60.0}})
     assert (summary["ours_s"], summary["fastest_s"]["ours"]) == (0.1, 0.05)
     assert summary["eager_fp32_s"] == 2.0
     assert summary["best_fp32_s"] == 1.0
@@ -74,6 +74,7 @@ def test_summary_compares_with_the_best():
     assert summary["best_bf16"] == "eager_bf16"
     assert summary["ratio_best_bf16"] == pytest.approx(5)
     assert (summary["peak_mem_ours_mb"], summary["peak_mem_torch_mb"]) == (10.0, 100.0)
+    assert summary["ratio_step_mem"] == pytest.approx(12)
 
 
 def test_command_line():
