@@ -27,7 +27,7 @@ MAXIMUM_LEAVES = 14
 """Operands of one kernel: more streams than this defeat the hardware prefetchers."""
 MAXIMUM_EXPRESSION = 400
 """Scalar operations in one inlined expression, duplicates counted: bounds compile time."""
-BYTES_PER_OPERATION = 0.1
+BYTES_PER_OPERATION = 0.2
 """One vector operation on an element costs about as much as moving this many bytes."""
 PERMUTE_PENALTY = 4.0
 """A strided read costs this many times a contiguous one."""
