@@ -1,0 +1,36 @@
+"""The exponential function as arithmetic: LLVM has no vector form of it and would call the C library per element."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+
+LOWEST, HIGHEST = -104.0, 89.0
+"""Beyond them the result is 0 or infinity in float32."""
+_LOG2_E = 1.4426950408889634
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+"""ln 2 in two parts: a multiple of the first is exact."""
+_COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+"""Of ``(exp(f) - 1 - f) / f^2`` for ``|f| <= ln 2 / 2`` (Cephes, ``expf``)."""
+
+
+def exponential(x: Any) -> Any:
+    """``exp(x)`` of a float32 expression; relative error below 2e-7, infinities and NaN as usual."""
+    bounded = tirx.Select(x > HIGHEST, tirx.const(HIGHEST, "float32"), x)
+    bounded = tirx.Select(x < LOWEST, tirx.const(LOWEST, "float32"), bounded)
+    power = tirx.floor(bounded * _LOG2_E + 0.5)
+    f = bounded - power * _LN2_HIGH - power * _LN2_LOW
+    series: Any = tirx.const(_COEFFICIENTS[0], "float32")
+    for coefficient in _COEFFICIENTS[1:]:
+        series = series * f + coefficient
+    exponent = power.astype("int32")
+    half = (
+        exponent >> 1
+    )  # two factors: their product may overflow or vanish where one power of two could not be written
+    return (series * f * f + f + 1.0) * _power_of_two(half) * _power_of_two(exponent - half)
+
+
+def _power_of_two(exponent: Any) -> Any:
+    """``2 ** exponent`` for an int32 expression in [-126, 127]."""
+    return tirx.reinterpret("float32", (exponent + 127) << 23)
