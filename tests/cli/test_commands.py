@@ -79,7 +79,7 @@ def test_help_lists_passes_ops_and_targets():
     assert "build_model" in run(compile_command, "--help").output
     assert "insert-scq" in run(compile_command, "--list-passes").output
     assert "fqt.binary_conv2d" in run(compile_command, "--list-ops").output
-    assert run(compile_command, "--list-targets").output.split() == ["cpu", "aarch64", "rpi5"]
+    assert run(compile_command, "--list-targets").output.split() == ["cpu", "aarch64", "rpi5", "cuda"]
 
 
 def test_dumped_ir_shows_every_pass(model_file, tmp_path):

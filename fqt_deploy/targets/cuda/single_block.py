@@ -24,7 +24,8 @@ from fqt_deploy.targets.cuda.kernel_builder import (
 )
 from fqt_deploy.targets.cuda.loop_nest import LoopNest, formulas_of, substituted, unflattened
 
-THREADS = 1024
+THREADS = 512
+"""Sixteen warps: with more, the int64 arithmetic of a thread would not fit its registers."""
 
 
 class SingleBlockRule:

@@ -9,22 +9,38 @@ import pytest
 from fqt_deploy.targets import registry
 
 
-@pytest.fixture(scope="session")
-def emulation(tmp_path_factory):
-    """Folder of the emulated device's libraries; from now on TVM takes it for a GPU."""
-    if shutil.which("g++") is None:
-        pytest.skip("the emulation needs g++")
+def _has_driver():
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
-        pass
-    else:
-        pytest.skip("this machine has an NVIDIA driver: run -m gpu instead of the emulation")
+        return False
+    return True
+
+
+HAS_DRIVER = _has_driver()
+"""Asked while tests are collected: later a stand-in may be loaded under the same name."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def emulated_libraries(tmp_path_factory):
+    """Folder of the emulated device's libraries; from now on TVM takes it for a GPU. None beside a real driver."""
+    if HAS_DRIVER or shutil.which("g++") is None:
+        return None
     from tools.cuda_emulation.emulate import load_emulated_device
 
     folder = tmp_path_factory.mktemp("emulation")
     load_emulated_device(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def emulation(emulated_libraries):
+    """The folder, or a skip where nothing is emulated."""
+    if HAS_DRIVER:
+        pytest.skip("this machine has an NVIDIA driver: run -m gpu instead of the emulation")
+    if emulated_libraries is None:
+        pytest.skip("the emulation needs g++")
+    return emulated_libraries
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ def test_the_kernels_of_every_example_compile_without_spills(example, tmp_path):
     from fqt_deploy.core.options import CompileOptions
 
     source = load_model(Path(__file__).parents[3] / "examples" / f"{example}.py")
-    result = compile_model(source, CompileOptions(target="cuda", agp="once"), tmp_path / "step")
+    result = compile_model(source, CompileOptions(target="cuda"), tmp_path / "step")
     binary = extracted(result.output / "step.so", tmp_path)
     assert architectures_in(binary) == ({"sm_80", "sm_90a"}, {"sm_90"})
     assert spilling(binary) == []
