@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 Phase = Literal["forward", "backward", "optimizer"]
 
@@ -163,11 +164,15 @@ def shape(node: fx.Node) -> list[int]:
 
 
 def propagate(node: fx.Node) -> None:
-    """Compute ``meta["val"]`` of ``node`` from its arguments' fake tensors."""
+    """Compute ``meta["val"]`` of ``node`` from its arguments' fake tensors, as if these were contiguous.
+
+    A ``view`` in our graphs reshapes whatever it is given, row by row: kernels write contiguous results.
+    """
     args = fx.map_arg(node.args, value)
     kwargs = fx.map_arg(node.kwargs, value)
     mode = _fake_mode([*_tensors(args), *_tensors(kwargs)])
     with mode:
+        args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.contiguous, (args, kwargs))
         node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
 
 

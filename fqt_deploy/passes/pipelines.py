@@ -21,6 +21,7 @@ from fqt_deploy.passes.propagate_layout import PropagateLayout
 from fqt_deploy.passes.rematerialize import Rematerialize
 from fqt_deploy.passes.replace_dropout import ReplaceDropout
 from fqt_deploy.passes.select_once import SelectOnce
+from fqt_deploy.passes.simplify_signs import SimplifySigns
 from fqt_deploy.passes.write_state import WriteState
 
 _NORMALIZE: tuple[Pass, ...] = (
@@ -34,6 +35,7 @@ _NORMALIZE: tuple[Pass, ...] = (
 
 _LOWER: tuple[Pass, ...] = (
     LowerTo1Bit(),
+    SimplifySigns(),
     DecomposeComposites(),
     NormalizeViews(),
     FoldPacking(),

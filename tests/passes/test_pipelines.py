@@ -36,6 +36,7 @@ SHOWN = {
     "insert-scq": ("dense", {"recipe": "scq"}),
     "insert-agp": ("dense", {}),
     "lower-to-1bit": ("convolutional", {"recipe": "scq"}),
+    "simplify-signs": ("dense", {}),
     "decompose-composites": ("convolutional", {}),
     "fold-packing": ("dense", {}),
     "write-state": ("convolutional", {}),

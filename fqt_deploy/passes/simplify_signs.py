@@ -1,0 +1,59 @@
+"""Take signs before activations that keep them.
+
+Before::
+
+    %a = aten.gelu(%x);  %bits = fqt.pack_signs(aten.view(%a, ...))
+
+After::
+
+    %bits = fqt.pack_signs(aten.view(%x, ...))
+
+``relu(x) > 0`` exactly where ``x > 0``. So is ``gelu(x)`` but for denormal numbers, whose half is zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
+from fqt_deploy.passes.pass_base import Pass
+
+aten = torch.ops.aten
+fqt = torch.ops.fqt
+
+SIGN_PRESERVING = (aten.relu.default, aten.gelu.default)
+
+
+@dataclass(frozen=True)
+class SimplifySigns(Pass):
+    """Skip activations, through views, between a value and the packing of its signs."""
+
+    name = "simplify-signs"
+
+    def run(self, graph: TrainingGraph) -> bool:
+        """Rewrite the operand of every ``pack_signs``."""
+        changed = False
+        for node in graph.calls(fqt.pack_signs.default):
+            operand: Any = node.args[0]
+            source = _before_activations(operand)
+            if source is not operand:
+                emit = Emitter(graph, node)
+                extents = shape(operand)
+                node.update_arg(0, source if shape(source) == extents else emit(aten.view.default, source, extents))
+                changed = True
+        return changed
+
+
+def _before_activations(node: fx.Node) -> fx.Node:
+    """What ``node`` has the signs of; ``node`` itself if there is no activation behind its views."""
+    found, current = node, node
+    while current.target is aten.view.default or current.target in SIGN_PRESERVING:
+        activation = current.target in SIGN_PRESERVING
+        current = current.args[0]  # type: ignore[assignment]
+        if activation:
+            found = current
+    return found
