@@ -25,8 +25,10 @@ SHAPES = (
     (4096, 768, 768), (4096, 3072, 768),
 )  # fmt: skip
 """Rows, columns and contraction: the convolutions of VGG16 at batch 128, and linear layers of a transformer."""
-PEAK_SHAPE = (256, 32, 4096)
-"""Tiles of it read 8 KB of one operand and 16 KB of the other: no more than a first-level cache holds."""
+PEAK_SHAPE = (8192, 32, 4096)
+"""A tile of eight rows reads 4 KB of one operand and 16 KB of the other: no more than a first-level cache holds."""
+PAUSE_S = 0.05
+"""Before each turn: threads of the contender before, which wait by spinning, go to sleep."""
 MINIMUM_TURN_S = 0.02
 
 Run = Callable[[], Any]
@@ -119,6 +121,7 @@ def interleaved_medians(runs: dict[str, Run], turns: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(turns):
         for name, run in runs.items():
+            time.sleep(PAUSE_S)
             times[name].append(_seconds(run, calls[name]))
     return {name: statistics.median(found) for name, found in times.items()}
 

@@ -132,13 +132,18 @@ def our_step(artifact: Path, source: ModelSource) -> Step:
     return lambda: session.step(x, y)
 
 
-def interleaved_times(steps: Mapping[str, Step], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each step in each of its turns; contenders alternate, so that a slow moment hits all of them alike."""
+def calls_in_a_turn(steps: Mapping[str, Step]) -> dict[str, int]:
+    """Warm up every step; how many calls of it make a turn."""
     calls: dict[str, int] = {}
     for name, step in steps.items():
         for _ in range(WARM_UP):
             step()
         calls[name] = max(1, math.ceil(MINIMUM_TURN_S / _seconds(step, 1)))
+    return calls
+
+
+def interleaved_times(steps: Mapping[str, Step], calls: Mapping[str, int], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step in each of its turns; contenders alternate, so that a slow moment hits all of them alike."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
@@ -218,8 +223,9 @@ def task_time(arguments: argparse.Namespace) -> dict[str, Any]:
     for configuration in configurations(compiled=compiled):
         own = load_example(arguments.model, arguments.batch)
         steps[configuration.name] = torch_step(own, configuration, adam)
+    calls = calls_in_a_turn(steps)  # torch.compile starts other processes
     others, start = _seconds_of_others(), time.perf_counter()
-    times = interleaved_times(steps, arguments.repeats)
+    times = interleaved_times(steps, calls, arguments.repeats)
     cores = (_seconds_of_others() - others) / (time.perf_counter() - start)
     return {"times": times, "adam": adam, "cores_of_others": cores}
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 import difflib
+from pathlib import Path
 
 import pytest
 
+from fqt_deploy.capture.load_model import load_model
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.compiler.verify_passes import PassVerifier
 from fqt_deploy.core.dump import graph_text
@@ -22,6 +24,8 @@ from fqt_deploy.passes.pass_base import Pass, Pipeline
 from fqt_deploy.passes.pipelines import all_passes, training_passes
 from fqt_deploy.passes.propagate_layout import PropagateLayout
 from fqt_deploy.passes.replace_dropout import ReplaceDropout
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 SHOWN = {
     "normalize-views": ("normed", {}),
@@ -191,3 +195,9 @@ def test_an_error_says_in_which_pass_it_arose(graph_after):
         Pipeline((NormalizeViews(), Broken()), ALWAYS).run(graph)
     assert "in pass 'broken', after ['normalize-views']" in caught.value.__notes__[0]
     assert PassVerifier(frozenset(), {}).checks == []
+
+
+@pytest.mark.parametrize("example", ["vgg16_cifar", "resnet18_cifar", "mlp_mixer", "digits_cnn"])
+def test_examples_lower_when_backward_keeps_several_samples(example):
+    source = load_model(EXAMPLES / f"{example}.py", batch=8)
+    assert lower_model(source, CompileOptions(agp="once")).train.kept_samples == 2

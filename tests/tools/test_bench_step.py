@@ -4,6 +4,7 @@ import torch
 from fqt_deploy.capture.load_model import ModelSource
 from tools.bench_step import (
     TorchConfiguration,
+    calls_in_a_turn,
     configurations,
     fastest_adam,
     interleaved_times,
@@ -53,7 +54,8 @@ def test_contenders_take_turns(monkeypatch):
     monkeypatch.setattr("tools.bench_step.MINIMUM_TURN_S", 0.0)
     monkeypatch.setattr("tools.bench_step.WARM_UP", 0)
     calls: list[str] = []
-    times = interleaved_times({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    steps = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    times = interleaved_times(steps, calls_in_a_turn(steps), 3)
     assert calls == ["a", "b", *["a", "b"] * 3]
     assert {name: len(turns) for name, turns in times.items()} == {"a": 3, "b": 3}
 

@@ -1,0 +1,44 @@
+"""The exponential on the values of every binade, at its bounds, and what is made of it."""
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from tvm import te
+
+from fqt_deploy.ops.aten_pointwise import POINTWISE
+from fqt_deploy.ops.exponential import HIGHEST, LOWEST, exponential
+from fqt_deploy.targets.registry import make_target
+
+
+def evaluate(expression, values):
+    x = te.placeholder(values.shape, "float32", name="x")
+    y = te.compute(values.shape, lambda i: expression(x[i]), name="y")
+    target = make_target("cpu")
+    attributes = {"fqt.op": "exp", "fqt.outputs": 1, "global_symbol": "main"}
+    function = target.schedule(te.create_prim_func([x, y]).with_attrs(attributes))
+    result = tvm.runtime.empty(values.shape, "float32")
+    tvm.compile(tvm.IRModule({"main": function}), target.tvm_target)["main"](tvm.runtime.tensor(values), result)
+    return result.numpy()
+
+
+def test_relative_error():
+    values = np.linspace(-87.3, 88.7, 1 << 18).astype("float32")
+    expected = np.exp(values.astype("float64"))
+    assert np.max(np.abs(evaluate(exponential, values) - expected) / expected) < 2e-7
+
+
+def test_bounds():
+    values = np.array([np.inf, HIGHEST, LOWEST, -np.inf, 0.0, -0.0, np.nan], "float32")
+    np.testing.assert_array_equal(
+        evaluate(exponential, values), np.array([np.inf, np.inf, 0, 0, 1, 1, np.nan], "float32")
+    )
+
+
+@pytest.mark.parametrize(("op", "bound"), [("tanh", 2e-7), ("erf", 1e-6), ("sigmoid", 2e-7), ("gelu", 2e-6)])
+def test_what_is_made_of_it(op, bound):
+    values = np.linspace(-12, 12, 1 << 16).astype("float32")
+    function = torch.nn.functional.gelu if op == "gelu" else getattr(torch, op)
+    expected = function(torch.from_numpy(values).double()).numpy()
+    expression = POINTWISE[getattr(torch.ops.aten, op).default].expression
+    assert np.max(np.abs(evaluate(expression, values) - expected)) < bound
