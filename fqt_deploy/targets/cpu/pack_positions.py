@@ -14,7 +14,7 @@ from tvm import te, tirx
 
 from fqt_deploy.ops.convolution_shape import input_position
 from fqt_deploy.ops.counter_random import uint32
-from fqt_deploy.ops.packed_words import PANEL, WORD
+from fqt_deploy.ops.packed_words import PANEL, WORD, panel_count
 from fqt_deploy.targets.cpu.bit_transposition import ONE, ZERO, collect_lanes, lane_bit
 from fqt_deploy.targets.cpu.elementwise import schedule_spatial
 from fqt_deploy.targets.cpu.features import CpuFeatures
@@ -50,10 +50,11 @@ class PackPositionsRule:
 
         def is_valid(tap: Any, word: Any) -> Any:
             position = word * WORD + k
-            exists = tirx.all(position < positions, place(position, tap)[0])
+            exists = tirx.all(tap < taps, position < positions, place(position, tap)[0])
             return te.sum(tirx.Select(exists, ONE << k.astype("uint32"), ZERO), axis=k)
 
-        valid = te.compute((taps, period), is_valid, name="valid")
+        mask_panels = panel_count(taps)
+        valid = te.compute((mask_panels * PANEL, period), is_valid, name="valid")
         shifted = stride == [1, 1] and output_hw == [height, width]
 
         def bit(tap: Any, panel: Any, word: Any, lane: Any) -> Any:
@@ -82,8 +83,7 @@ class PackPositionsRule:
         def row(panel: Any, word: Any, lane: Any) -> Any:
             tap = tirx.min(panel // per_tap, taps - 1)
             values = moved(tap, panel % per_tap, word, lane) & valid[tap, word % period]
-            mask_row = (panel - taps * per_tap) * PANEL + lane
-            masks = tirx.Select(mask_row < taps, valid[tirx.min(mask_row, taps - 1), word % period], ZERO)
+            masks = valid[tirx.max(panel - taps * per_tap, 0) * PANEL + lane, word % period]
             return tirx.reinterpret("int32", tirx.if_then_else(panel < taps * per_tap, values, masks))
 
         result = te.compute((panels, words, PANEL), row, name="result")
