@@ -8,6 +8,7 @@ rounding are not amplified by the signs and quantizers behind it.
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from fqt_deploy.ops.aten_reductions import REDUCTIONS
 
 TOLERANCE = 1e-4
 """Relative error allowed in floating point values."""
+VANISHING = 1e-4
+"""A gradient below this share of all gradients together is held to that: some are zero but for rounding noise."""
 FLIPS = 1e-3
 """Share of integers and booleans that may differ: where they are made of floats that lie within rounding of a bound."""
 UPDATE_TOLERANCE = 1e-2
@@ -87,8 +90,11 @@ class PassVerifier:
         if any(node.target in _RANDOM for node in self._values):
             return
         errors = {}
-        for name, expected in _eager(source).items():
-            error = _relative(self._outputs[name], expected, float(expected.double().norm()))
+        eager = _eager(source)
+        whole = math.hypot(*(float(g.double().norm()) for name, g in eager.items() if name.startswith("grad/")))
+        for name, expected in eager.items():
+            floor = VANISHING * whole if name.startswith("grad/") else 0.0
+            error = _relative(self._outputs[name], expected, max(float(expected.double().norm()), floor))
             errors[name] = error, error <= TOLERANCE
         where = max(errors, key=lambda key: errors[key][0])
         ok = all(good for _, good in errors.values())
@@ -140,7 +146,7 @@ def _compare(
     for i, (a, b) in enumerate(zip(_tensors(new), _tensors(old), strict=True)):
         key = name if isinstance(new, Tensor) else f"{name}[{i}]"
         if b.dtype.is_floating_point:
-            error = _relative(a, b, max(float(b.double().norm()), _cancellation_floor(node, values)))
+            error = _relative(a, b, max(float(b.double().norm()), _cancellation_floor(node, values, i)))
             errors[key] = error, error <= (UPDATE_TOLERANCE if _is_adams_parameter(node, i) else TOLERANCE)
         else:
             error = float((a != b).double().mean()) if a.numel() else 0.0
@@ -166,8 +172,10 @@ def _relative(actual: Tensor, expected: Tensor, scale: float) -> float:
     return error / scale if scale else error
 
 
-def _cancellation_floor(node: fx.Node, values: dict[fx.Node, Any]) -> float:
+def _cancellation_floor(node: fx.Node, values: dict[fx.Node, Any], position: int) -> float:
     """Norm that a sum would have if its terms had random signs; sums that cancel to less are rounding noise."""
+    if node.target is torch.ops.fqt.batch_norm_backward.default and position > 0:  # gradients of weight and bias
+        return float(values[node.all_input_nodes[0]].double().norm())
     while node.target is torch.ops.aten.view.default:
         node = node.all_input_nodes[0]
     if node.target not in REDUCTIONS:
