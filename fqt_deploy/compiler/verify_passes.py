@@ -22,8 +22,9 @@ from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.ops.aten_reductions import REDUCTIONS
 
-TOLERANCE = 1e-4
-"""Relative error allowed in floating point values."""
+TOLERANCE = 5e-4
+"""Relative error allowed in floating point values: sums in another order, and what backward through deep stacks of batch
+normalization makes of that."""
 VANISHING = 1e-4
 """A gradient below this share of all gradients together is held to that: some are zero but for rounding noise."""
 FLIPS = 1e-3
