@@ -23,8 +23,10 @@ from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.ops.aten_reductions import REDUCTIONS
 
 TOLERANCE = 5e-4
-"""Relative error allowed in floating point values: sums in another order, and what backward through deep stacks of batch
-normalization makes of that."""
+"""Relative error allowed in floating point values.
+
+Passes change the order of sums, and backward through a deep stack of batch normalizations amplifies what that changes.
+"""
 VANISHING = 1e-4
 """A gradient below this share of all gradients together is held to that: some are zero but for rounding noise."""
 FLIPS = 1e-3
