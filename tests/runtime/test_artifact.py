@@ -46,7 +46,7 @@ def refused(folder, code, text):
     program = (
         "import sys, fqt_deploy, fqt_deploy.runtime.library as library\n"
         "def never(*_): raise AssertionError('a library was loaded')\n"
-        "library._load_runtime = never\n"
+        "library.load_runtime = never\n"
         "try: fqt_deploy.load(sys.argv[1])\n"
         "except fqt_deploy.FqtError as error: print(error.code, error.message, error.hint)"
     )
