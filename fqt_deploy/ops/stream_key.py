@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -62,11 +62,16 @@ def compute(seed: te.Tensor, step: te.Tensor, layer: int, role: int) -> te.Tenso
         words = [word(seed(), 0), word(seed(), 32), word(step(), 0), word(step(), 32), uint32(layer), uint32(role)]
         mixed: Any = tirx.Select(i.equal(0), uint32(_STARTS[0]), uint32(_STARTS[1]))
         for w in words:
-            mixed = (mixed ^ w) * uint32(_MIX)
-            mixed = mixed ^ (mixed >> uint32(16))
+            mixed = _bound((mixed ^ w) * uint32(_MIX), lambda name: name ^ (name >> uint32(16)))
         return tirx.reinterpret("int32", mixed)
 
     return te.compute((2,), state, name="stream_key")
+
+
+def _bound(value: Any, use: Callable[[Any], Any]) -> Any:
+    """``use(value)`` with ``value`` spelled out once: rounds that repeat it would grow exponentially."""
+    name = tirx.Var("mixed", "uint32")
+    return tirx.Let(name, value, use(name))
 
 
 def cost(*_: Any) -> Cost:
