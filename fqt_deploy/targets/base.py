@@ -35,6 +35,7 @@ class Target:
         tvm_target: what TVM compiles for.
         features: what the schedule rules choose by.
         rules: asked in order; the last takes anything.
+        separate_objects: kernels are code of the host alone, and may be compiled apart from each other.
         toolchain: links the library, for the machine that is to load it.
     """
 
@@ -42,6 +43,7 @@ class Target:
     tvm_target: tvm.target.Target
     features: Any
     rules: tuple[ScheduleRule, ...]
+    separate_objects: ClassVar[bool] = False
     toolchain: Toolchain = field(default_factory=native_toolchain)
 
     def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
