@@ -25,7 +25,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
         "quantize_pack_samples", "quantize_samples", "tap_sums",
     ),
     "selection": ("gather_rows", "scatter_rows", "select_sampled", "select_topk", "stream_key"),
-    "normalization": ("channel_gradient_sums", "channel_moments", "channel_sums"),
+    "normalization": ("channel_gradient_sums", "channel_moments"),
     "optimizer": (
         "adam_update", "dequantize_weight_grad", "sgd_momentum_update", "sgd_update", "weight_scale",
     ),

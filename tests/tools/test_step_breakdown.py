@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fqt_deploy.core.manifest import KernelInfo
 import fqt_deploy.ops.registry  # noqa: F401
+from fqt_deploy.core.manifest import KernelInfo
 from fqt_deploy.ops.spec import OPS
 from tools.ceilings import Ceilings
 from tools.step_breakdown import CLASSES, REST, break_down, table
