@@ -1,13 +1,13 @@
-"""Commands of the accuracy study; results are lines of JSON, which ``report`` turns into tables and plots.
+r"""Commands of the accuracy study; results are lines of JSON, which ``report`` turns into tables and plots.
 
 Example, from pretraining to the table::
 
     python -m tools.accuracy pretrain --data cifar10.npz --network vgg6 --steps 1500 --results study.jsonl
-    python -m tools.accuracy transfer --data cifar10.npz --network vgg6 --rows none psq-1 once-4 --lrs 3e-4 1e-3 \\
+    python -m tools.accuracy transfer --data cifar10.npz --network vgg6 --rows none psq-1 once-4 --lrs 3e-4 1e-3 \
         --seeds 100 --steps 468 --results study.jsonl
-    python -m tools.accuracy transfer --data cifar10.npz --network vgg6 --rows none psq-1 once-4 --lrs tuned \\
+    python -m tools.accuracy transfer --data cifar10.npz --network vgg6 --rows none psq-1 once-4 --lrs tuned \
         --seeds 0 1 2 --steps 468 --results study.jsonl
-    python -m tools.accuracy report --results study.jsonl --output docs/accuracy
+    python -m tools.accuracy report docs/accuracy.md
 
 A command that was stopped goes on where it was when it is called again; what is done is not done again. Several
 processes may work on one file of results: each job is done by one of them.
@@ -19,9 +19,9 @@ import argparse
 import sys
 
 from fqt_deploy.core.diagnostics import FqtError
-from tools.accuracy import train_command
+from tools.accuracy import report_command, train_command
 
-COMMANDS = (train_command,)
+COMMANDS = (train_command, report_command)
 
 
 def main(arguments: list[str] | None = None) -> int:

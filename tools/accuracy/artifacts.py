@@ -17,7 +17,7 @@ _COMPILER = Path(fqt_deploy.__file__).parent
 def artifact_of(network: Network, classes: int, batch: int, settings: Settings, cache: Path) -> Path:
     """The artifact of ``network`` under ``settings``; compiled unless ``cache`` has it.
 
-    What decides is network, shapes, settings and the compiler's own files, so that no step of an older compiler is used.
+    Network, shapes, settings and the compiler's own files decide: no step of an older compiler is used.
     """
     recipe = json.dumps([network.name, classes, batch, settings, _compiler_digest()], sort_keys=True)
     folder = cache / f"{network.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.fqt"

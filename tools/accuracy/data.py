@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,7 +63,9 @@ def load_dataset(where: str, cache: Path) -> Dataset:
     if not stored.exists():
         parts = {part: _read(path, part) for part in ("train", "test")}
         cache.mkdir(parents=True, exist_ok=True)
-        arrays = {f"{part}_{axis}": array for part, pair in parts.items() for axis, array in zip("xy", pair, strict=True)}
+        arrays: dict[str, Any] = {
+            f"{part}_{axis}": array for part, pair in parts.items() for axis, array in zip("xy", pair, strict=True)
+        }
         temporary = stored.with_suffix(".part.npz")
         np.savez(temporary, **arrays)
         temporary.replace(stored)
@@ -88,7 +91,7 @@ def _read_jpegs(path: Path, part: str) -> tuple[Array, Array]:
             labels = arrays[f"{part}_labels"].astype(np.int64)
     except (ValueError, KeyError, OSError) as error:
         raise FqtError(f"{path} is not an npz of JPEG files: {error}", code="FQT103", hint=_HINT) from None
-    files = (blob[begin:end] for begin, end in zip(offsets[:-1], offsets[1:], strict=True))
+    files = (blob[begin:end] for begin, end in itertools.pairwise(offsets))
     return np.stack([_decode(io.BytesIO(file), str(path)) for file in files]), labels
 
 

@@ -21,7 +21,7 @@ ROWS: dict[str, Settings] = {
         for suffix, grid in (("", "zero"), ("-minmax", "minmax"))
     },
 }
-"""``topk-4`` is ``scq+agp`` with ``agp`` topk, 4 bits and the zero grid; ``topk-4-minmax`` the same on the paper's grid.
+"""``topk-4`` is ``scq+agp`` with ``agp`` topk and 4 bits on the zero grid, ``topk-4-minmax`` on the paper's grid.
 
 The paper's released code is ``topk-4-minmax``, its theory ``sampled-4-minmax``.
 """

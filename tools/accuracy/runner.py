@@ -76,9 +76,7 @@ def digest_of(content: bytes) -> str:
 
 def _train(job: Job, task: Task, work: Path) -> Record:
     settings = ROWS[job.row] | OPTIMIZERS[job.optimizer]
-    session = fqt_deploy.load(
-        artifact_of(NETWORKS[job.network], task.classes, job.batch, settings, work / "artifacts")
-    )
+    session = fqt_deploy.load(artifact_of(NETWORKS[job.network], task.classes, job.batch, settings, work / "artifacts"))
     record = Record(job, _revision(), threads=_threads())
     checkpoint = work / "checkpoints" / f"{job.key}.safetensors"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -167,8 +165,11 @@ def _threads() -> int:
 
 
 def _revision() -> str:
-    """Commit of the repository, with ``+`` if files that are part of it were changed."""
-    commands = (["git", "rev-parse", "--short=10", "HEAD"], ["git", "status", "--porcelain", "-uno", "fqt_deploy", "tools"])
+    """Commit of the repository, with ``+`` if the compiler or the tools differ from it."""
+    commands = (
+        ["git", "rev-parse", "--short=10", "HEAD"],
+        ["git", "status", "--porcelain", ":/fqt_deploy", ":/tools"],
+    )
     folder = Path(__file__).parent
     try:
         commit, changed = (

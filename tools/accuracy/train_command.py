@@ -1,4 +1,4 @@
-"""``pretrain``, ``transfer`` and ``scratch``: train every job that the command line asks for and that is not done yet."""
+"""``pretrain``, ``transfer`` and ``scratch``: train every job of the command line that is not done yet."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def add_to(commands: Any) -> None:
         parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=["none"], help="recipes", metavar="ROW")
         parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=["adam"])
         parser.add_argument(
-            "--lrs", nargs="+", default=["1e-3"], help="learning rates, or `tuned`: the best in the results, on validation"
+            "--lrs",
+            nargs="+",
+            default=["1e-3"],
+            help="learning rates, or `tuned`: the best in the results, on validation",
         )
         parser.add_argument("--seeds", nargs="+", type=int, default=[0])
         parser.add_argument("--steps", type=int, required=True)
@@ -42,7 +45,10 @@ def add_to(commands: Any) -> None:
         parser.add_argument("--train-images", type=int, help="training images used, of all classes (default: all)")
         parser.add_argument("--results", type=Path, required=True, help="file of JSON lines to add to")
         parser.add_argument(
-            "--work", type=Path, default=Path("build/accuracy"), help="artifacts, checkpoints, weights (default: %(default)s)"
+            "--work",
+            type=Path,
+            default=Path("build/accuracy"),
+            help="artifacts, checkpoints, weights (default: %(default)s)",
         )
         parser.set_defaults(run=run, phase=phase)
 
@@ -52,7 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     data = load_dataset(arguments.data, arguments.work)
     task = make_task(data, arguments.phase, arguments.train_images, mirrored=arguments.data != "digits")
     if task.mean.shape[0] != NETWORKS[arguments.network].image[0]:
-        message = f"{arguments.network} takes {NETWORKS[arguments.network].image[0]} channels, {arguments.data} has others"
+        message = (
+            f"{arguments.network} takes {NETWORKS[arguments.network].image[0]} channels, {arguments.data} has others"
+        )
         raise FqtError(message, code="FQT103", hint="digits go with network digits, all else with the other networks")
     wanted = jobs(arguments, read_records(arguments.results))
     for number, job in enumerate(wanted, start=1):

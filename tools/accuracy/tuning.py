@@ -24,7 +24,7 @@ def tuned_lr(job: Job, records: list[Record]) -> Job:
 
 
 def validation_by_lr(job: Job, records: list[Record]) -> dict[float, float]:
-    """Mean validation accuracy by learning rate, of the runs that tuned ``job``: those of the seeds tried at every rate.
+    """Mean validation accuracy of ``job`` by learning rate, over the seeds that were tried at every rate.
 
     A rate that was chosen has more runs than the others; their mean must not count against rates with fewer.
     """
