@@ -77,7 +77,7 @@ def digest_of(content: bytes) -> str:
 def _train(job: Job, task: Task, work: Path) -> Record:
     settings = ROWS[job.row] | OPTIMIZERS[job.optimizer]
     session = fqt_deploy.load(artifact_of(NETWORKS[job.network], task.classes, job.batch, settings, work / "artifacts"))
-    record = Record(job, _revision(), threads=_threads())
+    record = Record(job, revision(), threads=_threads())
     checkpoint = work / "checkpoints" / f"{job.key}.safetensors"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if checkpoint.exists():
@@ -164,7 +164,7 @@ def _threads() -> int:
     return int(os.environ.get("FQT_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
-def _revision() -> str:
+def revision() -> str:
     """Commit of the repository, with ``+`` if the compiler or the tools differ from it."""
     commands = (
         ["git", "rev-parse", "--short=10", "HEAD"],
