@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 import fqt_deploy
+from fqt_deploy.core.manifest import Manifest
 from tools.accuracy.networks import Network, model_source
-from tools.accuracy.rows import Settings
+from tools.accuracy.rows import OPTIMIZERS, ROWS, Settings
 from tools.examples import compile_example
 
 _COMPILER = Path(fqt_deploy.__file__).parent
@@ -25,6 +26,13 @@ def artifact_of(network: Network, classes: int, batch: int, settings: Settings, 
         cache.mkdir(parents=True, exist_ok=True)
         compile_example(model_source(network, classes, batch), settings, folder)
     return folder
+
+
+def binarized_layers(network: Network, classes: int, batch: int, cache: Path) -> list[str]:
+    """Paths of the layers that the compiler binarizes."""
+    artifact = artifact_of(network, classes, batch, ROWS["none"] | OPTIMIZERS["adam"], cache)
+    manifest = Manifest.from_json((artifact / "manifest.json").read_bytes())
+    return [layer.path for layer in manifest.layers if layer.decision == "1-bit"]
 
 
 def _compiler_digest() -> str:

@@ -21,10 +21,10 @@ from safetensors.numpy import load_file, save
 import fqt_deploy
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.files import replace_file
-from tools.accuracy.artifacts import artifact_of
+from tools.accuracy.artifacts import artifact_of, binarized_layers
 from tools.accuracy.job import Job, Record
 from tools.accuracy.networks import NETWORKS, initial_state, with_new_head
-from tools.accuracy.rows import OPTIMIZERS, ROWS
+from tools.accuracy.rows import OPTIMIZERS, ROWS, TORCH_ROWS
 from tools.accuracy.task import Task
 from tools.training import Array, accuracy, batches, cosine
 
@@ -75,8 +75,7 @@ def digest_of(content: bytes) -> str:
 
 
 def _train(job: Job, task: Task, work: Path) -> Record:
-    settings = ROWS[job.row] | OPTIMIZERS[job.optimizer]
-    session = fqt_deploy.load(artifact_of(NETWORKS[job.network], task.classes, job.batch, settings, work / "artifacts"))
+    session = _session(job, task.classes, work / "artifacts")
     record = Record(job, revision(), threads=_threads())
     checkpoint = work / "checkpoints" / f"{job.key}.safetensors"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +96,18 @@ def _train(job: Job, task: Task, work: Path) -> Record:
     checkpoint.unlink(missing_ok=True)
     print(f"{job.title}: val {record.final_val:.1%}, test {record.test:.1%}, {record.seconds:.0f} s", flush=True)
     return record
+
+
+def _session(job: Job, classes: int, artifacts: Path) -> Any:
+    """The compiled step of a job, or PyTorch's."""
+    network, optimizer = NETWORKS[job.network], OPTIMIZERS[job.optimizer]
+    if job.row not in TORCH_ROWS:
+        return fqt_deploy.load(artifact_of(network, classes, job.batch, ROWS[job.row] | optimizer, artifacts))
+    from tools.accuracy.torch_session import TorchSession
+
+    row = TORCH_ROWS[job.row]
+    binarized = binarized_layers(network, classes, job.batch, artifacts) if row["binarized"] else []
+    return TorchSession(network, classes, job.batch, binarized, optimizer, bf16=row["bf16"])
 
 
 def _start(job: Job, task: Task, work: Path) -> dict[str, Array]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, stdev
 
 from tools.accuracy.job import Job, Record
-from tools.accuracy.rows import ROWS
+from tools.accuracy.rows import ALL_ROWS
 
 TUNING_SEEDS = range(100, 1000)
 """Runs with these seeds chose learning rates; accuracies that are reported come from other seeds."""
@@ -24,7 +24,7 @@ def by_row(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
     groups: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         groups[record.job.row, record.job.optimizer].append(record)
-    order = list(ROWS)
+    order = list(ALL_ROWS)
     return dict(sorted(groups.items(), key=lambda item: (item[0][1], order.index(item[0][0]))))
 
 

@@ -11,7 +11,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from tools.accuracy.data import load_dataset
 from tools.accuracy.job import Job, Record, append_record, read_records
 from tools.accuracy.networks import NETWORKS
-from tools.accuracy.rows import OPTIMIZERS, ROWS
+from tools.accuracy.rows import ALL_ROWS, OPTIMIZERS, is_binarized
 from tools.accuracy.runner import run_job
 from tools.accuracy.task import PHASES, make_task
 from tools.accuracy.tuning import tuned_lr
@@ -31,7 +31,9 @@ def add_to(commands: Any) -> None:
         parser = commands.add_parser(phase, help=_HELP[phase])
         parser.add_argument("--data", required=True, help="digits, or path of CIFAR-10 or of a folder of images")
         parser.add_argument("--network", required=True, choices=list(NETWORKS))
-        parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=["none"], help="recipes", metavar="ROW")
+        parser.add_argument(
+            "--rows", nargs="+", choices=list(ALL_ROWS), default=["none"], help="recipes", metavar="ROW"
+        )
         parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=["adam"])
         parser.add_argument(
             "--lrs",
@@ -77,7 +79,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def jobs(arguments: argparse.Namespace, records: list[Record]) -> list[Job]:
     """The jobs of a command line, seeds outermost: so all rows have a first run early."""
-    pretrained = _pretrained(arguments, records) if arguments.phase == "transfer" else None
     found = []
     for seed, row, optimizer, lr in itertools.product(
         arguments.seeds, arguments.rows, arguments.optimizers, arguments.lrs
@@ -93,22 +94,23 @@ def jobs(arguments: argparse.Namespace, records: list[Record]) -> list[Job]:
             batch=arguments.batch or NETWORKS[arguments.network].batch,
             train_images=arguments.train_images,
             seed=seed,
-            pretrained=pretrained,
+            pretrained=_pretrained(arguments, records, row) if arguments.phase == "transfer" else None,
         )
         found.append(tuned_lr(job, records) if lr == TUNED else job)
     return found
 
 
-def _pretrained(arguments: argparse.Namespace, records: list[Record]) -> str:
-    """Digest of the pretrained weights of this network and data that validated best."""
+def _pretrained(arguments: argparse.Namespace, records: list[Record], row: str) -> str:
+    """Digest of the pretrained weights that validated best, of this network and data, with or without 1-bit layers."""
     data = Path(arguments.data).name
     fitting = [
         record
         for record in records
         if (record.job.phase, record.job.network, record.job.data) == ("pretrain", arguments.network, data)
+        and is_binarized(record.job.row) == is_binarized(row)
     ]
     if not fitting:
-        message = f"{arguments.results} holds no pretraining of {arguments.network} on {data}"
+        message = f"{arguments.results} holds no pretraining of {arguments.network} on {data} for {row}"
         raise FqtError(message, code="FQT502", hint="run the command `pretrain` with the same --results first")
     best = max(fitting, key=lambda record: record.final_val)
     assert best.weights is not None
