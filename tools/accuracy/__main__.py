@@ -19,9 +19,9 @@ import argparse
 import sys
 
 from fqt_deploy.core.diagnostics import FqtError
-from tools.accuracy import report_command, theory_command, train_command
+from tools.accuracy import race_command, report_command, theory_command, train_command
 
-COMMANDS = (train_command, theory_command, report_command)
+COMMANDS = (train_command, theory_command, race_command, report_command)
 
 
 def main(arguments: list[str] | None = None) -> int:

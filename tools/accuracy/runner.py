@@ -23,7 +23,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.files import replace_file
 from tools.accuracy.artifacts import artifact_of, binarized_layers
 from tools.accuracy.job import Job, Record
-from tools.accuracy.networks import NETWORKS, initial_state, with_new_head
+from tools.accuracy.networks import NETWORKS, Network, initial_state, with_new_head
 from tools.accuracy.rows import OPTIMIZERS, ROWS, TORCH_ROWS
 from tools.accuracy.task import Task
 from tools.training import Array, accuracy, batches, cosine
@@ -75,7 +75,8 @@ def digest_of(content: bytes) -> str:
 
 
 def _train(job: Job, task: Task, work: Path) -> Record:
-    session = _session(job, task.classes, work / "artifacts")
+    artifacts = work / "artifacts"
+    session = open_session(NETWORKS[job.network], task.classes, job.batch, job.row, job.optimizer, artifacts)
     record = Record(job, revision(), threads=_threads())
     checkpoint = work / "checkpoints" / f"{job.key}.safetensors"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -98,16 +99,15 @@ def _train(job: Job, task: Task, work: Path) -> Record:
     return record
 
 
-def _session(job: Job, classes: int, artifacts: Path) -> Any:
-    """The compiled step of a job, or PyTorch's."""
-    network, optimizer = NETWORKS[job.network], OPTIMIZERS[job.optimizer]
-    if job.row not in TORCH_ROWS:
-        return fqt_deploy.load(artifact_of(network, classes, job.batch, ROWS[job.row] | optimizer, artifacts))
+def open_session(network: Network, classes: int, batch: int, row: str, optimizer: str, artifacts: Path) -> Any:
+    """The compiled step of a row, or PyTorch's, with the initial weights of seed 0."""
+    settings = OPTIMIZERS[optimizer]
+    if row not in TORCH_ROWS:
+        return fqt_deploy.load(artifact_of(network, classes, batch, ROWS[row] | settings, artifacts))
     from tools.accuracy.torch_session import TorchSession
 
-    row = TORCH_ROWS[job.row]
-    binarized = binarized_layers(network, classes, job.batch, artifacts) if row["binarized"] else []
-    return TorchSession(network, classes, job.batch, binarized, optimizer, bf16=row["bf16"])
+    binarized = binarized_layers(network, classes, batch, artifacts) if TORCH_ROWS[row]["binarized"] else []
+    return TorchSession(network, classes, batch, binarized, settings, bf16=TORCH_ROWS[row]["bf16"])
 
 
 def _start(job: Job, task: Task, work: Path) -> dict[str, Array]:

@@ -19,6 +19,11 @@ def reported(records: Iterable[Record]) -> list[Record]:
     return [record for record in records if record.job.seed not in TUNING_SEEDS]
 
 
+def tuning(records: Iterable[Record]) -> list[Record]:
+    """The others."""
+    return [record for record in records if record.job.seed in TUNING_SEEDS]
+
+
 def by_row(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
     """Repetitions with different seeds, by row and optimizer, in the order of ``ROWS``."""
     groups: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
@@ -63,13 +68,13 @@ def accuracy_table(records: list[Record]) -> list[str]:
 
 def tuning_table(records: list[Record]) -> list[str]:
     """Validation accuracy of the tuning runs by learning rate; the best of a row is set in bold."""
-    tuning = [record for record in records if record.job.seed in TUNING_SEEDS]
-    rates = sorted({record.job.lr for record in tuning})
+    chosen = tuning(records)
+    rates = sorted({record.job.lr for record in chosen})
     lines = [
         "| recipe | optimizer | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
         "|---|---|" + "---|" * len(rates),
     ]
-    for (row, optimizer), runs in by_row(tuning).items():
+    for (row, optimizer), runs in by_row(chosen).items():
         found = {run.job.lr: run.final_val for run in runs}
         best = max(found.values())
         cells = [_cell(found.get(rate), best) for rate in rates]
