@@ -11,6 +11,7 @@ import os
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     steps: dict[str, Step] = {}
     for row in arguments.rows:
         session = open_session(network, arguments.classes, batch, row, "adam", arguments.work / "artifacts")
-        steps[row] = lambda session=session: session.step(x, y)
+        steps[row] = partial(session.step, x, y)
     calls = calls_in_a_turn(steps)
     others, start = seconds_of_others(), time.perf_counter()
     times = interleaved_times(steps, calls, arguments.repeats)
