@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -96,7 +95,7 @@ def model_source(network: Network, classes: int, batch: int, seed: int = 0) -> M
 def initial_state(network: Network, classes: int, seed: int) -> dict[str, Array]:
     """Parameters and buffers by name, initialized with ``seed``."""
     state = model_source(network, classes, 1, seed).module.state_dict()
-    return {name: np.array(tensor) for name, tensor in state.items()}
+    return {name: tensor.numpy().copy() for name, tensor in state.items()}
 
 
 def with_new_head(pretrained: dict[str, Array], network: Network, classes: int, seed: int) -> dict[str, Array]:

@@ -88,7 +88,7 @@ class TorchSession:
 
     def state_dict(self) -> dict[str, Array]:
         """Parameters and buffers by the names of a compiled session."""
-        return {name: np.array(tensor.contiguous()) for name, tensor in self._named().items()}
+        return {name: tensor.contiguous().numpy().copy() for name, tensor in self._named().items()}
 
     def load_state_dict(self, values: Mapping[str, Array]) -> None:
         """Set parameters and buffers."""
