@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def add_to(commands: Any) -> None:
             "--lrs",
             nargs="+",
             default=["1e-3"],
-            help="learning rates, or `tuned`: the best in the results, on validation",
+            help="learning rates, or `tuned`: the best in the results, on validation; `tuned=ROW`: that of another row",
         )
         parser.add_argument("--seeds", nargs="+", type=int, default=[0])
         parser.add_argument("--steps", type=int, required=True)
@@ -89,14 +90,17 @@ def jobs(arguments: argparse.Namespace, records: list[Record]) -> list[Job]:
             phase=arguments.phase,
             row=row,
             optimizer=optimizer,
-            lr=0.0 if lr == TUNED else float(lr),
+            lr=0.0 if lr.startswith(TUNED) else float(lr),
             steps=arguments.steps,
             batch=arguments.batch or NETWORKS[arguments.network].batch,
             train_images=arguments.train_images,
             seed=seed,
             pretrained=_pretrained(arguments, records, row) if arguments.phase == "transfer" else None,
         )
-        found.append(tuned_lr(job, records) if lr == TUNED else job)
+        if lr.startswith(TUNED):
+            like = replace(job, row=lr.partition("=")[2] or row)
+            job = replace(job, lr=tuned_lr(like, records).lr)
+        found.append(job)
     return found
 
 
