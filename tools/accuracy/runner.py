@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -175,6 +176,7 @@ def _threads() -> int:
     return int(os.environ.get("FQT_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
+@functools.cache  # the code of this process, whatever is committed while it runs
 def revision() -> str:
     """Commit of the repository, with ``+`` if the compiler or the tools differ from it."""
     commands = (
