@@ -227,9 +227,9 @@ def task_time(arguments: argparse.Namespace) -> dict[str, Any]:
         own = load_example(arguments.model, arguments.batch)
         steps[configuration.name] = torch_step(own, configuration, adam)
     calls = calls_in_a_turn(steps)  # torch.compile starts other processes
-    others, start = _seconds_of_others(), time.perf_counter()
+    others, start = seconds_of_others(), time.perf_counter()
     times = interleaved_times(steps, calls, arguments.repeats)
-    cores = (_seconds_of_others() - others) / (time.perf_counter() - start)
+    cores = (seconds_of_others() - others) / (time.perf_counter() - start)
     return {"times": times, "adam": adam, "cores_of_others": cores}
 
 
@@ -297,7 +297,7 @@ def _status_mb(entry: str) -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def _seconds_of_others() -> float:
+def seconds_of_others() -> float:
     """Core seconds that this machine has spent so far, without those of this process."""
     user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - time.process_time()

@@ -1,7 +1,12 @@
-"""fp32 convolutions: register tiles over zero-padded rows, in which a row of taps is one contiguous run."""
+"""fp32 convolutions: register tiles over zero-padded rows, in which a row of taps is one contiguous run.
+
+A tile holds positions of several rows and images where one row is short: a panel of the weight, contiguous in memory, is
+then read once for eight positions, whatever the size of the image.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -16,13 +21,10 @@ from fqt_deploy.targets.cpu.register_tile import (
     placeholders,
     schedule_helpers,
     schedule_padding,
-    schedule_tile,
 )
 
-OPERANDS = 5
-"""Registers that are not accumulators."""
-_CHUNKS = 16
-"""Partial sums of a weight gradient: independent of the thread count, and shorter sums round less."""
+_ROWS = 8
+"""Positions in a tile: with two vectors of channels, sixteen accumulators for ten operands."""
 
 
 class Fp32ConvolutionRule:
@@ -68,78 +70,58 @@ def _convolution(
 ) -> tirx.PrimFunc:
     channels, outputs = int(image.shape[3]), result_shape[3]
     run = kernel[1] * channels
+    tile = tile_extents(result_shape[:3], min(_ROWS, accumulators))
+    vectors = largest_divisor(outputs // PANEL, max(1, accumulators // math.prod(tile)))
+    width = vectors * PANEL
     panels = te.compute(
-        (kernel[0], run, outputs), lambda kh, m, o: weight(kh, m // channels, m % channels, o), name="panels"
+        (outputs // width, kernel[0], run, width),
+        lambda p, kh, m, o: weight(kh, m // channels, m % channels, p * width + o),
+        name="panels",
     )
     kh, m = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, run), "m")
     total = te.compute(
         result_shape,
         lambda n, y, z, o: te.sum(
-            rows[n, y * stride[0] + kh, z * (stride[1] * channels) + m] * panels[kh, m, o], axis=[kh, m]
+            rows[n, y * stride[0] + kh, z * (stride[1] * channels) + m] * panels[o // width, kh, m, o % width],
+            axis=[kh, m],
         ),
         name="total",
     )
     result = te.compute(result_shape, lambda *i: total[i], name="result")
     schedule = new_schedule([image, w, result])
-    tile = largest_divisor(result_shape[2], min(8, accumulators))
-    vectors = largest_divisor(outputs // PANEL, max(1, accumulators // tile))
-    schedule_tile(
-        schedule, schedule.get_sblock("total"), schedule.get_sblock("result"), tile, vectors, unrolled=0, inner_axes=0
-    )
+    _schedule_tile(schedule, tile, width)
     schedule_padding(schedule, schedule.get_sblock("rows"))
     schedule_helpers(schedule, ("panels",))
     return schedule.mod["main"]
 
 
-class Fp32WeightGradRule:
-    """Takes ``conv2d_weight_grad`` with a multiple of 16 output channels."""
+def tile_extents(extents: list[int], limit: int) -> list[int]:
+    """Part of each axis in a tile of at most ``limit`` elements: of the innermost axes as much as fits."""
+    tile: list[int] = []
+    for extent in reversed(extents):
+        tile.insert(0, largest_divisor(extent, max(1, limit // math.prod(tile))))
+    return tile
 
-    ops: ClassVar[frozenset[str]] = frozenset({"conv2d_weight_grad"})
 
-    def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """A tile of taps times output channels, summed over the positions of a chunk of samples.
-
-        A first convolution has few taps: with one accumulator for each, the gradient is read once.
-        """
-        arguments = arguments_of(function)
-        outputs, channels, *kernel = (int(d) for d in function.params[-1].shape)
-        if arguments is None or outputs % PANEL:
-            return None
-        stride, padding = arguments[3:]
-        x, g = placeholders(function)
-        samples, oh, ow, _ = (int(d) for d in g.shape)
-        rows = padded_rows(x, padding, "rows")
-        run = kernel[1] * channels
-        taps = kernel[0] * run
-        chunks = largest_divisor(samples, _CHUNKS)
-        size = samples // chunks
-        b, y, z = te.reduce_axis((0, size), "b"), te.reduce_axis((0, oh), "y"), te.reduce_axis((0, ow), "z")
-        total = te.compute(
-            (chunks, taps, outputs),
-            lambda q, t, o: te.sum(
-                rows[q * size + b, y * stride[0] + t // run, z * (stride[1] * channels) + t % run]
-                * g[q * size + b, y, z, o],
-                axis=[b, y, z],
-            ),
-            name="total",
-        )
-        partial = te.compute(total.shape, lambda *i: total[i], name="partial")
-        q = te.reduce_axis((0, chunks), "q")
-        sums = te.compute(
-            (taps, outputs), lambda t, o: te.sum(partial[q, t, o], axis=q), name="sums"
-        )
-        result = te.compute(
-            (outputs, channels, *kernel), lambda o, c, kh, kw: sums[kh * run + kw * channels + c, o], name="result"
-        )
-        schedule = new_schedule([x, g, result])
-        tile = taps if taps <= 2 * features.accumulators - OPERANDS else largest_divisor(run, min(9, features.accumulators))
-        vectors = largest_divisor(outputs // PANEL, max(1, features.accumulators // tile))
-        schedule_tile(
-            schedule, schedule.get_sblock("total"), schedule.get_sblock("partial"), tile, vectors, unrolled=0, inner_axes=0
-        )
-        schedule_padding(schedule, schedule.get_sblock("rows"))
-        schedule_helpers(schedule, ("sums", "result"))
-        return schedule.mod["main"]
+def _schedule_tile(schedule: Any, tile: list[int], width: int) -> None:
+    """Accumulate ``total`` in registers for a tile of samples, rows and columns of ``result`` times ``width`` channels."""
+    total, result = schedule.get_sblock("total"), schedule.get_sblock("result")
+    *axes, channel = schedule.get_loops(result)
+    split = [schedule.split(axis, [None, size]) for axis, size in zip(axes, tile, strict=True)]
+    outer, inner = [pair[0] for pair in split], [pair[1] for pair in split]
+    panel, vector, lane = schedule.split(channel, [None, width // PANEL, PANEL])
+    schedule.reorder(*outer, panel, *inner, vector, lane)
+    schedule.compute_at(total, panel, preserve_unit_loops=True)
+    loops = schedule.get_loops(total)[len(outer) + 1 :]
+    positions, channels, reductions = loops[: len(tile)], loops[len(tile)], loops[len(tile) + 1 :]
+    vectors, lanes = schedule.split(channels, [None, PANEL])
+    schedule.reorder(*reductions, *positions, vectors, lanes)
+    schedule.vectorize(lanes)
+    schedule.vectorize(lane)
+    for loop in (*positions, vectors, *inner, vector):
+        schedule.unroll(loop)
+    schedule.parallel(schedule.fuse(*outer))
+    schedule.decompose_reduction(total, reductions[0])
 
 
 def padded_rows(image: te.Tensor, padding: list[int], name: str) -> te.Tensor:

@@ -1,0 +1,62 @@
+"""fp32 products of sizes that the samples of their ops do not reach: several chunks, tiles across images, few taps."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from tvm import te
+
+import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
+from fqt_deploy.ops.spec import OPS
+from fqt_deploy.targets.registry import make_target
+
+GEOMETRIES = (
+    (3, 64, 32, 8, 32, 3, 1),  # three chunks of positions
+    (8, 2, 2, 64, 48, 3, 1),  # tiles across images
+    (5, 7, 7, 24, 16, 3, 2),  # odd rows, a stride
+    (2, 40, 33, 3, 64, 3, 1),  # an accumulator for every tap
+    (1, 1, 96, 40, 64, 1, 1),  # a linear layer
+)
+"""N, H, W, I, O, kernel, stride."""
+
+
+def product(name, geometry):
+    """Arguments of op ``name``, its compiled kernel and its reference."""
+    n, h, w, i, o, kernel, stride = geometry
+    padding = kernel // 2
+    oh, ow = ((extent + 2 * padding - kernel) // stride + 1 for extent in (h, w))
+    r = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(n, h, w, i, generator=r), torch.randn(o, i, kernel, kernel, generator=r)
+    g = torch.randn(n, oh, ow, o, generator=r)
+    strides, paddings = [stride, stride], [padding, padding]
+    arguments = {
+        "conv2d": (x, weight, strides, paddings),
+        "conv2d_input_grad": (g, weight, [h, w], strides, paddings),
+        "conv2d_weight_grad": (x, g, [kernel, kernel], strides, paddings),
+    }[name]
+    operands = [te.placeholder(a.shape, name="p") if isinstance(a, torch.Tensor) else a for a in arguments]
+    result = OPS[name].compute(*operands)
+    function = te.create_prim_func([*(p for p in operands if isinstance(p, te.Tensor)), result])
+    attributes = {"fqt.op": name, "fqt.outputs": 1, "tirx.noalias": True, "global_symbol": "f"}
+    attributes["fqt.arguments"] = json.dumps([None if isinstance(a, torch.Tensor) else a for a in arguments])
+    target = make_target("cpu")
+    module = tvm.compile(tvm.IRModule({"f": target.schedule(function.with_attrs(attributes))}), target.tvm_target)
+    return arguments, module["f"], OPS[name].reference(*arguments)
+
+
+def run(kernel, arguments, shape, threads):
+    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    result = tvm.runtime.tensor(np.zeros(shape, dtype=np.float32))
+    kernel(*(tvm.runtime.tensor(a.numpy()) for a in arguments if isinstance(a, torch.Tensor)), result)
+    return result.numpy()
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"])
+def test_products_equal_their_reference_on_any_number_of_threads(name, geometry):
+    arguments, kernel, expected = product(name, geometry)
+    alone, both = (run(kernel, arguments, expected.shape, threads) for threads in (1, 2))
+    np.testing.assert_array_equal(alone, both)
+    np.testing.assert_allclose(alone, expected.numpy(), rtol=1e-4, atol=1e-4 * float(expected.abs().max()))

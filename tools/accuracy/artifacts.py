@@ -1,0 +1,42 @@
+"""Compiled steps of the study, kept by what they were compiled from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import fqt_deploy
+from fqt_deploy.core.manifest import Manifest
+from tools.accuracy.networks import Network, model_source
+from tools.accuracy.rows import OPTIMIZERS, ROWS, Settings
+from tools.examples import compile_example
+
+_COMPILER = Path(fqt_deploy.__file__).parent
+
+
+def artifact_of(network: Network, classes: int, batch: int, settings: Settings, cache: Path) -> Path:
+    """The artifact of ``network`` under ``settings``; compiled unless ``cache`` has it.
+
+    Network, shapes, settings and the compiler's own files decide: no step of an older compiler is used.
+    """
+    recipe = json.dumps([network.name, classes, batch, settings, _compiler_digest()], sort_keys=True)
+    folder = cache / f"{network.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.fqt"
+    if not folder.exists():  # an artifact is written whole or not at all
+        cache.mkdir(parents=True, exist_ok=True)
+        compile_example(model_source(network, classes, batch), settings, folder)
+    return folder
+
+
+def binarized_layers(network: Network, classes: int, batch: int, cache: Path) -> list[str]:
+    """Paths of the layers that the compiler binarizes."""
+    artifact = artifact_of(network, classes, batch, ROWS["none"] | OPTIMIZERS["adam"], cache)
+    manifest = Manifest.from_json((artifact / "manifest.json").read_bytes())
+    return [layer.path for layer in manifest.layers if layer.decision == "1-bit"]
+
+
+def _compiler_digest() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(_COMPILER.rglob("*.py")):
+        digest.update(file.relative_to(_COMPILER).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,104 @@
+"""The networks of the study by name, each with its image, its batch and what builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fqt_deploy.capture.load_model import ModelSource
+from tools.examples import load_example
+from tools.training import Array
+
+HEAD = "classifier."
+"""What the names of the classifier's parameters begin with, in every network."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network.
+
+    Attributes:
+        name: as on the command line.
+        image: channels, height and width of an input.
+        batch: samples of a step.
+        build: the module for a number of classes.
+    """
+
+    name: str
+    image: tuple[int, int, int]
+    batch: int
+    build: Callable[[int], nn.Module]
+
+
+class VGG(nn.Module):
+    """3x3 convolutions with batch normalization and ReLU in pooled stages, global average pooling, one linear layer."""
+
+    def __init__(self, stages: tuple[tuple[int, ...], ...], classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for stage in stages:
+            for width in stage:
+                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``x: [N, 3, H, W] float32`` to logits ``[N, classes] float32``."""
+        features: Tensor = self.pool(self.features(x))
+        logits: Tensor = self.classifier(features.flatten(1))
+        return logits
+
+
+def _example(name: str) -> Callable[[int], nn.Module]:
+    def build(classes: int) -> nn.Module:
+        kind: Any = type(load_example(name).module)
+        module: nn.Module = kind(classes=classes)
+        return module
+
+    return build
+
+
+_VGG6 = ((32, 32), (64, 64), (128, 128))
+_VGG16_QUARTER = ((16, 16), (32, 32), (64, 64, 64), (128, 128, 128), (128, 128, 128))
+
+NETWORKS: dict[str, Network] = {
+    network.name: network
+    for network in (
+        Network("digits", (1, 8, 8), 64, _example("digits")),
+        Network("vgg6", (3, 32, 32), 128, lambda classes: VGG(_VGG6, classes)),
+        Network("vgg16-quarter", (3, 32, 32), 128, lambda classes: VGG(_VGG16_QUARTER, classes)),
+        Network("vgg16", (3, 32, 32), 128, _example("vgg16")),
+        Network("resnet18", (3, 32, 32), 64, _example("resnet18")),
+        Network("mixer", (3, 32, 32), 128, _example("mixer")),
+    )
+}
+"""``vgg16``, ``resnet18``, ``mixer`` and ``digits`` are the examples; the other two are narrow, for sweeps."""
+
+
+def model_source(network: Network, classes: int, batch: int, seed: int = 0) -> ModelSource:
+    """The network with the initial weights of ``seed``, ready to be compiled for ``batch`` samples a step."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = network.build(classes)
+        x, y = torch.randn(batch, *network.image), torch.randint(0, classes, (batch,))
+    return ModelSource(module, nn.functional.cross_entropy, (x, y))
+
+
+def initial_state(network: Network, classes: int, seed: int) -> dict[str, Array]:
+    """Parameters and buffers by name, initialized with ``seed``."""
+    state = model_source(network, classes, 1, seed).module.state_dict()
+    return {name: tensor.numpy().copy() for name, tensor in state.items()}
+
+
+def with_new_head(pretrained: dict[str, Array], network: Network, classes: int, seed: int) -> dict[str, Array]:
+    """``pretrained`` with the classifier replaced by one for ``classes`` classes, initialized with ``seed``."""
+    fresh = initial_state(network, classes, seed)
+    return {name: value if name.startswith(HEAD) else pretrained.get(name, value) for name, value in fresh.items()}

@@ -1,0 +1,47 @@
+"""The recipes of the study by name: settings of the compiler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Settings = dict[str, Any]
+
+ROWS: dict[str, Settings] = {
+    "none": {"recipe": "none"},
+    "psq-8": {"recipe": "psq-8"},
+    "psq-1": {"recipe": "psq-1"},
+    **{
+        f"scq-4{suffix}": {"recipe": "scq", "grad_bits": 4, "grid": grid}
+        for suffix, grid in (("", "zero"), ("-minmax", "minmax"))
+    },
+    **{
+        f"{agp}-{bits}{suffix}": {"recipe": "scq+agp", "agp": agp, "grad_bits": bits, "grid": grid}
+        for agp in ("topk", "sampled", "once")
+        for bits in (2, 4, 8)
+        for suffix, grid in (("", "zero"), ("-minmax", "minmax"))
+    },
+}
+"""``topk-4`` is ``scq+agp`` with ``agp`` topk and 4 bits on the zero grid, ``topk-4-minmax`` on the paper's grid.
+
+The paper's released code is ``topk-4-minmax``, its theory ``sampled-4-minmax``.
+"""
+
+TORCH_ROWS: dict[str, Settings] = {
+    "torch-1bit": {"binarized": True, "bf16": False},
+    "torch-fp32": {"binarized": False, "bf16": False},
+    "torch-bf16": {"binarized": False, "bf16": True},
+}
+"""What is trained in PyTorch instead: the 1-bit network with fp32 gradients, and the network as it is written."""
+
+ALL_ROWS = (*ROWS, *TORCH_ROWS)
+
+OPTIMIZERS: dict[str, Settings] = {
+    "adam": {"optimizer": "adam", "weight_decay": 1e-5},
+    "sgd": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 1e-5},
+}
+"""Optimizers by name, without their learning rate, which is an input of the step."""
+
+
+def is_binarized(row: str) -> bool:
+    """Whether the network of a row has 1-bit layers; only such networks can start from each other's weights."""
+    return row in ROWS or bool(TORCH_ROWS[row]["binarized"])
