@@ -8,6 +8,8 @@ from fqt_deploy.capture.load_model import ModelSource, load_model
 from fqt_deploy.compiler import compile_model
 from fqt_deploy.core.options import CompileOptions
 
+torch.set_num_threads(1)  # the tensors of tests are small: a second thread only waits
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
