@@ -1,7 +1,7 @@
 """fp32 products: tiles in shared memory, a block of results in the registers of each thread.
 
-One rule for all of them: the operands' indices say which axes are rows, columns and contraction. Each multiply-add rounds
-once; a long contraction with a small result is split by index, so that results do not depend on the device.
+One rule for all of them: the operands' indices say which axes are rows, columns and contraction. Each multiply-add
+rounds once; a long contraction with a small result is split by index, so that results do not depend on the device.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from fqt_deploy.targets.cuda.kernel_builder import (
     sequence,
     shared,
     store,
-    unrolled,
     when,
     with_buffers,
 )
@@ -135,9 +134,7 @@ class _Contraction:
         combine = generic.reduction(LoopNest("parts", self.nest.axes, (part,), (total,)))
         return with_buffers([partial], sequence(product, combine))
 
-    def _block(
-        self, b: Any, row: Any, column: Any, part: Any, thread: Any, quads: int, terms: int, write: Any
-    ) -> Any:
+    def _block(self, b: Any, row: Any, column: Any, part: Any, thread: Any, quads: int, terms: int, write: Any) -> Any:
         size, tile = QUAD * quads, SIDE * QUAD * quads
         a, c = shared((DEPTH, tile + QUAD), "float32", "rows"), shared((DEPTH, tile + QUAD), "float32", "columns")
         sums = local((size, size), "float32", "sums")

@@ -78,7 +78,17 @@ def test_the_kernels_of_every_example_compile_without_spills(example, tmp_path):
     assert spilling(binary) == []
 
 
-def test_products_of_real_size_keep_to_registers(emulated_target, tmp_path):
+INSTRUCTIONS = {
+    # architecture and form -> instruction in the machine code, and how often at least in the three products
+    ("sm_90a", None): (r"BMMA\.168256\.AND\.POPC", 3 * 64),
+    ("sm_90a", "wgmma"): (r"BGMMA\.64x(64|128)x256\.AND\.POPC", 3 * 4),
+    ("sm_75", None): (r"BMMA\.88128\.XOR\.POPC", 3 * 256),
+    ("sm_120", None): (r"IMMA\.16832\.U8\.U8", 3 * 16),
+}
+
+
+@pytest.mark.parametrize(("architecture", "form"), INSTRUCTIONS, ids=str)
+def test_products_of_real_size_keep_to_registers(emulated_target, tmp_path, architecture, form):
     """The largest tile of each product, as in VGG16 with a batch of 64."""
     import json
 
@@ -95,25 +105,42 @@ def test_products_of_real_size_keep_to_registers(emulated_target, tmp_path):
         ),
         "bitplane_weight_grad": ([(2048, 4, 64), (73, 2048, 16)], (128, [3, 3])),
     }  # fmt: skip
-    module, sources, target = {}, [], emulated_target()
+    module, sources, target = {}, [], emulated_target(architecture)
+    if form is not None:
+        target = dataclasses.replace(target, features=target.features.preferring(form))
     for op, (shapes, arguments) in cases.items():
         operands = [te.placeholder(shape, "int32") for shape in shapes]
         attributes = {"fqt.op": op, "fqt.outputs": 1, "tirx.noalias": True}
         attributes["fqt.arguments"] = json.dumps([None, None, *arguments])
         function = te.create_prim_func([*operands, OPS[op].compute(*operands, *arguments)]).with_attrs(attributes)
         module[op] = target.schedule(function).with_attr("global_symbol", op)
-    target = dataclasses.replace(target, compile_source=lambda source, _: sources.append(source) or b"\0")
-    target.compile(tvm.IRModule(module), lower_relax)
-    binary = compiled(sources[0], "sm_90a", tmp_path)
+    compiler = dataclasses.replace(target, compile_source=lambda source, _: sources.append(source) or b"\0")
+    compiler.compile(tvm.IRModule(module), lower_relax)
+    binary = tmp_path / "kernels.fatbin"
+    binary.write_bytes(toolchain.compile_cuda(sources[0], target.features))
+    virtual = architecture.rstrip("a")
+    assert architectures_in(binary) == ({architecture}, set() if form == "wgmma" else {virtual})
     assert spilling(binary) == []
-    assert dump(binary, "--dump-sass").count("BMMA") >= 3 * 64
+    pattern, least = INSTRUCTIONS[architecture, form]
+    assert len(re.findall(pattern, dump(binary, "--dump-sass"))) >= least
+    if form == "wgmma":  # copies are published to the asynchronous proxy before the barrier in front of a product
+        order = (
+            r"fence_proxy_proxy_async_shared__cta\(\);\s*tvm_builtin_cuda_cta_sync\(\);[^}]*?\w+wgmma_fence_fence_sync"
+        )
+        assert len(re.findall(order, sources[0])) == 3
 
 
 def test_features_follow_the_oldest_architecture():
     assert cuda_features(None).architectures == ("sm_80", "sm_90a")
     assert cuda_features("sm_90a, sm_80").architectures == ("sm_80", "sm_90a")
-    assert cuda_features("sm_80,sm_75").has_binary_mma is False
+    assert cuda_features("sm_80,sm_75").bit_forms == ("xor",)
+    assert cuda_features("sm_90a,sm_100").bit_forms == ("and",)
+    assert cuda_features("sm_120,sm_100").bit_forms == ("int8",)
     assert cuda_features("sm_90a").forward_compatible == "compute_90"
+    assert cuda_features("sm_90a").preferring("wgmma").bit_forms == ("wgmma", "and")
+    assert cuda_features("sm_90a").preferring("wgmma").forward_compatible is None
+    with pytest.raises(FqtError, match="no 1-bit products as wgmma"):
+        cuda_features("sm_80,sm_90a").preferring("wgmma")
     for wrong in ("sm_42", "", "gfx90a"):
         with pytest.raises(FqtError) as error:
             cuda_features(wrong)
@@ -178,4 +205,3 @@ def test_wrong_options_are_one_clear_error(model_file, tmp_path, options, words)
     assert done.exit_code == 1
     assert words in done.output
     assert not (tmp_path / "out").exists()
-
