@@ -13,7 +13,6 @@ from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
-from tvm.tirx.stmt import ForKind
 
 from fqt_deploy.targets.cuda.bit_form import BitForm, weighted
 from fqt_deploy.targets.cuda.bit_operand import Operand, Tile
@@ -31,6 +30,7 @@ from fqt_deploy.targets.cuda.kernel_builder import (
     shared,
     store,
     unrolled,
+    vector,
     when,
     with_buffers,
 )
@@ -158,14 +158,6 @@ class _Staged:
     def _word(self, target: tuple[Any, Any], i: int) -> list[Any]:
         row, word = self.layout.within(i)
         return self.layout.at(target[0] + row, target[1] + word)
-
-
-def vector(width: int, body: Callable[[Any], Any]) -> Any:
-    """``body`` of 0 to ``width - 1`` as one vector operation."""
-    if width == 1:
-        return body(integer(0))
-    var = tirx.Var("v", "int32")
-    return tirx.For(var, 0, width, ForKind.VECTORIZED, body(var))
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,12 @@ class CudaFeatures:
     Attributes:
         architectures: the ones compiled for, oldest first.
         bit_forms: forms of the 1-bit products in order of preference; the first that has a kernel's number of planes.
+        tf32: whether fp32 products may round their operands to TF32.
     """
 
     architectures: tuple[str, ...]
     bit_forms: tuple[str, ...]
+    tf32: bool = False
 
     @property
     def requires(self) -> tuple[str, ...]:
