@@ -262,6 +262,26 @@ inline void mma_m16n8k32_u8(uint32_t* d, const uint32_t* a, const uint32_t* b, c
   warp_product<16, 8, uint32_t, uint32_t>(d, a, b, c, byte_products);
 }
 
+// TF32: round to nearest, ties away from zero, 13 bits of the mantissa left out; sums are exact here and rounded once.
+inline uint32_t rounded_to_tf32(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  return isfinite(value) ? (bits + 0x1000) & ~0x1FFFu : bits;
+}
+inline double tf32_product(uint32_t a, uint32_t b) {
+  if ((a | b) & 0x1FFF) {
+    fprintf(stderr, "emulation: an operand was not rounded to TF32\n");
+    abort();
+  }
+  float left, right;
+  memcpy(&left, &a, 4);
+  memcpy(&right, &b, 4);
+  return static_cast<double>(left) * right;
+}
+inline void mma_m16n8k8_tf32(float* d, const uint32_t* a, const uint32_t* b, const float* c) {
+  warp_product<16, 8, float, double>(d, a, b, c, tf32_product);
+}
+
 // wgmma of bits, AND and popcount, both operands in shared memory: K-major without swizzling, as their descriptors say.
 // Products run as late as they may, when the thread waits for their group: a missing wait shows as a wrong result.
 inline uint32_t described(uint64_t descriptor, unsigned row, unsigned word) {

@@ -19,6 +19,7 @@ _MMA = {
     "m16n8k256.row.col.s32.b1.b1.s32.and.popc": ("mma_m16n8k256_and", 4, 4, 2),
     "m8n8k128.row.col.s32.b1.b1.s32.xor.popc": ("mma_m8n8k128_xor", 2, 1, 1),
     "m16n8k32.row.col.s32.u8.u8.s32": ("mma_m16n8k32_u8", 4, 4, 2),
+    "m16n8k8.row.col.f32.tf32.tf32.f32": ("mma_m16n8k8_tf32", 4, 4, 2),
 }
 _WARPGROUP = (
     r'asm volatile\("\{ \.reg \.pred ps0; setp\.ne\.b32 ps0, %\d+, 0; '
@@ -31,6 +32,7 @@ _HELPERS = (
         r'asm volatile\(\s*"cp\.async\.c[ag]\.shared\.global[^"]*,\s*(\d+)\s*;.*?\);',
         r"emulation::copy_to_shared(__dst_mem, __src_mem, \1);",
     ),
+    (r'asm volatile\("cvt\.rna\.tf32\.f32[^"]*".*?\);', "__d = emulation::rounded_to_tf32(__a);"),
     (r'asm volatile\("(wgmma\.fence|fence\.proxy\.async)[^"]*".*?\);', ";"),
     (r'asm volatile\("wgmma\.commit_group[^"]*".*?\);', "emulation::wgmma_commit();"),
     (r'asm volatile\("wgmma\.wait_group\.sync\.aligned 0;".*?\);', "emulation::wgmma_wait();"),
@@ -64,12 +66,13 @@ def _warp_product(match: re.Match[str]) -> str:
     """The emulation of an instruction whose operands a helper calls ``__d0``, ``__a0`` and so on."""
     assert match[1] in _MMA, f"the emulation does not know mma.{match[1]}"
     function, results, left, right = _MMA[match[1]]
-    given = ", ".join(
-        f"{side}_[] = {{{', '.join(f'__{side}{i}' for i in range(count))}}}"
-        for side, count in (("a", left), ("b", right), ("c", results))
+    kind = "float" if ".f32." in match[1] else "uint32_t"
+    given = "".join(
+        f"{of} {side}_[] = {{{', '.join(f'__{side}{i}' for i in range(count))}}}; "
+        for of, side, count in (("uint32_t", "a", left), ("uint32_t", "b", right), (kind, "c", results))
     )
     out = "".join(f" __d{i} = d_[{i}];" for i in range(results))
-    return f"uint32_t {given}, d_[{results}]; emulation::{function}(d_, a_, b_, c_);{out}"
+    return f"{given}{kind} d_[{results}]; emulation::{function}(d_, a_, b_, c_);{out}"
 
 
 def _warpgroup_product(match: re.Match[str]) -> str:

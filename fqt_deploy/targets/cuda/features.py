@@ -30,6 +30,9 @@ ARCHITECTURES: dict[str, str] = {
 Newer ones execute the forms of older ones too, by several instructions: sm_90 XOR by AND, sm_100 AND by bytes.
 """
 
+BEFORE_TF32 = ("sm_75",)
+"""Architectures whose tensor cores do not take TF32."""
+
 ALTERNATIVES: dict[str, tuple[str, ...]] = {"sm_90a": ("wgmma",)}
 """Architecture -> other forms, for artifacts for it alone. None is a default: ``tools/bench_gpu.py`` compares them."""
 

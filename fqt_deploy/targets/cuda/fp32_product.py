@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from tvm import tirx
 
+from fqt_deploy.ops.fp32_products import FP32_PRODUCTS
 from fqt_deploy.targets.cuda import generic
 from fqt_deploy.targets.cuda.contraction import VECTOR, Contraction, Side, contraction_of
 from fqt_deploy.targets.cuda.features import CudaFeatures
@@ -42,12 +43,7 @@ CHUNK_TERMS = 512
 class Fp32ProductRule:
     """Takes every fp32 convolution and matrix product."""
 
-    ops: ClassVar[frozenset[str]] = frozenset(
-        {
-            "conv2d", "conv2d_input_grad", "conv2d_weight_grad",
-            "linear", "linear_input_grad", "linear_weight_grad", "batch_matmul",
-        }
-    )  # fmt: skip
+    ops: ClassVar[frozenset[str]] = FP32_PRODUCTS
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
         """None where the loop nest is no product of two operands."""
@@ -70,7 +66,7 @@ def _product(contraction: Contraction, features: CudaFeatures) -> Any:
     """The product, and where its contraction is split, the sum of the parts."""
     nest, left, right = contraction.nest, contraction.left, contraction.right
     tile = tile_for(left.extent, right.extent, tf32=features.tf32)
-    down, across = ceil_div(left.extent, tile.size), ceil_div(right.extent, tile.size)
+    down, across = ceil_div(left.extent, tile.height), ceil_div(right.extent, tile.width)
     wanted = ceil_div(2 * REFERENCE_PROCESSORS, down * across * contraction.size)
     parts = max(1, min(wanted, nest.terms // CHUNK_TERMS))
     terms = ceil_div(ceil_div(nest.terms, parts), tile.depth) * tile.depth
@@ -78,7 +74,7 @@ def _product(contraction: Contraction, features: CudaFeatures) -> Any:
     partial = scratch((parts, nest.size), "float32", "partial")
 
     def body(block: Any, thread: Any) -> Any:
-        column, row = block % across * tile.size, block // across % down * tile.size
+        column, row = block % across * tile.width, block // across % down * tile.height
         rest = block // (across * down)
         b, part = rest % contraction.size, rest // contraction.size
         target = None if parts == 1 else (partial, part)
@@ -113,7 +109,8 @@ class _Operand:
 
     contraction: Contraction
     side: Side
-    tile: Fp32Tile
+    depth: int
+    size: int
     buffer: tirx.Buffer
     held: tirx.Buffer
     batch: Any
@@ -123,7 +120,7 @@ class _Operand:
 
     def _each(self, body: Any) -> Any:
         """``body(turn, term, row)`` for the first element of each vector that this thread carries."""
-        width, depth, size = self.side.width, self.tile.depth, self.tile.size
+        width, depth, size = self.side.width, self.depth, self.size
         vectors = depth * size // width
 
         def one(turn: int) -> Any:
@@ -145,7 +142,7 @@ class _Operand:
             at, term = self.first + outer, begin + inner
             guard, source, indices = self.contraction.operand(self.side, self.batch, at, term)
             needed = [
-                *([] if extent % self.tile.size == 0 else [at < extent]),
+                *([] if extent % self.size == 0 else [at < extent]),
                 *([] if self.whole_terms else [term < terms]),
                 *([] if guard is True else [guard]),
             ]
@@ -185,8 +182,8 @@ class _Block:
     def code(self) -> Any:
         tile = self.tile
         sums = local(tile.results, "float32", "sums")
-        a = self._operand(self.contraction.left, self.row, "rows")
-        c = self._operand(self.contraction.right, self.column, "columns")
+        a = self._operand(self.contraction.left, tile.height, self.row, "rows")
+        c = self._operand(self.contraction.right, tile.width, self.column, "columns")
 
         def fetch(step: Any) -> Any:
             return sequence(*(side.fetch(self.begin + step * tile.depth) for side in (a, c)))
@@ -213,13 +210,13 @@ class _Block:
         buffers = [a.buffer, c.buffer, a.held, c.held, sums]
         return with_buffers(buffers, sequence(start, loop(steps, stage), self._finish(sums)))
 
-    def _operand(self, side: Side, first: Any, name: str) -> _Operand:
+    def _operand(self, side: Side, size: int, first: Any, name: str) -> _Operand:
         tile = self.tile
-        buffer = shared((2, tile.depth, tile.size + tile.padding), "float32", name)
-        turns = ceil_div(tile.depth * tile.size, side.width * THREADS)
+        buffer = shared((2, tile.depth, size + tile.padding), "float32", name)
+        turns = ceil_div(tile.depth * size, side.width * THREADS)
         held = local((turns, side.width), "float32", f"held_{name}")
         whole = self.parts * self.terms == self.contraction.nest.terms
-        return _Operand(self.contraction, side, tile, buffer, held, self.batch, first, self.thread, whole)
+        return _Operand(self.contraction, side, tile.depth, size, buffer, held, self.batch, first, self.thread, whole)
 
     def _finish(self, sums: tirx.Buffer) -> Any:
         """Write every run of neighbouring columns, as a vector where it is one."""
@@ -231,7 +228,7 @@ class _Block:
             row, column = tile.place(self.thread, i, j)
             at_row, at_column = self.row + row, self.column + column
             at = contraction.positions(self.batch, at_row, at_column)
-            whole = left % tile.size == 0 and right % tile.size == 0
+            whole = left % tile.height == 0 and right % tile.width == 0
             exists = True if whole else tirx.all(at_row < left, at_column < right)
             return when(exists, vector(width, lambda v: self._store(at, v, sums[i, j + v])))
 

@@ -12,6 +12,7 @@ from tvm import te
 
 import fqt_deploy.ops.registry  # noqa: F401
 from fqt_deploy.codegen.build import lower_relax
+from fqt_deploy.compiler.verify import TF32_TOLERANCE
 from fqt_deploy.ops.aten_pointwise import tvm_dtype
 from fqt_deploy.ops.spec import OPS, OpKind
 
@@ -40,6 +41,9 @@ IN_OTHER_FORMS = [
     *(f"bitplane_weight_grad_{i}" for i in range(4)),
 ]
 """Samples with every number of planes, odd channels, strides, padding."""
+
+
+IN_TF32 = ["conv2d_0", "conv2d_1", "conv2d_input_grad_1", "conv2d_weight_grad_0", "linear_0", "batch_matmul_0"]
 
 
 def unscheduled(spec, arguments):
@@ -104,9 +108,9 @@ def other_forms(emulated_target):
     return targets["xor"].compile(tvm.IRModule(functions), lower_relax)
 
 
-def check(library, name, *, in_place=False, prefix=""):
+def check(library, name, *, in_place=False, prefix="", expected=None):
     spec, arguments = SAMPLES[name]
-    expected = flat(spec.reference(*arguments))
+    expected = flat(spec.reference(*arguments) if expected is None else expected)
     device = tvm.cuda(0)
     operands = [tvm.runtime.tensor(a.contiguous().numpy(), device) for a in arguments if isinstance(a, torch.Tensor)]
     fresh = [tvm.runtime.tensor(torch.zeros_like(e).numpy(), device) for e in expected]
@@ -135,6 +139,26 @@ def test_emitted_update_writes_in_place(tensor_cores, name):
 @pytest.mark.parametrize("name", IN_OTHER_FORMS)
 def test_products_in_other_forms_agree_with_reference(other_forms, name, form):
     check(other_forms, name, prefix=f"{form}_")
+
+
+@pytest.fixture(scope="module")
+def tf32(emulated_target):
+    return compile_samples(emulated_target("sm_80").with_tf32(), IN_TF32)
+
+
+@pytest.mark.parametrize("name", IN_TF32)
+def test_products_in_tf32_round_operands_only(tf32, name):
+    """The result is that of operands rounded to 11 bits, up to the rounding of fp32 sums."""
+    spec, arguments = SAMPLES[name]
+    rounded = [rounded_to_tf32(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+    check(tf32, name, expected=spec.reference(*rounded))
+    difference = (spec.reference(*rounded) - spec.reference(*arguments)).norm() / spec.reference(*arguments).norm()
+    assert spec.tolerance < difference < TF32_TOLERANCE
+
+
+def rounded_to_tf32(tensor):
+    bits = tensor.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,7 @@ def test_the_kernels_of_a_step_compile_and_use_binary_tensor_cores(digits_step, 
     assert architectures_in(binary) == ({"sm_80", "sm_90a"}, {"sm_90"})
     assert spilling(binary) == []
     code = dump(binary, "--dump-sass", "-arch", "sm_90a")
-    using = {name for name, body in re.findall(r"Function : (\w+)(.*?)(?=Function :|\Z)", code, re.DOTALL)
-             if "BMMA" in body}  # fmt: skip
+    using = {name for name, body in functions_of(code) if "BMMA" in body}
     products = {"binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad"}
     assert {re.sub(r"fqt_(\w+?)_\d+_kernel.*", r"\1", name) for name in using} == products
 
@@ -130,6 +129,44 @@ def test_products_of_real_size_keep_to_registers(emulated_target, tmp_path, arch
         assert len(re.findall(order, sources[0])) == 3
 
 
+def test_fp32_products_of_real_size_read_vectors_and_keep_to_registers(emulated_target, tmp_path):
+    """A convolution of VGG16, by multiply-add and in TF32."""
+    import tvm
+    from tvm import te
+
+    from fqt_deploy.codegen.build import lower_relax
+    from fqt_deploy.ops.spec import OPS
+
+    module, sources, target = {}, [], emulated_target()
+    x, w = te.placeholder((64, 32, 32, 128), name="x"), te.placeholder((128, 128, 3, 3), name="w")
+    product = te.create_prim_func([x, w, OPS["conv2d"].compute(x, w, [1, 1], [1, 1])])
+    product = product.with_attrs({"fqt.op": "conv2d", "fqt.outputs": 1, "tirx.noalias": True})
+    for name, chosen in (("exact", target), ("tf32", target.with_tf32())):
+        module[name] = chosen.schedule(product).with_attr("global_symbol", name)
+    compiler = dataclasses.replace(target, compile_source=lambda source, _: sources.append(source) or b"\0")
+    compiler.compile(tvm.IRModule(module), lower_relax)
+    binary = compiled(sources[0], "sm_80,sm_90a", tmp_path)
+    assert spilling(binary) == []
+    for architecture in ("sm_80", "sm_90a"):
+        code = dump(binary, "--dump-sass", "-arch", architecture)
+        exact, tf32 = (next(body for found, body in functions_of(code) if found.startswith(name)) for name in module)
+        for instruction, least in (
+            ("FFMA", 8 * 64),
+            (r"LDS\.128", 8 * 4),
+            (r"LDG\.E\.128", 2),
+            (r"ST[GS]\.E?\.?128", 1),
+        ):
+            assert len(re.findall(instruction, exact)) >= least, (architecture, instruction)
+        assert "HMMA" not in exact
+        assert "FFMA" not in tf32
+        assert tf32.count("HMMA.1688.F32.TF32") >= 2 * 16
+
+
+def functions_of(code):
+    """Name and instructions of every function in a listing of machine code."""
+    return re.findall(r"Function : (\w+)(.*?)(?=Function :|\Z)", code, re.DOTALL)
+
+
 def test_features_follow_the_oldest_architecture():
     assert cuda_features(None).architectures == ("sm_80", "sm_90a")
     assert cuda_features("sm_90a, sm_80").architectures == ("sm_80", "sm_90a")
@@ -194,6 +231,8 @@ def test_the_command_compiles_without_gpu_and_driver(model_file, tmp_path):
         (("--target", "cuda", "--arch", "sm_1"), "unknown architecture 'sm_1'"),
         (("--target", "cuda", "--mcpu", "znver4"), "target cuda has no mcpu"),
         (("--target", "cpu", "--arch", "sm_80"), "target cpu has no arch"),
+        (("--target", "cpu", "--tf32"), "target cpu has no TF32"),
+        (("--target", "cuda", "--arch", "sm_75,sm_80", "--tf32"), "sm_75 has no TF32"),
     ],
 )
 def test_wrong_options_are_one_clear_error(model_file, tmp_path, options, words):
