@@ -117,6 +117,7 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 @click.option("--target", help="What to compile for; see --list-targets.  [default: cpu]")
 @click.option("--mcpu", help="Processor: x86-64-v3, znver4, cortex-a72, ...  [default: the target's own]")
 @click.option("--arch", metavar="LIST", help="GPU architectures, such as sm_80,sm_90a.  [default: sm_80,sm_90a]")
+@click.option("--tf32", is_flag=True, default=None, help="GPUs: round operands of fp32 products to TF32, for speed.")
 @click.option("--batch", type=click.IntRange(min=1), help="Samples in a step.  [default: as in example_inputs()]")
 @click.option("--weights", type=click.Path(path_type=Path), help="State dict to start from: .safetensors or .pt.")
 @click.option(
