@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm_ffi
@@ -77,7 +77,13 @@ class Contraction:
             and value.indices[-1].same_as(last.var)
         )
 
-    def copied(self, side: Side) -> tuple[Side, LoopNest] | None:
+    def with_copies(self) -> tuple[Contraction, list[LoopNest]]:
+        """The same from copies of operands whose elements lie apart, and the stages that copy."""
+        left, right = self._copied(self.left), self._copied(self.right)
+        copies = [found[1] for found in (left, right) if found]
+        return replace(self, left=left[0] if left else self.left, right=right[0] if right else self.right), copies
+
+    def _copied(self, side: Side) -> tuple[Side, LoopNest] | None:
         """The operand, and a stage that copies it: where its elements lie apart, in the order of rows.
 
         None where it need not be, or where the copy is not small beside the product or larger than the operand.

@@ -1,13 +1,13 @@
 """fp32 products: tiles in shared memory, a block of results in the registers of each thread.
 
-One rule for all of them: the operands' indices say which axes are rows, columns and contraction. The next tile is on its
-way from memory to registers while this one is multiplied, and goes to a second place in shared memory. A long
+One rule for all of them: the operands' indices say which axes are rows, columns and contraction. The next tile is on
+its way from memory to registers while this one is multiplied, and goes to a second place in shared memory. A long
 contraction with a small result is split by index, so that results do not depend on the device.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tvm import tirx
@@ -51,12 +51,7 @@ class Fp32ProductRule:
         contraction = contraction_of(nest)
         if contraction is None:
             return None
-        copies = []
-        for name in ("left", "right"):
-            if found := contraction.copied(getattr(contraction, name)):
-                side, stage = found
-                copies.append(stage)
-                contraction = replace(contraction, **{name: side})
+        contraction, copies = contraction.with_copies()
         launches = [*(generic.elementwise([stage]) for stage in copies), _product(contraction, features)]
         buffers = [value.buffer for stage in copies for value in stage.values]
         return function.with_body(with_buffers(buffers, sequence(*launches)))

@@ -44,6 +44,7 @@ IN_OTHER_FORMS = [
 
 
 IN_TF32 = ["conv2d_0", "conv2d_1", "conv2d_input_grad_1", "conv2d_weight_grad_0", "linear_0", "batch_matmul_0"]
+COPIED = ["conv2d_0", "conv2d_5", "conv2d_input_grad_0"]
 
 
 def unscheduled(spec, arguments):
@@ -142,16 +143,32 @@ def test_products_in_other_forms_agree_with_reference(other_forms, name, form):
 
 
 @pytest.fixture(scope="module")
-def tf32(emulated_target):
-    return compile_samples(emulated_target("sm_80").with_tf32(), IN_TF32)
+def fp32_variants(emulated_target):
+    """Products in TF32, and with operands copied first that lie badly; in one library, names begin with the variant."""
+    target = emulated_target("sm_80")
+    functions = {f"tf32_{name}": kernel(target.with_tf32(), name) for name in IN_TF32}
+    patch = pytest.MonkeyPatch()
+    patch.setattr("fqt_deploy.targets.cuda.contraction.COPY_USES", 1)
+    functions.update({f"copied_{name}": kernel(target, name) for name in COPIED})
+    patch.undo()
+    for name in COPIED:
+        assert "copied" in str(functions[f"copied_{name}"].body)
+        assert "copied" not in str(kernel(target, name).body)
+    functions = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
+    return target.compile(tvm.IRModule(functions), lower_relax)
+
+
+@pytest.mark.parametrize("name", COPIED)
+def test_products_of_copied_operands_agree_with_reference(fp32_variants, name):
+    check(fp32_variants, name, prefix="copied_")
 
 
 @pytest.mark.parametrize("name", IN_TF32)
-def test_products_in_tf32_round_operands_only(tf32, name):
+def test_products_in_tf32_round_operands_only(fp32_variants, name):
     """The result is that of operands rounded to 11 bits, up to the rounding of fp32 sums."""
     spec, arguments = SAMPLES[name]
     rounded = [rounded_to_tf32(a) if isinstance(a, torch.Tensor) else a for a in arguments]
-    check(tf32, name, expected=spec.reference(*rounded))
+    check(fp32_variants, name, prefix="tf32_", expected=spec.reference(*rounded))
     difference = (spec.reference(*rounded) - spec.reference(*arguments)).norm() / spec.reference(*arguments).norm()
     assert spec.tolerance < difference < TF32_TOLERANCE
 
