@@ -42,7 +42,7 @@ class CudaLibrary:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
-        self._cuda = CudaRuntime(manifest.target["mcpu"].split(","))
+        self._cuda = CudaRuntime(manifest.target["mcpu"].split(","), ptx=manifest.target.get("ptx") != "none")
         self._ffi = load_runtime((path.absolute().parent / BUNDLED_RUNTIME).parent, cuda=True)
         self._device = self._ffi.device("cuda", 0)
         self._allocate = self._ffi.get_global_func("runtime.TVMTensorAllocWithScope")

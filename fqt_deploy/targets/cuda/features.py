@@ -34,7 +34,10 @@ BEFORE_TF32 = ("sm_75",)
 """Architectures whose tensor cores do not take TF32."""
 
 ALTERNATIVES: dict[str, tuple[str, ...]] = {"sm_90a": ("wgmma",)}
-"""Architecture -> other forms, for artifacts for it alone. None is a default: ``tools/bench_gpu.py`` compares them."""
+"""Architecture -> other forms, for artifacts for it alone, as ``sm_90a:wgmma``.
+
+None is a default before it has been measured: ``tools/bench_gpu.py`` compares them.
+"""
 
 
 @dataclass(frozen=True)
@@ -73,20 +76,26 @@ class CudaFeatures:
     def preferring(self, form: str) -> CudaFeatures:
         """The same with one of ``ALTERNATIVES`` before the default form; FQT402 where it does not exist."""
         if not all(form in ALTERNATIVES.get(name, ()) for name in self.architectures):
-            raise FqtError(f"{', '.join(self.architectures)}: no 1-bit products as {form}", code="FQT402")
+            known = ", ".join(f"{name}:{other}" for name, others in ALTERNATIVES.items() for other in others)
+            wrong = f"{','.join(self.architectures)} has no 1-bit products by {form!r}"
+            raise FqtError(wrong, code="FQT402", hint=f"leave it out, or use {known}")
         return replace(self, bit_forms=(form, *self.bit_forms))
 
 
 def cuda_features(given: str | None) -> CudaFeatures:
     """Features of the architectures in a list such as ``sm_80,sm_90a``; None for the default ones.
 
+    After a colon may stand another form of the 1-bit products: ``sm_90a:wgmma``.
+
     Raises:
         FqtError: FQT402 for one that is unknown.
     """
-    names = list(DEFAULT) if given is None else [name.strip() for name in given.split(",") if name.strip()]
+    text, _, form = (",".join(DEFAULT) if given is None else given).partition(":")
+    names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in ARCHITECTURES]
     if unknown or not names:
         wrong = f"unknown architecture {unknown[0]!r}" if unknown else "no architecture given"
         raise FqtError(wrong, code="FQT402", hint=f"architectures: {', '.join(ARCHITECTURES)}")
     order = [name for name in ARCHITECTURES if name in names]
-    return CudaFeatures(tuple(order), (ARCHITECTURES[order[0]],))
+    features = CudaFeatures(tuple(order), (ARCHITECTURES[order[0]],))
+    return features.preferring(form) if form else features

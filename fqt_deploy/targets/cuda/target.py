@@ -100,8 +100,9 @@ class CudaTarget(Target):
         return replace(self, features=replace(self.features, tf32=True))
 
     def variant(self) -> Mapping[str, str]:
-        """Whether fp32 products run in TF32."""
-        return {"fp32_products": "tf32"} if self.features.tf32 else {}
+        """Whether fp32 products run in TF32, and whether there is no PTX that later devices could translate."""
+        entries = {"fp32_products": "tf32"} if self.features.tf32 else {}
+        return entries if self.features.forward_compatible else {**entries, "ptx": "none"}
 
     def device(self) -> Any:
         """The first GPU; FQT403 if there is none."""

@@ -116,8 +116,8 @@ def test_the_products_of_the_benchmark_are_exact(emulated_target, tmp_path, monk
     shape = layout.Product("test", 80, 48, 96)
     monkeypatch.setitem(registry.TARGETS, "cuda", emulated_target)
     monkeypatch.setattr(layout, "SHAPES", (shape,))
-    build._products(tmp_path, "sm_80")
-    module = tvm_ffi.load_module(str(tmp_path / layout.PRODUCTS))
+    build._products(tmp_path, "sm_90a", "wgmma")
+    module = tvm_ffi.load_module(str(layout.products_library(tmp_path, "wgmma")))
     generator = np.random.default_rng(0)
     signs = [generator.choice([-1, 1], (rows, shape.k)) for rows in (shape.m, shape.n)]
     x, w = (np.packbits(s > 0, axis=1, bitorder="little").view(np.int32) for s in signs)

@@ -12,6 +12,7 @@ import pytest
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.targets.cuda import toolchain
 from fqt_deploy.targets.cuda.features import cuda_features
+from fqt_deploy.targets.cuda.target import cuda_target
 
 CUOBJDUMP = toolchain.find_nvcc().with_name("cuobjdump")
 
@@ -176,8 +177,12 @@ def test_features_follow_the_oldest_architecture():
     assert cuda_features("sm_90a").forward_compatible == "compute_90"
     assert cuda_features("sm_90a").preferring("wgmma").bit_forms == ("wgmma", "and")
     assert cuda_features("sm_90a").preferring("wgmma").forward_compatible is None
-    with pytest.raises(FqtError, match="no 1-bit products as wgmma"):
-        cuda_features("sm_80,sm_90a").preferring("wgmma")
+    assert cuda_features("sm_90a:wgmma") == cuda_features("sm_90a").preferring("wgmma")
+    assert cuda_target("sm_90a:wgmma").variant() == {"ptx": "none"}
+    for wrong in ("sm_80,sm_90a:wgmma", "sm_90a:int4"):
+        with pytest.raises(FqtError, match="has no 1-bit products by") as error:
+            cuda_features(wrong)
+        assert "sm_90a:wgmma" in error.value.hint
     for wrong in ("sm_42", "", "gfx90a"):
         with pytest.raises(FqtError) as error:
             cuda_features(wrong)
