@@ -110,7 +110,7 @@ def compile_model(
 
 def check_can_compile(options: CompileOptions) -> Target:
     """The target; an error if it is unknown or a tool is missing: said before the work, not after it."""
-    target = make_target(options.target, mcpu=options.mcpu, arch=options.arch)
+    target = make_target(options.target, mcpu=options.mcpu, arch=options.arch, tf32=options.tf32)
     find_linker(target.toolchain)
     if options.verify == "numerics":
         target.toolchain.runner()

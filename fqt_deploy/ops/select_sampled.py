@@ -17,6 +17,8 @@ from fqt_deploy.ops.spec import Cost, OpKind, OpSpec
 
 SCORE_BITS = 18
 """Scores become integers in [1, 2^18]: sums of them are exact, in any order."""
+SMALLEST_SCORE = 2.0**-96
+"""Where the largest is below, all are equal: the factor would leave float32."""
 
 
 def reference(score: Tensor, key: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,7 +28,7 @@ def reference(score: Tensor, key: Tensor, keep: int) -> tuple[Tensor, Tensor, Te
     equally spaced points with one random offset hit each at most once.
 
     Args:
-        score: [G] float32, at least 0; all zero means all equal.
+        score: [G] float32, at least 0; all below ``SMALLEST_SCORE`` means all equal.
         key: [2] int32 random stream.
         keep: K.
 
@@ -36,8 +38,10 @@ def reference(score: Tensor, key: Tensor, keep: int) -> tuple[Tensor, Tensor, Te
     """
     groups = score.shape[0]
     largest = score.max()
-    scaled = (score * (2.0**SCORE_BITS / largest)).to(torch.int32).long() if largest > 0 else torch.ones(groups).long()
-    w = scaled.clamp(min=1)
+    if largest > SMALLEST_SCORE:
+        w = (score * (2.0**SCORE_BITS / largest)).to(torch.int32).long().clamp(min=1)
+    else:
+        w = torch.ones(groups, dtype=torch.int64)
     order = torch.sort(w, descending=True, stable=True).indices
     ordered = w[order]
     tail = ordered.flip(0).cumsum(0).flip(0)
@@ -81,7 +85,7 @@ def compute(score: te.Tensor, key: te.Tensor, keep: int) -> tuple[te.Tensor, ...
     def integer(i: Any) -> Any:
         top = largest[0]
         scaled = (score[i] * (tirx.const(2.0**SCORE_BITS, "float32") / top)).astype("int32")
-        return tirx.Select(top > 0.0, tirx.max(scaled, 1), 1)
+        return tirx.Select(top > tirx.const(SMALLEST_SCORE, "float32"), tirx.max(scaled, 1), 1)
 
     w = te.compute((groups,), integer, name=f"{name}_score")
     rank = ranked(lambda j, i: tirx.any(w[j] > w[i], tirx.all(w[j].equal(w[i]), j < i)), groups, f"{name}_rank")
@@ -134,13 +138,14 @@ def cost(score: Tensor, key: Tensor, keep: int) -> Cost:
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Smooth and spiky scores, zeros, everything kept, one group, fewer groups than bits."""
+    """Smooth and spiky scores, zeros, denormal ones, everything kept, one group, fewer groups than bits."""
     g = torch.Generator().manual_seed(0)
     key = torch.tensor([77, -5], dtype=torch.int32)
     yield torch.rand(64, generator=g), key, 16
     yield torch.rand(100, generator=g) ** 20, key, 25
     yield torch.tensor([0.0, 100.0, 0.0, 50.0, 1e-3]), key, 2
     yield torch.zeros(10), key, 3
+    yield torch.arange(9) * 1e-45, key, 3
     yield torch.rand(3, generator=g), key, 3
     yield torch.rand(1, generator=g), key, 1
 
@@ -150,7 +155,7 @@ def onnx_body(op: Body, score: str, key: str) -> tuple[str, str, str]:
     zero, one = op.constant(0, "int64"), op.constant(1, "int64")
     count, keep, first = op.extent(score, 0), op.integer("keep"), op.constant([0], "int64")
     largest = op("ReduceMax", score, first, keepdims=0)
-    some = op("Greater", largest, op.constant(0.0, "float32"))
+    some = op("Greater", largest, op.constant(SMALLEST_SCORE, "float32"))
     factor = op("Div", op.constant(2.0**SCORE_BITS, "float32"), op("Where", some, largest, op.constant(1.0, "float32")))
     scaled = op.cast(op.cast(op("Mul", score, factor), "int32"), "int64")
     w = op("Max", op("Where", some, scaled, one), one)

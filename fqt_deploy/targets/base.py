@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import tvm
 from tvm import tirx
 
+from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.targets.toolchain import Toolchain, native_toolchain
 
 
@@ -62,6 +63,14 @@ class Target:
         """An executable of ``module``: its Relax functions lowered by ``relax_pipeline``, its kernels as they are."""
         with self.tvm_target:
             return tvm.compile(module, self.tvm_target, relax_pipeline=relax_pipeline)
+
+    def with_tf32(self) -> Target:
+        """The same, rounding operands of fp32 products to TF32; FQT202 if the device has no such products."""
+        raise FqtError(f"target {self.name} has no TF32", code="FQT202", hint="leave out --tf32: it is for GPUs")
+
+    def variant(self) -> Mapping[str, str]:
+        """What else the manifest says of the code than target and processor."""
+        return {}
 
     def device(self) -> Any:
         """The TVM device of this machine that runs the target's code; FQT403 if there is none."""
