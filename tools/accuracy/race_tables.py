@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fqt_deploy.core.diagnostics import FqtError
 from tools.accuracy.job import Record
 from tools.accuracy.tables import reported
 
@@ -34,7 +35,9 @@ def time_table(records: list[Record], races: list[dict[str, Any]]) -> list[str]:
         if record.job.optimizer == "adam":
             curves.setdefault((record.job.row, record.job.steps), []).append(record)
     seconds: dict[str, float] = races[-1]["step_s"]
-    base = next(runs for (row, _), runs in curves.items() if row == "none")
+    base = next((runs for (row, _), runs in curves.items() if row == "none"), None)
+    if base is None:
+        raise FqtError("no run of row none to take the target from", code="FQT502", hint="train it first")
     target = float(np.mean([run.final_val for run in base])) - BELOW
     found = [_Time(row, *one) for row in seconds for one in _runs_of(row, curves, target)]
     pytorch = next((seconds[o.row] * o.steps for o in found if o.row == "torch-1bit" and o.steps is not None), None)
