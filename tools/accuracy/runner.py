@@ -77,7 +77,8 @@ def digest_of(content: bytes) -> str:
 
 def _train(job: Job, task: Task, work: Path) -> Record:
     artifacts = work / "artifacts"
-    session = open_session(NETWORKS[job.network], task.classes, job.batch, job.row, job.optimizer, artifacts)
+    network = NETWORKS[job.network]
+    session = open_session(network, task.classes, job.batch, job.row, job.optimizer, artifacts, job.target)
     record = Record(job, revision(), threads=_threads())
     checkpoint = work / "checkpoints" / f"{job.key}.safetensors"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -100,11 +101,16 @@ def _train(job: Job, task: Task, work: Path) -> Record:
     return record
 
 
-def open_session(network: Network, classes: int, batch: int, row: str, optimizer: str, artifacts: Path) -> Any:
+def open_session(
+    network: Network, classes: int, batch: int, row: str, optimizer: str, artifacts: Path, target: str = "cpu"
+) -> Any:
     """The compiled step of a row, or PyTorch's, with the initial weights of seed 0."""
     settings = OPTIMIZERS[optimizer]
     if row not in TORCH_ROWS:
-        return fqt_deploy.load(artifact_of(network, classes, batch, ROWS[row] | settings, artifacts))
+        chosen = ROWS[row] | settings | ({"target": target} if target != "cpu" else {})
+        return fqt_deploy.load(artifact_of(network, classes, batch, chosen, artifacts))
+    if target != "cpu":
+        raise FqtError(f"row {row} trains in PyTorch on the CPU, not on {target}", code="FQT202")
     from tools.accuracy.torch_session import TorchSession
 
     binarized = binarized_layers(network, classes, batch, artifacts) if TORCH_ROWS[row]["binarized"] else []
