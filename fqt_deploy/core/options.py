@@ -15,7 +15,7 @@ Grid = Literal["minmax", "zero"]
 Rematerialization = Literal["off", "auto"]
 Verification = Literal["off", "structure", "numerics"]
 
-GRADIENT_BITS = (1, 2, 4, 8)
+GRADIENT_BITS = (1, 2, 3, 4, 5, 6, 8)
 """Widths that a gradient can be quantized to."""
 
 _PER_SAMPLE_BITS = {"psq-8": 8, "psq-1": 1}

@@ -18,7 +18,7 @@ def key(step: int, role: int = 2) -> torch.Tensor:
 @settings(max_examples=200, deadline=None)
 def test_sampling_keeps_exactly_k(scores, keep, step):
     keep = min(keep, len(scores))
-    index, slot, weight = select_sampled.reference(torch.tensor(scores), key(step), keep)
+    index, slot, weight = select_sampled.reference(torch.tensor(scores), None, key(step), keep)
     assert index.shape == weight.shape == (keep,)
     assert (index[1:] > index[:-1]).all()
     assert slot[index.long()].tolist() == list(range(keep))
@@ -32,7 +32,7 @@ def test_sampled_sums_are_unbiased():
     values = torch.randn(24, generator=generator) * torch.rand(24, generator=generator) ** 3
     estimates = torch.zeros(DRAWS, 24)
     for draw in range(DRAWS):
-        index, _, weight = select_sampled.reference(values.abs(), key(draw), 6)
+        index, _, weight = select_sampled.reference(values.abs(), None, key(draw), 6)
         estimates[draw, index.long()] = values[index.long()] * weight
     # variance of value / p, drawn with probability p, is value^2 (1 / p - 1), and p is at least K |value| / sum
     probability = (6 * values.abs() / values.abs().sum()).clamp(max=1)

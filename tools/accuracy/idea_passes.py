@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 
-from fqt_deploy.core.graph import Emitter, TrainingGraph
+from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
 from fqt_deploy.passes.insert_scq import InsertSCQ
 from fqt_deploy.passes.select_once import SelectOnce
 
@@ -62,6 +63,15 @@ class ClippedSelection(SelectOnce):
 
 
 @dataclass(frozen=True)
+class StratifiedSelection(SelectOnce):
+    """Selection that takes a share of every class."""
+
+    def stratum(self, graph: TrainingGraph) -> fx.Node | None:
+        """The labels."""
+        return graph.placeholder("y")
+
+
+@dataclass(frozen=True)
 class UnprojectedSelection(SelectOnce):
     """Selection with batch normalization's backward as it is for a whole batch."""
 
@@ -87,3 +97,59 @@ class ClippedSCQ(InsertSCQ):
             low, high = (emit(aten.mul.Tensor, bound, self.share) for bound in node.args[:2])
             node.args = (low, high, *node.args[2:])
         return changed
+
+
+@dataclass(frozen=True)
+class WeightedProjection(SelectOnce):
+    """Batch normalization's backward as a ratio of weighted sums: a kept row counts as often as it stands for others.
+
+    With the weights ``w`` that gradients carry, ``dx = scale * (g - w * (sum(g) / sum(w) + c * sum(g c) / sum(w c c)))``,
+    ``c`` centered with them too.
+    """
+
+    def run(self, graph: TrainingGraph) -> bool:
+        """Select, then spell out every batch normalization."""
+        changed = super().run(graph)
+        for node in list(graph.calls(fqt.batch_norm_backward.default)):
+            self._spell_out(graph, node)
+        return changed
+
+    def _spell_out(self, graph: TrainingGraph, node: fx.Node) -> None:
+        gradient, x, weight, mean, inverse, _ = node.args
+        emit = Emitter(graph, node)
+        (selection,) = graph.calls(fqt.select_sampled.default)
+        extents = shape(x)  # type: ignore[arg-type]
+        axes, ones = list(range(len(extents) - 1)), [1] * (len(extents) - 1)
+        rows = emit(aten.view.default, emit.item(selection, 2), [self.keep(graph), *ones])
+        positions = 1.0
+        for extent in extents[1:-1]:
+            positions *= extent
+
+        def total(value: fx.Node) -> fx.Node:
+            return emit(aten.sum.dim_IntList, value, axes)
+
+        def times(*values: Any) -> fx.Node:
+            product: fx.Node = values[0]
+            for value in values[1:]:
+                product = emit(aten.mul.Tensor, product, value)
+            return product
+
+        mass = emit(aten.view.default, times(emit(aten.sum.dim_IntList, emit.item(selection, 2), [0]), positions), [1])
+        center = emit(aten.div.Tensor, total(times(x, rows)), mass)
+        c = emit(aten.sub.Tensor, x, center)
+        weighted = times(c, rows)
+        energy = emit(aten.clamp_min.default, total(times(weighted, c)), 1e-12)
+        slope = emit(aten.div.Tensor, total(times(gradient, c)), energy)
+        offset = emit(aten.div.Tensor, total(gradient), mass)  # type: ignore[arg-type]
+        scale = inverse if weight is None else times(weight, inverse)
+        fitted = emit(aten.add.Tensor, times(rows, offset), times(weighted, slope))
+        dx = times(emit(aten.sub.Tensor, gradient, fitted), scale)
+        dweight = times(total(times(gradient, emit(aten.sub.Tensor, x, mean))), inverse)
+        results = (dx, dweight, total(gradient))  # type: ignore[arg-type]
+        for user in list(node.users):
+            replace(graph, user, results[user.args[1]])  # type: ignore[index]
+
+    def keep(self, graph: TrainingGraph) -> int:
+        """K."""
+        assert graph.kept_samples is not None
+        return graph.kept_samples

@@ -18,8 +18,10 @@ from tools.accuracy.idea_passes import (
     ClippedSelection,
     DefensiveSelection,
     PowerSelection,
+    StratifiedSelection,
     UnprojectedSelection,
     UnweightedSelection,
+    WeightedProjection,
 )
 
 CHANGES: dict[str, tuple[type[Pass], Mapping[str, Any]]] = {
@@ -29,6 +31,8 @@ CHANGES: dict[str, tuple[type[Pass], Mapping[str, Any]]] = {
     "defensive": (DefensiveSelection, {"uniform": 0.5}),
     "unweighted": (UnweightedSelection, {}),
     "clipped-weights": (ClippedSelection, {"largest": 2.0}),
+    "stratified": (StratifiedSelection, {}),
+    "weighted-projection": (WeightedProjection, {}),
     "unprojected": (UnprojectedSelection, {}),
     "range-85": (ClippedSCQ, {"share": 0.85}),
     "range-70": (ClippedSCQ, {"share": 0.7}),

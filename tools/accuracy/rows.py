@@ -19,7 +19,7 @@ ROWS: dict[str, Settings] = {
     **{
         f"{agp}-{bits}{suffix}": {"recipe": "scq+agp", "agp": agp, "grad_bits": bits, "grid": grid}
         for agp in ("topk", "sampled", "once")
-        for bits in (2, 4, 8)
+        for bits in ((2, 3, 4, 6, 8) if agp == "once" else (2, 4, 8))
         for suffix, grid in (("", "zero"), ("-minmax", "minmax"))
     },
     **{f"once-4-{idea}": {"recipe": "scq+agp", "agp": "once", "grad_bits": 4, "idea": idea} for idea in CHANGES},
