@@ -103,7 +103,7 @@ class ClippedSCQ(InsertSCQ):
 class WeightedProjection(SelectOnce):
     """Batch normalization's backward as a ratio of weighted sums: a kept row counts as often as it stands for others.
 
-    With the weights ``w`` that gradients carry, ``dx = scale * (g - w * (sum(g) / sum(w) + c * sum(g c) / sum(w c c)))``,
+    With weights ``w`` that gradients carry, ``dx = scale * (g - w * (sum(g) / sum(w) + c * sum(g c) / sum(w c c)))``,
     ``c`` centered with them too.
     """
 
