@@ -56,8 +56,12 @@ MODEL.py defines
 def _list_passes() -> None:
     from fqt_deploy.passes.pipelines import all_passes
 
-    for compiler_pass in all_passes():
-        click.echo(f"{compiler_pass.name:24} {_summary(compiler_pass)}")
+    places: dict[str, list[str]] = {}
+    for place, compiler_pass in enumerate(all_passes(), start=1):
+        places.setdefault(compiler_pass.name, []).append(str(place))
+    click.echo(f"{'place':7}{'pass':22}what it does")
+    for name, compiler_pass in {p.name: p for p in all_passes()}.items():
+        click.echo(f"{', '.join(places[name]):7}{name:22}{_summary(compiler_pass)}")
 
 
 def _list_ops() -> None:
@@ -82,7 +86,7 @@ def _fetch_runtime(arch: str) -> None:
 
 
 def _summary(documented: object) -> str:
-    return (documented.__doc__ or "").strip().partition("\n")[0]
+    return (documented.__doc__ or "").strip().partition("\n")[0].replace("``", "`")
 
 
 def _instead(name: str, action: Callable[..., None], text: str, **settings: Any) -> Callable[..., Any]:
@@ -113,6 +117,7 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 @click.option("--target", help="What to compile for; see --list-targets.  [default: cpu]")
 @click.option("--mcpu", help="Processor: x86-64-v3, znver4, cortex-a72, ...  [default: the target's own]")
 @click.option("--arch", metavar="LIST", help="GPU architectures, such as sm_80,sm_90a.  [default: sm_80,sm_90a]")
+@click.option("--tf32", is_flag=True, default=None, help="GPUs: round operands of fp32 products to TF32, for speed.")
 @click.option("--batch", type=click.IntRange(min=1), help="Samples in a step.  [default: as in example_inputs()]")
 @click.option("--weights", type=click.Path(path_type=Path), help="State dict to start from: .safetensors or .pt.")
 @click.option(
@@ -150,7 +155,9 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 @click.option("--print-after", multiple=True, metavar="PASS", help="Print the graph after this pass; repeatable.")
 @click.option("--time-passes", is_flag=True, default=None, help="Print the time that each pass took.")
 @click.option("--profile", is_flag=True, help="Time the compiled step, layer by layer, beside PyTorch in fp32.")
-@_instead("--list-passes", _list_passes, "List the compiler passes and exit.", is_flag=True)
+@_instead(
+    "--list-passes", _list_passes, "List the compiler passes with their places in the pipeline, and exit.", is_flag=True
+)
 @_instead("--list-ops", _list_ops, "List the ops and exit.", is_flag=True)
 @_instead("--list-targets", _list_targets, "List the targets and exit.", is_flag=True)
 @_instead(

@@ -1,6 +1,7 @@
 """fqt-train: train a compiled step on arrays from a file; needs neither PyTorch nor the compiler.
 
-Exit codes: 0 success, 1 a mistake that the person can repair, 2 wrong usage, 130 interrupted after saving a checkpoint.
+Exit codes: 0 success, 1 a mistake that the person can repair, 2 wrong usage; after saving a checkpoint, 130 when
+interrupted and 143 when told to terminate.
 """
 
 from __future__ import annotations
@@ -31,13 +32,18 @@ EXAMPLES = """
 \b
 Examples:
   fqt-train vgg16_cifar.fqt --data train.npz --epochs 10
-  fqt-train vgg16_cifar.fqt --data train.npz --epochs 10 --resume
+  fqt-train vgg16_cifar.fqt --data train.npz --epochs 10 --resume     after an interruption
   fqt-train vgg16_cifar.fqt --data train.npz --eval-data test.npz --epochs 60 --lr 1e-3 --schedule cosine
 
 \b
 The data file is written by numpy.savez(file, x=..., y=...): x [samples, ...] of the model's input type (uint8 images
-are scaled to [0, 1]), y [samples, ...] of the target type. Ctrl-C finishes the step, saves a checkpoint and ends.
+are scaled to [0, 1]), y [samples, ...] of the target type. A checkpoint is saved after every epoch. Ctrl-C, and SIGTERM
+from a scheduler, finish the step, save a checkpoint and end; a second one ends at once.
 """
+
+
+_STOPPED: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+"""Signals that end training after the step in progress, with what is said then."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Data:
 @click.option("--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True)
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="[default: DIR/checkpoint.safetensors]")
 @click.option("--resume", is_flag=True, help="Continue from the checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Start anew and replace the checkpoint of an earlier run.")
 @click.version_option(__version__)
 def main(
     artifact: Path,
@@ -67,12 +74,21 @@ def main(
     schedule: str,
     checkpoint: Path | None,
     resume: bool,
+    overwrite: bool,
 ) -> None:
     """Train the compiled step in DIR."""
+    if resume and overwrite:
+        raise click.UsageError("--resume continues from the checkpoint that --overwrite would replace")
     try:
         session = load(artifact)
         path = checkpoint or artifact / "checkpoint.safetensors"
         check_writable(path)
+        if path.exists() and not (resume or overwrite):
+            raise FqtError(
+                f"{path} holds the checkpoint of an earlier run, and would be overwritten",
+                code="FQT508",
+                hint="--resume continues from it; --overwrite starts anew; or choose another --checkpoint",
+            )
         if eval_data is not None and session.manifest.classes is None:
             raise FqtError("accuracy needs targets that are class labels", code="FQT510", hint="leave --eval-data out")
         _tell("reading the data")
@@ -82,10 +98,9 @@ def main(
             session.load_checkpoint(path)
         if lr is not None:
             session.lr = lr
-        interrupted = _train(session, train, epochs, schedule == "cosine", path)
-        if interrupted:
-            click.echo(f"interrupted: saved {path}; continue with --resume", err=True)
-            sys.exit(130)
+        if stopped_by := _train(session, train, epochs, schedule == "cosine", path):
+            click.echo(f"{_STOPPED[stopped_by]}: saved {path}; continue with --resume", err=True)
+            sys.exit(128 + stopped_by)
         if held_out is not None:
             _tell("evaluating")
             correct = session.predict(held_out.x).argmax(-1) == held_out.y
@@ -144,8 +159,8 @@ def check_writable(checkpoint: Path) -> None:
         raise FqtError(f"cannot write {checkpoint}", code="FQT508", hint="choose another --checkpoint")
 
 
-def _train(session: Session, data: Data, epochs: int, cosine: bool, checkpoint: Path) -> bool:
-    """Run the steps that are left and return whether the person interrupted; a checkpoint follows every epoch.
+def _train(session: Session, data: Data, epochs: int, cosine: bool, checkpoint: Path) -> int:
+    """Run the steps that are left, and return the signal that ended them early or 0; a checkpoint follows every epoch.
 
     The order of the samples depends on seed and epoch alone, so a resumed run sees the batches it would have seen.
     """
@@ -153,7 +168,9 @@ def _train(session: Session, data: Data, epochs: int, cosine: bool, checkpoint: 
     steps = len(data.x) // batch
     initial = session.lr if isinstance(session.lr, tuple) else (session.lr,)
     started, begin = session.step_count, time.perf_counter()
-    with _interruptible() as stop, _progress(epochs * steps, started) as show:
+    if started >= epochs * steps:
+        _tell(f"{started} of {epochs * steps} steps are done already: nothing to train")
+    with _stoppable() as stop, _progress(epochs * steps, started) as show:
         while session.step_count < epochs * steps:
             epoch, position = divmod(session.step_count, steps)
             order = np.random.default_rng([session.seed, epoch]).permutation(len(data.x))
@@ -170,8 +187,8 @@ def _train(session: Session, data: Data, epochs: int, cosine: bool, checkpoint: 
                 session.save_checkpoint(checkpoint)
                 session.lr = rates
             if stop:
-                return True
-    return False
+                return stop[0]
+    return 0
 
 
 def _tell(text: str) -> None:
@@ -179,8 +196,8 @@ def _tell(text: str) -> None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """A list that becomes true when the person presses Ctrl-C; a second Ctrl-C ends the program at once."""
+def _stoppable() -> Iterator[list[int]]:
+    """A list that takes the first of the signals in ``_STOPPED``; a second one ends the program at once."""
     signals: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
@@ -188,11 +205,12 @@ def _interruptible() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         signals.append(number)
 
-    previous = signal.signal(signal.SIGINT, note)
+    previous = {number: signal.signal(number, note) for number in _STOPPED}
     try:
         yield signals
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,11 @@ from fqt_deploy.capture.load_model import ModelSource, load_model
 from fqt_deploy.compiler import compile_model
 from fqt_deploy.core.options import CompileOptions
 
+torch.set_num_threads(1)  # the tensors of tests are small: a second thread only waits
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # one core each, or kernels wait for each other's threads
+    for variable in ("FQT_NUM_THREADS", "TVM_NUM_THREADS"):
+        os.environ.setdefault(variable, str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -15,6 +21,18 @@ def pytest_addoption(parser):
     parser.addoption(
         "--update-golden", action="store_true", help="write the golden files instead of comparing with them"
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With several workers, a folder's tests run on one of them: they share what its fixtures compile."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Folders(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid.partition("::")[0].rpartition("/")[0]
+
+    return Folders(config, log)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--arch", default="sm_90a", help="architectures to build for (default: %(default)s)")
     parser.add_argument("--python", default="3.12", help="Python where it runs (default: %(default)s)")
     parser.add_argument(
-        "--seconds", type=float, default=440, help="start nothing after this time (default: %(default)s)"
+        "--seconds", type=float, default=440, help="start nothing that may not end by then (default: %(default)s)"
     )
     parser.add_argument("--profile", metavar="STEP", help="also print the kernels of this step by time, as vgg16-once")
     return parser.parse_args(arguments)
@@ -73,7 +73,8 @@ def run(folder: Path, arguments: argparse.Namespace, begin: float) -> dict[str, 
     found["device_tensors"] = bench.check_device_tensors(folder)
     found["ceilings"] = bench.ceilings(folder)
     found["products"] = bench.products(folder, deadline - 240)
-    found["steps"] = bench.steps(folder, deadline - 60, found["ceilings"])
+    found["steps"] = bench.steps(folder, deadline, found["ceilings"])
+    found["forms"] = bench.fastest_form(found["products"], found["steps"])
     if arguments.profile:
         bench.profile(folder, arguments.profile)
     found["seconds"] = time.perf_counter() - begin

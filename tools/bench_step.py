@@ -5,7 +5,9 @@ Example: ``python -m tools.bench_step --model vgg16 --batch 128 --threads 2 --re
 A step is forward, loss, backward and Adam on both sides, on the same batch and number of threads. All contenders run in
 one process, in turn, ``--repeats`` times; their medians count. Memory is measured in a process of its own for each
 side, at the peak of three steps: what the resident set has grown by since the imports (``peak_mem``), and what of that
-belongs to the step itself (``step_mem``), without parameters, optimizer state and the batch. The last line is JSON.
+belongs to the step itself (``step_mem``), without parameters, optimizer state and the batch. Then every kernel of ours
+is timed, and the sums by class are printed beside the least time that the machine's measured ceilings allow. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tools.examples import EXAMPLES, compile_example, load_example
+from tools.step_breakdown import table
 
 if TYPE_CHECKING:
     from fqt_deploy.capture.load_model import ModelSource
@@ -270,6 +273,16 @@ def task_memory_torch(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"mb": _peak_mb() - before, "step_mb": step_mb}
 
 
+def task_breakdown(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Our kernels by class, beside the machine's ceilings."""
+    import torch
+
+    from tools.step_breakdown import break_down_artifact
+
+    torch.set_num_threads(arguments.threads)
+    return break_down_artifact(arguments.artifact, load_example(arguments.model, arguments.batch), arguments.threads)
+
+
 def _growth_mb(step: Step) -> float:
     """What the resident set grows by, at its peak over some steps, beyond what it is before the first."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -300,6 +313,7 @@ TASKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "memory-ours": task_memory_ours,
     "memory-torch": task_memory_torch,
     "time": task_time,
+    "breakdown": task_breakdown,
 }
 """What a child process is told to do, in order."""
 
@@ -324,11 +338,13 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     print(f"{'ms a step':28} {'median':>10} {'fastest':>10}")
     for name, seconds in sorted(summary["median_s"].items(), key=lambda item: item[1]):
         print(f"{name:28} {1e3 * seconds:10.2f} {1e3 * summary['fastest_s'][name]:10.2f}")
+    print(table(found["breakdown"]["classes"]))
     timing = {name: found["time"][name] for name in ("adam", "cores_of_others")}
     if timing["cores_of_others"] > TOLERATED_CORES:
         cores = f"{timing['cores_of_others']:.2f} cores"
         print(f"warning: other processes used {cores}: measure again on a quiet machine", file=sys.stderr)
-    return {"model": arguments.model, "threads": arguments.threads, **found["compile"], **timing, **summary}
+    first = {"model": arguments.model, "threads": arguments.threads, **found["compile"]}
+    return {**first, **timing, "breakdown": found["breakdown"], **summary}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -17,6 +17,7 @@ EXAMPLES: dict[str, Path] = {
     "mixer": _FOLDER / "mlp_mixer.py",
     "resnet18": _FOLDER / "resnet18_cifar.py",
     "vgg16": _FOLDER / "vgg16_cifar.py",
+    "vgg16_imagenet": _FOLDER / "vgg16_imagenet.py",
 }
 """Name -> model file."""
 

@@ -24,7 +24,7 @@ aten = torch.ops.aten
 
 _DECOMPOSE = (
     aten._log_softmax, aten._log_softmax_backward_data, aten._softmax, aten._softmax_backward_data,
-    aten.native_layer_norm, aten.native_layer_norm_backward, aten.gelu_backward, aten.threshold_backward,
+    aten.native_layer_norm, aten.native_layer_norm_backward, aten.threshold_backward,
     aten.nll_loss_forward, aten.nll_loss_backward, aten.t, aten.transpose, aten.rsub, aten._unsafe_view,
     aten.tanh_backward, aten.sigmoid_backward, aten.silu, aten.silu_backward, aten.var_mean, aten.hardtanh,
     aten.hardtanh_backward, aten.hardswish, aten.hardswish_backward, aten.leaky_relu, aten.leaky_relu_backward,
@@ -39,7 +39,7 @@ _KEEP = (
     aten.native_batch_norm_backward, aten._native_batch_norm_legit_no_training, aten.max_pool2d_with_indices,
     aten.max_pool2d_with_indices_backward, aten.avg_pool2d, aten.avg_pool2d_backward, aten._adaptive_avg_pool2d,
     aten.mm, aten.addmm, aten.bmm, aten.native_dropout, aten.embedding, aten.embedding_dense_backward, aten.relu,
-    aten.gelu, aten.mean, aten.var, aten.squeeze, aten.unsqueeze, aten.expand, aten.sum,
+    aten.gelu, aten.gelu_backward, aten.mean, aten.var, aten.squeeze, aten.unsqueeze, aten.expand, aten.sum,
 )  # fmt: skip
 """Ops that this compiler has a better lowering for than their decomposition."""
 

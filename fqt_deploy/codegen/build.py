@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import tvm
 from tvm import relax, tirx
 from tvm.support.cc import cross_compiler, get_cc
 
+from fqt_deploy.codegen.kernel_objects import PASS_CONFIG, compiling, split_kernels
 from fqt_deploy.codegen.to_relax import RelaxProgram
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.targets.base import Target
@@ -32,14 +34,25 @@ def lower_relax(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
     return tvm.transform.Sequential(passes)(module)
 
 
-def build_executable(program: RelaxProgram, target: Target) -> Any:
-    """Compile ``program`` for ``target``; kernels are callable by their symbols as well as through the step.
+def build_library(program: RelaxProgram, target: Target, path: Path) -> None:
+    """Compile ``program`` into the shared library ``path``; kernels can be called by their symbols, too.
 
-    Kernels trust their arguments: sessions check what is given to the step, whose every call is typed. Checks in all
-    kernels would be three quarters of the library, and half of the time that LLVM takes.
+    Raises:
+        FqtError: FQT302 if the library cannot be linked, FQT404 if device code is missing.
     """
-    with tvm.transform.PassContext(config={"tirx.disable_assert": True}):
-        return target.compile(program.module, lower_relax)
+    kernels = {v.name_hint: f for v, f in program.module.functions.items() if isinstance(f, tirx.PrimFunc)}
+    own, *others = split_kernels(kernels) if target.separate_objects else [kernels]
+    module = _with_external(program.module, frozenset(kernels) - frozenset(own))
+    with tempfile.TemporaryDirectory() as folder, compiling(others, target.tvm_target, Path(folder)) as objects:
+        with tvm.transform.PassContext(config=PASS_CONFIG):
+            executable = target.compile(module, lower_relax)
+        export_library(executable, path, target, [future.result() for future in objects])
+
+
+def _with_external(module: tvm.IRModule, symbols: frozenset[str]) -> tvm.IRModule:
+    """``module`` with the kernels ``symbols`` declared only: they are looked up by name in the library."""
+    functions = module.functions.items()
+    return tvm.IRModule({v: relax.ExternFunc(v.name_hint) if v.name_hint in symbols else f for v, f in functions})
 
 
 def build_functions(functions: Mapping[str, tirx.PrimFunc], target: tvm.target.Target) -> Any:
@@ -57,11 +70,11 @@ def find_linker(toolchain: Toolchain) -> str:
     return str(linker)
 
 
-def export_library(executable: Any, path: Path, target: Target) -> None:
-    """Link the executable into the shared library ``path``; FQT302 if that fails, FQT404 if device code is missing."""
+def export_library(executable: Any, path: Path, target: Target, objects: Sequence[Path] = ()) -> None:
+    """Link the executable and ``objects`` into the shared library ``path``; errors as of ``build_library``."""
     linker = find_linker(target.toolchain)
     try:
-        executable.export_library(str(path), fcompile=cross_compiler(linker))
+        executable.export_library(str(path), fcompile=cross_compiler(linker), addons=[str(o) for o in objects])
     except RuntimeError as error:  # its output
         raise FqtError(f"{linker} cannot link the library: {error}", code="FQT302") from None
     target.check_library(path)

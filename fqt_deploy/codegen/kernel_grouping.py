@@ -281,7 +281,10 @@ def _window(node: fx.Node) -> int:
     return 1
 
 
-_TEXTUAL_READS = {aten.gelu.default: 24, aten.erf.default: 24, aten.pow.Tensor_Scalar: 3, aten.sign.default: 2}
+_TEXTUAL_READS = {
+    aten.gelu.default: 24, aten.gelu_backward.default: 40, aten.erf.default: 24, aten.pow.Tensor_Scalar: 3,
+    aten.sign.default: 2,
+}  # fmt: skip
 
 
 def _textual_reads(node: fx.Node) -> int:

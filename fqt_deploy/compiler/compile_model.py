@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fqt_deploy.capture.joint import capture_prediction_graph, capture_training_graph
 from fqt_deploy.capture.load_model import ModelSource
-from fqt_deploy.codegen.build import build_executable, export_library, find_linker
+from fqt_deploy.codegen.build import build_library, find_linker
 from fqt_deploy.codegen.to_relax import RelaxProgram, to_relax
 from fqt_deploy.compiler.describe import describe
 from fqt_deploy.compiler.kernel_runner import kernel_runner
@@ -99,10 +99,9 @@ def compile_model(
     tell("generating kernels")
     program = to_relax(lowered.train, lowered.predict, target.schedule)
     tell("compiling kernels")
-    executable = build_executable(program, target)
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "step.so"
-        export_library(executable, library, target)
+        build_library(program, target, library)
         report = _verify(source, options, lowered, program, library, target, tell)
         manifest = describe(source, options, lowered.train, lowered.predict, program, target)
         write_artifact(output, manifest, initial_state(lowered.train), library, companions)
@@ -111,7 +110,7 @@ def compile_model(
 
 def check_can_compile(options: CompileOptions) -> Target:
     """The target; an error if it is unknown or a tool is missing: said before the work, not after it."""
-    target = make_target(options.target, mcpu=options.mcpu, arch=options.arch)
+    target = make_target(options.target, mcpu=options.mcpu, arch=options.arch, tf32=options.tf32)
     find_linker(target.toolchain)
     if options.verify == "numerics":
         target.toolchain.runner()

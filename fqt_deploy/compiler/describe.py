@@ -34,6 +34,7 @@ def describe(
         "arch": target.toolchain.arch,
         "mcpu": str(target.features.mcpu),
         "requires": " ".join(target.features.requires),
+        **target.variant(),
     }
     return describe_model(source, options, train, predict, target=names, kernels=program.kernels)
 

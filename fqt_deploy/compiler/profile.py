@@ -69,7 +69,7 @@ def profile_artifact(source: ModelSource, output: Path) -> list[LayerTiming]:
             code="FQT202",
             hint="time a step for a GPU with tools/bench_gpu.py",
         )
-    kernels = _kernel_seconds(manifest, state, library, source.example_inputs)
+    kernels = kernel_seconds(manifest, state, library, source.example_inputs)
     previous = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -99,7 +99,7 @@ _LAYER_OPS = frozenset(
 """Kernels whose time is their layer's; the others serve the layers between them."""
 
 
-def _kernel_seconds(
+def kernel_seconds(
     manifest: Manifest, state: dict[str, np.ndarray[Any, Any]], library: Path, example: tuple[Tensor, Tensor]
 ) -> list[float]:
     """Median seconds of each kernel call of the step, in execution order."""

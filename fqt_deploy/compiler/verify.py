@@ -21,10 +21,13 @@ from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import KernelInfo
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.ops.aten_reductions import REDUCTIONS
+from fqt_deploy.ops.fp32_products import FP32_PRODUCTS
 from fqt_deploy.passes.decompose_composites import spec_of
 
 TOLERANCE = 1e-4
 """Relative error allowed in floating point results whose op states none."""
+TF32_TOLERANCE = 2e-3
+"""The same for fp32 products with ``--tf32``: their operands keep 11 bits."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def kernel_cases(
                 result = node.target(*args, **kwargs)
                 values[node] = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, result)
                 if node in checks:
-                    yield node, _case(*checks[node], written.get(node, []), values)
+                    yield node, _case(*checks[node], written.get(node, []), values, options)
             for dead in last_use.get(node, ()):
                 values.pop(dead, None)
 
@@ -169,7 +172,9 @@ def _last_uses(graph: TrainingGraph, checks: dict[fx.Node, tuple[KernelInfo, Ker
     return by_user
 
 
-def _case(info: KernelInfo, kernel: Kernel, written: list[fx.Node], values: dict[fx.Node, Any]) -> KernelCase:
+def _case(
+    info: KernelInfo, kernel: Kernel, written: list[fx.Node], values: dict[fx.Node, Any], options: CompileOptions
+) -> KernelCase:
     expected = values[kernel.root]
     expected = list(expected) if isinstance(expected, (tuple, list)) else [expected]
     number = {leaf: i for i, leaf in enumerate(kernel.leaves)}
@@ -180,7 +185,11 @@ def _case(info: KernelInfo, kernel: Kernel, written: list[fx.Node], values: dict
         operands=tuple(values[leaf] for leaf in kernel.leaves),
         in_place=tuple(in_place),
         expected=tuple(expected),
-        tolerance=max(TOLERANCE, spec.tolerance if spec is not None else 0.0),
+        tolerance=max(
+            TOLERANCE,
+            spec.tolerance if spec is not None else 0.0,
+            TF32_TOLERANCE if options.tf32 and info.op in FP32_PRODUCTS else 0.0,
+        ),
         floor=_cancellation_floor(kernel, values) if kernel.root.target in REDUCTIONS else 0.0,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 import re
 import sysconfig
@@ -181,6 +182,7 @@ class InvariantError(FqtError):
         return [*super()._notes(), *getattr(self, "__notes__", [])]
 
 
+@functools.cache
 def _is_installed(path: Path) -> bool:
     """Whether ``path`` belongs to an installed package, the standard library or this compiler."""
     library = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]

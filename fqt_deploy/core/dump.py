@@ -44,7 +44,7 @@ def _operand(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_operand(item) for item in value) + "]"
     if isinstance(value, torch.dtype):
-        return _DTYPES[str(value).removeprefix("torch.")]
+        return _dtype(value)
     return repr(value)
 
 
@@ -58,5 +58,9 @@ def _type(node: fx.Node) -> str:
 def _tensor_type(value: Any) -> str:
     if not isinstance(value, torch.Tensor):
         return "?"
-    dtype = str(value.dtype).removeprefix("torch.")
-    return f"{_DTYPES.get(dtype, dtype)}[{', '.join(str(int(d)) for d in value.shape)}]"
+    return f"{_dtype(value.dtype)}[{', '.join(str(int(d)) for d in value.shape)}]"
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return _DTYPES.get(name, name)

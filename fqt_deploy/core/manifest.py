@@ -113,7 +113,8 @@ class Manifest:
         schema_version: of this file.
         name: of the model.
         target: what the code was generated for: ``name``, ``arch`` (as ``uname -m`` says it), ``mcpu`` and ``requires``
-            (extensions of the processor, as /proc/cpuinfo names them, separated by spaces).
+            (extensions of the processor, as /proc/cpuinfo names them, separated by spaces); ``fp32_products`` is
+            ``tf32`` if a GPU rounds their operands to that, ``ptx`` is ``none`` if later GPUs cannot run it.
         versions: of the packages that compiled it.
         inputs: ``x`` and ``y``.
         logits: what ``predict`` returns.

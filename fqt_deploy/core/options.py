@@ -15,7 +15,7 @@ Grid = Literal["minmax", "zero"]
 Rematerialization = Literal["off", "auto"]
 Verification = Literal["off", "structure", "numerics"]
 
-GRADIENT_BITS = (1, 2, 3, 4, 5, 6, 8)
+GRADIENT_BITS = (1, 2, 4, 8)
 """Widths that a gradient can be quantized to."""
 
 _PER_SAMPLE_BITS = {"psq-8": 8, "psq-1": 1}
@@ -29,6 +29,7 @@ class CompileOptions:
         target: name of the target to generate code for.
         mcpu: LLVM name of the processor; None for the one compiling.
         arch: GPU architectures, such as ``sm_80,sm_90a``; None for the target's default.
+        tf32: whether a GPU may round the operands of fp32 products to TF32, for speed.
         recipe: how gradients are quantized. ``none``: plain fp32 training; ``psq-8`` and ``psq-1``: per sample, without
             pruning; ``scq``: Sample Channel joint Quantization; ``scq+agp``: with Activation Gradient Pruning.
         grad_bits: width of a quantized gradient, for the recipes that do not fix it.
@@ -50,6 +51,7 @@ class CompileOptions:
     target: str = "cpu"
     mcpu: str | None = None
     arch: str | None = None
+    tf32: bool = False
     recipe: Recipe = "scq+agp"
     grad_bits: int = 4
     agp: Sampling = "sampled"
@@ -73,6 +75,7 @@ class CompileOptions:
         _one_of("verify", self.verify, get_args(Verification))
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise FqtError(f"seed is {self.seed!r}; it must be an integer in [0, 2^63)", code="FQT202")
+        _one_of("tf32", self.tf32, (True, False))
         if not isinstance(self.mcpu, str | None):
             raise FqtError(f"mcpu is {self.mcpu!r}; it must be a name", code="FQT202")
         if self.grid == "zero" and self.gradient_bits == 1 and self.recipe != "none":

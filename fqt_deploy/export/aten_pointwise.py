@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,27 @@ def _rsqrt(graph: GraphWriter, _: str, x: str) -> str:
 
 def _gelu(graph: GraphWriter, _: str, x: str, approximate: str = "none") -> str:
     return graph("Gelu", x, approximate=approximate)
+
+
+def _gelu_backward(graph: GraphWriter, dtype: str, g: str, x: str, approximate: str = "none") -> str:
+    """``g`` times the derivative of GELU."""
+
+    def number(value: float) -> str:
+        return graph.constant(value, dtype)
+
+    half, one = number(0.5), number(1.0)
+    square = graph("Mul", x, x)
+    if approximate == "tanh":
+        scale, cube = math.sqrt(2.0 / math.pi), 0.044715
+        growth = graph("Mul", graph("Add", graph("Mul", square, number(cube)), one), number(scale))
+        value = graph("Tanh", graph("Mul", x, growth))
+        slope = graph("Mul", graph("Add", graph("Mul", square, number(3.0 * cube)), one), number(scale))
+        density = graph("Mul", graph("Sub", one, graph("Mul", value, value)), graph("Mul", slope, half))
+    else:
+        value = graph("Erf", graph("Mul", x, number(math.sqrt(0.5))))
+        density = graph("Mul", graph("Exp", graph("Mul", square, number(-0.5))), number(math.sqrt(0.5 / math.pi)))
+    distribution = graph("Mul", graph("Add", value, one), half)
+    return graph("Mul", g, graph("Add", distribution, graph("Mul", x, density)))
 
 
 def _clamp(graph: GraphWriter, _: str, x: str, low: str | None = None, high: str | None = None) -> str:
@@ -61,14 +83,14 @@ ONNX_POINTWISE: dict[Any, str | Writer] = {
     aten.relu.default: "Relu", aten.neg.default: "Neg", aten.abs.default: "Abs", aten.sign.default: "Sign",
     aten.exp.default: "Exp", aten.log.default: "Log", aten.sqrt.default: "Sqrt", aten.rsqrt.default: _rsqrt,
     aten.reciprocal.default: "Reciprocal", aten.tanh.default: "Tanh", aten.sigmoid.default: "Sigmoid",
-    aten.erf.default: "Erf", aten.gelu.default: _gelu,
+    aten.erf.default: "Erf", aten.gelu.default: _gelu, aten.gelu_backward.default: _gelu_backward,
     aten.pow.Tensor_Scalar: "Pow", aten.pow.Tensor_Tensor: "Pow", aten.pow.Scalar: "Pow",
     aten.clamp.default: _clamp, aten.clamp_min.default: _clamp, aten.clamp_max.default: "Min",
     aten._to_copy.default: _plain, aten.clone.default: _plain,
 }  # fmt: skip
 """ONNX's op, or what writes the nodes, for every key of ``POINTWISE``."""
 
-_KEYWORDS = {aten.gelu.default: "approximate"}
+_KEYWORDS = {aten.gelu.default: "approximate", aten.gelu_backward.default: "approximate"}
 
 
 def write_pointwise(

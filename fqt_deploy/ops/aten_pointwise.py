@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
-from fqt_deploy.ops.exponential import exponential
+from fqt_deploy.ops.exponential import decay, exponential
 from fqt_deploy.ops.expression_dtype import dtype_of
 
 aten = torch.ops.aten
@@ -33,6 +33,10 @@ class Pointwise:
     compares: bool = False
 
 
+_GELU_SCALE, _GELU_CUBE = math.sqrt(2.0 / math.pi), 0.044715
+"""Of GELU with ``approximate="tanh"``."""
+
+
 def _power(x: Any, exponent: Any) -> Any:
     constant = getattr(exponent, "value", None)
     if constant == 2:
@@ -46,25 +50,43 @@ def _power(x: Any, exponent: Any) -> Any:
 
 def _tanh(x: Any) -> Any:
     """``(1 - e) / (1 + e)`` with ``e = exp(-2 |x|)``, and the sign of ``x``; absolute error below 2e-7."""
-    e = exponential(tirx.abs(x) * -2.0)
+    e = decay(tirx.abs(x) * -2.0)
     y = (1.0 - e) / (1.0 + e)
     return tirx.Select(x >= 0.0, y, -y)
 
 
 def _erf(x: Any) -> Any:
-    """Error function by Abramowitz and Stegun 7.1.26: absolute error below 1.5e-7, one exponential."""
+    return _erf_and_decay(x)[0]
+
+
+def _erf_and_decay(x: Any) -> tuple[Any, Any]:
+    """Error function by Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7, and the ``exp(-x^2)`` it needs."""
     a = tirx.abs(x)
     t = 1.0 / (1.0 + 0.3275911 * a)
     series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    y = 1.0 - series * exponential(-(a * a))
-    return tirx.Select(x >= 0.0, y, -y)
+    e = decay(-(a * a))
+    y = 1.0 - series * e
+    return tirx.Select(x >= 0.0, y, -y), e
 
 
 def _gelu(x: Any, approximate: Any = "none") -> Any:
     if approximate == "tanh":
-        inner = (x + x * x * x * 0.044715) * math.sqrt(2.0 / math.pi)
-        return x * (_tanh(inner) + 1.0) * 0.5
+        return x * (_tanh(_tanh_argument(x)) + 1.0) * 0.5
     return x * (_erf(x * math.sqrt(0.5)) + 1.0) * 0.5
+
+
+def _gelu_backward(g: Any, x: Any, approximate: Any = "none") -> Any:
+    """``g`` times the derivative of GELU: one exponential serves the distribution and its density."""
+    if approximate == "tanh":
+        t = _tanh(_tanh_argument(x))
+        slope = (x * x * (3.0 * _GELU_CUBE) + 1.0) * _GELU_SCALE
+        return g * ((t + 1.0) * 0.5 + x * 0.5 * (1.0 - t * t) * slope)
+    erf, e = _erf_and_decay(x * math.sqrt(0.5))
+    return g * ((erf + 1.0) * 0.5 + x * e * math.sqrt(0.5 / math.pi))
+
+
+def _tanh_argument(x: Any) -> Any:
+    return (x + x * x * x * _GELU_CUBE) * _GELU_SCALE
 
 
 def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
@@ -115,7 +137,7 @@ POINTWISE: dict[Any, Pointwise] = {
     aten.tanh.default: Pointwise(_tanh, work=20),
     aten.sigmoid.default: Pointwise(lambda x: 1.0 / (1.0 + exponential(_zero(x) - x)), work=16),
     aten.erf.default: Pointwise(_erf, work=28),
-    aten.gelu.default: Pointwise(_gelu, work=32),
+    aten.gelu.default: Pointwise(_gelu, work=32), aten.gelu_backward.default: Pointwise(_gelu_backward, work=40),
     aten.pow.Tensor_Scalar: Pointwise(_power, work=2),
     aten.pow.Tensor_Tensor: Pointwise(_power, work=24),
     aten.pow.Scalar: Pointwise(_power, work=24),
@@ -125,7 +147,7 @@ POINTWISE: dict[Any, Pointwise] = {
 }  # fmt: skip
 """Every supported element-wise ATen overload."""
 
-_SCALAR_ATTRIBUTES = {aten.gelu.default: "approximate"}
+_SCALAR_ATTRIBUTES = {aten.gelu.default: "approximate", aten.gelu_backward.default: "approximate"}
 
 
 def compute(target: Any, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> te.Tensor:
@@ -135,7 +157,7 @@ def compute(target: Any, result: Tensor, args: tuple[Any, ...], kwargs: dict[str
         target: the overload, a key of ``POINTWISE``.
         result: fake tensor with the result's shape and dtype.
         args: operands: ``te.Tensor`` (broadcast as in PyTorch), Python numbers, or None.
-        kwargs: keyword arguments of the call; only ``approximate`` of gelu matters.
+        kwargs: keyword arguments of the call; only ``approximate`` of GELU and its derivative matters.
         name: stage name.
     """
     op = POINTWISE[target]

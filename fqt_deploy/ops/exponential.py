@@ -8,6 +8,8 @@ from tvm import tirx
 
 LOWEST, HIGHEST = -104.0, 89.0
 """Beyond them the result is 0 or infinity in float32."""
+LOWEST_PRECISE = -87.0
+"""Below it the result has no full precision in float32."""
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 """ln 2 in two parts: a multiple of the first is exact."""
@@ -19,16 +21,31 @@ def exponential(x: Any) -> Any:
     """``exp(x)`` of a float32 expression; relative error below 2e-7, infinities and NaN as usual."""
     bounded = tirx.Select(x > HIGHEST, tirx.const(HIGHEST, "float32"), x)
     bounded = tirx.Select(x < LOWEST, tirx.const(LOWEST, "float32"), bounded)
-    power = tirx.floor(bounded * _LOG2_E + 0.5)
-    f = bounded - power * _LN2_HIGH - power * _LN2_LOW
+    mantissa, exponent = _mantissa_and_exponent(bounded)
+    # Two factors: their product may overflow or vanish where one power of two could not be written.
+    half = exponent >> 1
+    return mantissa * _power_of_two(half) * _power_of_two(exponent - half)
+
+
+def decay(x: Any) -> Any:
+    """``exp(x)`` of a float32 expression that is not positive, in fewer operations.
+
+    The relative error is below 2e-7 down to ``x = -87``; less gives what -87 does, 1e-38.
+    """
+    mantissa, exponent = _mantissa_and_exponent(
+        tirx.Select(x < LOWEST_PRECISE, tirx.const(LOWEST_PRECISE, "float32"), x)
+    )
+    return mantissa * _power_of_two(exponent)
+
+
+def _mantissa_and_exponent(x: Any) -> tuple[Any, Any]:
+    """``exp(x)`` as a float32 near 1 and an int32 power of two."""
+    power = tirx.floor(x * _LOG2_E + 0.5)
+    f = x - power * _LN2_HIGH - power * _LN2_LOW
     series: Any = tirx.const(_COEFFICIENTS[0], "float32")
     for coefficient in _COEFFICIENTS[1:]:
         series = series * f + coefficient
-    exponent = power.astype("int32")
-    half = (
-        exponent >> 1
-    )  # two factors: their product may overflow or vanish where one power of two could not be written
-    return (series * f * f + f + 1.0) * _power_of_two(half) * _power_of_two(exponent - half)
+    return series * f * f + f + 1.0, power.astype("int32")
 
 
 def _power_of_two(exponent: Any) -> Any:

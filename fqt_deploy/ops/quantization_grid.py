@@ -12,12 +12,16 @@ from tvm import te, tirx
 from fqt_deploy.ops.onnx_body import Attributes, Body, OnnxFunction
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec
 
+SMALLEST_RANGE = 2.0**-96
+"""A group of a smaller range counts as constant: the step, or codes per unit in fixed point, would leave float32."""
+
 
 def reference(low: Tensor, high: Tensor, bits: int, grid: str) -> tuple[Tensor, Tensor, Tensor]:
     """The affine map between values and codes in [0, B], B = 2^bits - 1 (algorithm, section 3).
 
     ``minmax``: the group's range is B steps. ``zero``: the range, taken to include 0, is B - 1 steps and the zero point
-    a whole number of them, so that 0 has a code. A constant group has step 0 and the zero point as its only value.
+    a whole number of them, so that 0 has a code. A constant group has step 0 and the zero point as its only value;
+    so has one whose range is at most ``SMALLEST_RANGE``.
 
     Args:
         low: [G] float32, smallest value of each group.
@@ -31,12 +35,12 @@ def reference(low: Tensor, high: Tensor, bits: int, grid: str) -> tuple[Tensor, 
     levels = 2**bits - 1
     if grid == "minmax":
         extent = high - low
-        constant = extent <= 0
+        constant = extent <= SMALLEST_RANGE
         safe = torch.where(constant, 1.0, extent)
         return low.clone(), torch.where(constant, 0.0, levels / safe), torch.where(constant, 0.0, safe / levels)
     low, high = low.clamp(max=0), high.clamp(min=0)
     extent = high - low
-    constant = extent <= 0
+    constant = extent <= SMALLEST_RANGE
     safe = torch.where(constant, 1.0, extent)
     step = safe / (levels - 1)
     below = torch.ceil(-low / step).clamp(max=levels - 1)
@@ -63,7 +67,8 @@ def compute(low: te.Tensor, high: te.Tensor, bits: int, grid: str) -> tuple[te.T
     def bounds(i: Any) -> tuple[Any, Any, Any]:
         lo = low[i] if grid == "minmax" else tirx.min(low[i], zero_f)
         extent = (high[i] if grid == "minmax" else tirx.max(high[i], zero_f)) - lo
-        return lo, extent <= zero_f, tirx.Select(extent <= zero_f, one, extent)
+        constant = extent <= tirx.const(SMALLEST_RANGE, "float32")
+        return lo, constant, tirx.Select(constant, one, extent)
 
     steps = levels if grid == "minmax" else levels - 1.0
 
@@ -93,10 +98,11 @@ def cost(low: Tensor, *_: Any) -> Cost:
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Both grids, every width, constant, positive and negative groups."""
+    """Both grids, every width, constant, tiny, positive and negative groups."""
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(37, generator=g), torch.randn(37, generator=g)
     a[:3] = b[:3] = torch.tensor([0.0, 1.5, -2.0])
+    a[3], b[3], a[4], b[4] = 0.0, 1e-45, -1e-45, 1e-31
     for bits in (1, 2, 4, 8):
         yield torch.minimum(a, b), torch.maximum(a, b), bits, "minmax"
         if bits > 1:
@@ -120,7 +126,7 @@ def onnx_body(op: Body, low: str, high: str) -> tuple[str, str, str]:
     )
     steps = op.cast(levels, "float32")
     extent = op("Sub", high, low)
-    constant = op("LessOrEqual", extent, zero)
+    constant = op("LessOrEqual", extent, op.constant(SMALLEST_RANGE, "float32"))
     safe = op("Where", constant, one, extent)
     step = op("Div", safe, steps)
     below = op("Min", op("Ceil", op("Div", op("Neg", low), step)), steps)

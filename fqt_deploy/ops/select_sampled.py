@@ -17,18 +17,18 @@ from fqt_deploy.ops.spec import Cost, OpKind, OpSpec
 
 SCORE_BITS = 18
 """Scores become integers in [1, 2^18]: sums of them are exact, in any order."""
+SMALLEST_SCORE = 2.0**-96
+"""Where the largest is below, all are equal: the factor would leave float32."""
 
 
-def reference(score: Tensor, stratum: Tensor | None, key: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+def reference(score: Tensor, key: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
     """Madow's systematic sampling in random order, on integers (algorithm, section 4).
 
     Groups whose share would exceed probability 1 are kept for certain; the others are laid out in random order, and K'
-    equally spaced points with one random offset hit each at most once. Strata are laid out one behind the other, each
-    in random order: of every stratum, a share is drawn that is its share of all scores, up to less than one group.
+    equally spaced points with one random offset hit each at most once.
 
     Args:
-        score: [G] float32, at least 0; all zero means all equal.
-        stratum: [G] int64, at least 0 and below 2^31, which stratum a group belongs to; None: all to one.
+        score: [G] float32, at least 0; all below ``SMALLEST_SCORE`` means all equal.
         key: [2] int32 random stream.
         keep: K.
 
@@ -38,8 +38,10 @@ def reference(score: Tensor, stratum: Tensor | None, key: Tensor, keep: int) -> 
     """
     groups = score.shape[0]
     largest = score.max()
-    scaled = (score * (2.0**SCORE_BITS / largest)).to(torch.int32).long() if largest > 0 else torch.ones(groups).long()
-    w = scaled.clamp(min=1)
+    if largest > SMALLEST_SCORE:
+        w = (score * (2.0**SCORE_BITS / largest)).to(torch.int32).long().clamp(min=1)
+    else:
+        w = torch.ones(groups, dtype=torch.int64)
     order = torch.sort(w, descending=True, stable=True).indices
     ordered = w[order]
     tail = ordered.flip(0).cumsum(0).flip(0)
@@ -49,8 +51,7 @@ def reference(score: Tensor, stratum: Tensor | None, key: Tensor, keep: int) -> 
     total = w[~certain].sum()
     noise = element_hash(torch.arange(groups + 1), key)
     uncertain = torch.where(certain, 0, w)
-    position = noise[:groups] if stratum is None else (stratum << 32) + noise[:groups]
-    shuffled = torch.sort(position, stable=True).indices
+    shuffled = torch.sort(noise[:groups], stable=True).indices
     start = torch.zeros(groups, dtype=torch.int64)
     start[shuffled] = uncertain[shuffled].cumsum(0) - uncertain[shuffled]
     divisor = total.clamp(min=1)
@@ -61,12 +62,12 @@ def reference(score: Tensor, stratum: Tensor | None, key: Tensor, keep: int) -> 
     return selected(certain | (~certain & (hits > 0)), weight)
 
 
-def fake(score: Tensor, stratum: Tensor | None, key: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+def fake(score: Tensor, key: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
     """Shape rule: [G] -> [K], [G], [K]."""
     return selected_shapes(score, keep)
 
 
-def compute(score: te.Tensor, stratum: te.Tensor | None, key: te.Tensor, keep: int) -> tuple[te.Tensor, ...]:
+def compute(score: te.Tensor, key: te.Tensor, keep: int) -> tuple[te.Tensor, ...]:
     """Ranks, tails and starts by counting; every sum is an exact integer."""
     groups = int(score.shape[0])
     name = "select_sampled"
@@ -84,7 +85,7 @@ def compute(score: te.Tensor, stratum: te.Tensor | None, key: te.Tensor, keep: i
     def integer(i: Any) -> Any:
         top = largest[0]
         scaled = (score[i] * (tirx.const(2.0**SCORE_BITS, "float32") / top)).astype("int32")
-        return tirx.Select(top > 0.0, tirx.max(scaled, 1), 1)
+        return tirx.Select(top > tirx.const(SMALLEST_SCORE, "float32"), tirx.max(scaled, 1), 1)
 
     w = te.compute((groups,), integer, name=f"{name}_score")
     rank = ranked(lambda j, i: tirx.any(w[j] > w[i], tirx.all(w[j].equal(w[i]), j < i)), groups, f"{name}_rank")
@@ -105,10 +106,7 @@ def compute(score: te.Tensor, stratum: te.Tensor | None, key: te.Tensor, keep: i
     s = axis()
 
     def precedes(i: Any) -> Any:
-        shuffled = tirx.any(noise[s] < noise[i], tirx.all(noise[s].equal(noise[i]), s < i))
-        if stratum is None:
-            return shuffled
-        return tirx.any(stratum[s] < stratum[i], tirx.all(stratum[s].equal(stratum[i]), shuffled))
+        return tirx.any(noise[s] < noise[i], tirx.all(noise[s].equal(noise[i]), s < i))
 
     start = te.compute(
         (groups,),
@@ -134,36 +132,30 @@ def compute(score: te.Tensor, stratum: te.Tensor | None, key: te.Tensor, keep: i
     return selected_compute(chosen, lambda i: weights[i], keep, name)
 
 
-def cost(score: Tensor, stratum: Tensor | None, key: Tensor, keep: int) -> Cost:
+def cost(score: Tensor, key: Tensor, keep: int) -> Cost:
     """Quadratic in the number of groups."""
     return Cost(flops=4 * score.numel() ** 2, bytes_moved=8 * score.numel())
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Smooth and spiky scores, zeros, everything kept, one group, fewer groups than bits; strata of any size."""
+    """Smooth and spiky scores, zeros, denormal ones, everything kept, one group, fewer groups than bits."""
     g = torch.Generator().manual_seed(0)
     key = torch.tensor([77, -5], dtype=torch.int32)
-    yield torch.rand(64, generator=g), None, key, 16
-    yield torch.rand(64, generator=g), torch.randint(0, 10, (64,), generator=g), key, 16
-    yield torch.rand(100, generator=g) ** 20, None, key, 25
-    yield torch.rand(30, generator=g) ** 20, 1000 * torch.randint(0, 3, (30,), generator=g), key, 7
-    yield torch.tensor([0.0, 100.0, 0.0, 50.0, 1e-3]), None, key, 2
-    yield torch.zeros(10), torch.arange(10) // 4, key, 3
-    yield torch.rand(3, generator=g), None, key, 3
-    yield torch.rand(1, generator=g), None, key, 1
+    yield torch.rand(64, generator=g), key, 16
+    yield torch.rand(100, generator=g) ** 20, key, 25
+    yield torch.tensor([0.0, 100.0, 0.0, 50.0, 1e-3]), key, 2
+    yield torch.zeros(10), key, 3
+    yield torch.arange(9) * 1e-45, key, 3
+    yield torch.rand(3, generator=g), key, 3
+    yield torch.rand(1, generator=g), key, 1
 
 
-def onnx_neutral(score: Tensor, stratum: Tensor | None, key: Tensor, keep: int) -> dict[str, Tensor]:
-    """One stratum."""
-    return {"stratum": torch.zeros(score.shape[0], dtype=torch.int64)}
-
-
-def onnx_body(op: Body, score: str, stratum: str, key: str) -> tuple[str, str, str]:
+def onnx_body(op: Body, score: str, key: str) -> tuple[str, str, str]:
     """As the reference, step by step; ``TopK`` sorts, stably."""
     zero, one = op.constant(0, "int64"), op.constant(1, "int64")
     count, keep, first = op.extent(score, 0), op.integer("keep"), op.constant([0], "int64")
     largest = op("ReduceMax", score, first, keepdims=0)
-    some = op("Greater", largest, op.constant(0.0, "float32"))
+    some = op("Greater", largest, op.constant(SMALLEST_SCORE, "float32"))
     factor = op("Div", op.constant(2.0**SCORE_BITS, "float32"), op("Where", some, largest, op.constant(1.0, "float32")))
     scaled = op.cast(op.cast(op("Mul", score, factor), "int32"), "int64")
     w = op("Max", op("Where", some, scaled, one), one)
@@ -180,8 +172,7 @@ def onnx_body(op: Body, score: str, stratum: str, key: str) -> tuple[str, str, s
         element_hash_onnx(op, op.cast(op.range(op("Add", count, op.constant([1], "int64"))), "uint32"), key), "int64"
     )
     own = op.front(noise, count, 0)
-    position = op("Add", op("Mul", stratum, op.constant(2**32, "int64")), own)
-    _, shuffled = op.several("TopK", position, count, outputs=2, axis=0, largest=0, sorted=1)
+    _, shuffled = op.several("TopK", own, count, outputs=2, axis=0, largest=0, sorted=1)
     running = op("CumSum", op("Gather", uncertain, shuffled, axis=0), op.constant(0, "int32"), exclusive=1)
     start = op("ScatterElements", zeros, shuffled, running, axis=0)
     divisor = op("Max", total, one)
@@ -203,12 +194,5 @@ def onnx_body(op: Body, score: str, stratum: str, key: str) -> tuple[str, str, s
 
 
 select_sampled = OpSpec(
-    "select_sampled",
-    OpKind.PRODUCT,
-    reference,
-    fake,
-    compute,
-    cost,
-    sample_inputs,
-    onnx=OnnxFunction(onnx_body, neutral=onnx_neutral),
+    "select_sampled", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
 ).register()

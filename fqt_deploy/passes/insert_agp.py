@@ -8,7 +8,7 @@ Before::
 
 After::
 
-    %index, %slot, %weight = fqt.select_sampled(score, None, key, K)            # or select_topk
+    %index, %slot, %weight = fqt.select_sampled(score, key, K)            # or select_topk
     %grid  = fqt.quantization_grid(gather_rows(%lo, %index), gather_rows(%hi, %index), b, grid)
     %codes = fqt.quantize_samples(%g, %a, %index, ...)                    # K groups
     %gk    = fqt.conv2d_input_grad(fqt.dequantize(%codes, %scale * %weight, %zero * %weight, 0), %wb, ...)
@@ -104,7 +104,7 @@ class InsertAGP(Pass):
                 squares = emit(aten.mul.Tensor, squares, emit(aten.mul.Tensor, scale, scale))
             total = emit(aten.sum.dim_IntList, squares, [1] if side == "samples" else [0])
             key = random_key(emit, graph, layer, f"select_{side}")
-            result = emit(fqt.select_sampled.default, emit(aten.sqrt.default, total), None, key, keep)
+            result = emit(fqt.select_sampled.default, emit(aten.sqrt.default, total), key, keep)
         return tuple(emit.item(result, i) for i in range(3))
 
 
@@ -115,7 +115,9 @@ def _sum_of_squares(emit: Emitter, g: fx.Node) -> fx.Node:
     return found or emit.item(statistics, 2)
 
 
-def _replace_product(emit: Emitter, product: fx.Node, view: fx.Node, values: fx.Node, slot: fx.Node, axis: int) -> None:
+def _replace_product(
+    emit: Emitter, product: fx.Node, view: fx.Node, values: fx.Node, slot: fx.Node, axis: int
+) -> None:
     """Run ``product`` on the kept groups and scatter its result back to all of them."""
     gradient_shape, result_shape = shape(view), shape(product)
     samples, positions, channels = shape(values)

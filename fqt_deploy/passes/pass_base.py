@@ -59,7 +59,6 @@ class Pipeline:
                     graph.stage = current.produces
                 if changed:
                     graph.graph.eliminate_dead_code()
-                    graph.module.recompile()
                 graph.graph.lint()
                 self._check(graph, (*self.invariants, *current.ensures))
             except Exception as error:
@@ -67,6 +66,7 @@ class Pipeline:
                 raise
             for observe in self.observers:
                 observe(current.name, graph, time.perf_counter() - start)
+        graph.module.recompile()
         return graph
 
     @staticmethod

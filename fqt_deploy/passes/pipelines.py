@@ -37,7 +37,7 @@ _LOWER: tuple[Pass, ...] = (
     LowerTo1Bit(),
     SimplifySigns(),
     DecomposeComposites(),
-    NormalizeViews(),
+    NormalizeViews(),  # again: lowering and decomposing insert reshapes
     FoldPacking(),
     WriteState(),
 )
@@ -73,7 +73,7 @@ def prediction_passes(options: CompileOptions) -> tuple[Pass, ...]:
 
 
 def all_passes() -> tuple[Pass, ...]:
-    """One instance of every pass, in pipeline order, for ``--list-passes``."""
+    """Every pass of every recipe, in pipeline order: a pass that runs twice has two places."""
     default = training_passes(CompileOptions())
     at = [p.name for p in default].index("insert-scq")
     return (*default[:at], SelectOnce(), *default[at:], Rematerialize())

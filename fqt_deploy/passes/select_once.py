@@ -7,7 +7,7 @@ Before::
 
 After::
 
-    %index, %_, %weight = fqt.select_sampled(sqrt(sum(%g * %g, 1)), None, key, K)
+    %index, %_, %weight = fqt.select_sampled(sqrt(sum(%g * %g, 1)), key, K)
     %k  = fqt.gather_rows(%g, %index) * %weight                           # [K, C]
     %gy = aten.where(fqt.gather_rows(%mask, %index), 0, view(%k, ...))    # K samples; batch norm's backward projects
 
@@ -72,7 +72,7 @@ class SelectOnce(Pass):
         batch, extents = graph.batch, shape(root)
         rows = emit(aten.view.default, root, [batch, _product(extents) // batch])
         key = random_key(emit, graph, len(graph.layers), "select_once")
-        selection = emit(fqt.select_sampled.default, self.score(emit, rows), self.stratum(graph), key, keep)
+        selection = emit(fqt.select_sampled.default, self.score(emit, rows), key, keep)
         index, weight = emit.item(selection, 0), self.weight(emit, emit.item(selection, 2))
         gathered = emit(fqt.gather_rows.default, rows, index)
         scaled = emit(aten.mul.Tensor, gathered, emit(aten.view.default, weight, [keep, 1]))
@@ -82,10 +82,6 @@ class SelectOnce(Pass):
         """[N] scores of the rows [N, C] of the selected gradient: their norms."""
         squares = emit(aten.sum.dim_IntList, emit(aten.mul.Tensor, rows, rows), [1])
         return emit(aten.sqrt.default, squares)
-
-    def stratum(self, graph: TrainingGraph) -> fx.Node | None:
-        """[N] strata of the samples; None: one."""
-        return None
 
     def weight(self, emit: Emitter, weight: fx.Node) -> fx.Node:
         """[K] factors of the kept rows, from one over their inclusion probabilities: these."""

@@ -6,15 +6,16 @@ import re
 from collections.abc import Sequence
 
 
-def can_run(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
+def can_run(architectures: Sequence[str], capability: tuple[int, int], *, ptx: bool = True) -> bool:
     """Whether a device of compute capability ``capability`` runs code for ``architectures``, oldest first.
 
     A binary runs on its own generation from its own minor version on, with the suffix ``a`` on that version alone. The
-    artifact also holds PTX of the newest architecture, which the driver of a newer device translates.
+    artifact also holds PTX of the newest architecture, which the driver of a newer device translates, unless ``ptx`` says
+    that it does not.
     """
     versions = [parse(name) for name in architectures]
     newest = max((major, minor) for major, minor, _ in versions)
-    return capability >= newest or any(_binary_runs(version, capability) for version in versions)
+    return (ptx and capability >= newest) or any(_binary_runs(version, capability) for version in versions)
 
 
 def parse(name: str) -> tuple[int, int, bool]:

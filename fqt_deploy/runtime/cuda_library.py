@@ -20,6 +20,8 @@ from fqt_deploy.runtime.library import load_machine, load_runtime
 Array = NDArray[Any]
 
 _CUDA, _CPU, _POOLED = 2, 1, 2  # DLPack's device types; the virtual machine's allocator that keeps freed blocks
+ALIGNMENT = 16
+"""Bytes that a kernel reads at once: an input that begins elsewhere, as part of a larger tensor, is copied."""
 GRAPHS = 8
 """Recorded steps, one for each pair of addresses that batches come from; more batches are copied to a fixed place."""
 
@@ -40,7 +42,7 @@ class CudaLibrary:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
-        self._cuda = CudaRuntime(manifest.target["mcpu"].split(","))
+        self._cuda = CudaRuntime(manifest.target["mcpu"].split(","), ptx=manifest.target.get("ptx") != "none")
         self._ffi = load_runtime((path.absolute().parent / BUNDLED_RUNTIME).parent, cuda=True)
         self._device = self._ffi.device("cuda", 0)
         self._allocate = self._ffi.get_global_func("runtime.TVMTensorAllocWithScope")
@@ -73,7 +75,7 @@ class CudaLibrary:
         self._cuda.copy_in(tensor.data_ptr(), array)
 
     def batch(self, spec: TensorSpec, value: Any, *, classes: int | None = None) -> Any:
-        """An input on the device: a CUDA tensor itself, the values of anything else after a check.
+        """An input on the device: an aligned CUDA tensor itself, the values of anything else, of arrays after a check.
 
         Args:
             spec: name, shape and dtype.
@@ -90,7 +92,11 @@ class CudaLibrary:
             return target
         tensor = self._imported(spec, value)
         check_layout_of(spec, tuple(tensor.shape), str(tensor.dtype))
-        return tensor
+        if tensor.data_ptr() % ALIGNMENT == 0:
+            return tensor
+        target = self._inputs[spec.name]
+        self._cuda.copy(target.data_ptr(), tensor.data_ptr(), _size(tensor))
+        return target
 
     def train_step(self, x: Any, y: Any, *operands: Any) -> tuple[float, Any]:
         """One step; returns the loss, and the logits, which the next step overwrites.

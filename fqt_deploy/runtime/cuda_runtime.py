@@ -33,6 +33,7 @@ class CudaRuntime:
 
     Args:
         architectures: that the artifact was compiled for, oldest first.
+        ptx: whether it also holds PTX for later ones.
 
     Attributes:
         capability: major and minor version of the device.
@@ -43,7 +44,7 @@ class CudaRuntime:
             library is missing.
     """
 
-    def __init__(self, architectures: Sequence[str]) -> None:
+    def __init__(self, architectures: Sequence[str], *, ptx: bool = True) -> None:
         if not _load("libcuda.so.1"):
             raise FqtError(
                 "there is no NVIDIA driver on this machine: libcuda.so.1 is missing",
@@ -52,7 +53,7 @@ class CudaRuntime:
             )
         self._library = _load_runtime_library()
         self._check_driver()
-        self.capability = self._check_device(architectures)
+        self.capability = self._check_device(architectures, ptx)
         handle = ctypes.c_void_p()
         self._call("cudaStreamCreateWithFlags", ctypes.byref(handle), ctypes.c_uint(_NON_BLOCKING))
         self.stream = int(handle.value or 0)
@@ -125,7 +126,7 @@ class CudaRuntime:
                 hint="install driver 580 or later",
             )
 
-    def _check_device(self, architectures: Sequence[str]) -> tuple[int, int]:
+    def _check_device(self, architectures: Sequence[str], ptx: bool) -> tuple[int, int]:
         count = ctypes.c_int()
         if self._library.cudaGetDeviceCount(ctypes.byref(count)) or count.value < 1:
             raise FqtError(
@@ -134,7 +135,7 @@ class CudaRuntime:
                 hint="look at nvidia-smi and CUDA_VISIBLE_DEVICES",
             )
         capability = self._attribute(_MAJOR), self._attribute(_MINOR)
-        if not can_run(architectures, capability):
+        if not can_run(architectures, capability, ptx=ptx):
             own = f"sm_{capability[0]}{capability[1]}"
             raise FqtError(
                 f"the artifact is compiled for {', '.join(architectures)}; this device is {own}",

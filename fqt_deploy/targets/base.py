@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import tvm
 from tvm import tirx
 
+from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.targets.toolchain import Toolchain, native_toolchain
 
 
@@ -35,6 +36,7 @@ class Target:
         tvm_target: what TVM compiles for.
         features: what the schedule rules choose by.
         rules: asked in order; the last takes anything.
+        separate_objects: kernels are code of the host alone, and may be compiled apart from each other.
         toolchain: links the library, for the machine that is to load it.
     """
 
@@ -42,6 +44,7 @@ class Target:
     tvm_target: tvm.target.Target
     features: Any
     rules: tuple[ScheduleRule, ...]
+    separate_objects: ClassVar[bool] = False
     toolchain: Toolchain = field(default_factory=native_toolchain)
 
     def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -60,6 +63,14 @@ class Target:
         """An executable of ``module``: its Relax functions lowered by ``relax_pipeline``, its kernels as they are."""
         with self.tvm_target:
             return tvm.compile(module, self.tvm_target, relax_pipeline=relax_pipeline)
+
+    def with_tf32(self) -> Target:
+        """The same, rounding operands of fp32 products to TF32; FQT202 if the device has no such products."""
+        raise FqtError(f"target {self.name} has no TF32", code="FQT202", hint="leave out --tf32: it is for GPUs")
+
+    def variant(self) -> Mapping[str, str]:
+        """What else the manifest says of the code than target and processor."""
+        return {}
 
     def device(self) -> Any:
         """The TVM device of this machine that runs the target's code; FQT403 if there is none."""

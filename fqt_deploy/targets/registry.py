@@ -47,13 +47,14 @@ _GPUS = ("cuda",)
 """Targets whose processor ``arch`` names, not ``mcpu``."""
 
 
-def make_target(name: str, mcpu: str | None = None, arch: str | None = None) -> Target:
+def make_target(name: str, mcpu: str | None = None, arch: str | None = None, *, tf32: bool = False) -> Target:
     """The target called ``name``.
 
     Args:
         name: a key of ``TARGETS``.
         mcpu: processor, for CPUs.
         arch: architectures separated by commas, for GPUs.
+        tf32: whether fp32 products may round their operands to TF32, for GPUs.
 
     Raises:
         FqtError: FQT401 for an unknown target, FQT202 for the other kind's option.
@@ -66,4 +67,5 @@ def make_target(name: str, mcpu: str | None = None, arch: str | None = None) -> 
         raise FqtError(
             f"{other} is {given[other]!r}, but target {name} has no {other}", code="FQT202", hint=f"use {own}"
         )
-    return TARGETS[name](given[own])
+    target = TARGETS[name](given[own])
+    return target.with_tf32() if tf32 else target

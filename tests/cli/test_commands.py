@@ -75,8 +75,25 @@ def test_training_and_resuming(artifact, data, tmp_path):
     assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_a_checkpoint_is_not_overwritten_unasked(artifact, data, tmp_path):
+    folder = tmp_path / "one"
+    shutil.copytree(artifact, folder)
+    checkpoint, command = folder / "checkpoint.safetensors", (train_command, folder, "--data", data)
+    assert run(*command).exit_code == 0
+    before = checkpoint.read_bytes()
+    fails(run(*command, "--epochs", 2), "FQT508", "--resume", "--overwrite", "--checkpoint")
+    assert checkpoint.read_bytes() == before
+    assert run(*command, "--resume", "--overwrite").exit_code == 2
+    assert run(*command, "--checkpoint", tmp_path / "other").exit_code == 0
+    assert checkpoint.read_bytes() == before
+    assert run(*command, "--lr", 0.1, "--overwrite").exit_code == 0
+    assert checkpoint.read_bytes() != before
+
+
 def test_help_lists_passes_ops_and_targets():
     assert "build_model" in run(compile_command, "--help").output
+    listed = [line.split("  ")[0] for line in run(compile_command, "--list-passes").output.splitlines()]
+    assert listed == ["place", "1, 17", *(str(place) for place in range(2, 21) if place != 17)]
     assert "insert-scq" in run(compile_command, "--list-passes").output
     assert "fqt.binary_conv2d" in run(compile_command, "--list-ops").output
     assert run(compile_command, "--list-targets").output.split() == ["cpu", "aarch64", "rpi5", "cuda"]

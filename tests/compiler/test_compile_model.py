@@ -1,13 +1,17 @@
 """End to end: every recipe compiles, each of its kernels agrees with PyTorch, and the step trains."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import fqt_deploy
-from fqt_deploy.capture.load_model import load_model
+from fqt_deploy.capture.load_model import ModelSource, load_model
 from fqt_deploy.compiler import compile_model
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.options import CompileOptions
@@ -20,16 +24,40 @@ RECIPES = [
 ]  # fmt: skip
 
 
+def source_of(batch):
+    """Few layers, but stride, padding, partial words and panels, pooling, and both kinds of binarized layers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 40, 3, 2, 1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(160, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Linear(40, 10),
+    )  # fmt: skip
+    x = torch.randn(batch, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return ModelSource(model, nn.functional.cross_entropy, (x, torch.arange(batch) % 10))
+
+
 @pytest.mark.parametrize(("recipe", "agp"), RECIPES)
-def test_every_recipe_agrees_with_pytorch_kernel_by_kernel(digits_source, tmp_path, recipe, agp):
+def test_every_recipe_agrees_with_pytorch_kernel_by_kernel(tmp_path, recipe, agp):
     options = CompileOptions(recipe=recipe, agp=agp, verify="numerics")
-    result = compile_model(digits_source, options, tmp_path / "step")
+    result = compile_model(source_of(batch=6), options, tmp_path / "step")
     assert result.verification is not None
     assert len(result.verification.rows) == len(result.manifest.kernels) > 50
     assert [row for row in result.verification.rows if not row.ok] == []
-    products = {kernel.op for kernel in result.manifest.kernels}
-    assert "binary_conv2d" in products
-    assert ("bitplane_weight_grad" in products) == (recipe != "none")
+    ops = {kernel.op for kernel in result.manifest.kernels}
+    assert "binary_conv2d" in ops
+    assert ("bitplane_weight_grad" in ops) == (recipe != "none")
+
+
+@pytest.mark.parametrize(("batch", "bits", "agp"), [(1, 4, "sampled"), (1, 8, "once"), (2, 8, "topk")])
+def test_fewer_samples_than_bits(tmp_path, batch, bits, agp):
+    """One group is kept at least, and may be all there is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 33), nn.ReLU(), nn.Linear(33, 40), nn.ReLU(), nn.Linear(40, 3))
+    source = ModelSource(model, nn.functional.cross_entropy, (torch.randn(batch, 1, 8, 8), torch.arange(batch)))
+    result = compile_model(source, CompileOptions(grad_bits=bits, agp=agp, verify="numerics"), tmp_path / "step")
+    assert [row for row in result.verification.rows if not row.ok] == []
+    session = fqt_deploy.load(result.output)
+    losses = [session.step(*source.example_inputs) for _ in range(20)]
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.slow
@@ -90,22 +118,16 @@ def test_resuming_gives_the_same_losses_bit_for_bit(step, digits, tmp_path):
     assert [again.step(*batch) for batch in batches[5:]] == onward
 
 
-def test_passes_are_deterministic(digits_source):
+def test_passes_are_deterministic():
     from fqt_deploy.core.dump import graph_text
 
-    texts = [graph_text(lower_model(digits_source, CompileOptions()).train) for _ in range(2)]
+    texts = [graph_text(lower_model(source_of(batch=4), CompileOptions()).train) for _ in range(2)]
     assert texts[0] == texts[1]
 
 
-def test_one_and_two_threads_give_the_same_bits(digits_source, tmp_path):
-    import os
-    import subprocess
-    import sys
-
-    source = load_model(EXAMPLES / "digits_cnn.py", batch=64)
-    compile_model(source, CompileOptions(), tmp_path / "step")
-    x, y = source.example_inputs
-    np.savez(tmp_path / "data.npz", x=x.numpy(), y=y.numpy())
+def test_one_and_two_threads_give_the_same_bits(step, digits, tmp_path):
+    step[1].save(tmp_path / "step")
+    np.savez(tmp_path / "data.npz", x=digits[0][:32].numpy(), y=digits[1][:32].numpy())
     program = (
         "import sys, numpy as np, fqt_deploy; d = np.load(sys.argv[2]); s = fqt_deploy.load(sys.argv[1]);"
         "print([s.step(d['x'], d['y']) for _ in range(5)], {n: float(a.sum()) for n, a in s.state_dict().items()});"

@@ -51,6 +51,7 @@ CALLS: dict[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     **{op: [((P,), {})] for op in
        (aten.log.default, aten.sqrt.default, aten.rsqrt.default, aten.reciprocal.default)},
     aten.gelu.default: [((A,), {}), ((A,), {"approximate": "tanh"})],
+    aten.gelu_backward.default: [((P, A), {}), ((P, A), {"approximate": "tanh"})],
     aten.pow.Tensor_Scalar: [((P, 2), {}), ((P, 0.5), {})],
     aten.pow.Tensor_Tensor: [((P, B), {})],
     aten.pow.Scalar: [((2.0, A), {})],

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 import tvm
-from tvm import te
+from tvm import te, tirx
 
 from fqt_deploy.ops.aten_pointwise import POINTWISE
-from fqt_deploy.ops.exponential import HIGHEST, LOWEST, exponential
+from fqt_deploy.ops.exponential import HIGHEST, LOWEST, LOWEST_PRECISE, decay, exponential
 from fqt_deploy.targets.registry import make_target
 
 
@@ -42,3 +42,21 @@ def test_what_is_made_of_it(op, bound):
     expected = function(torch.from_numpy(values).double()).numpy()
     expression = POINTWISE[getattr(torch.ops.aten, op).default].expression
     assert np.max(np.abs(evaluate(expression, values) - expected)) < bound
+
+
+def test_decay():
+    values = np.linspace(LOWEST_PRECISE, 0, 1 << 18).astype("float32")
+    expected = np.exp(values.astype("float64"))
+    assert np.max(np.abs(evaluate(decay, values) - expected) / expected) < 2e-7
+    np.testing.assert_array_less(evaluate(decay, np.array([-np.inf, -1e30, -88.0], "float32")), 2e-38)
+    assert np.isnan(evaluate(decay, np.array([np.nan], "float32"))).all()
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_backward(approximate):
+    values = np.linspace(-12, 12, 1 << 16).astype("float32")
+    x = torch.from_numpy(values).double()
+    expected = torch.ops.aten.gelu_backward(torch.full_like(x, 1.5), x, approximate=approximate).numpy()
+    backward = POINTWISE[torch.ops.aten.gelu_backward.default].expression
+    found = evaluate(lambda v: backward(tirx.const(1.5, "float32"), v, approximate), values)
+    assert np.max(np.abs(found - expected)) < 3e-6

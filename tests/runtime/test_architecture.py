@@ -26,3 +26,8 @@ def test_devices_and_artifacts(architectures, capability, runs):
 def test_names_are_read_from_the_right():
     assert parse("sm_120") == (12, 0, False)
     assert parse("sm_90a") == (9, 0, True)
+
+
+def test_without_ptx_only_the_listed_devices_run_it():
+    assert can_run(["sm_90a"], (9, 0), ptx=False)
+    assert not can_run(["sm_90a"], (10, 0), ptx=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -50,6 +51,7 @@ def binarized_layers(network: Network, classes: int, batch: int, cache: Path) ->
     return [layer.path for layer in manifest.layers if layer.decision == "1-bit"]
 
 
+@functools.cache  # what this process has imported, whatever happens to the files later
 def _compiler_digest() -> str:
     digest = hashlib.sha256()
     for file in sorted(_COMPILER.rglob("*.py")):

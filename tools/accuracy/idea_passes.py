@@ -63,15 +63,6 @@ class ClippedSelection(SelectOnce):
 
 
 @dataclass(frozen=True)
-class StratifiedSelection(SelectOnce):
-    """Selection that takes a share of every class."""
-
-    def stratum(self, graph: TrainingGraph) -> fx.Node | None:
-        """The labels."""
-        return graph.placeholder("y")
-
-
-@dataclass(frozen=True)
 class UnprojectedSelection(SelectOnce):
     """Selection with batch normalization's backward as it is for a whole batch."""
 

@@ -7,38 +7,53 @@ widths over training, or other options.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.passes.insert_scq import InsertSCQ
 from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.pipelines import training_passes
+from fqt_deploy.passes.select_once import SelectOnce
 from tools.accuracy.idea_passes import (
     ClippedSCQ,
     ClippedSelection,
     DefensiveSelection,
     PowerSelection,
-    StratifiedSelection,
     UnprojectedSelection,
     UnweightedSelection,
     WeightedProjection,
 )
 
-CHANGES: dict[str, tuple[type[Pass], Mapping[str, Any]]] = {
-    "uniform": (PowerSelection, {"power": 0.0}),
-    "root": (PowerSelection, {"power": 0.5}),
-    "square": (PowerSelection, {"power": 2.0}),
-    "defensive": (DefensiveSelection, {"uniform": 0.5}),
-    "unweighted": (UnweightedSelection, {}),
-    "clipped-weights": (ClippedSelection, {"largest": 2.0}),
-    "stratified": (StratifiedSelection, {}),
-    "weighted-projection": (WeightedProjection, {}),
-    "unprojected": (UnprojectedSelection, {}),
-    "range-85": (ClippedSCQ, {"share": 0.85}),
-    "range-70": (ClippedSCQ, {"share": 0.7}),
-    "range-50": (ClippedSCQ, {"share": 0.5}),
+
+@dataclass(frozen=True)
+class Change:
+    """A pass that stands in for the one of its name.
+
+    Attributes:
+        kind: its class.
+        values: fields that differ from those of the pass it stands in for.
+    """
+
+    kind: type[Pass]
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+CHANGES: dict[str, tuple[Change, ...]] = {
+    "once-4-uniform": (Change(PowerSelection, {"power": 0.0}),),
+    "once-4-root": (Change(PowerSelection, {"power": 0.5}),),
+    "once-4-square": (Change(PowerSelection, {"power": 2.0}),),
+    "once-4-defensive": (Change(DefensiveSelection, {"uniform": 0.5}),),
+    "once-4-unweighted": (Change(UnweightedSelection),),
+    "once-4-clipped-weights": (Change(ClippedSelection, {"largest": 2.0}),),
+    "once-4-weighted-projection": (Change(WeightedProjection),),
+    "once-4-unprojected": (Change(UnprojectedSelection),),
+    "once-4-range-85": (Change(ClippedSCQ, {"share": 0.85}),),
+    "once-4-range-70": (Change(ClippedSCQ, {"share": 0.7}),),
+    "once-3": (Change(SelectOnce, {"bits": 3}), Change(InsertSCQ, {"bits": 3})),
+    "once-6": (Change(SelectOnce, {"bits": 6}), Change(InsertSCQ, {"bits": 6})),
 }
-"""By idea: the pass that stands in for the one of its name, and what it has besides that one's fields."""
+"""What differs from ``once-4``, by row."""
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "once-8-4-2": ("once-8", "once-4", "once-2"),
@@ -49,13 +64,13 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
 
 
 def changed_passes(options: CompileOptions, idea: str) -> tuple[Pass, ...]:
-    """The passes of ``options`` with the stand-in of ``idea``."""
-    kind, extra = CHANGES[idea]
+    """The passes of ``options`` with the stand-ins of row ``idea``."""
+    changes = {change.kind.name: change for change in CHANGES[idea]}
 
     def changed(item: Pass) -> Pass:
-        if item.name != kind.name:
+        if item.name not in changes:
             return item
-        own = {field.name: getattr(item, field.name) for field in fields(item)}
-        return kind(**own, **extra)
+        own = {item_field.name: getattr(item, item_field.name) for item_field in fields(item)}
+        return changes[item.name].kind(**{**own, **changes[item.name].values})
 
     return tuple(changed(item) for item in training_passes(options))

@@ -93,7 +93,7 @@ def quantizer_variance(layer: str, g: Tensor, bits: int, draws: int) -> Quantize
             stream_key.reference(torch.tensor(draw), torch.tensor(0), 0, role) for role in (0, 2)
         )
         total["psq1"] += _squares(_quantized(g, everything, 1, rounding_key) - g)
-        index, _, weight = select_sampled.reference(norms, None, selection_key, keep)
+        index, _, weight = select_sampled.reference(norms, selection_key, keep)
         kept = index.long()
         values = _quantized(g, index, bits, rounding_key)
         total["rounding"] += _squares(values - g[kept])

@@ -19,16 +19,16 @@ ROWS: dict[str, Settings] = {
     **{
         f"{agp}-{bits}{suffix}": {"recipe": "scq+agp", "agp": agp, "grad_bits": bits, "grid": grid}
         for agp in ("topk", "sampled", "once")
-        for bits in ((2, 3, 4, 6, 8) if agp == "once" else (2, 4, 8))
+        for bits in (2, 4, 8)
         for suffix, grid in (("", "zero"), ("-minmax", "minmax"))
     },
-    **{f"once-4-{idea}": {"recipe": "scq+agp", "agp": "once", "grad_bits": 4, "idea": idea} for idea in CHANGES},
+    **{idea: {"recipe": "scq+agp", "agp": "once", "grad_bits": 4, "idea": idea} for idea in CHANGES},
     **{name: {"schedule": rows} for name, rows in SCHEDULES.items()},
 }
 """``topk-4`` is ``scq+agp`` with ``agp`` topk and 4 bits on the zero grid, ``topk-4-minmax`` on the paper's grid.
 
 The paper's released code is ``topk-4-minmax``, its theory ``sampled-4-minmax``.
-``once-4-IDEA`` is ``once-4`` with the passes of an idea; a schedule names rows that follow each other.
+Ideas are ``once-4`` with other passes (``ideas.py``); a schedule names rows that follow each other.
 """
 
 TORCH_ROWS: dict[str, Settings] = {

@@ -40,13 +40,13 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--pretrained", nargs="*", default=[], help="digests of weights that get a new classifier")
     parser.add_argument("--draws", type=int, default=64, help="of each recipe (default: %(default)s)")
     parser.add_argument("--quantizer-draws", type=int, default=16, help="of each layer (default: %(default)s)")
-    parser.add_argument("--results", type=Path, required=True, help="file of JSON lines to write")
+    parser.add_argument("--results", type=Path, required=True, help="file of JSON lines to add to")
     parser.add_argument("--work", type=Path, default=Path("build/accuracy"))
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure at every point, and write all lines."""
+    """Measure at every point, and add its lines."""
     task = make_task(load_dataset(arguments.data, arguments.work), "transfer", mirrored=arguments.data != "digits")
     network = NETWORKS[arguments.network]
     index = torch.randperm(len(task.train.x), generator=torch.Generator().manual_seed(BATCH_SEED)).numpy()
@@ -55,12 +55,12 @@ def run(arguments: argparse.Namespace) -> int:
         row: GradientProbe(network, row, task.classes, network.batch, arguments.work / "artifacts")
         for row in ("none", *arguments.rows)
     }
-    lines: list[dict[str, Any]] = []
     common = {"revision": revision(), "data": Path(arguments.data).name, "network": network.name}
     for point in arguments.points:
         name, _, digest = point.partition("=")
         weights = _weights(arguments, task, digest)
         setting = common | {"point": name, "weights": digest or None}
+        lines: list[dict[str, Any]] = []
         true = probes["none"].gradients(weights, x, y, 0)
         for row in arguments.rows:
             draws = [probes[row].gradients(weights, x, y, seed) for seed in range(arguments.draws)]
@@ -71,8 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{name} {row}: {found}", flush=True)
         for variance in _quantizers(arguments, weights, x, y, task.classes):
             lines.append(setting | {"kind": "quantizer", "draws": arguments.quantizer_draws} | asdict(variance))
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        arguments.results.parent.mkdir(parents=True, exist_ok=True)
+        with arguments.results.open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
     return 0
 
 

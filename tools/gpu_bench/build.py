@@ -26,6 +26,7 @@ from fqt_deploy.compiler.verify import kernel_cases
 from fqt_deploy.ops.packed_words import PANEL, panel_count, word_count
 from fqt_deploy.ops.spec import OPS
 from fqt_deploy.settings import merge_settings, options_of
+from fqt_deploy.targets.cuda.features import ALTERNATIVES, cuda_features
 from fqt_deploy.targets.cuda.kernel_builder import (
     as_int32,
     launch,
@@ -58,16 +59,35 @@ def build(folder: Path, architectures: str, python: str, tell: Tell) -> None:
     tell("runtime libraries")
     _libraries(folder / layout.LIBRARIES)
     _packages(folder / layout.PACKAGES, python)
-    tell("products")
-    _products(folder, architectures)
+    forms = _forms(architectures)
+    for form in forms:
+        tell(f"products, {form}")
+        _products(folder, architectures, form)
+    table = {"forms": forms, "shapes": [shape.to_json() for shape in layout.SHAPES]}
+    (folder / layout.PRODUCT_TABLE).write_text(json.dumps(table, indent=1))
     tell("cases of every kernel")
     _checked(folder, architectures)
-    for name, (example, batch, settings) in layout.STEPS.items():
+    default, *others = forms
+    steps = [(name, default) for name in layout.STEPS] + [(next(iter(layout.STEPS)), form) for form in others]
+    for name, form in steps:
+        example, batch, settings = layout.STEPS[name]
+        name = layout.step_name(name, form, default)
         tell(f"step {name}")
-        given = {**settings, "target": "cuda", "arch": architectures}
+        given = {**settings, "target": "cuda", "arch": _in_form(architectures, form, default)}
         target = layout.artifact(folder, name)
         compile_example(load_example(example, batch), given, target)
         (target / "state.safetensors").unlink()
+
+
+def _forms(architectures: str) -> list[str]:
+    """Forms of the 1-bit products that all of ``architectures`` have, the default first."""
+    features = cuda_features(architectures)
+    others = [set(ALTERNATIVES.get(name, ())) for name in features.architectures]
+    return [features.bit_forms[0], *sorted(set.intersection(*others))]
+
+
+def _in_form(architectures: str, form: str, default: str) -> str:
+    return architectures if form == default else f"{architectures}:{form}"
 
 
 def _libraries(folder: Path) -> None:
@@ -95,15 +115,14 @@ def _packages(folder: Path, python: str) -> None:
                 archive.extractall(folder)
 
 
-def _products(folder: Path, architectures: str) -> None:
-    target = make_target("cuda", arch=architectures)
+def _products(folder: Path, architectures: str, form: str) -> None:
+    target = make_target("cuda", arch=_in_form(architectures, form, cuda_features(architectures).bit_forms[0]))
     functions = {shape.symbol: _product(target, shape) for shape in layout.SHAPES}
     functions[layout.PEAK] = _peak().with_attr("global_symbol", layout.PEAK)
     executable = target.compile(tvm.IRModule(functions), lower_relax)
-    executable.export_library(str(folder / layout.PRODUCTS))
-    target.check_library(folder / layout.PRODUCTS)
-    table = [shape.to_json() for shape in layout.SHAPES]
-    (folder / layout.PRODUCT_TABLE).write_text(json.dumps(table, indent=1))
+    library = layout.products_library(folder, form)
+    executable.export_library(str(library))
+    target.check_library(library)
 
 
 def _product(target: Any, shape: layout.Product) -> tirx.PrimFunc:

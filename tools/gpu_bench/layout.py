@@ -7,8 +7,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-PRODUCTS = "products.so"
 PRODUCT_TABLE = "products.json"
+"""The products that were built: forms, the default first, and shapes."""
 CASES = "cases.npz"
 CASE_TABLE = "cases.json"
 LIBRARIES = "lib"
@@ -17,7 +17,7 @@ CHECKED = "digits"
 """The artifact whose kernels are compared one by one; the folder also holds the cases."""
 
 PEAK = "peak"
-"""Kernel of ``products.so`` that does nothing but multiply bits."""
+"""Kernel of each library of products that does nothing but multiply bits."""
 PEAK_BLOCKS, PEAK_THREADS, PEAK_ROUNDS, PEAK_CHAINS = 528, 256, 2048, 8
 
 
@@ -39,7 +39,7 @@ class Product:
 
     @property
     def symbol(self) -> str:
-        """Function in ``products.so``."""
+        """Function in a library of products."""
         return f"product_{self.m}_{self.n}_{self.k}"
 
     @property
@@ -69,7 +69,17 @@ STEPS: dict[str, tuple[str, int, dict[str, str]]] = {
     "vgg16-once": ("vgg16", 512, {"agp": "once"}),
     "vgg16-sampled": ("vgg16", 512, {"agp": "sampled"}),
 }
-"""Name -> example, batch and settings of the steps that are timed."""
+"""Name -> example, batch and settings of the steps that are timed; the first also with other forms of the products."""
+
+
+def products_library(folder: Path, form: str) -> Path:
+    """The library of the products in one form."""
+    return folder / f"products_{form}.so"
+
+
+def step_name(name: str, form: str, default: str) -> str:
+    """Artifact of the step ``name`` with the products in one form."""
+    return name if form == default else f"{name}-{form}"
 
 
 def use(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tvm import tirx
 
@@ -55,6 +56,8 @@ RULES: tuple[ScheduleRule, ...] = (
 @dataclass(frozen=True)
 class CpuTarget(Target):
     """A target whose kernels that make bits round like the reference."""
+
+    separate_objects: ClassVar[bool] = True
 
     def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
         """Fence products where needed, then apply the first rule that takes the kernel."""

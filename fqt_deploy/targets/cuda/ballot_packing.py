@@ -101,5 +101,3 @@ def element_at(elements: LoopNest, term: Any, register: tirx.Buffer) -> Any:
     inside = [index < axis.extent for index, axis in zip(indices, elements.axes, strict=True)]
     zero = tirx.const(0, str(buffer.dtype))
     return sequence(store(register, zero, 0), when(tirx.all(*inside), store(register, value, 0)))
-
-

@@ -9,7 +9,9 @@ from tvm import tirx
 from fqt_deploy.ops.convolution_shape import input_position
 from fqt_deploy.ops.packed_words import PANEL
 from fqt_deploy.targets.cuda import generic
-from fqt_deploy.targets.cuda.bit_tile import Operand, bit_product
+from fqt_deploy.targets.cuda.bit_operand import Operand
+from fqt_deploy.targets.cuda.bit_tile import bit_product
+from fqt_deploy.targets.cuda.choose_form import form_for
 from fqt_deploy.targets.cuda.features import CudaFeatures
 from fqt_deploy.targets.cuda.kernel_builder import integer, popcount, scratch, sequence, store, with_buffers
 from fqt_deploy.targets.cuda.loop_nest import Axis, LoopNest, Value
@@ -17,14 +19,15 @@ from fqt_deploy.targets.cuda.product_arguments import arguments_of, panel_column
 
 
 class BinaryConv2dRule:
-    """Takes ``binary_conv2d`` where binary tensor cores compute AND."""
+    """Takes ``binary_conv2d``."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"binary_conv2d"})
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
         """With bits x, w of signs: sum = 4 ones(x & w) - 2 ones(x) + sum over taps inside of (channels - 2 ones(w))."""
         arguments = arguments_of(function)
-        if not features.has_binary_mma or arguments is None:
+        form = form_for(features, 1)
+        if form is None or arguments is None:
             return None
         _, _, channels, outputs, kernel, stride, padding = arguments
         x, w, result = function.params
@@ -51,7 +54,7 @@ class BinaryConv2dRule:
 
         left = Operand(n * oh * ow, 1, words_at_once(words), False, source)
         right = panel_columns(w, outputs, total_words)
-        product = bit_product(left, right, total_words, write, count_rows=True)
+        product = bit_product(form, left, right, total_words, write, count_rows=True)
         helpers = _constants(w, constants, per_tap, words, channels, [h, width], kernel, stride, padding)
         return function.with_body(with_buffers([constants, per_tap], sequence(*helpers, product)))
 
@@ -72,7 +75,10 @@ def _constants(
     def add(a: Any, b: Any) -> Any:
         return a + b
 
-    tap, output = Axis(tirx.Var("tap", "int32"), int(per_tap.shape[0])), Axis(tirx.Var("o", "int32"), int(per_tap.shape[1]))
+    tap, output = (
+        Axis(tirx.Var("tap", "int32"), int(per_tap.shape[0])),
+        Axis(tirx.Var("o", "int32"), int(per_tap.shape[1])),
+    )
     word = Axis(tirx.Var("word", "int32"), words)
     ones = popcount(w[output.var // PANEL, tap.var * words + word.var, output.var % PANEL])
     count = LoopNest(

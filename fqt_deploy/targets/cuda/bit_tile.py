@@ -1,26 +1,24 @@
-"""Products of bits on tensor cores: tiles of rows and columns, contracted by AND and popcount.
+"""Products of bits: tiles of rows and columns, contracted by whatever instruction the architecture has for it.
 
-A block stages 16 words of its rows and columns in shared memory, twice, so that copies run while it multiplies. Its four
-warps hold the counts of their part of the tile in registers. The bit-planes of a row are rows of the tile that the same
-thread holds, so that it weighs and adds them itself. Counts are integers: exact in any order.
-
-The instruction takes fragments of eight words; which of them a thread reads for which slot is fixed by the PTX ISA
-(``mma.m16n8k256``). Rows in shared memory are padded so that the 32 reads of a warp meet 32 different banks.
+A block stages 16 words of its rows and columns in shared memory, twice, so that copies run while it multiplies. Its
+threads hold the counts of their part of the tile in registers. The bit-planes of a row are rows of the tile that the
+same thread holds, so that it weighs and adds them itself. Counts are integers: exact in any order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 
+from fqt_deploy.targets.cuda.bit_form import BitForm, weighted
+from fqt_deploy.targets.cuda.bit_operand import Operand, Tile
 from fqt_deploy.targets.cuda.kernel_builder import (
     REFERENCE_PROCESSORS,
     WARP,
-    as_int32,
     barrier,
     ceil_div,
     integer,
@@ -32,80 +30,17 @@ from fqt_deploy.targets.cuda.kernel_builder import (
     shared,
     store,
     unrolled,
+    vector,
     when,
     with_buffers,
 )
+from fqt_deploy.targets.cuda.shared_layout import WORDS, SharedLayout
 
-WORDS = 16
-"""Words of the contraction in one stage: two instructions deep, 64 bytes of a row."""
-_MMA = "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc"
+Write = Callable[[Any, Any, Any, Any, Any], Any]
 _COPIES = {1: "cp.async.ca.shared.global", 2: "cp.async.ca.shared.global", 4: "cp.async.cg.shared.global"}
 
 
-@dataclass(frozen=True)
-class Operand:
-    """One side of the product: ``rows x planes`` strings of bits.
-
-    Attributes:
-        rows: rows, or columns of the result.
-        planes: bit-planes of each; 1 on the right.
-        chunk: words that are copied at once: consecutive words of a row, or the same word of consecutive rows.
-        word_major: whether a chunk goes along rows.
-        source: (row, plane, word) -> whether it exists (or True), buffer, indices of the first word of a chunk.
-    """
-
-    rows: int
-    planes: int
-    chunk: int
-    word_major: bool
-    source: Callable[[Any, Any, Any], tuple[Any, tirx.Buffer, list[Any]]]
-
-
-@dataclass(frozen=True)
-class Tile:
-    """How a block divides its part of the result.
-
-    Attributes:
-        warps_down: warps along rows.
-        warps_across: warps along columns.
-        fragments_down: fragments of 16 rows of one warp, planes included.
-        fragments_across: fragments of 8 columns of one warp.
-        cost: time of one element of a large tile of this kind, relative to the best.
-    """
-
-    warps_down: int
-    warps_across: int
-    fragments_down: int
-    fragments_across: int
-    cost: float
-
-    @property
-    def threads(self) -> int:
-        """Threads of the block."""
-        return self.warps_down * self.warps_across * WARP
-
-    @property
-    def height(self) -> int:
-        """Rows of the block, planes counted."""
-        return self.warps_down * self.fragments_down * 16
-
-    @property
-    def width(self) -> int:
-        """Columns of the block."""
-        return self.warps_across * self.fragments_across * 8
-
-
-_WIDE = (Tile(2, 2, 4, 8, 1.0), Tile(2, 2, 4, 4, 1.2), Tile(1, 4, 4, 8, 1.1), Tile(1, 4, 4, 2, 1.6))
-TILES: dict[int, tuple[Tile, ...]] = {
-    1: (*_WIDE, Tile(2, 2, 2, 4, 1.6)),
-    2: (*_WIDE, Tile(2, 2, 2, 4, 1.6)),
-    4: _WIDE,
-    8: (Tile(1, 4, 8, 4, 1.1), Tile(1, 4, 8, 2, 1.4)),
-}
-"""Number of planes -> tiles: a warp's fragments are a multiple of the planes; two stages fit 48 KiB."""
-
-
-def choose_tile(left: Operand, right: Operand, *, splittable: bool) -> Tile:
+def choose_tile(form: BitForm, left: Operand, right: Operand, *, splittable: bool) -> Tile:
     """The tile with the least work, rounding and idle multiprocessors counted."""
 
     def work(tile: Tile) -> float:
@@ -114,12 +49,12 @@ def choose_tile(left: Operand, right: Operand, *, splittable: bool) -> Tile:
         busy = blocks if splittable else max(blocks, REFERENCE_PROCESSORS)
         return busy * tile.height * tile.width * tile.cost
 
-    return min(TILES[left.planes], key=work)
+    return min(form.tiles[left.planes], key=work)
 
 
-def parts_of(left: Operand, right: Operand, words: int) -> int:
+def parts_of(form: BitForm, left: Operand, right: Operand, words: int) -> int:
     """Into how many parts to split a long contraction with a small result, so that all multiprocessors work."""
-    across, down = _blocks(left, right, choose_tile(left, right, splittable=True))
+    across, down = _blocks(left, right, choose_tile(form, left, right, splittable=True))
     return max(1, min(ceil_div(words, WORDS) // 4, ceil_div(4 * REFERENCE_PROCESSORS, across * down)))
 
 
@@ -129,17 +64,12 @@ def _blocks(left: Operand, right: Operand, tile: Tile) -> tuple[int, int]:
 
 
 def bit_product(
-    left: Operand,
-    right: Operand,
-    words: int,
-    write: Callable[[Any, Any, Any, Any, Any], Any],
-    *,
-    count_rows: bool,
-    parts: int = 1,
+    form: BitForm, left: Operand, right: Operand, words: int, write: Write, *, count_rows: bool, parts: int = 1
 ) -> Any:
     """A launch that counts the ones shared by each row and column.
 
     Args:
+        form: how the architecture multiplies; must have tiles for ``left.planes``.
         left: rows of the result, with bit-planes.
         right: columns of the result; word-major.
         words: length of the contraction.
@@ -148,192 +78,247 @@ def bit_product(
         count_rows: whether to count the row's own ones.
         parts: of the contraction, each with blocks of its own, see ``parts_of``.
     """
-    tile = choose_tile(left, right, splittable=parts > 1)
+    tile = choose_tile(form, left, right, splittable=parts > 1)
     rows, columns = tile.height // left.planes, tile.width
     across, down = _blocks(left, right, tile)
-    product = _Product(left, right, words, tile, ceil_div(ceil_div(words, WORDS), parts), write, count_rows)
+    stages = ceil_div(ceil_div(words, WORDS), parts)
 
     def body(block: Any, thread: Any) -> Any:
         column = block % across * columns
         row = block // across % down * rows
-        return product.block(row, column, block // (across * down) if parts > 1 else integer(0), thread)
+        part = block // (across * down) if parts > 1 else integer(0)
+        return _Block(form, tile, left, right, stages, write, count_rows, row, column, part, thread).code()
 
     return launch(across * down * parts, tile.threads, body)
 
 
 @dataclass(frozen=True)
-class _Product:
+class _Staged:
+    """One operand's rows in shared memory, copied by all threads of the block."""
+
+    operand: Operand
+    layout: SharedLayout
+    buffer: tirx.Buffer
+    height: int
+    threads: int
+    first: Any
+    thread: Any
+
+    @property
+    def turns(self) -> int:
+        """Chunks that a thread copies."""
+        return ceil_div(WORDS * self.height // self.layout.chunk, self.threads)
+
+    def _each(self, copy: Callable[[int, Any, Any], Any], word: Any) -> Any:
+        """``copy(turn, target row and word, source)`` for every chunk of this thread."""
+        chunks, rows = WORDS * self.height // self.layout.chunk, self.height // self.operand.planes
+
+        def one(turn: int) -> Any:
+            at_row, at_word = self.layout.place(turn * self.threads + self.thread)
+            plane, local_row = (integer(0), at_row) if self.operand.planes == 1 else (at_row // rows, at_row % rows)
+            found = self.operand.source(self.first + local_row, plane, word + at_word)
+            rest = chunks - turn * self.threads
+            return when(True if rest >= self.threads else self.thread < rest, copy(turn, (at_row, at_word), found))
+
+        return unrolled(self.turns, one)
+
+    def copy(self, slot: Any, word: Any) -> Any:
+        """Bring ``WORDS`` words from ``word`` on into ``slot`` asynchronously; what does not exist is zero."""
+        chunk = self.layout.chunk
+
+        def one(_: int, target: tuple[Any, Any], found: tuple[Any, Any, list[Any]]) -> Any:
+            exists, source, indices = found
+            place = self.buffer.ptr_to([slot, *self.layout.at(*target)])
+            call = T.ptx[_COPIES[chunk]](place, source.ptr_to(indices), 4 * chunk)
+            zeros = unrolled(chunk, lambda i: store(self.buffer, integer(0), slot, *self._word(target, i)))
+            return when(exists, tirx.Evaluate(call), zeros)
+
+        return self._each(one, word)
+
+    def fetch(self, held: tirx.Buffer, word: Any) -> Any:
+        """Read the same words into registers ``held`` [turns, chunk]."""
+        chunk = self.layout.chunk
+
+        def one(turn: int, _: tuple[Any, Any], found: tuple[Any, Any, list[Any]]) -> Any:
+            exists, source, indices = found
+            read = vector(chunk, lambda i: store(held, source[(*indices[:-1], indices[-1] + i)], turn, i))
+            return when(exists, read, unrolled(chunk, lambda i: store(held, integer(0), turn, i)))
+
+        return self._each(one, word)
+
+    def put(self, held: tirx.Buffer, slot: Any) -> Any:
+        """Write the registers into ``slot``."""
+
+        def one(turn: int, target: tuple[Any, Any], _: Any) -> Any:
+            word = [slot, *self._word(target, 0)]
+            return vector(self.layout.chunk, lambda i: store(self.buffer, held[turn, i], *word[:-1], word[-1] + i))
+
+        return self._each(one, integer(0))
+
+    def _word(self, target: tuple[Any, Any], i: int) -> list[Any]:
+        row, word = self.layout.within(i)
+        return self.layout.at(target[0] + row, target[1] + word)
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """Ones of every row of an operand: a thread counts some rows, in the end all threads can read them."""
+
+    staged: _Staged
+    ones: tirx.Buffer
+    table: tirx.Buffer
+
+    def _each(self, body: Callable[[int, Any], Any]) -> Any:
+        """``body(turn, row)`` for the rows of this thread."""
+        threads, height, thread = self.staged.threads, self.staged.height, self.staged.thread
+
+        def one(turn: int) -> Any:
+            at = thread + turn * threads
+            return when(True if (turn + 1) * threads <= height else at < height, body(turn, at))
+
+        return unrolled(int(self.ones.shape[0]), one)
+
+    def clear(self) -> Any:
+        return unrolled(int(self.ones.shape[0]), lambda i: store(self.ones, integer(0), i))
+
+    def add(self, slot: Any) -> Any:
+        def row(turn: int, at: Any) -> Any:
+            total: Any = self.ones[turn]
+            for word in range(WORDS):
+                total = total + popcount(self.staged.buffer[(slot, *self.staged.layout.at(at, word))])
+            return store(self.ones, total, turn)
+
+        return self._each(row)
+
+    def publish(self) -> Any:
+        return self._each(lambda turn, at: store(self.table, self.ones[turn], at))
+
+
+def _tally(staged: _Staged, name: str) -> _Tally:
+    ones = local((ceil_div(staged.height, staged.threads),), "int32", f"{name}_count")
+    return _Tally(staged, ones, shared((staged.height,), "int32", f"{name}_ones"))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The code of one thread of the block at ``row``, ``column``."""
+
+    form: BitForm
+    tile: Tile
     left: Operand
     right: Operand
-    words: int
-    tile: Tile
     stages: int
-    write: Callable[[Any, Any, Any, Any, Any], Any]
+    write: Write
     count_rows: bool
+    row: Any
+    column: Any
+    part: Any
+    thread: Any
 
-    def block(self, row: Any, column: Any, part: Any, thread: Any) -> Any:
-        """The code of one thread of the block at ``row``, ``column``."""
-        tile, left = self.tile, self.left
-        shape = (WORDS, tile.height + 8) if left.word_major else (tile.height, WORDS + 4)
-        a = shared((2, *shape), "int32", "rows")
-        b = shared((2, WORDS, tile.width + 8), "int32", "columns")
-        counts = local((tile.fragments_down, tile.fragments_across, 4), "uint32", "counts")
-        per_thread = ceil_div(tile.height, tile.threads)
-        ones = local((per_thread,), "int32", "ones")
-        table = shared((tile.height,), "int32", "row_ones")
+    def code(self) -> Any:
+        form, tile, planes = self.form, self.tile, self.left.planes
+        a = self._staged(self.left, tile.height, self.row, "rows")
+        b = self._staged(self.right, tile.width, self.column, "columns")
+        groups = tile.fragments_down // planes if form.merges_planes else tile.fragments_down
+        counts = local((groups, tile.fragments_across, 4), "uint32", "counts")
+        rows = _tally(a, "row") if self.count_rows or form.differences else None
+        columns = _tally(b, "column") if form.differences else None
+        tallies = [tally for tally in (rows, columns) if tally is not None]
+
+        def multiply(slot: Any) -> Any:
+            sides, layouts = (a.buffer, b.buffer), (a.layout, b.layout)
+            return sequence(
+                form.multiply(tile, planes, sides, layouts, counts, slot, self.thread),
+                *(tally.add(slot) for tally in tallies),
+                form.complete(),
+            )
+
+        run = self._overlapped if form.asynchronous else self._prefetched
+        clear = [
+            store(counts, tirx.const(0, "uint32"), i, j, r)
+            for i in range(groups) for j in range(tile.fragments_across) for r in range(4)
+        ]  # fmt: skip
+        work = sequence(
+            *clear,
+            *(tally.clear() for tally in tallies),
+            run(a, b, multiply),
+            *(tally.publish() for tally in tallies),
+            barrier() if tallies else None,
+            self._finish(counts, rows, columns),
+        )
+        own = [buffer for tally in tallies for buffer in (tally.ones, tally.table)]
+        return with_buffers([a.buffer, b.buffer, counts, *own], work)
+
+    def _staged(self, operand: Operand, height: int, first: Any, name: str) -> _Staged:
+        layout = self.form.layout(operand, height)
+        buffer = shared((2, *layout.shape), "int32", name)
+        return _Staged(operand, layout, buffer, height, self.tile.threads, first, self.thread)
+
+    def _overlapped(self, a: _Staged, b: _Staged, multiply: Callable[[Any], Any]) -> Any:
+        """All stages, with copies that run by themselves."""
 
         def copy(stage: Any) -> Any:
-            word = (part * self.stages + stage) * WORDS
-            slot = stage % 2
-            return sequence(
-                self._copy(left, a, slot, row, word, thread, tile.height),
-                self._copy(self.right, b, slot, column, word, thread, tile.width),
-            )
+            word = (self.part * self.stages + stage) * WORDS
+            return sequence(a.copy(stage % 2, word), b.copy(stage % 2, word))
 
         def stage(step: Any) -> Any:
             return sequence(
                 when(step + 1 < self.stages, copy(step + 1)),
                 tirx.Evaluate(T.ptx["cp.async.commit_group"]()),
                 tirx.Evaluate(T.ptx["cp.async.wait_group"](1)),
+                self.form.publish(),
                 barrier(),
-                self._count_ones(a, ones, step % 2, thread) if self.count_rows else None,
-                unrolled(WORDS // 8, lambda k: self._multiply(a, b, counts, step % 2, 8 * k, thread)),
-                barrier(),
-            )
-
-        clear = unrolled(
-            tile.fragments_down * tile.fragments_across * 4,
-            lambda i: store(counts, tirx.const(0, "uint32"), *_unravel(i, (tile.fragments_across, 4))),
-        )
-        start = sequence(
-            clear,
-            unrolled(per_thread, lambda i: store(ones, integer(0), i)) if self.count_rows else None,
-            copy(integer(0)),
-            tirx.Evaluate(T.ptx["cp.async.commit_group"]()),
-        )
-        publish = None
-        if self.count_rows:
-            publish = sequence(
-                unrolled(
-                    per_thread,
-                    lambda i: when(self._has_row(thread, i), store(table, ones[i], thread + i * tile.threads)),
-                ),
+                multiply(step % 2),
                 barrier(),
             )
-        buffers = [a, b, counts, *([ones, table] if self.count_rows else [])]
-        finish = self._finish(counts, table, row, column, part, thread)
-        return with_buffers(buffers, sequence(start, loop(self.stages, stage), publish, finish))
 
-    def _copy(
-        self, operand: Operand, buffer: tirx.Buffer, slot: Any, first: Any, word: Any, thread: Any, height: int
-    ) -> Any:
-        """Bring ``WORDS`` words of the block's rows into ``buffer[slot]``; what does not exist is zero."""
-        chunk, rows = operand.chunk, height // operand.planes
-        chunks = WORDS * height // chunk
-        short = (height if operand.word_major else WORDS) // chunk
+        start = sequence(copy(integer(0)), tirx.Evaluate(T.ptx["cp.async.commit_group"]()))
+        return sequence(start, loop(self.stages, stage))
 
-        def one(index: Any) -> Any:
-            inner, outer = index % short * chunk, index // short
-            at_row, at_word = (inner, outer) if operand.word_major else (outer, inner)
-            plane, local_row = (integer(0), at_row) if operand.planes == 1 else (at_row // rows, at_row % rows)
-            exists, source, indices = operand.source(first + local_row, plane, word + at_word)
-            target = [slot, at_word, at_row] if operand.word_major else [slot, at_row, at_word]
-            call = T.ptx[_COPIES[chunk]](buffer.ptr_to(target), source.ptr_to(indices), 4 * chunk)
-            zeros = unrolled(chunk, lambda i: store(buffer, integer(0), *target[:-1], target[-1] + i))
-            return when(exists, tirx.Evaluate(call), zeros)
+    def _prefetched(self, a: _Staged, b: _Staged, multiply: Callable[[Any], Any]) -> Any:
+        """All stages; the next one's words are on their way to registers during a multiplication."""
+        held = [local((side.turns, side.layout.chunk), "int32", "held") for side in (a, b)]
 
-        threads = self.tile.threads
-        whole, rest = divmod(chunks, threads)
-        copies = loop(whole, lambda i: one(i * threads + thread), unroll=True) if whole else None
-        tail = when(thread < rest, one(whole * threads + thread)) if rest else None
-        return sequence(copies, tail)
+        def fetch(stage: Any) -> Any:
+            word = (self.part * self.stages + stage) * WORDS
+            return sequence(*(side.fetch(registers, word) for side, registers in zip((a, b), held, strict=True)))
 
-    def _has_row(self, thread: Any, i: int) -> Any:
-        last = (i + 1) * self.tile.threads <= self.tile.height
-        return True if last else thread + i * self.tile.threads < self.tile.height
+        def put(slot: Any) -> Any:
+            return sequence(*(side.put(registers, slot) for side, registers in zip((a, b), held, strict=True)))
 
-    def _count_ones(self, a: tirx.Buffer, ones: tirx.Buffer, slot: Any, thread: Any) -> Any:
-        def row(i: int) -> Any:
-            at = thread + i * self.tile.threads
-            total: Any = ones[i]
-            for word in range(WORDS):
-                total = total + popcount(a[slot, at, word])
-            return when(self._has_row(thread, i), store(ones, total, i))
+        def stage(step: Any) -> Any:
+            more = step + 1 < self.stages
+            return sequence(when(more, fetch(step + 1)), multiply(step % 2), when(more, put((step + 1) % 2)), barrier())
 
-        return unrolled(ceil_div(self.tile.height, self.tile.threads), row)
+        start = sequence(fetch(integer(0)), put(integer(0)), barrier())
+        return with_buffers(held, sequence(start, loop(self.stages, stage)))
 
-    def _multiply(self, a: tirx.Buffer, b: tirx.Buffer, counts: tirx.Buffer, slot: Any, word: int, thread: Any) -> Any:
-        """One instruction for each pair of fragments."""
-        tile = self.tile
-        down, across = self._warp(thread)
-        group, lane = thread % WARP // 4, thread % 4
-        left = local((tile.fragments_down, 4), "uint32", "left")
-        right = local((tile.fragments_across, 2), "uint32", "right")
-
-        def load_left(i: int, r: int) -> Any:
-            at_row = self._fragment_row(down, i) + group + r % 2 * 8
-            at_word = lane + (word + r // 2 * 4)
-            value = a[slot, at_word, at_row] if self.left.word_major else a[slot, at_row, at_word]
-            return store(left, tirx.reinterpret("uint32", value), i, r)
-
-        def load_right(j: int, r: int) -> Any:
-            value = b[slot, lane + (word + r * 4), across * (tile.fragments_across * 8) + j * 8 + group]
-            return store(right, tirx.reinterpret("uint32", value), j, r)
-
-        def multiply(i: int, j: int) -> Any:
-            sums = [counts[i, j, r] for r in range(4)]
-            call = T.ptx[_MMA](*sums, *(left[i, r] for r in range(4)), *(right[j, r] for r in range(2)), *sums)
-            return tirx.Evaluate(call)
-
-        return with_buffers(
-            [left, right],
-            sequence(
-                *(load_left(i, r) for i in range(tile.fragments_down) for r in range(4)),
-                *(load_right(j, r) for j in range(tile.fragments_across) for r in range(2)),
-                *(multiply(i, j) for i in range(tile.fragments_down) for j in range(tile.fragments_across)),
-            ),
-        )
-
-    def _warp(self, thread: Any) -> tuple[Any, Any]:
-        warp = thread // WARP
-        return warp // self.tile.warps_across, warp % self.tile.warps_across
-
-    def _fragment_row(self, down: Any, i: int) -> Any:
-        """First row in shared memory of the warp's fragment ``i``: plane ``i % planes`` of group ``i // planes``."""
-        planes = self.left.planes
-        group = down * (self.tile.fragments_down // planes) + i // planes
-        return group * 16 + i % planes * (self.tile.height // planes)
-
-    def _finish(
-        self, counts: tirx.Buffer, table: tirx.Buffer, row: Any, column: Any, part: Any, thread: Any
-    ) -> Any:
+    def _finish(self, counts: tirx.Buffer, rows: _Tally | None, columns: _Tally | None) -> Any:
         """Hand every count to ``write``."""
         tile, planes = self.tile, self.left.planes
-        down, across = self._warp(thread)
-        group, lane = thread % WARP // 4, thread % 4
+        down, across = tile.warp(self.thread)
+        group, lane = self.thread % WARP // 4, self.thread % 4
+        height = tile.height // planes
 
-        def element(i: int, j: int, r: int) -> Any:
-            inner = (down * (tile.fragments_down // planes) + i) * 16 + group + r // 2 * 8
-            at_row = row + inner
-            at_column = column + across * (tile.fragments_across * 8) + j * 8 + lane * 2 + r % 2
-            total, own = integer(0), integer(0)
-            for plane in range(planes):
-                total = total + (as_int32(counts[i * planes + plane, j, r]) << plane)
-                own = own + (table[plane * (tile.height // planes) + inner] << plane)
-            statement = self.write(at_row, at_column, total, own if self.count_rows else None, part)
-            whole = self.left.rows % (tile.height // planes) == 0 and self.right.rows % tile.width == 0
+        def element(g: int, j: int, r: int) -> Any:
+            inner = self.form.first_row(tile, planes, down, g) + group + r // 2 * 8
+            inner_column = across * (tile.fragments_across * 8) + j * 8 + lane * 2 + r % 2
+            at_row, at_column = self.row + inner, self.column + inner_column
+            total, own = weighted(self.form, counts, planes, g, j, r), integer(0)
+            if rows is not None:
+                for plane in range(planes):
+                    own = own + (rows.table[plane * height + inner] << plane)
+            if columns is not None:  # the ones of both less the bits that differ are twice the shared ones
+                total = (own + ((1 << planes) - 1) * columns.table[inner_column] - total) >> 1
+            statement = self.write(at_row, at_column, total, own if self.count_rows else None, self.part)
+            whole = self.left.rows % height == 0 and self.right.rows % tile.width == 0
             return when(True if whole else tirx.all(at_row < self.left.rows, at_column < self.right.rows), statement)
 
         return sequence(
             *(
-                element(i, j, r)
-                for i in range(tile.fragments_down // planes)
+                element(g, j, r)
+                for g in range(tile.fragments_down // planes)
                 for j in range(tile.fragments_across)
                 for r in range(4)
             )
         )
-
-
-def _unravel(flat: int, inner: Sequence[int]) -> tuple[int, ...]:
-    across, rest = inner
-    return flat // (across * rest), flat // rest % across, flat % rest

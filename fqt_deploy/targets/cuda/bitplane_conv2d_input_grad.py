@@ -7,26 +7,29 @@ from typing import Any, ClassVar
 from tvm import tirx
 
 from fqt_deploy.ops.convolution_shape import output_position
-from fqt_deploy.targets.cuda.bit_tile import TILES, Operand, bit_product
+from fqt_deploy.targets.cuda.bit_operand import Operand
+from fqt_deploy.targets.cuda.bit_tile import bit_product
+from fqt_deploy.targets.cuda.choose_form import form_for
 from fqt_deploy.targets.cuda.features import CudaFeatures
 from fqt_deploy.targets.cuda.kernel_builder import store
 from fqt_deploy.targets.cuda.product_arguments import arguments_of, panel_columns, words_at_once
 
 
 class BitplaneConv2dInputGradRule:
-    """Takes ``bitplane_conv2d_input_grad`` where binary tensor cores compute AND."""
+    """Takes ``bitplane_conv2d_input_grad``."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"bitplane_conv2d_input_grad"})
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
-        """A position's planes are rows of the tile; taps that reach no output are rows of zeros, which count nothing."""
+        """A position's planes are rows of the tile; taps that reach no output are zeros, which count nothing."""
         arguments = arguments_of(function)
-        if not features.has_binary_mma or arguments is None:
+        if arguments is None:
             return None
         _, _, channels, _, hw, kernel, stride, padding = arguments
         planes, w, result = function.params
         n, oh, ow, bits, words = (int(d) for d in planes.shape)
-        if bits not in TILES:
+        form = form_for(features, bits)
+        if form is None:
             return None
         rows, total_words = n * hw[0] * hw[1], kernel[0] * kernel[1] * words
 
@@ -44,5 +47,5 @@ class BitplaneConv2dInputGradRule:
             return store(result, 2 * count - ones, *at)
 
         left = Operand(rows, bits, words_at_once(words), False, source)
-        product = bit_product(left, panel_columns(w, channels, total_words), total_words, write, count_rows=True)
+        product = bit_product(form, left, panel_columns(w, channels, total_words), total_words, write, count_rows=True)
         return function.with_body(product)

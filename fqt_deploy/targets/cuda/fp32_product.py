@@ -1,26 +1,26 @@
 """fp32 products: tiles in shared memory, a block of results in the registers of each thread.
 
-One rule for all of them: the operands' indices say which axes are rows, columns and contraction. Each multiply-add rounds
-once; a long contraction with a small result is split by index, so that results do not depend on the device.
+One rule for all of them: the operands' indices say which axes are rows, columns and contraction. The next tile is on
+its way from memory to registers while this one is multiplied, and goes to a second place in shared memory. A long
+contraction with a small result is split by index, so that results do not depend on the device.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import tvm_ffi
-from tvm import ir, tirx
-from tvm.ir.expr import Call, TensorLoad
+from tvm import tirx
 
+from fqt_deploy.ops.fp32_products import FP32_PRODUCTS
 from fqt_deploy.targets.cuda import generic
+from fqt_deploy.targets.cuda.contraction import VECTOR, Contraction, Side, contraction_of
 from fqt_deploy.targets.cuda.features import CudaFeatures
+from fqt_deploy.targets.cuda.fp32_tiles import THREADS, Fp32Tile, tile_for
 from fqt_deploy.targets.cuda.kernel_builder import (
     REFERENCE_PROCESSORS,
     barrier,
     ceil_div,
-    fused_multiply_add,
     integer,
     launch,
     local,
@@ -30,26 +30,12 @@ from fqt_deploy.targets.cuda.kernel_builder import (
     shared,
     store,
     unrolled,
+    vector,
     when,
     with_buffers,
 )
-from fqt_deploy.targets.cuda.loop_nest import (
-    Axis,
-    LoopNest,
-    Value,
-    formulas_of,
-    substituted,
-    unflattened,
-)
+from fqt_deploy.targets.cuda.loop_nest import Axis, LoopNest, Value, formulas_of, substituted
 
-_IF_THEN_ELSE = ir.Op.get("prim.if_then_else")
-
-DEPTH = 16
-"""Terms of the contraction in shared memory at once."""
-QUAD = 4
-"""Neighbouring results of a thread: read from shared memory as one vector."""
-SIDE = 16
-"""Threads along each side of a block."""
 CHUNK_TERMS = 512
 """A contraction is split only into parts of at least this many terms."""
 
@@ -57,185 +43,197 @@ CHUNK_TERMS = 512
 class Fp32ProductRule:
     """Takes every fp32 convolution and matrix product."""
 
-    ops: ClassVar[frozenset[str]] = frozenset(
-        {
-            "conv2d", "conv2d_input_grad", "conv2d_weight_grad",
-            "linear", "linear_input_grad", "linear_weight_grad", "batch_matmul",
-        }
-    )  # fmt: skip
+    ops: ClassVar[frozenset[str]] = FP32_PRODUCTS
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
         """None where the loop nest is no product of two operands."""
         (nest,) = formulas_of(function).nests
-        contraction = _contraction(nest)
-        return None if contraction is None else function.with_body(contraction.emit())
+        contraction = contraction_of(nest)
+        if contraction is None:
+            return None
+        contraction, copies = contraction.with_copies()
+        launches = [*(generic.elementwise([stage]) for stage in copies), _product(contraction, features)]
+        buffers = [value.buffer for stage in copies for value in stage.values]
+        return function.with_body(with_buffers(buffers, sequence(*launches)))
+
+
+def _product(contraction: Contraction, features: CudaFeatures) -> Any:
+    """The product, and where its contraction is split, the sum of the parts."""
+    nest, left, right = contraction.nest, contraction.left, contraction.right
+    tile = tile_for(left.extent, right.extent, tf32=features.tf32)
+    down, across = ceil_div(left.extent, tile.height), ceil_div(right.extent, tile.width)
+    wanted = ceil_div(2 * REFERENCE_PROCESSORS, down * across * contraction.size)
+    parts = max(1, min(wanted, nest.terms // CHUNK_TERMS))
+    terms = ceil_div(ceil_div(nest.terms, parts), tile.depth) * tile.depth
+    (value,) = nest.values
+    partial = scratch((parts, nest.size), "float32", "partial")
+
+    def body(block: Any, thread: Any) -> Any:
+        column, row = block % across * tile.width, block // across % down * tile.height
+        rest = block // (across * down)
+        b, part = rest % contraction.size, rest // contraction.size
+        target = None if parts == 1 else (partial, part)
+        return _Block(contraction, tile, b, row, column, part * terms, terms, parts, target, thread).code()
+
+    product = launch(across * down * contraction.size * parts, THREADS, body)
+    if parts == 1:
+        return product
+    part = Axis(tirx.Var("part", "int32"), parts)
+    total = Value(
+        value.buffer,
+        value.indices,
+        partial[part.var, _flat(nest, [axis.var for axis in nest.axes])],
+        value.initial,
+        value.combine,
+    )
+    combine = generic.reduction(LoopNest("parts", nest.axes, (part,), (total,)))
+    return with_buffers([partial], sequence(product, combine))
+
+
+def _flat(nest: LoopNest, at: list[Any]) -> Any:
+    """Row-major number of an element of the result."""
+    flat: Any = integer(0)
+    for axis, where in zip(nest.axes, at, strict=True):
+        flat = flat * axis.extent + where
+    return flat
 
 
 @dataclass(frozen=True)
-class _Side:
-    """One operand: its value by axes, the axes of the result that it depends on, and whether terms are contiguous."""
+class _Operand:
+    """One side's tile: read into registers, then written to shared memory, transposed where terms are contiguous."""
 
-    value: Any
-    axes: tuple[Axis, ...]
-    contiguous_terms: bool
+    contraction: Contraction
+    side: Side
+    depth: int
+    size: int
+    buffer: tirx.Buffer
+    held: tirx.Buffer
+    batch: Any
+    first: Any
+    thread: Any
+    whole_terms: bool
 
-    @property
-    def extent(self) -> int:
-        return math.prod(axis.extent for axis in self.axes)
+    def _each(self, body: Any) -> Any:
+        """``body(turn, term, row)`` for the first element of each vector that this thread carries."""
+        width, depth, size = self.side.width, self.depth, self.size
+        vectors = depth * size // width
+
+        def one(turn: int) -> Any:
+            index = turn * THREADS + self.thread
+            if self.side.along_terms:
+                inner, outer = index % (depth // width) * width, index // (depth // width)
+            else:
+                inner, outer = index // (size // width), index % (size // width) * width
+            rest = vectors - turn * THREADS
+            return when(True if rest >= THREADS else self.thread < rest, body(turn, inner, outer))
+
+        return unrolled(ceil_div(vectors, THREADS), one)
+
+    def fetch(self, begin: Any) -> Any:
+        """Read the elements of the terms from ``begin`` on."""
+        width, extent, terms = self.side.width, self.side.extent, self.contraction.nest.terms
+
+        def one(turn: int, inner: Any, outer: Any) -> Any:
+            at, term = self.first + outer, begin + inner
+            guard, source, indices = self.contraction.operand(self.side, self.batch, at, term)
+            needed = [
+                *([] if extent % self.size == 0 else [at < extent]),
+                *([] if self.whole_terms else [term < terms]),
+                *([] if guard is True else [guard]),
+            ]
+            read = vector(width, lambda v: store(self.held, source[(*indices[:-1], indices[-1] + v)], turn, v))
+            zeros = unrolled(width, lambda v: store(self.held, tirx.const(0.0, "float32"), turn, v))
+            return when(tirx.all(*needed), read, zeros) if needed else read
+
+        return self._each(one)
+
+    def put(self, slot: Any) -> Any:
+        """Write them to ``slot`` of shared memory."""
+        width = self.side.width
+
+        def one(turn: int, inner: Any, outer: Any) -> Any:
+            if self.side.along_terms:
+                return unrolled(width, lambda v: store(self.buffer, self.held[turn, v], slot, inner + v, outer))
+            return vector(width, lambda v: store(self.buffer, self.held[turn, v], slot, inner, outer + v))
+
+        return self._each(one)
 
 
 @dataclass(frozen=True)
-class _Contraction:
-    """``result[batch, row, column] = sum over terms of left[batch, row, term] * right[batch, column, term]``."""
+class _Block:
+    """The code of one thread of a block."""
 
-    nest: LoopNest
-    batch: tuple[Axis, ...]
-    left: _Side
-    right: _Side
+    contraction: Contraction
+    tile: Fp32Tile
+    batch: Any
+    row: Any
+    column: Any
+    begin: Any
+    terms: int
+    parts: int
+    partial: tuple[tirx.Buffer, Any] | None
+    thread: Any
 
-    def emit(self) -> Any:
-        """The product, and where its contraction is split, the sum of the parts."""
-        quads = 2 if self.left.extent >= 128 and self.right.extent >= 128 else 1
-        tile = SIDE * QUAD * quads
-        batch = math.prod(axis.extent for axis in self.batch)
-        down, across = ceil_div(self.left.extent, tile), ceil_div(self.right.extent, tile)
-        wanted = ceil_div(2 * REFERENCE_PROCESSORS, down * across * batch)
-        parts = max(1, min(wanted, self.nest.terms // CHUNK_TERMS))
-        terms = ceil_div(ceil_div(self.nest.terms, parts), DEPTH) * DEPTH
-        (value,) = self.nest.values
-        partial = scratch((parts, self.nest.size), "float32", "partial")
-        position = {axis.var: i for i, axis in enumerate(self.nest.axes)}
+    def code(self) -> Any:
+        tile = self.tile
+        sums = local(tile.results, "float32", "sums")
+        a = self._operand(self.contraction.left, tile.height, self.row, "rows")
+        c = self._operand(self.contraction.right, tile.width, self.column, "columns")
 
-        def write(b: Any, row: Any, column: Any, part: Any, total: Any) -> Any:
-            at: list[Any] = [integer(0)] * len(position)
-            for axes, flat in ((self.batch, b), (self.left.axes, row), (self.right.axes, column)):
-                for axis, where in zip(axes, unflattened(flat, axes), strict=True):
-                    at[position[axis.var]] = where
-            if parts == 1:
-                return store(value.buffer, total, *(substituted(i, self.nest.axes, at) for i in value.indices))
-            flat = integer(0)
-            for axis, where in zip(self.nest.axes, at, strict=True):
-                flat = flat * axis.extent + where
-            return store(partial, total, part, flat)
+        def fetch(step: Any) -> Any:
+            return sequence(*(side.fetch(self.begin + step * tile.depth) for side in (a, c)))
 
-        def body(block: Any, thread: Any) -> Any:
-            column, row = block % across * tile, block // across % down * tile
-            rest = block // (across * down)
-            b, part = rest % batch, rest // batch
-            return self._block(b, row, column, part, thread, quads, terms, write)
+        def put(slot: Any) -> Any:
+            return sequence(*(side.put(slot) for side in (a, c)))
 
-        product = launch(across * down * batch * parts, SIDE * SIDE, body)
-        if parts == 1:
-            return product
-        part = Axis(tirx.Var("part", "int32"), parts)
-        flat = integer(0)
-        for axis in self.nest.axes:
-            flat = flat * axis.extent + axis.var
-        total = Value(value.buffer, value.indices, partial[part.var, flat], value.initial, value.combine)
-        combine = generic.reduction(LoopNest("parts", self.nest.axes, (part,), (total,)))
-        return with_buffers([partial], sequence(product, combine))
-
-    def _block(
-        self, b: Any, row: Any, column: Any, part: Any, thread: Any, quads: int, terms: int, write: Any
-    ) -> Any:
-        size, tile = QUAD * quads, SIDE * QUAD * quads
-        a, c = shared((DEPTH, tile + QUAD), "float32", "rows"), shared((DEPTH, tile + QUAD), "float32", "columns")
-        sums = local((size, size), "float32", "sums")
-        left, right = local((size,), "float32", "left"), local((size,), "float32", "right")
-        down, across = thread // SIDE, thread % SIDE
-
-        def fill(buffer: tirx.Buffer, side: _Side, first: Any, begin: Any) -> Any:
-            def one(step: Any) -> Any:
-                index = step * (SIDE * SIDE) + thread
-                if side.contiguous_terms:
-                    inner, outer = index % DEPTH, index // DEPTH
-                else:
-                    inner, outer = index // tile, index % tile
-                term, at = begin + inner, first + outer
-                axes = (*self.batch, *side.axes, *self.nest.reduced)
-                where = [*unflattened(b, self.batch), *unflattened(at, side.axes)]
-                value = substituted(side.value, axes, [*where, *unflattened(term, self.nest.reduced)])
-                exists = tirx.all(at < side.extent, term < self.nest.terms)
-                guarded = tirx.if_then_else(exists, value, tirx.const(0.0, "float32"))
-                return store(buffer, guarded, inner, outer)
-
-            return loop(DEPTH * tile // (SIDE * SIDE), one, unroll=True)
-
-        def offset(i: int) -> int:
-            return i // QUAD * (SIDE * QUAD) + i % QUAD
-
-        def multiply(k: Any) -> Any:
-            return sequence(
-                *(store(left, a[k, down * QUAD + offset(i)], i) for i in range(size)),
-                *(store(right, c[k, across * QUAD + offset(j)], j) for j in range(size)),
-                *(
-                    store(sums, fused_multiply_add(left[i], right[j], sums[i, j]), i, j)
-                    for i in range(size)
-                    for j in range(size)
-                ),
-            )
+        steps = self.terms // tile.depth
 
         def stage(step: Any) -> Any:
-            begin = part * terms + step * DEPTH
+            more = step + 1 < steps
             return sequence(
-                fill(a, self.left, row, begin),
-                fill(c, self.right, column, begin),
-                barrier(),
-                loop(DEPTH, multiply),
+                when(more, fetch(step + 1)),
+                tile.multiply(a.buffer, c.buffer, sums, step % 2, self.thread),
+                when(more, put((step + 1) % 2)),
                 barrier(),
             )
 
-        def finish(i: int, j: int) -> Any:
-            at_row, at_column = row + down * QUAD + offset(i), column + across * QUAD + offset(j)
-            exists = tirx.all(at_row < self.left.extent, at_column < self.right.extent)
-            return when(exists, write(b, at_row, at_column, part, sums[i, j]))
-
-        pairs = [(i, j) for i in range(size) for j in range(size)]
-        return with_buffers(
-            [a, c, sums, left, right],
-            sequence(
-                *(store(sums, tirx.const(0.0, "float32"), i, j) for i, j in pairs),
-                loop(terms // DEPTH, stage),
-                *(finish(i, j) for i, j in pairs),
-            ),
+        clear = unrolled(
+            tile.results[0] * tile.results[1],
+            lambda i: store(sums, tirx.const(0.0, "float32"), i // tile.results[1], i % tile.results[1]),
         )
+        start = sequence(clear, fetch(integer(0)), put(integer(0)), barrier())
+        buffers = [a.buffer, c.buffer, a.held, c.held, sums]
+        return with_buffers(buffers, sequence(start, loop(steps, stage), self._finish(sums)))
 
+    def _operand(self, side: Side, size: int, first: Any, name: str) -> _Operand:
+        tile = self.tile
+        buffer = shared((2, tile.depth, size + tile.padding), "float32", name)
+        turns = ceil_div(tile.depth * size, side.width * THREADS)
+        held = local((turns, side.width), "float32", f"held_{name}")
+        whole = self.parts * self.terms == self.contraction.nest.terms
+        return _Operand(self.contraction, side, tile.depth, size, buffer, held, self.batch, first, self.thread, whole)
 
-def _contraction(nest: LoopNest) -> _Contraction | None:
-    """The nest as a product, its guard moved to the operand that it protects."""
-    (value,) = nest.values
-    expression, guard = value.expression, None
-    if isinstance(expression, Call) and expression.op.same_as(_IF_THEN_ELSE):
-        guard, expression, _ = expression.args
-    if not isinstance(expression, tirx.Mul):
-        return None
-    factors = [expression.a, expression.b]
-    if not all(isinstance(f, TensorLoad) for f in factors):
-        return None
-    used = [_variables(f) for f in factors]
-    if guard is not None:
-        needs = _variables(guard)
-        owner = next((i for i in range(2) if needs <= used[i]), None)
-        if owner is None:
-            return None
-        factors[owner] = tirx.if_then_else(guard, factors[owner], tirx.const(0.0, "float32"))
-    batch = tuple(a for a in nest.axes if a.var in used[0] and a.var in used[1])
-    rows = tuple(a for a in nest.axes if a.var in used[0] and a.var not in used[1])
-    columns = tuple(a for a in nest.axes if a.var in used[1] and a.var not in used[0])
-    if len(batch) + len(rows) + len(columns) != len(nest.axes):
-        return None
-    swap = bool(rows) and bool(columns) and nest.axes[-1].var.same_as(rows[-1].var)  # results are written along columns
-    sides = [_side(factors[0], expression.a, rows, nest), _side(factors[1], expression.b, columns, nest)]
-    left, right = reversed(sides) if swap else sides
-    return _Contraction(nest, batch, left, right)
+    def _finish(self, sums: tirx.Buffer) -> Any:
+        """Write every run of neighbouring columns, as a vector where it is one."""
+        tile, contraction = self.tile, self.contraction
+        left, right = contraction.left.extent, contraction.right.extent
+        width = tile.run if contraction.writes_vectors and tile.run <= VECTOR else 1
 
+        def write(i: int, j: int) -> Any:
+            row, column = tile.place(self.thread, i, j)
+            at_row, at_column = self.row + row, self.column + column
+            at = contraction.positions(self.batch, at_row, at_column)
+            whole = left % tile.height == 0 and right % tile.width == 0
+            exists = True if whole else tirx.all(at_row < left, at_column < right)
+            return when(exists, vector(width, lambda v: self._store(at, v, sums[i, j + v])))
 
-def _side(value: Any, load: Any, axes: tuple[Axis, ...], nest: LoopNest) -> _Side:
-    last = _variables(load.indices[-1])
-    return _Side(value, axes, any(axis.var in last for axis in nest.reduced))
+        return sequence(*(write(i, j) for i in range(tile.results[0]) for j in range(0, tile.results[1], width)))
 
-
-def _variables(expression: Any) -> set[Any]:
-    found: set[Any] = set()
-    tvm_ffi.structural_walk(expression, (tirx.Var, lambda var: found.add(var)))
-    return found
+    def _store(self, at: list[Any], v: Any, total: Any) -> Any:
+        nest = self.contraction.nest
+        if self.partial is not None:
+            partial, part = self.partial
+            return store(partial, total, part, _flat(nest, at) + v)
+        (value,) = nest.values
+        *outer, last = (substituted(index, nest.axes, at) for index in value.indices)
+        return store(value.buffer, total, *outer, last + v)

@@ -43,16 +43,26 @@ def launch(blocks: int, threads: int, body: Callable[[Any, Any], Any]) -> Any:
 
 
 def loop(extent: int, body: Callable[[Any], Any], *, unroll: bool = False) -> Any:
-    """``body`` of 0 to ``extent - 1``; one iteration is no loop."""
+    """``body`` of 0 to ``extent - 1``; one iteration is no loop. The device's compiler unrolls it, if told to."""
     if extent == 1:
         return body(integer(0))
     var = tirx.Var("i", "int32")
-    return tirx.For(var, 0, extent, ForKind.UNROLLED if unroll else ForKind.SERIAL, body(var))
+    if not unroll:
+        return tirx.For(var, 0, extent, ForKind.SERIAL, body(var))
+    return tirx.For(var, 0, extent, ForKind.UNROLLED, body(var), None, {"pragma_unroll_explicit": False})
 
 
 def unrolled(extent: int, body: Callable[[int], Any]) -> Any:
     """``body`` of the numbers 0 to ``extent - 1``, one after the other."""
     return sequence(*(body(i) for i in range(extent)))
+
+
+def vector(width: int, body: Callable[[Any], Any]) -> Any:
+    """``body`` of 0 to ``width - 1`` as one vector operation."""
+    if width == 1:
+        return body(integer(0))
+    var = tirx.Var("v", "int32")
+    return tirx.For(var, 0, width, ForKind.VECTORIZED, body(var))
 
 
 def when(condition: Any, then: Any, otherwise: Any = None) -> Any:

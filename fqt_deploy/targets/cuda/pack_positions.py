@@ -62,9 +62,7 @@ class PackPositionsRule:
             row = tap * channels + channel_word * WORD + lane
             collect = unrolled(
                 WORD,
-                lambda j: store(
-                    column, tirx.Select(lane.equal(j), as_int32(ballot((bits[0] >> j) & 1)), column[0]), 0
-                ),
+                lambda j: store(column, tirx.Select(lane.equal(j), as_int32(ballot((bits[0] >> j) & 1)), column[0]), 0),
             )
             write = store(result, column[0], row // PANEL, word, row % PANEL)
             steps = sequence(

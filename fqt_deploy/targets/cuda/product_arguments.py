@@ -9,7 +9,7 @@ from typing import Any
 from tvm import tirx
 
 from fqt_deploy.ops.packed_words import PANEL
-from fqt_deploy.targets.cuda.bit_tile import Operand
+from fqt_deploy.targets.cuda.bit_operand import Operand
 
 
 def arguments_of(function: tirx.PrimFunc) -> list[Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,26 @@ import tvm_ffi
 from tvm import tirx
 
 from fqt_deploy.core.diagnostics import FqtError
-
 from fqt_deploy.targets.base import ScheduleRule, Target
 from fqt_deploy.targets.cuda import lowering
+from fqt_deploy.targets.cuda.any_kernel import AnyRule
 from fqt_deploy.targets.cuda.ballot_packing import BallotPackingRule
 from fqt_deploy.targets.cuda.binary_conv2d import BinaryConv2dRule
 from fqt_deploy.targets.cuda.bitplane_conv2d_input_grad import BitplaneConv2dInputGradRule
 from fqt_deploy.targets.cuda.bitplane_weight_grad import BitplaneWeightGradRule
 from fqt_deploy.targets.cuda.column_packing import ColumnPackingRule, WeightPackingRule
 from fqt_deploy.targets.cuda.device_intrinsics import with_device_intrinsics
-from fqt_deploy.targets.cuda.any_kernel import AnyRule
-from fqt_deploy.targets.cuda.features import CudaFeatures, cuda_features
+from fqt_deploy.targets.cuda.features import BEFORE_TF32, CudaFeatures, cuda_features
 from fqt_deploy.targets.cuda.fp32_product import Fp32ProductRule
 from fqt_deploy.targets.cuda.pack_positions import PackPositionsRule
 from fqt_deploy.targets.cuda.single_block import SingleBlockRule
-from fqt_deploy.targets.cuda.toolchain import CUDA_RUNTIME_LIBRARY, FATBIN_MAGIC, INSTALL, compile_cuda, enable_cuda_runtime
+from fqt_deploy.targets.cuda.toolchain import (
+    CUDA_RUNTIME_LIBRARY,
+    FATBIN_MAGIC,
+    INSTALL,
+    compile_cuda,
+    enable_cuda_runtime,
+)
 
 RULES: tuple[ScheduleRule, ...] = (
     # 1-bit products
@@ -86,6 +91,18 @@ class CudaTarget(Target):
             if failures:
                 raise failures[0] from None
             raise
+
+    def with_tf32(self) -> CudaTarget:
+        """FQT202 if an architecture is older than TF32."""
+        old = [name for name in self.features.architectures if name in BEFORE_TF32]
+        if old:
+            raise FqtError(f"{old[0]} has no TF32", code="FQT202", hint="leave out --tf32, or the architecture")
+        return replace(self, features=replace(self.features, tf32=True))
+
+    def variant(self) -> Mapping[str, str]:
+        """Whether fp32 products run in TF32, and whether there is no PTX that later devices could translate."""
+        entries = {"fp32_products": "tf32"} if self.features.tf32 else {}
+        return entries if self.features.forward_compatible else {**entries, "ptx": "none"}
 
     def device(self) -> Any:
         """The first GPU; FQT403 if there is none."""

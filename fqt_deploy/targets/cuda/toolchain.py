@@ -1,7 +1,7 @@
 """nvcc and what TVM needs to use it: found, loaded, called, and its result checked.
 
-The machine that compiles needs no GPU and no driver. TVM's CUDA runtime links against the driver's library, so where there
-is none a stand-in without functions takes its place; without it TVM would export source code and no binary.
+The machine that compiles needs no GPU and no driver. TVM's CUDA runtime links against the driver's library, so where
+there is none a stand-in without functions takes its place; without it TVM would export source code and no binary.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ def compile_cuda(source: str, features: CudaFeatures) -> bytes:
 
 
 def architecture_flags(features: CudaFeatures) -> list[str]:
-    """One binary for each architecture, and PTX of the newest."""
+    """One binary for each architecture, and PTX of the newest where later devices can translate it."""
     flags = []
     for name in features.architectures:
         flags += ["-gencode", f"arch={name.replace('sm_', 'compute_')},code={name}"]
     virtual = features.forward_compatible
-    return [*flags, "-gencode", f"arch={virtual},code={virtual}"]
+    return flags if virtual is None else [*flags, "-gencode", f"arch={virtual},code={virtual}"]
 
 
 def _failure(nvcc: Path, output: str) -> FqtError:

@@ -1,12 +1,16 @@
 """The tile of bits against NumPy: any shape, planes, layout and split gives the exact counts."""
 
+import math
+
 import numpy as np
 import pytest
 import tvm
 from tvm import tirx
 
 from fqt_deploy.codegen.build import lower_relax
-from fqt_deploy.targets.cuda.bit_tile import TILES, Operand, bit_product, choose_tile, parts_of
+from fqt_deploy.targets.cuda.bit_operand import Operand
+from fqt_deploy.targets.cuda.bit_tile import bit_product, choose_tile, parts_of
+from fqt_deploy.targets.cuda.choose_form import FORMS
 from fqt_deploy.targets.cuda.kernel_builder import store
 from fqt_deploy.targets.cuda.product_arguments import panel_columns, words_at_once
 
@@ -21,7 +25,7 @@ CASES = [
 ]
 
 
-def build(rows, planes, columns, words, word_major, split):
+def build(form, rows, planes, columns, words, word_major, split):
     panels = -(-columns // 16)
     shape = (words, planes, rows) if word_major else (rows, planes, words)
     a = tirx.decl_buffer(shape, "int32", "a")
@@ -32,7 +36,7 @@ def build(rows, planes, columns, words, word_major, split):
 
     left = Operand(rows, planes, words_at_once(rows if word_major else words), word_major, source)
     right = panel_columns(b, columns, words)
-    parts = parts_of(left, right, words) if split else 1
+    parts = parts_of(form, left, right, words) if split else 1
     result = tirx.decl_buffer((parts, rows, columns), "int32", "result")
     ones = tirx.decl_buffer((rows,), "int32", "ones")
 
@@ -40,22 +44,28 @@ def build(rows, planes, columns, words, word_major, split):
         statement = store(result, count, part, row, column)
         return statement if own is None else tirx.SeqStmt([statement, store(ones, own, row)])
 
-    body = bit_product(left, right, words, write, count_rows=not word_major, parts=parts)
+    body = bit_product(form, left, right, words, write, count_rows=not word_major, parts=parts)
     return tirx.PrimFunc([a, b, result, ones], body), parts
 
 
 @pytest.fixture(scope="module")
 def library(emulated_target):
+    """Every case in every form that has its number of planes, and into how many parts it is split."""
     functions, parts = {}, {}
-    for i, case in enumerate(CASES):
-        function, parts[i] = build(*case)
-        functions[f"case{i}"] = function.with_attr("global_symbol", f"case{i}")
+    for name, form in FORMS.items():
+        for i, case in enumerate(CASES):
+            if case[1] in form.tiles:
+                function, parts[name, i] = build(form, *case)
+                functions[f"{name}{i}"] = function.with_attr("global_symbol", f"{name}{i}")
     return emulated_target().compile(tvm.IRModule(functions), lower_relax), parts
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_counts_are_exact(library, number):
+def test_counts_are_exact(library, number, form):
     module, parts = library
+    if CASES[number][1] not in FORMS[form].tiles:
+        pytest.skip(f"{form} has no tiles for {CASES[number][1]} planes")
     rows, planes, columns, words, word_major, split = CASES[number]
     generator = np.random.default_rng(number)
     bits = generator.integers(-(2**31), 2**31, (rows, planes, words), dtype=np.int64).astype(np.int32)
@@ -66,30 +76,35 @@ def test_counts_are_exact(library, number):
     b = other.reshape(-1, 16, words).transpose(0, 2, 1)
     device = tvm.cuda(0)
     operands = [tvm.runtime.tensor(np.ascontiguousarray(v), device) for v in (a, b)]
-    result = tvm.runtime.tensor(np.zeros((parts[number], rows, columns), np.int32), device)
+    result = tvm.runtime.tensor(np.zeros((parts[form, number], rows, columns), np.int32), device)
     ones = tvm.runtime.tensor(np.zeros(rows, np.int32), device)
-    module[f"case{number}"](*operands, result, ones)
+    module[f"{form}{number}"](*operands, result, ones)
     np.testing.assert_array_equal(result.numpy().sum(0), shared[:, :columns])
     if not word_major:
         np.testing.assert_array_equal(ones.numpy(), np.bitwise_count(bits.view(np.uint32)).sum(-1) @ weights)
-    assert parts[number] > 1 or not split
+    assert parts[form, number] > 1 or not split
 
 
 def test_every_tile_fits_the_shared_memory_of_a_block():
-    for planes, tiles in TILES.items():
-        for tile in tiles:
-            rows = max(tile.height * 20, 16 * (tile.height + 8))
-            assert 4 * (2 * rows + 2 * 16 * (tile.width + 8) + tile.height) <= 48 * 1024
-            assert tile.fragments_down % planes == 0
+    for form in FORMS.values():
+        for planes, tiles in form.tiles.items():
+            for tile in tiles:
+                sides = [
+                    2 * math.prod(form.layout(Operand(1, 1, 4, word_major, None), height).shape) + height
+                    for word_major, height in ((False, tile.height), (True, tile.height), (True, tile.width))
+                ]
+                assert 4 * (max(sides[:2]) + sides[2]) <= 48 * 1024
+                assert tile.fragments_down % planes == 0
 
 
 def test_small_results_get_small_tiles():
     def operand(rows, planes=1):
         return Operand(rows, planes, 4, True, lambda *_: None)
 
-    large = choose_tile(operand(2**16), operand(512), splittable=False)
-    small = choose_tile(operand(512), operand(64), splittable=False)
-    assert large.height * large.width > small.height * small.width
+    for form in FORMS.values():
+        large = choose_tile(form, operand(2**16), operand(512), splittable=False)
+        small = choose_tile(form, operand(512), operand(64), splittable=False)
+        assert large.height * large.width > small.height * small.width
 
 
 def test_the_products_of_the_benchmark_are_exact(emulated_target, tmp_path, monkeypatch):
@@ -101,8 +116,8 @@ def test_the_products_of_the_benchmark_are_exact(emulated_target, tmp_path, monk
     shape = layout.Product("test", 80, 48, 96)
     monkeypatch.setitem(registry.TARGETS, "cuda", emulated_target)
     monkeypatch.setattr(layout, "SHAPES", (shape,))
-    build._products(tmp_path, "sm_80")
-    module = tvm_ffi.load_module(str(tmp_path / layout.PRODUCTS))
+    build._products(tmp_path, "sm_90a", "wgmma")
+    module = tvm_ffi.load_module(str(layout.products_library(tmp_path, "wgmma")))
     generator = np.random.default_rng(0)
     signs = [generator.choice([-1, 1], (rows, shape.k)) for rows in (shape.m, shape.n)]
     x, w = (np.packbits(s > 0, axis=1, bitorder="little").view(np.int32) for s in signs)

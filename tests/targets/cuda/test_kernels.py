@@ -1,6 +1,8 @@
 """Every op's kernel, as emitted for the GPU and executed by the emulation, agrees with its reference on its samples."""
 
+import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from tvm import te
 
 import fqt_deploy.ops.registry  # noqa: F401
 from fqt_deploy.codegen.build import lower_relax
+from fqt_deploy.compiler.verify import TF32_TOLERANCE
 from fqt_deploy.ops.aten_pointwise import tvm_dtype
 from fqt_deploy.ops.spec import OPS, OpKind
 
@@ -30,6 +33,18 @@ def constants(argument):
     if isinstance(argument, (list, tuple)):
         return [constants(item) for item in argument]
     return None if isinstance(argument, torch.Tensor) else argument
+
+
+IN_OTHER_FORMS = [
+    *(f"binary_conv2d_{i}" for i in (1, 5)),
+    *(f"bitplane_conv2d_input_grad_{i}" for i in range(4)),
+    *(f"bitplane_weight_grad_{i}" for i in range(4)),
+]
+"""Samples with every number of planes, odd channels, strides, padding."""
+
+
+IN_TF32 = ["conv2d_0", "conv2d_1", "conv2d_input_grad_1", "conv2d_weight_grad_0", "linear_0", "batch_matmul_0"]
+COPIED = ["conv2d_0", "conv2d_5", "conv2d_input_grad_0"]
 
 
 def unscheduled(spec, arguments):
@@ -69,19 +84,39 @@ def tensor_cores(emulated_target):
     return compile_samples(emulated_target(), SAMPLES)
 
 
+FORMS = {
+    # form of the 1-bit products -> how a target gets it
+    "xor": lambda target: target("sm_75"),
+    "int8": lambda target: target("sm_100,sm_120"),
+    "wgmma": lambda target: with_forms(target("sm_90a"), *target("sm_90a").features.preferring("wgmma").bit_forms),
+    "popcount": lambda target: with_forms(target("sm_75")),
+}
+
+
+def with_forms(target, *forms):
+    return dataclasses.replace(target, features=dataclasses.replace(target.features, bit_forms=forms))
+
+
 @pytest.fixture(scope="module")
-def popcounts(emulated_target):
-    return compile_samples(emulated_target("sm_75"), [name for name in SAMPLES if name.startswith(PRODUCTS)])
+def other_forms(emulated_target):
+    """Samples of 1-bit products in every form but that of sm_80, in one library; names begin with the form."""
+    targets = {form: make(emulated_target) for form, make in FORMS.items()}
+    functions = {
+        f"{form}_{name}": kernel(target, name).with_attr("global_symbol", f"{form}_{name}")
+        for form, target in targets.items()
+        for name in IN_OTHER_FORMS
+    }
+    return targets["xor"].compile(tvm.IRModule(functions), lower_relax)
 
 
-def check(library, name, *, in_place=False):
+def check(library, name, *, in_place=False, prefix="", expected=None):
     spec, arguments = SAMPLES[name]
-    expected = flat(spec.reference(*arguments))
+    expected = flat(spec.reference(*arguments) if expected is None else expected)
     device = tvm.cuda(0)
     operands = [tvm.runtime.tensor(a.contiguous().numpy(), device) for a in arguments if isinstance(a, torch.Tensor)]
     fresh = [tvm.runtime.tensor(torch.zeros_like(e).numpy(), device) for e in expected]
     outputs = operands[: len(expected)] if in_place else fresh
-    library[name](*operands, *outputs)
+    library[prefix + name](*operands, *outputs)
     for output, wanted in zip(outputs, expected, strict=True):
         actual = output.numpy()
         if not wanted.dtype.is_floating_point:
@@ -101,15 +136,63 @@ def test_emitted_update_writes_in_place(tensor_cores, name):
     check(tensor_cores, name, in_place=True)
 
 
-@pytest.mark.parametrize("name", [n for n in SAMPLES if n.startswith(PRODUCTS)])
-def test_products_without_tensor_cores_agree_with_reference(popcounts, name):
-    check(popcounts, name)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", IN_OTHER_FORMS)
+def test_products_in_other_forms_agree_with_reference(other_forms, name, form):
+    check(other_forms, name, prefix=f"{form}_")
 
 
-def test_products_use_tensor_cores_where_there_are_some(emulated_target):
-    for name in (n for n in SAMPLES if n.startswith(PRODUCTS)):
-        assert "mma" in str(kernel(emulated_target(), name).body)
-        assert "mma" not in str(kernel(emulated_target("sm_75,sm_80"), name).body)
+@pytest.fixture(scope="module")
+def fp32_variants(emulated_target):
+    """Products in TF32, and with operands copied first that lie badly; in one library, names begin with the variant."""
+    target = emulated_target("sm_80")
+    functions = {f"tf32_{name}": kernel(target.with_tf32(), name) for name in IN_TF32}
+    patch = pytest.MonkeyPatch()
+    patch.setattr("fqt_deploy.targets.cuda.contraction.COPY_USES", 1)
+    functions.update({f"copied_{name}": kernel(target, name) for name in COPIED})
+    patch.undo()
+    for name in COPIED:
+        assert "copied" in str(functions[f"copied_{name}"].body)
+        assert "copied" not in str(kernel(target, name).body)
+    functions = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
+    return target.compile(tvm.IRModule(functions), lower_relax)
+
+
+@pytest.mark.parametrize("name", COPIED)
+def test_products_of_copied_operands_agree_with_reference(fp32_variants, name):
+    check(fp32_variants, name, prefix="copied_")
+
+
+@pytest.mark.parametrize("name", IN_TF32)
+def test_products_in_tf32_round_operands_only(fp32_variants, name):
+    """The result is that of operands rounded to 11 bits, up to the rounding of fp32 sums."""
+    spec, arguments = SAMPLES[name]
+    rounded = [rounded_to_tf32(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+    check(fp32_variants, name, prefix="tf32_", expected=spec.reference(*rounded))
+    difference = (spec.reference(*rounded) - spec.reference(*arguments)).norm() / spec.reference(*arguments).norm()
+    assert spec.tolerance < difference < TF32_TOLERANCE
+
+
+def rounded_to_tf32(tensor):
+    bits = tensor.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "instruction"),
+    [
+        (None, "m16n8k256"),
+        ("sm_90a,sm_100", "m16n8k256"),
+        ("sm_75", "m8n8k128"),
+        ("sm_75,sm_90a", "m8n8k128"),
+        ("sm_100a", "m16n8k32"),
+        ("sm_100,sm_120", "m16n8k32"),
+    ],
+)
+def test_products_use_the_tensor_cores_that_all_architectures_have(emulated_target, architectures, instruction):
+    target = emulated_target(architectures)
+    for name in (f"{product}_0" for product in PRODUCTS):
+        assert set(re.findall(r"m\d+n\d+k\d+", str(kernel(target, name).body))) == {instruction}
 
 
 TAKEN = {

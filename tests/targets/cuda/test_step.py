@@ -129,6 +129,23 @@ def test_batches_from_many_places_share_one_recording(digits_step, digits, monke
     assert len(device._library._graphs) == 2
 
 
+def test_a_tensor_that_begins_within_another_is_copied(digits_step, digits, monkeypatch):
+    """Kernels read vectors; what is not aligned for them goes to the place of host arrays."""
+    monkeypatch.setattr("fqt_deploy.runtime.cuda_library.ALIGNMENT", 1 << 62)
+    host, device = fqt_deploy.load(digits_step[1]), fqt_deploy.load(digits_step[1])
+    for x, y in batches(digits, 3):
+        assert device.step(OnDevice(device, x), OnDevice(device, y)) == host.step(x, y)
+    assert len(device._library._graphs) == 1
+
+
+@pytest.mark.slow
+def test_a_step_in_tf32_says_so_and_agrees_with_pytorch(digits_source, emulated_cuda, tmp_path):
+    options = CompileOptions(target="cuda", tf32=True, verify="numerics")
+    result = compile_model(digits_source, options, tmp_path / "step")
+    assert [row for row in result.verification.rows if not row.ok] == []
+    assert result.manifest.target["fp32_products"] == "tf32"
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "code", "words"),
     [

@@ -12,6 +12,7 @@ import pytest
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.targets.cuda import toolchain
 from fqt_deploy.targets.cuda.features import cuda_features
+from fqt_deploy.targets.cuda.target import cuda_target
 
 CUOBJDUMP = toolchain.find_nvcc().with_name("cuobjdump")
 
@@ -58,8 +59,7 @@ def test_the_kernels_of_a_step_compile_and_use_binary_tensor_cores(digits_step, 
     assert architectures_in(binary) == ({"sm_80", "sm_90a"}, {"sm_90"})
     assert spilling(binary) == []
     code = dump(binary, "--dump-sass", "-arch", "sm_90a")
-    using = {name for name, body in re.findall(r"Function : (\w+)(.*?)(?=Function :|\Z)", code, re.DOTALL)
-             if "BMMA" in body}  # fmt: skip
+    using = {name for name, body in functions_of(code) if "BMMA" in body}
     products = {"binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad"}
     assert {re.sub(r"fqt_(\w+?)_\d+_kernel.*", r"\1", name) for name in using} == products
 
@@ -78,7 +78,17 @@ def test_the_kernels_of_every_example_compile_without_spills(example, tmp_path):
     assert spilling(binary) == []
 
 
-def test_products_of_real_size_keep_to_registers(emulated_target, tmp_path):
+INSTRUCTIONS = {
+    # architecture and form -> instruction in the machine code, and how often at least in the three products
+    ("sm_90a", None): (r"BMMA\.168256\.AND\.POPC", 3 * 64),
+    ("sm_90a", "wgmma"): (r"BGMMA\.64x(64|128)x256\.AND\.POPC", 3 * 4),
+    ("sm_75", None): (r"BMMA\.88128\.XOR\.POPC", 3 * 256),
+    ("sm_120", None): (r"IMMA\.16832\.U8\.U8", 3 * 16),
+}
+
+
+@pytest.mark.parametrize(("architecture", "form"), INSTRUCTIONS, ids=str)
+def test_products_of_real_size_keep_to_registers(emulated_target, tmp_path, architecture, form):
     """The largest tile of each product, as in VGG16 with a batch of 64."""
     import json
 
@@ -95,25 +105,84 @@ def test_products_of_real_size_keep_to_registers(emulated_target, tmp_path):
         ),
         "bitplane_weight_grad": ([(2048, 4, 64), (73, 2048, 16)], (128, [3, 3])),
     }  # fmt: skip
-    module, sources, target = {}, [], emulated_target()
+    module, sources, target = {}, [], emulated_target(architecture)
+    if form is not None:
+        target = dataclasses.replace(target, features=target.features.preferring(form))
     for op, (shapes, arguments) in cases.items():
         operands = [te.placeholder(shape, "int32") for shape in shapes]
         attributes = {"fqt.op": op, "fqt.outputs": 1, "tirx.noalias": True}
         attributes["fqt.arguments"] = json.dumps([None, None, *arguments])
         function = te.create_prim_func([*operands, OPS[op].compute(*operands, *arguments)]).with_attrs(attributes)
         module[op] = target.schedule(function).with_attr("global_symbol", op)
-    target = dataclasses.replace(target, compile_source=lambda source, _: sources.append(source) or b"\0")
-    target.compile(tvm.IRModule(module), lower_relax)
-    binary = compiled(sources[0], "sm_90a", tmp_path)
+    compiler = dataclasses.replace(target, compile_source=lambda source, _: sources.append(source) or b"\0")
+    compiler.compile(tvm.IRModule(module), lower_relax)
+    binary = tmp_path / "kernels.fatbin"
+    binary.write_bytes(toolchain.compile_cuda(sources[0], target.features))
+    virtual = architecture.rstrip("a")
+    assert architectures_in(binary) == ({architecture}, set() if form == "wgmma" else {virtual})
     assert spilling(binary) == []
-    assert dump(binary, "--dump-sass").count("BMMA") >= 3 * 64
+    pattern, least = INSTRUCTIONS[architecture, form]
+    assert len(re.findall(pattern, dump(binary, "--dump-sass"))) >= least
+    if form == "wgmma":  # copies are published to the asynchronous proxy before the barrier in front of a product
+        order = (
+            r"fence_proxy_proxy_async_shared__cta\(\);\s*tvm_builtin_cuda_cta_sync\(\);[^}]*?\w+wgmma_fence_fence_sync"
+        )
+        assert len(re.findall(order, sources[0])) == 3
+
+
+def test_fp32_products_of_real_size_read_vectors_and_keep_to_registers(emulated_target, tmp_path):
+    """A convolution of VGG16, by multiply-add and in TF32."""
+    import tvm
+    from tvm import te
+
+    from fqt_deploy.codegen.build import lower_relax
+    from fqt_deploy.ops.spec import OPS
+
+    module, sources, target = {}, [], emulated_target()
+    x, w = te.placeholder((64, 32, 32, 128), name="x"), te.placeholder((128, 128, 3, 3), name="w")
+    product = te.create_prim_func([x, w, OPS["conv2d"].compute(x, w, [1, 1], [1, 1])])
+    product = product.with_attrs({"fqt.op": "conv2d", "fqt.outputs": 1, "tirx.noalias": True})
+    for name, chosen in (("exact", target), ("tf32", target.with_tf32())):
+        module[name] = chosen.schedule(product).with_attr("global_symbol", name)
+    compiler = dataclasses.replace(target, compile_source=lambda source, _: sources.append(source) or b"\0")
+    compiler.compile(tvm.IRModule(module), lower_relax)
+    binary = compiled(sources[0], "sm_80,sm_90a", tmp_path)
+    assert spilling(binary) == []
+    for architecture in ("sm_80", "sm_90a"):
+        code = dump(binary, "--dump-sass", "-arch", architecture)
+        exact, tf32 = (next(body for found, body in functions_of(code) if found.startswith(name)) for name in module)
+        for instruction, least in (
+            ("FFMA", 8 * 64),
+            (r"LDS\.128", 8 * 4),
+            (r"LDG\.E\.128", 2),
+            (r"ST[GS]\.E?\.?128", 1),
+        ):
+            assert len(re.findall(instruction, exact)) >= least, (architecture, instruction)
+        assert "HMMA" not in exact
+        assert "FFMA" not in tf32
+        assert tf32.count("HMMA.1688.F32.TF32") >= 2 * 16
+
+
+def functions_of(code):
+    """Name and instructions of every function in a listing of machine code."""
+    return re.findall(r"Function : (\w+)(.*?)(?=Function :|\Z)", code, re.DOTALL)
 
 
 def test_features_follow_the_oldest_architecture():
     assert cuda_features(None).architectures == ("sm_80", "sm_90a")
     assert cuda_features("sm_90a, sm_80").architectures == ("sm_80", "sm_90a")
-    assert cuda_features("sm_80,sm_75").has_binary_mma is False
+    assert cuda_features("sm_80,sm_75").bit_forms == ("xor",)
+    assert cuda_features("sm_90a,sm_100").bit_forms == ("and",)
+    assert cuda_features("sm_120,sm_100").bit_forms == ("int8",)
     assert cuda_features("sm_90a").forward_compatible == "compute_90"
+    assert cuda_features("sm_90a").preferring("wgmma").bit_forms == ("wgmma", "and")
+    assert cuda_features("sm_90a").preferring("wgmma").forward_compatible is None
+    assert cuda_features("sm_90a:wgmma") == cuda_features("sm_90a").preferring("wgmma")
+    assert cuda_target("sm_90a:wgmma").variant() == {"ptx": "none"}
+    for wrong in ("sm_80,sm_90a:wgmma", "sm_90a:int4"):
+        with pytest.raises(FqtError, match="has no 1-bit products by") as error:
+            cuda_features(wrong)
+        assert "sm_90a:wgmma" in error.value.hint
     for wrong in ("sm_42", "", "gfx90a"):
         with pytest.raises(FqtError) as error:
             cuda_features(wrong)
@@ -167,6 +236,8 @@ def test_the_command_compiles_without_gpu_and_driver(model_file, tmp_path):
         (("--target", "cuda", "--arch", "sm_1"), "unknown architecture 'sm_1'"),
         (("--target", "cuda", "--mcpu", "znver4"), "target cuda has no mcpu"),
         (("--target", "cpu", "--arch", "sm_80"), "target cpu has no arch"),
+        (("--target", "cpu", "--tf32"), "target cpu has no TF32"),
+        (("--target", "cuda", "--arch", "sm_75,sm_80", "--tf32"), "sm_75 has no TF32"),
     ],
 )
 def test_wrong_options_are_one_clear_error(model_file, tmp_path, options, words):
@@ -178,4 +249,3 @@ def test_wrong_options_are_one_clear_error(model_file, tmp_path, options, words)
     assert done.exit_code == 1
     assert words in done.output
     assert not (tmp_path / "out").exists()
-

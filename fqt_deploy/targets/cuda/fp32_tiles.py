@@ -1,0 +1,182 @@
+"""How a block of 256 threads multiplies two tiles of floats in shared memory: by fused multiply-add, or in TF32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from fqt_deploy.targets.cuda.kernel_builder import (
+    WARP,
+    fused_multiply_add,
+    local,
+    loop,
+    sequence,
+    store,
+    with_buffers,
+)
+
+THREADS = 256
+QUAD = 4
+"""Neighbouring rows or columns of a thread: read from shared memory as one vector."""
+SIDE = 16
+"""Threads along each side of a block."""
+
+
+class Fp32Tile(Protocol):
+    """A rectangle of results and how it is computed; operands are [slot, term, row] in shared memory."""
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+
+    @property
+    def depth(self) -> int:
+        """Terms in shared memory at once."""
+
+    @property
+    def padding(self) -> int:
+        """Floats after each term's rows, so that warps meet few banks twice."""
+
+    @property
+    def results(self) -> tuple[int, int]:
+        """Rows and columns of each thread."""
+
+    @property
+    def run(self) -> int:
+        """Neighbouring columns among a thread's."""
+
+    def place(self, thread: Any, i: int, j: int) -> tuple[Any, Any]:
+        """Row and column, in the tile, of a thread's result."""
+
+    def multiply(self, a: tirx.Buffer, c: tirx.Buffer, sums: tirx.Buffer, slot: Any, thread: Any) -> Any:
+        """Add the products of one slot to ``sums``."""
+
+
+def tile_for(rows: int, columns: int, *, tf32: bool) -> Fp32Tile:
+    """As large a tile as the result fills."""
+    down, across = (2 if extent >= 128 else 1 for extent in (rows, columns))
+    return (Tf32Tile if tf32 else MultiplyAddTile)(down, across)
+
+
+@dataclass(frozen=True)
+class MultiplyAddTile:
+    """Each multiply-add rounds once. A thread has ``down`` by ``across`` squares of 4 by 4 results.
+
+    Lanes are 4 down and 8 across: a warp reads 16 rows and 32 columns at a time, each vector of them once.
+    """
+
+    down: int
+    across: int
+    depth: ClassVar[int] = 8
+    padding: ClassVar[int] = 4
+    run: ClassVar[int] = QUAD
+
+    @property
+    def height(self) -> int:
+        """64 or 128."""
+        return SIDE * QUAD * self.down
+
+    @property
+    def width(self) -> int:
+        """64 or 128."""
+        return SIDE * QUAD * self.across
+
+    @property
+    def results(self) -> tuple[int, int]:
+        """Four or eight each."""
+        return QUAD * self.down, QUAD * self.across
+
+    def place(self, thread: Any, i: int, j: int) -> tuple[Any, Any]:
+        """Squares of a thread are half a tile apart."""
+        warp, lane = thread // WARP, thread % WARP
+        down, across = warp // 2 * 4 + lane // 8, warp % 2 * 8 + lane % 8
+        return down * QUAD + i // QUAD * (SIDE * QUAD) + i % QUAD, across * QUAD + j // QUAD * (SIDE * QUAD) + j % QUAD
+
+    def multiply(self, a: tirx.Buffer, c: tirx.Buffer, sums: tirx.Buffer, slot: Any, thread: Any) -> Any:
+        """One outer product a term."""
+        rows, columns = self.results
+        left, right = local((rows,), "float32", "left"), local((columns,), "float32", "right")
+
+        def term(k: Any) -> Any:
+            return sequence(
+                *(store(left, a[slot, k, self.place(thread, i, 0)[0]], i) for i in range(rows)),
+                *(store(right, c[slot, k, self.place(thread, 0, j)[1]], j) for j in range(columns)),
+                *(
+                    store(sums, fused_multiply_add(left[i], right[j], sums[i, j]), i, j)
+                    for i in range(rows)
+                    for j in range(columns)
+                ),
+            )
+
+        return with_buffers([left, right], loop(self.depth, term, unroll=True))
+
+
+@dataclass(frozen=True)
+class Tf32Tile:
+    """TF32 tensor cores, from sm_80: operands are rounded to 10 bits of mantissa, sums are fp32.
+
+    Eight warps, 2 down and 4 across, have ``2 down`` by ``2 across`` fragments of 16 by 8 results.
+    """
+
+    down: int
+    across: int
+    depth: ClassVar[int] = 16
+    padding: ClassVar[int] = 8
+    run: ClassVar[int] = 2
+
+    @property
+    def height(self) -> int:
+        """64 or 128."""
+        return 64 * self.down
+
+    @property
+    def width(self) -> int:
+        """64 or 128."""
+        return 64 * self.across
+
+    @property
+    def results(self) -> tuple[int, int]:
+        """Two rows of every fragment down, two columns of every fragment across."""
+        return 4 * self.down, 4 * self.across
+
+    def place(self, thread: Any, i: int, j: int) -> tuple[Any, Any]:
+        """As the accumulators of ``mma.m16n8k8``."""
+        warp, lane = thread // WARP, thread % WARP
+        row = warp // 4 * (32 * self.down) + i // 2 * 16 + i % 2 * 8 + lane // 4
+        return row, warp % 4 * (16 * self.across) + j // 2 * 8 + lane % 4 * 2 + j % 2
+
+    def multiply(self, a: tirx.Buffer, c: tirx.Buffer, sums: tirx.Buffer, slot: Any, thread: Any) -> Any:
+        """Eight terms an instruction."""
+        fragments = 2 * self.down, 2 * self.across
+        warp, lane = thread // WARP, thread % WARP
+        row, column = warp // 4 * (32 * self.down) + lane // 4, warp % 4 * (16 * self.across) + lane // 4
+        left = local((fragments[0], 4), "uint32", "left")
+        right = local((fragments[1], 2), "uint32", "right")
+        call = T.ptx["mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"]
+
+        def rounded(target: tirx.Buffer, value: Any, *at: int) -> Any:
+            return tirx.Evaluate(T.ptx["cvt.rna.tf32.f32"](target[at], value))
+
+        def product(i: int, j: int) -> Any:
+            results = [sums[2 * i + r // 2, 2 * j + r % 2] for r in range(4)]
+            operands = [*(left[i, r] for r in range(4)), *(right[j, r] for r in range(2))]
+            return tirx.Evaluate(call(*results, *operands, *results))
+
+        def eight(k: Any) -> Any:
+            term = k * 8 + lane % 4
+            rows = [(i, r) for i in range(fragments[0]) for r in range(4)]
+            columns = [(j, r) for j in range(fragments[1]) for r in range(2)]
+            return sequence(
+                *(rounded(left, a[slot, term + r // 2 * 4, row + i * 16 + r % 2 * 8], i, r) for i, r in rows),
+                *(rounded(right, c[slot, term + r * 4, column + j * 8], j, r) for j, r in columns),
+                *(product(i, j) for i in range(fragments[0]) for j in range(fragments[1])),
+            )
+
+        return with_buffers([left, right], loop(self.depth // 8, eight, unroll=True))

@@ -1,0 +1,97 @@
+"""The manifest: written and read back the same, and every misfit refused with its place."""
+
+import json
+
+import pytest
+
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.manifest import (
+    SCHEMA_VERSION,
+    KernelInfo,
+    LayerDecision,
+    Manifest,
+    OptimizerInfo,
+    StateSpec,
+    TensorSpec,
+)
+
+MANIFEST = Manifest(
+    name="net",
+    target={"name": "cpu", "arch": "x86_64", "mcpu": "znver4", "requires": "avx2"},
+    versions={"torch": "2.13.0"},
+    inputs=(TensorSpec("x", (8, 3, 4, 4), "float32"), TensorSpec("y", (8,), "int64")),
+    logits=TensorSpec("logits", (8, 10), "float32"),
+    classes=None,
+    state=(StateSpec("param/w", (10, 48), "float32", "param"), StateSpec("step", (), "int64", "counter")),
+    predict_state=("param/w",),
+    module_names={"w": "param/w"},
+    layers=(LayerDecision("head", "linear", "fp32", "the last linear layer stays in fp32", "net.py:3"),),
+    kernels=(KernelInfo("k0", "linear", "head", "forward", flops=7680), KernelInfo("k1", "add", "", "optimizer")),
+    options={"recipe": "none", "include": []},
+    optimizer=OptimizerInfo("adam", {"betas": [0.9, 0.999]}, ({"pattern": "*", "lr": 1e-3},)),
+    seed=0,
+    fingerprint="f" * 64,
+)
+
+
+def changed(*path, value):
+    """The manifest's JSON with the value at ``path`` replaced, or removed if it is ``...``."""
+    data = json.loads(MANIFEST.to_json())
+    *outer, last = path
+    holder = data
+    for key in outer:
+        holder = holder[key]
+    if value is ...:
+        del holder[last]
+    else:
+        holder[last] = value
+    return json.dumps(data)
+
+
+def test_it_reads_what_it_wrote():
+    assert Manifest.from_json(MANIFEST.to_json()) == MANIFEST
+    assert Manifest.from_json(MANIFEST.to_json().encode()) == MANIFEST
+    assert MANIFEST.batch == 8
+    assert [spec.size for spec in (*MANIFEST.inputs, *MANIFEST.state)] == [384, 8, 480, 1]
+
+
+@pytest.mark.parametrize("text", ["", "{", b"\xff", "[]", "3", "{}", '{"schema_version": "2"}'])
+def test_what_is_no_manifest_is_refused(text):
+    with pytest.raises(FqtError, match="FQT502"):
+        Manifest.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("seed",), "0", "manifest.seed of manifest.json must be int, not str"),
+        (("seed",), True, "manifest.seed of manifest.json must be int, not bool"),
+        (("classes",), "10", "manifest.classes of manifest.json must be int, not str"),
+        (("inputs",), {}, "manifest.inputs of manifest.json must be a list, not dict"),
+        (("inputs", 1), 3, "manifest.inputs[1] of manifest.json must be an object, not int"),
+        (("inputs", 0, "shape", 2), 4.0, "manifest.inputs[0].shape[2] of manifest.json must be int, not float"),
+        (("inputs", 0, "shape"), ..., "manifest.inputs[0] of manifest.json has missing or unknown fields: shape"),
+        (("kernels", 1, "speed"), 3, "manifest.kernels[1] of manifest.json has missing or unknown fields: speed"),
+        (("kernels", 1, "op"), None, "manifest.kernels[1].op of manifest.json must be str, not NoneType"),
+        (("module_names",), [], "manifest.module_names of manifest.json must be an object, not list"),
+        (("module_names", "w"), 1, "manifest.module_names.w of manifest.json must be str, not int"),
+        (("optimizer", "groups", 0), "*", "manifest.optimizer.groups[0] of manifest.json must be an object, not str"),
+        (("fingerprint",), ..., "manifest of manifest.json has missing or unknown fields: fingerprint"),
+    ],
+)
+def test_a_misfit_is_named(path, value, said):
+    with pytest.raises(FqtError) as caught:
+        Manifest.from_json(changed(*path, value=value))
+    assert (caught.value.code, caught.value.message) == ("FQT502", said)
+
+
+def test_what_may_be_absent():
+    assert Manifest.from_json(changed("classes", value=10)).classes == 10
+    assert Manifest.from_json(changed("layers", 0, "source", value=None)).layers[0].source is None
+
+
+@pytest.mark.parametrize(("version", "hint"), [(SCHEMA_VERSION + 1, "newer"), (SCHEMA_VERSION - 1, "compile")])
+def test_another_version_is_told_before_anything_else(version, hint):
+    with pytest.raises(FqtError, match="FQT503") as caught:
+        Manifest.from_json(json.dumps({"schema_version": version, "unheard_of": 1}))
+    assert hint in caught.value.hint

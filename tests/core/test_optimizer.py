@@ -1,0 +1,60 @@
+"""Optimizers as values: what is refused, groups, and what the manifest says of them."""
+
+import pytest
+
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.optimizer import SGD, Adam, AdamW, ParameterGroup
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        (Adam, {"lr": -1e-3}, "lr is -0.001; it must be at least 0"),
+        (Adam, {"lr": NAN}, "lr is nan"),
+        (Adam, {"lr": INFINITY}, "lr is inf"),
+        (Adam, {"lr": "fast"}, "lr is 'fast'"),
+        (Adam, {"lr": True}, "lr is True"),
+        (SGD, {"weight_decay": -0.1}, "weight_decay is -0.1"),
+        (Adam, {"betas": (0.9, 1.0)}, "betas is (0.9, 1.0); it must be two numbers in [0, 1)"),
+        (Adam, {"betas": 0.9}, "betas is 0.9"),
+        (AdamW, {"betas": (0.9,)}, "betas is (0.9,)"),
+        (AdamW, {"eps": -1e-8}, "eps is -1e-08"),
+        (SGD, {"momentum": -0.9}, "momentum is -0.9"),
+        (SGD, {"nesterov": True}, "nesterov needs a momentum above 0"),
+        (SGD, {"groups": {"a.*": 0.1}}, "groups is {'a.*': 0.1}; it must be a tuple of ParameterGroup"),
+        (ParameterGroup, {"pattern": "", "lr": 0.1}, "the pattern of a parameter group is ''"),
+        (ParameterGroup, {"pattern": 3, "lr": 0.1}, "the pattern of a parameter group is 3"),
+        (ParameterGroup, {"pattern": "a.*", "lr": -1}, "the learning rate of group 'a.*' is -1"),
+    ],
+)
+def test_impossible_values_are_refused(kind, given, said):
+    with pytest.raises(FqtError) as caught:
+        kind(**given)
+    assert caught.value.code == "FQT202"
+    assert said in caught.value.message
+
+
+def test_edge_values_are_taken():
+    SGD(lr=0, weight_decay=0, momentum=0)
+    Adam(lr=1, betas=[0, 0.5], eps=0)
+
+
+def test_the_first_matching_group_counts():
+    optimizer = Adam(lr=1.0, groups=(ParameterGroup("features.0.*", 0.1), ParameterGroup("*.weight", 0.2)))
+    assert optimizer.lrs() == (1.0, 0.1, 0.2)
+    names = ("features.0.weight", "features.1.weight", "features.1.bias", "Features.0.bias")
+    assert [optimizer.group_of(name) for name in names] == [1, 2, 0, 0]
+
+
+def test_what_the_manifest_says():
+    described = AdamW(lr=0.5, groups=(ParameterGroup("a.*", 0.1),)).describe()
+    assert described == {
+        "name": "adamw",
+        "hyperparameters": {"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-8},
+        "groups": [{"pattern": "*", "lr": 0.5}, {"pattern": "a.*", "lr": 0.1}],
+    }
+    assert SGD(momentum=0.9, nesterov=True).describe()["hyperparameters"] == {
+        "weight_decay": 0.0, "momentum": 0.9, "nesterov": True
+    }  # fmt: skip

@@ -1,0 +1,59 @@
+"""Options: what is refused, and what is chosen where a person leaves it open."""
+
+import pytest
+
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.options import CompileOptions
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"recipe": "psq"}, "recipe is 'psq'; it must be one of none, psq-8, psq-1, scq, scq+agp"),
+        ({"grad_bits": 3}, "grad_bits is 3; it must be one of 1, 2, 4, 8"),
+        ({"agp": "all"}, "agp is 'all'; it must be one of topk, sampled, once"),
+        ({"grid": "even"}, "grid is 'even'; it must be one of minmax, zero"),
+        ({"remat": True}, "remat is True; it must be one of off, auto"),
+        ({"verify": "all"}, "verify is 'all'; it must be one of off, structure, numerics"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808"),
+        ({"seed": 0.5}, "seed is 0.5"),
+        ({"mcpu": 3}, "mcpu is 3"),
+        ({"grad_bits": 1, "grid": "zero"}, "at least 2 bits"),
+        ({"recipe": "psq-1", "grid": "zero"}, "at least 2 bits"),
+    ],
+)
+def test_impossible_values_are_refused(given, said):
+    with pytest.raises(FqtError) as caught:
+        CompileOptions(**given)
+    assert caught.value.code == "FQT202"
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("given", "bits", "grid"),
+    [
+        ({}, 4, "zero"),
+        ({"grad_bits": 1}, 1, "minmax"),
+        ({"grad_bits": 2}, 2, "zero"),
+        ({"grad_bits": 8, "grid": "minmax"}, 8, "minmax"),
+        ({"recipe": "psq-8", "grad_bits": 2}, 8, "zero"),
+        ({"recipe": "psq-1"}, 1, "minmax"),
+        ({"recipe": "scq", "grad_bits": 2}, 2, "zero"),
+    ],
+)
+def test_width_and_grid_follow_from_the_recipe(given, bits, grid):
+    options = CompileOptions(**given)
+    assert (options.gradient_bits, options.resolved_grid) == (bits, grid)
+    assert options.numerics() == {
+        "recipe": options.recipe, "grad_bits": bits, "agp": "sampled", "grid": grid, "include": [], "exclude": []
+    }  # fmt: skip
+
+
+def test_without_quantization_any_grid_is_allowed():
+    assert CompileOptions(recipe="none", grad_bits=1, grid="zero").resolved_grid == "zero"
+
+
+def test_what_changes_no_number_is_not_among_the_numerics():
+    changed = CompileOptions(remat="auto", verify="off", seed=3, mcpu="znver4", time_passes=True, print_after=("x",))
+    assert changed.numerics() == CompileOptions().numerics()

@@ -1,0 +1,117 @@
+"""Laws of the products on bits: each is the integer product of signs and codes, with exact zero padding and stride.
+
+The other side of each equation is PyTorch's convolution, and its autograd, in double precision.
+"""
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
+from fqt_deploy.ops import (
+    binary_conv2d,
+    bitplane_conv2d_input_grad,
+    bitplane_weight_grad,
+    pack_positions,
+    pack_signs,
+    pack_weight,
+    position_sums,
+    tap_sums,
+    transpose_packed_weight,
+)
+from fqt_deploy.ops.convolution_shape import output_extents
+from fqt_deploy.ops.packed_words import pack_last_axis
+
+quick = settings(max_examples=40, deadline=None)
+
+
+@st.composite
+def layers(draw):
+    """A convolution: samples, channels, image, kernel, stride and padding, with at least one output position."""
+
+    def pair(low, high):
+        return [draw(st.integers(low, high)), draw(st.integers(low, high))]
+
+    kernel, stride = pair(1, 3), pair(1, 3)
+    padding = [draw(st.integers(0, extent - 1)) for extent in kernel]
+    image = [draw(st.integers(max(1, k - 2 * p), 7)) for k, p in zip(kernel, padding, strict=True)]
+    return draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.integers(1, 40)), image, kernel, stride, padding
+
+
+class Layer:
+    """Signs of a layer's input and weight as doubles [N, I, H, W] and [O, I, KH, KW], and packed."""
+
+    def __init__(self, case, seed):
+        self.samples, self.inputs, self.outputs, self.image, self.kernel, self.stride, self.padding = case
+        self.generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(self.samples, *self.image, self.inputs, generator=self.generator)
+        w = torch.randn(self.outputs, self.inputs, *self.kernel, generator=self.generator)
+        self.x = torch.where(x > 0, 1.0, -1.0).double().permute(0, 3, 1, 2)
+        self.w = torch.where(w > 0, 1.0, -1.0).double()
+        self.x_bits, self.w_bits = pack_signs.reference(x), pack_weight.reference(w)
+        self.output_hw = output_extents(self.image, self.kernel, self.stride, self.padding)
+
+    def turned(self):
+        return transpose_packed_weight.reference(
+            self.w_bits, self.inputs, self.outputs, self.kernel[0] * self.kernel[1]
+        )
+
+    def positions(self):
+        arguments = (self.inputs, self.kernel, self.stride, self.padding, self.output_hw)
+        return pack_positions.reference(self.x_bits, *arguments)
+
+    def forward(self, x, w):
+        """Zeros around the signs, not signs of zeros."""
+        padded = F.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
+        return F.conv2d(padded, w, stride=self.stride)
+
+    def codes(self, bits):
+        """Codes and their zero point, one for all: integers [N, O, OH, OW] and an integer."""
+        shape = (self.samples, self.outputs, *self.output_hw)
+        return torch.randint(0, 2**bits, shape, generator=self.generator), int(
+            torch.randint(-9, 9, (), generator=self.generator)
+        )
+
+    def gradients(self, codes):
+        """Gradients of input and weight for this gradient of the output, by autograd."""
+        x, w = self.x.clone().requires_grad_(), self.w.clone().requires_grad_()
+        return torch.autograd.grad(self.forward(x, w), (x, w), codes.double())
+
+
+@given(layers(), st.integers(0, 2**31))
+@quick
+def test_forward(case, seed):
+    layer = Layer(case, seed)
+    geometry = (layer.inputs, layer.outputs, layer.kernel, layer.stride, layer.padding)
+    z = binary_conv2d.reference(layer.x_bits, layer.w_bits, *geometry)
+    assert torch.equal(z.double(), layer.forward(layer.x, layer.w).permute(0, 2, 3, 1))
+
+
+@given(layers(), st.integers(0, 2**31), st.sampled_from([1, 2, 4, 8]))
+@quick
+def test_input_gradient(case, seed, bits):
+    """Codes and zero point apart: the product of the codes, and the tap sums for the zero point."""
+    layer = Layer(case, seed)
+    codes, zero = layer.codes(bits)
+    planes = torch.stack([pack_last_axis((codes.permute(0, 2, 3, 1) >> p) & 1 > 0) for p in range(bits)], 3)
+    geometry = (layer.kernel, layer.stride, layer.padding)
+    product = bitplane_conv2d_input_grad.reference(
+        planes, layer.turned(), layer.inputs, layer.outputs, layer.image, *geometry
+    )
+    sums = tap_sums.reference(layer.turned(), layer.inputs, layer.outputs, layer.image, layer.output_hw, *geometry)
+    wanted = layer.gradients(codes + zero)[0].permute(0, 2, 3, 1)
+    assert torch.equal((product + zero * sums).double(), wanted)
+
+
+@given(layers(), st.integers(0, 2**31), st.sampled_from([1, 2, 4, 8]))
+@quick
+def test_weight_gradient(case, seed, bits):
+    """The same over positions, of which padded ones count in neither part."""
+    layer = Layer(case, seed)
+    codes, zero = layer.codes(bits)
+    rows = codes.transpose(0, 1).flatten(1)
+    planes = torch.stack([pack_last_axis((rows >> p) & 1 > 0) for p in range(bits)], 1).permute(2, 1, 0)
+    product = bitplane_weight_grad.reference(planes, layer.positions(), layer.inputs, layer.kernel)
+    sums = position_sums.reference(layer.positions(), layer.inputs, layer.kernel)
+    assert torch.equal((product + zero * sums).double(), layer.gradients(codes + zero)[1])
