@@ -144,3 +144,29 @@ class WeightedProjection(SelectOnce):
         """K."""
         assert graph.kept_samples is not None
         return graph.kept_samples
+
+
+@dataclass(frozen=True)
+class NoSCQ(InsertSCQ):
+    """Gradients stay fp32: what selection alone costs, so what better quantization can gain at most."""
+
+    def run(self, graph: TrainingGraph) -> bool:
+        """Nothing."""
+        return False
+
+
+@dataclass(frozen=True)
+class SplitSCQ(InsertSCQ):
+    """Another width for weight gradients: their errors stay in one layer, those of activation gradients go on."""
+
+    weight_bits: int = 4
+
+    def run(self, graph: TrainingGraph) -> bool:
+        """Quantize, then change the width of what is quantized by channel."""
+        changed = super().run(graph)
+        for node in graph.calls(fqt.quantize_channels.default):
+            zero, bits = node.args[2], len(node.args) - 1
+            grid = zero.args[0]  # type: ignore[union-attr]
+            grid.update_arg(2, self.weight_bits)  # type: ignore[union-attr]
+            node.update_arg(bits, self.weight_bits)
+        return changed
