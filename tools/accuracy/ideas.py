@@ -57,6 +57,15 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     "once-4-d2w6": (Change(SplitSCQ, {"bits": 2, "weight_bits": 6}),),
     "once-4-d5w3": (Change(SplitSCQ, {"bits": 5, "weight_bits": 3}),),
     "once-4-d3w5": (Change(SplitSCQ, {"bits": 3, "weight_bits": 5}),),
+    "once-3-d2w4": (Change(SelectOnce, {"bits": 3}), Change(SplitSCQ, {"bits": 2, "weight_bits": 4})),
+    "once-2-d1w3": (
+        Change(SelectOnce, {"bits": 2}),
+        Change(SplitSCQ, {"bits": 1, "grid": "minmax", "weight_bits": 3}),
+    ),
+    "once-3-d1w5": (
+        Change(SelectOnce, {"bits": 3}),
+        Change(SplitSCQ, {"bits": 1, "grid": "minmax", "weight_bits": 5}),
+    ),
     "once-3": (Change(SelectOnce, {"bits": 3}), Change(InsertSCQ, {"bits": 3})),
     "once-6": (Change(SelectOnce, {"bits": 6}), Change(InsertSCQ, {"bits": 6})),
 }
