@@ -39,7 +39,7 @@ class Fp32FewTapsWeightGradRule:
         stride, padding = arguments[3:]
         x, g = placeholders(function)
         samples, oh, ow, _ = (int(d) for d in g.shape)
-        rows = padded_rows(x, padding, "rows")
+        rows = padded_rows(x, padding, padding, "rows")
         run = kernel[1] * channels
         taps = kernel[0] * run
         if taps > 2 * features.accumulators - OPERANDS:
