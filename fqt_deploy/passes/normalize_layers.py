@@ -73,7 +73,14 @@ def _batch_norm(graph: TrainingGraph, node: fx.Node) -> None:
     assert training, "evaluation-mode normalization is traced as the no_training op"
     emit = Emitter(graph, node)
     result = emit(
-        fqt.batch_norm.default, _to_last(emit, x), weight, bias, running_mean, running_var, momentum, eps  # type: ignore[arg-type]
+        fqt.batch_norm.default,
+        _to_last(emit, x),
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        momentum,
+        eps,  # type: ignore[arg-type]
     )
     items: list[fx.Node | None] = [emit.item(result, i) for i in range(5)]
     items[0] = _to_first(emit, items[0])  # type: ignore[arg-type]
@@ -93,7 +100,7 @@ def _batch_norm_inference(graph: TrainingGraph, node: fx.Node) -> None:
 
 
 def _batch_norm_inference_backward(emit: Emitter, node: fx.Node) -> list[fx.Node | None]:
-    """Gradients of ``(x - mean) * weight / deviation + bias`` with constant statistics: of the operand, weight, bias."""
+    """Gradients of ``(x - mean) * weight / deviation + bias`` with constant statistics: operand, weight, bias."""
     gradient, x, weight, mean, variance, _, _, _, eps, *_ = node.args
     g = _to_last(emit, gradient)  # type: ignore[arg-type]
     inverse = emit(aten.rsqrt.default, emit(aten.add.Tensor, variance, eps))
@@ -111,7 +118,13 @@ def _batch_norm_backward(graph: TrainingGraph, node: fx.Node) -> None:
         _scatter_items(graph, node, _batch_norm_inference_backward(emit, node))
         return
     result = emit(
-        fqt.batch_norm_backward.default, _to_last(emit, gradient), _to_last(emit, x), weight, mean, inverse, False  # type: ignore[arg-type]
+        fqt.batch_norm_backward.default,
+        _to_last(emit, gradient),
+        _to_last(emit, x),
+        weight,
+        mean,
+        inverse,
+        False,  # type: ignore[arg-type]
     )
     items: list[fx.Node | None] = [emit.item(result, i) for i in range(3)]
     items[0] = _to_first(emit, items[0])  # type: ignore[arg-type]
