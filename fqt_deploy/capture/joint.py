@@ -50,7 +50,7 @@ _KEEP = (
 
 
 def _any_along(x: Tensor, axis: int, keepdim: bool = False) -> Tensor:
-    return (x != 0).float().amax(axis, keepdim) > 0
+    return (x if x.dtype == torch.bool else x != 0).float().amax(axis, keepdim) > 0
 
 
 def _group_norm(

@@ -69,6 +69,11 @@ def _erf_and_decay(x: Any) -> tuple[Any, Any]:
     return tirx.Select(x >= 0.0, y, -y), e
 
 
+def _comparable(x: Any) -> Any:
+    """LLVM's code generator compares booleans as if they were floats."""
+    return x.astype("int8") if dtype_of(x) == "bool" else x
+
+
 def _log1p(x: Any) -> Any:
     """Logarithm of ``1 + x`` without the error that rounding the sum makes (Kahan): small ``x`` keep their digits."""
     u = 1.0 + x
@@ -118,8 +123,8 @@ _LT = Pointwise(lambda a, b: a < b, compares=True)
 _LE = Pointwise(lambda a, b: a <= b, compares=True)
 _GT = Pointwise(lambda a, b: a > b, compares=True)
 _GE = Pointwise(lambda a, b: a >= b, compares=True)
-_EQ = Pointwise(lambda a, b: a.equal(b), compares=True)
-_NE = Pointwise(lambda a, b: tirx.NE(a, b), compares=True)
+_EQ = Pointwise(lambda a, b: tirx.EQ(_comparable(a), _comparable(b)), compares=True)
+_NE = Pointwise(lambda a, b: tirx.NE(_comparable(a), _comparable(b)), compares=True)
 _AND = Pointwise(lambda a, b: tirx.And(a, b) if dtype_of(a) == "bool" else a & b)
 _OR = Pointwise(lambda a, b: tirx.Or(a, b) if dtype_of(a) == "bool" else a | b)
 _NOT = Pointwise(lambda a: tirx.Not(a) if dtype_of(a) == "bool" else ~a)

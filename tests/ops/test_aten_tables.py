@@ -21,6 +21,7 @@ MORE = {
     **{op: [((WIDE,), {}), ((WIDE[0],), {})] for op in (aten.sum.default, aten.mean.default)},
     **{op: [((WIDE, axes, keep), {}) for axes in ([0], [2], [0, 1], [1, 2], [0, 1, 2]) for keep in (False, True)]
        for op in (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default)},
+    **{op: [((WIDE[0] > 0, WIDE[1] > 0), {})] for op in (aten.eq.Tensor, aten.ne.Tensor)},
     aten.expm1.default: [((SMALL,), {})],
     aten.log1p.default: [((SMALL.abs(),), {})],
     aten.isnan.default: [((torch.tensor([0.0, float("nan"), float("inf")]),), {})],
