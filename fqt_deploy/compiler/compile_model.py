@@ -124,8 +124,21 @@ def initial_state(graph: TrainingGraph) -> dict[str, NDArray[Any]]:
     return {name: np.array(tensor.initial.detach().numpy(), order="C") for name, tensor in graph.state.items()}
 
 
-def lower_model(source: ModelSource, options: CompileOptions, *, progress: Progress | None = None) -> LoweredModel:
-    """Capture ``source`` and run all passes on both of its graphs."""
+def lower_model(
+    source: ModelSource,
+    options: CompileOptions,
+    *,
+    passes: tuple[Pass, ...] | None = None,
+    progress: Progress | None = None,
+) -> LoweredModel:
+    """Capture ``source`` and run all passes on both of its graphs.
+
+    Args:
+        source: model, loss and example inputs.
+        options: how to compile.
+        passes: for the training graph; by default those that the options ask for.
+        progress: told the phases.
+    """
     tell = progress or (lambda _: None)
     _check_pass_names(options)
     root = user_root(source.path.parent) if source.path is not None else contextlib.nullcontext()
@@ -133,6 +146,10 @@ def lower_model(source: ModelSource, options: CompileOptions, *, progress: Progr
         tell("capturing the training step")
         train = capture_training_graph(source.module, source.loss_fn, source.example_inputs)
         predict = capture_prediction_graph(source.module, source.example_inputs[0])
+        if predict.state.keys() - train.state.keys():
+            raise FqtError(
+                "a tensor that is no buffer is used in evaluation mode only", code="FQT104", hint="register_buffer() it"
+            )
         tell("running passes")
         times: list[tuple[str, float]] = []
         invariants = () if options.verify == "off" else ALWAYS
@@ -144,7 +161,7 @@ def lower_model(source: ModelSource, options: CompileOptions, *, progress: Progr
             if name in options.print_after:
                 print(f"# after {name}\n{graph_text(graph)}")  # what the option asks for
 
-        passes = training_passes(options)
+        passes = passes or training_passes(options)
         verifier = _pass_verifier(source, options, train, passes)
         observers = (observe,) if verifier is None else (observe, verifier.observe)
         Pipeline(passes, invariants, observers).run(train)

@@ -59,12 +59,34 @@ class SelectOnce(Pass):
         below = _descendants({root}, graph)
         labelled = _descendants({graph.placeholder("y")}, graph)
         following = root.next
-        index, kept = _select(graph, root, following, keep)
+        index, kept = self._select(graph, root, following, keep)
         for node in below:
             node.replace_input_with(root, kept)
         _Shrink(graph, index, kept, keep, leading, below, labelled).run()
         graph.kept_samples = keep
         return True
+
+    def _select(self, graph: TrainingGraph, root: fx.Node, anchor: fx.Node, keep: int) -> tuple[fx.Node, fx.Node]:
+        """Nodes of the kept indices, and of the kept rows of ``root``, scaled."""
+        emit = Emitter(graph, anchor, layer=root.meta.get("layer", ""), phase="backward", role="select")
+        batch, extents = graph.batch, shape(root)
+        rows = emit(aten.view.default, root, [batch, _product(extents) // batch])
+        score = self.score(emit, rows)
+        key = random_key(emit, graph, len(graph.layers), "select_once")
+        selection = emit(fqt.select_sampled.default, score, key, keep)
+        index, weight = emit.item(selection, 0), self.weight(emit, emit.item(selection, 2))
+        gathered = emit(fqt.gather_rows.default, rows, index)
+        scaled = emit(aten.mul.Tensor, gathered, emit(aten.view.default, weight, [keep, 1]))
+        return index, emit(aten.view.default, scaled, [extents[0] // batch * keep, *extents[1:]])
+
+    def score(self, emit: Emitter, rows: fx.Node) -> fx.Node:
+        """[N] scores of the rows [N, C] of the selected gradient: their norms."""
+        squares = emit(aten.sum.dim_IntList, emit(aten.mul.Tensor, rows, rows), [1])
+        return emit(aten.sqrt.default, squares)
+
+    def weight(self, emit: Emitter, weight: fx.Node) -> fx.Node:
+        """[K] factors of the kept rows, from one over their inclusion probabilities: these."""
+        return weight
 
 
 def _selected_gradient(graph: TrainingGraph) -> fx.Node:
@@ -79,20 +101,6 @@ def _selected_gradient(graph: TrainingGraph) -> fx.Node:
     if head is None:
         raise FqtError("no layer of the model has a gradient to select samples by", code="FQT205")
     return head
-
-
-def _select(graph: TrainingGraph, root: fx.Node, anchor: fx.Node, keep: int) -> tuple[fx.Node, fx.Node]:
-    """Nodes of the kept indices, and of the kept rows of ``root``, scaled."""
-    emit = Emitter(graph, anchor, layer=root.meta.get("layer", ""), phase="backward", role="select")
-    batch, extents = graph.batch, shape(root)
-    rows = emit(aten.view.default, root, [batch, _product(extents) // batch])
-    score = emit(aten.sqrt.default, emit(aten.sum.dim_IntList, emit(aten.mul.Tensor, rows, rows), [1]))
-    key = random_key(emit, graph, len(graph.layers), "select_once")
-    selection = emit(fqt.select_sampled.default, score, key, keep)
-    index, weight = emit.item(selection, 0), emit.item(selection, 2)
-    gathered = emit(fqt.gather_rows.default, rows, index)
-    scaled = emit(aten.mul.Tensor, gathered, emit(aten.view.default, weight, [keep, 1]))
-    return index, emit(aten.view.default, scaled, [extents[0] // batch * keep, *extents[1:]])
 
 
 @dataclass(frozen=True)
@@ -188,4 +196,3 @@ def _descendants(roots: set[fx.Node], graph: TrainingGraph) -> set[fx.Node]:
         if node.op == "call_function" and any(a in found for a in node.all_input_nodes):
             found.add(node)
     return found - roots
-

@@ -16,6 +16,8 @@ GEOMETRIES = (
     (3, 64, 32, 8, 32, 3, 1),  # three chunks of positions
     (8, 2, 2, 64, 48, 3, 1),  # tiles across images
     (5, 7, 7, 24, 16, 3, 2),  # odd rows, a stride
+    (3, 9, 8, 16, 32, 5, 3),  # three phases of rows, one of them shorter
+    (2, 8, 8, 32, 16, 1, 2),  # phases without taps
     (2, 40, 33, 3, 64, 3, 1),  # an accumulator for every tap
     (1, 1, 96, 40, 64, 1, 1),  # a linear layer
 )

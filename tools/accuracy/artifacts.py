@@ -8,7 +8,11 @@ import json
 from pathlib import Path
 
 import fqt_deploy
+from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.compiler.compile_model import compile_model, lower_model
 from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.settings import options_of
+from tools.accuracy.ideas import changed_passes
 from tools.accuracy.networks import Network, model_source
 from tools.accuracy.rows import OPTIMIZERS, ROWS, Settings
 from tools.examples import compile_example
@@ -25,8 +29,19 @@ def artifact_of(network: Network, classes: int, batch: int, settings: Settings, 
     folder = cache / f"{network.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.fqt"
     if not folder.exists():  # an artifact is written whole or not at all
         cache.mkdir(parents=True, exist_ok=True)
-        compile_example(model_source(network, classes, batch), settings, folder)
+        _compile(model_source(network, classes, batch), settings, folder)
     return folder
+
+
+def _compile(source: ModelSource, settings: Settings, folder: Path) -> None:
+    """Compile ``source``; the setting ``idea`` names passes that the compiler does not have."""
+    known = {name: value for name, value in settings.items() if name != "idea"}
+    if "idea" not in settings:
+        compile_example(source, known, folder)
+        return
+    options = options_of(known)
+    lowered = lower_model(source, options, passes=changed_passes(options, settings["idea"]))
+    compile_model(source, options, folder, lowered=lowered)
 
 
 def binarized_layers(network: Network, classes: int, batch: int, cache: Path) -> list[str]:

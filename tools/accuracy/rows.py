@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tools.accuracy.ideas import CHANGES, SCHEDULES
+
 Settings = dict[str, Any]
 
 ROWS: dict[str, Settings] = {
@@ -20,10 +22,13 @@ ROWS: dict[str, Settings] = {
         for bits in (2, 4, 8)
         for suffix, grid in (("", "zero"), ("-minmax", "minmax"))
     },
+    **{idea: {"recipe": "scq+agp", "agp": "once", "grad_bits": 4, "idea": idea} for idea in CHANGES},
+    **{name: {"schedule": rows} for name, rows in SCHEDULES.items()},
 }
 """``topk-4`` is ``scq+agp`` with ``agp`` topk and 4 bits on the zero grid, ``topk-4-minmax`` on the paper's grid.
 
 The paper's released code is ``topk-4-minmax``, its theory ``sampled-4-minmax``.
+Ideas are ``once-4`` with other passes (``ideas.py``); a schedule names rows that follow each other.
 """
 
 TORCH_ROWS: dict[str, Settings] = {
@@ -37,6 +42,10 @@ ALL_ROWS = (*ROWS, *TORCH_ROWS)
 
 OPTIMIZERS: dict[str, Settings] = {
     "adam": {"optimizer": "adam", "weight_decay": 1e-5},
+    "adam-b1-95": {"optimizer": "adam", "weight_decay": 1e-5, "betas": (0.95, 0.999)},
+    "adam-b1-80": {"optimizer": "adam", "weight_decay": 1e-5, "betas": (0.8, 0.999)},
+    "adam-b2-99": {"optimizer": "adam", "weight_decay": 1e-5, "betas": (0.9, 0.99)},
+    "adam-b2-9999": {"optimizer": "adam", "weight_decay": 1e-5, "betas": (0.9, 0.9999)},
     "sgd": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 1e-5},
 }
 """Optimizers by name, without their learning rate, which is an input of the step."""

@@ -23,9 +23,11 @@ import fqt_deploy
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.files import replace_file
 from tools.accuracy.artifacts import artifact_of, binarized_layers
+from tools.accuracy.ideas import SCHEDULES
 from tools.accuracy.job import Job, Record
 from tools.accuracy.networks import NETWORKS, Network, initial_state, with_new_head
 from tools.accuracy.rows import OPTIMIZERS, ROWS, TORCH_ROWS
+from tools.accuracy.scheduled_session import ScheduledSession
 from tools.accuracy.task import Task
 from tools.training import Array, accuracy, batches, cosine
 
@@ -77,8 +79,16 @@ def digest_of(content: bytes) -> str:
 
 def _train(job: Job, task: Task, work: Path) -> Record:
     artifacts = work / "artifacts"
-    network = NETWORKS[job.network]
-    session = open_session(network, task.classes, job.batch, job.row, job.optimizer, artifacts, job.target)
+    session = open_session(
+        NETWORKS[job.network],
+        task.classes,
+        job.batch,
+        job.row,
+        job.optimizer,
+        artifacts,
+        target=job.target,
+        steps=job.steps,
+    )
     record = Record(job, revision(), threads=_threads())
     checkpoint = work / "checkpoints" / f"{job.key}.safetensors"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -102,10 +112,22 @@ def _train(job: Job, task: Task, work: Path) -> Record:
 
 
 def open_session(
-    network: Network, classes: int, batch: int, row: str, optimizer: str, artifacts: Path, target: str = "cpu"
+    network: Network,
+    classes: int,
+    batch: int,
+    row: str,
+    optimizer: str,
+    artifacts: Path,
+    *,
+    target: str = "cpu",
+    steps: int = 1,
 ) -> Any:
-    """The compiled step of a row, or PyTorch's, with the initial weights of seed 0."""
+    """The compiled step of a row, or PyTorch's, with the initial weights of seed 0; ``steps`` are a schedule's."""
     settings = OPTIMIZERS[optimizer]
+    if row in SCHEDULES:
+        parts = SCHEDULES[row]
+        followed = [open_session(network, classes, batch, part, optimizer, artifacts, target=target) for part in parts]
+        return ScheduledSession(followed, steps)
     if row not in TORCH_ROWS:
         chosen = ROWS[row] | settings | ({"target": target} if target != "cpu" else {})
         return fqt_deploy.load(artifact_of(network, classes, batch, chosen, artifacts))

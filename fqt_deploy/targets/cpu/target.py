@@ -15,6 +15,7 @@ from fqt_deploy.targets.cpu.elementwise import ElementwiseRule
 from fqt_deploy.targets.cpu.features import cpu_features, host_cpu, llvm_target
 from fqt_deploy.targets.cpu.fp32_convolution import Fp32ConvolutionRule
 from fqt_deploy.targets.cpu.fp32_few_taps_weight_grad import Fp32FewTapsWeightGradRule
+from fqt_deploy.targets.cpu.fp32_input_grad import Fp32InputGradRule
 from fqt_deploy.targets.cpu.fp32_weight_grad import Fp32WeightGradRule
 from fqt_deploy.targets.cpu.pack_channels import PackChannelsRule
 from fqt_deploy.targets.cpu.pack_positions import PackPositionsRule
@@ -41,6 +42,7 @@ RULES: tuple[ScheduleRule, ...] = (
     TransposePackedWeightRule(),
     # fp32 products
     Fp32ConvolutionRule(),
+    Fp32InputGradRule(),
     Fp32FewTapsWeightGradRule(),
     Fp32WeightGradRule(),
     # optimizer
