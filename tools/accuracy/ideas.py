@@ -66,12 +66,17 @@ CHANGES: dict[str, tuple[Change, ...]] = {
         Change(SelectOnce, {"bits": 3}),
         Change(SplitSCQ, {"bits": 1, "grid": "minmax", "weight_bits": 5}),
     ),
+    "once-4-eighth": (Change(SelectOnce, {"bits": 8}),),
+    "once-4-three-eighths": (Change(SelectOnce, {"bits": 8 / 3}),),
     "once-3": (Change(SelectOnce, {"bits": 3}), Change(InsertSCQ, {"bits": 3})),
     "once-6": (Change(SelectOnce, {"bits": 6}), Change(InsertSCQ, {"bits": 6})),
 }
-"""What differs from ``once-4``, by row."""
+"""What differs from ``once-4``, by row. All cost the same but ``once-4-eighth`` and ``once-4-three-eighths``, half and one and a
+half of it, which are for schedules, and ``once-4-fp32``, which tells what quantization costs."""
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
+    "eighth-first": ("once-4-eighth", "once-4-three-eighths"),
+    "eighth-last": ("once-4-three-eighths", "once-4-eighth"),
     "once-8-4-2": ("once-8", "once-4", "once-2"),
     "once-2-4-8": ("once-2", "once-4", "once-8"),
     "once-4-sampled-4": ("once-4", "once-4", "sampled-4"),
