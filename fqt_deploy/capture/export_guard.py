@@ -27,6 +27,8 @@ def quiet_export() -> Iterator[None]:
     with warnings.catch_warnings():
         # torch.export copies a deprecated class of torch itself
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+        # recurrent layers keep a list of their parameters
+        warnings.filterwarnings("ignore", message=r"The tensor attributes .*_flat_weights", category=UserWarning)
         for handler in handlers:
             handler.addFilter(_reject)
         try:

@@ -7,7 +7,8 @@ provenance, ``aot_export_joint_with_descriptors`` differentiates it and names ev
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 
 from fqt_deploy.capture.export_guard import quiet_export, refuse_custom_functions
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
@@ -31,6 +34,7 @@ _DECOMPOSE = (
     aten.elu, aten.elu_backward, aten.mse_loss, aten.mse_loss_backward, aten.native_dropout_backward,
     aten._adaptive_avg_pool2d_backward, aten.binary_cross_entropy_with_logits, aten.smooth_l1_loss,
     aten.smooth_l1_loss_backward, aten.slice_backward, aten.select_backward, aten.stack, aten.unbind,
+    aten._native_batch_norm_legit,
 )  # fmt: skip
 """Compound ops that PyTorch itself knows how to spell in simpler ones."""
 
@@ -40,14 +44,58 @@ _KEEP = (
     aten.max_pool2d_with_indices_backward, aten.avg_pool2d, aten.avg_pool2d_backward, aten._adaptive_avg_pool2d,
     aten.mm, aten.addmm, aten.bmm, aten.native_dropout, aten.embedding, aten.embedding_dense_backward, aten.relu,
     aten.gelu, aten.gelu_backward, aten.mean, aten.var, aten.squeeze, aten.unsqueeze, aten.expand, aten.sum,
+    aten.bernoulli,
 )  # fmt: skip
 """Ops that this compiler has a better lowering for than their decomposition."""
+
+
+def _any_along(x: Tensor, axis: int, keepdim: bool = False) -> Tensor:
+    return (x if x.dtype == torch.bool else x != 0).float().amax(axis, keepdim) > 0
+
+
+def _group_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, channels: int, _: int, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalized over each sample's groups of channels, with mean and inverse deviation [n, groups]."""
+    grouped = x.reshape(n, groups, -1)
+    mean = grouped.mean(-1, keepdim=True)
+    centred = grouped - mean
+    inverse = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + eps)
+    y = (centred * inverse).view(x.shape)
+    each = [1, channels, *[1] * (x.dim() - 2)]
+    y = y if weight is None else y * weight.view(each)
+    return y if bias is None else y + bias.view(each), mean.view(n, groups), inverse.view(n, groups)
+
+
+def _split(x: Tensor, sizes: list[int], axis: int = 0) -> list[Tensor]:
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [aten.slice(x, axis, start, start + size) for start, size in zip(starts, sizes, strict=True)]
+
+
+_OWN: dict[Any, Callable[..., Any]] = {
+    aten.any.dim: _any_along,
+    aten.native_group_norm.default: _group_norm,
+    aten.split_with_sizes.default: _split,
+}
+"""Ops that PyTorch spells in what has no lowering."""
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     table = {**core_aten_decompositions(), **get_decompositions(_DECOMPOSE)}
     kept = {getattr(packet, overload) for packet in _KEEP for overload in packet.overloads()}  # type: ignore[no-untyped-call]
-    return {op: rule for op, rule in table.items() if op not in kept}
+    return {op: rule for op, rule in table.items() if op not in kept} | _OWN
+
+
+@contextlib.contextmanager
+def _plain_ops() -> Iterator[None]:
+    """Within this context PyTorch spells attention and recurrent layers in plain ops, not as calls of fused kernels."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 class _StepModule(nn.Module):
@@ -88,7 +136,11 @@ def _one_tensor(outputs: object, mode: str) -> Tensor:
     if isinstance(outputs, Tensor):
         return outputs
     kind = type(outputs).__name__
-    raise FqtError(f"the model returns a {kind} in {mode} mode; it must return one tensor", code="FQT105")
+    raise FqtError(
+        f"the model returns a {kind} in {mode} mode; it must return one tensor",
+        code="FQT105",
+        hint="wrap it in a module whose forward returns the logits alone",
+    )
 
 
 def capture_training_graph(
@@ -108,11 +160,11 @@ def capture_training_graph(
         FqtError: FQT101 for parameters that are not float32, FQT104 if tracing fails, FQT105 for a wrong output or
             loss, FQT106 if a trainable parameter gets no gradient.
     """
-    _check_parameters(model)
+    _check_parameters(model, loss_fn)
     step = _StepModule(model, loss_fn)
-    with _mode(step, training=True), torch.enable_grad(), quiet_export():
+    with _mode(step, training=True), torch.enable_grad(), quiet_export(), _plain_ops():
         with refuse_custom_functions():
-            module = _export(step, example_inputs, "training")
+            module, constants = _export(step, example_inputs, "training")
         try:
             with contextlib.ExitStack() as stack:
                 joint = aot_export_joint_with_descriptors(
@@ -121,7 +173,7 @@ def capture_training_graph(
                 traced = joint.graph_module
         except Exception as error:
             raise _trace_error("training", error) from error
-    return _training_graph(model, traced, batch=int(example_inputs[0].shape[0]))
+    return _training_graph(model, traced, constants, batch=int(example_inputs[0].shape[0]))
 
 
 def capture_prediction_graph(model: nn.Module, x: Tensor) -> TrainingGraph:
@@ -131,7 +183,7 @@ def capture_prediction_graph(model: nn.Module, x: Tensor) -> TrainingGraph:
         FqtError: FQT104 if tracing fails, FQT105 for a wrong output.
     """
     predict = _PredictModule(model)
-    with _mode(predict, training=False), torch.no_grad(), quiet_export():
+    with _mode(predict, training=False), torch.no_grad(), quiet_export(), _plain_ops():
         try:
             program = torch.export.export(predict, (x,), strict=False).run_decompositions(_decompositions())
         except FqtError:
@@ -144,10 +196,9 @@ def capture_prediction_graph(model: nn.Module, x: Tensor) -> TrainingGraph:
         **{k: "param/" + aliases[v.removeprefix("model.")] for k, v in signature.inputs_to_parameters.items()},
         **{k: "buffer/" + v.removeprefix("model.") for k, v in signature.inputs_to_buffers.items()},
     }
-    constants = {**signature.inputs_to_lifted_tensor_constants}
+    constants = {name: program.constants[key] for name, key in signature.inputs_to_lifted_tensor_constants.items()}
+    names |= {name: _constant_name(tensor) for name, tensor in constants.items()}
     graph = program.graph_module
-    for node in [n for n in graph.graph.nodes if n.op == "placeholder" and n.name in constants]:
-        _bake_constant(graph, node, program.constants[constants[node.name]])
     placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
     inputs = [names.get(n.name, "x") for n in placeholders]
     for position in reversed(range(len(inputs))):
@@ -160,17 +211,19 @@ def capture_prediction_graph(model: nn.Module, x: Tensor) -> TrainingGraph:
     output.args = ((output.args[0][-1],),)
     _annotate(graph)
     module = fx.GraphModule(graph, graph.graph)
-    return _data_first(TrainingGraph(module, inputs, ["logits"], _state(model), batch=int(x.shape[0])))
+    state = _state(model) | _constant_state(constants.values())
+    return _data_first(TrainingGraph(module, inputs, ["logits"], state, batch=int(x.shape[0])))
 
 
-def _bake_constant(graph: fx.GraphModule, node: fx.Node, constant: Tensor) -> None:
-    name = f"_constant_{node.name}"
-    graph.register_buffer(name, constant)
-    with graph.graph.inserting_before(node):
-        attribute = graph.graph.get_attr(name)
-    attribute.meta.update(node.meta)
-    node.replace_all_uses_with(attribute)
-    graph.graph.erase_node(node)
+def _constant_name(tensor: Tensor) -> str:
+    """A tensor that belongs to no module is state that nothing updates, named by its content: equal ones are one."""
+    content = tensor.detach().contiguous().numpy().tobytes() + f"{tensor.dtype}{list(tensor.shape)}".encode()
+    return f"buffer/constant_{hashlib.sha256(content).hexdigest()[:12]}"
+
+
+def _constant_state(constants: Iterable[Tensor]) -> dict[str, StateTensor]:
+    tensors = [(_constant_name(tensor), tensor) for tensor in constants]
+    return {name: StateTensor(name, "buffer", tensor.detach()) for name, tensor in tensors}
 
 
 @contextlib.contextmanager
@@ -187,13 +240,22 @@ def _mode(module: nn.Module, *, training: bool) -> Any:
             m.training = was
 
 
-def _export(step: nn.Module, args: tuple[Tensor, ...], what: str) -> nn.Module:
+def _export(step: nn.Module, args: tuple[Tensor, ...], what: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The functional module, and the tensors in it that are no state of ``step.model``, by name in the module."""
     try:
-        return torch.export.export(step, args, strict=False).module(check_guards=False)
+        program = torch.export.export(step, args, strict=False)
+        module = program.module(check_guards=False)
     except FqtError:
         raise
     except Exception as error:
         raise _trace_error(what, error) from error
+    names = program.graph_signature.lifted_tensor_constants
+    constants = {name: program.constants[name] for name in names}
+    for name, tensor in constants.items():  # AOTAutograd takes buffers as inputs, and refuses other tensors
+        owner = module.get_submodule(name.rpartition(".")[0])
+        delattr(owner, name.rpartition(".")[2])
+        owner.register_buffer(name.rpartition(".")[2], tensor, persistent=False)
+    return module, constants | {n: t for n, t in step.named_buffers() if not n.startswith("model.")}
 
 
 def _trace_error(what: str, error: Exception) -> FqtError:
@@ -207,8 +269,18 @@ def _trace_error(what: str, error: Exception) -> FqtError:
     return told
 
 
-def _check_parameters(model: nn.Module) -> None:
+def _check_parameters(model: nn.Module, loss_fn: object) -> None:
     parameters = dict(model.named_parameters())
+    if lazy := [name for name, parameter in parameters.items() if is_lazy(parameter)]:
+        raise FqtError(
+            f"parameter {lazy[0]} has no shape yet", code="FQT101", hint="call the model once in build_model()"
+        )
+    if isinstance(loss_fn, nn.Module) and (learned := [name for name, _ in loss_fn.named_parameters()]):
+        raise FqtError(
+            f"the loss has parameters of its own: {', '.join(learned)}",
+            code="FQT105",
+            hint="make them parameters of the model",
+        )
     if wrong := [
         f"{n} is {str(p.dtype).removeprefix('torch.')}" for n, p in parameters.items() if p.dtype != torch.float32
     ]:
@@ -224,7 +296,9 @@ def _state(model: nn.Module) -> dict[str, StateTensor]:
     return state
 
 
-def _training_graph(model: nn.Module, traced: fx.GraphModule, batch: int) -> TrainingGraph:
+def _training_graph(
+    model: nn.Module, traced: fx.GraphModule, constants: Mapping[str, Tensor], batch: int
+) -> TrainingGraph:
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
     aliases = _canonical_names(model)
     inputs: list[str] = []
@@ -236,6 +310,8 @@ def _training_graph(model: nn.Module, traced: fx.GraphModule, batch: int) -> Tra
             continue
         if kind == "PlainAOTInput":
             inputs.append("xy"[described.idx])
+        elif described.target in constants:
+            inputs.append(_constant_name(constants[described.target]))
         else:
             prefix = "param/" if kind == "ParamAOTInput" else "buffer/"
             inputs.append(prefix + described.target.removeprefix("model."))
@@ -245,7 +321,8 @@ def _training_graph(model: nn.Module, traced: fx.GraphModule, batch: int) -> Tra
     _merge_tied(traced, output, inputs, names, nodes, aliases)
     output.args = (tuple(nodes),)
     _annotate(traced)
-    return _data_first(TrainingGraph(fx.GraphModule(traced, traced.graph), inputs, names, _state(model), batch))
+    state = _state(model) | _constant_state(constants.values())
+    return _data_first(TrainingGraph(fx.GraphModule(traced, traced.graph), inputs, names, state, batch))
 
 
 def _data_first(graph: TrainingGraph) -> TrainingGraph:

@@ -146,6 +146,10 @@ def lower_model(
         tell("capturing the training step")
         train = capture_training_graph(source.module, source.loss_fn, source.example_inputs)
         predict = capture_prediction_graph(source.module, source.example_inputs[0])
+        if predict.state.keys() - train.state.keys():
+            raise FqtError(
+                "a tensor that is no buffer is used in evaluation mode only", code="FQT104", hint="register_buffer() it"
+            )
         tell("running passes")
         times: list[tuple[str, float]] = []
         invariants = () if options.verify == "off" else ALWAYS

@@ -36,7 +36,7 @@ UPDATE_TOLERANCE = 1e-2
 
 Its gradient is held to ``TOLERANCE`` in the moments.
 """
-_RANDOM = (torch.ops.aten.native_dropout.default,)
+_RANDOM = (torch.ops.aten.native_dropout.default, torch.ops.aten.bernoulli.p)
 
 
 @dataclass(frozen=True)

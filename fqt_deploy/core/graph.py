@@ -54,6 +54,7 @@ class LayerRecord:
         binarized: whether its products run on single bits.
         reason: why not, or why; one short sentence.
         source: ``file:line`` of the call, when known.
+        weight: name of its weight among the inputs, such as ``param/features.3.weight``.
     """
 
     path: str
@@ -62,6 +63,7 @@ class LayerRecord:
     binarized: bool = False
     reason: str = ""
     source: str | None = None
+    weight: str = ""
 
 
 @dataclass

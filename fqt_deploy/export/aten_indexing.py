@@ -42,6 +42,13 @@ def _slice(
     return graph("Slice", x.name, *[graph.constant([bound], "int64") for bound in bounds])
 
 
+def _pad(graph: GraphWriter, _: torch.Tensor, x: Operand, amounts: list[int], value: float = 0.0) -> str:
+    before, after = amounts[-2::-2], amounts[::-2]  # from the last axis backwards, in pairs
+    axes = list(range(len(x.shape) - len(before), len(x.shape)))
+    pads, filling = graph.constant([*before, *after], "int64"), graph.constant(value, x.dtype)
+    return graph("Pad", x.name, pads, filling, graph.constant(axes, "int64"))
+
+
 def _select(graph: GraphWriter, _: torch.Tensor, x: Operand, axis: int, position: int) -> str:
     return graph("Gather", x.name, graph.constant(position, "int64"), axis=axis % len(x.shape))
 
@@ -78,6 +85,7 @@ ONNX_INDEXING: dict[Any, Callable[..., str]] = {
     aten.permute.default: _permute,
     aten.expand.default: _expand,
     aten.slice.Tensor: _slice,
+    aten.constant_pad_nd.default: _pad,
     aten.select.int: _select,
     aten.cat.default: _cat,
     aten.gather.default: _gather,
@@ -86,6 +94,7 @@ ONNX_INDEXING: dict[Any, Callable[..., str]] = {
     aten.full_like.default: lambda g, r, _, value: _constant(g, r, value),
     aten.scalar_tensor.default: lambda g, r, value: _constant(g, r, value),
     aten.zeros.default: lambda g, r, *_: _constant(g, r, 0),
+    aten.empty.memory_format: lambda g, r, *_: _constant(g, r, 0),
     aten.ones.default: lambda g, r, *_: _constant(g, r, 1),
     aten.zeros_like.default: lambda g, r, *_: _constant(g, r, 0),
     aten.ones_like.default: lambda g, r, *_: _constant(g, r, 1),

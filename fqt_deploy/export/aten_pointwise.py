@@ -62,6 +62,22 @@ def _not_equal(graph: GraphWriter, _: str, a: str, b: str) -> str:
     return graph("Not", graph("Equal", a, b))
 
 
+def _log1p(graph: GraphWriter, dtype: str, x: str) -> str:
+    one = graph.constant(1.0, dtype)
+    u = graph("Add", one, x)
+    ratio = graph("Div", x, graph("Sub", u, one))
+    return graph("Where", graph("Equal", u, one), x, graph("Mul", graph("Log", u), ratio))
+
+
+def _expm1(graph: GraphWriter, dtype: str, x: str) -> str:
+    series = graph.constant(1 / 720, dtype)
+    for coefficient in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0):
+        series = graph("Add", graph.constant(coefficient, dtype), graph("Mul", x, series))
+    near = graph("Less", graph("Abs", x), graph.constant(0.5, dtype))
+    away = graph("Sub", graph("Exp", x), graph.constant(1.0, dtype))
+    return graph("Where", near, graph("Mul", x, series), away)
+
+
 def _plain(graph: GraphWriter, _: str, x: str) -> str:
     return x
 
@@ -83,6 +99,7 @@ ONNX_POINTWISE: dict[Any, str | Writer] = {
     aten.relu.default: "Relu", aten.neg.default: "Neg", aten.abs.default: "Abs", aten.sign.default: "Sign",
     aten.exp.default: "Exp", aten.log.default: "Log", aten.sqrt.default: "Sqrt", aten.rsqrt.default: _rsqrt,
     aten.reciprocal.default: "Reciprocal", aten.tanh.default: "Tanh", aten.sigmoid.default: "Sigmoid",
+    aten.log1p.default: _log1p, aten.expm1.default: _expm1, aten.isnan.default: "IsNaN",
     aten.erf.default: "Erf", aten.gelu.default: _gelu, aten.gelu_backward.default: _gelu_backward,
     aten.pow.Tensor_Scalar: "Pow", aten.pow.Tensor_Tensor: "Pow", aten.pow.Scalar: "Pow",
     aten.clamp.default: _clamp, aten.clamp_min.default: _clamp, aten.clamp_max.default: "Min",

@@ -78,6 +78,18 @@ def _slice(
     return te.compute(list(map(int, result.shape)), at, name=name)
 
 
+def _pad(result: Tensor, x: te.Tensor, amounts: list[int], value: float = 0.0, *, name: str) -> te.Tensor:
+    rank = len(x.shape)
+    before = [amounts[2 * (rank - 1 - axis)] if 2 * (rank - 1 - axis) < len(amounts) else 0 for axis in range(rank)]
+
+    def at(*i: Any) -> Any:
+        source = [position - shift for position, shift in zip(i, before, strict=True)]
+        bounds = [c for p, extent in zip(source, x.shape, strict=True) for c in (p >= 0, p < int(extent))]
+        return tirx.if_then_else(tirx.all(*bounds), x[tuple(source)], tirx.const(value, x.dtype))
+
+    return te.compute(list(map(int, result.shape)), at, name=name)
+
+
 def _select(result: Tensor, x: te.Tensor, axis: int, position: int, name: str) -> te.Tensor:
     axis %= len(x.shape)
     position %= int(x.shape[axis])
@@ -138,6 +150,7 @@ INDEXING: dict[Any, Callable[..., te.Tensor]] = {
     aten.permute.default: _permute,
     aten.expand.default: _expand,
     aten.slice.Tensor: _slice,
+    aten.constant_pad_nd.default: _pad,
     aten.select.int: _select,
     aten.cat.default: _cat,
     aten.gather.default: _gather,
@@ -146,6 +159,7 @@ INDEXING: dict[Any, Callable[..., te.Tensor]] = {
     aten.full_like.default: lambda r, _, value, name: _constant(r, value, name),
     aten.scalar_tensor.default: lambda r, value, name: _constant(r, value, name),
     aten.zeros.default: lambda r, *_, name: _constant(r, 0, name),
+    aten.empty.memory_format: lambda r, *_, name: _constant(r, 0, name),
     aten.ones.default: lambda r, *_, name: _constant(r, 1, name),
     aten.zeros_like.default: lambda r, *_, name: _constant(r, 0, name),
     aten.ones_like.default: lambda r, *_, name: _constant(r, 1, name),

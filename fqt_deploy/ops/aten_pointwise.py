@@ -69,6 +69,23 @@ def _erf_and_decay(x: Any) -> tuple[Any, Any]:
     return tirx.Select(x >= 0.0, y, -y), e
 
 
+def _comparable(x: Any) -> Any:
+    """LLVM's code generator compares booleans as if they were floats."""
+    return x.astype("int8") if dtype_of(x) == "bool" else x
+
+
+def _log1p(x: Any) -> Any:
+    """Logarithm of ``1 + x`` without the error that rounding the sum makes (Kahan): small ``x`` keep their digits."""
+    u = 1.0 + x
+    return tirx.Select(u.equal(1.0), x, tirx.log(u) * (x / (u - 1.0)))
+
+
+def _expm1(x: Any) -> Any:
+    """``exp(x) - 1``; by its series near 0, where the difference would cancel."""
+    series = x * (1.0 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x * (1 / 720))))))
+    return tirx.Select(tirx.abs(x) < 0.5, series, exponential(x) - 1.0)
+
+
 def _gelu(x: Any, approximate: Any = "none") -> Any:
     if approximate == "tanh":
         return x * (_tanh(_tanh_argument(x)) + 1.0) * 0.5
@@ -106,8 +123,8 @@ _LT = Pointwise(lambda a, b: a < b, compares=True)
 _LE = Pointwise(lambda a, b: a <= b, compares=True)
 _GT = Pointwise(lambda a, b: a > b, compares=True)
 _GE = Pointwise(lambda a, b: a >= b, compares=True)
-_EQ = Pointwise(lambda a, b: a.equal(b), compares=True)
-_NE = Pointwise(lambda a, b: tirx.NE(a, b), compares=True)
+_EQ = Pointwise(lambda a, b: tirx.EQ(_comparable(a), _comparable(b)), compares=True)
+_NE = Pointwise(lambda a, b: tirx.NE(_comparable(a), _comparable(b)), compares=True)
 _AND = Pointwise(lambda a, b: tirx.And(a, b) if dtype_of(a) == "bool" else a & b)
 _OR = Pointwise(lambda a, b: tirx.Or(a, b) if dtype_of(a) == "bool" else a | b)
 _NOT = Pointwise(lambda a: tirx.Not(a) if dtype_of(a) == "bool" else ~a)
@@ -131,6 +148,9 @@ POINTWISE: dict[Any, Pointwise] = {
     aten.sign.default: Pointwise(lambda x: tirx.Select(x > 0.0, 1.0, tirx.Select(x < 0.0, -1.0, 0.0)), work=2),
     aten.exp.default: Pointwise(exponential, work=12),
     aten.log.default: Pointwise(tirx.log, work=16),
+    aten.log1p.default: Pointwise(_log1p, work=24),
+    aten.expm1.default: Pointwise(_expm1, work=20),
+    aten.isnan.default: Pointwise(tirx.isnan, compares=True),
     aten.sqrt.default: Pointwise(tirx.sqrt, work=6),
     aten.rsqrt.default: Pointwise(lambda x: 1.0 / tirx.sqrt(x), work=10),
     aten.reciprocal.default: Pointwise(lambda x: 1.0 / x, work=4),

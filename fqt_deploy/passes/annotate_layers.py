@@ -110,7 +110,8 @@ def _record(node: fx.Node, weight: str, index: int) -> LayerRecord:
     path = weight.removeprefix("param/").removesuffix(".weight")
     kind = "conv2d" if node.target is fqt.conv2d.default else "linear"
     location = SourceLocation.of(node)
-    return LayerRecord(path, kind, index, source=str(location) if location else None)  # type: ignore[arg-type]
+    source = str(location) if location else None
+    return LayerRecord(path, kind, index, source=source, weight=weight)  # type: ignore[arg-type]
 
 
 def _weight_gradients(graph: TrainingGraph, weight: str) -> list[fx.Node]:

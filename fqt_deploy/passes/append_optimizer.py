@@ -9,7 +9,7 @@ After::
 
     inputs:  x, y, seed, lr, param/..., buffer/..., adam_m/..., adam_v/..., step
     %t = aten.add(%step, 1)
-    %p, %m, %v = fqt.adam_update(%param, %adam_m, %adam_v, %grad, %lr, %t, group, ...)     # all viewed as [rows, elements]
+    %p, %m, %v = fqt.adam_update(%param, %adam_m, %adam_v, %grad, %lr, %t, group, ...)   # all as [rows, elements]
     outputs: loss, logits, buffer/..., param/..., adam_m/..., adam_v/..., step
 """
 
@@ -39,7 +39,7 @@ class AppendOptimizer(Pass):
         optimizer: which update, with its hyperparameters; learning rates are an input of the step.
     """
 
-    optimizer: Optimizer = Adam()  # noqa: RUF009: frozen
+    optimizer: Optimizer = Adam()  # noqa: RUF009
 
     name = "append-optimizer"
 

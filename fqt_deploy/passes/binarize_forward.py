@@ -84,7 +84,7 @@ def _input_grad(graph: TrainingGraph, node: fx.Node, x: fx.Node) -> None:
 
 def _weight_grad(graph: TrainingGraph, node: fx.Node) -> None:
     x, g = node.args[:2]
-    w = graph.placeholder(f"param/{node.meta['record'].path}.weight")
+    w = graph.placeholder(node.meta["record"].weight)
     emit = Emitter(graph, node)
     effective = _product(emit, node, emit(fqt.sign.default, x), g)  # type: ignore[arg-type]
     viewed = convolution_weight(emit, effective)

@@ -115,9 +115,7 @@ def _sum_of_squares(emit: Emitter, g: fx.Node) -> fx.Node:
     return found or emit.item(statistics, 2)
 
 
-def _replace_product(
-    emit: Emitter, product: fx.Node, view: fx.Node, values: fx.Node, slot: fx.Node, axis: int
-) -> None:
+def _replace_product(emit: Emitter, product: fx.Node, view: fx.Node, values: fx.Node, slot: fx.Node, axis: int) -> None:
     """Run ``product`` on the kept groups and scatter its result back to all of them."""
     gradient_shape, result_shape = shape(view), shape(product)
     samples, positions, channels = shape(values)

@@ -63,7 +63,9 @@ def updated_state_keeps_its_type(graph: TrainingGraph) -> None:
         if name in inputs and isinstance(node, fx.Node):
             old, new = inputs[name].meta["val"], node.meta["val"]
             if (old.shape, old.dtype) != (new.shape, new.dtype):
-                raise InvariantError(f"{name} changes from {old.dtype} {list(old.shape)} to {new.dtype} {list(new.shape)}")
+                raise InvariantError(
+                    f"{name} changes from {old.dtype} {list(old.shape)} to {new.dtype} {list(new.shape)}"
+                )
 
 
 def no_float_product_left_in_forward(graph: TrainingGraph) -> None:

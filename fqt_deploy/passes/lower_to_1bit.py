@@ -143,7 +143,9 @@ def _sign_bits(emit: Emitter, signs: fx.Node) -> fx.Node:
         return emit(fqt.pack_signs.default, x if len(extents) == 4 else emit(aten.view.default, x, [1, 1, *extents]))
     if signs.target is fqt.gather_rows.default:
         return emit(fqt.gather_rows.default, _sign_bits(emit, signs.args[0]), signs.args[1])  # type: ignore[arg-type]
-    gathered: Any = signs.args[0]  # rows of a linear layer: view(gather_rows(view(sign(x), [N, rows, C])), [K * rows, C])
+    gathered: Any = signs.args[
+        0
+    ]  # rows of a linear layer: view(gather_rows(view(sign(x), [N, rows, C])), [K * rows, C])
     grouped, index = gathered.args
     bits = _sign_bits(emit, grouped.args[0])
     samples, rows, _ = shape(grouped)

@@ -73,7 +73,14 @@ def _batch_norm(graph: TrainingGraph, node: fx.Node) -> None:
     assert training, "evaluation-mode normalization is traced as the no_training op"
     emit = Emitter(graph, node)
     result = emit(
-        fqt.batch_norm.default, _to_last(emit, x), weight, bias, running_mean, running_var, momentum, eps  # type: ignore[arg-type]
+        fqt.batch_norm.default,
+        _to_last(emit, x),
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        momentum,
+        eps,  # type: ignore[arg-type]
     )
     items: list[fx.Node | None] = [emit.item(result, i) for i in range(5)]
     items[0] = _to_first(emit, items[0])  # type: ignore[arg-type]
@@ -88,14 +95,36 @@ def _batch_norm_inference(graph: TrainingGraph, node: fx.Node) -> None:
     y = emit(aten.mul.Tensor, emit(aten.sub.Tensor, _to_last(emit, x), running_mean), scale)  # type: ignore[arg-type]
     if bias is not None:
         y = emit(aten.add.Tensor, y, bias)
-    _scatter_items(graph, node, [_to_first(emit, y), None, None])
+    # backward is handed its statistics, but reads the running ones
+    _scatter_items(graph, node, [_to_first(emit, y), running_mean, inverse])  # type: ignore[list-item]
+
+
+def _batch_norm_inference_backward(emit: Emitter, node: fx.Node) -> list[fx.Node | None]:
+    """Gradients of ``(x - mean) * weight / deviation + bias`` with constant statistics: operand, weight, bias."""
+    gradient, x, weight, mean, variance, _, _, _, eps, *_ = node.args
+    g = _to_last(emit, gradient)  # type: ignore[arg-type]
+    inverse = emit(aten.rsqrt.default, emit(aten.add.Tensor, variance, eps))
+    scale = inverse if weight is None else emit(aten.mul.Tensor, weight, inverse)
+    normalized = emit(aten.mul.Tensor, emit(aten.sub.Tensor, _to_last(emit, x), mean), inverse)  # type: ignore[arg-type]
+    axes = list(range(len(shape(g)) - 1))
+    gw = emit(aten.sum.dim_IntList, emit(aten.mul.Tensor, g, normalized), axes)
+    return [_to_first(emit, emit(aten.mul.Tensor, g, scale)), gw, emit(aten.sum.dim_IntList, g, axes)]
 
 
 def _batch_norm_backward(graph: TrainingGraph, node: fx.Node) -> None:
-    gradient, x, weight, _, _, mean, inverse, *_ = node.args
+    gradient, x, weight, _, _, mean, inverse, training, *_ = node.args
     emit = Emitter(graph, node)
+    if not training:
+        _scatter_items(graph, node, _batch_norm_inference_backward(emit, node))
+        return
     result = emit(
-        fqt.batch_norm_backward.default, _to_last(emit, gradient), _to_last(emit, x), weight, mean, inverse, False  # type: ignore[arg-type]
+        fqt.batch_norm_backward.default,
+        _to_last(emit, gradient),
+        _to_last(emit, x),
+        weight,
+        mean,
+        inverse,
+        False,  # type: ignore[arg-type]
     )
     items: list[fx.Node | None] = [emit.item(result, i) for i in range(3)]
     items[0] = _to_first(emit, items[0])  # type: ignore[arg-type]
@@ -115,9 +144,14 @@ def _window(node: fx.Node, arguments: tuple[Any, ...]) -> tuple[list[int], list[
     return kernel, stride, padding
 
 
-def _require(condition: bool, node: fx.Node, what: str) -> None:
+def _require_argmax(node: fx.Node, kernel: list[int]) -> None:
+    positions = kernel[0] * kernel[1]
+    _require(positions <= 127, node, f"a maximum over {positions} positions", "at most 127; several poolings in a row")
+
+
+def _require(condition: bool, node: fx.Node, what: str, hint: str | None = None) -> None:
     if not condition:
-        raise FqtError(f"cannot lower pooling with {what}", code="FQT203", node=node)
+        raise FqtError(f"cannot lower pooling with {what}", code="FQT203", node=node, hint=hint)
 
 
 def _max_pool(graph: TrainingGraph, node: fx.Node) -> None:
@@ -126,6 +160,7 @@ def _max_pool(graph: TrainingGraph, node: fx.Node) -> None:
     dilation = arguments[3] if len(arguments) > 3 else [1, 1]
     ceil_mode = arguments[4] if len(arguments) > 4 else False
     _require(all(d == 1 for d in dilation), node, "dilation")  # type: ignore[union-attr]
+    _require_argmax(node, window[0])
     emit = Emitter(graph, node)
     xl = channels_last(emit, x)  # type: ignore[arg-type]
     y = emit(fqt.max_pool2d.default, xl, *window)
@@ -173,17 +208,51 @@ def _avg_pool_backward(graph: TrainingGraph, node: fx.Node) -> None:
     replace(graph, node, channels_first(emit, spread))
 
 
+def _adaptive_window(node: fx.Node, spatial: list[int], size: list[int]) -> tuple[list[int], list[int], list[int]]:
+    """The windows of an adaptive pooling, where all are of one size."""
+    fits = all(h % s == 0 for h, s in zip(spatial, size, strict=True))
+    _require(fits, node, f"{spatial} to {size}", "an output size that divides the input size")
+    kernel = [h // s for h, s in zip(spatial, size, strict=True)]
+    return kernel, kernel, [0, 0]
+
+
 def _adaptive_avg_pool(graph: TrainingGraph, node: fx.Node) -> None:
     x, size = node.args
-    spatial = shape(x)[2:]  # type: ignore[arg-type]
-    _require(all(h % s == 0 for h, s in zip(spatial, size, strict=True)), node, f"{spatial} to {size}")  # type: ignore[arg-type]
-    kernel = [h // s for h, s in zip(spatial, size, strict=True)]  # type: ignore[arg-type]
     emit = Emitter(graph, node)
-    if list(size) == [1, 1]:  # type: ignore[call-overload]
+    window = _adaptive_window(node, shape(x)[2:], list(size))  # type: ignore[arg-type]
+    if list(size) == [1, 1]:  # type: ignore[arg-type]
         replace(graph, node, emit(aten.mean.dim, x, [2, 3], True))
         return
-    y = emit(fqt.avg_pool2d.default, channels_last(emit, x), kernel, kernel, [0, 0])  # type: ignore[arg-type]
+    y = emit(fqt.avg_pool2d.default, channels_last(emit, x), *window)  # type: ignore[arg-type]
     replace(graph, node, channels_first(emit, y))
+
+
+def _adaptive_avg_pool_backward(graph: TrainingGraph, node: fx.Node) -> None:
+    gradient, x = node.args
+    emit = Emitter(graph, node)
+    spatial = shape(x)[2:]  # type: ignore[arg-type]
+    window = _adaptive_window(node, spatial, shape(gradient)[2:])  # type: ignore[arg-type]
+    gl = channels_last(emit, gradient)  # type: ignore[arg-type]
+    replace(graph, node, channels_first(emit, emit(fqt.avg_pool2d_backward.default, gl, spatial, *window)))
+
+
+def _adaptive_max_pool(graph: TrainingGraph, node: fx.Node) -> None:
+    x, size = node.args
+    emit = Emitter(graph, node)
+    window = _adaptive_window(node, shape(x)[2:], list(size))  # type: ignore[arg-type]
+    _require_argmax(node, window[0])
+    xl = channels_last(emit, x)  # type: ignore[arg-type]
+    y = channels_first(emit, emit(fqt.max_pool2d.default, xl, *window))
+    _scatter_items(graph, node, [y, emit(fqt.max_pool2d_argmax.default, xl, *window)])
+
+
+def _adaptive_max_pool_backward(graph: TrainingGraph, node: fx.Node) -> None:
+    gradient, x, argmax = node.args
+    emit = Emitter(graph, node)
+    spatial = shape(x)[2:]  # type: ignore[arg-type]
+    window = _adaptive_window(node, spatial, shape(gradient)[2:])  # type: ignore[arg-type]
+    gl = channels_last(emit, gradient)  # type: ignore[arg-type]
+    replace(graph, node, channels_first(emit, emit(fqt.max_pool2d_backward.default, gl, argmax, spatial, *window)))
 
 
 _REWRITES: dict[Any, Callable[[TrainingGraph, fx.Node], None]] = {
@@ -195,4 +264,7 @@ _REWRITES: dict[Any, Callable[[TrainingGraph, fx.Node], None]] = {
     aten.avg_pool2d.default: _avg_pool,
     aten.avg_pool2d_backward.default: _avg_pool_backward,
     aten._adaptive_avg_pool2d.default: _adaptive_avg_pool,
+    aten._adaptive_avg_pool2d_backward.default: _adaptive_avg_pool_backward,
+    aten.adaptive_max_pool2d.default: _adaptive_max_pool,
+    aten.adaptive_max_pool2d_backward.default: _adaptive_max_pool_backward,
 }

@@ -7,12 +7,12 @@ Before::
 
 After::
 
-    %z  = fqt.binary_conv2d(%bits, %weight_bits, ...)                     # forward; its memory is free after the next layer
+    %z  = fqt.binary_conv2d(%bits, %weight_bits, ...)                     # forward; free after the next layer
     %z2 = fqt.binary_conv2d(%bits, %weight_bits, ...)                     # backward, right before its first use
     %m  = aten.gt(aten._to_copy(%z2) * %a + %b, 0)
 
-What is kept of a layer is its input's bits, which its weight gradient reads anyhow, and numbers for each channel. It costs
-a third of the products of a step.
+What is kept of a layer is its input's bits, which its weight gradient reads anyhow, and numbers for each channel. It
+costs a third of the products of a step.
 """
 
 from __future__ import annotations
@@ -57,9 +57,8 @@ def _dependent(graph: TrainingGraph) -> set[fx.Node]:
     for node in graph.graph.nodes:
         if node.op != "call_function" or node.meta.get("phase") != "forward":
             continue
-        if node.target is fqt.binary_conv2d.default:
-            found.add(node)
-        elif _is_elementwise(node) and any(operand in found for operand in node.all_input_nodes):
+        computed = _is_elementwise(node) and any(operand in found for operand in node.all_input_nodes)
+        if computed or node.target is fqt.binary_conv2d.default:
             found.add(node)
     return found
 

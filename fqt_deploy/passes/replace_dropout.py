@@ -7,6 +7,8 @@ Before::
 After::
 
     %mask = fqt.dropout_mask(key, [N, C], 0.1);  %y = aten.where(%mask, %x * (1 / 0.9), 0)
+
+``aten.bernoulli(%like, 0.9)``, which drops whole channels, becomes such a mask as well.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
+from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
 from fqt_deploy.passes.insert_scq import random_key
 from fqt_deploy.passes.pass_base import Pass
 
@@ -48,4 +50,10 @@ class ReplaceDropout(Pass):
                 user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
                 graph.graph.erase_node(user)
             graph.graph.erase_node(node)
-        return bool(nodes)
+        draws = graph.calls(aten.bernoulli.p)
+        for position, node in enumerate(draws, start=len(nodes)):
+            emit = Emitter(graph, node)
+            key = random_key(emit, graph, position, "dropout")
+            mask = emit(fqt.dropout_mask.default, key, shape(node), 1.0 - float(node.args[1]))  # type: ignore[arg-type]
+            replace(graph, node, emit(aten._to_copy.default, mask, dtype=node.meta["val"].dtype))
+        return bool(nodes or draws)

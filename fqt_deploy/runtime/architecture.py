@@ -10,8 +10,8 @@ def can_run(architectures: Sequence[str], capability: tuple[int, int], *, ptx: b
     """Whether a device of compute capability ``capability`` runs code for ``architectures``, oldest first.
 
     A binary runs on its own generation from its own minor version on, with the suffix ``a`` on that version alone. The
-    artifact also holds PTX of the newest architecture, which the driver of a newer device translates, unless ``ptx`` says
-    that it does not.
+    artifact also holds PTX of the newest architecture, which the driver of a newer device translates, unless ``ptx``
+    says that it does not.
     """
     versions = [parse(name) for name in architectures]
     newest = max((major, minor) for major, minor, _ in versions)

@@ -37,9 +37,7 @@ def aligned_copy(value: Array) -> Array:
 def is_ready(value: Array) -> bool:
     """Whether the step can use ``value`` where it lies; read-only memory cannot be passed to it."""
     flags = value.flags
-    return bool(
-        flags.c_contiguous and flags.writeable and value.dtype.isnative and value.ctypes.data % ALIGNMENT == 0
-    )
+    return bool(flags.c_contiguous and flags.writeable and value.dtype.isnative and value.ctypes.data % ALIGNMENT == 0)
 
 
 def as_numpy(name: str, value: Any) -> Array:

@@ -1,4 +1,4 @@
-"""Artifacts on disk: a folder of members, and ``SHA256SUMS`` with the digest of each; laid out as docs/bundle.md says."""
+"""Artifacts on disk: a folder of members, and ``SHA256SUMS`` with the digest of each; see docs/bundle.md."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ GRAPHS = 8
 class CudaLibrary:
     """The functions of one ``step.so`` with kernels for a GPU.
 
-    The first step launches its kernels one by one, which also allocates what they need. Later ones are recorded as a CUDA
-    graph and launched as a whole; with ``FQT_CUDA_GRAPH=0`` they are not.
+    The first step launches its kernels one by one, which also allocates what they need. Later ones are recorded as a
+    CUDA graph and launched as a whole; with ``FQT_CUDA_GRAPH=0`` they are not.
 
     Args:
         path: the shared library.

@@ -40,8 +40,8 @@ class CudaRuntime:
         stream: handle of the stream.
 
     Raises:
-        FqtError: FQT403 if there is no driver or no device, FQT405 if they cannot run the artifact, FQT509 if the runtime
-            library is missing.
+        FqtError: FQT403 if there is no driver or no device, FQT405 if they cannot run the artifact, FQT509 if the
+            runtime library is missing.
     """
 
     def __init__(self, architectures: Sequence[str], *, ptx: bool = True) -> None:
@@ -159,8 +159,6 @@ class CudaRuntime:
             raise RuntimeError(f"{function}: {(describe(code) or b'').decode()} ({code})")
 
 
-
-
 def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
@@ -174,9 +172,7 @@ def _load_runtime_library() -> ctypes.CDLL:
     for name in (RUNTIME_LIBRARY, *map(str, candidates)):  # first the one that another library has loaded
         if library := _load(name):
             return library
-    raise FqtError(
-        f"{RUNTIME_LIBRARY} is missing", code="FQT509", hint="pip install 'nvidia-cuda-runtime>=13,<14'"
-    )
+    raise FqtError(f"{RUNTIME_LIBRARY} is missing", code="FQT509", hint="pip install 'nvidia-cuda-runtime>=13,<14'")
 
 
 def _load(name: str) -> ctypes.CDLL | None:

@@ -123,26 +123,30 @@ def _load_library(name: str, bundled: Path) -> None:
         ctypes.CDLL(str(found), ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise FqtError(
-            f"{found} cannot be loaded: {error}", code="FQT509", hint="install the apache-tvm-ffi that it was built with"
+            f"{found} cannot be loaded: {error}",
+            code="FQT509",
+            hint="install the apache-tvm-ffi that it was built with",
         ) from None
 
 
 def _installed_runtime() -> list[Path]:
-    """The libraries of the package ``apache-tvm``, where that is installed: the compiler in this process uses them too."""
+    """The libraries of the package ``apache-tvm``, if installed: the compiler in this process uses them too."""
     package = importlib.util.find_spec("tvm")
     folders = package.submodule_search_locations if package is not None else None
     return [Path(folder) / "lib" for folder in folders or ()]
 
 
 def _import_tvm_ffi() -> ModuleType:
-    """``tvm_ffi`` without PyTorch: it imports torch, where that is installed, for a converter that is not needed here."""
+    """``tvm_ffi`` without PyTorch: it imports torch, if installed, for a converter that is not needed here."""
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]  # makes ``import torch`` an ImportError
     try:
         import tvm_ffi
     except ImportError as error:
-        raise FqtError(f"tvm_ffi cannot be imported: {error}", code="FQT509", hint="pip install apache-tvm-ffi") from None
+        raise FqtError(
+            f"tvm_ffi cannot be imported: {error}", code="FQT509", hint="pip install apache-tvm-ffi"
+        ) from None
     finally:
         if hidden:
             del sys.modules["torch"]

@@ -69,8 +69,8 @@ class Session:
         """Train on one batch and return its loss; if an input is refused, nothing has changed.
 
         Args:
-            x: inputs, shape and dtype of ``manifest.inputs[0]``; a NumPy array or CPU tensor. A step on a GPU also takes a
-                tensor there, without a copy and without a check of its values.
+            x: inputs, shape and dtype of ``manifest.inputs[0]``; a NumPy array or CPU tensor. A step on a GPU also
+                takes a tensor there, without a copy and without a check of its values.
             y: targets, as ``manifest.inputs[1]``.
             check: raise if the loss is not finite; by then the state has been updated.
 
@@ -93,7 +93,7 @@ class Session:
         """Logits of any number of samples, evaluated in batches of the compiled size.
 
         Args:
-            x: inputs, as ``manifest.inputs[0]`` except for the first extent. A tensor on the GPU must be one whole batch.
+            x: inputs, as ``manifest.inputs[0]`` but for the first extent. A tensor on the GPU must be one whole batch.
 
         Raises:
             FqtError: FQT505 for another shape or type, FQT506 for NaN or infinity.

@@ -35,7 +35,7 @@ def _cuda(architectures: str | None) -> Target:
     return cuda_target(architectures)
 
 
-TARGETS: dict[str, Callable[[str | None], "Target"]] = {
+TARGETS: dict[str, Callable[[str | None], Target]] = {
     "cpu": _cpu,
     "aarch64": _aarch64,
     "rpi5": _rpi5,

@@ -60,6 +60,60 @@ class Twice(nn.Module):
         return self.head(torch.tanh(self.layer(torch.tanh(self.layer(x.flatten(1))))))
 
 
+class Frozen(nn.Module):
+    """A body whose statistics and parameters stay as they are, as in fine-tuning; and padding, pooling and groups."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.ZeroPad2d((1, 2, 0, 1)), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GroupNorm(2, 8))
+        self.after = nn.Sequential(nn.ELU(), nn.AdaptiveMaxPool2d(4), nn.AdaptiveAvgPool2d(2), nn.BatchNorm2d(8))
+        self.head = nn.Linear(32, 4)
+        self.body[1].requires_grad_(False)
+        self.body[2].running_mean.uniform_(-1, 1)
+        self.scales = torch.linspace(0.5, 2, 4)  # belongs to no module
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.body[2].eval()
+        return self
+
+    def forward(self, x):
+        return F.softplus(self.head(self.after(self.body(x)).flatten(1))) * self.scales
+
+
+class Attention(nn.Module):
+    """What transformers are built of, with and without a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(24, 4, batch_first=True)
+        self.encoder = nn.TransformerEncoderLayer(24, 2, 32, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x):
+        x = x.view(6, 8, 24)
+        h, _ = self.attention(x, x, x)
+        q, k, v = (h + self.encoder(x)).chunk(3, 1)[0].split([8, 8, 8], -1)
+        h = torch.cat([F.scaled_dot_product_attention(q, k, v, is_causal=True), q, k], -1)
+        return self.head(h.mean(1))
+
+
+class Recurrent(nn.Module):
+    """Recurrent layers, unrolled."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.gru = nn.LSTM(24, 16, batch_first=True), nn.GRU(16, 4, batch_first=True)
+
+    def forward(self, x):
+        h, _ = self.lstm(x.view(6, 8, 24))
+        return self.gru(h)[0][:, -1]
+
+
+def instance_normed():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.Tanh(), nn.Flatten(), nn.Linear(288, 4))
+
+
 def capture(model, loss_fn=F.cross_entropy, x=X, y=Y):
     return capture_training_graph(model, loss_fn, (x, y))
 
@@ -69,7 +123,10 @@ def outputs(graph):
     return dict(zip(graph.outputs, graph.module(*[given[name] for name in graph.inputs]), strict=True))
 
 
-@pytest.mark.parametrize("build", [convolutional, Straight, Tied, Twice])
+MODELS = [convolutional, Straight, Tied, Twice, Frozen, Attention, Recurrent, instance_normed]
+
+
+@pytest.mark.parametrize("build", MODELS)
 def test_the_graph_computes_what_eager_autograd_computes(build):
     torch.manual_seed(0)
     model = build()
@@ -84,9 +141,42 @@ def test_the_graph_computes_what_eager_autograd_computes(build):
     gradients = {name: p.grad for name, p in eager.named_parameters() if p.grad is not None}
     assert {n.removeprefix("grad/") for n in found if n.startswith("grad/")} == gradients.keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(found[f"grad/{name}"], gradient, msg=name)
-    for name, buffer in eager.named_buffers():
-        torch.testing.assert_close(found[f"buffer/{name}"], buffer, msg=name)
+        torch.testing.assert_close(found[f"grad/{name}"], gradient, rtol=1e-4, atol=2e-6, msg=name)
+    for name, buffer in eager.named_buffers():  # those of frozen statistics are not among the outputs
+        torch.testing.assert_close(found.get(f"buffer/{name}", model.get_buffer(name)), buffer, msg=name)
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_the_graph_predicts_what_the_model_predicts(build):
+    torch.manual_seed(0)
+    model = build().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            outputs(capture_prediction_graph(model, X))["logits"], model(X), rtol=1e-4, atol=1e-5
+        )
+
+
+WEIGHT = torch.linspace(0.5, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "loss_fn",
+    [
+        lambda o, y: F.cross_entropy(o, y, weight=WEIGHT, label_smoothing=0.1),
+        nn.CrossEntropyLoss(weight=WEIGHT),
+        lambda o, y: F.mse_loss(o, o.detach() * WEIGHT),
+        lambda o, y: F.binary_cross_entropy_with_logits(o, o.detach().sigmoid(), pos_weight=WEIGHT),
+    ],
+)
+def test_losses_with_constants(loss_fn):
+    model = convolutional()
+    graph = capture(model, loss_fn)
+    (constant,) = [name for name in graph.state if name.startswith("buffer/constant_")]
+    assert torch.equal(graph.state[constant].initial, WEIGHT)
+    assert constant not in graph.outputs
+    with torch.no_grad():
+        found = outputs(graph)["loss"]
+    torch.testing.assert_close(found, loss_fn(copy.deepcopy(model)(X), Y).detach())
 
 
 def test_every_node_has_what_the_passes_rely_on():
@@ -197,6 +287,10 @@ def test_a_loss_that_is_no_scalar_is_refused(loss_fn):
 
 
 def test_parameters_that_cannot_be_trained_are_refused():
+    with pytest.raises(FqtError, match=r"FQT101: parameter 1\.weight has no shape yet"):
+        capture(nn.Sequential(nn.Flatten(), nn.LazyLinear(4)))
+    with pytest.raises(FqtError, match=r"FQT105: the loss has parameters of its own: 0\.weight"):
+        capture(convolutional(), nn.Sequential(nn.Linear(4, 4)))
     with pytest.raises(FqtError, match=r"FQT101: parameter 0.weight is float64"):
         capture(convolutional().double(), x=X.double())
     with pytest.raises(FqtError, match="FQT106: the model has no trainable parameter"):

@@ -118,6 +118,53 @@ def test_resuming_gives_the_same_losses_bit_for_bit(step, digits, tmp_path):
     assert [again.step(*batch) for batch in batches[5:]] == onward
 
 
+class Unusual(nn.Module):
+    """Layers that are lowered by way of others, and a body whose statistics are frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(1, 16, 2), nn.BatchNorm2d(16), nn.ELU())
+        self.body = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.GroupNorm(4, 32), nn.Softplus())
+        self.pool = nn.Sequential(nn.AdaptiveMaxPool2d(4), nn.AdaptiveAvgPool2d(2))
+        self.attention, self.head = nn.MultiheadAttention(32, 4, batch_first=True), nn.Linear(32, 10)
+        self.stem.requires_grad_(False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.stem[2].eval()
+        return self
+
+    def forward(self, x):
+        x = self.pool(self.body(self.stem(x))).flatten(2).transpose(1, 2)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.head(x.mean(1))
+
+
+def test_unusual_layers_and_losses(tmp_path):
+    """Frozen parameters stay, class weights and a mean over everything count, predictions are the model's."""
+    weight = torch.linspace(0.5, 2, 10)
+
+    def loss_fn(outputs, labels):
+        ranked = nn.functional.cross_entropy(outputs, labels, weight=weight, label_smoothing=0.1)
+        return ranked + nn.functional.mse_loss(outputs, weight.expand(16, 10)) / 10
+
+    torch.manual_seed(0)
+    model, x = Unusual(), torch.randn(16, 1, 8, 8)
+    source = ModelSource(model, loss_fn, (x, torch.arange(16) % 10))
+    options = CompileOptions(recipe="none", exclude=("*",), optimizer=fqt_deploy.Adam(lr=1e-2), verify="numerics")
+    result = compile_model(source, options, tmp_path / "step")
+    assert [row for row in result.verification.rows if not row.ok] == []
+    assert [check for check in result.verification.passes if not check.ok] == []
+    session = fqt_deploy.load(result.output)
+    with torch.no_grad():
+        np.testing.assert_allclose(session.predict(x), model.eval()(x).numpy(), rtol=1e-3, atol=1e-4)
+    before = session.state_dict()
+    losses = [session.step(*source.example_inputs) for _ in range(20)]
+    assert losses[-1] < 0.8 * losses[0]
+    after = session.state_dict()
+    assert {n for n in before if np.array_equal(before[n], after[n])} == {n for n in before if n.startswith("stem.")}
+
+
 def test_passes_are_deterministic():
     from fqt_deploy.core.dump import graph_text
 

@@ -47,9 +47,9 @@ CALLS: dict[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     aten.where.self: [((MASK, A, B), {})],
     **{op: [((A,), {})] for op in
        (aten.relu.default, aten.neg.default, aten.abs.default, aten.sign.default, aten.exp.default, aten.tanh.default,
-        aten.sigmoid.default, aten.erf.default, aten.clone.default)},
+        aten.sigmoid.default, aten.erf.default, aten.clone.default, aten.expm1.default, aten.isnan.default)},
     **{op: [((P,), {})] for op in
-       (aten.log.default, aten.sqrt.default, aten.rsqrt.default, aten.reciprocal.default)},
+       (aten.log.default, aten.log1p.default, aten.sqrt.default, aten.rsqrt.default, aten.reciprocal.default)},
     aten.gelu.default: [((A,), {}), ((A,), {"approximate": "tanh"})],
     aten.gelu_backward.default: [((P, A), {}), ((P, A), {"approximate": "tanh"})],
     aten.pow.Tensor_Scalar: [((P, 2), {}), ((P, 0.5), {})],
@@ -68,6 +68,7 @@ CALLS: dict[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     aten.expand.default: [((B, [4, 3]), {})],
     aten.slice.Tensor: [((A, 1, 1), {}), ((A, -1, -2, 3), {}), ((A, 1, 0, 3, 2), {})],
     aten.select.int: [((A, 1, -1), {})],
+    aten.constant_pad_nd.default: [((A, [1, 2]), {}), ((A, [0, -1, 2, 0], 1.5), {}), ((A, [-1, 1]), {})],
     aten.cat.default: [(([A, A + 1], -1), {}), (([B, B],), {})],
     aten.gather.default: [((A, 1, INDEX), {})],
     aten.scatter.value: [((A, 1, INDEX[:, :1], 9.0), {})],
@@ -75,6 +76,7 @@ CALLS: dict[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     aten.full_like.default: [((A, 2.5), {})],
     aten.scalar_tensor.default: [((3.5,), {})],
     aten.zeros.default: [(([2],), {})],
+    aten.empty.memory_format: [(([0],), {})],
     aten.ones.default: [(([2],), {})],
     aten.zeros_like.default: [((A,), {})],
     aten.ones_like.default: [((A,), {})],

@@ -52,6 +52,32 @@ def test_every_recipe_agrees_with_pytorch_kernel_by_kernel(architecture, tmp_pat
     assert [row for row in result.verification.rows if not row.ok] == []
 
 
+def test_products_of_warpgroups_agree_with_pytorch(architecture, tmp_path):
+    if architecture != "sm_90":
+        pytest.skip("wgmma is an instruction of sm_90a")
+    _, result = compiled("digits_cnn", "sm_90a:wgmma", tmp_path, verify="numerics")
+    assert [row for row in result.verification.rows if not row.ok] == []
+
+
+@pytest.mark.parametrize("form", ["sm_75", "sm_100"])
+def test_products_of_other_generations_agree_with_pytorch(architecture, tmp_path, monkeypatch, form):
+    """Newer devices execute XOR, from sm_80 on, and bytes, too."""
+    if architecture == "sm_75" != form:
+        pytest.skip("sm_75 has neither bytes of this shape nor asynchronous copies")
+    from fqt_deploy.targets.cuda.features import ARCHITECTURES
+
+    monkeypatch.setitem(ARCHITECTURES, architecture, ARCHITECTURES[form])
+    _, result = compiled("digits_cnn", architecture, tmp_path, verify="numerics")
+    assert [row for row in result.verification.rows if not row.ok] == []
+
+
+def test_fp32_products_in_tf32_agree_with_pytorch(architecture, tmp_path):
+    if architecture == "sm_75":
+        pytest.skip("sm_75 has no TF32")
+    _, result = compiled("digits_cnn", architecture, tmp_path, tf32=True, verify="numerics")
+    assert [row for row in result.verification.rows if not row.ok] == []
+
+
 @pytest.mark.parametrize("example", ["vgg16_cifar", "resnet18_cifar", "mlp_mixer"])
 def test_every_example_agrees_with_pytorch_kernel_by_kernel(architecture, tmp_path, example):
     _, result = compiled(example, architecture, tmp_path, verify="numerics")

@@ -56,7 +56,7 @@ def make_source():
     return make
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     pass
 
 
@@ -70,10 +70,10 @@ def graph_after(make_source):
 
         def stop(passed, _graph, _seconds):
             if passed == name:
-                raise _Stop
+                raise _StopError
 
         if name:
-            with contextlib.suppress(_Stop):
+            with contextlib.suppress(_StopError):
                 Pipeline(training_passes(CompileOptions(**options)), ALWAYS, (stop,)).run(graph)
                 raise AssertionError(f"there is no pass {name}")
         return graph

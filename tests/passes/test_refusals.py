@@ -80,6 +80,8 @@ def test_the_step_holds_the_optimizer_state(graph_after):
         ([nn.Conv2d(4, 8, 3), nn.MaxPool2d(4, ceil_mode=True)], "ceil_mode"),
         ([nn.Conv2d(4, 8, 3), nn.AvgPool2d(2, padding=1, count_include_pad=False)], "count_include_pad=False"),
         ([nn.Conv2d(4, 8, 3), nn.AdaptiveAvgPool2d(4)], "[6, 6] to [4, 4]"),
+        ([nn.Conv2d(4, 8, 3), nn.AdaptiveMaxPool2d(4)], "[6, 6] to [4, 4]"),
+        ([nn.ZeroPad2d(4), nn.Conv2d(4, 8, 1), nn.MaxPool2d(12)], "a maximum over 144 positions"),
     ],
 )
 def test_layers_without_a_lowering_are_refused(graph_after, layers, said):
@@ -103,6 +105,33 @@ def test_all_unsupported_operators_are_listed_at_once(graph_after):
     assert "aten.cumsum.default (forward)" in message
     assert "bessel_j0" in message
     assert message.count("test_refusals.py") >= 2
+
+
+class Narrow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(256, 40), nn.Linear(40, 4)
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = torch.relu(self.body(x.flatten(1)))
+        return self.head(x.double().float())
+
+
+def test_float32_is_what_kernels_compute_in(graph_after):
+    message = refused(graph_after, "FQT201", Narrow(), "check-operators")
+    assert "fqt.linear.default (forward, bfloat16)" in message
+    assert "(forward, float64)" in message
+
+
+# binarize-forward
+
+
+def test_a_weight_may_have_any_name(graph_after):
+    """Attention packs three layers into a parameter of its own."""
+    model = nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(64, 4, 64, batch_first=True), nn.Flatten())
+    graph = graph_after(nn.Sequential(*model, nn.Linear(256, 4)), "binarize-forward")
+    assert decisions(graph)["1.self_attn.in_proj_weight"] == (True, "default")
 
 
 # select-once

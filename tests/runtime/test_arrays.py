@@ -1,4 +1,4 @@
-"""Arrays that a compiled step takes: zero-copy where they lie right, a copy where not, an error where they do not fit."""
+"""Arrays that a compiled step takes: zero-copy where they lie right, else a copy, an error where they do not fit."""
 
 import numpy as np
 import pytest

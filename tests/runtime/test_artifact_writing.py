@@ -35,7 +35,7 @@ def test_a_failed_write_leaves_the_old_artifact(copied, monkeypatch, failing):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, failing, full)
-    with pytest.raises(FqtError, match="FQT508.*No space left"):
+    with pytest.raises(FqtError, match=r"FQT508.*No space left"):
         write(copied, copied, seed=9)
     assert read_artifact(copied)[0] == before
     assert [path.name for path in copied.parent.iterdir()] == ["copy"]

@@ -50,7 +50,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(session, tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(FqtError, match="FQT508.*No space left"):
+    with pytest.raises(FqtError, match=r"FQT508.*No space left"):
         session.save_checkpoint(tmp_path / "c")
     assert (tmp_path / "c").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
@@ -82,7 +82,9 @@ def test_what_is_no_checkpoint_of_this_model_is_refused(session, tmp_path):
     refuses(session, path, "FQT504")
 
 
-@pytest.mark.parametrize("metadata", [{}, {"seed": "x", "lr": "[0.1]"}, {"seed": "0", "lr": '"fast"'}, {"seed": "0", "lr": "3"}])
+@pytest.mark.parametrize(
+    "metadata", [{}, {"seed": "x", "lr": "[0.1]"}, {"seed": "0", "lr": '"fast"'}, {"seed": "0", "lr": "3"}]
+)
 def test_damaged_metadata_is_refused(session, tmp_path, metadata):
     save_checkpoint(tmp_path / "c", session.manifest, session._state, metadata)
     refuses(session, tmp_path / "c", "FQT502")
@@ -92,5 +94,5 @@ def test_other_formats_are_refused(session, tmp_path):
     session.save_checkpoint(tmp_path / "c")
     header = {"fqt_fingerprint": session.manifest.fingerprint, "fqt_format": "99"}
     save_file(load_file(tmp_path / "c"), tmp_path / "c", header)
-    with pytest.raises(FqtError, match="FQT503.*99"):
+    with pytest.raises(FqtError, match=r"FQT503.*99"):
         load_checkpoint(tmp_path / "c", session.manifest)

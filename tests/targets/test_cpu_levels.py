@@ -10,7 +10,7 @@ from torch import nn
 from tvm import te
 
 import fqt_deploy
-import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
+import fqt_deploy.ops.registry
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.ops.aten_pointwise import tvm_dtype
 from fqt_deploy.ops.spec import OPS
@@ -86,7 +86,7 @@ def test_a_step_learns_alike_at_every_level(level, digits):
 
 
 def test_what_cannot_run_here_is_refused():
-    with pytest.raises(FqtError, match="FQT402: unknown .*processor 'z80'"):
+    with pytest.raises(FqtError, match=r"FQT402: unknown .*processor 'z80'"):
         make_target("cpu", "z80")
     with pytest.raises(FqtError, match="FQT401"):
         make_target("tpu")

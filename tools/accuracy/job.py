@@ -25,6 +25,7 @@ class Job:
         train_images: how many training images are used; None for all.
         seed: of weights that are initialized, batches, augmentation and the step's own random numbers.
         pretrained: digest of the weights it starts from; None where it starts from random ones.
+        target: what the step is compiled for.
     """
 
     data: str
@@ -38,6 +39,7 @@ class Job:
     train_images: int | None
     seed: int
     pretrained: str | None = None
+    target: str = "cpu"
 
     @property
     def key(self) -> str:

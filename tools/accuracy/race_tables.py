@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from fqt_deploy.core.diagnostics import FqtError
 from tools.accuracy.job import Record
-from tools.accuracy.tables import by_row, reported
+from tools.accuracy.tables import reported
 
 BELOW = 0.03
 """The target is this much below what recipe ``none`` reaches."""
@@ -24,27 +26,52 @@ def steps_to(target: float, runs: Sequence[Record]) -> int | None:
 
 
 def time_table(records: list[Record], races: list[dict[str, Any]]) -> list[str]:
-    """Time of each row to the accuracy of ``none`` less three points, beside PyTorch's on the same 1-bit network."""
-    curves = {row: runs for (row, optimizer), runs in by_row(reported(records)).items() if optimizer == "adam"}
+    """Time of each row to the accuracy of ``none`` less three points, beside PyTorch's on the same 1-bit network.
+
+    Runs of different length are rows of their own; the target is that of the shortest runs of ``none``.
+    """
+    curves: dict[tuple[str, int], list[Record]] = {}
+    for record in sorted(reported(records), key=lambda record: record.job.steps):
+        if record.job.optimizer == "adam":
+            curves.setdefault((record.job.row, record.job.steps), []).append(record)
     seconds: dict[str, float] = races[-1]["step_s"]
-    target = float(np.mean([run.final_val for run in curves["none"]])) - BELOW
-    steps = {row: steps_to(target, curves[used]) for row in seconds if (used := _curve(row, curves))}
-    times = {row: count * seconds[row] for row, count in steps.items() if count is not None}
-    base = times.get("torch-1bit")
+    base = next((runs for (row, _), runs in curves.items() if row == "none"), None)
+    if base is None:
+        raise FqtError("no run of row none to take the target from", code="FQT502", hint="train it first")
+    target = float(np.mean([run.final_val for run in base])) - BELOW
+    found = [_Time(row, *one) for row in seconds for one in _runs_of(row, curves, target)]
+    pytorch = next((seconds[o.row] * o.steps for o in found if o.row == "torch-1bit" and o.steps is not None), None)
     lines = [
         f"Target: {100 * target:.1f} % on the validation images.",
         "",
-        "| | steps | ms a step | seconds to the target | PyTorch, 1-bit network, takes |",
-        "|---|---|---|---|---|",
+        "| | steps of the run | steps to the target | ms a step | seconds to the target | PyTorch, 1-bit network |",
+        "|---|---|---|---|---|---|",
     ]
-    for row in steps:
-        reached = steps[row] is not None
-        ratio = f"{base / times[row]:.1f} times as long" if reached and base is not None and row != "torch-1bit" else ""
-        cells = [str(steps[row]) if reached else "not reached", f"{1e3 * seconds[row]:.1f}"]
-        lines.append(f"| {row} | " + " | ".join([*cells, f"{times[row]:.1f}" if reached else "", ratio]) + " |")
+    for one in found:
+        ms = f"{1e3 * seconds[one.row]:.1f}"
+        if one.steps is None:
+            cells = [str(one.length), "not reached", ms, "", ""]
+        else:
+            time = one.steps * seconds[one.row]
+            ratio = "" if pytorch is None or one.row == "torch-1bit" else f"{pytorch / time:.1f} times as long"
+            cells = [str(one.length), str(one.steps), ms, f"{time:.1f}", ratio]
+        lines.append(f"| {one.row} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _curve(row: str, curves: dict[str, list[Record]]) -> str | None:
-    """The row whose curve is used for ``row``."""
-    return next((used for used in (row, SAME_STEPS.get(row)) if used in curves), None)
+@dataclass(frozen=True)
+class _Time:
+    """Steps to the target of the runs of one row of one length; None if it was not reached."""
+
+    row: str
+    length: int
+    steps: int | None
+
+
+def _runs_of(row: str, curves: dict[tuple[str, int], list[Record]], target: float) -> Iterator[tuple[int, int | None]]:
+    """Length and steps to the target of all runs of ``row``, or of what computes the same steps."""
+    trained = {row for row, _ in curves}
+    used = row if row in trained else SAME_STEPS.get(row)
+    for (other, length), runs in curves.items():
+        if other == used:
+            yield length, steps_to(target, runs)

@@ -22,7 +22,7 @@ from tools.accuracy.tables import TABLES, same_setting
 from tools.accuracy.theory_tables import THEORY_TABLES
 
 BLOCK = re.compile(r"<!-- (?P<kind>[a-z-]+) (?P<keys>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
-_MIXED = ("runs",)
+_MIXED = ("runs", "time")
 """Kinds whose records may differ in more than row, optimizer, learning rate and seed."""
 _FILES = ("results", "theory", "race", "file")
 """Keys that name a file."""

@@ -79,7 +79,16 @@ def digest_of(content: bytes) -> str:
 
 def _train(job: Job, task: Task, work: Path) -> Record:
     artifacts = work / "artifacts"
-    session = open_session(NETWORKS[job.network], task.classes, job.batch, job.row, job.optimizer, artifacts, job.steps)
+    session = open_session(
+        NETWORKS[job.network],
+        task.classes,
+        job.batch,
+        job.row,
+        job.optimizer,
+        artifacts,
+        target=job.target,
+        steps=job.steps,
+    )
     record = Record(job, revision(), threads=_threads())
     checkpoint = work / "checkpoints" / f"{job.key}.safetensors"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -103,15 +112,27 @@ def _train(job: Job, task: Task, work: Path) -> Record:
 
 
 def open_session(
-    network: Network, classes: int, batch: int, row: str, optimizer: str, artifacts: Path, steps: int = 1
+    network: Network,
+    classes: int,
+    batch: int,
+    row: str,
+    optimizer: str,
+    artifacts: Path,
+    *,
+    target: str = "cpu",
+    steps: int = 1,
 ) -> Any:
     """The compiled step of a row, or PyTorch's, with the initial weights of seed 0; ``steps`` are a schedule's."""
     settings = OPTIMIZERS[optimizer]
     if row in SCHEDULES:
-        followed = [open_session(network, classes, batch, part, optimizer, artifacts) for part in SCHEDULES[row]]
+        parts = SCHEDULES[row]
+        followed = [open_session(network, classes, batch, part, optimizer, artifacts, target=target) for part in parts]
         return ScheduledSession(followed, steps)
     if row not in TORCH_ROWS:
-        return fqt_deploy.load(artifact_of(network, classes, batch, ROWS[row] | settings, artifacts))
+        chosen = ROWS[row] | settings | ({"target": target} if target != "cpu" else {})
+        return fqt_deploy.load(artifact_of(network, classes, batch, chosen, artifacts))
+    if target != "cpu":
+        raise FqtError(f"row {row} trains in PyTorch on the CPU, not on {target}", code="FQT202")
     from tools.accuracy.torch_session import TorchSession
 
     binarized = binarized_layers(network, classes, batch, artifacts) if TORCH_ROWS[row]["binarized"] else []

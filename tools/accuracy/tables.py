@@ -110,7 +110,7 @@ def _cell(value: float | None, best: float) -> str:
 
 def same_setting(job: Job) -> tuple[object, ...]:
     """What jobs of one table have in common."""
-    return job.data, job.network, job.phase, job.steps, job.batch, job.train_images, job.pretrained
+    return job.data, job.network, job.phase, job.steps, job.batch, job.train_images, job.pretrained, job.target
 
 
 TABLES: dict[str, Callable[[list[Record]], list[str]]] = {

@@ -46,6 +46,7 @@ def add_to(commands: Any) -> None:
         parser.add_argument("--steps", type=int, required=True)
         parser.add_argument("--batch", type=int, help="samples of a step (default: the network's)")
         parser.add_argument("--train-images", type=int, help="training images used, of all classes (default: all)")
+        parser.add_argument("--target", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
         parser.add_argument("--results", type=Path, required=True, help="file of JSON lines to add to")
         parser.add_argument(
             "--work",
@@ -96,6 +97,7 @@ def jobs(arguments: argparse.Namespace, records: list[Record]) -> list[Job]:
             train_images=arguments.train_images,
             seed=seed,
             pretrained=_pretrained(arguments, records, row) if arguments.phase == "transfer" else None,
+            target=arguments.target,
         )
         if lr.startswith(TUNED):
             like = replace(job, row=lr.partition("=")[2] or row)

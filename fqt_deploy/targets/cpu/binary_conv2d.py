@@ -84,7 +84,13 @@ class BinaryConv2dRule:
         rows = largest_divisor(ow, min(8, features.accumulators))
         panels = largest_divisor(outputs // PANEL, max(1, features.accumulators // rows))
         schedule_tile(
-            schedule, schedule.get_sblock("total"), schedule.get_sblock("result"), rows, panels, unrolled=1, inner_axes=0
+            schedule,
+            schedule.get_sblock("total"),
+            schedule.get_sblock("result"),
+            rows,
+            panels,
+            unrolled=1,
+            inner_axes=0,
         )
         if any(padding):
             schedule_padding(schedule, schedule.get_sblock("padded"))
@@ -95,7 +101,7 @@ class BinaryConv2dRule:
 def _border_classes(
     outputs: int, extent: int, kernel: int, stride: int, padding: int, name: str
 ) -> tuple[te.Tensor, list[int]]:
-    """Output positions along one axis by which of their taps lie inside: class of each, and an example of each class."""
+    """Output positions along one axis by which of their taps lie inside: class of each, an example of each class."""
     patterns: dict[tuple[bool, ...], int] = {}
     classes = []
     for position in range(outputs):

@@ -38,9 +38,7 @@ class BitplaneConv2dInputGradRule:
             y, z = h - border[0], v - border[1]
             aligned = tirx.all(tirx.floormod(y, stride[0]).equal(0), tirx.floormod(z, stride[1]).equal(0))
             y, z = tirx.floordiv(y, stride[0]), tirx.floordiv(z, stride[1])
-            return tirx.if_then_else(
-                tirx.all(aligned, y >= 0, y < oh, z >= 0, z < ow), planes[i, y, z, p, k], 0
-            )
+            return tirx.if_then_else(tirx.all(aligned, y >= 0, y < oh, z >= 0, z < ow), planes[i, y, z, p, k], 0)
 
         spread = te.compute((n, *extent, bits, words), source, name="spread")
         plane, word = te.reduce_axis((0, bits), "plane"), te.reduce_axis((0, words), "word")
@@ -50,9 +48,7 @@ class BitplaneConv2dInputGradRule:
             name="codes",
         )
         a, b = te.reduce_axis((0, kernel[0]), "a"), te.reduce_axis((0, kernel[1]), "b")
-        offset = te.compute(
-            (n, *hw), lambda i, h, v: te.sum(codes[i, h + a, v + b], axis=[a, b]), name="offset"
-        )
+        offset = te.compute((n, *hw), lambda i, h, v: te.sum(codes[i, h + a, v + b], axis=[a, b]), name="offset")
         kh, kw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
         k = te.reduce_axis((0, words), "k")
 
@@ -74,7 +70,13 @@ class BitplaneConv2dInputGradRule:
         rows = largest_divisor(hw[1], max(1, min(8, features.accumulators // bits)))
         panels = largest_divisor(channels // PANEL, max(1, features.accumulators // (rows * bits)))
         schedule_tile(
-            schedule, schedule.get_sblock("total"), schedule.get_sblock("result"), rows, panels, unrolled=0, inner_axes=1
+            schedule,
+            schedule.get_sblock("total"),
+            schedule.get_sblock("result"),
+            rows,
+            panels,
+            unrolled=0,
+            inner_axes=1,
         )
         schedule_helpers(schedule, ("spread", "codes", "offset"))
         return schedule.mod["main"]

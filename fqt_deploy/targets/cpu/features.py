@@ -12,13 +12,36 @@ from fqt_deploy.targets.toolchain import Toolchain
 
 _EXTENSIONS: dict[str, dict[str, str]] = {
     "x86_64": {
-        "ssse3": "ssse3", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "popcnt": "popcnt", "lzcnt": "abm", "movbe": "movbe",
-        "bmi": "bmi1", "bmi2": "bmi2", "f16c": "f16c", "fma": "fma", "avx": "avx", "avx2": "avx2", "gfni": "gfni",
-        "vaes": "vaes", "vpclmulqdq": "vpclmulqdq", "avxvnni": "avx_vnni", "avx512f": "avx512f", "avx512bw": "avx512bw",
-        "avx512cd": "avx512cd", "avx512dq": "avx512dq", "avx512vl": "avx512vl", "avx512ifma": "avx512ifma",
-        "avx512vbmi": "avx512vbmi", "avx512vbmi2": "avx512_vbmi2", "avx512vnni": "avx512_vnni",
-        "avx512bitalg": "avx512_bitalg", "avx512vpopcntdq": "avx512_vpopcntdq", "avx512bf16": "avx512_bf16",
-        "avx512fp16": "avx512_fp16", "avx512vp2intersect": "avx512_vp2intersect",
+        "ssse3": "ssse3",
+        "sse4.1": "sse4_1",
+        "sse4.2": "sse4_2",
+        "popcnt": "popcnt",
+        "lzcnt": "abm",
+        "movbe": "movbe",
+        "bmi": "bmi1",
+        "bmi2": "bmi2",
+        "f16c": "f16c",
+        "fma": "fma",
+        "avx": "avx",
+        "avx2": "avx2",
+        "gfni": "gfni",
+        "vaes": "vaes",
+        "vpclmulqdq": "vpclmulqdq",
+        "avxvnni": "avx_vnni",
+        "avx512f": "avx512f",
+        "avx512bw": "avx512bw",
+        "avx512cd": "avx512cd",
+        "avx512dq": "avx512dq",
+        "avx512vl": "avx512vl",
+        "avx512ifma": "avx512ifma",
+        "avx512vbmi": "avx512vbmi",
+        "avx512vbmi2": "avx512_vbmi2",
+        "avx512vnni": "avx512_vnni",
+        "avx512bitalg": "avx512_bitalg",
+        "avx512vpopcntdq": "avx512_vpopcntdq",
+        "avx512bf16": "avx512_bf16",
+        "avx512fp16": "avx512_fp16",
+        "avx512vp2intersect": "avx512_vp2intersect",
     },
     "aarch64": {
         "lse": "atomics",
@@ -32,6 +55,7 @@ _EXTENSIONS: dict[str, dict[str, str]] = {
     },
 }
 """Extensions that a machine must have to run code for a processor that has them: LLVM's name -> /proc/cpuinfo's."""
+
 
 @dataclass(frozen=True)
 class CpuFeatures:

@@ -1,7 +1,7 @@
 """fp32 convolutions: register tiles over zero-padded rows, in which a row of taps is one contiguous run.
 
-A tile holds positions of several rows and images where one row is short: a panel of the weight, contiguous in memory, is
-then read once for eight positions, whatever the size of the image.
+A tile holds positions of several rows and images where one row is short: a panel of the weight, contiguous in memory,
+is then read once for eight positions, whatever the size of the image.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from tvm import te, tirx
 
@@ -31,7 +31,7 @@ class Fp32FewTapsWeightGradRule:
     ops: ClassVar[frozenset[str]] = frozenset({"conv2d_weight_grad"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """All taps of 16 output channels, summed over the positions of a chunk of samples: the gradient is read once."""
+        """All taps of 16 output channels, summed over the positions of some samples; the gradient is read once."""
         arguments = arguments_of(function)
         outputs, channels, *kernel = (int(d) for d in function.params[-1].shape)
         if arguments is None or outputs % PANEL:

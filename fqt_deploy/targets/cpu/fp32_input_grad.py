@@ -1,8 +1,8 @@
 """Input gradients of fp32 convolutions: convolutions of the gradient with the kernel turned around, in register tiles.
 
 With strides, only each ``stride``-th tap of the kernel falls on a gradient: which ones depends on the position's phase,
-its remainder by the stride. Each phase is a convolution without stride with these taps, and nothing is multiplied by the zeros
-between gradients.
+its remainder by the stride. Each phase is a convolution without stride with these taps, and nothing is multiplied by
+the zeros between gradients.
 """
 
 from __future__ import annotations

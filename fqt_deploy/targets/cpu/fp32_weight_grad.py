@@ -1,7 +1,7 @@
 """Weight gradients of fp32 convolutions: register tiles over panels of both operands, in chunks of positions.
 
-Both operands are copied into panels that a tile reads from front to back: the gradient in two vectors of output channels, the
-zero-padded input in eight channels. A tap is an offset into the latter.
+Both operands are copied into panels that a tile reads from front to back: the gradient in two vectors of output
+channels, the zero-padded input in eight channels. A tap is an offset into the latter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fqt_deploy.targets.cpu.register_tile import arguments_of, largest_divisor, 
 _ROWS = 8
 """Input channels in a tile: with two vectors of output channels, sixteen accumulators for ten operands."""
 _CHUNK = 2048
-"""Positions summed at a stretch, so that panels of both operands stay in the second-level cache; independent of threads."""
+"""Positions summed at a stretch, so that panels of both operands stay in the second-level cache."""
 _CHUNKS = 64
 """At most as many partial sums, for each is as large as the weight."""
 _UNROLLED = 4
@@ -32,7 +32,7 @@ class Fp32WeightGradRule:
     ops: ClassVar[frozenset[str]] = frozenset({"conv2d_weight_grad"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """A tile of input times output channels for each tap and chunk, then the sums over chunks in the weight's order."""
+        """A tile of input times output channels for each tap and chunk, then the chunks' sums in the weight's order."""
         arguments = arguments_of(function)
         outputs, channels, *kernel = (int(d) for d in function.params[-1].shape)
         if arguments is None or outputs % PANEL:

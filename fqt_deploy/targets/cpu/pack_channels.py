@@ -1,7 +1,7 @@
 """Bits packed along channels: 32 values become bytes of one register, and one instruction collects a bit of each.
 
-``vpmovmskb`` takes the top bit of every byte. LLVM turns a comparison that feeds it into a mask register and moves that,
-so packing signs costs a comparison for sixteen values and little else.
+``vpmovmskb`` takes the top bit of every byte. LLVM turns a comparison that feeds it into a mask register and moves
+that, so packing signs costs a comparison for sixteen values and little else.
 """
 
 from __future__ import annotations

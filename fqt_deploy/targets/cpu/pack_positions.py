@@ -1,8 +1,8 @@
 """Sign bits repacked along positions: one bit transposition of the image, then each tap is a shifted copy of it.
 
-In a convolution with stride 1 whose output has the size of its input, tap ``t`` of position ``p`` is element ``p + d(t)``
-of the row-major image, or padding. So its row of bits is the channel's row, moved by ``d(t)`` bits and masked by where
-the tap is inside. Other convolutions gather the bits of every tap.
+In a convolution with stride 1 whose output has the size of its input, tap ``t`` of position ``p`` is element ``p +
+d(t)`` of the row-major image, or padding. So its row of bits is the channel's row, moved by ``d(t)`` bits and masked by
+where the tap is inside. Other convolutions gather the bits of every tap.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fqt_deploy.targets.cpu.register_tile import arguments_of, new_schedule, pla
 
 
 class PackPositionsRule:
-    """Takes ``pack_positions`` with a multiple of 16 input channels: the lanes of a panel are then channels of one tap."""
+    """Takes ``pack_positions`` with a multiple of 16 input channels: lanes of a panel are then channels of one tap."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"pack_positions"})
 
@@ -43,7 +43,13 @@ class PackPositionsRule:
         def place(position: Any, tap: Any) -> tuple[Any, Any, Any]:
             at = position % image
             return input_position(
-                at // output_hw[1], at % output_hw[1], tap // kernel[1], tap % kernel[1], [height, width], stride, padding
+                at // output_hw[1],
+                at % output_hw[1],
+                tap // kernel[1],
+                tap % kernel[1],
+                [height, width],
+                stride,
+                padding,
             )
 
         k = te.reduce_axis((0, WORD), "k")

@@ -112,6 +112,9 @@ def _rows(schedule: Any, block: Any) -> None:
     single_output = len(schedule.get(block).writes) == 1
     if count % LANES == 0 and count >= 2 * LANES and single_output:
         fused = schedule.fuse(*reduced) if len(reduced) > 1 else reduced[0]
+        for consumer in schedule.get_consumers(block):
+            if not schedule.get_loops(consumer):  # a scalar: rfactor fails beside a block outside of all loops
+                schedule.add_unit_loop(consumer)
         _, lanes = schedule.split(fused, [None, LANES])
         partial = schedule.rfactor(lanes, factor_axis=len(spatial))
         loops = schedule.get_loops(partial)

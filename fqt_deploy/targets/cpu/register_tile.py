@@ -9,6 +9,7 @@ from tvm import s_tir, te, tirx
 
 from fqt_deploy.targets.cpu.elementwise import PARALLEL_ELEMENTS, schedule_spatial
 
+
 def arguments_of(function: tirx.PrimFunc) -> list[Any] | None:
     """The arguments of the kernel's op, tensors None; None if something was inlined into it."""
     text = function.attrs.get("fqt.arguments")
@@ -36,7 +37,7 @@ def schedule_tile(
 
     Args:
         schedule: being built.
-        total: block of the contraction; its axes are ``result``'s with ``inner_axes`` more before the channel, then reductions.
+        total: block of the contraction; axes are ``result``'s, ``inner_axes`` more before the channel, then reductions.
         result: block that finishes it, element by element.
         rows: positions in one tile.
         panels: vectors of 16 channels in one tile.

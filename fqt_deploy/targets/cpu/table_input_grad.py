@@ -22,7 +22,7 @@ class TableInputGradRule:
     ops: ClassVar[frozenset[str]] = frozenset({"bitplane_conv2d_input_grad"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """A hand-written loop nest; gradients that do not exist, between strides or in the padding, are empty tables."""
+        """A hand-written loop nest; gradients that do not exist, between strides or in padding, are empty tables."""
         arguments = arguments_of(function)
         samples, oh, ow, bits, words = (int(d) for d in function.params[0].shape)
         if arguments is None or arguments[2] % PANEL:
@@ -30,7 +30,7 @@ class TableInputGradRule:
         _, _, channels, _, hw, kernel, stride, padding = arguments
         if not can_look_up(features, bits, kernel[0] * kernel[1] * channels // PANEL):
             return None
-        rows = next((r for r in (8, 4, 2, 1) if hw[1] % r == 0 or (r % hw[1] == 0 and hw[0] % (r // hw[1]) == 0)))
+        rows = next(r for r in (8, 4, 2, 1) if hw[1] % r == 0 or (r % hw[1] == 0 and hw[0] % (r // hw[1]) == 0))
         panels = largest_divisor(channels // PANEL, features.accumulators // rows)
         width = hw[1] + kernel[1] - 1
         row_bytes = width * words * HALVES * 64
@@ -116,7 +116,9 @@ def _product(
                                     tables[
                                         tile * rows // hw[1] + r // per_row + kh,
                                         tile * rows % hw[1] + r % per_row + kw,
-                                        w, half, T.ramp(0, 1, 64),
+                                        w,
+                                        half,
+                                        T.ramp(0, 1, 64),
                                     ],
                                     indices[p, T.ramp(0, 1, 64)],
                                 )

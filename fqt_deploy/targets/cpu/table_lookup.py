@@ -1,8 +1,9 @@
 """Products of codes and bits by table: a byte permutation looks up sums of four codes, a dot product adds them up.
 
-Four codes have sixteen subset sums, and four bits of the other operand say which one is meant. A 64-byte register holds the
-tables of four such groups, so that one ``vpermb`` looks up sixteen codes for sixteen rows of bits, and one ``vpdpbusd``
-adds the four bytes of each row to a 32-bit lane. Codes of up to 4 bits: larger subset sums would not fit a byte.
+Four codes have sixteen subset sums, and four bits of the other operand say which one is meant. A 64-byte register holds
+the tables of four such groups, so that one ``vpermb`` looks up sixteen codes for sixteen rows of bits, and one
+``vpdpbusd`` adds the four bytes of each row to a 32-bit lane. Codes of up to 4 bits: larger subset sums would not fit a
+byte.
 
 Everything here is on vectors of one 512-bit register, spelled as sixteen int32 lanes or as 64 bytes.
 """

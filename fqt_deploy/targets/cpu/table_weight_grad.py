@@ -1,4 +1,4 @@
-"""Weight-gradient product by table: tables of a few channels' codes over a run of positions, used for many panels of bits."""
+"""Weight-gradient product by table: tables of a few channels' codes over a run of positions, for many panels."""
 
 from __future__ import annotations
 
@@ -107,7 +107,13 @@ def _product(
                 for group in T.serial(per_group // tile):
                     if job % jobs * per_group + group * tile < panels:
                         accumulate(
-                            tables, positions, counts, job % jobs * per_group + group * tile, group * tile, piece * run, tile
+                            tables,
+                            positions,
+                            counts,
+                            job % jobs * per_group + group * tile,
+                            group * tile,
+                            piece * run,
+                            tile,
                         )
             for r, panel in T.grid(rows, per_group):
                 at: T.let = job % jobs * per_group + panel

@@ -39,5 +39,3 @@ class TransposePackedWeightRule:
         schedule = new_schedule([w, result])
         collect_lanes(schedule, schedule.get_sblock("collected"), schedule.get_sblock("result"), math.prod(shape))
         return schedule.mod["main"]
-
-

@@ -17,7 +17,7 @@ class UpdateRule:
     ops: ClassVar[frozenset[str]] = frozenset({"adam_update", "sgd_update", "sgd_momentum_update"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """Compute all stages of sixteen elements, then write the new values over the old; what is no vector is small."""
+        """Compute all stages of sixteen elements, then write the new values over the old."""
         schedule = s_tir.Schedule(function)
         blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
         shape = [int(d) for d in function.params[0].shape]

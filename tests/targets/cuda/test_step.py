@@ -36,6 +36,15 @@ def test_every_recipe_agrees_with_pytorch(digits_source, emulated_cuda, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90a:wgmma", "sm_120"])
+def test_every_form_of_the_products_agrees_with_pytorch(digits_source, emulated_cuda, tmp_path, arch):
+    options = CompileOptions(target="cuda", arch=arch, agp="once", verify="numerics")
+    result = compile_model(digits_source, options, tmp_path / "step")
+    assert [row for row in result.verification.rows if not row.ok] == []
+    assert result.manifest.target.get("ptx") == ("none" if "wgmma" in arch else None)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("example", ["vgg16_cifar", "resnet18_cifar", "mlp_mixer"])
 def test_every_example_agrees_with_pytorch(example, emulated_cuda, tmp_path):
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""nvcc: the kernels compile for every architecture, use tensor cores, keep to registers; and what goes wrong is said."""
+"""nvcc: the kernels compile for every architecture, use tensor cores, keep to registers; what goes wrong is said."""
 
 import dataclasses
 import re

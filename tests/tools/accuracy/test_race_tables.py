@@ -11,12 +11,16 @@ def test_the_first_step_of_the_mean_curve_counts(record):
 def test_times_are_steps_by_seconds_and_pytorch_takes_the_steps_of_none(record):
     records = [
         record(curve=[(10, 0.7), (20, 0.8), (30, 0.8)]),
-        record(row="once-4", curve=[(10, 0.6), (20, 0.7), (30, 0.78)]),
+        record(row="once-4", curve=[(10, 0.6), (20, 0.7), (30, 0.75)]),
+        record(row="once-4", steps=60, curve=[(20, 0.6), (40, 0.78), (60, 0.8)]),
         record(row="psq-1", curve=[(10, 0.6), (20, 0.6), (30, 0.6)]),
     ]
-    race = {"step_s": {"once-4": 0.1, "psq-1": 0.1, "torch-1bit": 2.0}}
+    race = {"step_s": {"once-4": 0.1, "psq-1": 0.1, "torch-1bit": 2.0, "torch-fp32": 1.0}}
     table = time_table(records, [{"step_s": {}}, race])
     assert table[0] == "Target: 77.0 % on the validation images."
-    assert table[4] == "| once-4 | 30 | 100.0 | 3.0 | 13.3 times as long |"
-    assert table[5] == "| psq-1 | not reached | 100.0 |  |  |"
-    assert table[6] == "| torch-1bit | 20 | 2000.0 | 40.0 |  |"
+    assert table[4:] == [
+        "| once-4 | 20 | not reached | 100.0 |  |  |",
+        "| once-4 | 60 | 40 | 100.0 | 4.0 | 10.0 times as long |",
+        "| psq-1 | 20 | not reached | 100.0 |  |  |",
+        "| torch-1bit | 20 | 20 | 2000.0 | 40.0 |  |",
+    ]

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +63,11 @@ def test_a_block_that_cannot_be_filled_is_an_error(document, block, message, cap
     assert main(["report", str(document)]) == 1
     assert message in capsys.readouterr().err
     assert document.read_text() == before
+
+
+def test_the_project_s_own_document_says_what_its_results_say():
+    document = Path(__file__).parents[3] / "docs" / "accuracy.md"
+    assert filled(document, plots=False) == document.read_text()
 
 
 def test_settings_are_not_mixed_in_one_table(document, record):

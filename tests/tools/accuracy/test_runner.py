@@ -80,6 +80,7 @@ def test_a_job_in_other_hands_is_left_alone(work, job):
         (["--lrs", "tuned", "--rows", "psq-8"], "no run of digits transfer psq-8 with adam"),
         (["--data", "/nowhere"], "no data at /nowhere"),
         (["--network", "vgg6"], "vgg6 takes 3 channels"),
+        (["--rows", "torch-1bit", "--target", "cuda"], "row torch-1bit trains in PyTorch on the CPU, not on cuda"),
     ],
 )
 def test_mistakes_are_one_message(work, change, message, capsys):
