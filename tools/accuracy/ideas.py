@@ -76,8 +76,8 @@ CHANGES: dict[str, tuple[Change, ...]] = {
 }
 """What differs from ``once-4``, by row.
 
-All cost the same but three: ``once-4-eighth`` and ``once-4-three-eighths`` are half and one and a half of it, for schedules,
-and ``once-4-fp32`` tells what quantization costs.
+All cost the same but three: ``once-4-eighth`` and ``once-4-three-eighths`` are half and one and a half of it, for
+schedules, and ``once-4-fp32`` tells what quantization costs.
 """
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
