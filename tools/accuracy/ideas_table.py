@@ -15,7 +15,7 @@ BASE = ("once-4", "adam")
 def ideas_table(records: list[Record]) -> list[str]:
     """Accuracy of every row over all its seeds, best on validation first.
 
-    ``beside once-4`` is the mean difference on validation to runs of ``once-4`` with the same seeds: these have the same
+    ``beside once-4`` is the mean difference on validation to runs of ``once-4`` with the same seeds: they have the same
     batches, augmentation and new classifier.
     """
     groups: defaultdict[tuple[str, str], dict[int, Record]] = defaultdict(dict)
