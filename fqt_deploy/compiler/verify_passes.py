@@ -22,10 +22,11 @@ from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.ops.aten_reductions import REDUCTIONS
 
-TOLERANCE = 5e-4
-"""Relative error allowed in floating point values.
+TOLERANCE = 5e-3
+"""Relative error allowed in floating point values, in the norm of a tensor. A wrong pass is off by its whole size.
 
-Passes change the order of sums, and backward through a deep stack of batch normalizations amplifies what that changes.
+Passes change the order of sums; a deep stack of batch normalizations amplifies that in backward, and with a small batch one
+activation within rounding of zero is a visible share of a gradient: 1.5e-3 in VGG16 with 8 samples.
 """
 VANISHING = 1e-4
 """A gradient below this share of all gradients together is held to that: some are zero but for rounding noise."""
