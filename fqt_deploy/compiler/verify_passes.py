@@ -25,8 +25,8 @@ from fqt_deploy.ops.aten_reductions import REDUCTIONS
 TOLERANCE = 5e-3
 """Relative error allowed in floating point values, in the norm of a tensor. A wrong pass is off by its whole size.
 
-Passes change the order of sums; a deep stack of batch normalizations amplifies that in backward, and with a small batch one
-activation within rounding of zero is a visible share of a gradient: 1.5e-3 in VGG16 with 8 samples.
+Passes change the order of sums; a deep stack of batch normalizations amplifies that in backward, and with a small
+batch one activation within rounding of zero is a visible share of a gradient: 1.5e-3 in VGG16 with 8 samples.
 """
 VANISHING = 1e-4
 """A gradient below this share of all gradients together is held to that: some are zero but for rounding noise."""
