@@ -43,12 +43,19 @@ class DefensiveSelection(SelectOnce):
 
 
 @dataclass(frozen=True)
-class UnweightedSelection(SelectOnce):
-    """Selection by norm without weights: what is kept counts alike, so hard samples count more. Biased."""
+class TemperedSelection(PowerSelection):
+    """Selection whose weights are brought nearer to each other: less variance, and hard samples count more. Biased.
+
+    Attributes:
+        exponent: of the weights; 1 leaves them, 0 makes them all N / K.
+    """
+
+    exponent: float = 0.0
 
     def weight(self, emit: Emitter, weight: fx.Node) -> fx.Node:
-        """[K] equal weights, N / K."""
-        return emit(aten.add.Tensor, emit(aten.mul.Tensor, weight, 0.0), float(self.bits))
+        """[K] weights."""
+        relative = emit(aten.mul.Tensor, weight, 1 / self.bits)
+        return emit(aten.mul.Tensor, emit(aten.pow.Tensor_Scalar, relative, self.exponent), float(self.bits))
 
 
 @dataclass(frozen=True)

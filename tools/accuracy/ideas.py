@@ -22,8 +22,8 @@ from tools.accuracy.idea_passes import (
     NoSCQ,
     PowerSelection,
     SplitSCQ,
+    TemperedSelection,
     UnprojectedSelection,
-    UnweightedSelection,
     WeightedProjection,
 )
 
@@ -46,7 +46,10 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     "once-4-root": (Change(PowerSelection, {"power": 0.5}),),
     "once-4-square": (Change(PowerSelection, {"power": 2.0}),),
     "once-4-defensive": (Change(DefensiveSelection, {"uniform": 0.5}),),
-    "once-4-unweighted": (Change(UnweightedSelection),),
+    "once-4-unweighted": (Change(TemperedSelection),),
+    "once-4-half-weighted": (Change(TemperedSelection, {"exponent": 0.5}),),
+    "once-4-square-unweighted": (Change(TemperedSelection, {"power": 2.0}),),
+    "once-4-square-half-weighted": (Change(TemperedSelection, {"power": 2.0, "exponent": 0.5}),),
     "once-4-clipped-weights": (Change(ClippedSelection, {"largest": 2.0}),),
     "once-4-weighted-projection": (Change(WeightedProjection),),
     "once-4-unprojected": (Change(UnprojectedSelection),),
@@ -66,12 +69,20 @@ CHANGES: dict[str, tuple[Change, ...]] = {
         Change(SelectOnce, {"bits": 3}),
         Change(SplitSCQ, {"bits": 1, "grid": "minmax", "weight_bits": 5}),
     ),
+    "once-4-eighth": (Change(SelectOnce, {"bits": 8}),),
+    "once-4-three-eighths": (Change(SelectOnce, {"bits": 8 / 3}),),
     "once-3": (Change(SelectOnce, {"bits": 3}), Change(InsertSCQ, {"bits": 3})),
     "once-6": (Change(SelectOnce, {"bits": 6}), Change(InsertSCQ, {"bits": 6})),
 }
-"""What differs from ``once-4``, by row."""
+"""What differs from ``once-4``, by row.
+
+All cost the same but three: ``once-4-eighth`` and ``once-4-three-eighths`` are half and one and a half of it, for
+schedules, and ``once-4-fp32`` tells what quantization costs.
+"""
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
+    "eighth-first": ("once-4-eighth", "once-4-three-eighths"),
+    "eighth-last": ("once-4-three-eighths", "once-4-eighth"),
     "once-8-4-2": ("once-8", "once-4", "once-2"),
     "once-2-4-8": ("once-2", "once-4", "once-8"),
     "once-4-sampled-4": ("once-4", "once-4", "sampled-4"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fqt_deploy.core.diagnostics import FqtError
+from tools.accuracy.ideas_table import ideas_table
 from tools.accuracy.job import Record, read_records
 from tools.accuracy.race_tables import time_table
 from tools.accuracy.tables import TABLES, same_setting
@@ -115,11 +116,15 @@ def _render(block: Block, plots: bool) -> list[str]:
         return TABLES[block.kind](block.records())
     if block.kind in THEORY_TABLES:
         return THEORY_TABLES[block.kind](block.lines("theory", block.filters))
+    if block.kind == "ideas":
+        return ideas_table(block.records())
     if block.kind == "time":
         races = block.lines("race", {"network": block.filters["network"]})
         return time_table(block.records(), races)
     if block.kind not in _PLOTS:
-        raise block.fail("there is no such table or plot", f"there are {[*TABLES, *THEORY_TABLES, 'time', *_PLOTS]}")
+        raise block.fail(
+            "there is no such table or plot", f"there are {[*TABLES, *THEORY_TABLES, 'ideas', 'time', *_PLOTS]}"
+        )
     if plots:
         _PLOTS[block.kind](block)
     return [f"![{block.kind}]({block.keys['file']})"]

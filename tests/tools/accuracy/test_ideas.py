@@ -6,6 +6,8 @@ import torch
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.settings import options_of
 from tools.accuracy.ideas import CHANGES, changed_passes
+from tools.accuracy.ideas_table import ideas_table
+from tools.accuracy.job import Job, Record
 from tools.accuracy.networks import NETWORKS, model_source
 from tools.accuracy.rows import ROWS
 from tools.accuracy.scheduled_session import ScheduledSession
@@ -79,3 +81,18 @@ def test_a_schedule_gives_each_session_its_share_of_the_steps():
     assert [count for _, count, _ in steps] == list(range(7))
     assert [rate for _, _, rate in steps] == list(range(7))
     assert session.seed == 3
+
+
+def test_ideas_are_compared_on_the_seeds_that_both_ran():
+    def record(row, seed, val):
+        job = Job("data", "vgg6", "transfer", row, "adam", 1e-3, 10, 8, None, seed)
+        return Record(job, "revision", val=[(10, val)], test=val)
+
+    records = [record("once-4", 100, 0.70), record("once-4", 101, 0.74)]
+    records += [record("once-3", 101, 0.75), record("a-row-of-the-past", 100, 0.60)]
+    table = ideas_table(records)[2:]
+    assert table == [
+        "| once-3 | adam | 101 | 75.0 | 75.0 | +1.0 |",
+        "| once-4 | adam | 100, 101 | 72.0 ± 2.0 | 72.0 ± 2.0 |  |",
+        "| a-row-of-the-past | adam | 100 | 60.0 | 60.0 | -10.0 |",
+    ]
