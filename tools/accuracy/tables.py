@@ -39,19 +39,16 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def accuracy_table(records: list[Record]) -> list[str]:
-    """Accuracy of each row, beside ``none`` and ``psq-1`` with the same optimizer."""
+    """Accuracy of each row, beside ``none`` and ``psq-1`` with the same optimizer on the seeds that both have."""
     groups = by_row(reported(records))
-    means = {key: mean_and_error([_test(r) for r in runs]) for key, runs in groups.items()}
     lines = [
         "| recipe | optimizer | learning rate | seeds | validation % | test % | beside none | beside psq-1 |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (row, optimizer), runs in groups.items():
-        mean, error = means[row, optimizer]
-        beside = [means.get((other, optimizer)) for other in ("none", "psq-1")]
+        mean, error = mean_and_error([_test(run) for run in runs])
         differences = [
-            "" if base is None or other == row else f"{100 * (mean - base[0]):+.1f}"
-            for other, base in zip(("none", "psq-1"), beside, strict=True)
+            "" if other == row else _difference(runs, groups.get((other, optimizer), [])) for other in ("none", "psq-1")
         ]
         cells = [
             row,
@@ -94,6 +91,13 @@ def run_table(records: list[Record]) -> list[str]:
         cells += [f"{100 * record.final_val:.1f}", f"{100 * _test(record):.1f}", f"`{record.weights}`"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _difference(runs: list[Record], others: list[Record]) -> str:
+    """Mean difference of test accuracies in points, over the seeds of both."""
+    tests, base = ({run.job.seed: _test(run) for run in group} for group in (runs, others))
+    common = tests.keys() & base.keys()
+    return f"{100 * fmean(tests[seed] - base[seed] for seed in common):+.1f}" if common else ""
 
 
 def _test(record: Record) -> float:
