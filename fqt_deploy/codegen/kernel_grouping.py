@@ -282,8 +282,8 @@ def _window(node: fx.Node) -> int:
 
 
 _TEXTUAL_READS = {
-    aten.gelu.default: 24, aten.gelu_backward.default: 40, aten.erf.default: 24, aten.pow.Tensor_Scalar: 3,
-    aten.sign.default: 2,
+    aten.exp.default: 16, aten.sigmoid.default: 24, aten.tanh.default: 24, aten.erf.default: 24,
+    aten.gelu.default: 24, aten.gelu_backward.default: 40, aten.pow.Tensor_Scalar: 3, aten.sign.default: 2,
 }  # fmt: skip
 
 

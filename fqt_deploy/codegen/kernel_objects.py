@@ -38,7 +38,7 @@ def split_kernels(kernels: Kernels) -> list[Kernels]:
 
 @contextmanager
 def compiling(batches: Sequence[Kernels], target: tvm.target.Target, folder: Path) -> Iterator[list[Future[Path]]]:
-    """Start to compile ``batches``, in the background of the block; what is not begun when it fails never is.
+    """Start to compile ``batches``, in the background of the block; when that fails, they end at once.
 
     Args:
         batches: from ``split_kernels``.
@@ -52,6 +52,7 @@ def compiling(batches: Sequence[Kernels], target: tvm.target.Target, folder: Pat
         yield []
         return
     workers = min(len(os.sched_getaffinity(0)), len(batches))
+    others = set(multiprocessing.active_children())
     _inherited.append((batches, target, folder))
     try:
         context = multiprocessing.get_context("fork")
@@ -60,6 +61,8 @@ def compiling(batches: Sequence[Kernels], target: tvm.target.Target, folder: Pat
                 yield [pool.submit(_compile_batch, i) for i in range(len(batches))]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for process in set(multiprocessing.active_children()) - others:
+                    process.terminate()
                 raise
     finally:
         _inherited.pop()

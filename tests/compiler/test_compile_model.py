@@ -125,7 +125,7 @@ class Unusual(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(1, 16, 2), nn.BatchNorm2d(16), nn.ELU())
         self.body = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.GroupNorm(4, 32), nn.Softplus())
-        self.pool = nn.Sequential(nn.AdaptiveMaxPool2d(4), nn.AdaptiveAvgPool2d(2))
+        self.pool = nn.Sequential(nn.AdaptiveMaxPool2d(4), nn.Conv2d(32, 32, 1), nn.AdaptiveAvgPool2d(2))
         self.attention, self.head = nn.MultiheadAttention(32, 4, batch_first=True), nn.Linear(32, 10)
         self.stem.requires_grad_(False)
 
