@@ -95,10 +95,10 @@ class PassVerifier:
             return
         errors = {}
         eager = _eager(source)
-        whole = math.hypot(*(float(g.double().norm()) for name, g in eager.items() if name.startswith("grad/")))
+        whole = math.hypot(*(_norm(g) for name, g in eager.items() if name.startswith("grad/")))
         for name, expected in eager.items():
             floor = VANISHING * whole if name.startswith("grad/") else 0.0
-            error = _relative(self._outputs[name], expected, max(float(expected.double().norm()), floor))
+            error = _relative(self._outputs[name], expected, max(_norm(expected), floor))
             errors[name] = error, error <= TOLERANCE
         where = max(errors, key=lambda key: errors[key][0])
         ok = all(good for _, good in errors.values())
@@ -150,7 +150,7 @@ def _compare(
     for i, (a, b) in enumerate(zip(_tensors(new), _tensors(old), strict=True)):
         key = name if isinstance(new, Tensor) else f"{name}[{i}]"
         if b.dtype.is_floating_point:
-            error = _relative(a, b, max(float(b.double().norm()), _cancellation_floor(node, values, i)))
+            error = _relative(a, b, max(_norm(b), _cancellation_floor(node, values, i)))
             errors[key] = error, error <= (UPDATE_TOLERANCE if _is_adams_parameter(node, i) else TOLERANCE)
         else:
             error = float((a != b).double().mean()) if a.numel() else 0.0
@@ -172,20 +172,25 @@ def _tensors(value: Any) -> list[Tensor]:
 def _relative(actual: Tensor, expected: Tensor, scale: float) -> float:
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return float("inf")
-    error = float((actual.double() - expected.double()).norm())
+    error = float((actual.double() - expected.double()).masked_fill(actual == expected, 0.0).norm())
     return error / scale if scale else error
+
+
+def _norm(x: Tensor) -> float:
+    """Of what is finite: masks of attention are infinite."""
+    return float(x.double().masked_fill(~x.isfinite(), 0.0).norm())
 
 
 def _cancellation_floor(node: fx.Node, values: dict[fx.Node, Any], position: int) -> float:
     """Norm that a sum would have if its terms had random signs; sums that cancel to less are rounding noise."""
     if node.target is torch.ops.fqt.batch_norm_backward.default and position > 0:  # gradients of weight and bias
-        return float(values[node.all_input_nodes[0]].double().norm())
+        return _norm(values[node.all_input_nodes[0]])
     while node.target is torch.ops.aten.view.default:
         node = node.all_input_nodes[0]
     if node.target not in REDUCTIONS:
         return 0.0
     operands = [values[operand] for operand in node.all_input_nodes]
-    return max((float(o.double().norm()) for o in operands if isinstance(o, Tensor)), default=0.0)
+    return max((_norm(o) for o in operands if isinstance(o, Tensor)), default=0.0)
 
 
 def _eager(source: ModelSource) -> dict[str, Tensor]:
