@@ -35,13 +35,16 @@ def fake(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compute(x: te.Tensor) -> tuple[te.Tensor, te.Tensor]:
-    """Sums of ``x - shift`` and its square, ``shift`` being the first row: no cancellation when the mean is large."""
+    """Sums of ``x - shift`` and its square: no cancellation when the mean is large beside the deviation.
+
+    ``shift`` is the row in the middle. The first one is a corner, where a padded convolution gives other numbers.
+    """
     *leading, channels = (int(d) for d in x.shape)
     count = 1
     for extent in leading:
         count *= extent
-    origin = [0] * len(leading)
-    shift = te.compute((channels,), lambda c: x[(*origin, c)], name="channel_moments_shift")
+    middle = [extent // 2 for extent in leading]
+    shift = te.compute((channels,), lambda c: x[(*middle, c)], name="channel_moments_shift")
     first, second = pair_sum(
         leading,
         channels,
