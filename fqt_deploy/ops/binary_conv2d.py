@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from onnx import AttributeProto
 from torch import Tensor
 from tvm import te, tirx
@@ -26,6 +25,7 @@ from fqt_deploy.ops.packed_words import (
     unpack_last_axis,
     word_count,
 )
+from fqt_deploy.ops.plain_convolution import plain_convolution
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 
@@ -55,7 +55,7 @@ def reference(
     x = 2 * unpack_last_axis(x_bits, in_channels) - 1
     w = signs_of_weight(w_bits, in_channels, out_channels, kernel)
     # sums of fewer than 2^24 signs are exact in float32
-    z = F.conv2d(x.permute(0, 3, 1, 2).float(), w.float(), stride=stride, padding=padding)
+    z = plain_convolution(x.permute(0, 3, 1, 2).float(), w.float(), stride, padding)
     return z.permute(0, 2, 3, 1).contiguous().to(result_dtype(in_channels, kernel))
 
 

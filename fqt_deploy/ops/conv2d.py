@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tvm import te, tirx
 
 from fqt_deploy.ops.convolution_shape import input_position, output_extents
 from fqt_deploy.ops.onnx_body import Attributes, Body, OnnxFunction, ints
+from fqt_deploy.ops.plain_convolution import plain_convolution
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 CONVOLUTION_SAMPLES = (
@@ -39,7 +39,7 @@ def reference(x: Tensor, w: Tensor, stride: list[int], padding: list[int]) -> Te
     Returns:
         [N, OH, OW, O] float32.
     """
-    y = F.conv2d(x.permute(0, 3, 1, 2), w, stride=stride, padding=padding)
+    y = plain_convolution(x.permute(0, 3, 1, 2), w, stride, padding)
     return y.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
 
 

@@ -5,7 +5,7 @@ The other side of each equation is PyTorch's convolution, and its autograd, in d
 
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
@@ -80,6 +80,7 @@ class Layer:
 
 
 @given(layers(), st.integers(0, 2**31))
+@example((3, 1, 8, [1, 3], [3, 2], [1, 2], [2, 0]), 0)  # oneDNN gets this one wrong in float32
 @quick
 def test_forward(case, seed):
     layer = Layer(case, seed)
