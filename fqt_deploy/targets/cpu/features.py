@@ -42,6 +42,9 @@ _EXTENSIONS: dict[str, dict[str, str]] = {
         "avx512bf16": "avx512_bf16",
         "avx512fp16": "avx512_fp16",
         "avx512vp2intersect": "avx512_vp2intersect",
+        "amx-tile": "amx_tile",
+        "amx-int8": "amx_int8",
+        "amx-bf16": "amx_bf16",
     },
     "aarch64": {
         "lse": "atomics",
@@ -69,6 +72,7 @@ class CpuFeatures:
         has_vnni: 8-bit dot product into 32-bit lanes (AVX-512 VNNI).
         has_vbmi: byte permutation across a register (AVX-512 VBMI).
         has_bitalg: popcount of every byte (AVX-512 BITALG).
+        has_amx: tile registers and products of bytes in them (AMX-INT8).
         is_x86: whether x86 intrinsics may be used at all.
         requires: extensions without which the code does not run, as /proc/cpuinfo names them.
     """
@@ -80,6 +84,7 @@ class CpuFeatures:
     has_vnni: bool
     has_vbmi: bool
     has_bitalg: bool
+    has_amx: bool
     is_x86: bool
     requires: tuple[str, ...]
 
@@ -134,6 +139,7 @@ def cpu_features(mcpu: str, toolchain: Toolchain) -> CpuFeatures:
         has_vnni="avx512vnni" in has,
         has_vbmi="avx512vbmi" in has,
         has_bitalg="avx512bitalg" in has,
+        has_amx="amx-int8" in has,
         is_x86=toolchain.arch == "x86_64",
         requires=tuple(extensions[name] for name in has),
     )

@@ -8,6 +8,9 @@ from typing import ClassVar
 from tvm import tirx
 
 from fqt_deploy.targets.base import ScheduleRule, Target
+from fqt_deploy.targets.cpu.amx_binary_conv2d import AmxBinaryConv2dRule
+from fqt_deploy.targets.cpu.amx_input_grad import AmxInputGradRule
+from fqt_deploy.targets.cpu.amx_weight_grad import AmxWeightGradRule
 from fqt_deploy.targets.cpu.binary_conv2d import BinaryConv2dRule
 from fqt_deploy.targets.cpu.bitplane_conv2d_input_grad import BitplaneConv2dInputGradRule
 from fqt_deploy.targets.cpu.bitplane_weight_grad import BitplaneWeightGradRule
@@ -30,9 +33,12 @@ from fqt_deploy.targets.toolchain import TOOLCHAINS, Toolchain, native_toolchain
 
 RULES: tuple[ScheduleRule, ...] = (
     # 1-bit products
+    AmxBinaryConv2dRule(),
     BinaryConv2dRule(),
+    AmxInputGradRule(),
     TableInputGradRule(),
     BitplaneConv2dInputGradRule(),
+    AmxWeightGradRule(),
     TableWeightGradRule(),
     BitplaneWeightGradRule(),
     # packing

@@ -1,0 +1,198 @@
+"""Products of bytes in Intel's tile registers (AMX), and the bytes that bits become for them.
+
+A tile holds 16 rows of 64 bytes. One instruction adds the product of a tile of rows [16, 64 bytes] and a tile of columns
+[16 x 4 bytes, 16] to a tile of sums [16, 16] int32: 16,384 multiply-accumulates, eight times as many as xor and popcount
+do in that time. Codes of up to 8 bits cost no more than single bits, and a padded position is a byte of zero.
+
+Registers 0 to 3 are sums, of two tiles of rows with two of columns, or one with four; 4 and 5 are rows, 6 and 7
+columns.
+
+Bits become bytes four at a time: four bits of a word choose one of sixteen 32-bit lanes of a table. A row of 64 bytes is
+made of two words and holds the first four bits of one, the first four of the other, the next four of the first, and so
+on; columns are made in the same order, which is all that a sum over them needs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+TILE_ROWS = 16
+TILE_LANES = 16
+"""32-bit lanes in a row: four bytes of a product's rows, one of its sums."""
+TILE_DEPTH = 64
+"""Bytes in a row: how many products one instruction adds up for each sum."""
+TILE = TILE_ROWS * TILE_LANES
+"""32-bit lanes in a tile."""
+MAXIMUM_BITS = 8
+"""A code is a byte."""
+SIGNED_ROWS, UNSIGNED_ROWS = "tdpbssd", "tdpbusd"
+"""Instructions that multiply rows of signed or unsigned bytes with columns of signed bytes."""
+_LOW_BITS = 0x01010101
+_SYSCALL_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
+
+
+def request_tiles() -> Any:
+    """Ask Linux for the tile registers, which a process gets on request only; asking again costs next to nothing."""
+    arguments = (_SYSCALL_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA)
+    return T.call_extern("int64", "syscall", *(tirx.const(a, "int64") for a in arguments))
+
+
+def _tile(name: str, *operands: Any) -> Any:
+    registers = [tirx.const(o, "int8") if isinstance(o, int) else o for o in operands]
+    return T.call_llvm_intrin(T.llvm_lookup_intrinsic_id(f"llvm.x86.{name}"), *registers, dtype="int32")
+
+
+def load_tile(register: int, address: Any, row_bytes: Any) -> Any:
+    """Rows from ``address`` on, ``row_bytes`` apart."""
+    return _tile("tileloadd64", register, address, T.cast(row_bytes, "int64"))
+
+
+@T.macro
+def configure_tiles(rows: Any) -> None:
+    """Shape all registers of this thread: ``rows`` rows in tiles of rows and of sums, 16 in tiles of columns."""
+    shapes = T.alloc_buffer((64,), "int8")
+    for i in T.serial(64):
+        shapes[i] = T.int8(0)
+    shapes[0] = T.int8(1)
+    for i in T.unroll(8):
+        shapes[16 + 2 * i] = T.int8(TILE_DEPTH)
+    for i in T.unroll(6):
+        shapes[48 + i] = T.cast(rows, "int8")
+    for i in T.unroll(2):
+        shapes[54 + i] = T.int8(TILE_ROWS)
+    T.evaluate(_tile("ldtilecfg", T.address_of(shapes[0])))
+
+
+def release_tiles() -> Any:
+    """Leave the registers empty: the thread's state is small again when the system saves it."""
+    return _tile("tilerelease")
+
+
+@T.macro
+def clear_sums() -> None:
+    """All four tiles of sums zero."""
+    T.evaluate(_tile("tilezero", 0))
+    T.evaluate(_tile("tilezero", 1))
+    T.evaluate(_tile("tilezero", 2))
+    T.evaluate(_tile("tilezero", 3))
+
+
+@T.macro
+def load_sums(buffer: Any, at: Any) -> None:
+    """Four tiles of sums from consecutive lanes of ``buffer``."""
+    T.evaluate(load_tile(0, T.address_of(buffer[at]), TILE_DEPTH))
+    T.evaluate(load_tile(1, T.address_of(buffer[at + TILE]), TILE_DEPTH))
+    T.evaluate(load_tile(2, T.address_of(buffer[at + 2 * TILE]), TILE_DEPTH))
+    T.evaluate(load_tile(3, T.address_of(buffer[at + 3 * TILE]), TILE_DEPTH))
+
+
+@T.macro
+def store_sums(buffer: Any, at: Any) -> None:
+    """Four tiles of sums to consecutive lanes of ``buffer``."""
+    T.evaluate(_tile("tilestored64", 0, T.address_of(buffer[at]), T.int64(TILE_DEPTH)))
+    T.evaluate(_tile("tilestored64", 1, T.address_of(buffer[at + TILE]), T.int64(TILE_DEPTH)))
+    T.evaluate(_tile("tilestored64", 2, T.address_of(buffer[at + 2 * TILE]), T.int64(TILE_DEPTH)))
+    T.evaluate(_tile("tilestored64", 3, T.address_of(buffer[at + 3 * TILE]), T.int64(TILE_DEPTH)))
+
+
+@T.macro
+def multiply_two_by_two(
+    rows: Any, first: Any, second: Any, row_bytes: Any, columns: Any, at: Any, instruction: Any
+) -> None:
+    """Add two tiles of rows times two tiles of columns to the sums; each load is between products that do not need it.
+
+    Args:
+        rows: buffer of the rows.
+        first: where in it the first tile begins.
+        second: where the second does.
+        row_bytes: distance of rows.
+        columns: buffer of two consecutive tiles of columns.
+        at: where they begin.
+        instruction: ``SIGNED_ROWS`` or ``UNSIGNED_ROWS``.
+    """
+    T.evaluate(load_tile(6, T.address_of(columns[at]), TILE_DEPTH))
+    T.evaluate(load_tile(4, T.address_of(rows[first]), row_bytes))
+    T.evaluate(_tile(instruction, 0, 4, 6))
+    T.evaluate(load_tile(7, T.address_of(columns[at + TILE]), TILE_DEPTH))
+    T.evaluate(_tile(instruction, 1, 4, 7))
+    T.evaluate(load_tile(5, T.address_of(rows[second]), row_bytes))
+    T.evaluate(_tile(instruction, 2, 5, 6))
+    T.evaluate(_tile(instruction, 3, 5, 7))
+
+
+@T.macro
+def multiply_one_by_four(rows: Any, first: Any, row_bytes: Any, columns: Any, at: Any, instruction: Any) -> None:
+    """Likewise one tile of rows times four tiles of columns."""
+    T.evaluate(load_tile(4, T.address_of(rows[first]), row_bytes))
+    T.evaluate(load_tile(6, T.address_of(columns[at]), TILE_DEPTH))
+    T.evaluate(_tile(instruction, 0, 4, 6))
+    T.evaluate(load_tile(7, T.address_of(columns[at + TILE]), TILE_DEPTH))
+    T.evaluate(_tile(instruction, 1, 4, 7))
+    T.evaluate(load_tile(6, T.address_of(columns[at + 2 * TILE]), TILE_DEPTH))
+    T.evaluate(_tile(instruction, 2, 4, 6))
+    T.evaluate(load_tile(7, T.address_of(columns[at + 3 * TILE]), TILE_DEPTH))
+    T.evaluate(_tile(instruction, 3, 4, 7))
+
+
+def _lanes() -> Any:
+    return tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), TILE_LANES)
+
+
+def _splat(value: int) -> Any:
+    return tirx.Broadcast(tirx.const(value, "int32"), TILE_LANES)
+
+
+def bits_table(plane: int = 0) -> Any:
+    """Lane ``e``: the four bits of ``e`` as four bytes, 0 or ``2 ** plane``."""
+    bits = (_lanes() * _splat(0x00204081)) & _splat(_LOW_BITS)
+    return bits << _splat(plane) if plane else bits
+
+
+def signs_table() -> Any:
+    """Lane ``e``: the four bits of ``e`` as four bytes, -1 or 1."""
+    byte = T.reinterpret(bits_table(), dtype="int8x64")
+    ones = tirx.Broadcast(tirx.const(1, "int8"), TILE_DEPTH)
+    return T.reinterpret(byte + byte - ones, dtype="int32x16")
+
+
+def look_up(table: Any, indices: Any) -> Any:
+    """The lanes of ``table`` that the low four bits of each lane of ``indices`` name."""
+    name = T.llvm_lookup_intrinsic_id("llvm.x86.avx512.permvar.si.512")
+    return T.call_llvm_pure_intrin(name, table, indices, dtype="int32x16")
+
+
+def neighbours(low: Any, high: Any | None) -> Any:
+    """Two words as one of 64 bits; the second may be missing."""
+    wide = [T.cast(T.reinterpret(word, dtype="uint32"), "int64") for word in (low, high) if word is not None]
+    return wide[0] if high is None else wide[0] | (wide[1] << T.int64(32))
+
+
+def row_indices(pair: Any) -> Any:
+    """Of two words, an int64, the four bits of each lane of a row, lowest."""
+    both = T.reinterpret(tirx.Broadcast(pair, 8), dtype="int32x16")
+    return both >> ((_lanes() >> _splat(1)) << _splat(2))
+
+
+def column_indices(words: Any, lane: Any) -> Any:
+    """Of sixteen words, one for each column, the bits of row ``2 * lane`` or ``2 * lane + 1`` of a tile of columns."""
+    return words >> tirx.Broadcast(4 * lane, TILE_LANES)
+
+
+@T.macro
+def expand_columns(columns: Any, at: Any, table: Any, low: Any, high: Any) -> None:
+    """A tile of sixteen columns, in ``columns`` from ``at`` on, of two words of each, int32x16."""
+    for lane in T.unroll(8):
+        columns[T.ramp(at + 2 * lane * TILE_LANES, 1, TILE_LANES)] = look_up(table, column_indices(low, lane))
+        columns[T.ramp(at + (2 * lane + 1) * TILE_LANES, 1, TILE_LANES)] = look_up(table, column_indices(high, lane))
+
+
+def row_of_codes(planes: list[Any]) -> Any:
+    """A row of unsigned codes from two words, an int64, of each bit-plane, lowest first."""
+    total: Any = None
+    for number, pair in enumerate(planes):
+        plane = look_up(bits_table(number), row_indices(pair))
+        total = plane if total is None else total | plane
+    return total
