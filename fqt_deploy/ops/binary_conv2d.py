@@ -134,7 +134,7 @@ def cost(
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Padding, stride, partial words and panels, batch of one, a linear layer, a kernel wider than the image."""
+    """Padding, stride, partial words and panels, batch of one, a linear layer, a wide kernel, what fills AMX tiles."""
     g = torch.Generator().manual_seed(0)
     cases = (
         (2, 6, 5, 64, 32, [3, 3], [1, 1], [1, 1]),
@@ -143,6 +143,10 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         (1, 1, 9, 70, 10, [1, 1], [1, 1], [0, 0]),
         (2, 2, 2, 32, 16, [3, 3], [1, 1], [1, 1]),
         (2, 9, 8, 40, 20, [5, 3], [1, 2], [2, 1]),
+        # tiles of sixteen positions of a row, of a product of matrices, of sixteen samples
+        (2, 3, 16, 64, 32, [3, 3], [1, 1], [1, 1]),
+        (3, 1, 24, 128, 64, [1, 1], [1, 1], [0, 0]),
+        (16, 3, 3, 64, 64, [3, 3], [2, 2], [1, 1]),
     )
     for n, h, w, i, o, kernel, stride, padding in cases:
         x = pack_last_axis(torch.randn(n, h, w, i, generator=g) > 0)

@@ -86,10 +86,11 @@ def cost(planes: Tensor, positions: Tensor, in_channels: int, kernel: list[int])
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Full and partial panels, one word, one channel."""
+    """Full and partial panels, one word, one channel, two tiles of channels."""
     g = torch.Generator().manual_seed(0)
     cases = (
         (8, 4, 16, 32, [3, 3]), (5, 2, 7, 33, [4, 1]), (1, 1, 1, 5, [1, 1]), (20, 8, 24, 16, [1, 1]),
+        (19, 4, 32, 48, [3, 3]),
     )  # fmt: skip
     for words, bits, kept, channels, kernel in cases:
         taps = kernel[0] * kernel[1]

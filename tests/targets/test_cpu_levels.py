@@ -1,6 +1,7 @@
 """Every processor level that this machine can run computes the same bits."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ import fqt_deploy.ops.registry
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.ops.aten_pointwise import tvm_dtype
 from fqt_deploy.ops.spec import OPS
+from fqt_deploy.runtime import processor
 from fqt_deploy.targets.cpu.features import host_cpu
 from fqt_deploy.targets.registry import make_target
 
-LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "znver4")
+LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "znver4", "sapphirerapids")
 ONE_BIT = (
     "pack_signs", "pack_weight", "transpose_packed_weight", "pack_positions", "quantize_pack_samples",
     "quantize_pack_channels", "binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad", "tap_sums",
@@ -91,6 +93,28 @@ def test_what_cannot_run_here_is_refused():
     with pytest.raises(FqtError, match="FQT401"):
         make_target("tpu")
     assert make_target("cpu").features.mcpu == host_cpu()
+
+
+def test_extensions_that_the_system_hides_are_not_used(monkeypatch, tmp_path):
+    """As in a virtual machine: LLVM goes by the model of the processor, which then promises too much."""
+    offered = [line for line in processor.CPUINFO.read_text().splitlines() if line.startswith("flags")]
+    if not offered or not make_target("cpu").features.has_vpopcnt:
+        pytest.skip("this machine has nothing to hide")
+    (tmp_path / "cpuinfo").write_text(re.sub(r" (amx_|avx512)\w+", "", offered[0]))
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    target = make_target("cpu")
+    assert target.features.vector_bits == 256
+    assert not any(name.startswith(("amx", "avx512")) for name in target.features.requires)
+    assert "-avx512f" in target.tvm_target.attrs["mattr"]
+    with pytest.raises(FqtError, match=r"FQT402: this machine .* cannot run code for x86-64-v4: it lacks avx512f"):
+        make_target("cpu", "x86-64-v4")
+
+
+def test_a_system_that_refuses_tile_registers_has_none(monkeypatch):
+    if "amx_tile" not in make_target("cpu").features.requires:
+        pytest.skip("this machine has none")
+    monkeypatch.setattr(processor, "_grants_tiles", lambda: False)
+    assert not make_target("cpu").features.has_amx
 
 
 def test_flags_of_higher_levels_include_those_of_lower_ones():

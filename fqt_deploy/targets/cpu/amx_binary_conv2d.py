@@ -44,6 +44,7 @@ class AmxBinaryConv2dRule:
                 instruction=SIGNED_ROWS,
                 operand=operand,
                 row=signs,
+                result=tuple(int(d) for d in result.shape),
                 dtype=str(result.dtype),
             )
         )

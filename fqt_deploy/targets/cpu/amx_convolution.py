@@ -1,9 +1,9 @@
-"""Convolution in tile registers: an image of bytes in the cache, sixteen rows of it at a time, times expanded weights."""
+"""Convolution in tile registers: an image of bytes in the cache, sixteen rows at a time, times expanded weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
@@ -34,7 +34,9 @@ JOBS = 8
 MINIMUM_ROWS = 8
 """Emptier tiles are slower than popcounts."""
 POSITIONS = 1024
-"""Of one job, where there are so many: expanding the weights then costs little beside their use."""
+"""Of one job, where there are so many."""
+POSITIONS_TO_EXPAND = 256
+"""A job of so many positions expands the weights for itself, in its cache; smaller ones share what is expanded once."""
 TILES = 4
 """Of sums: two of rows by two of columns, or one by four."""
 
@@ -57,7 +59,9 @@ class TileConvolution:
         instruction: multiplies the operand's bytes.
         operand: shape of the packed operand, [N, H, W, ..., words].
         row: int32x16, a row of bytes: of the operand, sample, row, column, and pair of words.
+        result: shape of the result, [N, OH, OW, columns].
         dtype: of the result.
+        position: where sample, row and column are in operand and result, if not there.
     """
 
     samples: int
@@ -73,7 +77,9 @@ class TileConvolution:
     instruction: str
     operand: tuple[int, ...]
     row: Callable[[Any, Any, Any, Any, Any], Any]
+    result: tuple[int, ...]
     dtype: str
+    position: Callable[[Any, Any, Any], tuple[Any, Any, Any]] = lambda n, y, x: (n, y, x)
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,26 @@ def tile_convolution(c: TileConvolution) -> tirx.PrimFunc | None:
     """The kernel of operand, packed weight and result; None if tiles would be too empty."""
     if c.depth % TILE_DEPTH or c.columns % (2 * PANEL):
         return None
+    c = _flattened(c)
     plan = _along_row(c, TILE_ROWS) or _along_samples(c) or _along_row(c, MINIMUM_ROWS)
     return None if plan is None else _kernel(c, plan)
+
+
+def _flattened(c: TileConvolution) -> TileConvolution:
+    """A product of matrices as images of one row, of as many positions as fit the cache."""
+    height, width = c.output_hw
+    total = c.samples * height * width
+    fitting = [r for r in range(1, total + 1) if total % r == 0 and r * c.depth <= IMAGE_BYTES]
+    per_row = max((r for r in fitting if r % TILE_ROWS == 0), default=fitting[-1] if fitting else 0)
+    is_product = c.kernel == c.stride == c.spread == [1, 1] and c.source_hw == c.output_hw
+    if not is_product or not per_row:
+        return c
+
+    def position(n: Any, _: Any, x: Any) -> tuple[Any, Any, Any]:
+        flat = n * per_row + x
+        return flat // (height * width), flat // width % height, flat % width
+
+    return replace(c, samples=total // per_row, source_hw=[1, per_row], output_hw=[1, per_row], position=position)
 
 
 def _along_row(c: TileConvolution, least: int) -> _Plan | None:
@@ -119,15 +143,17 @@ def _along_row(c: TileConvolution, least: int) -> _Plan | None:
 def _along_samples(c: TileConvolution) -> _Plan | None:
     """Tiles of sixteen samples, over the whole image."""
     image_bytes = c.source_hw[0] * c.source_hw[1] * c.depth
-    if c.samples % TILE_ROWS or TILE_ROWS * image_bytes > IMAGE_BYTES:
+    # two tiles of rows for two of columns are fewer loads than one for four
+    groups = [g for g in (2 * TILE_ROWS, TILE_ROWS) if c.samples % g == 0 and g * image_bytes <= IMAGE_BYTES]
+    if not groups:
         return None
-    plan = _cut(c, along_samples=True, rows=TILE_ROWS, group=TILE_ROWS, band=c.output_hw[0], image_bytes=image_bytes)
+    plan = _cut(c, along_samples=True, rows=TILE_ROWS, group=groups[0], band=c.output_hw[0], image_bytes=image_bytes)
     # two tiles must be of one position
     return None if plan.row_tiles == 2 and plan.group % (2 * plan.rows) else plan
 
 
 def _cut(c: TileConvolution, *, along_samples: bool, rows: int, group: int, band: int, image_bytes: int) -> _Plan:
-    """As many samples in a job as make the weight worth expanding, and columns apart where there are few jobs."""
+    """As many samples in a job as make reading the weight worth it, and columns apart where there are few jobs."""
     positions = band * c.output_hw[1]
     while group * positions < POSITIONS and c.samples % (2 * group) == 0 and 2 * group * image_bytes <= IMAGE_BYTES:
         group *= 2
@@ -157,16 +183,17 @@ def _kernel(c: TileConvolution, plan: _Plan) -> tirx.PrimFunc:
     # the rows of a tile along samples would else meet in the same set of the first-level cache
     per_sample = image_height * image_width * lanes + (TILE_LANES if plan.along_samples else 0)
     taps, words, panels = c.kernel[0] * c.kernel[1], c.depth // WORD, TILES // plan.row_tiles
-    bands, block_jobs = c.output_hw[0] // plan.band, c.columns // (panels * PANEL * plan.blocks)
+    bands, all_blocks = c.output_hw[0] // plan.band, c.columns // (panels * PANEL)
+    block_jobs, block_lanes = all_blocks // plan.blocks, taps * pairs * panels * TILE
     jobs = c.samples // plan.group * bands * block_jobs
     per_row = c.output_hw[1] if plan.along_samples else c.output_hw[1] // plan.rows
     sample_tiles = plan.group // plan.rows if plan.along_samples else plan.group
     tiles = sample_tiles * plan.band * per_row
-    row_bytes = 4 * (per_sample if plan.along_samples else c.stride[1] * lanes)
+    row_bytes = 4 * per_sample if plan.along_samples else c.stride[1] * c.depth
 
-    def tap_of(kh: Any, kw: Any) -> Any:
-        tap = kh * c.kernel[1] + kw
-        return taps - 1 - tap if c.flipped else tap
+    def image_at(g: Any, h: Any, v: Any) -> Any:
+        """Where in the image a position begins."""
+        return g * per_sample + (h * image_width + v) * lanes
 
     def source(axis: int, position: Any, tap: Any) -> tuple[Any, Any]:
         """Whether a tap of a position of the result reads the operand along an axis, and where."""
@@ -194,42 +221,41 @@ def _kernel(c: TileConvolution, plan: _Plan) -> tirx.PrimFunc:
         h, v = y * c.stride[0] + kh, x * c.stride[1] + kw
         if plan.along_samples:
             h, v = source(0, y, kh)[1], source(1, x, kw)[1]
-        return g * per_sample + (h * image_width + v) * lanes
+        return image_at(g, h, v)
 
     @T.macro
     def expand_image(operand: Any, image: Any, sample: Any, first: Any) -> None:
         """Rows of bytes of a group of samples; those that do not exist are zero."""
         for g, h, v in T.grid(plan.group, image_height, image_width):
-            at: T.let = g * per_sample + (h * image_width + v) * lanes
+            at: T.let = image_at(g, h, v)
             if plan.along_samples:
                 for u in T.serial(pairs):
-                    image[T.ramp(at + u * TILE_LANES, 1, TILE_LANES)] = c.row(operand, sample + g, h, v, u)
+                    image[T.ramp(at + u * TILE_LANES, 1, TILE_LANES)] = c.row(operand, *c.position(sample + g, h, v), u)
             else:
                 if source(0, first, h)[0] and source(1, 0, v)[0]:
                     for u in T.serial(pairs):
                         image[T.ramp(at + u * TILE_LANES, 1, TILE_LANES)] = c.row(
-                            operand, sample + g, source(0, first, h)[1], source(1, 0, v)[1], u
+                            operand, *c.position(sample + g, source(0, first, h)[1], source(1, 0, v)[1]), u
                         )
                 else:
                     for u in T.serial(pairs):
                         image[T.ramp(at + u * TILE_LANES, 1, TILE_LANES)] = T.broadcast(0, TILE_LANES)
 
     @T.macro
-    def expand_weight(weight: Any, columns: Any, panel: Any) -> None:
-        """Tiles of columns of a block, in the order of their use."""
-        for kh, kw, u in T.grid(c.kernel[0], c.kernel[1], pairs):
-            for p in T.unroll(panels):
-                word: T.let = tap_of(kh, kw) * words + 2 * u
-                expand_columns(
-                    columns,
-                    (((kh * c.kernel[1] + kw) * pairs + u) * panels + p) * TILE,
-                    signs_table(),
-                    weight[panel + p, word, T.ramp(0, 1, PANEL)],
-                    weight[panel + p, word + 1, T.ramp(0, 1, PANEL)],
-                )
+    def expand_weight(weight: Any, columns: Any, begin: Any, block: Any, tap: Any) -> None:
+        """Tiles of columns of one tap, for one block; ``begin`` is where those of the block begin."""
+        for u, p in T.grid(pairs, panels):
+            word: T.let = (taps - 1 - tap if c.flipped else tap) * words + 2 * u
+            expand_columns(
+                columns,
+                begin + ((tap * pairs + u) * panels + p) * TILE,
+                signs_table(),
+                weight[block * panels + p, word, T.ramp(0, 1, PANEL)],
+                weight[block * panels + p, word + 1, T.ramp(0, 1, PANEL)],
+            )
 
     @T.macro
-    def multiply(image: Any, columns: Any, tile: Any, second: Any, kh: Any, kw: Any) -> None:
+    def multiply(image: Any, columns: Any, begin: Any, tile: Any, second: Any, kh: Any, kw: Any) -> None:
         """One tap of one or two tiles of rows."""
         for u in T.serial(pairs):
             if plan.row_tiles == 1:
@@ -238,7 +264,7 @@ def _kernel(c: TileConvolution, plan: _Plan) -> tirx.PrimFunc:
                     tile_begin(tile, kh, kw) + u * TILE_LANES,
                     row_bytes,
                     columns,
-                    ((kh * c.kernel[1] + kw) * pairs + u) * panels * TILE,
+                    begin + ((kh * c.kernel[1] + kw) * pairs + u) * panels * TILE,
                     c.instruction,
                 )
             else:
@@ -248,52 +274,83 @@ def _kernel(c: TileConvolution, plan: _Plan) -> tirx.PrimFunc:
                     tile_begin(second, kh, kw) + u * TILE_LANES,
                     row_bytes,
                     columns,
-                    ((kh * c.kernel[1] + kw) * pairs + u) * panels * TILE,
+                    begin + ((kh * c.kernel[1] + kw) * pairs + u) * panels * TILE,
                     c.instruction,
                 )
 
     @T.macro
-    def finish(result: Any, sums: Any, sample: Any, first: Any, tile: Any, number: Any, row: Any, panel: Any) -> None:
-        """One row of a tile, all panels, to its place in the result."""
-        for p in T.unroll(panels):
-            result[
-                sample + place(tile, row)[0],
-                first + place(tile, row)[1],
-                place(tile, row)[2],
-                T.ramp((panel + p) * PANEL, 1, PANEL),
-            ] = T.cast(sums[T.ramp((panels * number + p) * TILE + row * TILE_LANES, 1, TILE_LANES)], c.dtype + "x16")
+    def finish(result: Any, sums: Any, sample: Any, first: Any, tile: Any, number: Any, row: Any, block: Any) -> None:
+        """One row of a tile to its place in the result."""
+        g, y, x = place(tile, row)
+        n, h, v = c.position(sample + g, first + y, x)
+        result[n, h, v, T.ramp(block * panels * PANEL, 1, panels * PANEL)] = T.cast(
+            sums[T.ramp((number * TILE + row * TILE_LANES) * panels, 1, panels * TILE_LANES)],
+            f"{c.dtype}x{panels * PANEL}",
+        )
+
+    @T.macro
+    def multiply_block(
+        image: Any, columns: Any, begin: Any, sums: Any, result: Any, sample: Any, first: Any, block: Any
+    ) -> None:
+        """All tiles of rows of a job times one block of columns."""
+        for t in T.serial((tiles + plan.row_tiles - 1) // plan.row_tiles):
+            tile: T.let = t * plan.row_tiles
+            second: T.let = T.min(tile + 1, tiles - 1)
+            clear_sums()
+            for kh, kw in T.grid(c.kernel[0], c.kernel[1]):
+                if reads(tile, kh, kw):
+                    multiply(image, columns, begin, tile, second, kh, kw)
+            store_sums(sums, 0, panels)
+            for r in T.serial(plan.rows):
+                finish(result, sums, sample, first, tile, 0, r, block)
+                if plan.row_tiles == 2:
+                    finish(result, sums, sample, first, second, 1, r, block)
 
     @T.prim_func(s_tir=True)
-    def product(
+    def with_own_weights(
         operand: T.Buffer(c.operand, "int32"),
         weight: T.Buffer((c.columns // PANEL, taps * words, PANEL), "int32"),
-        result: T.Buffer((c.samples, c.output_hw[0], c.output_hw[1], c.columns), c.dtype),
+        result: T.Buffer(c.result, c.dtype),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         T.evaluate(request_tiles())
         for job in T.parallel(jobs):
             image = T.alloc_buffer((plan.group * per_sample,), "int32")
-            columns = T.alloc_buffer((taps * pairs * panels * TILE,), "int32")
+            columns = T.alloc_buffer((block_lanes,), "int32")
             sums = T.alloc_buffer((TILES * TILE,), "int32")
             sample: T.let = job // (bands * block_jobs) * plan.group
             first: T.let = job // block_jobs % bands * plan.band
             configure_tiles(plan.rows)
             expand_image(operand, image, sample, first)
             for b in T.serial(plan.blocks):
-                panel: T.let = (job % block_jobs * plan.blocks + b) * panels
-                expand_weight(weight, columns, panel)
-                for t in T.serial((tiles + plan.row_tiles - 1) // plan.row_tiles):
-                    tile: T.let = t * plan.row_tiles
-                    second: T.let = T.min(tile + 1, tiles - 1)
-                    clear_sums()
-                    for kh, kw in T.grid(c.kernel[0], c.kernel[1]):
-                        if reads(tile, kh, kw):
-                            multiply(image, columns, tile, second, kh, kw)
-                    store_sums(sums, 0)
-                    for r in T.serial(plan.rows):
-                        finish(result, sums, sample, first, tile, 0, r, panel)
-                        if plan.row_tiles == 2:
-                            finish(result, sums, sample, first, second, 1, r, panel)
+                block: T.let = job % block_jobs * plan.blocks + b
+                for tap in T.serial(taps):
+                    expand_weight(weight, columns, 0, block, tap)
+                multiply_block(image, columns, 0, sums, result, sample, first, block)
             T.evaluate(release_tiles())
 
-    return product
+    @T.prim_func(s_tir=True)
+    def with_shared_weights(
+        operand: T.Buffer(c.operand, "int32"),
+        weight: T.Buffer((c.columns // PANEL, taps * words, PANEL), "int32"),
+        result: T.Buffer(c.result, c.dtype),
+    ):
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        columns = T.alloc_buffer((all_blocks * block_lanes,), "int32")
+        T.evaluate(request_tiles())
+        for part in T.parallel(all_blocks * taps):
+            expand_weight(weight, columns, part // taps * block_lanes, part // taps, part % taps)
+        for job in T.parallel(jobs):
+            image = T.alloc_buffer((plan.group * per_sample,), "int32")
+            sums = T.alloc_buffer((TILES * TILE,), "int32")
+            sample: T.let = job // (bands * block_jobs) * plan.group
+            first: T.let = job // block_jobs % bands * plan.band
+            configure_tiles(plan.rows)
+            expand_image(operand, image, sample, first)
+            for b in T.serial(plan.blocks):
+                block: T.let = job % block_jobs * plan.blocks + b
+                multiply_block(image, columns, block * block_lanes, sums, result, sample, first, block)
+            T.evaluate(release_tiles())
+
+    own_weights = plan.group * plan.band * c.output_hw[1] >= POSITIONS_TO_EXPAND
+    return with_own_weights if own_weights else with_shared_weights

@@ -14,7 +14,7 @@ from fqt_deploy.targets.cpu.register_tile import arguments_of
 
 
 class AmxInputGradRule:
-    """Takes ``bitplane_conv2d_input_grad`` with multiples of 64 output and 32 input channels where tiles can be filled."""
+    """Takes ``bitplane_conv2d_input_grad`` with multiples of 64 output and 32 input channels, if tiles get full."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"bitplane_conv2d_input_grad"})
 
@@ -27,7 +27,9 @@ class AmxInputGradRule:
         _, _, channels, _, hw, kernel, stride, padding = arguments
 
         def codes(planes: Any, n: Any, y: Any, z: Any, pair: Any) -> Any:
-            return row_of_codes([neighbours(planes[n, y, z, p, 2 * pair], planes[n, y, z, p, 2 * pair + 1]) for p in range(bits)])
+            return row_of_codes(
+                [neighbours(planes[n, y, z, p, 2 * pair], planes[n, y, z, p, 2 * pair + 1]) for p in range(bits)]
+            )
 
         return tile_convolution(
             TileConvolution(
@@ -44,6 +46,7 @@ class AmxInputGradRule:
                 instruction=UNSIGNED_ROWS,
                 operand=(samples, oh, ow, bits, words),
                 row=codes,
+                result=(samples, *hw, channels),
                 dtype="int32",
             )
         )

@@ -1,15 +1,15 @@
 """Products of bytes in Intel's tile registers (AMX), and the bytes that bits become for them.
 
-A tile holds 16 rows of 64 bytes. One instruction adds the product of a tile of rows [16, 64 bytes] and a tile of columns
-[16 x 4 bytes, 16] to a tile of sums [16, 16] int32: 16,384 multiply-accumulates, eight times as many as xor and popcount
-do in that time. Codes of up to 8 bits cost no more than single bits, and a padded position is a byte of zero.
+A tile holds 16 rows of 64 bytes. One instruction adds the product of a tile of rows [16, 64 bytes] and a tile of
+columns [16 x 4 bytes, 16] to a tile of sums [16, 16] int32: 16,384 multiply-accumulates in 16 cycles, three times as
+many as xor and popcount do. Codes of up to 8 bits cost no more than single bits, and a padded position is a zero byte.
 
 Registers 0 to 3 are sums, of two tiles of rows with two of columns, or one with four; 4 and 5 are rows, 6 and 7
 columns.
 
-Bits become bytes four at a time: four bits of a word choose one of sixteen 32-bit lanes of a table. A row of 64 bytes is
-made of two words and holds the first four bits of one, the first four of the other, the next four of the first, and so
-on; columns are made in the same order, which is all that a sum over them needs.
+Bits become bytes four at a time: four bits of a word choose one of sixteen 32-bit lanes of a table. A row of 64 bytes
+is made of two words and holds the first four bits of one, the first four of the other, the next four of the first, and
+so on; columns are made in the same order, which is all that a sum over them needs.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ def load_tile(register: int, address: Any, row_bytes: Any) -> Any:
     return _tile("tileloadd64", register, address, T.cast(row_bytes, "int64"))
 
 
+def store_tile(register: int, address: Any, row_bytes: Any) -> Any:
+    """Rows to ``address`` and on, ``row_bytes`` apart."""
+    return _tile("tilestored64", register, address, T.cast(row_bytes, "int64"))
+
+
 @T.macro
 def configure_tiles(rows: Any) -> None:
     """Shape all registers of this thread: ``rows`` rows in tiles of rows and of sums, 16 in tiles of columns."""
@@ -80,22 +85,43 @@ def clear_sums() -> None:
     T.evaluate(_tile("tilezero", 3))
 
 
-@T.macro
-def load_sums(buffer: Any, at: Any) -> None:
-    """Four tiles of sums from consecutive lanes of ``buffer``."""
-    T.evaluate(load_tile(0, T.address_of(buffer[at]), TILE_DEPTH))
-    T.evaluate(load_tile(1, T.address_of(buffer[at + TILE]), TILE_DEPTH))
-    T.evaluate(load_tile(2, T.address_of(buffer[at + 2 * TILE]), TILE_DEPTH))
-    T.evaluate(load_tile(3, T.address_of(buffer[at + 3 * TILE]), TILE_DEPTH))
+def sums_offset(tile: Any, panels: int) -> Any:
+    """Where the sums of a tile begin among those of four: columns of a row of ``panels`` tiles are neighbours."""
+    return tile // panels * panels * TILE + tile % panels * TILE_LANES
 
 
 @T.macro
-def store_sums(buffer: Any, at: Any) -> None:
-    """Four tiles of sums to consecutive lanes of ``buffer``."""
-    T.evaluate(_tile("tilestored64", 0, T.address_of(buffer[at]), T.int64(TILE_DEPTH)))
-    T.evaluate(_tile("tilestored64", 1, T.address_of(buffer[at + TILE]), T.int64(TILE_DEPTH)))
-    T.evaluate(_tile("tilestored64", 2, T.address_of(buffer[at + 2 * TILE]), T.int64(TILE_DEPTH)))
-    T.evaluate(_tile("tilestored64", 3, T.address_of(buffer[at + 3 * TILE]), T.int64(TILE_DEPTH)))
+def load_sums(buffer: Any, at: Any, panels: Any) -> None:
+    """Four tiles of sums, rows of two or one tiles by ``panels`` of columns, from ``buffer``."""
+    T.evaluate(load_tile(0, T.address_of(buffer[at + sums_offset(0, panels)]), TILE_DEPTH * panels))
+    T.evaluate(load_tile(1, T.address_of(buffer[at + sums_offset(1, panels)]), TILE_DEPTH * panels))
+    T.evaluate(load_tile(2, T.address_of(buffer[at + sums_offset(2, panels)]), TILE_DEPTH * panels))
+    T.evaluate(load_tile(3, T.address_of(buffer[at + sums_offset(3, panels)]), TILE_DEPTH * panels))
+
+
+@T.macro
+def store_sums(buffer: Any, at: Any, panels: Any) -> None:
+    """Four tiles of sums, rows of two or one tiles by ``panels`` of columns, to ``buffer``."""
+    T.evaluate(
+        _tile(
+            "tilestored64", 0, T.address_of(buffer[at + sums_offset(0, panels)]), T.cast(TILE_DEPTH * panels, "int64")
+        )
+    )
+    T.evaluate(
+        _tile(
+            "tilestored64", 1, T.address_of(buffer[at + sums_offset(1, panels)]), T.cast(TILE_DEPTH * panels, "int64")
+        )
+    )
+    T.evaluate(
+        _tile(
+            "tilestored64", 2, T.address_of(buffer[at + sums_offset(2, panels)]), T.cast(TILE_DEPTH * panels, "int64")
+        )
+    )
+    T.evaluate(
+        _tile(
+            "tilestored64", 3, T.address_of(buffer[at + sums_offset(3, panels)]), T.cast(TILE_DEPTH * panels, "int64")
+        )
+    )
 
 
 @T.macro

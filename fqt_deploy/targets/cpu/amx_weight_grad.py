@@ -1,7 +1,7 @@
 """Weight-gradient product in tile registers: rows of codes over positions, times columns of input bits.
 
-The codes become bytes once, for all columns; the bits of a few columns become bytes for a run of positions at a time, and
-the sums over a run are added to those of the runs before.
+The codes become bytes once, for all columns; the bits of a few columns become bytes for a run of positions at a time,
+and the sums over a run are added to those of the runs before.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _product(words: int, bits: int, kept: int, channels: int, kernel: list[int],
                 if run == 0:
                     clear_sums()
                 else:
-                    load_sums(sums, group * TILES * TILE)
+                    load_sums(sums, group * TILES * TILE, width)
                 for step in T.serial(T.min(RUN, steps - run * RUN)):
                     row: T.let = (group * together * steps + run * RUN + step) * TILE
                     if together == 2:
@@ -114,14 +114,12 @@ def _product(words: int, bits: int, kept: int, channels: int, kernel: list[int],
                             codes, row, row + steps * TILE, 4 * TILE_LANES, columns, step * width * TILE, UNSIGNED_ROWS
                         )
                     else:
-                        multiply_one_by_four(
-                            codes, row, 4 * TILE_LANES, columns, step * width * TILE, UNSIGNED_ROWS
-                        )
-                store_sums(sums, group * TILES * TILE)
+                        multiply_one_by_four(codes, row, 4 * TILE_LANES, columns, step * width * TILE, UNSIGNED_ROWS)
+                store_sums(sums, group * TILES * TILE, width)
 
     def sums_at(tile: Any, p: Any, r: Any) -> Any:
         """Where the sums of a row of a tile with a panel of the block begin."""
-        return (tile // together * TILES + tile % together * width + p) * TILE + r * TILE_LANES
+        return tile // together * TILES * TILE + ((tile % together * TILE_ROWS + r) * width + p) * TILE_LANES
 
     @T.prim_func(s_tir=True)
     def product(
@@ -157,9 +155,9 @@ def _product(words: int, bits: int, kept: int, channels: int, kernel: list[int],
                 for tile, r in T.grid(row_tiles, rows):
                     for p in T.serial(T.min(width, per_tap - block)):
                         for lane in T.vectorized(PANEL):
-                            result[
-                                tile * rows + r, (block + p) * PANEL + lane, tap // kernel[1], tap % kernel[1]
-                            ] = sums[sums_at(tile, p, r) + lane] * 2 - inside[tile * rows + r, tap]
+                            result[tile * rows + r, (block + p) * PANEL + lane, tap // kernel[1], tap % kernel[1]] = (
+                                sums[sums_at(tile, p, r) + lane] * 2 - inside[tile * rows + r, tap]
+                            )
             T.evaluate(release_tiles())
 
     return product

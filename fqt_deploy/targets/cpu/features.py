@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import tvm
 from tvm.target import codegen
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.runtime.processor import missing_extensions
 from fqt_deploy.targets.toolchain import Toolchain
 
 _EXTENSIONS: dict[str, dict[str, str]] = {
@@ -111,25 +113,26 @@ _EXAMPLES = {
 def cpu_features(mcpu: str, toolchain: Toolchain) -> CpuFeatures:
     """Features of processor ``mcpu`` of the toolchain's architecture.
 
+    Of this machine's own processor only what its operating system offers: a virtual machine may hide extensions.
+
     Raises:
         FqtError: FQT402 if LLVM does not know it, or it is of this machine's kind but has more than this machine.
     """
-    if mcpu not in codegen.llvm_get_cpu_archlist(llvm_target("generic", toolchain)):
+    if mcpu not in codegen.llvm_get_cpu_archlist(_named_target("generic", toolchain)):
         raise FqtError(
             f"unknown {toolchain.arch} processor {mcpu!r}",
             code="FQT402",
             hint=f"for example {_EXAMPLES[toolchain.arch]}",
         )
-    target = llvm_target(mcpu, toolchain)
     extensions = _EXTENSIONS[toolchain.arch]
-    has = [name for name in extensions if codegen.target_has_features(name, target)]
-    if toolchain.is_native:
-        host = llvm_target(host_cpu(), toolchain)
-        missing = [name for name in has if not codegen.target_has_features(name, host)]
-        if missing:
-            raise FqtError(
-                f"this machine ({host_cpu()}) cannot run code for {mcpu}: it lacks {', '.join(missing)}", code="FQT402"
-            )
+    target = _named_target(mcpu, toolchain)
+    named = [name for name in extensions if codegen.target_has_features(name, target)]
+    hidden = _missing_here(named, toolchain)
+    if hidden and mcpu != host_cpu():
+        raise FqtError(
+            f"this machine ({host_cpu()}) cannot run code for {mcpu}: it lacks {', '.join(hidden)}", code="FQT402"
+        )
+    has = [name for name in named if name not in hidden]
     vector_bits = 512 if "avx512f" in has else 256 if "avx2" in has else 128
     return CpuFeatures(
         mcpu=mcpu,
@@ -139,13 +142,31 @@ def cpu_features(mcpu: str, toolchain: Toolchain) -> CpuFeatures:
         has_vnni="avx512vnni" in has,
         has_vbmi="avx512vbmi" in has,
         has_bitalg="avx512bitalg" in has,
-        has_amx="amx-int8" in has,
+        has_amx="amx-tile" in has and "amx-int8" in has,
         is_x86=toolchain.arch == "x86_64",
         requires=tuple(extensions[name] for name in has),
     )
 
 
 def llvm_target(mcpu: str, toolchain: Toolchain) -> tvm.target.Target:
-    """TVM's target for processor ``mcpu``; a triple is named only where it is not this machine's."""
-    machine = {} if toolchain.is_native else {"mtriple": toolchain.triple}
-    return tvm.target.Target({"kind": "llvm", "mcpu": mcpu, **machine})
+    """TVM's target for processor ``mcpu``, without extensions that this machine, if it is of that kind, hides."""
+    target = _named_target(mcpu, toolchain)
+    named = [name for name in _EXTENSIONS[toolchain.arch] if codegen.target_has_features(name, target)]
+    return _named_target(mcpu, toolchain, tuple(_missing_here(named, toolchain)))
+
+
+def _missing_here(names: list[str], toolchain: Toolchain) -> list[str]:
+    """Those of the extensions ``names`` that this machine lacks; none if it is another machine that needs them."""
+    if not toolchain.is_native:
+        return []
+    extensions = _EXTENSIONS[toolchain.arch]
+    missing = missing_extensions(toolchain.arch, " ".join(extensions[name] for name in names))
+    return [name for name in names if extensions[name] in missing]
+
+
+def _named_target(mcpu: str, toolchain: Toolchain, without: tuple[str, ...] = ()) -> tvm.target.Target:
+    """A triple is named only where it is not this machine's."""
+    options: dict[str, Any] = {} if toolchain.is_native else {"mtriple": toolchain.triple}
+    if without:
+        options["mattr"] = [f"-{name}" for name in without]
+    return tvm.target.Target({"kind": "llvm", "mcpu": mcpu, **options})
