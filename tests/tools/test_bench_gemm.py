@@ -1,16 +1,28 @@
 """The benchmark of products: what it times computes something, and its rows say what was timed."""
 
+import time
+
 import pytest
 
-from tools.bench_gemm import interleaved_medians, measure
+from fqt_deploy.targets.registry import make_target
+from tools.bench_gemm import interleaved_medians, measure, peak_product, tile_product
+
+
+def test_the_ceiling_is_of_the_instructions_that_products_use():
+    run, macs = peak_product(threads=2)
+    run()
+    assert macs % 2 == 0
+    if make_target("cpu").features.has_amx:
+        assert macs == tile_product(threads=2)[1]
 
 
 def test_a_row():
-    row = measure((64, 32, 96), ceiling=1e12, turns=1)
+    row = measure((64, 32, 96), peak=(lambda: time.sleep(1e-3), 10**9), turns=1)
     assert (row.m, row.n, row.k) == (64, 32, 96)
     assert min(row.ours_s, row.fp32_s, row.bf16_s) > 0
     assert row.gmacs == pytest.approx(64 * 32 * 96 / row.ours_s / 1e9)
-    assert row.share_of_ceiling == pytest.approx(row.gmacs / 1e3)
+    assert 100 < row.ceiling_gmacs < 1000
+    assert row.share_of_ceiling == pytest.approx(row.gmacs / row.ceiling_gmacs)
     assert row.ratio_fp32 == pytest.approx(row.fp32_s / row.ours_s)
 
 
