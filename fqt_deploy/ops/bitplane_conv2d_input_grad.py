@@ -134,9 +134,9 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         (1, 4, 4, 48, 40, [1, 1], [2, 2], [0, 0], 1),
         (1, 1, 9, 10, 70, [1, 1], [1, 1], [0, 0], 8),
         (2, 2, 2, 16, 32, [3, 3], [1, 1], [1, 1], 4),
-        # tiles of sixteen positions of a row, of a product of matrices, of sixteen samples
+        # tiles of sixteen positions of a row, and of sixteen samples
         (2, 3, 16, 32, 64, [3, 3], [1, 1], [1, 1], 3),
-        (3, 1, 24, 64, 128, [1, 1], [1, 1], [0, 0], 8),
+        (3, 2, 24, 64, 128, [3, 3], [1, 1], [1, 1], 8),
         (16, 3, 3, 64, 64, [3, 3], [2, 2], [1, 1], 4),
     )
     for k, h, w, i, o, kernel, stride, padding, bits in cases:

@@ -6,14 +6,15 @@ from typing import Any, ClassVar
 
 from tvm import tirx
 
-from fqt_deploy.targets.cpu.amx_convolution import TileConvolution, tile_convolution
+from fqt_deploy.targets.cpu.amx_convolution import tile_convolution
+from fqt_deploy.targets.cpu.amx_convolution_cut import TileConvolution
 from fqt_deploy.targets.cpu.amx_tiles import SIGNED_ROWS, look_up, neighbours, row_indices, signs_table
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.register_tile import arguments_of
 
 
 class AmxBinaryConv2dRule:
-    """Takes ``binary_conv2d`` with multiples of 64 input and 32 output channels where tiles can be filled."""
+    """Takes ``binary_conv2d`` of several taps, of multiples of 64 input and 32 output channels."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"binary_conv2d"})
 
@@ -44,7 +45,6 @@ class AmxBinaryConv2dRule:
                 instruction=SIGNED_ROWS,
                 operand=operand,
                 row=signs,
-                result=tuple(int(d) for d in result.shape),
                 dtype=str(result.dtype),
             )
         )

@@ -7,14 +7,15 @@ from typing import Any, ClassVar
 from tvm import tirx
 
 from fqt_deploy.ops.packed_words import WORD
-from fqt_deploy.targets.cpu.amx_convolution import TileConvolution, tile_convolution
+from fqt_deploy.targets.cpu.amx_convolution import tile_convolution
+from fqt_deploy.targets.cpu.amx_convolution_cut import TileConvolution
 from fqt_deploy.targets.cpu.amx_tiles import MAXIMUM_BITS, UNSIGNED_ROWS, neighbours, row_of_codes
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.register_tile import arguments_of
 
 
 class AmxInputGradRule:
-    """Takes ``bitplane_conv2d_input_grad`` with multiples of 64 output and 32 input channels, if tiles get full."""
+    """Takes ``bitplane_conv2d_input_grad`` of several taps, of multiples of 64 output and 32 input channels."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"bitplane_conv2d_input_grad"})
 
@@ -46,7 +47,6 @@ class AmxInputGradRule:
                 instruction=UNSIGNED_ROWS,
                 operand=(samples, oh, ow, bits, words),
                 row=codes,
-                result=(samples, *hw, channels),
                 dtype="int32",
             )
         )
