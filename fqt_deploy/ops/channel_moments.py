@@ -66,12 +66,13 @@ def cost(x: Tensor) -> Cost:
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Spatial, flat, a single row, a large mean."""
+    """Spatial, flat, a single row, a large mean, few levels of many values."""
     g = torch.Generator().manual_seed(0)
     yield (torch.randn(4, 5, 6, 32, generator=g),)
     yield (torch.randn(37, 10, generator=g),)
     yield (torch.randn(1, 7, generator=g),)
     yield (torch.randn(8, 3, 3, 16, generator=g) + 1000.0,)
+    yield (torch.randint(0, 2, (1, 320, 320, 8), generator=g) * 0.7,)
 
 
 def onnx_body(op: Body, x: str) -> tuple[str, str]:
