@@ -37,7 +37,7 @@ class ReductionRule:
             elif _reduces_contiguous_axis(schedule, block):
                 _rows(schedule, block)
             else:
-                _channels(schedule, block)
+                schedule_channels(schedule, block)
         return schedule.mod["main"]
 
 
@@ -73,7 +73,7 @@ def _split_axes(schedule: Any, block: Any) -> tuple[list[Any], list[Any]]:
     return spatial, reduced
 
 
-def _channels(schedule: Any, block: Any) -> None:
+def schedule_channels(schedule: Any, block: Any) -> None:
     """[.., reduced, channel]: channel tiles in vector registers, reduction loops inside them."""
     spatial, reduced = _split_axes(schedule, block)
     total = 1

@@ -23,6 +23,7 @@ from fqt_deploy.targets.cpu.fp32_weight_grad import Fp32WeightGradRule
 from fqt_deploy.targets.cpu.pack_channels import PackChannelsRule
 from fqt_deploy.targets.cpu.pack_positions import PackPositionsRule
 from fqt_deploy.targets.cpu.pack_weight import PackWeightRule
+from fqt_deploy.targets.cpu.quantize_pack_channels import QuantizePackChannelsRule
 from fqt_deploy.targets.cpu.reduction import ReductionRule
 from fqt_deploy.targets.cpu.round_products import makes_bits, round_products
 from fqt_deploy.targets.cpu.table_input_grad import TableInputGradRule
@@ -45,6 +46,7 @@ RULES: tuple[ScheduleRule, ...] = (
     PackChannelsRule(),
     PackPositionsRule(),
     PackWeightRule(),
+    QuantizePackChannelsRule(),
     TransposePackedWeightRule(),
     # fp32 products
     Fp32ConvolutionRule(),
