@@ -18,8 +18,8 @@ class Ceilings:
     """Rates of all threads together.
 
     Attributes:
-        bit_macs: single-bit multiply-accumulates a second, operands in the first-level cache; a code counts as its bits,
-            which tile registers multiply all at once.
+        bit_macs: single-bit multiply-accumulates a second, operands in the first-level cache; a code counts as its
+            bits, which tile registers multiply all at once.
         fp32_macs: fp32 multiply-accumulates a second, in PyTorch's product of two large square matrices.
         bytes: bytes a second, read and written, of PyTorch's sum of two arrays into a third.
     """
