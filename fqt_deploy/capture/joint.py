@@ -17,8 +17,8 @@ from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.parameter import is_lazy
 
+from fqt_deploy.capture.check_model import check_model, require_gradients
 from fqt_deploy.capture.export_guard import quiet_export, refuse_custom_functions
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 from fqt_deploy.core.graph import StateTensor, TrainingGraph
@@ -160,7 +160,7 @@ def capture_training_graph(
         FqtError: FQT101 for parameters that are not float32, FQT104 if tracing fails, FQT105 for a wrong output or
             loss, FQT106 if a trainable parameter gets no gradient.
     """
-    _check_parameters(model, loss_fn)
+    check_model(model, loss_fn)
     step = _StepModule(model, loss_fn)
     with _mode(step, training=True), torch.enable_grad(), quiet_export(), _plain_ops():
         with refuse_custom_functions():
@@ -269,26 +269,6 @@ def _trace_error(what: str, error: Exception) -> FqtError:
     return told
 
 
-def _check_parameters(model: nn.Module, loss_fn: object) -> None:
-    parameters = dict(model.named_parameters())
-    if lazy := [name for name, parameter in parameters.items() if is_lazy(parameter)]:
-        raise FqtError(
-            f"parameter {lazy[0]} has no shape yet", code="FQT101", hint="call the model once in build_model()"
-        )
-    if isinstance(loss_fn, nn.Module) and (learned := [name for name, _ in loss_fn.named_parameters()]):
-        raise FqtError(
-            f"the loss has parameters of its own: {', '.join(learned)}",
-            code="FQT105",
-            hint="make them parameters of the model",
-        )
-    if wrong := [
-        f"{n} is {str(p.dtype).removeprefix('torch.')}" for n, p in parameters.items() if p.dtype != torch.float32
-    ]:
-        raise FqtError(f"parameter {wrong[0]}; parameters are float32", code="FQT101", hint="call model.float()")
-    if not any(p.requires_grad for p in parameters.values()):
-        raise FqtError("the model has no trainable parameter", code="FQT106", hint="set requires_grad_(True) on some")
-
-
 def _state(model: nn.Module) -> dict[str, StateTensor]:
     state = {f"param/{n}": StateTensor(f"param/{n}", "param", p.detach()) for n, p in model.named_parameters()}
     for name, buffer in model.named_buffers():
@@ -317,7 +297,7 @@ def _training_graph(
             inputs.append(prefix + described.target.removeprefix("model."))
     output = next(n for n in traced.graph.nodes if n.op == "output")
     names, nodes = _named_outputs(output)
-    _require_gradients(model, names, aliases)
+    require_gradients(model, names, aliases)
     _merge_tied(traced, output, inputs, names, nodes, aliases)
     output.args = (tuple(nodes),)
     _annotate(traced)
@@ -371,17 +351,6 @@ def _named_outputs(output: fx.Node) -> tuple[list[str], list[fx.Node]]:
         nodes.append(node)
     order = sorted(range(len(names)), key=lambda i: {"loss": 0, "logits": 1}.get(names[i], 2))
     return [names[i] for i in order], [nodes[i] for i in order]
-
-
-def _require_gradients(model: nn.Module, names: list[str], aliases: Mapping[str, str]) -> None:
-    with_gradient = {aliases.get(n.removeprefix("grad/"), n) for n in names if n.startswith("grad/")}
-    missing = [n for n, p in model.named_parameters() if p.requires_grad and n not in with_gradient]
-    if missing:
-        raise FqtError(
-            f"{len(missing)} trainable parameter(s) receive no gradient: {', '.join(missing)}",
-            code="FQT106",
-            hint="use them in forward, or set requires_grad_(False)",
-        )
 
 
 def _merge_tied(

@@ -1,0 +1,66 @@
+"""What a model must be like to be trained, checked before and after it is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from fqt_deploy.core.diagnostics import FqtError
+
+
+def check_model(model: nn.Module, loss_fn: object) -> None:
+    """Refuse what tracing would refuse in terms of its own, or not notice.
+
+    Raises:
+        FqtError: FQT101 for parameters that are lazy or not float32, FQT104 for batch normalization without momentum,
+            FQT105 for a loss with parameters, FQT106 if nothing is trainable.
+    """
+    parameters = dict(model.named_parameters())
+    if lazy := [name for name, parameter in parameters.items() if is_lazy(parameter)]:
+        raise FqtError(
+            f"parameter {lazy[0]} has no shape yet", code="FQT101", hint="call the model once in build_model()"
+        )
+    if isinstance(loss_fn, nn.Module) and (learned := [name for name, _ in loss_fn.named_parameters()]):
+        raise FqtError(
+            f"the loss has parameters of its own: {', '.join(learned)}",
+            code="FQT105",
+            hint="make them parameters of the model",
+        )
+    if wrong := [
+        f"{n} is {str(p.dtype).removeprefix('torch.')}" for n, p in parameters.items() if p.dtype != torch.float32
+    ]:
+        raise FqtError(f"parameter {wrong[0]}; parameters are float32", code="FQT101", hint="call model.float()")
+    if not any(p.requires_grad for p in parameters.values()):
+        raise FqtError("the model has no trainable parameter", code="FQT106", hint="set requires_grad_(True) on some")
+    if averaging := [n for n, m in model.named_modules() if isinstance(m, _BatchNorm) and _averages(m)]:
+        raise FqtError(
+            f"batch normalization without momentum: {', '.join(averaging)}",
+            code="FQT104",
+            hint="give it a momentum, such as 0.1: its average would depend on the value of num_batches_tracked",
+        )
+
+
+def _averages(module: _BatchNorm) -> bool:
+    return module.momentum is None and module.track_running_stats
+
+
+def require_gradients(model: nn.Module, names: list[str], aliases: Mapping[str, str]) -> None:
+    """FQT106 listing every trainable parameter that has no output ``grad/...`` among ``names``.
+
+    Args:
+        model: the user's.
+        names: of the captured graph's outputs.
+        aliases: names of parameters by other names of the same ones.
+    """
+    with_gradient = {aliases.get(n.removeprefix("grad/"), n) for n in names if n.startswith("grad/")}
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and n not in with_gradient]
+    if missing:
+        raise FqtError(
+            f"{len(missing)} trainable parameter(s) receive no gradient: {', '.join(missing)}",
+            code="FQT106",
+            hint="use them in forward, or set requires_grad_(False)",
+        )
