@@ -18,7 +18,6 @@ from fqt_deploy.targets.cpu.amx_tiles import (
     expand_columns,
     multiply_one_by_four,
     multiply_two_by_two,
-    prefetch_to_write,
     release_tiles,
     request_tiles,
     signs_table,
@@ -27,8 +26,6 @@ from fqt_deploy.targets.cpu.amx_tiles import (
 
 POSITIONS_TO_EXPAND = 256
 """A job of so many positions expands the weights for itself, in its cache; smaller ones share what is expanded once."""
-LINE = 64
-"""Bytes of a line of the cache."""
 
 
 def tile_convolution(c: TileConvolution) -> tirx.PrimFunc | None:
@@ -53,7 +50,6 @@ def _kernel(c: TileConvolution, cut: Cut) -> tirx.PrimFunc:
     per_row = c.output_hw[1] if cut.along_samples else c.output_hw[1] // cut.rows
     sample_tiles = cut.group // cut.rows if cut.along_samples else cut.group
     tiles = sample_tiles * cut.band * per_row
-    lines = -(-panels * PANEL * (2 if c.dtype == "int16" else 4) // LINE)
     row_bytes = 4 * per_sample if cut.along_samples else c.stride[1] * c.depth
 
     def image_at(g: Any, h: Any, v: Any) -> Any:
@@ -153,19 +149,6 @@ def _kernel(c: TileConvolution, cut: Cut) -> tirx.PrimFunc:
         )
 
     @T.macro
-    def prefetch(result: Any, sample: Any, first: Any, tile: Any, row: Any, block: Any) -> None:
-        """The lines that ``finish`` writes."""
-        g, y, x = place(tile, row)
-        for line in T.unroll(lines):
-            T.evaluate(
-                prefetch_to_write(
-                    T.address_of(
-                        result[sample + g, first + y, x, block * panels * PANEL + line * panels * PANEL // lines]
-                    )
-                )
-            )
-
-    @T.macro
     def multiply_block(
         image: Any, columns: Any, begin: Any, sums: Any, result: Any, sample: Any, first: Any, block: Any
     ) -> None:
@@ -174,10 +157,6 @@ def _kernel(c: TileConvolution, cut: Cut) -> tirx.PrimFunc:
             tile: T.let = t * cut.row_tiles
             second: T.let = T.min(tile + 1, tiles - 1)
             clear_sums()
-            for r in T.serial(cut.rows):
-                prefetch(result, sample, first, tile, r, block)
-                if cut.row_tiles == 2:
-                    prefetch(result, sample, first, second, r, block)
             for kh, kw in T.grid(c.kernel[0], c.kernel[1]):
                 if reads(tile, kh, kw):
                     multiply(image, columns, begin, tile, second, kh, kw)

@@ -55,12 +55,6 @@ def store_tile(register: int, address: Any, row_bytes: Any) -> Any:
     return _tile("tilestored64", register, address, T.cast(row_bytes, "int64"))
 
 
-def prefetch_to_write(address: Any) -> Any:
-    """Have a line of the cache ready by the time that it is written."""
-    constants = (tirx.const(value, "int32") for value in (1, 3, 1))  # to write, into all levels, data
-    return T.call_llvm_intrin(T.llvm_lookup_intrinsic_id("llvm.prefetch"), address, *constants, dtype="void")
-
-
 @T.macro
 def configure_tiles(rows: Any) -> None:
     """Shape all registers of this thread: ``rows`` rows in tiles of rows and of sums, 16 in tiles of columns."""
