@@ -1,0 +1,107 @@
+"""Products in tile registers: compiled on every machine, run where there are some by the tests of processor levels."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+import tvm
+from tvm import te
+
+import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
+from fqt_deploy.ops.aten_pointwise import tvm_dtype
+from fqt_deploy.ops.spec import OPS
+from fqt_deploy.targets.cpu.amx_binary_conv2d import AmxBinaryConv2dRule
+from fqt_deploy.targets.cpu.amx_convolution_cut import Cut, TileConvolution, cut_convolution
+from fqt_deploy.targets.cpu.amx_input_grad import AmxInputGradRule
+from fqt_deploy.targets.cpu.amx_tiles import SIGNED_ROWS, UNSIGNED_ROWS
+from fqt_deploy.targets.cpu.amx_weight_grad import AmxWeightGradRule
+from fqt_deploy.targets.registry import make_target
+
+RULES = {
+    "binary_conv2d": (AmxBinaryConv2dRule(), SIGNED_ROWS),
+    "bitplane_conv2d_input_grad": (AmxInputGradRule(), UNSIGNED_ROWS),
+    "bitplane_weight_grad": (AmxWeightGradRule(), UNSIGNED_ROWS),
+}
+
+
+def scheduled(name, arguments, features):
+    operands = [
+        te.placeholder(list(a.shape), tvm_dtype(a.dtype), name=f"p{i}") if isinstance(a, torch.Tensor) else a
+        for i, a in enumerate(arguments)
+    ]
+    function = te.create_prim_func([*(o for o in operands if isinstance(o, te.Tensor)), OPS[name].compute(*operands)])
+    attributes = {"fqt.op": name, "fqt.outputs": 1, "global_symbol": "main"}
+    attributes["fqt.arguments"] = json.dumps([None if isinstance(a, torch.Tensor) else a for a in arguments])
+    return RULES[name][0].apply(function.with_attrs(attributes), features)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_tiles_are_loaded_multiplied_and_left_empty(name):
+    """Without a spill: each tile of sums is stored where its kernel says so, and nothing else is."""
+    if not make_target("cpu").features.is_x86:
+        pytest.skip("LLVM for this machine does not make x86 code")
+    features = replace(make_target("cpu").features, has_amx=True)
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "sapphirerapids"})
+    functions = [scheduled(name, arguments, features) for arguments in OPS[name].sample_inputs()]
+    taken = [f for f in functions if f is not None]
+    assert taken
+    for function in taken:
+        module = tvm.compile(tvm.IRModule({"main": function.with_attr("tirx.is_scheduled", True)}), target)
+        code = module.mod.inspect_source("asm")
+        assert RULES[name][1] in code
+        products = len(re.findall(r"\ttdpb", code))
+        assert products % 4 == 0
+        assert len(re.findall(r"\ttileloadd", code)) <= products + products // 4 + 4 * code.count("\ttilestored")
+        assert code.count("\tldtilecfg") == code.count("\ttilerelease") > 0
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_only_where_there_are_tile_registers(name):
+    features = replace(make_target("cpu").features, has_amx=False)
+    assert all(scheduled(name, arguments, features) is None for arguments in OPS[name].sample_inputs())
+
+
+def convolution(samples, extent, depth, columns, kernel=3, stride=1, padding=1):
+    outputs = (extent + 2 * padding - kernel) // stride + 1
+    return TileConvolution(
+        samples=samples,
+        source_hw=[extent, extent],
+        depth=depth,
+        output_hw=[outputs, outputs],
+        columns=columns,
+        kernel=[kernel, kernel],
+        stride=[stride, stride],
+        spread=[1, 1],
+        border=[padding, padding],
+        flipped=False,
+        instruction=SIGNED_ROWS,
+        operand=(samples, extent, extent, depth // 32),
+        row=lambda *_: None,
+        dtype="int16",
+    )
+
+
+CUTS = {
+    "rows of an image": (convolution(128, 32, 64, 64), (False, 16, 2)),
+    "fourteen positions of a row": (convolution(3, 14, 64, 64), (False, 14, 2)),
+    "one position of sixteen samples": (convolution(32, 8, 64, 64), (True, 16, 2)),
+    "as many samples as are kept": (convolution(16, 4, 512, 512), (True, 16, 1)),
+    "rows of eight, samples too few": (convolution(8, 8, 64, 64), (False, 8, 2)),
+    "tiles almost empty": (convolution(8, 4, 64, 64), None),
+    "one tap": (convolution(128, 32, 64, 64, kernel=1, padding=0), None),
+    "half a row of bytes": (convolution(128, 32, 32, 64), None),
+    "one panel of columns": (convolution(128, 32, 64, 16), None),
+}
+
+
+@pytest.mark.parametrize("case", CUTS)
+def test_tiles_are_cut_along_what_fills_them(case):
+    c, expected = CUTS[case]
+    cut = cut_convolution(c)
+    assert (None if cut is None else (cut.along_samples, cut.rows, cut.row_tiles)) == expected
+    if isinstance(cut, Cut):
+        assert c.samples % cut.group == 0
+        assert c.output_hw[0] % cut.band == 0
+        assert c.columns // 16 % (4 // cut.row_tiles * cut.blocks) == 0
