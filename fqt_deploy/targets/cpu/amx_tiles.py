@@ -102,26 +102,10 @@ def load_sums(buffer: Any, at: Any, panels: Any) -> None:
 @T.macro
 def store_sums(buffer: Any, at: Any, panels: Any) -> None:
     """Four tiles of sums, rows of two or one tiles by ``panels`` of columns, to ``buffer``."""
-    T.evaluate(
-        _tile(
-            "tilestored64", 0, T.address_of(buffer[at + sums_offset(0, panels)]), T.cast(TILE_DEPTH * panels, "int64")
-        )
-    )
-    T.evaluate(
-        _tile(
-            "tilestored64", 1, T.address_of(buffer[at + sums_offset(1, panels)]), T.cast(TILE_DEPTH * panels, "int64")
-        )
-    )
-    T.evaluate(
-        _tile(
-            "tilestored64", 2, T.address_of(buffer[at + sums_offset(2, panels)]), T.cast(TILE_DEPTH * panels, "int64")
-        )
-    )
-    T.evaluate(
-        _tile(
-            "tilestored64", 3, T.address_of(buffer[at + sums_offset(3, panels)]), T.cast(TILE_DEPTH * panels, "int64")
-        )
-    )
+    T.evaluate(store_tile(0, T.address_of(buffer[at + sums_offset(0, panels)]), TILE_DEPTH * panels))
+    T.evaluate(store_tile(1, T.address_of(buffer[at + sums_offset(1, panels)]), TILE_DEPTH * panels))
+    T.evaluate(store_tile(2, T.address_of(buffer[at + sums_offset(2, panels)]), TILE_DEPTH * panels))
+    T.evaluate(store_tile(3, T.address_of(buffer[at + sums_offset(3, panels)]), TILE_DEPTH * panels))
 
 
 @T.macro
