@@ -75,6 +75,7 @@ class CpuFeatures:
         has_vbmi: byte permutation across a register (AVX-512 VBMI).
         has_bitalg: popcount of every byte (AVX-512 BITALG).
         has_amx: tile registers and products of bytes in them (AMX-INT8).
+        has_byte_shuffle: bytes looked up in a table of sixteen (SSSE3 ``pshufb``, NEON ``tbl``).
         is_x86: whether x86 intrinsics may be used at all.
         requires: extensions without which the code does not run, as /proc/cpuinfo names them.
     """
@@ -87,6 +88,7 @@ class CpuFeatures:
     has_vbmi: bool
     has_bitalg: bool
     has_amx: bool
+    has_byte_shuffle: bool
     is_x86: bool
     requires: tuple[str, ...]
 
@@ -143,6 +145,7 @@ def cpu_features(mcpu: str, toolchain: Toolchain) -> CpuFeatures:
         has_vbmi="avx512vbmi" in has,
         has_bitalg="avx512bitalg" in has,
         has_amx="amx-tile" in has and "amx-int8" in has,
+        has_byte_shuffle="ssse3" in has or toolchain.arch == "aarch64",
         is_x86=toolchain.arch == "x86_64",
         requires=tuple(extensions[name] for name in has),
     )

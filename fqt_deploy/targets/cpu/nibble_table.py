@@ -1,0 +1,139 @@
+"""Products of small codes and bits by table: a byte shuffle looks up the sums of four codes that four bits choose.
+
+Four codes have sixteen subset sums, one table of sixteen bytes. Four bits of the other operand, a nibble, say which sum is
+meant, and a byte shuffle looks up one for every byte of a register: 128 multiply-accumulates of 256 bits at once, for
+any width of codes. That is what every x86 processor since 2006 and every 64-bit ARM processor can do; where there is a
+vector popcount or a byte permutation of whole registers, other forms are faster.
+
+Columns are what bytes of a register stand for, rows what has tables. Four registers of 32-bit words, each of a quarter
+of the columns, become eight registers of nibbles by shifts and masks alone, so that byte ``4 l + q`` is column ``l`` of
+quarter ``q``. Sums come back in the same way: byte ``q`` of each 32-bit lane is a run of columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from fqt_deploy.targets.cpu.features import CpuFeatures
+
+NIBBLES = 8
+"""In one word."""
+ENTRIES = 16
+"""Bytes of one table."""
+QUARTERS = 4
+MAXIMUM_BITS = 4
+"""Sums of four wider codes would not leave room in a byte for adding some."""
+PAIR_TABLES = 256
+"""For every pair of nibbles, those of two bit-planes, their share of the subset sums."""
+_LOW = 0x0F0F0F0F
+_SHUFFLES = {16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}
+_ARM_SHUFFLE = "llvm.aarch64.neon.tbl1.v16i8"
+
+
+def can_look_up(features: CpuFeatures, bits: int) -> bool:
+    """Whether this processor has a byte shuffle and no faster way to multiply ``bits``-bit codes with bits."""
+    return features.has_byte_shuffle and not features.has_vpopcnt and bits <= MAXIMUM_BITS
+
+
+def lookups_of_a_byte(bits: int) -> int:
+    """How many sums of four codes fit into a byte; at most the eight of a word."""
+    return min(NIBBLES, 255 // (4 * (2**bits - 1)))
+
+
+def lookups_of_a_half(bits: int) -> int:
+    """How many sums of four codes fit into 16 bits."""
+    return 65535 // (4 * (2**bits - 1))
+
+
+def pair_nibbles(low: Any, high: Any, parity: Any) -> Any:
+    """Nibbles of two words, paired: byte q has both nibbles 2 q + ``parity``."""
+    return ((low >> (parity * 4)) & _LOW) | (((high >> (parity * 4)) & _LOW) << 4)
+
+
+def pair_table(pair: Any, pair_of_planes: Any) -> Any:
+    """What the nibbles of two bit-planes, the lower plane's in the lower half of ``pair``, add to the subset sums."""
+    subsets = T.cast(T.ramp(0, 1, ENTRIES), f"uint8x{ENTRIES}")
+
+    def weighted(nibble: Any, plane: Any) -> Any:
+        count = tirx.popcount(_splat(T.cast(nibble, "uint8"), ENTRIES) & subsets)
+        return count * _splat(T.cast(1 << plane, "uint8"), ENTRIES)
+
+    return weighted(pair & 15, 2 * pair_of_planes) + weighted(pair >> 4, 2 * pair_of_planes + 1)
+
+
+@dataclass(frozen=True)
+class ByteShuffle:
+    """The vectors of one processor, and what is done with them.
+
+    Attributes:
+        width: bytes of a register: columns that one shuffle looks up.
+        is_x86: whether the shuffle is x86's or ARM's.
+    """
+
+    width: int
+    is_x86: bool
+
+    @property
+    def quarter(self) -> int:
+        """Words of a register."""
+        return self.width // QUARTERS
+
+    def nibble(self, quarters: list[Any], j: Any) -> Any:
+        """Nibble ``j`` of each word, lowest first.
+
+        Args:
+            quarters: four int32 vectors, the words of a quarter of the columns each.
+            j: which of the eight.
+
+        Returns:
+            uint8 vector, byte ``4 l + q`` of word ``l`` of quarter ``q``.
+        """
+
+        def mixed(x: Any, y: Any, begin: Any, mask: int, size: int) -> Any:
+            """Fields of ``size`` bits: those of x that ``mask`` keeps from bit ``begin``, between them those of y."""
+            keep = _splat(mask, self.quarter)
+            low, high = ((words >> _splat(begin, self.quarter)) & keep for words in (x, y))
+            return low | (high << _splat(size, self.quarter))
+
+        a, b, c, d = quarters
+        halves = [mixed(x, y, j // 4 * 16, 0xFFFF, 16) for x, y in ((a, c), (b, d))]
+        octets = mixed(halves[0], halves[1], j // 2 % 2 * 8, 0x00FF00FF, 8)
+        return self._as((octets >> _splat(j % 2 * 4, self.quarter)) & _splat(_LOW, self.quarter), "uint8")
+
+    def look_up(self, table: Any, indices: Any) -> Any:
+        """The entries of ``table``, uint8x16, that each of the bytes ``indices`` names."""
+        if self.width > ENTRIES:
+            copies = [table] * (self.width // ENTRIES)
+            table = tirx.Shuffle(copies, [tirx.const(i, "int32") for i in range(self.width)])
+        name = _SHUFFLES[self.width] if self.is_x86 else _ARM_SHUFFLE
+        return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), table, indices, dtype=f"uint8x{self.width}")
+
+    def halves(self, found: Any) -> Any:
+        """A uint8 vector as uint16 vector: even bytes with odd ones above them."""
+        return self._as(found, "uint16")
+
+    def odd_bytes(self, halves: Any) -> Any:
+        """The upper byte of each 16-bit lane."""
+        return halves >> _splat(tirx.const(8, "uint16"), self.width // 2)
+
+    def even_bytes(self, halves: Any, odd: Any) -> Any:
+        """Sums of the lower bytes, of sums of whole 16-bit lanes and sums of their upper bytes."""
+        return halves - (odd << _splat(tirx.const(8, "uint16"), self.width // 2))
+
+    def words(self, halves: Any, upper: Any) -> Any:
+        """The lower or the upper 16-bit lane of each word as int32."""
+        shifted = self._as(halves, "int32") >> _splat(upper * 16, self.quarter)
+        return shifted & _splat(0xFFFF, self.quarter)
+
+    def _as(self, vector: Any, dtype: str) -> Any:
+        lanes = self.width * 8 // int(dtype.removeprefix("u").removeprefix("int"))
+        return T.reinterpret(vector, dtype=f"{dtype}x{lanes}")
+
+
+def _splat(value: Any, lanes: int) -> Any:
+    value = tirx.const(value, "int32") if isinstance(value, int) else value
+    return tirx.Broadcast(value, lanes) if lanes > 1 else value
