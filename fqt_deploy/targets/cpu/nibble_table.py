@@ -116,6 +116,20 @@ class ByteShuffle:
         """A uint8 vector as uint16 vector: even bytes with odd ones above them."""
         return self._as(found, "uint16")
 
+    def upper_halves(self, found: Any) -> Any:
+        """The upper four bits of each byte."""
+        shifted = self._as(found, "uint16") >> _splat(tirx.const(4, "uint16"), self.width // 2)
+        return self._as(shifted, "uint8") & _splat(tirx.const(15, "uint8"), self.width)
+
+    def lower_halves(self, whole: Any, upper: Any) -> Any:
+        """Sums of the lower four bits of bytes, of sums of whole bytes and sums of their upper four bits."""
+        return whole - upper * _splat(tirx.const(16, "uint8"), self.width)
+
+    def bytes_of(self, halves: Any, odd: Any) -> Any:
+        """The lower or the upper byte of each 16-bit lane."""
+        shifted = halves >> _splat(T.cast(odd * 8, "uint16"), self.width // 2)
+        return shifted & _splat(tirx.const(0xFF, "uint16"), self.width // 2)
+
     def odd_bytes(self, halves: Any) -> Any:
         """The upper byte of each 16-bit lane."""
         return halves >> _splat(tirx.const(8, "uint16"), self.width // 2)
