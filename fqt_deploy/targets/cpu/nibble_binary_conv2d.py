@@ -15,8 +15,9 @@ from fqt_deploy.targets.cpu.nibble_table import (
     PAIR_TABLES,
     QUARTERS,
     ByteShuffle,
-    can_look_up,
+    fill_weight_indices,
     pair_nibbles,
+    shuffles_pay,
 )
 from fqt_deploy.targets.cpu.register_tile import arguments_of, largest_divisor
 
@@ -41,7 +42,7 @@ class NibbleBinaryConv2dRule:
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """A hand-written loop nest; a table is of two positions, whose counts share its bytes."""
         arguments = arguments_of(function)
-        if arguments is None or arguments[3] % PANEL or not can_look_up(features, 1):
+        if arguments is None or arguments[3] % PANEL or not (features.is_x86 and shuffles_pay(features, 1)):
             return None
         _, _, channels, outputs, kernel, stride, padding = arguments
         if channels * kernel[0] * kernel[1] > MAXIMUM_COUNT:
@@ -127,14 +128,7 @@ def _product(
         indices = T.alloc_buffer((vectors, taps * words, NIBBLES, width), "uint8")
         for kind, pair in T.grid(KINDS, PAIR_TABLES):
             tables[T.ramp((kind * PAIR_TABLES + pair) * ENTRIES, 1, ENTRIES)] = differences(kind, pair)
-        for v, w in T.grid(vectors, taps * words):
-            quarters = T.alloc_buffer((QUARTERS, quarter), "int32")
-            for q in T.unroll(QUARTERS):
-                quarters[q, T.ramp(0, 1, quarter)] = weight[
-                    (v * width + q * quarter) // PANEL, w, T.ramp((v * width + q * quarter) % PANEL, 1, quarter)
-                ]
-            for j in T.unroll(NIBBLES):
-                indices[v, w, j, wide] = shuffle.nibble([quarters[q, T.ramp(0, 1, quarter)] for q in range(QUARTERS)], j)
+        fill_weight_indices(indices, weight, shuffle, vectors, taps * words)
         for index in T.parallel(jobs):
             offsets = T.alloc_buffer((height, breadth, words, 2, 4), "int32")
             inside = T.alloc_buffer((job[0], job[1]), "int32")

@@ -15,11 +15,13 @@ from fqt_deploy.targets.cpu.nibble_table import (
     PAIR_TABLES,
     QUARTERS,
     ByteShuffle,
-    can_look_up,
+    fill_pair_tables,
+    fill_weight_indices,
     lookups_of_a_byte,
     lookups_of_a_half,
     pair_nibbles,
-    pair_table,
+    shuffles_pay,
+    subset_sums,
 )
 from fqt_deploy.targets.cpu.register_tile import arguments_of, largest_divisor
 
@@ -42,7 +44,7 @@ class NibbleInputGradRule:
         """A hand-written loop nest; gradients that do not exist, between strides or in padding, are empty tables."""
         arguments = arguments_of(function)
         samples, oh, ow, bits, words = (int(d) for d in function.params[0].shape)
-        if arguments is None or arguments[2] % PANEL or not can_look_up(features, bits):
+        if arguments is None or arguments[2] % PANEL or not shuffles_pay(features, bits):
             return None
         _, _, channels, _, hw, kernel, stride, padding = arguments
         width = next(w for w in (64, 32, 16) if w <= features.vector_bits // 8 and channels % w == 0)
@@ -75,7 +77,9 @@ def _product(
     vectors = channels // width
     group = largest_divisor(vectors, REGISTERS)
     part = largest_divisor(words, lookups_of_a_half(bits) // NIBBLES)
-    block_taps = max(t for t in range(1, taps + 1) if taps % t == 0 and (t == 1 or t * words * NIBBLES <= BLOCK_LOOKUPS))
+    block_taps = max(
+        t for t in range(1, taps + 1) if taps % t == 0 and (t == 1 or t * words * NIBBLES <= BLOCK_LOOKUPS)
+    )
     if part < words:
         block_taps = 1
     chunk, plane_pairs = lookups_of_a_byte(bits), -(-bits // 2)
@@ -101,14 +105,6 @@ def _product(
     def plane(planes: Any, n: Any, y: Any, z: Any, p: Any, word: Any) -> Any:
         return tirx.if_then_else(p < bits, planes[n, y, z, T.min(p, bits - 1), word], 0)
 
-    def subset_sums(pair_tables: Any, pairs: Any, j: Any) -> Any:
-        total: Any = None
-        for p in range(plane_pairs):
-            pair = (pairs[p, j % 2] >> (j // 2 * 8)) & 255
-            share = pair_tables[p, pair, T.ramp(0, 1, ENTRIES)]
-            total = share if total is None else total + share
-        return total
-
     def found_sum(tables: Any, indices: Any, position: Any, vector: Any, tap: Any, w: Any, c: Any) -> Any:
         total: Any = None
         flipped = taps - 1 - tap
@@ -130,19 +126,8 @@ def _product(
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         pair_tables = T.alloc_buffer((plane_pairs, PAIR_TABLES, ENTRIES), "uint8")
         indices = T.alloc_buffer((vectors, taps * words, NIBBLES, width), "uint8")
-        for p in T.unroll(plane_pairs):
-            for pair in T.serial(PAIR_TABLES if bits > 1 else ENTRIES):
-                pair_tables[p, pair, T.ramp(0, 1, ENTRIES)] = pair_table(pair, p)
-        for v, w in T.grid(vectors, taps * words):
-            quarters = T.alloc_buffer((QUARTERS, quarter), "int32")
-            for q in T.unroll(QUARTERS):
-                quarters[q, T.ramp(0, 1, quarter)] = weight[
-                    (v * width + q * quarter) // PANEL, w, T.ramp((v * width + q * quarter) % PANEL, 1, quarter)
-                ]
-            for j in T.unroll(NIBBLES):
-                indices[v, w, j, T.ramp(0, 1, width)] = shuffle.nibble(
-                    [quarters[q, T.ramp(0, 1, quarter)] for q in range(QUARTERS)], j
-                )
+        fill_pair_tables(pair_tables, plane_pairs, bits)
+        fill_weight_indices(indices, weight, shuffle, vectors, taps * words)
         for index in T.parallel(jobs):
             tables = T.alloc_buffer((height, breadth, words, NIBBLES, ENTRIES), "uint8")
             sums = T.alloc_buffer((height, breadth), "int32")
@@ -165,7 +150,7 @@ def _product(
                                     parity,
                                 )
                         for j in T.unroll(NIBBLES):
-                            tables[h, v, w, j, T.ramp(0, 1, ENTRIES)] = subset_sums(pair_tables, pairs, j)
+                            tables[h, v, w, j, T.ramp(0, 1, ENTRIES)] = subset_sums(pair_tables, pairs, j, plane_pairs)
                         sums[h, v] = sums[h, v] + code_sum(planes, n, y // stride[0], z // stride[1], w)
                 else:
                     for w, j in T.grid(words, NIBBLES):
@@ -184,12 +169,12 @@ def _product(
                             more: T.let = found_sum(
                                 tables, indices, first + r, g * group + c, block * block_taps + t, piece * part + w, k
                             )
-                            found[r, 0, T.ramp(0, 1, width // 2)] = (
-                                found[r, 0, T.ramp(0, 1, width // 2)] + shuffle.halves(more)
-                            )
-                            found[r, 1, T.ramp(0, 1, width // 2)] = (
-                                found[r, 1, T.ramp(0, 1, width // 2)] + shuffle.odd_bytes(shuffle.halves(more))
-                            )
+                            found[r, 0, T.ramp(0, 1, width // 2)] = found[
+                                r, 0, T.ramp(0, 1, width // 2)
+                            ] + shuffle.halves(more)
+                            found[r, 1, T.ramp(0, 1, width // 2)] = found[
+                                r, 1, T.ramp(0, 1, width // 2)
+                            ] + shuffle.odd_bytes(shuffle.halves(more))
                 for r in T.unroll(rows):
                     found[r, 0, T.ramp(0, 1, width // 2)] = shuffle.even_bytes(
                         found[r, 0, T.ramp(0, 1, width // 2)], found[r, 1, T.ramp(0, 1, width // 2)]

@@ -1,9 +1,9 @@
 """Products of small codes and bits by table: a byte shuffle looks up the sums of four codes that four bits choose.
 
-Four codes have sixteen subset sums, one table of sixteen bytes. Four bits of the other operand, a nibble, say which sum is
-meant, and a byte shuffle looks up one for every byte of a register: 128 multiply-accumulates of 256 bits at once, for
-any width of codes. That is what every x86 processor since 2006 and every 64-bit ARM processor can do; where there is a
-vector popcount or a byte permutation of whole registers, other forms are faster.
+Four codes have sixteen subset sums, one table of sixteen bytes. Four bits of the other operand, a nibble, say which
+sum is meant, and a byte shuffle looks up one for every byte of a register: 128 multiply-accumulates in one instruction
+on 256 bits, whatever the width of the codes. x86 processors since 2006 and 64-bit ARM processors have one; where there
+is a vector popcount or a byte permutation of whole registers, other forms are faster.
 
 Columns are what bytes of a register stand for, rows what has tables. Four registers of 32-bit words, each of a quarter
 of the columns, become eight registers of nibbles by shifts and masks alone, so that byte ``4 l + q`` is column ``l`` of
@@ -18,6 +18,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from fqt_deploy.ops.packed_words import PANEL
 from fqt_deploy.targets.cpu.features import CpuFeatures
 
 NIBBLES = 8
@@ -34,24 +35,41 @@ _SHUFFLES = {16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b", 64: 
 _ARM_SHUFFLE = "llvm.aarch64.neon.tbl1.v16i8"
 
 
-def can_look_up(features: CpuFeatures, bits: int) -> bool:
+def shuffles_pay(features: CpuFeatures, bits: int) -> bool:
     """Whether this processor has a byte shuffle and no faster way to multiply ``bits``-bit codes with bits."""
     return features.has_byte_shuffle and not features.has_vpopcnt and bits <= MAXIMUM_BITS
 
 
 def lookups_of_a_byte(bits: int) -> int:
     """How many sums of four codes fit into a byte; at most the eight of a word."""
-    return min(NIBBLES, 255 // (4 * (2**bits - 1)))
+    return min(NIBBLES, 255 // (4 * ((1 << bits) - 1)))
 
 
 def lookups_of_a_half(bits: int) -> int:
     """How many sums of four codes fit into 16 bits."""
-    return 65535 // (4 * (2**bits - 1))
+    return 65535 // (4 * ((1 << bits) - 1))
 
 
 def pair_nibbles(low: Any, high: Any, parity: Any) -> Any:
     """Nibbles of two words, paired: byte q has both nibbles 2 q + ``parity``."""
     return ((low >> (parity * 4)) & _LOW) | (((high >> (parity * 4)) & _LOW) << 4)
+
+
+def subset_sums(pair_tables: Any, pairs: Any, j: Any, plane_pairs: int) -> Any:
+    """Table of the codes of nibble ``j``: the shares of all pairs of planes.
+
+    Args:
+        pair_tables: uint8 buffer [pair of planes, pair, entry], see ``pair_table``.
+        pairs: int32 buffer [pair of planes, 2], see ``pair_nibbles``.
+        j: which of the eight nibbles of a word.
+        plane_pairs: number of pairs of planes.
+    """
+    total: Any = None
+    for p in range(plane_pairs):
+        pair = (pairs[p, j % 2] >> (j // 2 * 8)) & (PAIR_TABLES - 1)
+        share = pair_tables[p, pair, T.ramp(0, 1, ENTRIES)]
+        total = share if total is None else total + share
+    return total
 
 
 def pair_table(pair: Any, pair_of_planes: Any) -> Any:
@@ -151,3 +169,27 @@ class ByteShuffle:
 def _splat(value: Any, lanes: int) -> Any:
     value = tirx.const(value, "int32") if isinstance(value, int) else value
     return tirx.Broadcast(value, lanes) if lanes > 1 else value
+
+
+@T.macro
+def fill_pair_tables(pair_tables: Any, plane_pairs: int, bits: int) -> None:
+    """Statements that fill [pair of planes, pair, entry]; with one plane there are only sixteen pairs."""
+    for p in T.unroll(plane_pairs):
+        for pair in T.serial(PAIR_TABLES if bits > 1 else ENTRIES):
+            pair_tables[p, pair, T.ramp(0, 1, ENTRIES)] = pair_table(pair, p)
+
+
+@T.macro
+def fill_weight_indices(indices: Any, weight: Any, shuffle: Any, vectors: int, words: int) -> None:
+    """Statements that fill [register of columns, word, nibble, byte] from a packed weight [panel, word, 16]."""
+    for v, w in T.grid(vectors, words):
+        quarters = T.alloc_buffer((QUARTERS, shuffle.quarter), "int32")
+        for q in T.unroll(QUARTERS):
+            first: T.let = v * shuffle.width + q * shuffle.quarter
+            quarters[q, T.ramp(0, 1, shuffle.quarter)] = weight[
+                first // PANEL, w, T.ramp(first % PANEL, 1, shuffle.quarter)
+            ]
+        for j in T.unroll(NIBBLES):
+            indices[v, w, j, T.ramp(0, 1, shuffle.width)] = shuffle.nibble(
+                [quarters[q, T.ramp(0, 1, shuffle.quarter)] for q in range(QUARTERS)], j
+            )

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from tvm import tirx
 from tvm.script import tirx as T
 
-from fqt_deploy.ops.packed_words import PANEL, panel_count
+from fqt_deploy.ops.packed_words import PANEL
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.nibble_table import (
     ENTRIES,
@@ -15,10 +15,11 @@ from fqt_deploy.targets.cpu.nibble_table import (
     PAIR_TABLES,
     QUARTERS,
     ByteShuffle,
-    can_look_up,
+    fill_pair_tables,
     lookups_of_a_byte,
     pair_nibbles,
-    pair_table,
+    shuffles_pay,
+    subset_sums,
 )
 from fqt_deploy.targets.cpu.register_tile import arguments_of
 
@@ -39,7 +40,7 @@ class NibbleWeightGradRule:
         """A hand-written loop nest over pieces of positions, groups of channels and groups of columns."""
         arguments = arguments_of(function)
         words, bits, kept = (int(d) for d in function.params[0].shape)
-        if arguments is None or not can_look_up(features, bits):
+        if arguments is None or not shuffles_pay(features, bits):
             return None
         _, _, channels, kernel = arguments
         rows = next(r for r in (4, 2, 1) if kept % r == 0)
@@ -49,7 +50,8 @@ class NibbleWeightGradRule:
         groups = [(JOBS // pieces // c, c) for c in (1, 2, 4, 8) if c <= JOBS // pieces]
         row_groups, column_groups = min(groups, key=lambda rc: rc[0] * vectors + rc[1] * kept)
         return _product(
-            words, bits, kept, channels, kernel, panels, rows, ByteShuffle(width, features.is_x86), pieces, min(row_groups, kept // rows), min(column_groups, vectors),
+            words, bits, kept, channels, kernel, panels, rows, ByteShuffle(width, features.is_x86),
+            pieces, min(row_groups, kept // rows), min(column_groups, vectors),
         )  # fmt: skip
 
 
@@ -72,14 +74,6 @@ def _product(
 
     def plane(planes: Any, word: Any, p: Any, channel: Any) -> Any:
         return tirx.if_then_else(p < bits, planes[word, T.min(p, bits - 1), channel], 0)
-
-    def subset_sums(pair_tables: Any, pairs: Any, j: int) -> Any:
-        total: Any = None
-        for p in range(plane_pairs):
-            pair = (pairs[p, j % 2] >> (j // 2 * 8)) & 255
-            share = pair_tables[p, pair, T.ramp(0, 1, ENTRIES)]
-            total = share if total is None else total + share
-        return total
 
     def found_sum(tables: Any, indices: Any, r: Any, v: Any, w: Any, c: Any) -> Any:
         total: Any = None
@@ -104,9 +98,7 @@ def _product(
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         pair_tables = T.alloc_buffer((plane_pairs, PAIR_TABLES, ENTRIES), "uint8")
         counts = T.alloc_buffer((pieces, kept, vectors * width), "int32")
-        for p in T.unroll(plane_pairs):
-            for pair in T.serial(PAIR_TABLES if bits > 1 else ENTRIES):
-                pair_tables[p, pair, T.ramp(0, 1, ENTRIES)] = pair_table(pair, p)
+        fill_pair_tables(pair_tables, plane_pairs, bits)
         for job in T.parallel(pieces * row_groups * column_groups):
             tables = T.alloc_buffer((rows, RUN_WORDS, NIBBLES, ENTRIES), "uint8")
             indices = T.alloc_buffer((vectors_per_group, RUN_WORDS, NIBBLES, width), "uint8")
@@ -116,19 +108,19 @@ def _product(
             tile_count: T.let = T.max(T.min(tiles_per_group, tiles - first_tile), 0)
             vector_count: T.let = T.max(T.min(vectors_per_group, vectors - first_vector), 0)
             for row, v in T.grid(tile_count * rows, vector_count * QUARTERS):
-                counts[
-                    piece, first_tile * rows + row, T.ramp(first_vector * width + v * quarter, 1, quarter)
-                ] = T.broadcast(0, quarter)
+                counts[piece, first_tile * rows + row, T.ramp(first_vector * width + v * quarter, 1, quarter)] = (
+                    T.broadcast(0, quarter)
+                )
             for run in T.serial((words_per_piece + RUN_WORDS - 1) // RUN_WORDS):
                 begin: T.let = piece * words_per_piece + run * RUN_WORDS
-                length: T.let = T.min(
-                    T.min(RUN_WORDS, words_per_piece - run * RUN_WORDS), words - begin
-                )
+                length: T.let = T.min(T.min(RUN_WORDS, words_per_piece - run * RUN_WORDS), words - begin)
                 for v, w in T.grid(vector_count, length):
                     quarters = T.alloc_buffer((QUARTERS, quarter), "int32")
                     for q in T.unroll(QUARTERS):
                         quarters[q, T.ramp(0, 1, quarter)] = positions[
-                            column(first_vector + v, q)[0], begin + w, T.ramp(column(first_vector + v, q)[1], 1, quarter)
+                            column(first_vector + v, q)[0],
+                            begin + w,
+                            T.ramp(column(first_vector + v, q)[1], 1, quarter),
                         ]
                     for j in T.unroll(NIBBLES):
                         indices[v, w, j, T.ramp(0, 1, width)] = shuffle.nibble(
@@ -146,7 +138,7 @@ def _product(
                                     parity,
                                 )
                         for j in T.unroll(NIBBLES):
-                            tables[r, w, j, T.ramp(0, 1, ENTRIES)] = subset_sums(pair_tables, pairs, j)
+                            tables[r, w, j, T.ramp(0, 1, ENTRIES)] = subset_sums(pair_tables, pairs, j, plane_pairs)
                     for v in T.serial(vector_count):
                         sums = T.alloc_buffer((rows, 2, width // 2), "uint16")
                         for r in T.unroll(rows):
@@ -156,12 +148,12 @@ def _product(
                             for c in T.unroll(NIBBLES // chunk):
                                 for r in T.unroll(rows):
                                     found: T.let = found_sum(tables, indices, r, v, w, c)
-                                    sums[r, 0, T.ramp(0, 1, width // 2)] = (
-                                        sums[r, 0, T.ramp(0, 1, width // 2)] + shuffle.halves(found)
-                                    )
-                                    sums[r, 1, T.ramp(0, 1, width // 2)] = (
-                                        sums[r, 1, T.ramp(0, 1, width // 2)] + shuffle.odd_bytes(shuffle.halves(found))
-                                    )
+                                    sums[r, 0, T.ramp(0, 1, width // 2)] = sums[
+                                        r, 0, T.ramp(0, 1, width // 2)
+                                    ] + shuffle.halves(found)
+                                    sums[r, 1, T.ramp(0, 1, width // 2)] = sums[
+                                        r, 1, T.ramp(0, 1, width // 2)
+                                    ] + shuffle.odd_bytes(shuffle.halves(found))
                         for r in T.unroll(rows):
                             sums[r, 0, T.ramp(0, 1, width // 2)] = shuffle.even_bytes(
                                 sums[r, 0, T.ramp(0, 1, width // 2)], sums[r, 1, T.ramp(0, 1, width // 2)]
@@ -173,8 +165,8 @@ def _product(
                                 ] + shuffle.words(sums[r, q % 2, T.ramp(0, 1, width // 2)], q // 2)
         for k in T.parallel(kept):
             for tap, i in T.grid(taps, channels):
-                result[k, i, tap // kernel[1], tap % kernel[1]] = (
-                    2 * total(counts, k, tap * channels + i) - total(counts, k, taps * channels + tap)
+                result[k, i, tap // kernel[1], tap % kernel[1]] = 2 * total(counts, k, tap * channels + i) - total(
+                    counts, k, taps * channels + tap
                 )
 
     return product

@@ -20,6 +20,9 @@ from fqt_deploy.targets.cpu.fp32_convolution import Fp32ConvolutionRule
 from fqt_deploy.targets.cpu.fp32_few_taps_weight_grad import Fp32FewTapsWeightGradRule
 from fqt_deploy.targets.cpu.fp32_input_grad import Fp32InputGradRule
 from fqt_deploy.targets.cpu.fp32_weight_grad import Fp32WeightGradRule
+from fqt_deploy.targets.cpu.nibble_binary_conv2d import NibbleBinaryConv2dRule
+from fqt_deploy.targets.cpu.nibble_input_grad import NibbleInputGradRule
+from fqt_deploy.targets.cpu.nibble_weight_grad import NibbleWeightGradRule
 from fqt_deploy.targets.cpu.pack_channels import PackChannelsRule
 from fqt_deploy.targets.cpu.pack_positions import PackPositionsRule
 from fqt_deploy.targets.cpu.pack_weight import PackWeightRule
@@ -35,12 +38,15 @@ from fqt_deploy.targets.toolchain import TOOLCHAINS, Toolchain, native_toolchain
 RULES: tuple[ScheduleRule, ...] = (
     # 1-bit products
     AmxBinaryConv2dRule(),
+    NibbleBinaryConv2dRule(),
     BinaryConv2dRule(),
     AmxInputGradRule(),
     TableInputGradRule(),
+    NibbleInputGradRule(),
     BitplaneConv2dInputGradRule(),
     AmxWeightGradRule(),
     TableWeightGradRule(),
+    NibbleWeightGradRule(),
     BitplaneWeightGradRule(),
     # packing
     PackChannelsRule(),

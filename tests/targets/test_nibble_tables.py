@@ -1,0 +1,165 @@
+"""Products by byte shuffles equal their references at every width of a register."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import tvm
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tvm import te
+
+import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.ops.aten_pointwise import tvm_dtype
+from fqt_deploy.ops.convolution_shape import output_extents
+from fqt_deploy.ops.packed_words import pack_last_axis, to_panels
+from fqt_deploy.ops.spec import OPS
+from fqt_deploy.targets.cpu.nibble_binary_conv2d import NibbleBinaryConv2dRule
+from fqt_deploy.targets.cpu.nibble_input_grad import NibbleInputGradRule
+from fqt_deploy.targets.cpu.nibble_table import lookups_of_a_byte, lookups_of_a_half
+from fqt_deploy.targets.cpu.nibble_weight_grad import NibbleWeightGradRule
+from fqt_deploy.targets.registry import make_target
+
+RULES = {
+    "binary_conv2d": NibbleBinaryConv2dRule(),
+    "bitplane_conv2d_input_grad": NibbleInputGradRule(),
+    "bitplane_weight_grad": NibbleWeightGradRule(),
+}
+LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+
+
+def target_of(level):
+    try:
+        return make_target("cpu", level)
+    except FqtError:
+        pytest.skip("this machine cannot run it")
+
+
+def scheduled(name, arguments, features):
+    operands = [
+        te.placeholder(list(a.shape), tvm_dtype(a.dtype), name=f"p{i}") if isinstance(a, torch.Tensor) else a
+        for i, a in enumerate(arguments)
+    ]
+    function = te.create_prim_func([*(o for o in operands if isinstance(o, te.Tensor)), OPS[name].compute(*operands)])
+    attributes = {"fqt.op": name, "fqt.outputs": 1, "global_symbol": "main"}
+    attributes["fqt.arguments"] = json.dumps([None if isinstance(a, torch.Tensor) else a for a in arguments])
+    return RULES[name].apply(function.with_attrs(attributes), features)
+
+
+def check(name, arguments, target):
+    function = scheduled(name, arguments, target.features)
+    assert function is not None
+    kernel = tvm.compile(tvm.IRModule({"main": function.with_attr("tirx.is_scheduled", True)}), target.tvm_target)
+    expected = OPS[name].reference(*arguments)
+    found = torch.full_like(expected, 77)
+    operands = [a for a in arguments if isinstance(a, torch.Tensor)]
+    kernel["main"](*(tvm.runtime.from_dlpack(t.contiguous()) for t in (*operands, found)))
+    assert torch.equal(found, expected)
+
+
+def random_bits(*shape):
+    return torch.randint(0, 2, shape) > 0
+
+
+def forward_arguments(samples, hw, channels, outputs, kernel, stride, padding):
+    x = pack_last_axis(random_bits(samples, *hw, channels))
+    w = to_panels(pack_last_axis(random_bits(outputs, *kernel, channels)).flatten(1))
+    return x, w, channels, outputs, kernel, stride, padding
+
+
+def input_grad_arguments(samples, hw, channels, outputs, kernel, stride, padding, bits):
+    extents = output_extents(hw, kernel, stride, padding)
+    planes = pack_last_axis(random_bits(samples, *extents, bits, outputs))
+    w = to_panels(pack_last_axis(random_bits(channels, *kernel, outputs)).flatten(1))
+    return planes, w, channels, outputs, hw, kernel, stride, padding
+
+
+def weight_grad_arguments(words, bits, kept, channels, kernel):
+    taps = kernel[0] * kernel[1]
+    planes = pack_last_axis(random_bits(words, bits, kept, 32))[..., 0].contiguous()
+    masks = random_bits(taps, 1, words * 32)
+    values = random_bits(taps, channels, words * 32) & masks
+    rows = torch.cat([values.flatten(0, 1), masks[:, 0]])
+    return planes, to_panels(pack_last_axis(rows)), channels, kernel
+
+
+CASES = {
+    "words in several parts": ("binary_conv2d", forward_arguments(2, [4, 4], 32 * 12, 64, [3, 3], [1, 1], [1, 1])),
+    "one word too many": ("binary_conv2d", forward_arguments(1, [2, 6], 32 * 11, 64, [1, 3], [1, 1], [0, 1])),
+    "a product of matrices": ("binary_conv2d", forward_arguments(1, [1, 126], 96, 128, [1, 1], [1, 1], [0, 0])),
+    "rows of odd length": ("binary_conv2d", forward_arguments(3, [7, 7], 64, 192, [3, 3], [2, 2], [1, 1])),
+    "one position": ("binary_conv2d", forward_arguments(5, [2, 2], 64, 16, [2, 2], [1, 1], [0, 0])),
+    "more than 16 bits hold": (
+        "bitplane_conv2d_input_grad", input_grad_arguments(1, [1, 8], 16, 32 * 138, [1, 1], [1, 1], [0, 0], 4)
+    ),
+    "tap by tap": (
+        "bitplane_conv2d_input_grad", input_grad_arguments(2, [2, 2], 64, 32 * 14, [3, 3], [1, 1], [1, 1], 4)
+    ),
+    "between strides": (
+        "bitplane_conv2d_input_grad", input_grad_arguments(3, [6, 6], 192, 64, [3, 3], [2, 2], [1, 1], 3)
+    ),
+    "positions in pieces": ("bitplane_weight_grad", weight_grad_arguments(300, 4, 8, 48, [3, 3])),
+    "several groups": ("bitplane_weight_grad", weight_grad_arguments(17, 4, 64, 64, [3, 3])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("case", CASES)
+def test_every_way_of_cutting(case, level):
+    name, arguments = CASES[case]
+    check(name, arguments, target_of(level))
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data())
+def test_any_convolution(data):
+    kernel = [data.draw(st.integers(1, 3)) for _ in range(2)]
+    padding = [data.draw(st.integers(0, k // 2)) for k in kernel]
+    stride = [data.draw(st.integers(1, 2)) for _ in range(2)]
+    hw = [data.draw(st.integers(k, 6)) for k in kernel]
+    channels, outputs = data.draw(st.integers(1, 70)), 16 * data.draw(st.integers(1, 6))
+    samples = data.draw(st.integers(1, 4))
+    target = target_of("x86-64-v3")
+    check("binary_conv2d", forward_arguments(samples, hw, channels, outputs, kernel, stride, padding), target)
+    gradient = input_grad_arguments(
+        samples, hw, outputs, channels, kernel, stride, padding, data.draw(st.integers(1, 4))
+    )
+    check("bitplane_conv2d_input_grad", gradient, target)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 24), st.integers(1, 70), st.integers(1, 3))
+@example(1, 4, 3, 1, 1)
+def test_any_weight_gradient(words, bits, kept, channels, size):
+    check(
+        "bitplane_weight_grad", weight_grad_arguments(words, bits, kept, channels, [size, size]), target_of("x86-64-v3")
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_the_largest_sums_fit(bits):
+    largest = 4 * (2**bits - 1)
+    assert lookups_of_a_byte(bits) * largest <= 255
+    assert 8 % lookups_of_a_byte(bits) == 0
+    assert lookups_of_a_half(bits) * largest <= 65535
+
+
+@pytest.mark.parametrize("lack", [{"has_byte_shuffle": False}, {"has_vpopcnt": True}])
+def test_only_where_nothing_else_is_faster(lack):
+    features = replace(make_target("cpu").features, has_byte_shuffle=True, has_vpopcnt=False)
+    for name, arguments in CASES.values():
+        assert scheduled(name, arguments, replace(features, **lack)) is None
+
+
+def test_sums_stay_in_registers():
+    """No load or store of the stack in the loop that shuffles, for gradients."""
+    target = target_of("x86-64-v3")
+    for case in ("tap by tap", "several groups"):
+        name, arguments = CASES[case]
+        function = scheduled(name, arguments, target.features).with_attr("tirx.is_scheduled", True)
+        code = tvm.compile(tvm.IRModule({"main": function}), target.tvm_target).mod.inspect_source("asm")
+        loops = [block for block in code.split("\n.LBB") if block.count("\tvpshufb") == 32]
+        assert loops
+        assert all("(%rsp)" not in loop.split("\tj")[0] for loop in loops)
