@@ -55,9 +55,9 @@ def cost(g: Tensor) -> Cost:
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Whole and partial vectors, one position."""
+    """Whole and partial vectors, one position, long rows."""
     g = torch.Generator().manual_seed(0)
-    for shape in ((3, 16, 64), (2, 5, 7), (4, 1, 33)):
+    for shape in ((3, 16, 64), (2, 5, 7), (4, 1, 33), (2, 16, 1024)):
         yield (torch.randn(shape, generator=g),)
 
 

@@ -71,7 +71,7 @@ def cost(g: Tensor, index: Tensor | None, zero: Tensor, reciprocal: Tensor, key:
 
 
 def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """All or some channels, every width, a constant channel, partial words of positions."""
+    """All or some channels, every width, a constant channel, partial words of positions, many kept."""
     generator = torch.Generator().manual_seed(0)
     key = torch.tensor([123456789, -987654321], dtype=torch.int32)
     for shape, bits, kept in (
@@ -80,6 +80,7 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
         ((2, 3, 7), 8, 2),
         ((3, 16, 32), 1, None),
         ((1, 1, 10), 4, 1),
+        ((2, 4, 320), 2, 256),
     ):
         g = torch.randn(shape, generator=generator)
         g[:, :, 0] = -0.5

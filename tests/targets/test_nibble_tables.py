@@ -112,7 +112,7 @@ def test_every_way_of_cutting(case, level):
     check(name, arguments, target_of(level))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.data())
 def test_any_convolution(data):
     kernel = [data.draw(st.integers(1, 3)) for _ in range(2)]
@@ -129,7 +129,7 @@ def test_any_convolution(data):
     check("bitplane_conv2d_input_grad", gradient, target)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 24), st.integers(1, 70), st.integers(1, 3))
 @example(1, 4, 3, 1, 1)
 def test_any_weight_gradient(words, bits, kept, channels, size):

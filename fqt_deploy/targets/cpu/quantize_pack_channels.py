@@ -1,7 +1,7 @@
 """Codes of kept channels as bit-planes over positions: a vector is sixteen kept channels, all along their positions.
 
 What an element is computed from besides its position, such as the batch norm's factors of its channel, is gathered once
-for a sample and sixteen channels instead of once for each position.
+for a sample and sixteen channels instead of once for each position, except where rows are long.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from tvm import s_tir, tirx
 from fqt_deploy.targets.cpu.elementwise import LANES, PARALLEL_ELEMENTS, extents
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.reduction import schedule_channels
+
+MANY_KEPT = 256
+"""Rows with so many kept channels are read one after another: sixteen of each would be a line from every page."""
 
 
 class QuantizePackChannelsRule:
@@ -32,9 +35,10 @@ class QuantizePackChannelsRule:
             return None
         sample, position, channel = schedule.get_loops(codes)
         outer, lanes = schedule.split(channel, [None, LANES])
-        schedule.reorder(sample, outer, position, lanes)
+        second, third = (position, outer) if kept >= MANY_KEPT else (outer, position)
+        schedule.reorder(sample, second, third, lanes)
         schedule.vectorize(lanes)
         if samples * positions * kept >= PARALLEL_ELEMENTS:
-            schedule.parallel(schedule.fuse(sample, outer))
+            schedule.parallel(schedule.fuse(sample, second))
         schedule_channels(schedule, packing)
         return schedule.mod["main"]

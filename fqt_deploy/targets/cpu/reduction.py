@@ -5,6 +5,7 @@ Partial results belong to indices, never to threads, so results do not depend on
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import tvm_ffi
@@ -19,6 +20,14 @@ from fqt_deploy.targets.cpu.elementwise import (
 )
 from fqt_deploy.targets.cpu.features import CpuFeatures
 
+LONG_ROW = 1024
+"""Channels of rows that are read one after another: a tile of channels would be a few lines from every page."""
+STREAMED_CHANNELS = 1024
+"""Sums of so many channels stay in the first-level cache while rows stream by."""
+STREAMS = 8
+"""Rows read at a time."""
+JOBS = 8
+"""Independent pieces to cut a reduction of long rows into: work for that many threads."""
 CHANNEL_TILES = (64, 32, 16)
 """Channels summed at once: four vector accumulators hide the latency of an addition."""
 
@@ -87,17 +96,42 @@ def schedule_channels(schedule: Any, block: Any) -> None:
         if len(spatial) > 1 and total >= PARALLEL_ELEMENTS:
             schedule.parallel(schedule.fuse(*spatial[:-1]) if len(spatial) > 2 else spatial[0])
         return
-    outer, inner = schedule.split(spatial[-1], [None, tile])
-    schedule.reorder(*spatial[:-1], outer, *reduced, inner)
-    vectors, lanes = schedule.split(inner, [None, LANES])
-    schedule.vectorize(lanes)
-    schedule.unroll(vectors)
-    rest = [*spatial[:-1], outer]
-    fused = schedule.fuse(*rest) if len(rest) > 1 else rest[0]
+    if _streams(schedule, spatial, reduced):
+        jobs, first = _stream_rows(schedule, spatial, reduced)
+    else:
+        outer, inner = schedule.split(spatial[-1], [None, tile])
+        schedule.reorder(*spatial[:-1], outer, *reduced, inner)
+        vectors, lanes = schedule.split(inner, [None, LANES])
+        schedule.vectorize(lanes)
+        schedule.unroll(vectors)
+        jobs, first = [*spatial[:-1], outer], reduced[0]
+    fused = schedule.fuse(*jobs) if len(jobs) > 1 else jobs[0]
     if total >= PARALLEL_ELEMENTS:
         schedule.parallel(fused)
-    initial = schedule.decompose_reduction(block, reduced[0])
-    del initial
+    schedule.decompose_reduction(block, first)
+
+
+def _streams(schedule: Any, spatial: list[Any], reduced: list[Any]) -> bool:
+    """Whether rows are long, and can be taken ``STREAMS`` at a time."""
+    return (
+        int(schedule.get(spatial[-1]).extent) >= LONG_ROW
+        and int(schedule.get(spatial[-1]).extent) % LANES == 0
+        and int(schedule.get(reduced[-1]).extent) % STREAMS == 0
+    )
+
+
+def _stream_rows(schedule: Any, spatial: list[Any], reduced: list[Any]) -> tuple[list[Any], Any]:
+    """[.., reduced, channel]: a few rows at a time from end to end; sums in the cache. Job loops, first reduction."""
+    channels = int(schedule.get(spatial[-1]).extent)
+    others = math.prod(int(schedule.get(loop).extent) for loop in spatial[:-1])
+    chunks = [c for c in range(LANES, STREAMED_CHANNELS + 1, LANES) if channels % c == 0]
+    chunk = max((c for c in chunks if others * (channels // c) >= JOBS), default=LANES)
+    outer, vector, lanes = schedule.split(spatial[-1], [None, chunk // LANES, LANES])
+    step, row = schedule.split(reduced[-1], [None, STREAMS])
+    schedule.reorder(*spatial[:-1], outer, *reduced[:-1], step, vector, row, lanes)
+    schedule.unroll(row)
+    schedule.vectorize(lanes)
+    return [*spatial[:-1], outer], reduced[0] if len(reduced) > 1 else step
 
 
 def _rows(schedule: Any, block: Any) -> None:
