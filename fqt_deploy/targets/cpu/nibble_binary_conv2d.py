@@ -1,7 +1,13 @@
-"""1-bit convolution by byte shuffles: nibbles of weights look up how many bits of two positions differ from them."""
+"""1-bit convolution by byte shuffles: nibbles of weights look up how many bits of two positions differ from them.
+
+A nibble of bits has at most four differences from another, which is half a byte: a table is of two neighbours in a row,
+the first one's counts in the lower halves of its bytes. There are 256 such tables, and they are the same for all; each
+job only notes where in them those of its pairs begin.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tvm import tirx
@@ -22,12 +28,13 @@ from fqt_deploy.targets.cpu.nibble_table import (
 from fqt_deploy.targets.cpu.register_tile import arguments_of, largest_divisor
 
 KINDS = 4
-"""Of pairs of positions: both inside the image, the second, the first, none."""
+"""Of pairs: both inside the image, the second alone, the first alone, none. What is outside differs nowhere."""
 CHUNK = 3
 """Lookups whose counts fit into half a byte."""
 BLOCK_WORDS = 7
-"""Words of bits whose differences fit into a byte."""
-MAXIMUM_COUNT = 65535
+"""Words whose differences fit into a byte."""
+MAXIMUM_TERMS = 65535
+"""Differences of one position are counted in 16 bits."""
 JOBS = 16
 """Independent pieces to cut a product into: work for that many threads."""
 JOB_POSITIONS = 64
@@ -35,176 +42,290 @@ JOB_POSITIONS = 64
 
 
 class NibbleBinaryConv2dRule:
-    """Takes ``binary_conv2d`` with a multiple of 16 output channels where a byte shuffle is the best there is."""
+    """Takes ``binary_conv2d`` with a multiple of 16 output channels where an x86 byte shuffle is the best there is."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"binary_conv2d"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """A hand-written loop nest; a table is of two positions, whose counts share its bytes."""
+        """A hand-written loop nest over bands of image rows; ARM counts bits as fast as it shuffles bytes."""
         arguments = arguments_of(function)
         if arguments is None or arguments[3] % PANEL or not (features.is_x86 and shuffles_pay(features, 1)):
             return None
         _, _, channels, outputs, kernel, stride, padding = arguments
-        if channels * kernel[0] * kernel[1] > MAXIMUM_COUNT:
+        if channels * kernel[0] * kernel[1] > MAXIMUM_TERMS:
             return None
-        x, result = function.params[0], function.params[-1]
-        samples, height, width, words = (int(d) for d in x.shape)
-        _, oh, ow, _ = (int(d) for d in result.shape)
-        columns = next(w for w in (64, 32, 16) if w <= features.vector_bits // 8 and outputs % w == 0)
-        if kernel == [1, 1] and stride == [1, 1] and padding == [0, 0]:
-            job = [1, largest_divisor(samples * oh * ow, JOB_POSITIONS)]
-        else:
-            job = [max(b for b in range(1, oh + 1) if oh % b == 0 and (b == 1 or samples * oh >= JOBS * b)), ow]
+        samples, height, width, words = (int(d) for d in function.params[0].shape)
+        _, oh, ow, _ = (int(d) for d in function.params[-1].shape)
+        is_flat = kernel == [1, 1] and stride == [1, 1] and padding == [0, 0]
+        band = max(b for b in range(1, oh + 1) if oh % b == 0 and (b == 1 or samples * oh >= JOBS * b))
         return _product(
-            samples, [height, width], words, channels, [oh, ow], outputs, kernel, stride, padding, job,
-            ByteShuffle(columns, features.is_x86), str(result.dtype),
-        )  # fmt: skip
+            PairedConvolution(
+                samples=samples,
+                image=[height, width],
+                words=words,
+                channels=channels,
+                out=[oh, ow],
+                outputs=outputs,
+                kernel=kernel,
+                stride=stride,
+                padding=padding,
+                is_flat=is_flat,
+                job=[1, largest_divisor(samples * oh * ow, JOB_POSITIONS)] if is_flat else [band, ow],
+                shuffle=ByteShuffle.for_columns(outputs, features),
+                dtype=str(function.params[-1].dtype),
+            )
+        )
 
 
-def _product(
-    samples: int, image: list[int], words: int, channels: int, out: list[int], outputs: int, kernel: list[int],
-    stride: list[int], padding: list[int], job: list[int], shuffle: ByteShuffle, dtype: str,
-) -> tirx.PrimFunc:  # fmt: skip
-    """The kernel; each job makes ``job`` rows and columns of positions."""
-    taps, width, quarter, half = kernel[0] * kernel[1], shuffle.width, shuffle.quarter, shuffle.width // 2
-    per_row = -(-job[1] // 2)
-    height, breadth = (job[0] - 1) * stride[0] + kernel[0], (per_row - 1) * 2 * stride[1] + kernel[1]
-    flat = taps == 1 and stride == [1, 1]
-    jobs = samples * out[0] * out[1] // (job[0] * job[1])
-    pairs = next(p for p in (2, 1) if job[0] * per_row % p == 0)
-    tiles = largest_divisor(job[0] * per_row // pairs, 4)
-    vectors = outputs // width
-    group = largest_divisor(vectors, 2)
-    part = largest_divisor(words, BLOCK_WORDS)
-    block_taps = max(t for t in range(1, taps + 1) if taps % t == 0 and (t == 1 or t * words <= BLOCK_WORDS))
-    wide = T.ramp(0, 1, width)
+@dataclass(frozen=True)
+class PairedConvolution:
+    """A convolution, and how it is cut.
 
-    def source(index: Any, h: Any, t: Any) -> tuple[Any, Any, Any]:
-        """Sample, row and column of the image where column ``t`` of row ``h`` of a job's padded image is."""
-        if flat:
-            at = index * job[1] + t
-            return at // (out[0] * out[1]), at // out[1] % out[0], at % out[1]
-        first = index * job[0]
-        return first // out[0], first % out[0] * stride[0] + h - padding[0], t - padding[1]
+    Attributes:
+        samples, image, words, channels: of the input: number, height and width, words of bits, bits.
+        out, outputs: height and width, channels of the result.
+        kernel, stride, padding: of the convolution.
+        is_flat: positions are taken one after another, whatever image they belong to: a product of matrices.
+        job: rows and columns of positions of one job.
+        shuffle: the processor's vectors.
+        dtype: of the result.
+    """
 
-    def is_inside(index: Any, h: Any, t: Any) -> Any:
-        if flat:
-            return t < job[1]
-        _, y, z = source(index, h, t)
-        return tirx.all(y >= 0, y < image[0], z >= 0, z < image[1])
+    samples: int
+    image: list[int]
+    words: int
+    channels: int
+    out: list[int]
+    outputs: int
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    is_flat: bool
+    job: list[int]
+    shuffle: ByteShuffle
+    dtype: str
 
-    def word_at(x: Any, index: Any, h: Any, t: Any, w: Any) -> Any:
-        n, y, z = source(index, h, t)
-        return tirx.if_then_else(is_inside(index, h, t), x[n, y, z, w], 0)
+    @property
+    def taps(self) -> int:
+        """Of the kernel."""
+        return self.kernel[0] * self.kernel[1]
 
-    def destination(index: Any, u: Any, second: int) -> tuple[Any, Any, Any]:
-        """Sample, row and column of the result for a position of pair ``u`` of a job."""
-        at = index * (job[0] * job[1]) + u // per_row * job[1] + u % per_row * 2 + second
-        return at // (out[0] * out[1]), at // out[1] % out[0], at % out[1]
+    @property
+    def jobs(self) -> int:
+        """Independent ones."""
+        return self.samples * self.out[0] * self.out[1] // (self.job[0] * self.job[1])
 
-    def differences(kind: Any, pair: Any) -> Any:
-        """Table of a pair of nibbles: the first one's counts in the lower halves of its bytes."""
-        choices = T.cast(T.ramp(0, 1, ENTRIES), f"uint8x{ENTRIES}")
+    @property
+    def row_pairs(self) -> int:
+        """Pairs of a row of a job; the last one's second position may not exist."""
+        return -(-self.job[1] // 2)
 
-        def count(nibble: Any, outside: Any, weight: int) -> Any:
-            found = tirx.popcount(tirx.Broadcast(T.cast(nibble, "uint8"), ENTRIES) ^ choices)
-            return found * tirx.Broadcast(T.cast((1 - outside) * weight, "uint8"), ENTRIES)
+    @property
+    def pairs(self) -> int:
+        """Pairs of a tile."""
+        return largest_divisor(self.job[0] * self.row_pairs, 2)
 
-        return count(pair & 15, kind & 1, 1) + count(pair >> 4, kind >> 1, 16)
+    @property
+    def tiles(self) -> int:
+        """Tiles that read a block of the weight in turn, from the first-level cache."""
+        return largest_divisor(self.job[0] * self.row_pairs // self.pairs, 4)
 
-    def table_offsets(kind: Any, pairs: Any) -> Any:
-        """Where in ``tables`` those of four pairs begin."""
-        numbers = T.cast(T.reinterpret(pairs, dtype="uint8x4"), "int32x4")
-        return numbers * T.broadcast(ENTRIES, 4) + T.broadcast(kind * (PAIR_TABLES * ENTRIES), 4)
+    @property
+    def vectors(self) -> int:
+        """Registers of columns."""
+        return self.outputs // self.shuffle.width
+
+    @property
+    def group(self) -> int:
+        """Registers of columns of a tile."""
+        return largest_divisor(self.vectors, 2)
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Taps and words of a block, whose counts are held in registers."""
+        words = largest_divisor(self.words, BLOCK_WORDS)
+        taps = largest_divisor(self.taps, BLOCK_WORDS // self.words) if self.words <= BLOCK_WORDS else 1
+        return taps, words
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Rows and columns of the padded image where pairs of a job begin."""
+        height = (self.job[0] - 1) * self.stride[0] + self.kernel[0]
+        return height, (self.row_pairs - 1) * 2 * self.stride[1] + self.kernel[1]
+
+    def source(self, index: Any, h: Any, t: Any) -> tuple[Any, Any, Any]:
+        """Sample, row and column of the image where row ``h``, column ``t`` of the padded image of a job are."""
+        if self.is_flat:
+            at = index * self.job[1] + t
+            return at // (self.out[0] * self.out[1]), at // self.out[1] % self.out[0], at % self.out[1]
+        first = index * self.job[0]
+        row = first % self.out[0] * self.stride[0] + h - self.padding[0]
+        return first // self.out[0], row, t - self.padding[1]
+
+    def is_inside(self, index: Any, h: Any, t: Any) -> Any:
+        """Whether that is a place in the image."""
+        if self.is_flat:
+            return t < self.job[1]
+        _, y, z = self.source(index, h, t)
+        return tirx.all(y >= 0, y < self.image[0], z >= 0, z < self.image[1])
+
+    def word_at(self, x: Any, index: Any, h: Any, t: Any, word: Any) -> Any:
+        """A word of the padded image."""
+        n, y, z = self.source(index, h, t)
+        return tirx.if_then_else(self.is_inside(index, h, t), x[n, y, z, word], 0)
+
+    def kind(self, index: Any, h: Any, t: Any) -> Any:
+        """Of the pair that begins there."""
+        first, second = (self.is_inside(index, h, at) for at in (t, t + self.stride[1]))
+        return tirx.Select(first, 0, 1) + tirx.Select(second, 0, 2)
+
+    def first(self, pair: Any, tap: Any) -> tuple[Any, Any]:
+        """Row and column of the padded image where the first of a pair of positions reads a tap."""
+        h, t = pair // self.row_pairs, pair % self.row_pairs * 2
+        return h * self.stride[0] + tap // self.kernel[1], t * self.stride[1] + tap % self.kernel[1]
+
+    def destination(self, index: Any, pair: Any, second: Any) -> tuple[Any, Any, Any]:
+        """Sample, row and column of the result for a position of a pair."""
+        column = pair % self.row_pairs * 2 + second
+        at = index * (self.job[0] * self.job[1]) + pair // self.row_pairs * self.job[1] + column
+        return at // (self.out[0] * self.out[1]), at // self.out[1] % self.out[0], at % self.out[1]
+
+
+def _differences(kind: Any, pair: Any) -> Any:
+    """Table of a pair of nibbles."""
+    choices = T.cast(T.ramp(0, 1, ENTRIES), f"uint8x{ENTRIES}")
+
+    def count(nibble: Any, outside: Any, weight: int) -> Any:
+        found = tirx.popcount(tirx.Broadcast(T.cast(nibble, "uint8"), ENTRIES) ^ choices)
+        return found * tirx.Broadcast(T.cast((1 - outside) * weight, "uint8"), ENTRIES)
+
+    return count(pair & 15, kind & 1, 1) + count(pair >> 4, kind >> 1, 16)
+
+
+def _table_offsets(kind: Any, pairs: Any) -> Any:
+    """Where those of four pairs begin."""
+    numbers = T.cast(T.reinterpret(pairs, dtype="uint8x4"), "int32x4")
+    return numbers * T.broadcast(ENTRIES, 4) + T.broadcast(kind * (PAIR_TABLES * ENTRIES), 4)
+
+
+@T.macro
+def _prepare(offsets: Any, inside: Any, x: Any, index: Any, c: Any) -> None:
+    """Note where the tables of a job's pairs begin, and the bits of each position's taps inside the image."""
+    for h, t, w in T.grid(c.extent[0], c.extent[1], c.words):
+        for parity in T.unroll(2):
+            offsets[h, t, w, parity, T.ramp(0, 1, 4)] = _table_offsets(
+                c.kind(index, h, t),
+                pair_nibbles(c.word_at(x, index, h, t, w), c.word_at(x, index, h, t + c.stride[1], w), parity),
+            )
+    for h, t in T.grid(c.job[0], c.job[1]):
+        inside[h, t] = 0
+        for kh, kw in T.grid(c.kernel[0], c.kernel[1]):
+            inside[h, t] = inside[h, t] + tirx.Select(
+                c.is_inside(index, h * c.stride[0] + kh, t * c.stride[1] + kw), c.channels, 0
+            )
+
+
+@T.macro
+def _count_block(
+    counts: Any, tables: Any, offsets: Any, indices: Any,
+    tile: Any, pair: Any, vector: Any, tap: Any, word: Any, c: Any,
+) -> None:  # fmt: skip
+    """Add the differences of a tile over the block that begins with ``tap`` and ``word`` to its ``counts``."""
+    sums = T.alloc_buffer((c.pairs, c.group, 2, c.shuffle.width), "uint8")
+    for p, v, second in T.grid(c.pairs, c.group, 2):
+        sums[p, v, second, c.shuffle.byte_lanes] = T.broadcast(T.uint8(0), c.shuffle.width)
+    for t, w in T.grid(c.block[0], c.block[1]):
+        for k in T.unroll(-(-NIBBLES // CHUNK)):
+            found = T.alloc_buffer((c.pairs, c.group, c.shuffle.width), "uint8")
+            for i in T.unroll(CHUNK):
+                if k * CHUNK + i < NIBBLES:
+                    j: T.let = k * CHUNK + i
+                    for p in T.unroll(c.pairs):
+                        at: T.let = offsets[
+                            c.first(pair + p, tap + t)[0], c.first(pair + p, tap + t)[1], word + w, j % 2, j // 2
+                        ]
+                        table: T.let = tables[T.ramp(at, 1, ENTRIES)]
+                        for v in T.unroll(c.group):
+                            one: T.let = c.shuffle.look_up(
+                                table, indices[vector + v, (tap + t) * c.words + word + w, j, c.shuffle.byte_lanes]
+                            )
+                            found[p, v, c.shuffle.byte_lanes] = tirx.Select(
+                                i == 0, one, found[p, v, c.shuffle.byte_lanes] + one
+                            )
+            for p in T.unroll(c.pairs):
+                for v in T.unroll(c.group):
+                    sums[p, v, 0, c.shuffle.byte_lanes] = (
+                        sums[p, v, 0, c.shuffle.byte_lanes] + found[p, v, c.shuffle.byte_lanes]
+                    )
+                    sums[p, v, 1, c.shuffle.byte_lanes] = sums[p, v, 1, c.shuffle.byte_lanes] + c.shuffle.upper_halves(
+                        found[p, v, c.shuffle.byte_lanes]
+                    )
+    for p in T.unroll(c.pairs):
+        for v in T.unroll(c.group):
+            sums[p, v, 0, c.shuffle.byte_lanes] = c.shuffle.lower_halves(
+                sums[p, v, 0, c.shuffle.byte_lanes], sums[p, v, 1, c.shuffle.byte_lanes]
+            )
+            for second in T.unroll(2):
+                for odd in T.unroll(2):
+                    before: T.let = tirx.if_then_else(
+                        tirx.all(tap == 0, word == 0),
+                        T.broadcast(T.uint16(0), c.shuffle.width // 2),
+                        counts[tile, p, v, second, odd, c.shuffle.half_lanes],
+                    )
+                    counts[tile, p, v, second, odd, c.shuffle.half_lanes] = before + c.shuffle.bytes_of(
+                        c.shuffle.halves(sums[p, v, second, c.shuffle.byte_lanes]), odd
+                    )
+
+
+@T.macro
+def _write(result: Any, counts: Any, inside: Any, index: Any, tile: Any, pair: Any, vector: Any, c: Any) -> None:
+    """The sums of signs of one tile: bits inside the image, minus twice those that differ."""
+    for p in T.unroll(c.pairs):
+        for second in T.unroll(2):
+            column: T.let = (pair + p) % c.row_pairs * 2 + second
+            if column < c.job[1]:
+                n: T.let = c.destination(index, pair + p, second)[0]
+                y: T.let = c.destination(index, pair + p, second)[1]
+                z: T.let = c.destination(index, pair + p, second)[2]
+                terms: T.let = T.broadcast(inside[(pair + p) // c.row_pairs, column], c.shuffle.quarter)
+                for v in T.unroll(c.group):
+                    for q in T.unroll(QUARTERS):
+                        differing: T.let = c.shuffle.words(
+                            counts[tile, p, v, second, q % 2, c.shuffle.half_lanes], q // 2
+                        )
+                        begin: T.let = (vector + v) * c.shuffle.width + q * c.shuffle.quarter
+                        result[n, y, z, T.ramp(begin, 1, c.shuffle.quarter)] = T.cast(
+                            terms - T.broadcast(2, c.shuffle.quarter) * differing, f"{c.dtype}x{c.shuffle.quarter}"
+                        )
+
+
+def _product(c: PairedConvolution) -> tirx.PrimFunc:
+    """The kernel."""
 
     @T.prim_func(s_tir=True)
     def product(
-        x: T.Buffer((samples, image[0], image[1], words), "int32"),
-        weight: T.Buffer((outputs // PANEL, taps * words, PANEL), "int32"),
-        result: T.Buffer((samples, out[0], out[1], outputs), dtype),
+        x: T.Buffer((c.samples, c.image[0], c.image[1], c.words), "int32"),
+        weight: T.Buffer((c.outputs // PANEL, c.taps * c.words, PANEL), "int32"),
+        result: T.Buffer((c.samples, c.out[0], c.out[1], c.outputs), c.dtype),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         tables = T.alloc_buffer((KINDS * PAIR_TABLES * ENTRIES,), "uint8")
-        indices = T.alloc_buffer((vectors, taps * words, NIBBLES, width), "uint8")
+        indices = T.alloc_buffer((c.vectors, c.taps * c.words, NIBBLES, c.shuffle.width), "uint8")
         for kind, pair in T.grid(KINDS, PAIR_TABLES):
-            tables[T.ramp((kind * PAIR_TABLES + pair) * ENTRIES, 1, ENTRIES)] = differences(kind, pair)
-        fill_weight_indices(indices, weight, shuffle, vectors, taps * words)
-        for index in T.parallel(jobs):
-            offsets = T.alloc_buffer((height, breadth, words, 2, 4), "int32")
-            inside = T.alloc_buffer((job[0], job[1]), "int32")
-            for h, t in T.grid(height, breadth):
-                kind: T.let = tirx.Select(is_inside(index, h, t), 0, 1) + tirx.Select(
-                    is_inside(index, h, t + stride[1]), 0, 2
-                )
-                for w in T.serial(words):
-                    for parity in T.unroll(2):
-                        offsets[h, t, w, parity, T.ramp(0, 1, 4)] = table_offsets(
-                            kind,
-                            pair_nibbles(word_at(x, index, h, t, w), word_at(x, index, h, t + stride[1], w), parity),
-                        )
-            for h, t in T.grid(job[0], job[1]):
-                inside[h, t] = 0
-                for kh, kw in T.grid(kernel[0], kernel[1]):
-                    inside[h, t] = inside[h, t] + tirx.Select(
-                        is_inside(index, h * stride[0] + kh, t * stride[1] + kw), channels, 0
-                    )
-            for g, chain in T.grid(vectors // group, job[0] * per_row // (pairs * tiles)):
-                counts = T.alloc_buffer((tiles, pairs, group, 2, 2, half), "uint16")
-                for block, piece, tile in T.grid(taps // block_taps, words // part, tiles):
-                    sums = T.alloc_buffer((pairs, group, 2, width), "uint8")
-                    for p, c, second in T.grid(pairs, group, 2):
-                        sums[p, c, second, wide] = T.broadcast(T.uint8(0), width)
-                    for tap, w in T.grid(block_taps, part):
-                        at_tap: T.let = block * block_taps + tap
-                        word: T.let = piece * part + w
-                        for k in T.unroll(-(-NIBBLES // CHUNK)):
-                            found = T.alloc_buffer((pairs, group, width), "uint8")
-                            for i in T.unroll(CHUNK):
-                                if k * CHUNK + i < NIBBLES:
-                                    for p in T.unroll(pairs):
-                                        u: T.let = (chain * tiles + tile) * pairs + p
-                                        h: T.let = u // per_row * stride[0] + at_tap // kernel[1]
-                                        t: T.let = u % per_row * 2 * stride[1] + at_tap % kernel[1]
-                                        j: T.let = k * CHUNK + i
-                                        table: T.let = tables[T.ramp(offsets[h, t, word, j % 2, j // 2], 1, ENTRIES)]
-                                        for c in T.unroll(group):
-                                            one: T.let = shuffle.look_up(
-                                                table, indices[g * group + c, at_tap * words + word, j, wide]
-                                            )
-                                            found[p, c, wide] = tirx.Select(i == 0, one, found[p, c, wide] + one)
-                            for p in T.unroll(pairs):
-                                for c in T.unroll(group):
-                                    sums[p, c, 0, wide] = sums[p, c, 0, wide] + found[p, c, wide]
-                                    sums[p, c, 1, wide] = sums[p, c, 1, wide] + shuffle.upper_halves(found[p, c, wide])
-                    for p in T.unroll(pairs):
-                        for c in T.unroll(group):
-                            sums[p, c, 0, wide] = shuffle.lower_halves(sums[p, c, 0, wide], sums[p, c, 1, wide])
-                            for second in T.unroll(2):
-                                for odd in T.unroll(2):
-                                    counts[tile, p, c, second, odd, T.ramp(0, 1, half)] = tirx.if_then_else(
-                                        tirx.all(block == 0, piece == 0),
-                                        T.broadcast(T.uint16(0), half),
-                                        counts[tile, p, c, second, odd, T.ramp(0, 1, half)],
-                                    ) + shuffle.bytes_of(shuffle.halves(sums[p, c, second, wide]), odd)
-                for tile in T.serial(tiles):
-                    for p in T.unroll(pairs):
-                        u: T.let = (chain * tiles + tile) * pairs + p
-                        for second in T.unroll(2):
-                            if u % per_row * 2 + second < job[1]:
-                                n: T.let = destination(index, u, second)[0]
-                                y: T.let = destination(index, u, second)[1]
-                                z: T.let = destination(index, u, second)[2]
-                                for c in T.unroll(group):
-                                    for q in T.unroll(QUARTERS):
-                                        result[n, y, z, T.ramp((g * group + c) * width + q * quarter, 1, quarter)] = (
-                                            T.cast(
-                                                T.broadcast(inside[u // per_row, u % per_row * 2 + second], quarter)
-                                                - T.broadcast(2, quarter)
-                                                * shuffle.words(
-                                                    counts[tile, p, c, second, q % 2, T.ramp(0, 1, half)], q // 2
-                                                ),
-                                                f"{dtype}x{quarter}",
-                                            )
-                                        )
+            tables[T.ramp((kind * PAIR_TABLES + pair) * ENTRIES, 1, ENTRIES)] = _differences(kind, pair)
+        fill_weight_indices(indices, weight, c.shuffle, c.vectors, c.taps * c.words)
+        for index in T.parallel(c.jobs):
+            offsets = T.alloc_buffer((c.extent[0], c.extent[1], c.words, 2, 4), "int32")
+            inside = T.alloc_buffer((c.job[0], c.job[1]), "int32")
+            _prepare(offsets, inside, x, index, c)
+            for group, chain in T.grid(c.vectors // c.group, c.job[0] * c.row_pairs // (c.pairs * c.tiles)):
+                counts = T.alloc_buffer((c.tiles, c.pairs, c.group, 2, 2, c.shuffle.width // 2), "uint16")
+                for block, piece, tile in T.grid(c.taps // c.block[0], c.words // c.block[1], c.tiles):
+                    _count_block(
+                        counts, tables, offsets, indices, tile, (chain * c.tiles + tile) * c.pairs, group * c.group,
+                        block * c.block[0], piece * c.block[1], c,
+                    )  # fmt: skip
+                for tile in T.serial(c.tiles):
+                    _write(result, counts, inside, index, tile, (chain * c.tiles + tile) * c.pairs, group * c.group, c)
 
     return product

@@ -50,26 +50,14 @@ def lookups_of_a_half(bits: int) -> int:
     return 65535 // (4 * ((1 << bits) - 1))
 
 
+def plane_pairs(bits: int) -> int:
+    """Pairs of bit-planes, each looked up at once where a table is built."""
+    return -(-bits // 2)
+
+
 def pair_nibbles(low: Any, high: Any, parity: Any) -> Any:
     """Nibbles of two words, paired: byte q has both nibbles 2 q + ``parity``."""
     return ((low >> (parity * 4)) & _LOW) | (((high >> (parity * 4)) & _LOW) << 4)
-
-
-def subset_sums(pair_tables: Any, pairs: Any, j: Any, plane_pairs: int) -> Any:
-    """Table of the codes of nibble ``j``: the shares of all pairs of planes.
-
-    Args:
-        pair_tables: uint8 buffer [pair of planes, pair, entry], see ``pair_table``.
-        pairs: int32 buffer [pair of planes, 2], see ``pair_nibbles``.
-        j: which of the eight nibbles of a word.
-        plane_pairs: number of pairs of planes.
-    """
-    total: Any = None
-    for p in range(plane_pairs):
-        pair = (pairs[p, j % 2] >> (j // 2 * 8)) & (PAIR_TABLES - 1)
-        share = pair_tables[p, pair, T.ramp(0, 1, ENTRIES)]
-        total = share if total is None else total + share
-    return total
 
 
 def pair_table(pair: Any, pair_of_planes: Any) -> Any:
@@ -95,16 +83,38 @@ class ByteShuffle:
     width: int
     is_x86: bool
 
+    @classmethod
+    def for_columns(cls, columns: int, features: CpuFeatures) -> ByteShuffle:
+        """The widest vectors that ``columns``, a multiple of 16, are a multiple of."""
+        return cls(
+            next(w for w in (64, 32, 16) if w <= features.vector_bits // 8 and columns % w == 0), features.is_x86
+        )
+
     @property
     def quarter(self) -> int:
         """Words of a register."""
         return self.width // QUARTERS
 
-    def nibble(self, quarters: list[Any], j: Any) -> Any:
+    @property
+    def byte_lanes(self) -> Any:
+        """Index of all bytes of a register."""
+        return T.ramp(0, 1, self.width)
+
+    @property
+    def half_lanes(self) -> Any:
+        """Index of all its 16-bit halves of words."""
+        return T.ramp(0, 1, self.width // 2)
+
+    @property
+    def word_lanes(self) -> Any:
+        """Index of all its words."""
+        return T.ramp(0, 1, self.quarter)
+
+    def nibble(self, quarters: Any, j: Any) -> Any:
         """Nibble ``j`` of each word, lowest first.
 
         Args:
-            quarters: four int32 vectors, the words of a quarter of the columns each.
+            quarters: int32 buffer [4, words of a register]: the words of a quarter of the columns each.
             j: which of the eight.
 
         Returns:
@@ -117,7 +127,7 @@ class ByteShuffle:
             low, high = ((words >> _splat(begin, self.quarter)) & keep for words in (x, y))
             return low | (high << _splat(size, self.quarter))
 
-        a, b, c, d = quarters
+        a, b, c, d = (quarters[q, self.word_lanes] for q in range(QUARTERS))
         halves = [mixed(x, y, j // 4 * 16, 0xFFFF, 16) for x, y in ((a, c), (b, d))]
         octets = mixed(halves[0], halves[1], j // 2 % 2 * 8, 0x00FF00FF, 8)
         return self._as((octets >> _splat(j % 2 * 4, self.quarter)) & _splat(_LOW, self.quarter), "uint8")
@@ -171,25 +181,67 @@ def _splat(value: Any, lanes: int) -> Any:
     return tirx.Broadcast(value, lanes) if lanes > 1 else value
 
 
+def _subset_sums(pair_tables: Any, pairs: Any, j: Any, bits: int) -> Any:
+    """Table of the codes of nibble ``j``: the shares of all pairs of planes."""
+    total: Any = None
+    for p in range(plane_pairs(bits)):
+        pair = (pairs[p, j % 2] >> (j // 2 * 8)) & (PAIR_TABLES - 1)
+        share = pair_tables[p, pair, T.ramp(0, 1, ENTRIES)]
+        total = share if total is None else total + share
+    return total
+
+
 @T.macro
-def fill_pair_tables(pair_tables: Any, plane_pairs: int, bits: int) -> None:
-    """Statements that fill [pair of planes, pair, entry]; with one plane there are only sixteen pairs."""
-    for p in T.unroll(plane_pairs):
+def fill_pair_tables(pair_tables: Any, bits: int) -> None:
+    """Fill [pair of planes, pair of nibbles, entry]; with one plane there are only sixteen pairs."""
+    for p in T.unroll(plane_pairs(bits)):
         for pair in T.serial(PAIR_TABLES if bits > 1 else ENTRIES):
             pair_tables[p, pair, T.ramp(0, 1, ENTRIES)] = pair_table(pair, p)
 
 
 @T.macro
+def fill_tables(tables: Any, row: Any, pair_tables: Any, codes: Any, bits: int) -> None:
+    """Fill row ``row`` of [row, nibble, entry] from a word of each plane, ``codes``, an even number of them."""
+    pairs = T.alloc_buffer((plane_pairs(bits), 2), "int32")
+    for p in T.unroll(plane_pairs(bits)):
+        for parity in T.unroll(2):
+            pairs[p, parity] = pair_nibbles(codes[2 * p], codes[2 * p + 1], parity)
+    for j in T.unroll(NIBBLES):
+        tables[row, j, T.ramp(0, 1, ENTRIES)] = _subset_sums(pair_tables, pairs, j, bits)
+
+
+@T.macro
 def fill_weight_indices(indices: Any, weight: Any, shuffle: Any, vectors: int, words: int) -> None:
-    """Statements that fill [register of columns, word, nibble, byte] from a packed weight [panel, word, 16]."""
+    """Fill [register of columns, word, nibble, byte] from a packed weight [panel, word, 16]."""
     for v, w in T.grid(vectors, words):
         quarters = T.alloc_buffer((QUARTERS, shuffle.quarter), "int32")
         for q in T.unroll(QUARTERS):
             first: T.let = v * shuffle.width + q * shuffle.quarter
-            quarters[q, T.ramp(0, 1, shuffle.quarter)] = weight[
-                first // PANEL, w, T.ramp(first % PANEL, 1, shuffle.quarter)
-            ]
+            quarters[q, shuffle.word_lanes] = weight[first // PANEL, w, T.ramp(first % PANEL, 1, shuffle.quarter)]
         for j in T.unroll(NIBBLES):
-            indices[v, w, j, T.ramp(0, 1, shuffle.width)] = shuffle.nibble(
-                [quarters[q, T.ramp(0, 1, shuffle.quarter)] for q in range(QUARTERS)], j
-            )
+            indices[v, w, j, shuffle.byte_lanes] = shuffle.nibble(quarters, j)
+
+
+@T.macro
+def clear_sums(sums: Any, rows: int, shuffle: Any) -> None:
+    """Begin sums [row, 2, half register]: of 16-bit lanes, and of their upper bytes."""
+    for r in T.unroll(rows):
+        for odd in T.unroll(2):
+            sums[r, odd, shuffle.half_lanes] = T.broadcast(T.uint16(0), shuffle.width // 2)
+
+
+@T.macro
+def add_found(sums: Any, row: Any, found: Any, shuffle: Any) -> None:
+    """Add bytes to the sums of a row."""
+    more: T.let = shuffle.halves(found)
+    sums[row, 0, shuffle.half_lanes] = sums[row, 0, shuffle.half_lanes] + more
+    sums[row, 1, shuffle.half_lanes] = sums[row, 1, shuffle.half_lanes] + shuffle.odd_bytes(more)
+
+
+@T.macro
+def separate_sums(sums: Any, rows: int, shuffle: Any) -> None:
+    """Take the upper bytes out of the sums of whole lanes: what remains are even bytes and odd bytes."""
+    for r in T.unroll(rows):
+        sums[r, 0, shuffle.half_lanes] = shuffle.even_bytes(
+            sums[r, 0, shuffle.half_lanes], sums[r, 1, shuffle.half_lanes]
+        )
