@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 MINIMUM_TURN_S = 0.2
 """A contender's turn lasts at least this long: a short step is repeated within it."""
+SLOW_S = 10.0
+"""A step that takes longer than this is warm after one call."""
+HOPELESS = 4
+"""Times the fastest configuration's time after which another is not the best."""
 WARM_UP = 2
 MEMORY_STEPS = 3
 TOLERATED_CORES = 0.1
@@ -136,21 +140,30 @@ def our_step(artifact: Path, source: ModelSource) -> Step:
 
 
 def calls_in_a_turn(steps: Mapping[str, Step]) -> dict[str, int]:
-    """Warm up every step; how many calls of it make a turn."""
+    """Warm up every step, a slow one by one call; how many calls of it make a turn."""
     calls: dict[str, int] = {}
     for name, step in steps.items():
-        for _ in range(WARM_UP):
+        if _seconds(step, 1) > SLOW_S:
+            calls[name] = 1
+            continue
+        for _ in range(WARM_UP - 1):
             step()
         calls[name] = max(1, math.ceil(MINIMUM_TURN_S / _seconds(step, 1)))
     return calls
 
 
 def interleaved_times(steps: Mapping[str, Step], calls: Mapping[str, int], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each step in each of its turns; contenders alternate, so that a slow moment hits all of them alike."""
+    """Seconds of each step in each of its turns; contenders alternate, so that a slow moment hits all of them alike.
+
+    A configuration of PyTorch that took ``HOPELESS`` times as long as the fastest of them has no second turn: without
+    bf16 instructions a step takes minutes.
+    """
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats):
+    for turn in range(repeats):
+        fastest = min((min(found) for name, found in times.items() if found and name != "ours"), default=math.inf)
         for name, step in steps.items():
-            times[name].append(_seconds(step, calls[name]))
+            if turn == 0 or name == "ours" or times[name][0] <= HOPELESS * fastest:
+                times[name].append(_seconds(step, calls[name]))
     return times
 
 

@@ -1,4 +1,4 @@
-"""Products by byte shuffles equal their references at every width of a register."""
+"""Products by byte shuffles equal their references, with registers of 32 and 64 bytes; samples of the ops, also of 16."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ RULES = {
     "bitplane_conv2d_input_grad": NibbleInputGradRule(),
     "bitplane_weight_grad": NibbleWeightGradRule(),
 }
-LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+LEVELS = ("x86-64-v3", "x86-64-v4")
 
 
 def target_of(level):

@@ -51,13 +51,25 @@ def test_adam_is_one_of_torch_s_implementations():
 
 
 def test_contenders_take_turns(monkeypatch):
-    monkeypatch.setattr("tools.bench_step.MINIMUM_TURN_S", 0.0)
-    monkeypatch.setattr("tools.bench_step.WARM_UP", 0)
+    """Once warm; one that is slow is not warmed twice, one that is hopeless has no second turn, ours always has."""
     calls: list[str] = []
-    steps = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
-    times = interleaved_times(steps, calls_in_a_turn(steps), 3)
-    assert calls == ["a", "b", *["a", "b"] * 3]
-    assert {name: len(turns) for name, turns in times.items()} == {"a": 3, "b": 3}
+    seconds = {"ours": 30.0, "eager_fp32": 1.0, "eager_bf16": 3.9, "compile_bf16": 11.0}
+
+    def run(step, count):
+        calls.extend([step()] * count)
+        return seconds[step()]
+
+    monkeypatch.setattr("tools.bench_step._seconds", run)
+    steps = {name: lambda name=name: name for name in seconds}
+    turns = calls_in_a_turn(steps)
+    assert turns == {"ours": 1, "eager_fp32": 1, "eager_bf16": 1, "compile_bf16": 1}
+    assert calls == ["ours", "eager_fp32", "eager_fp32", "eager_bf16", "eager_bf16", "compile_bf16"]
+    calls.clear()
+    times = interleaved_times(steps, turns, 3)
+    assert calls == ["ours", "eager_fp32", "eager_bf16", "compile_bf16", *["ours", "eager_fp32", "eager_bf16"] * 2]
+    assert {name: len(found) for name, found in times.items()} == {
+        "ours": 3, "eager_fp32": 3, "eager_bf16": 3, "compile_bf16": 1
+    }  # fmt: skip
 
 
 def test_summary_compares_with_the_best():
