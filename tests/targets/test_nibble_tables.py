@@ -1,4 +1,4 @@
-"""Products by byte shuffles equal their references, with registers of 32 and 64 bytes; samples of the ops, also of 16."""
+"""Products by byte shuffles equal their references: registers of 32 and 64 bytes; samples of the ops also use 16."""
 
 import json
 from dataclasses import replace

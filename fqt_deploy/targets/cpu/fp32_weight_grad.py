@@ -1,7 +1,7 @@
 """Weight gradients of fp32 convolutions: register tiles over panels of both operands, in chunks of positions.
 
 Both operands are copied into panels that a tile reads from front to back: the gradient in two vectors of output
-channels, the zero-padded input in eight channels. A tap is an offset into the latter.
+channels, unless few taps read it, the zero-padded input in eight channels. A tap is an offset into the latter.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ _CHUNK = 2048
 """Positions summed at a stretch, so that panels of both operands stay in the second-level cache."""
 _CHUNKS = 64
 """At most as many partial sums, for each is as large as the weight."""
+_PANEL_READS = 16
+"""How often a panel of the gradient must be read for its copy to pay: more often than by a first layer's taps."""
 _UNROLLED = 4
 """Positions with constant offsets: longer runs are left to a loop, or LLVM computes offsets in vectors."""
 
@@ -42,9 +44,7 @@ class Fp32WeightGradRule:
         positions = [int(d) for d in g.shape[:3]]
         rows = largest_divisor(channels, min(_ROWS, features.accumulators))
         width = PANEL * largest_divisor(outputs // PANEL, max(1, features.accumulators // rows))
-        gradient = te.compute(
-            (outputs // width, *positions, width), lambda p, n, y, z, o: g[n, y, z, p * width + o], name="gradient"
-        )
+        gradient = _gradient_panels(g, width) if math.prod(kernel) * (channels // rows) >= _PANEL_READS else None
         image = _input_panels(x, padding, rows)
         chunk = tile_extents(positions, max(_CHUNK, math.prod(positions) // _CHUNKS))
         chunks = [extent // size for extent, size in zip(positions, chunk, strict=True)]
@@ -53,7 +53,8 @@ class Fp32WeightGradRule:
         def term(i: Any, j: Any, k: Any, p: Any, c: Any, kh: Any, kw: Any, row: Any, lane: Any) -> Any:
             n, oh, ow = i * chunk[0] + b, j * chunk[1] + y, k * chunk[2] + z
             factor = image[c, n, oh * stride[0] + kh, ow * stride[1] + kw, row]
-            return te.sum(factor * gradient[p, n, oh, ow, lane], axis=[b, y, z])
+            value = g[n, oh, ow, p * width + lane] if gradient is None else gradient[p, n, oh, ow, lane]
+            return te.sum(factor * value, axis=[b, y, z])
 
         tiles = (outputs // width, channels // rows, *kernel, rows, width)
         total = te.compute((*chunks, *tiles), term, name="total")
@@ -68,8 +69,18 @@ class Fp32WeightGradRule:
         schedule = new_schedule([x, g, result])
         _schedule_tile(schedule, largest_divisor(chunk[2], _UNROLLED))
         _schedule_sums(schedule, rows, width)
-        _schedule_panels(schedule)
+        _schedule_image(schedule)
+        if gradient is not None:
+            _schedule_gradient(schedule)
         return schedule.mod["main"]
+
+
+def _gradient_panels(g: te.Tensor, width: int) -> te.Tensor:
+    """[O / width, N, OH, OW, width]."""
+    *positions, outputs = (int(d) for d in g.shape)
+    return te.compute(
+        (outputs // width, *positions, width), lambda p, n, y, z, o: g[n, y, z, p * width + o], name="gradient"
+    )
 
 
 def _input_panels(x: te.Tensor, padding: list[int], rows: int) -> te.Tensor:
@@ -120,12 +131,16 @@ def _schedule_sums(schedule: Any, rows: int, width: int) -> None:
     schedule.decompose_reduction(sums, i)
 
 
-def _schedule_panels(schedule: Any) -> None:
-    """Copy vectors; the inside of an image without asking for each element whether it is inside."""
+def _schedule_gradient(schedule: Any) -> None:
+    """Copy vectors."""
     panel, sample, _, _, channel = schedule.get_loops(schedule.get_sblock("gradient"))
     _, lanes = schedule.split(channel, [None, PANEL])
     schedule.vectorize(lanes)
     schedule.parallel(schedule.fuse(panel, sample))
+
+
+def _schedule_image(schedule: Any) -> None:
+    """Copy vectors of the inside without asking for each element whether it is inside."""
     panel, sample, row, column, channel = schedule.get_loops(schedule.get_sblock("image"))
     for loop in (row, column):
         schedule.annotate(loop, "pragma_loop_partition_hint", True)
