@@ -32,7 +32,7 @@ cross-env: $(STAMP)  ## what compiling and testing for aarch64 needs on a PC: De
 	$(BIN)/fqt-compile --fetch-runtime aarch64
 
 test: $(STAMP)  ## run the test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)  ## ruff, mypy and import-linter
 	$(BIN)/ruff check
