@@ -1,8 +1,9 @@
 """Count the instructions of a compiled step, kernel by kernel: ``python -m tools.count_instructions ARTIFACT``.
 
 Static counts from the disassembly: of the whole kernel, and of its hottest loop, which is the innermost loop with the
-most popcounts, or without any the most vector operations. ``spills`` are loads and stores of vector registers on the
-stack. They say how code was generated for a machine that is not at hand, and nothing about time.
+most popcounts and byte lookups (``products``), or without any the most vector operations. ``spills`` are loads and
+stores of vector registers on the stack. They say how code was generated for a machine that is not at hand, and nothing
+about time.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ class Dialect:
 
     Attributes:
         vector: an operand of a vector instruction.
-        popcount: mnemonics that count bits.
+        product: mnemonics that products of bits are made of: those that count bits or look bytes up.
         memory: mnemonics of loads and stores.
         stack: an operand on the stack.
     """
 
     vector: re.Pattern[str]
-    popcount: re.Pattern[str]
+    product: re.Pattern[str]
     memory: re.Pattern[str]
     stack: re.Pattern[str]
 
 
 DIALECTS = {
     "aarch64": Dialect(
-        re.compile(r"\bv\d+\.|\bq\d+"), re.compile("cnt"), re.compile("ld|st"), re.compile(r"\[(sp|x29)")
+        re.compile(r"\bv\d+\.|\bq\d+"), re.compile("cnt|tbl"), re.compile("ld|st"), re.compile(r"\[(sp|x29)")
     ),
     "x86_64": Dialect(
-        re.compile("[xyz]mm"), re.compile("vpopcnt|popcnt"), re.compile("v?mov"), re.compile(r"\((%rsp|%rbp)")
+        re.compile("[xyz]mm"), re.compile("v?popcnt|v?pshufb|vpermb"), re.compile("v?mov"), re.compile(r"\((%rsp|%rbp)")
     ),
 }
 
@@ -64,7 +65,7 @@ class Counts:
 
     total: int
     vector: int
-    popcount: int
+    products: int
     spills: int
 
 
@@ -94,13 +95,13 @@ def count(instructions: list[Instruction], dialect: Dialect) -> Counts:
     return Counts(
         len(instructions),
         len(vector),
-        sum(bool(dialect.popcount.match(i.mnemonic)) for i in instructions),
+        sum(bool(dialect.product.match(i.mnemonic)) for i in instructions),
         sum(bool(dialect.memory.match(i.mnemonic) and dialect.stack.search(i.operands)) for i in vector),
     )
 
 
 def hottest_loop(instructions: list[Instruction], dialect: Dialect) -> list[Instruction]:
-    """The innermost loop, from a backward jump's target to the jump, with the most popcounts or vector operations."""
+    """The innermost loop, from a backward jump's target to the jump, with the most products or vector operations."""
     position = {instruction.address: i for i, instruction in enumerate(instructions)}
     loops = []
     for end, instruction in enumerate(instructions):
@@ -114,7 +115,7 @@ def hottest_loop(instructions: list[Instruction], dialect: Dialect) -> list[Inst
 
 
 def _heat(counts: Counts) -> tuple[int, int]:
-    return counts.popcount, counts.vector
+    return counts.products, counts.vector
 
 
 def main() -> None:
@@ -128,14 +129,14 @@ def main() -> None:
     kernels = {kernel.symbol: kernel for kernel in manifest.kernels}
     wanted = set(filter(None, arguments.ops.split(",")))
     print(f"{manifest.name}, {manifest.target['name']} ({manifest.target['mcpu']}), batch {manifest.batch}\n")
-    print("| kernel | layer | instructions | vector | popcount | spills | hottest loop | vector | popcount | spills |")
+    print("| kernel | layer | instructions | vector | products | spills | hottest loop | vector | products | spills |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for symbol, instructions in disassemble(arguments.artifact / "step.so", manifest.target["arch"]):
         kernel = kernels.get(symbol)
         if kernel is None or (wanted and kernel.op not in wanted):
             continue
         whole, loop = count(instructions, dialect), count(hottest_loop(instructions, dialect), dialect)
-        columns = [f"{c.total} | {c.vector} | {c.popcount} | {c.spills}" for c in (whole, loop)]
+        columns = [f"{c.total} | {c.vector} | {c.products} | {c.spills}" for c in (whole, loop)]
         print(f"| {symbol.removeprefix('fqt_')} | {kernel.layer} | {' | '.join(columns)} |")
 
 
