@@ -1,16 +1,11 @@
 """Products in tile registers: compiled on every machine, run where there are some by the tests of processor levels."""
 
-import json
 import re
 from dataclasses import replace
 
 import pytest
-import torch
 import tvm
-from tvm import te
 
-import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
-from fqt_deploy.ops.aten_pointwise import tvm_dtype
 from fqt_deploy.ops.spec import OPS
 from fqt_deploy.targets.cpu.amx_binary_conv2d import AmxBinaryConv2dRule
 from fqt_deploy.targets.cpu.amx_convolution_cut import Cut, TileConvolution, cut_convolution
@@ -18,23 +13,13 @@ from fqt_deploy.targets.cpu.amx_input_grad import AmxInputGradRule
 from fqt_deploy.targets.cpu.amx_tiles import SIGNED_ROWS, UNSIGNED_ROWS
 from fqt_deploy.targets.cpu.amx_weight_grad import AmxWeightGradRule
 from fqt_deploy.targets.registry import make_target
+from tests.targets.rule_kernel import scheduled
 
 RULES = {
     "binary_conv2d": (AmxBinaryConv2dRule(), SIGNED_ROWS),
     "bitplane_conv2d_input_grad": (AmxInputGradRule(), UNSIGNED_ROWS),
     "bitplane_weight_grad": (AmxWeightGradRule(), UNSIGNED_ROWS),
 }
-
-
-def scheduled(name, arguments, features):
-    operands = [
-        te.placeholder(list(a.shape), tvm_dtype(a.dtype), name=f"p{i}") if isinstance(a, torch.Tensor) else a
-        for i, a in enumerate(arguments)
-    ]
-    function = te.create_prim_func([*(o for o in operands if isinstance(o, te.Tensor)), OPS[name].compute(*operands)])
-    attributes = {"fqt.op": name, "fqt.outputs": 1, "global_symbol": "main"}
-    attributes["fqt.arguments"] = json.dumps([None if isinstance(a, torch.Tensor) else a for a in arguments])
-    return RULES[name][0].apply(function.with_attrs(attributes), features)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -44,7 +29,7 @@ def test_tiles_are_loaded_multiplied_and_left_empty(name):
         pytest.skip("LLVM for this machine does not make x86 code")
     features = replace(make_target("cpu").features, has_amx=True)
     target = tvm.target.Target({"kind": "llvm", "mcpu": "sapphirerapids"})
-    functions = [scheduled(name, arguments, features) for arguments in OPS[name].sample_inputs()]
+    functions = [scheduled(RULES[name][0], name, arguments, features) for arguments in OPS[name].sample_inputs()]
     taken = [f for f in functions if f is not None]
     assert taken
     for function in taken:
@@ -60,7 +45,7 @@ def test_tiles_are_loaded_multiplied_and_left_empty(name):
 @pytest.mark.parametrize("name", RULES)
 def test_only_where_there_are_tile_registers(name):
     features = replace(make_target("cpu").features, has_amx=False)
-    assert all(scheduled(name, arguments, features) is None for arguments in OPS[name].sample_inputs())
+    assert all(scheduled(RULES[name][0], name, arguments, features) is None for arguments in OPS[name].sample_inputs())
 
 
 def convolution(samples, extent, depth, columns, kernel=3, stride=1, padding=1):

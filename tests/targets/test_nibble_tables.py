@@ -1,6 +1,5 @@
 """Products by byte shuffles equal their references: registers of 32 and 64 bytes; samples of the ops also use 16."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -8,11 +7,8 @@ import torch
 import tvm
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tvm import te
 
-import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.ops.aten_pointwise import tvm_dtype
 from fqt_deploy.ops.convolution_shape import output_extents
 from fqt_deploy.ops.packed_words import pack_last_axis, to_panels
 from fqt_deploy.ops.spec import OPS
@@ -21,6 +17,7 @@ from fqt_deploy.targets.cpu.nibble_input_grad import NibbleInputGradRule
 from fqt_deploy.targets.cpu.nibble_table import lookups_of_a_byte, lookups_of_a_half
 from fqt_deploy.targets.cpu.nibble_weight_grad import NibbleWeightGradRule
 from fqt_deploy.targets.registry import make_target
+from tests.targets.rule_kernel import scheduled
 
 RULES = {
     "binary_conv2d": NibbleBinaryConv2dRule(),
@@ -37,19 +34,8 @@ def target_of(level):
         pytest.skip("this machine cannot run it")
 
 
-def scheduled(name, arguments, features):
-    operands = [
-        te.placeholder(list(a.shape), tvm_dtype(a.dtype), name=f"p{i}") if isinstance(a, torch.Tensor) else a
-        for i, a in enumerate(arguments)
-    ]
-    function = te.create_prim_func([*(o for o in operands if isinstance(o, te.Tensor)), OPS[name].compute(*operands)])
-    attributes = {"fqt.op": name, "fqt.outputs": 1, "global_symbol": "main"}
-    attributes["fqt.arguments"] = json.dumps([None if isinstance(a, torch.Tensor) else a for a in arguments])
-    return RULES[name].apply(function.with_attrs(attributes), features)
-
-
 def check(name, arguments, target):
-    function = scheduled(name, arguments, target.features)
+    function = scheduled(RULES[name], name, arguments, target.features)
     assert function is not None
     kernel = tvm.compile(tvm.IRModule({"main": function.with_attr("tirx.is_scheduled", True)}), target.tvm_target)
     expected = OPS[name].reference(*arguments)
@@ -150,7 +136,7 @@ def test_the_largest_sums_fit(bits):
 def test_only_where_nothing_else_is_faster(lack):
     features = replace(make_target("cpu").features, has_byte_shuffle=True, has_vpopcnt=False)
     for name, arguments in CASES.values():
-        assert scheduled(name, arguments, replace(features, **lack)) is None
+        assert scheduled(RULES[name], name, arguments, replace(features, **lack)) is None
 
 
 def test_sums_stay_in_registers():
@@ -158,7 +144,7 @@ def test_sums_stay_in_registers():
     target = target_of("x86-64-v3")
     for case in ("tap by tap", "several groups"):
         name, arguments = CASES[case]
-        function = scheduled(name, arguments, target.features).with_attr("tirx.is_scheduled", True)
+        function = scheduled(RULES[name], name, arguments, target.features).with_attr("tirx.is_scheduled", True)
         code = tvm.compile(tvm.IRModule({"main": function}), target.tvm_target).mod.inspect_source("asm")
         loops = [block for block in code.split("\n.LBB") if block.count("\tvpshufb") == 32]
         assert loops

@@ -60,7 +60,7 @@ def pair_nibbles(low: Any, high: Any, parity: Any) -> Any:
     return ((low >> (parity * 4)) & _LOW) | (((high >> (parity * 4)) & _LOW) << 4)
 
 
-def pair_table(pair: Any, pair_of_planes: Any) -> Any:
+def _pair_table(pair: Any, pair_of_planes: Any) -> Any:
     """What the nibbles of two bit-planes, the lower plane's in the lower half of ``pair``, add to the subset sums."""
     subsets = T.cast(T.ramp(0, 1, ENTRIES), f"uint8x{ENTRIES}")
 
@@ -196,7 +196,7 @@ def fill_pair_tables(pair_tables: Any, bits: int) -> None:
     """Fill [pair of planes, pair of nibbles, entry]; with one plane there are only sixteen pairs."""
     for p in T.unroll(plane_pairs(bits)):
         for pair in T.serial(PAIR_TABLES if bits > 1 else ENTRIES):
-            pair_tables[p, pair, T.ramp(0, 1, ENTRIES)] = pair_table(pair, p)
+            pair_tables[p, pair, T.ramp(0, 1, ENTRIES)] = _pair_table(pair, p)
 
 
 @T.macro
