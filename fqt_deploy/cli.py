@@ -128,7 +128,7 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 @click.option("--grad-bits", type=click.Choice(["1", "2", "4", "8"]), help="Bits of a kept gradient.  [default: 4]")
 @click.option(
     "--agp",
-    type=click.Choice(["topk", "sampled", "once"]),
+    type=click.Choice(["topk", "sampled", "once", "nested"]),
     help="How the gradients to keep are selected.  [default: sampled]",
 )
 @click.option(

@@ -369,7 +369,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all of this machine"
     )
     parser.add_argument("--recipe", choices=["none", "psq-8", "psq-1", "scq", "scq+agp"])
-    parser.add_argument("--agp", choices=["topk", "sampled", "once"])
+    parser.add_argument("--agp", choices=["topk", "sampled", "once", "nested"])
     parser.add_argument("--remat", choices=["off", "auto"])
     parser.add_argument("--grad-bits", type=int, choices=[1, 2, 4, 8])
     parser.add_argument("--repeats", type=int, default=5, help="turns of every contender (default: %(default)s)")

@@ -72,7 +72,8 @@ class TrainingGraph:
 
     Placeholders are named by ``inputs``; outputs by ``outputs`` in order. An output named like a state input is that
     state's next value. Nodes carry ``meta["val"]`` (fake tensor), ``meta["layer"]`` (module path or ""),
-    ``meta["phase"]`` and, where known, ``meta["stack_trace"]``.
+    ``meta["phase"]`` and, where known, ``meta["stack_trace"]``; behind a selection of samples also
+    ``meta["samples"]``, how many it keeps.
 
     Attributes:
         module: the fx graph module; runs in eager mode at every stage.
@@ -82,7 +83,6 @@ class TrainingGraph:
         batch: number of samples in one step.
         stage: how far it has been lowered.
         layers: one record per convolution or linear layer, in forward order.
-        kept_samples: number of samples that backward runs on when one selection serves all of it; else None.
     """
 
     module: fx.GraphModule
@@ -92,7 +92,6 @@ class TrainingGraph:
     batch: int
     stage: Stage = Stage.CAPTURED
     layers: list[LayerRecord] = field(default_factory=list)
-    kept_samples: int | None = None
 
     @property
     def graph(self) -> fx.Graph:

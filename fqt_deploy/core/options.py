@@ -10,7 +10,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.optimizer import Adam, Optimizer
 
 Recipe = Literal["none", "psq-8", "psq-1", "scq", "scq+agp"]
-Sampling = Literal["topk", "sampled", "once"]
+Sampling = Literal["topk", "sampled", "once", "nested"]
 Grid = Literal["minmax", "zero"]
 Rematerialization = Literal["off", "auto"]
 Verification = Literal["off", "structure", "numerics"]
@@ -34,7 +34,8 @@ class CompileOptions:
             pruning; ``scq``: Sample Channel joint Quantization; ``scq+agp``: with Activation Gradient Pruning.
         grad_bits: width of a quantized gradient, for the recipes that do not fix it.
         agp: which samples or channels pruning keeps. ``topk``: the largest; ``sampled``: at random by size, unbiased;
-            ``once``: samples only, chosen once for the whole backward.
+            ``once``: samples only, chosen once for the whole backward; ``nested``: samples only, from those chosen some
+            are chosen again on the way back, fewer where a sample has more gradient elements.
         grid: where the quantization grid lies; None chooses by width. ``zero`` makes 0 exactly representable.
         include: globs of layers to binarize; none means the default choice.
         exclude: globs of layers to leave in fp32.

@@ -101,7 +101,7 @@ def samples_view(emit: Emitter, graph: TrainingGraph, gradient: fx.Node) -> fx.N
     channels, total = extents[-1], 1
     for extent in extents:
         total *= extent
-    samples = graph.kept_samples or graph.batch
+    samples = gradient.meta.get("samples", graph.batch)  # fewer behind a selection
     return emit(aten.view.default, gradient, [samples, total // (samples * channels), channels])
 
 

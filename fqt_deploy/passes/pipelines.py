@@ -20,6 +20,7 @@ from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.propagate_layout import PropagateLayout
 from fqt_deploy.passes.rematerialize import Rematerialize
 from fqt_deploy.passes.replace_dropout import ReplaceDropout
+from fqt_deploy.passes.select_nested import SelectNested
 from fqt_deploy.passes.select_once import SelectOnce
 from fqt_deploy.passes.simplify_signs import SimplifySigns
 from fqt_deploy.passes.write_state import WriteState
@@ -45,9 +46,8 @@ _LOWER: tuple[Pass, ...] = (
 
 def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
     """From a captured training graph to one that code generation takes."""
-    bits, once = options.gradient_bits, options.recipe == "scq+agp" and options.agp == "once"
-    quantized = options.recipe != "none"
-    pruned = options.recipe == "scq+agp" and not once
+    bits, quantized = options.gradient_bits, options.recipe != "none"
+    selection = options.agp if options.recipe == "scq+agp" else None
     return (
         # one spelling for everything
         *_NORMALIZE,
@@ -57,9 +57,10 @@ def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
         ReplaceDropout(),
         # 1-bit training
         BinarizeForward(),
-        *([SelectOnce(bits)] if once else []),
+        *([SelectOnce(bits)] if selection == "once" else []),
+        *([SelectNested(bits)] if selection == "nested" else []),
         *([InsertSCQ(bits, options.resolved_grid)] if quantized else []),
-        *([InsertAGP(bits, options.agp)] if pruned else []),
+        *([InsertAGP(bits, selection)] if selection in ("sampled", "topk") else []),
         # packed bits
         *_LOWER,
         # memory
@@ -76,4 +77,4 @@ def all_passes() -> tuple[Pass, ...]:
     """Every pass of every recipe, in pipeline order: a pass that runs twice has two places."""
     default = training_passes(CompileOptions())
     at = [p.name for p in default].index("insert-scq")
-    return (*default[:at], SelectOnce(), *default[at:], Rematerialize())
+    return (*default[:at], SelectOnce(), SelectNested(), *default[at:], Rematerialize())

@@ -40,7 +40,15 @@ def dense():
     return nn.Sequential(nn.Flatten(), nn.Linear(256, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4))
 
 
-MODELS = {"convolutional": convolutional, "dense": dense, "normed": Normed}
+def staged():
+    """Gradients of 640 elements a sample in the lower stage and 40 in the upper."""
+    return nn.Sequential(
+        nn.Conv2d(4, 10, 3, padding=1), nn.ReLU(), nn.Conv2d(10, 10, 3, padding=1), nn.AvgPool2d(4), nn.Flatten(),
+        nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4),
+    )  # fmt: skip
+
+
+MODELS = {"convolutional": convolutional, "dense": dense, "normed": Normed, "staged": staged}
 
 
 @pytest.fixture(scope="session")

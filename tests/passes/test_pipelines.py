@@ -5,6 +5,7 @@ import difflib
 from pathlib import Path
 
 import pytest
+import torch
 
 from fqt_deploy.capture.load_model import load_model
 from fqt_deploy.compiler.compile_model import lower_model
@@ -37,6 +38,7 @@ SHOWN = {
     "replace-dropout": ("normed", {}),
     "binarize-forward": ("dense", {}),
     "select-once": ("dense", {"agp": "once"}),
+    "select-nested": ("staged", {"agp": "nested"}),
     "insert-scq": ("dense", {"recipe": "scq"}),
     "insert-agp": ("dense", {}),
     "lower-to-1bit": ("convolutional", {"recipe": "scq"}),
@@ -179,6 +181,7 @@ def test_pipelines_differ_only_as_the_recipes_do():
     assert names(recipe="scq") == names(recipe="psq-8") == [*none[:10], "insert-scq", *none[10:]]
     assert names() == [*none[:10], "insert-scq", "insert-agp", *none[10:]]
     assert names(agp="once") == [*none[:10], "select-once", "insert-scq", *none[10:]]
+    assert names(agp="nested") == [*none[:10], "select-nested", "insert-scq", *none[10:]]
 
 
 def test_an_error_says_in_which_pass_it_arose(graph_after):
@@ -198,6 +201,10 @@ def test_an_error_says_in_which_pass_it_arose(graph_after):
 
 
 @pytest.mark.parametrize("example", ["vgg16_cifar", "resnet18_cifar", "mlp_mixer", "digits_cnn"])
-def test_examples_lower_when_backward_keeps_several_samples(example):
+@pytest.mark.parametrize("agp", ["once", "nested"])
+def test_examples_lower_when_backward_keeps_several_samples(example, agp):
     source = load_model(EXAMPLES / f"{example}.py", batch=8)
-    assert lower_model(source, CompileOptions(agp="once")).train.kept_samples == 2
+    graph = lower_model(source, CompileOptions(agp=agp)).train
+    kept = [node.args[2] for node in graph.calls(torch.ops.fqt.select_sampled.default)]
+    expected = {"vgg16_cifar": [6, 3, 2, 1], "resnet18_cifar": [4, 2, 1], "mlp_mixer": [2], "digits_cnn": [3, 1]}
+    assert kept == ([2] if agp == "once" else expected[example])

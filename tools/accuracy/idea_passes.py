@@ -118,7 +118,7 @@ class WeightedProjection(SelectOnce):
         (selection,) = graph.calls(fqt.select_sampled.default)
         extents = shape(x)  # type: ignore[arg-type]
         axes, ones = list(range(len(extents) - 1)), [1] * (len(extents) - 1)
-        rows = emit(aten.view.default, emit.item(selection, 2), [self.keep(graph), *ones])
+        rows = emit(aten.view.default, emit.item(selection, 2), [extents[0], *ones])
         positions = 1.0
         for extent in extents[1:-1]:
             positions *= extent
@@ -142,15 +142,11 @@ class WeightedProjection(SelectOnce):
         scale = inverse if weight is None else times(weight, inverse)
         fitted = emit(aten.add.Tensor, times(rows, offset), times(weighted, slope))
         dx = times(emit(aten.sub.Tensor, gradient, fitted), scale)
+        dx.meta["samples"] = extents[0]
         dweight = times(total(times(gradient, emit(aten.sub.Tensor, x, mean))), inverse)
         results = (dx, dweight, total(gradient))  # type: ignore[arg-type]
         for user in list(node.users):
             replace(graph, user, results[user.args[1]])  # type: ignore[index]
-
-    def keep(self, graph: TrainingGraph) -> int:
-        """K."""
-        assert graph.kept_samples is not None
-        return graph.kept_samples
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.passes.insert_scq import InsertSCQ
 from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.pipelines import training_passes
+from fqt_deploy.passes.select_nested import SelectNested
 from fqt_deploy.passes.select_once import SelectOnce
 from tools.accuracy.idea_passes import (
     ClippedSCQ,
@@ -73,8 +74,10 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     "once-4-three-eighths": (Change(SelectOnce, {"bits": 8 / 3}),),
     "once-3": (Change(SelectOnce, {"bits": 3}), Change(InsertSCQ, {"bits": 3})),
     "once-6": (Change(SelectOnce, {"bits": 6}), Change(InsertSCQ, {"bits": 6})),
+    "nested-4-flat": (Change(SelectNested, {"exponent": 0.25}),),
+    "nested-4-steep": (Change(SelectNested, {"exponent": 1.0}),),
 }
-"""What differs from ``once-4``, by row.
+"""What differs from ``once-4``, or from ``nested-4`` where a row's name begins with that, by row.
 
 All cost the same but three: ``once-4-eighth`` and ``once-4-three-eighths`` are half and one and a half of it, for
 schedules, and ``once-4-fp32`` tells what quantization costs.

@@ -18,17 +18,17 @@ ROWS: dict[str, Settings] = {
     },
     **{
         f"{agp}-{bits}{suffix}": {"recipe": "scq+agp", "agp": agp, "grad_bits": bits, "grid": grid}
-        for agp in ("topk", "sampled", "once")
+        for agp in ("topk", "sampled", "once", "nested")
         for bits in (2, 4, 8)
         for suffix, grid in (("", "zero"), ("-minmax", "minmax"))
     },
-    **{idea: {"recipe": "scq+agp", "agp": "once", "grad_bits": 4, "idea": idea} for idea in CHANGES},
+    **{idea: {"recipe": "scq+agp", "agp": idea.partition("-")[0], "grad_bits": 4, "idea": idea} for idea in CHANGES},
     **{name: {"schedule": rows} for name, rows in SCHEDULES.items()},
 }
 """``topk-4`` is ``scq+agp`` with ``agp`` topk and 4 bits on the zero grid, ``topk-4-minmax`` on the paper's grid.
 
 The paper's released code is ``topk-4-minmax``, its theory ``sampled-4-minmax``.
-Ideas are ``once-4`` with other passes (``ideas.py``); a schedule names rows that follow each other.
+Ideas are ``once-4`` or ``nested-4`` with other passes (``ideas.py``); a schedule names rows that follow each other.
 """
 
 TORCH_ROWS: dict[str, Settings] = {
