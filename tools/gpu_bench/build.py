@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import te, tirx
-from tvm.script import tirx as T
 
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
 from fqt_deploy.codegen.build import lower_relax
@@ -26,6 +25,8 @@ from fqt_deploy.compiler.verify import kernel_cases
 from fqt_deploy.ops.packed_words import PANEL, panel_count, word_count
 from fqt_deploy.ops.spec import OPS
 from fqt_deploy.settings import merge_settings, options_of
+from fqt_deploy.targets.cuda.bit_operand import Tile
+from fqt_deploy.targets.cuda.choose_form import FORMS
 from fqt_deploy.targets.cuda.features import ALTERNATIVES, cuda_features
 from fqt_deploy.targets.cuda.kernel_builder import (
     as_int32,
@@ -34,15 +35,16 @@ from fqt_deploy.targets.cuda.kernel_builder import (
     loop,
     sequence,
     store,
-    unrolled,
     with_buffers,
 )
+from fqt_deploy.targets.cuda.warp_forms import WarpForm
 from fqt_deploy.targets.registry import make_target
 from tools.examples import compile_example, load_example
 from tools.gpu_bench import layout
 
 Tell = Callable[[str], None]
 CHECKED_BATCH = 32
+CHAINS = layout.PEAK_CHAINS
 
 
 def build(folder: Path, architectures: str, python: str, tell: Tell) -> None:
@@ -118,7 +120,7 @@ def _packages(folder: Path, python: str) -> None:
 def _products(folder: Path, architectures: str, form: str) -> None:
     target = make_target("cuda", arch=_in_form(architectures, form, cuda_features(architectures).bit_forms[0]))
     functions = {shape.symbol: _product(target, shape) for shape in layout.SHAPES}
-    functions[layout.PEAK] = _peak().with_attr("global_symbol", layout.PEAK)
+    functions[layout.PEAK] = _peak(cuda_features(architectures).bit_forms[0]).with_attr("global_symbol", layout.PEAK)
     executable = target.compile(tvm.IRModule(functions), lower_relax)
     library = layout.products_library(folder, form)
     executable.export_library(str(library))
@@ -143,28 +145,27 @@ def _product(target: Any, shape: layout.Product) -> tirx.PrimFunc:
     return target.schedule(function).with_attr("global_symbol", shape.symbol)
 
 
-def _peak() -> tirx.PrimFunc:
-    """Independent chains of bit products in registers: what the tensor cores can do at most."""
+def _peak(form: str) -> tirx.PrimFunc:
+    """Independent chains of products of bits in registers: what the tensor cores can do at most in ``form``."""
     result = tirx.decl_buffer((layout.PEAK_BLOCKS, layout.PEAK_THREADS), "int32", "result")
-    instruction = T.ptx["mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc"]
+    tile, multiplier = Tile(1, 1, CHAINS, 1, 1.0), FORMS[form]
+    assert isinstance(multiplier, WarpForm)
 
     def body(block: Any, thread: Any) -> Any:
-        sums = local((layout.PEAK_CHAINS, 4), "uint32", "sums")
+        left, right = (local(extents, "uint32", name) for name, extents in (("left", (CHAINS, 4)), ("right", (1, 2))))
+        sums = local((CHAINS, 1, 4), "uint32", "sums")
         word = thread.astype("uint32")
-
-        def multiply(_: Any) -> Any:
-            def chain(i: int) -> Any:
-                own = [sums[i, r] for r in range(4)]
-                return tirx.Evaluate(instruction(*own, *[word] * 4, *[word] * 2, *own))
-
-            return unrolled(layout.PEAK_CHAINS, chain)
-
-        start = unrolled(layout.PEAK_CHAINS * 4, lambda i: store(sums, tirx.const(0, "uint32"), i // 4, i % 4))
-        total: Any = sums[0, 0]
-        for i in range(1, layout.PEAK_CHAINS):
-            total = total + sums[i, 0]
-        work = sequence(start, loop(layout.PEAK_ROUNDS, multiply), store(result, as_int32(total), block, thread))
-        return with_buffers([sums], work)
+        start = sequence(
+            *(store(left, word, i, r) for i in range(CHAINS) for r in range(4)),
+            *(store(right, word, 0, r) for r in range(2)),
+            *(store(sums, tirx.const(0, "uint32"), i, 0, r) for i in range(CHAINS) for r in range(4)),
+        )
+        rounds = loop(layout.PEAK_ROUNDS, lambda _: multiplier.fragments(tile, 1, left, right, sums))
+        total: Any = sums[0, 0, 0]
+        for i in range(1, CHAINS):
+            total = total + sums[i, 0, 0]
+        work = sequence(start, rounds, store(result, as_int32(total), block, thread))
+        return with_buffers([left, right, sums], work)
 
     return tirx.PrimFunc([result], launch(layout.PEAK_BLOCKS, layout.PEAK_THREADS, body))
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
 from fqt_deploy.core.diagnostics import FqtError
 
 DEFAULT = ("sm_80", "sm_90a")
-"""What is compiled for unless told otherwise: A100 and H100; newer devices translate the PTX of sm_90."""
+"""What is compiled for unless told otherwise: A100 and H100; later devices translate the PTX of sm_80."""
 
 ARCHITECTURES: dict[str, str] = {
     "sm_75": "xor",
@@ -65,13 +64,15 @@ class CudaFeatures:
         return ",".join(self.architectures)
 
     @property
-    def forward_compatible(self) -> str | None:
-        """The virtual architecture whose PTX later devices translate: the newest, without special instructions.
+    def forward_compatible(self) -> bool:
+        """Whether later devices can translate the PTX: not where kernels use instructions of one architecture alone."""
+        return not any(form in others for others in ALTERNATIVES.values() for form in self.bit_forms)
 
-        None if the kernels use special instructions.
-        """
-        special = any(form in others for others in ALTERNATIVES.values() for form in self.bit_forms)
-        return None if special else "compute_" + re.sub(r"\D", "", self.architectures[-1])
+    @property
+    def virtual(self) -> str:
+        """The virtual architecture of the PTX that every binary is made from: the oldest, as all can execute that."""
+        name = self.architectures[0].replace("sm_", "compute_")
+        return name.rstrip("a") if self.forward_compatible else name
 
     def preferring(self, form: str) -> CudaFeatures:
         """The same with one of ``ALTERNATIVES`` before the default form; FQT402 where it does not exist."""

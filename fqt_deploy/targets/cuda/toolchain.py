@@ -19,8 +19,11 @@ import tvm
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.targets.cuda.features import CudaFeatures
 
-NVCC_FLAGS = ("--fatbin", "--threads=0", "-O3", "-std=c++17", "-fmad=false", "--expt-relaxed-constexpr")
-"""``-fmad=false``: every float operation rounds, as in PyTorch. A contracted multiply-add could turn a bit."""
+NVCC_FLAGS = ("--fatbin", "--threads=0", "-O3", "-std=c++17", "-fmad=false", "--expt-relaxed-constexpr", "-w")
+"""``-fmad=false``: every float operation rounds, as in PyTorch. A contracted multiply-add could turn a bit.
+
+``-w``: warnings about generated code, such as unused variables, are thousands and nobody's to mend.
+"""
 
 CUDA_RUNTIME_LIBRARY = "libtvm_runtime_cuda.so"
 FATBIN_MAGIC = b"\x50\xed\x55\xba"
@@ -75,12 +78,13 @@ def compile_cuda(source: str, features: CudaFeatures) -> bytes:
 
 
 def architecture_flags(features: CudaFeatures) -> list[str]:
-    """One binary for each architecture, and PTX of the newest where later devices can translate it."""
-    flags = []
-    for name in features.architectures:
-        flags += ["-gencode", f"arch={name.replace('sm_', 'compute_')},code={name}"]
-    virtual = features.forward_compatible
-    return flags if virtual is None else [*flags, "-gencode", f"arch={virtual},code={virtual}"]
+    """One PTX, a binary from it for each architecture, and itself where later devices can translate it.
+
+    Translating the source takes several times as long as assembling its PTX, and is done once.
+    """
+    virtual = features.virtual
+    results = [*features.architectures, *([virtual] if features.forward_compatible else [])]
+    return [flag for result in results for flag in ("-gencode", f"arch={virtual},code={result}")]
 
 
 def _failure(nvcc: Path, output: str) -> FqtError:

@@ -107,7 +107,10 @@ def test_small_results_get_small_tiles():
         assert large.height * large.width > small.height * small.width
 
 
-def test_the_products_of_the_benchmark_are_exact(emulated_target, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("architecture", "form"), [("sm_75", "xor"), ("sm_90a", "and"), ("sm_90a", "wgmma"), ("sm_120", "int8")]
+)
+def test_the_products_of_the_benchmark_are_exact(emulated_target, tmp_path, monkeypatch, architecture, form):
     import tvm_ffi
 
     from fqt_deploy.targets import registry
@@ -116,8 +119,8 @@ def test_the_products_of_the_benchmark_are_exact(emulated_target, tmp_path, monk
     shape = layout.Product("test", 80, 48, 96)
     monkeypatch.setitem(registry.TARGETS, "cuda", emulated_target)
     monkeypatch.setattr(layout, "SHAPES", (shape,))
-    build._products(tmp_path, "sm_90a", "wgmma")
-    module = tvm_ffi.load_module(str(layout.products_library(tmp_path, "wgmma")))
+    build._products(tmp_path, architecture, form)
+    module = tvm_ffi.load_module(str(layout.products_library(tmp_path, form)))
     generator = np.random.default_rng(0)
     signs = [generator.choice([-1, 1], (rows, shape.k)) for rows in (shape.m, shape.n)]
     x, w = (np.packbits(s > 0, axis=1, bitorder="little").view(np.int32) for s in signs)
