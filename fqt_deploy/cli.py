@@ -129,7 +129,7 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 @click.option(
     "--agp",
     type=click.Choice(["topk", "sampled", "once", "nested"]),
-    help="How the gradients to keep are selected.  [default: sampled]",
+    help="How the gradients to keep are selected.  [default: nested, or sampled where a model does not allow it]",
 )
 @click.option(
     "--grid", type=click.Choice(["minmax", "zero"]), help="Quantization grid.  [default: zero, minmax for 1 bit]"
@@ -247,6 +247,8 @@ def _compile(
         _report(result, console, time.perf_counter() - start, time_passes=options.time_passes)
     else:
         console.print(decision_table(layer_decisions(lowered.train)))
+    if lowered.train.selection_note:
+        console.print(f"--agp {lowered.train.selection}: {lowered.train.selection_note}", highlight=False, markup=False)
     for path in (path for kind, path in outputs.items() if kind != "so"):
         files = path.rglob("*") if path.is_dir() else [path]
         size = sum(file.stat().st_size for file in files if file.is_file())

@@ -32,6 +32,7 @@ LEARNING_RATE = 2e-3
 
 RECIPES: dict[str, dict[str, Any]] = {
     "none": {"recipe": "none"},
+    "scq+agp nested": {"recipe": "scq+agp", "agp": "nested"},
     "scq+agp once": {"recipe": "scq+agp", "agp": "once"},
     "scq+agp sampled": {"recipe": "scq+agp", "agp": "sampled"},
     "scq+agp topk": {"recipe": "scq+agp", "agp": "topk"},

@@ -63,7 +63,7 @@ def describe_model(
     state = tuple(StateSpec(t.name, tuple(t.initial.shape), _dtype(t.initial), t.role) for t in train.state.values())
     optimizer = options.optimizer.describe()
     layers = layer_decisions(train)
-    numerics = options.numerics()
+    numerics = {**options.numerics(), "agp": train.selection}
     identity = [
         [asdict(spec) for spec in (*inputs, logits, *state)],
         [[layer.path, layer.decision] for layer in layers],

@@ -83,6 +83,8 @@ class TrainingGraph:
         batch: number of samples in one step.
         stage: how far it has been lowered.
         layers: one record per convolution or linear layer, in forward order.
+        selection: which gradients are kept, as the option ``agp`` names it; None if all are.
+        selection_note: why it is not what is chosen by default.
     """
 
     module: fx.GraphModule
@@ -92,6 +94,8 @@ class TrainingGraph:
     batch: int
     stage: Stage = Stage.CAPTURED
     layers: list[LayerRecord] = field(default_factory=list)
+    selection: str | None = None
+    selection_note: str = ""
 
     @property
     def graph(self) -> fx.Graph:

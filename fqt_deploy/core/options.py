@@ -35,7 +35,8 @@ class CompileOptions:
         grad_bits: width of a quantized gradient, for the recipes that do not fix it.
         agp: which samples or channels pruning keeps. ``topk``: the largest; ``sampled``: at random by size, unbiased;
             ``once``: samples only, chosen once for the whole backward; ``nested``: samples only, from those chosen some
-            are chosen again on the way back, fewer where a sample has more gradient elements.
+            are chosen again on the way back, fewer where a sample has more gradient elements. None: ``nested``, or
+            ``sampled`` for a model that does not allow it.
         grid: where the quantization grid lies; None chooses by width. ``zero`` makes 0 exactly representable.
         include: globs of layers to binarize; none means the default choice.
         exclude: globs of layers to leave in fp32.
@@ -55,7 +56,7 @@ class CompileOptions:
     tf32: bool = False
     recipe: Recipe = "scq+agp"
     grad_bits: int = 4
-    agp: Sampling = "sampled"
+    agp: Sampling | None = None
     grid: Grid | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -70,7 +71,7 @@ class CompileOptions:
     def __post_init__(self) -> None:
         _one_of("recipe", self.recipe, get_args(Recipe))
         _one_of("grad_bits", self.grad_bits, GRADIENT_BITS)
-        _one_of("agp", self.agp, get_args(Sampling))
+        _one_of("agp", self.agp, (None, *get_args(Sampling)))
         _one_of("grid", self.grid, (None, *get_args(Grid)))
         _one_of("remat", self.remat, get_args(Rematerialization))
         _one_of("verify", self.verify, get_args(Verification))
@@ -99,11 +100,10 @@ class CompileOptions:
         return "zero" if self.gradient_bits >= 2 else "minmax"
 
     def numerics(self) -> dict[str, Any]:
-        """The options that change computed numbers, as the manifest stores them."""
+        """The options that change computed numbers, as the manifest stores them beside how gradients were selected."""
         return {
             "recipe": self.recipe,
             "grad_bits": self.gradient_bits,
-            "agp": self.agp,
             "grid": self.resolved_grid,
             "include": list(self.include),
             "exclude": list(self.exclude),

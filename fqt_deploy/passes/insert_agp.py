@@ -49,7 +49,10 @@ class InsertAGP(Pass):
     exact = False
 
     def run(self, graph: TrainingGraph) -> bool:
-        """Rewrite every quantizer that still keeps all groups; one group stays one group."""
+        """Rewrite every quantizer that still keeps all groups, unless samples were selected for all of backward."""
+        if graph.selection is not None:
+            return False
+        graph.selection = self.selection
         nodes = graph.calls(fqt.dequantize.default)
         for node in nodes:
             self._prune(graph, node)

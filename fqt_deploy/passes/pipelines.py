@@ -47,7 +47,7 @@ _LOWER: tuple[Pass, ...] = (
 def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
     """From a captured training graph to one that code generation takes."""
     bits, quantized = options.gradient_bits, options.recipe != "none"
-    selection = options.agp if options.recipe == "scq+agp" else None
+    agp = options.agp or "any" if options.recipe == "scq+agp" else None
     return (
         # one spelling for everything
         *_NORMALIZE,
@@ -57,10 +57,10 @@ def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
         ReplaceDropout(),
         # 1-bit training
         BinarizeForward(),
-        *([SelectOnce(bits)] if selection == "once" else []),
-        *([SelectNested(bits)] if selection == "nested" else []),
+        *([SelectOnce(bits)] if agp == "once" else []),
+        *([SelectNested(bits, required=agp == "nested")] if agp in ("nested", "any") else []),
         *([InsertSCQ(bits, options.resolved_grid)] if quantized else []),
-        *([InsertAGP(bits, selection)] if selection in ("sampled", "topk") else []),
+        *([InsertAGP(bits, "topk" if agp == "topk" else "sampled")] if agp in ("sampled", "topk", "any") else []),
         # packed bits
         *_LOWER,
         # memory

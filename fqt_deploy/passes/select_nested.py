@@ -47,6 +47,7 @@ class SelectNested(SelectOnce):
     exponent: float = 0.5
 
     name = "select-nested"
+    selection = "nested"
 
     def selections(self, graph: TrainingGraph) -> list[Selection]:
         """One at each place that separates layers and where the number of samples falls."""

@@ -27,7 +27,7 @@ from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
 from fqt_deploy.passes.annotate_layers import INPUT_GRAD
 from fqt_deploy.passes.insert_scq import random_key
 from fqt_deploy.passes.pass_base import Pass
-from fqt_deploy.passes.shrink_backward import ShrinkBackward, descendants
+from fqt_deploy.passes.shrink_backward import ShrinkBackward, check_can_shrink, descendants
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
@@ -52,15 +52,25 @@ class SelectOnce(Pass):
 
     Attributes:
         bits: factor by which the batch shrinks.
+        required: whether a model that does not allow it is an error; else it is left alone.
     """
 
     bits: int = 4
+    required: bool = True
 
     name = "select-once"
     exact = False
+    selection = "once"
 
     def run(self, graph: TrainingGraph) -> bool:
-        """Insert the selections, and rewrite every node that depends on them."""
+        """Insert the selections, and rewrite every node that depends on them; FQT205 if the model does not allow it."""
+        try:
+            check_can_shrink(graph, classifier_input_gradient(graph))
+        except FqtError as error:
+            if self.required:
+                raise
+            graph.selection_note = error.message + (f" ({error.location})" if error.location else "")
+            return False
         shrink, changed = ShrinkBackward(graph), False
         for number, selection in enumerate(self.selections(graph)):
             if selection.keep < shrink.samples:
@@ -68,6 +78,7 @@ class SelectOnce(Pass):
                 kept, index = self._draw(graph, selection, shrink.samples, number)
                 shrink.run(selection.gradient, kept, index, behind)
                 changed = True
+        graph.selection = self.selection if changed else None
         return changed
 
     def selections(self, graph: TrainingGraph) -> list[Selection]:

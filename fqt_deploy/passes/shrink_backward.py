@@ -18,6 +18,9 @@ aten = torch.ops.aten
 fqt = torch.ops.fqt
 
 _MEANS = (aten.mean.dim, aten.mean.default)
+_HIDDEN = "a view that hides the batch axis"
+_SIZED = (aten.view.default, aten.expand.default)
+"""Ops with their result's shape among their arguments."""
 
 
 @dataclass
@@ -34,14 +37,12 @@ class ShrinkBackward:
     samples: int = field(init=False)
     index: fx.Node | None = field(init=False, default=None)
     _leading: set[fx.Node] = field(init=False)
-    _labelled: set[fx.Node] = field(init=False)
     _gathered: dict[fx.Node, fx.Node] = field(init=False, default_factory=dict)
     """Rows of saved values that earlier selections have gathered, and of what."""
 
     def __post_init__(self) -> None:
         self.samples = self.graph.batch
         self._leading = batch_leading(self.graph)
-        self._labelled = descendants(self.graph.placeholder("y"), self.graph)
 
     def run(self, gradient: fx.Node, kept: fx.Node, relative: fx.Node, behind: set[fx.Node]) -> None:
         """Make everything behind ``gradient`` read ``kept`` instead, and run on its samples.
@@ -65,10 +66,11 @@ class ShrinkBackward:
     def _shrink(self, node: fx.Node, behind: set[fx.Node], index: fx.Node, keep: int) -> None:
         """Gather the saved operands of ``node``, adapt its sizes, and propagate its shape."""
         node.args = fx.map_arg(node.args, lambda operand: self._operand(operand, node, behind, index, keep))
-        if node.target in (aten.view.default, aten.expand.default):
-            self._resize(node, behind, keep)
-        elif node.target in _MEANS and self._reduces_batch(node):
-            raise _unsupported(node, "a mean over the batch in backward")
+        if node.target in _SIZED and node in self._leading:
+            size = shape(node)
+            node.args = (node.args[0], [size[0] // self.samples * keep, *size[1:]])
+        elif node.target is aten.view.default and prod(shape(node.args[0])) != prod(shape(node)):  # type: ignore[arg-type]
+            raise _unsupported(node, _HIDDEN)
         elif node.target is fqt.batch_norm_backward.default:
             node.args = (*node.args[:-1], True)
         node.meta["samples"] = keep
@@ -78,27 +80,10 @@ class ShrinkBackward:
         if operand in behind or operand not in self._leading or not isinstance(operand.meta["val"], torch.Tensor):
             return operand
         source = self._gathered.get(operand, operand)
-        if source in self._labelled:
-            raise _unsupported(user, "a gradient that bypasses the classifier's input")
         rows = _gather(Emitter(self.graph, user, role="gather"), source, self.graph.batch, index, keep)
         self._leading.add(rows)
         self._gathered[rows] = source
         return rows
-
-    def _resize(self, node: fx.Node, behind: set[fx.Node], keep: int) -> None:
-        source: Any = node.args[0]
-        if source not in self._leading and source not in behind:
-            return
-        if node not in self._leading:
-            if node.target is aten.view.default and prod(shape(source)) == prod(shape(node)):
-                return  # a view of a value without samples, such as a weight gradient
-            raise _unsupported(node, "a view that hides the batch axis")
-        size = shape(node)
-        node.args = (source, [size[0] // self.samples * keep, *size[1:]])
-
-    def _reduces_batch(self, node: fx.Node) -> bool:
-        source: Any = node.args[0]
-        return source in self._leading and 0 in reduced_axes(node.args, len(shape(source)))
 
 
 def descendants(root: fx.Node, graph: TrainingGraph) -> set[fx.Node]:
@@ -118,6 +103,33 @@ def _gather(emit: Emitter, value: fx.Node, samples: int, index: fx.Node, keep: i
     multiple = extents[0] // samples
     rows = emit(fqt.gather_rows.default, emit(aten.view.default, value, [samples, multiple, *extents[1:]]), index)
     return emit(aten.view.default, rows, [keep * multiple, *extents[1:]])
+
+
+def check_can_shrink(graph: TrainingGraph, gradient: fx.Node) -> None:
+    """Whether everything behind ``gradient`` can run on some of the samples.
+
+    Raises:
+        FqtError: FQT205 with the node that cannot, before anything is changed.
+    """
+    leading, behind = batch_leading(graph), descendants(gradient, graph)
+    labelled = descendants(graph.placeholder("y"), graph) - behind - {gradient}
+    for node in graph.graph.nodes:
+        if node in behind:
+            what = _obstacle(node, leading, labelled)
+            if what is not None:
+                raise _unsupported(node, what)
+
+
+def _obstacle(node: fx.Node, leading: set[fx.Node], labelled: set[fx.Node]) -> str | None:
+    """What keeps ``node`` from running on some of the samples."""
+    if any(a in labelled and a in leading and isinstance(a.meta["val"], torch.Tensor) for a in node.all_input_nodes):
+        return "a gradient that bypasses the classifier's input"
+    source: Any = node.args[0] if node.args else None
+    if node.target in _MEANS and source in leading and 0 in reduced_axes(node.args, len(shape(source))):
+        return "a mean over the batch in backward"
+    if node.target in _SIZED and source in leading and node not in leading:
+        return _HIDDEN
+    return None
 
 
 def _unsupported(node: fx.Node, what: str) -> FqtError:

@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 RECIPES = [
     ("none", "sampled"), ("psq-8", "sampled"), ("psq-1", "sampled"), ("scq", "sampled"),
-    ("scq+agp", "sampled"), ("scq+agp", "topk"), ("scq+agp", "once"),
+    ("scq+agp", "sampled"), ("scq+agp", "topk"), ("scq+agp", "once"), ("scq+agp", "nested"),
 ]  # fmt: skip
 
 

@@ -155,6 +155,15 @@ def test_a_gradient_that_bypasses_the_classifier_is_refused(graph_after, agp):
     assert "bypasses" in refused(graph_after, "FQT205", Auxiliary(), f"select-{agp}", agp=agp)
 
 
+def test_by_default_such_a_model_is_sampled_layer_by_layer(graph_after):
+    graph = graph_after(Auxiliary(), "insert-agp")
+    assert graph.selection == "sampled"
+    assert "bypasses" in graph.selection_note
+    assert "test_refusals.py" in graph.selection_note
+    graph = graph_after("dense", "insert-agp")
+    assert (graph.selection, graph.selection_note) == ("nested", "")
+
+
 @pytest.mark.parametrize(("bits", "kept"), [(2, 4), (4, 2), (8, 1)])
 def test_backward_shrinks_to_the_kept_samples(graph_after, bits, kept):
     graph = graph_after("dense", "select-once", agp="once", grad_bits=bits)
@@ -167,7 +176,7 @@ def test_backward_shrinks_to_the_kept_samples(graph_after, bits, kept):
 
 @pytest.mark.parametrize(("bits", "samples", "channels"), [(2, 4, 20), (4, 2, 10), (8, 1, 5)])
 def test_agp_keeps_one_of_b_groups(graph_after, bits, samples, channels):
-    graph = graph_after("dense", "insert-agp", grad_bits=bits)
+    graph = graph_after("dense", "insert-agp", grad_bits=bits, agp="sampled")
     found = {tuple(n.meta["val"].shape) for n in graph.calls(torch.ops.fqt.quantize_samples.default)}
     assert found == {(samples, 1, 40)}
     found = {tuple(n.meta["val"].shape) for n in graph.calls(torch.ops.fqt.quantize_channels.default)}
