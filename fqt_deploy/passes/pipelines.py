@@ -77,4 +77,4 @@ def all_passes() -> tuple[Pass, ...]:
     """Every pass of every recipe, in pipeline order: a pass that runs twice has two places."""
     default = training_passes(CompileOptions())
     at = [p.name for p in default].index("insert-scq")
-    return (*default[:at], SelectOnce(), SelectNested(), *default[at:], Rematerialize())
+    return (*default[:at], SelectOnce(), *default[at:], Rematerialize())
