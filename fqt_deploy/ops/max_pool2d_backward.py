@@ -64,12 +64,11 @@ def compute(
 
     def gathered(i: Any, h: Any, w: Any, j: Any) -> Any:
         total = None
+        zero = tirx.const(0.0, "float32")
         for condition, a, b, tap in covering_windows(h, w, (oh, ow), kernel, stride, padding):
-            chosen = tirx.if_then_else(
-                condition,
-                tirx.Select(argmax[i, a, b, j] == tap.astype("int8"), gradient[i, a, b, j], tirx.const(0.0, "float32")),
-                tirx.const(0.0, "float32"),
-            )
+            # in int32: outside the window the tap may be any number, and its bounds have to be representable
+            is_largest = argmax[i, a, b, j].astype("int32") == tap
+            chosen = tirx.if_then_else(condition, tirx.Select(is_largest, gradient[i, a, b, j], zero), zero)
             total = chosen if total is None else total + chosen
         return total
 
