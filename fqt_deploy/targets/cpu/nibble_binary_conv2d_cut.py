@@ -7,45 +7,28 @@ from typing import Any
 
 from tvm import tirx
 
-from fqt_deploy.targets.cpu.nibble_table import ByteShuffle
+from fqt_deploy.targets.cpu.nibble_convolution import ShuffledConvolution
 from fqt_deploy.targets.cpu.register_tile import largest_divisor
 
 BLOCK_WORDS = 7
 """Words whose differences fit into a byte."""
 
 
-@dataclass(frozen=True)
-class PairedConvolution:
+@dataclass(frozen=True, kw_only=True)
+class PairedConvolution(ShuffledConvolution):
     """A convolution, and how it is cut.
 
     Attributes:
-        samples, image, words, channels: of the input: number, height and width, words of bits, bits.
+        image, channels: height and width, channels of the input.
         out, outputs: height and width, channels of the result.
-        kernel, stride, padding: of the convolution.
-        is_flat: positions are taken one after another, whatever image they belong to: a product of matrices.
-        job: rows and columns of positions of one job.
-        shuffle: the processor's vectors.
         dtype: of the result.
     """
 
-    samples: int
     image: list[int]
-    words: int
     channels: int
     out: list[int]
     outputs: int
-    kernel: list[int]
-    stride: list[int]
-    padding: list[int]
-    is_flat: bool
-    job: list[int]
-    shuffle: ByteShuffle
     dtype: str
-
-    @property
-    def taps(self) -> int:
-        """Of the kernel."""
-        return self.kernel[0] * self.kernel[1]
 
     @property
     def jobs(self) -> int:

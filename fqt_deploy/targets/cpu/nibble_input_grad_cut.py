@@ -8,43 +8,27 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from fqt_deploy.targets.cpu.nibble_table import ENTRIES, NIBBLES, ByteShuffle, lookups_of_a_byte, lookups_of_a_half
+from fqt_deploy.targets.cpu.nibble_convolution import ShuffledConvolution
+from fqt_deploy.targets.cpu.nibble_table import ENTRIES, NIBBLES, lookups_of_a_byte, lookups_of_a_half
 from fqt_deploy.targets.cpu.register_tile import largest_divisor
 
 BLOCK_LOOKUPS = 192
 """Lookups of a register between visits of its sums in memory: indices of a block stay in the first-level cache."""
 
 
-@dataclass(frozen=True)
-class CodeConvolution:
+@dataclass(frozen=True, kw_only=True)
+class CodeConvolution(ShuffledConvolution):
     """The transposed convolution of a gradient's codes, and how it is cut.
 
     Attributes:
-        samples, gradient, bits, words: of the gradient: number, height and width, bits of a code, words of a plane.
+        gradient, bits: height and width of the gradient, bits of a code.
         channels, hw: of the result: channels, height and width.
-        kernel, stride, padding: of the forward convolution.
-        is_flat: positions are taken one after another, whatever image they belong to: a product of matrices.
-        job: rows and columns of positions of one job.
-        shuffle: the processor's vectors.
     """
 
-    samples: int
     gradient: list[int]
     bits: int
-    words: int
     channels: int
     hw: list[int]
-    kernel: list[int]
-    stride: list[int]
-    padding: list[int]
-    is_flat: bool
-    job: list[int]
-    shuffle: ByteShuffle
-
-    @property
-    def taps(self) -> int:
-        """Of the kernel."""
-        return self.kernel[0] * self.kernel[1]
 
     @property
     def positions(self) -> int:
