@@ -19,8 +19,6 @@ from fqt_deploy.targets.cuda.kernel_builder import (
 )
 
 THREADS = 256
-QUAD = 4
-"""Neighbouring rows or columns of a thread: read from shared memory as one vector."""
 SIDE = 16
 """Threads along each side of a block."""
 
@@ -61,43 +59,71 @@ class Fp32Tile(Protocol):
 
 def tile_for(rows: int, columns: int, *, tf32: bool) -> Fp32Tile:
     """As large a tile as the result fills."""
-    down, across = (2 if extent >= 128 else 1 for extent in (rows, columns))
-    return (Tf32Tile if tf32 else MultiplyAddTile)(down, across)
+    if tf32:
+        return Tf32Tile(*(2 if extent >= 128 else 1 for extent in (rows, columns)))
+    return MultiplyAddTile(_runs(rows), _runs(columns))
+
+
+def _runs(extent: int) -> Runs:
+    for neighbours in (1, 2):
+        if extent <= SIDE * neighbours:
+            return Runs(1, neighbours)
+    return Runs(2 if extent >= 128 else 1, 4)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Rows or columns of each thread: some runs of neighbours, read from shared memory as one vector."""
+
+    count: int
+    neighbours: int
+
+    @property
+    def length(self) -> int:
+        """Of all of them."""
+        return self.count * self.neighbours
+
+    def place(self, thread: Any, i: int) -> Any:
+        """Where, in the tile, the ``i``-th is; runs of a thread are half a tile apart where there are two."""
+        return (i // self.neighbours * SIDE + thread) * self.neighbours + i % self.neighbours
 
 
 @dataclass(frozen=True)
 class MultiplyAddTile:
-    """Each multiply-add rounds once. A thread has ``down`` by ``across`` squares of 4 by 4 results.
+    """Each multiply-add rounds once. A thread has ``down`` rows times ``across`` columns of results.
 
     Lanes are 4 down and 8 across: a warp reads 16 rows and 32 columns at a time, each vector of them once.
     """
 
-    down: int
-    across: int
+    down: Runs
+    across: Runs
     depth: ClassVar[int] = 8
     padding: ClassVar[int] = 4
-    run: ClassVar[int] = QUAD
 
     @property
     def height(self) -> int:
-        """64 or 128."""
-        return SIDE * QUAD * self.down
+        """16 to 128."""
+        return SIDE * self.down.length
 
     @property
     def width(self) -> int:
-        """64 or 128."""
-        return SIDE * QUAD * self.across
+        """16 to 128."""
+        return SIDE * self.across.length
 
     @property
     def results(self) -> tuple[int, int]:
-        """Four or eight each."""
-        return QUAD * self.down, QUAD * self.across
+        """One to eight each."""
+        return self.down.length, self.across.length
+
+    @property
+    def run(self) -> int:
+        """One, two or four."""
+        return self.across.neighbours
 
     def place(self, thread: Any, i: int, j: int) -> tuple[Any, Any]:
-        """Squares of a thread are half a tile apart."""
+        """Threads side by side have runs side by side."""
         warp, lane = thread // WARP, thread % WARP
-        down, across = warp // 2 * 4 + lane // 8, warp % 2 * 8 + lane % 8
-        return down * QUAD + i // QUAD * (SIDE * QUAD) + i % QUAD, across * QUAD + j // QUAD * (SIDE * QUAD) + j % QUAD
+        return self.down.place(warp // 2 * 4 + lane // 8, i), self.across.place(warp % 2 * 8 + lane % 8, j)
 
     def multiply(self, a: tirx.Buffer, c: tirx.Buffer, sums: tirx.Buffer, slot: Any, thread: Any) -> Any:
         """One outer product a term."""
