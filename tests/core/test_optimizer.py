@@ -37,8 +37,14 @@ def test_impossible_values_are_refused(kind, given, said):
 
 
 def test_edge_values_are_taken():
-    SGD(lr=0, weight_decay=0, momentum=0)
-    Adam(lr=1, betas=[0, 0.5], eps=0)
+    assert SGD(lr=0, weight_decay=0, momentum=0).describe() == {
+        "name": "sgd",
+        "hyperparameters": {"weight_decay": 0, "momentum": 0, "nesterov": False},
+        "groups": [{"pattern": "*", "lr": 0}],
+    }
+    assert Adam(lr=1, betas=[0, 0.5], eps=0).describe()["hyperparameters"] == {
+        "weight_decay": 0, "betas": [0, 0.5], "eps": 0
+    }  # fmt: skip
 
 
 def test_the_first_matching_group_counts():

@@ -65,6 +65,7 @@ def tile_for(rows: int, columns: int, *, tf32: bool) -> Fp32Tile:
 
 
 def _runs(extent: int) -> Runs:
+    """Longer runs need fewer reads; a tile larger than the result would multiply what nobody asked for."""
     for neighbours in (1, 2):
         if extent <= SIDE * neighbours:
             return Runs(1, neighbours)
