@@ -125,7 +125,9 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
     type=click.Choice(["none", "psq-8", "psq-1", "scq", "scq+agp"]),
     help="How gradients are quantized.  [default: scq+agp]",
 )
-@click.option("--grad-bits", type=click.Choice(["1", "2", "4", "8"]), help="Bits of a kept gradient.  [default: 4]")
+@click.option(
+    "--grad-bits", type=click.Choice(["1", "2", "3", "4", "8"]), help="Bits of a kept gradient.  [default: 4]"
+)
 @click.option(
     "--agp",
     type=click.Choice(["topk", "sampled", "once", "nested"]),
@@ -133,6 +135,11 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 )
 @click.option(
     "--grid", type=click.Choice(["minmax", "zero"]), help="Quantization grid.  [default: zero, minmax for 1 bit]"
+)
+@click.option(
+    "--projection",
+    type=click.Choice(["auto", "off"]),
+    help="auto: take out noise where batch normalization makes weight gradients zero.  [default: auto]",
 )
 @click.option(
     "--remat",

@@ -12,10 +12,11 @@ from fqt_deploy.core.optimizer import Adam, Optimizer
 Recipe = Literal["none", "psq-8", "psq-1", "scq", "scq+agp"]
 Sampling = Literal["topk", "sampled", "once", "nested"]
 Grid = Literal["minmax", "zero"]
+Projection = Literal["auto", "off"]
 Rematerialization = Literal["off", "auto"]
 Verification = Literal["off", "structure", "numerics"]
 
-GRADIENT_BITS = (1, 2, 4, 8)
+GRADIENT_BITS = (1, 2, 3, 4, 8)
 """Widths that a gradient can be quantized to."""
 
 _PER_SAMPLE_BITS = {"psq-8": 8, "psq-1": 1}
@@ -38,6 +39,8 @@ class CompileOptions:
             are chosen again on the way back, fewer where a sample has more gradient elements. None: ``nested``, or
             ``sampled`` for a model that does not allow it.
         grid: where the quantization grid lies; None chooses by width. ``zero`` makes 0 exactly representable.
+        projection: ``auto`` takes out of quantized weight gradients what batch normalization makes zero, which is noise
+            alone; ``off`` leaves it in, as the paper does.
         include: globs of layers to binarize; none means the default choice.
         exclude: globs of layers to leave in fp32.
         remat: ``auto`` computes the integer products of forward again in backward rather than keep them: less memory,
@@ -58,6 +61,7 @@ class CompileOptions:
     grad_bits: int = 4
     agp: Sampling | None = None
     grid: Grid | None = None
+    projection: Projection = "auto"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     remat: Rematerialization = "off"
@@ -73,6 +77,7 @@ class CompileOptions:
         _one_of("grad_bits", self.grad_bits, GRADIENT_BITS)
         _one_of("agp", self.agp, (None, *get_args(Sampling)))
         _one_of("grid", self.grid, (None, *get_args(Grid)))
+        _one_of("projection", self.projection, get_args(Projection))
         _one_of("remat", self.remat, get_args(Rematerialization))
         _one_of("verify", self.verify, get_args(Verification))
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
@@ -105,6 +110,7 @@ class CompileOptions:
             "recipe": self.recipe,
             "grad_bits": self.gradient_bits,
             "grid": self.resolved_grid,
+            "projection": self.projection,
             "include": list(self.include),
             "exclude": list(self.exclude),
         }

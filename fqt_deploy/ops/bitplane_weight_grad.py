@@ -90,7 +90,7 @@ def sample_inputs() -> Iterator[tuple[Any, ...]]:
     g = torch.Generator().manual_seed(0)
     cases = (
         (8, 4, 16, 32, [3, 3]), (5, 2, 7, 33, [4, 1]), (1, 1, 1, 5, [1, 1]), (20, 8, 24, 16, [1, 1]),
-        (19, 4, 32, 48, [3, 3]),
+        (19, 4, 32, 48, [3, 3]), (9, 3, 32, 32, [3, 3]),
     )  # fmt: skip
     for words, bits, kept, channels, kernel in cases:
         taps = kernel[0] * kernel[1]

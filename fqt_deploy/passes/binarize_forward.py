@@ -11,7 +11,7 @@ After (algorithm: XNOR-Net scale, straight-through estimator)::
     %a  = fqt.weight_scale(%w)                                            # mean |w| per output channel
     %y  = fqt.conv2d(fqt.sign(%x), fqt.sign(%w), ...) * %a
     %gx = fqt.straight_through(fqt.conv2d_input_grad(%gy * %a, fqt.sign(%w), ...), %x)
-    %gw = fqt.latent_weight_grad(fqt.conv2d_weight_grad(fqt.sign(%x), %gy, ...), %w)
+    %gw = fqt.latent_weight_grad(fqt.conv2d_weight_grad(fqt.sign(%x), %gy, ...), %w, False)
 """
 
 from __future__ import annotations
@@ -88,5 +88,5 @@ def _weight_grad(graph: TrainingGraph, node: fx.Node) -> None:
     emit = Emitter(graph, node)
     effective = _product(emit, node, emit(fqt.sign.default, x), g)  # type: ignore[arg-type]
     viewed = convolution_weight(emit, effective)
-    gradient = emit(fqt.latent_weight_grad.default, viewed, convolution_weight(emit, w))
+    gradient = emit(fqt.latent_weight_grad.default, viewed, convolution_weight(emit, w), False)
     replace(graph, node, gradient if viewed is effective else emit(aten.view.default, gradient, shape(effective)))

@@ -17,6 +17,7 @@ from fqt_deploy.passes.normalize_layers import NormalizeLayers
 from fqt_deploy.passes.normalize_products import NormalizeProducts
 from fqt_deploy.passes.normalize_views import NormalizeViews
 from fqt_deploy.passes.pass_base import Pass
+from fqt_deploy.passes.project_weight_grad import ProjectWeightGrad
 from fqt_deploy.passes.propagate_layout import PropagateLayout
 from fqt_deploy.passes.rematerialize import Rematerialize
 from fqt_deploy.passes.replace_dropout import ReplaceDropout
@@ -59,6 +60,7 @@ def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
         BinarizeForward(),
         *([SelectOnce(bits)] if agp == "once" else []),
         *([SelectNested(bits, required=agp == "nested")] if agp in ("nested", "any") else []),
+        *([ProjectWeightGrad()] if quantized and options.projection == "auto" else []),
         *([InsertSCQ(bits, options.resolved_grid)] if quantized else []),
         *([InsertAGP(bits, "topk" if agp == "topk" else "sampled")] if agp in ("sampled", "topk", "any") else []),
         # packed bits

@@ -12,6 +12,7 @@ from fqt_deploy.core.options import CompileOptions
         ({"recipe": "psq"}, "recipe is 'psq'; it must be one of none, psq-8, psq-1, scq, scq+agp"),
         ({"grad_bits": 3}, "grad_bits is 3; it must be one of 1, 2, 4, 8"),
         ({"agp": "all"}, "agp is 'all'; it must be one of topk, sampled, once, nested"),
+        ({"projection": "on"}, "projection is 'on'; it must be one of auto, off"),
         ({"grid": "even"}, "grid is 'even'; it must be one of minmax, zero"),
         ({"remat": True}, "remat is True; it must be one of off, auto"),
         ({"verify": "all"}, "verify is 'all'; it must be one of off, structure, numerics"),
@@ -46,7 +47,7 @@ def test_width_and_grid_follow_from_the_recipe(given, bits, grid):
     options = CompileOptions(**given)
     assert (options.gradient_bits, options.resolved_grid) == (bits, grid)
     assert options.numerics() == {
-        "recipe": options.recipe, "grad_bits": bits, "grid": grid, "include": [], "exclude": []
+        "recipe": options.recipe, "grad_bits": bits, "grid": grid, "projection": "auto", "include": [], "exclude": []
     }  # fmt: skip
 
 

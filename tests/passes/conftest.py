@@ -8,6 +8,8 @@ from torch import nn
 
 from fqt_deploy.capture.joint import capture_training_graph
 from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.compiler.verify_passes import graph_inputs
+from fqt_deploy.core.optimizer import SGD
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.passes.invariants import ALWAYS
 from fqt_deploy.passes.pass_base import Pipeline
@@ -48,7 +50,20 @@ def staged():
     )  # fmt: skip
 
 
-MODELS = {"convolutional": convolutional, "dense": dense, "normed": Normed, "staged": staged}
+def batch_normed():
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
+        nn.Linear(288, 4),
+    )  # fmt: skip
+
+
+MODELS = {
+    "batch_normed": batch_normed,
+    "convolutional": convolutional,
+    "dense": dense,
+    "normed": Normed,
+    "staged": staged,
+}
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +77,27 @@ def make_source():
         return ModelSource(module, nn.functional.cross_entropy, (x, torch.arange(BATCH) % 4))
 
     return make
+
+
+class _Contiguous(torch.fx.Interpreter):
+    """Kernels write contiguous results, whatever PyTorch's strides are."""
+
+    def run_node(self, n):
+        return torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.contiguous, super().run_node(n))
+
+
+@pytest.fixture(scope="session")
+def weight_gradients():
+    """``weight_gradients(graph, source, seed)``: what a step of SGD with rate 1 takes off the weights, by name."""
+
+    def run(graph, source, seed):
+        values = graph_inputs(graph, source, CompileOptions(optimizer=SGD(lr=1.0), seed=seed))
+        with torch.no_grad():
+            outputs = _Contiguous(graph.module).run(*[values[name] for name in graph.inputs])
+        results = dict(zip(graph.outputs, outputs, strict=True))
+        return {n: (values[n] - results[n]).double() for n in results if n.endswith("weight")}
+
+    return run
 
 
 class _StopError(Exception):

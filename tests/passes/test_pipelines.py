@@ -39,6 +39,7 @@ SHOWN = {
     "binarize-forward": ("dense", {}),
     "select-once": ("dense", {"agp": "once"}),
     "select-nested": ("staged", {"agp": "nested"}),
+    "project-weight-grad": ("batch_normed", {"recipe": "scq"}),
     "insert-scq": ("dense", {"recipe": "scq"}),
     "insert-agp": ("dense", {"agp": "sampled"}),
     "lower-to-1bit": ("convolutional", {"recipe": "scq"}),
@@ -177,12 +178,13 @@ def test_pipelines_differ_only_as_the_recipes_do():
     def names(**options):
         return [p.name for p in training_passes(CompileOptions(**options))]
 
-    none = names(recipe="none")
-    assert names(recipe="scq") == names(recipe="psq-8") == [*none[:10], "insert-scq", *none[10:]]
-    assert names(agp="sampled") == [*none[:10], "insert-scq", "insert-agp", *none[10:]]
-    assert names() == [*none[:10], "select-nested", "insert-scq", "insert-agp", *none[10:]]
-    assert names(agp="once") == [*none[:10], "select-once", "insert-scq", *none[10:]]
-    assert names(agp="nested") == [*none[:10], "select-nested", "insert-scq", *none[10:]]
+    none, scq = names(recipe="none"), ["project-weight-grad", "insert-scq"]
+    assert names(recipe="scq") == names(recipe="psq-8") == [*none[:10], *scq, *none[10:]]
+    assert names(recipe="scq", projection="off") == [*none[:10], "insert-scq", *none[10:]]
+    assert names(agp="sampled") == [*none[:10], *scq, "insert-agp", *none[10:]]
+    assert names() == [*none[:10], "select-nested", *scq, "insert-agp", *none[10:]]
+    assert names(agp="once") == [*none[:10], "select-once", *scq, *none[10:]]
+    assert names(agp="nested") == [*none[:10], "select-nested", *scq, *none[10:]]
 
 
 def test_an_error_says_in_which_pass_it_arose(graph_after):

@@ -5,9 +5,7 @@ import torch
 from hypothesis import given
 from torch import nn
 
-from fqt_deploy.compiler.verify_passes import graph_inputs
 from fqt_deploy.core.optimizer import SGD
-from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.passes.select_nested import kept_samples, selection_places
 from fqt_deploy.passes.select_once import classifier_input_gradient
 
@@ -61,26 +59,16 @@ def test_samples_are_selected_where_a_single_gradient_carries_everything(graph_a
     assert [place.target for place in places] == [torch.ops.aten.add.Tensor], "the block's two gradients added up"
 
 
-def test_gradients_are_unbiased(graph_after, make_source):
+def test_gradients_are_unbiased(graph_after, make_source, weight_gradients):
     """The mean over draws is the gradient of the whole batch, up to what its variance explains."""
-
-    class Contiguous(torch.fx.Interpreter):
-        """Kernels write contiguous results, whatever PyTorch's strides are."""
-
-        def run_node(self, n):
-            return torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.contiguous, super().run_node(n))
-
-    def gradients(graph, seed):
-        values = graph_inputs(graph, source, CompileOptions(optimizer=SGD(lr=1.0), seed=seed))
-        with torch.no_grad():
-            outputs = Contiguous(graph.module).run(*[values[name] for name in graph.inputs])
-        results = dict(zip(graph.outputs, outputs, strict=True))
-        names = [name for name in results if name.endswith("weight")]
-        return torch.cat([(values[name] - results[name]).flatten() for name in names]).double()
 
     source = make_source("staged")
     nested = graph_after("staged", "select-nested", agp="nested", optimizer=SGD(lr=1.0))
     assert [node.args[2] for node in nested.calls(fqt.select_sampled.default)] == [6, 1]
+
+    def gradients(graph, seed):
+        return torch.cat([gradient.flatten() for gradient in weight_gradients(graph, source, seed).values()])
+
     true = gradients(graph_after("staged", "binarize-forward", optimizer=SGD(lr=1.0)), 0)
     draws = torch.stack([gradients(nested, seed) for seed in range(100)])
     error = draws.mean(0) - true

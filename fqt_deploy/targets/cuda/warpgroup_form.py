@@ -21,6 +21,7 @@ TILES: dict[int, tuple[Tile, ...]] = {
         Tile(4, 1, 1, 4, 1.8),
     ),
     2: (Tile(4, 1, 2, 16, 1.0), Tile(4, 1, 2, 8, 1.2), Tile(4, 1, 2, 4, 1.6)),
+    3: (Tile(4, 1, 3, 8, 1.0), Tile(4, 1, 3, 4, 1.4)),
     4: (Tile(4, 1, 4, 8, 1.0), Tile(4, 1, 4, 4, 1.4)),
 }  # fmt: skip
 """Number of planes -> tiles: 64 rows of each plane, two stages in 48 KiB. Eight planes do not fit."""

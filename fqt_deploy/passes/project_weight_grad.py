@@ -1,0 +1,64 @@
+"""Take out of weight gradients what batch normalization makes zero, so that quantization noise there ends.
+
+Before::
+
+    %gy, ... = fqt.batch_norm_backward(...)                               # backward of what follows the layer
+    %gw      = fqt.latent_weight_grad(fqt.conv2d_weight_grad(%xb, %gy, ...), %w, False)
+
+After::
+
+    %gw      = fqt.latent_weight_grad(fqt.conv2d_weight_grad(%xb, %gy, ...), %w, True)
+
+Batch normalization does not change when an output channel of the layer before it is scaled (but for its eps), so the
+loss does not depend on ``alpha = mean |w|``, and the effective weight's gradient is orthogonal to ``sign(w)``. With
+fp32 gradients that holds by itself. With codes ``sum(dweff * sign(w))`` is noise alone, and counts many times: in the
+latent weight's gradient it stands without the factor ``alpha`` that everything else carries.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.passes.pass_base import Pass
+
+aten = torch.ops.aten
+fqt = torch.ops.fqt
+
+_VIEWS = (aten.view.default, aten.permute.default)
+
+
+@dataclass(frozen=True)
+class ProjectWeightGrad(Pass):
+    """Mark the latent weights whose layer's output is batch-normalized, and read by nothing else."""
+
+    name = "project-weight-grad"
+    exact = False
+
+    def run(self, graph: TrainingGraph) -> bool:
+        """Set the last argument of every ``latent_weight_grad`` behind a batch normalization's backward."""
+        changed = False
+        for node in graph.calls(fqt.latent_weight_grad.default):
+            product = _behind_views(node.args[0])  # type: ignore[arg-type]
+            if _is_batch_norm_gradient(_behind_views(product.args[1])):  # type: ignore[arg-type]
+                node.update_arg(2, True)
+                changed = True
+        return changed
+
+
+def _is_batch_norm_gradient(gradient: fx.Node) -> bool:
+    """Whether a gradient is that of a batch normalization's input alone; where others read it, it would be a sum."""
+    if gradient.target is not operator.getitem or gradient.args[1] != 0:
+        return False
+    source = gradient.args[0]
+    return isinstance(source, fx.Node) and source.target is fqt.batch_norm_backward.default
+
+
+def _behind_views(node: fx.Node) -> fx.Node:
+    while node.target in _VIEWS:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
