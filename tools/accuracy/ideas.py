@@ -1,7 +1,7 @@
 """What was tried to train better at an average of one bit and the same cost, as rows of the study.
 
-``once-4`` is what every idea is compared with. An idea is a change of its passes (``idea_passes.py``), a schedule of
-widths over training, or other options.
+``once-4`` is what every idea is compared with. An idea is a change of its passes (``idea_selections.py``,
+``idea_quantizers.py``), a schedule of widths over training, or other options.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.pipelines import training_passes
 from fqt_deploy.passes.select_nested import SelectNested
 from fqt_deploy.passes.select_once import SelectOnce
-from tools.accuracy.idea_passes import (
-    ClippedSCQ,
+from tools.accuracy.idea_quantizers import ClippedSCQ, NoSCQ, PositionSCQ, ReachSCQ, SplitSCQ
+from tools.accuracy.idea_selections import (
     ClippedSelection,
     DefensiveSelection,
-    NoSCQ,
     PowerSelection,
-    SplitSCQ,
     TemperedSelection,
     UnprojectedSelection,
     WeightedProjection,
@@ -72,16 +70,37 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     ),
     "once-4-eighth": (Change(SelectOnce, {"bits": 8}),),
     "once-4-three-eighths": (Change(SelectOnce, {"bits": 8 / 3}),),
-    "once-3": (Change(SelectOnce, {"bits": 3}), Change(InsertSCQ, {"bits": 3})),
     "once-6": (Change(SelectOnce, {"bits": 6}), Change(InsertSCQ, {"bits": 6})),
     "nested-4-flat": (Change(SelectNested, {"exponent": 0.25}),),
     "nested-4-steep": (Change(SelectNested, {"exponent": 1.0}),),
+    "once-3-fp32": (Change(SelectOnce, {"bits": 3}), Change(NoSCQ)),
+    "once-2-fp32": (Change(SelectOnce, {"bits": 2}), Change(NoSCQ)),
+    **{
+        f"nested-{bits}-reach-{reach}-projected": (
+            Change(SelectNested, {"bits": bits}),
+            Change(ReachSCQ, {"bits": bits, "reach": float(reach)}),
+        )
+        for bits, reach in ((4, 6), (4, 8), (4, 12), (3, 4), (3, 8), (3, 12))
+    },
+    "nested-4-d5w3-projected": (Change(SplitSCQ, {"bits": 5, "weight_bits": 3}),),
+    "nested-2-positions-projected": (Change(SelectNested, {"bits": 2}), Change(PositionSCQ, {"share": 0.5})),
+    "once-1-positions-projected": (Change(SelectOnce, {"bits": 1}), Change(PositionSCQ, {"share": 0.25})),
 }
 """What differs from ``once-4``, or from ``nested-4`` where a row's name begins with that, by row.
 
-All cost the same but three: ``once-4-eighth`` and ``once-4-three-eighths`` are half and one and a half of it, for
-schedules, and ``once-4-fp32`` tells what quantization costs.
+All cost the same but some: ``once-4-eighth`` and ``once-4-three-eighths`` are half and one and a half of it, for
+schedules; ``-fp32`` tells what quantization costs; the products of ``-positions`` are computed on whole samples.
 """
+
+
+def base_settings(idea: str) -> dict[str, Any]:
+    """The options whose passes an idea changes; a name that ends in ``-projected`` has the default projection."""
+    return {
+        "agp": idea.partition("-")[0],
+        "grad_bits": 4,
+        "projection": "auto" if idea.endswith("-projected") else "off",
+    }
+
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "eighth-first": ("once-4-eighth", "once-4-three-eighths"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tools.accuracy.ideas import CHANGES, SCHEDULES
+from tools.accuracy.ideas import CHANGES, SCHEDULES, base_settings
 
 Settings = dict[str, Any]
 
-ROWS: dict[str, Settings] = {
-    "none": {"recipe": "none"},
+_PROJECTED = "-projected"
+
+_PLAIN: dict[str, Settings] = {
     "psq-8": {"recipe": "psq-8"},
     "psq-1": {"recipe": "psq-1"},
     **{
@@ -19,16 +20,23 @@ ROWS: dict[str, Settings] = {
     **{
         f"{agp}-{bits}{suffix}": {"recipe": "scq+agp", "agp": agp, "grad_bits": bits, "grid": grid}
         for agp in ("topk", "sampled", "once", "nested")
-        for bits in (2, 4, 8)
+        for bits in (2, 3, 4, 8)
         for suffix, grid in (("", "zero"), ("-minmax", "minmax"))
     },
-    **{idea: {"recipe": "scq+agp", "agp": idea.partition("-")[0], "grad_bits": 4, "idea": idea} for idea in CHANGES},
+}
+
+ROWS: dict[str, Settings] = {
+    "none": {"recipe": "none"},
+    **{name: {**settings, "projection": "off"} for name, settings in _PLAIN.items()},
+    **{name + _PROJECTED: settings for name, settings in _PLAIN.items()},
+    **{idea: {"recipe": "scq+agp", "idea": idea, **base_settings(idea)} for idea in CHANGES},
     **{name: {"schedule": rows} for name, rows in SCHEDULES.items()},
 }
 """``topk-4`` is ``scq+agp`` with ``agp`` topk and 4 bits on the zero grid, ``topk-4-minmax`` on the paper's grid.
 
-The paper's released code is ``topk-4-minmax``, its theory ``sampled-4-minmax``.
-Ideas are ``once-4`` or ``nested-4`` with other passes (``ideas.py``); a schedule names rows that follow each other.
+The paper's released code is ``topk-4-minmax``, its theory ``sampled-4-minmax``. Rows that end in ``-projected``
+take noise out of weight gradients, the others do not. Ideas are one of these rows with other passes (``ideas.py``); a
+schedule names rows that follow each other.
 """
 
 TORCH_ROWS: dict[str, Settings] = {

@@ -1,4 +1,4 @@
-"""Passes that the compiler does not have: what was tried to train better at the same cost."""
+"""Selections that the compiler does not have: what was tried to train better at the same cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
-from fqt_deploy.passes.insert_scq import InsertSCQ
 from fqt_deploy.passes.select_once import SelectOnce
 
 aten = torch.ops.aten
@@ -82,22 +81,6 @@ class UnprojectedSelection(SelectOnce):
 
 
 @dataclass(frozen=True)
-class ClippedSCQ(InsertSCQ):
-    """Quantization over a part of each group's range: finer steps, and what lies outside becomes the outermost code."""
-
-    share: float = 0.7
-
-    def run(self, graph: TrainingGraph) -> bool:
-        """Quantize, then shrink the ranges."""
-        changed = super().run(graph)
-        for node in graph.calls(fqt.quantization_grid.default):
-            emit = Emitter(graph, node)
-            low, high = (emit(aten.mul.Tensor, bound, self.share) for bound in node.args[:2])
-            node.args = (low, high, *node.args[2:])
-        return changed
-
-
-@dataclass(frozen=True)
 class WeightedProjection(SelectOnce):
     """Batch normalization's backward as a ratio of weighted sums: a kept row counts as often as it stands for others.
 
@@ -147,29 +130,3 @@ class WeightedProjection(SelectOnce):
         results = (dx, dweight, total(gradient))  # type: ignore[arg-type]
         for user in list(node.users):
             replace(graph, user, results[user.args[1]])  # type: ignore[index]
-
-
-@dataclass(frozen=True)
-class NoSCQ(InsertSCQ):
-    """Gradients stay fp32: what selection alone costs, so what better quantization can gain at most."""
-
-    def run(self, graph: TrainingGraph) -> bool:
-        """Nothing."""
-        return False
-
-
-@dataclass(frozen=True)
-class SplitSCQ(InsertSCQ):
-    """Another width for weight gradients: their errors stay in one layer, those of activation gradients go on."""
-
-    weight_bits: int = 4
-
-    def run(self, graph: TrainingGraph) -> bool:
-        """Quantize, then change the width of what is quantized by channel."""
-        changed = super().run(graph)
-        for node in graph.calls(fqt.quantize_channels.default):
-            zero, bits = node.args[2], len(node.args) - 1
-            grid = zero.args[0]  # type: ignore[union-attr]
-            grid.update_arg(2, self.weight_bits)  # type: ignore[union-attr]
-            node.update_arg(bits, self.weight_bits)
-        return changed
