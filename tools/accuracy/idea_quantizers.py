@@ -130,7 +130,7 @@ class PositionSCQ(InsertSCQ):
         return result
 
 
-def _uniform(emit: Emitter, graph: TrainingGraph, node: fx.Node, extents: tuple[int, ...]) -> fx.Node:
+def _uniform(emit: Emitter, graph: TrainingGraph, node: fx.Node, extents: list[int]) -> fx.Node:
     """Uniform numbers from 14 random binary digits, each a dropout mask of its own stream."""
     digits = []
     for place in range(1, 15):
