@@ -64,4 +64,4 @@ def example_inputs() -> tuple[Tensor, Tensor]:
 
 def compile_options() -> dict[str, Any]:
     """Defaults of ``fqt-compile`` for this model; options on its command line win."""
-    return {"recipe": "scq+agp", "grad_bits": 4, "optimizer": "adam", "lr": 1e-3}
+    return {"recipe": "scq+agp", "optimizer": "adam", "lr": 1e-3}

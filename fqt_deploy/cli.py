@@ -126,7 +126,9 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
     help="How gradients are quantized.  [default: scq+agp]",
 )
 @click.option(
-    "--grad-bits", type=click.Choice(["1", "2", "3", "4", "8"]), help="Bits of a kept gradient.  [default: 4]"
+    "--grad-bits",
+    type=click.Choice(["1", "2", "3", "4", "8"]),
+    help="Bits of a kept gradient.  [default: 3 for nested selections, else 4]",
 )
 @click.option(
     "--agp",

@@ -371,7 +371,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--recipe", choices=["none", "psq-8", "psq-1", "scq", "scq+agp"])
     parser.add_argument("--agp", choices=["topk", "sampled", "once", "nested"])
     parser.add_argument("--remat", choices=["off", "auto"])
-    parser.add_argument("--grad-bits", type=int, choices=[1, 2, 4, 8])
+    parser.add_argument("--grad-bits", type=int, choices=[1, 2, 3, 4, 8])
     parser.add_argument("--repeats", type=int, default=5, help="turns of every contender (default: %(default)s)")
     parser.add_argument(
         "--skip-compile", action="store_true", help="leave torch.compile out: it takes minutes to start"

@@ -33,7 +33,7 @@ class CompileOptions:
         tf32: whether a GPU may round the operands of fp32 products to TF32, for speed.
         recipe: how gradients are quantized. ``none``: plain fp32 training; ``psq-8`` and ``psq-1``: per sample, without
             pruning; ``scq``: Sample Channel joint Quantization; ``scq+agp``: with Activation Gradient Pruning.
-        grad_bits: width of a quantized gradient, for the recipes that do not fix it.
+        grad_bits: width of a quantized gradient, for recipes that do not fix it. None: 3 for nested selections, else 4.
         agp: which samples or channels pruning keeps. ``topk``: the largest; ``sampled``: at random by size, unbiased;
             ``once``: samples only, chosen once for the whole backward; ``nested``: samples only, from those chosen some
             are chosen again on the way back, fewer where a sample has more gradient elements. None: ``nested``, or
@@ -58,7 +58,7 @@ class CompileOptions:
     arch: str | None = None
     tf32: bool = False
     recipe: Recipe = "scq+agp"
-    grad_bits: int = 4
+    grad_bits: int | None = None
     agp: Sampling | None = None
     grid: Grid | None = None
     projection: Projection = "auto"
@@ -74,7 +74,7 @@ class CompileOptions:
 
     def __post_init__(self) -> None:
         _one_of("recipe", self.recipe, get_args(Recipe))
-        _one_of("grad_bits", self.grad_bits, GRADIENT_BITS)
+        _one_of("grad_bits", self.grad_bits, (None, *GRADIENT_BITS))
         _one_of("agp", self.agp, (None, *get_args(Sampling)))
         _one_of("grid", self.grid, (None, *get_args(Grid)))
         _one_of("projection", self.projection, get_args(Projection))
@@ -95,7 +95,8 @@ class CompileOptions:
     @property
     def gradient_bits(self) -> int:
         """Width of a quantized gradient under the chosen recipe."""
-        return _PER_SAMPLE_BITS.get(self.recipe, self.grad_bits)
+        nested = self.recipe == "scq+agp" and self.agp in (None, "nested")
+        return _PER_SAMPLE_BITS.get(self.recipe, self.grad_bits or (3 if nested else 4))
 
     @property
     def resolved_grid(self) -> Grid:

@@ -10,7 +10,7 @@ from fqt_deploy.core.options import CompileOptions
     ("given", "said"),
     [
         ({"recipe": "psq"}, "recipe is 'psq'; it must be one of none, psq-8, psq-1, scq, scq+agp"),
-        ({"grad_bits": 3}, "grad_bits is 3; it must be one of 1, 2, 4, 8"),
+        ({"grad_bits": 5}, "grad_bits is 5; it must be one of 1, 2, 3, 4, 8"),
         ({"agp": "all"}, "agp is 'all'; it must be one of topk, sampled, once, nested"),
         ({"projection": "on"}, "projection is 'on'; it must be one of auto, off"),
         ({"grid": "even"}, "grid is 'even'; it must be one of minmax, zero"),
@@ -34,7 +34,10 @@ def test_impossible_values_are_refused(given, said):
 @pytest.mark.parametrize(
     ("given", "bits", "grid"),
     [
-        ({}, 4, "zero"),
+        ({}, 3, "zero"),
+        ({"agp": "nested"}, 3, "zero"),
+        ({"agp": "sampled"}, 4, "zero"),
+        ({"recipe": "scq"}, 4, "zero"),
         ({"grad_bits": 1}, 1, "minmax"),
         ({"grad_bits": 2}, 2, "zero"),
         ({"grad_bits": 8, "grid": "minmax"}, 8, "minmax"),

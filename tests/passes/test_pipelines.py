@@ -38,7 +38,7 @@ SHOWN = {
     "replace-dropout": ("normed", {}),
     "binarize-forward": ("dense", {}),
     "select-once": ("dense", {"agp": "once"}),
-    "select-nested": ("staged", {"agp": "nested"}),
+    "select-nested": ("staged", {"agp": "nested", "grad_bits": 4}),
     "project-weight-grad": ("batch_normed", {"recipe": "scq"}),
     "insert-scq": ("dense", {"recipe": "scq"}),
     "insert-agp": ("dense", {"agp": "sampled"}),

@@ -63,7 +63,7 @@ def test_gradients_are_unbiased(graph_after, make_source, weight_gradients):
     """The mean over draws is the gradient of the whole batch, up to what its variance explains."""
 
     source = make_source("staged")
-    nested = graph_after("staged", "select-nested", agp="nested", optimizer=SGD(lr=1.0))
+    nested = graph_after("staged", "select-nested", agp="nested", grad_bits=4, optimizer=SGD(lr=1.0))
     assert [node.args[2] for node in nested.calls(fqt.select_sampled.default)] == [6, 1]
 
     def gradients(graph, seed):
