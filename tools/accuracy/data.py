@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def load_dataset(where: str, cache: Path) -> Dataset:
         arrays: dict[str, Any] = {
             f"{part}_{axis}": array for part, pair in parts.items() for axis, array in zip("xy", pair, strict=True)
         }
-        temporary = stored.with_suffix(".part.npz")
+        temporary = stored.with_suffix(f".{os.getpid()}.part.npz")  # several processes may be at it
         np.savez(temporary, **arrays)
         temporary.replace(stored)
     with np.load(stored) as arrays_:
