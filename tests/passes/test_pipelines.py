@@ -207,7 +207,7 @@ def test_an_error_says_in_which_pass_it_arose(graph_after):
 @pytest.mark.parametrize("agp", ["once", "nested"])
 def test_examples_lower_when_backward_keeps_several_samples(example, agp):
     source = load_model(EXAMPLES / f"{example}.py", batch=8)
-    graph = lower_model(source, CompileOptions(agp=agp)).train
+    graph = lower_model(source, CompileOptions(agp=agp, grad_bits=4)).train
     kept = [node.args[2] for node in graph.calls(torch.ops.fqt.select_sampled.default)]
     expected = {"vgg16_cifar": [6, 3, 2, 1], "resnet18_cifar": [4, 2, 1], "mlp_mixer": [2], "digits_cnn": [3, 1]}
     assert kept == ([2] if agp == "once" else expected[example])
