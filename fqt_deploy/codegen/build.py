@@ -42,17 +42,22 @@ def build_library(program: RelaxProgram, target: Target, path: Path) -> None:
     """
     kernels = {v.name_hint: f for v, f in program.module.functions.items() if isinstance(f, tirx.PrimFunc)}
     own, *others = split_kernels(kernels) if target.separate_objects else [kernels]
-    module = _with_external(program.module, frozenset(kernels) - frozenset(own))
-    with tempfile.TemporaryDirectory() as folder, compiling(others, target.tvm_target, Path(folder)) as objects:
+    with tempfile.TemporaryDirectory() as folder, compiling(others, target, Path(folder)) as objects:
+        module = _scheduled(program.module, frozenset(own), target)
         with tvm.transform.PassContext(config=PASS_CONFIG):
             executable = target.compile(module, lower_relax)
         export_library(executable, path, target, [future.result() for future in objects])
 
 
-def _with_external(module: tvm.IRModule, symbols: frozenset[str]) -> tvm.IRModule:
-    """``module`` with the kernels ``symbols`` declared only: they are looked up by name in the library."""
-    functions = module.functions.items()
-    return tvm.IRModule({v: relax.ExternFunc(v.name_hint) if v.name_hint in symbols else f for v, f in functions})
+def _scheduled(module: tvm.IRModule, own: frozenset[str], target: Target) -> tvm.IRModule:
+    """``module`` with its kernels ``own`` scheduled, and the others declared: they are looked up in the library."""
+
+    def scheduled(name: str, function: Any) -> Any:
+        if not isinstance(function, tirx.PrimFunc):
+            return function
+        return target.schedule(function) if name in own else relax.ExternFunc(name)
+
+    return tvm.IRModule({v: scheduled(v.name_hint, f) for v, f in module.functions.items()})
 
 
 def build_functions(functions: Mapping[str, tirx.PrimFunc], target: tvm.target.Target) -> Any:

@@ -1,4 +1,4 @@
-"""Kernels compiled to object files by several processes; threads would wait for Python's lock, which TVM holds."""
+"""Kernels scheduled and compiled to object files by several processes; threads would wait for Python's lock."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 import tvm
 from tvm import tirx
 
+from fqt_deploy.targets.base import Target
+
 BATCH = 32
 """Kernels in one object file: few enough to share the work evenly, many enough that starting costs little."""
 
@@ -22,9 +24,9 @@ PASS_CONFIG = {"tirx.disable_assert": True}
 kernels would be three quarters of the library, and half of the time that LLVM takes."""
 
 Kernels = Mapping[str, tirx.PrimFunc]
-"""Scheduled kernels by their symbols."""
+"""Kernels by their symbols, not scheduled."""
 
-_inherited: list[tuple[Sequence[Kernels], tvm.target.Target, Path]] = []
+_inherited: list[tuple[Sequence[Kernels], Target, Path]] = []
 """What forked processes work on: TVM's functions cannot be sent to a process that is running already."""
 
 
@@ -37,12 +39,12 @@ def split_kernels(kernels: Kernels) -> list[Kernels]:
 
 
 @contextmanager
-def compiling(batches: Sequence[Kernels], target: tvm.target.Target, folder: Path) -> Iterator[list[Future[Path]]]:
+def compiling(batches: Sequence[Kernels], target: Target, folder: Path) -> Iterator[list[Future[Path]]]:
     """Start to compile ``batches``, in the background of the block; when that fails, they end at once.
 
     Args:
         batches: from ``split_kernels``.
-        target: what to compile for.
+        target: schedules the kernels, and says what to compile for.
         folder: for the object files.
 
     Yields:
@@ -77,7 +79,7 @@ def _compile_batch(number: int) -> Path:
     """Compile one batch of what this process has inherited."""
     batches, target, folder = _inherited[-1]
     path = folder / f"kernels{number}.o"
-    module = tvm.IRModule(dict(batches[number]))
-    with target, tvm.transform.PassContext(config=PASS_CONFIG):
-        tvm.compile(module, target).mod.write_to_file(str(path))
+    module = tvm.IRModule({name: target.schedule(kernel) for name, kernel in batches[number].items()})
+    with target.tvm_target, tvm.transform.PassContext(config=PASS_CONFIG):
+        tvm.compile(module, target.tvm_target).mod.write_to_file(str(path))
     return path

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import tvm
 from torch import fx
-from tvm import relax, tirx
+from tvm import relax
 
 from fqt_deploy.codegen.buffers import Buffer, buffer_lifetimes, buffer_of, buffers_of
 from fqt_deploy.codegen.kernel_function import kernel_function, kernel_key, kernel_op_name
@@ -32,7 +31,7 @@ class RelaxProgram:
     """A TVM module and what its kernels are.
 
     Attributes:
-        module: Relax functions ``train_step`` and ``predict``, and scheduled PrimFuncs.
+        module: Relax functions ``train_step`` and ``predict``, and PrimFuncs, not scheduled.
         kernels: the kernel calls of ``train_step`` in execution order.
         calls: what each call computes, for verification, in the same order.
         memory: where the intermediate values of ``train_step`` lie.
@@ -49,13 +48,11 @@ class _Emitter:
     """Adds functions to one module; equal kernels are added once.
 
     Attributes:
-        schedule: makes a PrimFunc fast on the target.
         builder: of the module.
         symbols: kernel key -> global symbol's variable.
         plans: memory of each function.
     """
 
-    schedule: Callable[[tirx.PrimFunc], tirx.PrimFunc]
     builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
     symbols: dict[Any, Any] = field(default_factory=dict)
     plans: list[MemoryPlan] = field(default_factory=list)
@@ -125,7 +122,7 @@ class _Emitter:
         if key not in self.symbols:
             op = kernel_op_name(kernel)
             name = f"fqt_{op}_{len(self.symbols)}"
-            function = self.schedule(kernel_function(kernel)).with_attr("global_symbol", name)
+            function = kernel_function(kernel).with_attr("global_symbol", name)
             self.symbols[key] = self.builder.add_func(function, name)
         symbol = self.symbols[key]
         operands = [values[leaf] for leaf in kernel.leaves]
@@ -142,17 +139,14 @@ class _Emitter:
         return _info(kernel, symbol.name_hint)
 
 
-def to_relax(
-    train: TrainingGraph, predict: TrainingGraph, schedule: Callable[[tirx.PrimFunc], tirx.PrimFunc]
-) -> RelaxProgram:
+def to_relax(train: TrainingGraph, predict: TrainingGraph) -> RelaxProgram:
     """Emit the training step and the prediction as one module.
 
     Args:
         train: lowered training graph; state outputs are written in place.
         predict: lowered evaluation graph.
-        schedule: the target's scheduling function.
     """
-    emitter = _Emitter(schedule)
+    emitter = _Emitter()
     infos, calls = emitter.function("train_step", train)
     emitter.function("predict", predict)
     return RelaxProgram(emitter.builder.finalize(), tuple(infos), tuple(calls), emitter.plans[0])

@@ -97,7 +97,7 @@ def compile_model(
     companions = {**runtime_libraries(target.toolchain).companions(), **target.companions()}
     lowered = lowered or lower_model(source, options, progress=tell)
     tell("generating kernels")
-    program = to_relax(lowered.train, lowered.predict, target.schedule)
+    program = to_relax(lowered.train, lowered.predict)
     tell("compiling kernels")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "step.so"

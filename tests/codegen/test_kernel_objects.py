@@ -17,7 +17,7 @@ def _adds(number: int) -> tirx.PrimFunc:
     """``y = x + number`` for one float32."""
     x = te.placeholder((1,), "float32", name="x")
     y = te.compute((1,), lambda i: x[i] + tirx.const(float(number), "float32"), name="y")
-    return te.create_prim_func([x, y]).with_attrs({"global_symbol": f"add_{number}", "tirx.is_scheduled": True})
+    return te.create_prim_func([x, y]).with_attrs({"global_symbol": f"add_{number}", "fqt.op": "add", "fqt.outputs": 1})
 
 
 @pytest.mark.parametrize("count", [0, 1, BATCH, 2 * BATCH - 1, 2 * BATCH, 5 * BATCH + 7])
@@ -32,10 +32,10 @@ def test_objects_link_into_one_library(tmp_path: Path) -> None:
     target = make_target("cpu", mcpu=None, arch=None)
     own, *others = split_kernels({f"add_{i}": _adds(i) for i in range(3 * BATCH)})
     assert len(others) == 2
-    with compiling(others, target.tvm_target, tmp_path) as objects:
-        export_library(
-            build_functions(own, target.tvm_target), tmp_path / "all.so", target, [o.result() for o in objects]
-        )
+    with compiling(others, target, tmp_path) as objects:
+        scheduled = {name: target.schedule(kernel) for name, kernel in own.items()}
+        executable = build_functions(scheduled, target.tvm_target)
+        export_library(executable, tmp_path / "all.so", target, [o.result() for o in objects])
     library = tvm_ffi.load_module(str(tmp_path / "all.so"))
     assert all(library.get_function(f"add_{i}") is not None for i in range(3 * BATCH))
 
@@ -44,6 +44,6 @@ def test_a_failure_in_the_block_is_what_is_raised(tmp_path: Path) -> None:
     target = make_target("cpu", mcpu=None, arch=None)
     with (
         pytest.raises(RuntimeError, match="linker"),
-        compiling(split_kernels({"add_1": _adds(1)}), target.tvm_target, tmp_path),
+        compiling(split_kernels({"add_1": _adds(1)}), target, tmp_path),
     ):
         raise RuntimeError("linker")

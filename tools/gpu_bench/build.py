@@ -178,8 +178,7 @@ def _checked(folder: Path, architectures: str) -> None:
     compile_example(source, settings, output)
     options = options_of(merge_settings(source.options, settings))
     lowered = lower_model(source, options)
-    target = make_target("cuda", arch=architectures)
-    program = to_relax(lowered.train, lowered.predict, target.schedule)
+    program = to_relax(lowered.train, lowered.predict)
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     table = []
     for number, (_, case) in enumerate(kernel_cases(lowered.train, program, source.example_inputs, options)):

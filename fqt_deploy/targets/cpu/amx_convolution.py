@@ -8,6 +8,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from fqt_deploy.ops.packed_words import PANEL, WORD
+from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.amx_convolution_cut import TILES, Cut, TileConvolution, cut_convolution, image_extent
 from fqt_deploy.targets.cpu.amx_tiles import (
     TILE,
@@ -84,7 +85,7 @@ def _kernel(c: TileConvolution, cut: Cut) -> tirx.PrimFunc:
             h, v = source(0, y, kh)[1], source(1, x, kw)[1]
         return image_at(g, h, v)
 
-    @T.macro
+    @script.macro
     def expand_image(operand: Any, image: Any, sample: Any, first: Any) -> None:
         """Rows of bytes of a group of samples; those that do not exist are zero."""
         for g, h, v in T.grid(cut.group, image_height, image_width):
@@ -102,7 +103,7 @@ def _kernel(c: TileConvolution, cut: Cut) -> tirx.PrimFunc:
                     for u in T.serial(pairs):
                         image[T.ramp(at + u * TILE_LANES, 1, TILE_LANES)] = T.broadcast(0, TILE_LANES)
 
-    @T.macro
+    @script.macro
     def expand_weight(weight: Any, columns: Any, begin: Any, block: Any, tap: Any) -> None:
         """Tiles of columns of one tap, for one block; ``begin`` is where those of the block begin."""
         for u, p in T.grid(pairs, panels):
@@ -115,7 +116,7 @@ def _kernel(c: TileConvolution, cut: Cut) -> tirx.PrimFunc:
                 weight[block * panels + p, word + 1, T.ramp(0, 1, PANEL)],
             )
 
-    @T.macro
+    @script.macro
     def multiply(image: Any, columns: Any, begin: Any, tile: Any, second: Any, kh: Any, kw: Any) -> None:
         """One tap of one or two tiles of rows."""
         for u in T.serial(pairs):
@@ -139,7 +140,7 @@ def _kernel(c: TileConvolution, cut: Cut) -> tirx.PrimFunc:
                     c.instruction,
                 )
 
-    @T.macro
+    @script.macro
     def finish(result: Any, sums: Any, sample: Any, first: Any, tile: Any, number: Any, row: Any, block: Any) -> None:
         """One row of a tile to its place in the result."""
         g, y, x = place(tile, row)
@@ -148,7 +149,7 @@ def _kernel(c: TileConvolution, cut: Cut) -> tirx.PrimFunc:
             f"{c.dtype}x{panels * PANEL}",
         )
 
-    @T.macro
+    @script.macro
     def multiply_block(
         image: Any, columns: Any, begin: Any, sums: Any, result: Any, sample: Any, first: Any, block: Any
     ) -> None:
@@ -166,7 +167,7 @@ def _kernel(c: TileConvolution, cut: Cut) -> tirx.PrimFunc:
                 if cut.row_tiles == 2:
                     finish(result, sums, sample, first, second, 1, r, block)
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def with_own_weights(
         operand: T.Buffer(c.operand, "int32"),
         weight: T.Buffer((c.columns // PANEL, taps * words, PANEL), "int32"),
@@ -189,7 +190,7 @@ def _kernel(c: TileConvolution, cut: Cut) -> tirx.PrimFunc:
                 multiply_block(image, columns, 0, sums, result, sample, first, block)
             T.evaluate(release_tiles())
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def with_shared_weights(
         operand: T.Buffer(c.operand, "int32"),
         weight: T.Buffer((c.columns // PANEL, taps * words, PANEL), "int32"),

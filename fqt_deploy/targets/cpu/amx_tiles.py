@@ -19,6 +19,8 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from fqt_deploy.targets import script
+
 TILE_ROWS = 16
 TILE_LANES = 16
 """32-bit lanes in a row: four bytes of a product's rows, one of its sums."""
@@ -55,7 +57,7 @@ def store_tile(register: int, address: Any, row_bytes: Any) -> Any:
     return _tile("tilestored64", register, address, T.cast(row_bytes, "int64"))
 
 
-@T.macro
+@script.macro
 def configure_tiles(rows: Any) -> None:
     """Shape all registers of this thread: ``rows`` rows in tiles of rows and of sums, 16 in tiles of columns."""
     shapes = T.alloc_buffer((64,), "int8")
@@ -76,7 +78,7 @@ def release_tiles() -> Any:
     return _tile("tilerelease")
 
 
-@T.macro
+@script.macro
 def clear_sums() -> None:
     """All four tiles of sums zero."""
     T.evaluate(_tile("tilezero", 0))
@@ -90,7 +92,7 @@ def sums_offset(tile: Any, panels: int) -> Any:
     return tile // panels * panels * TILE + tile % panels * TILE_LANES
 
 
-@T.macro
+@script.macro
 def load_sums(buffer: Any, at: Any, panels: Any) -> None:
     """Four tiles of sums, rows of two or one tiles by ``panels`` of columns, from ``buffer``."""
     T.evaluate(load_tile(0, T.address_of(buffer[at + sums_offset(0, panels)]), TILE_DEPTH * panels))
@@ -99,7 +101,7 @@ def load_sums(buffer: Any, at: Any, panels: Any) -> None:
     T.evaluate(load_tile(3, T.address_of(buffer[at + sums_offset(3, panels)]), TILE_DEPTH * panels))
 
 
-@T.macro
+@script.macro
 def store_sums(buffer: Any, at: Any, panels: Any) -> None:
     """Four tiles of sums, rows of two or one tiles by ``panels`` of columns, to ``buffer``."""
     T.evaluate(store_tile(0, T.address_of(buffer[at + sums_offset(0, panels)]), TILE_DEPTH * panels))
@@ -108,7 +110,7 @@ def store_sums(buffer: Any, at: Any, panels: Any) -> None:
     T.evaluate(store_tile(3, T.address_of(buffer[at + sums_offset(3, panels)]), TILE_DEPTH * panels))
 
 
-@T.macro
+@script.macro
 def multiply_two_by_two(
     rows: Any, first: Any, second: Any, row_bytes: Any, columns: Any, at: Any, instruction: Any
 ) -> None:
@@ -133,7 +135,7 @@ def multiply_two_by_two(
     T.evaluate(_tile(instruction, 3, 5, 7))
 
 
-@T.macro
+@script.macro
 def multiply_one_by_four(rows: Any, first: Any, row_bytes: Any, columns: Any, at: Any, instruction: Any) -> None:
     """Likewise one tile of rows times four tiles of columns."""
     T.evaluate(load_tile(4, T.address_of(rows[first]), row_bytes))
@@ -191,7 +193,7 @@ def column_indices(words: Any, lane: Any) -> Any:
     return words >> tirx.Broadcast(4 * lane, TILE_LANES)
 
 
-@T.macro
+@script.macro
 def expand_columns(columns: Any, at: Any, table: Any, low: Any, high: Any) -> None:
     """A tile of sixteen columns, in ``columns`` from ``at`` on, of two words of each, int32x16."""
     for lane in T.unroll(8):

@@ -12,6 +12,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from fqt_deploy.ops.packed_words import PANEL, panel_count
+from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.amx_tiles import (
     MAXIMUM_BITS,
     TILE,
@@ -72,7 +73,7 @@ def _product(words: int, bits: int, kept: int, channels: int, kernel: list[int],
     blocks = -(-per_tap // width)
     tap_jobs = next((t for t in range(1, taps + 1) if taps % t == 0 and t * blocks >= JOBS), taps)
 
-    @T.macro
+    @script.macro
     def expand_codes(planes: Any, codes: Any, tile: Any, r: Any) -> None:
         """All bytes of a kept channel; past the last word they are zero."""
         for step in T.serial(words // 2):
@@ -87,7 +88,7 @@ def _product(words: int, bits: int, kept: int, channels: int, kernel: list[int],
                 [neighbours(planes[words - 1, p, tile * rows + r], None) for p in range(bits)]
             )
 
-    @T.macro
+    @script.macro
     def multiply_block(codes: Any, positions: Any, columns: Any, sums: Any, first: Any, last: Any) -> None:
         """Sums of every group of row tiles with ``width`` panels from ``first`` on; past ``last`` they mean nothing."""
         for run in T.serial((steps + RUN - 1) // RUN):
@@ -121,7 +122,7 @@ def _product(words: int, bits: int, kept: int, channels: int, kernel: list[int],
         """Where the sums of a row of a tile with a panel of the block begin."""
         return tile // together * TILES * TILE + ((tile % together * TILE_ROWS + r) * width + p) * TILE_LANES
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def product(
         planes: T.Buffer((words, bits, kept), "int32"),
         positions: T.Buffer((panels + mask_panels, words, PANEL), "int32"),

@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from fqt_deploy.ops.packed_words import PANEL
+from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.nibble_binary_conv2d_cut import PairedConvolution
 from fqt_deploy.targets.cpu.nibble_table import (
@@ -92,7 +93,7 @@ def _table_offsets(kind: Any, pairs: Any) -> Any:
     return numbers * T.broadcast(ENTRIES, 4) + T.broadcast(kind * (PAIR_TABLES * ENTRIES), 4)
 
 
-@T.macro
+@script.macro
 def _prepare(offsets: Any, inside: Any, x: Any, index: Any, c: Any) -> None:
     """Note where the tables of a job's pairs begin, and the bits of each position's taps inside the image."""
     for h, t, w in T.grid(c.extent[0], c.extent[1], c.words):
@@ -109,7 +110,7 @@ def _prepare(offsets: Any, inside: Any, x: Any, index: Any, c: Any) -> None:
             )
 
 
-@T.macro
+@script.macro
 def _count_block(
     counts: Any, tables: Any, offsets: Any, indices: Any,
     tile: Any, pair: Any, vector: Any, tap: Any, word: Any, c: Any,
@@ -161,7 +162,7 @@ def _count_block(
                     )
 
 
-@T.macro
+@script.macro
 def _write(result: Any, counts: Any, inside: Any, index: Any, tile: Any, pair: Any, vector: Any, c: Any) -> None:
     """The sums of signs of one tile: bits inside the image, minus twice those that differ."""
     for p in T.unroll(c.pairs):
@@ -186,7 +187,7 @@ def _write(result: Any, counts: Any, inside: Any, index: Any, tile: Any, pair: A
 def _product(c: PairedConvolution) -> tirx.PrimFunc:
     """The kernel."""
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def product(
         x: T.Buffer((c.samples, c.image[0], c.image[1], c.words), "int32"),
         weight: T.Buffer((c.outputs // PANEL, c.taps * c.words, PANEL), "int32"),

@@ -8,6 +8,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from fqt_deploy.ops.packed_words import PANEL
+from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.nibble_input_grad_cut import CodeConvolution
 from fqt_deploy.targets.cpu.nibble_table import (
@@ -69,7 +70,7 @@ class NibbleInputGradRule:
         )
 
 
-@T.macro
+@script.macro
 def _build_tables(tables: Any, sums: Any, planes: Any, pair_tables: Any, index: Any, c: Any) -> None:
     """Tables and sums of the codes of every gradient that a job reads."""
     for h, v in T.grid(c.extent[0], c.extent[1]):
@@ -86,7 +87,7 @@ def _build_tables(tables: Any, sums: Any, planes: Any, pair_tables: Any, index: 
                 tables[c.table_at(h, v, w), j, T.ramp(0, 1, ENTRIES)] = T.broadcast(T.uint8(0), ENTRIES)
 
 
-@T.macro
+@script.macro
 def _add_block(
     result: Any, tables: Any, code_sums: Any, indices: Any, index: Any,
     position: Any, vector: Any, tap: Any, word: Any, c: Any,
@@ -117,7 +118,7 @@ def _add_block(
 def _product(c: CodeConvolution) -> tirx.PrimFunc:
     """The kernel."""
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def product(
         planes: T.Buffer((c.samples, c.gradient[0], c.gradient[1], c.bits, c.words), "int32"),
         weight: T.Buffer((c.channels // PANEL, c.taps * c.words, PANEL), "int32"),

@@ -19,6 +19,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from fqt_deploy.ops.packed_words import PANEL
+from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
 
 NIBBLES = 8
@@ -191,7 +192,7 @@ def _subset_sums(pair_tables: Any, pairs: Any, j: Any, bits: int) -> Any:
     return total
 
 
-@T.macro
+@script.macro
 def fill_pair_tables(pair_tables: Any, bits: int) -> None:
     """Fill [pair of planes, pair of nibbles, entry]; with one plane there are only sixteen pairs."""
     for p in T.unroll(plane_pairs(bits)):
@@ -199,7 +200,7 @@ def fill_pair_tables(pair_tables: Any, bits: int) -> None:
             pair_tables[p, pair, T.ramp(0, 1, ENTRIES)] = _pair_table(pair, p)
 
 
-@T.macro
+@script.macro
 def fill_tables(tables: Any, row: Any, pair_tables: Any, codes: Any, bits: int) -> None:
     """Fill row ``row`` of [row, nibble, entry] from a word of each plane, ``codes``, an even number of them."""
     pairs = T.alloc_buffer((plane_pairs(bits), 2), "int32")
@@ -210,7 +211,7 @@ def fill_tables(tables: Any, row: Any, pair_tables: Any, codes: Any, bits: int) 
         tables[row, j, T.ramp(0, 1, ENTRIES)] = _subset_sums(pair_tables, pairs, j, bits)
 
 
-@T.macro
+@script.macro
 def fill_weight_indices(indices: Any, weight: Any, shuffle: Any, vectors: int, words: int) -> None:
     """Fill [register of columns, word, nibble, byte] from a packed weight [panel, word, 16]."""
     for v, w in T.grid(vectors, words):
@@ -222,7 +223,7 @@ def fill_weight_indices(indices: Any, weight: Any, shuffle: Any, vectors: int, w
             indices[v, w, j, shuffle.byte_lanes] = shuffle.nibble(quarters, j)
 
 
-@T.macro
+@script.macro
 def clear_sums(sums: Any, rows: int, shuffle: Any) -> None:
     """Begin sums [row, 2, half register]: of 16-bit lanes, and of their upper bytes."""
     for r in T.unroll(rows):
@@ -230,7 +231,7 @@ def clear_sums(sums: Any, rows: int, shuffle: Any) -> None:
             sums[r, odd, shuffle.half_lanes] = T.broadcast(T.uint16(0), shuffle.width // 2)
 
 
-@T.macro
+@script.macro
 def add_found(sums: Any, row: Any, found: Any, shuffle: Any) -> None:
     """Add bytes to the sums of a row."""
     more: T.let = shuffle.halves(found)
@@ -238,7 +239,7 @@ def add_found(sums: Any, row: Any, found: Any, shuffle: Any) -> None:
     sums[row, 1, shuffle.half_lanes] = sums[row, 1, shuffle.half_lanes] + shuffle.odd_bytes(more)
 
 
-@T.macro
+@script.macro
 def separate_sums(sums: Any, rows: int, shuffle: Any) -> None:
     """Take the upper bytes out of the sums of whole lanes: what remains are even bytes and odd bytes."""
     for r in T.unroll(rows):

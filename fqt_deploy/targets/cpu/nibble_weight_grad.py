@@ -9,6 +9,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from fqt_deploy.ops.packed_words import PANEL
+from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.nibble_table import (
     ENTRIES,
@@ -172,7 +173,7 @@ class CodeProduct:
         return 2 * positive - self.total(counts, channel, taps * self.channels + tap)
 
 
-@T.macro
+@script.macro
 def _add_run(
     counts: Any, tables: Any, indices: Any, piece: Any, row: Any, v: Any, vector: Any, length: Any, c: Any
 ) -> None:
@@ -194,7 +195,7 @@ def _add_run(
 def _product(c: CodeProduct) -> tirx.PrimFunc:
     """The kernel; channels of a tile times one register of columns."""
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def product(
         planes: T.Buffer((c.words, c.bits, c.kept), "int32"),
         positions: T.Buffer((c.panels, c.words, PANEL), "int32"),

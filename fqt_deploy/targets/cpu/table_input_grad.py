@@ -8,6 +8,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from fqt_deploy.ops.packed_words import PANEL
+from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.register_tile import arguments_of, largest_divisor
 from fqt_deploy.targets.cpu.table_lookup import HALVES, add_lookup, can_look_up, subset_indices, subset_sums
@@ -65,7 +66,7 @@ def _product(
             total = total + sums[h + tap // kernel[1], v + tap % kernel[1]]
         return total
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def product(
         planes: T.Buffer((samples, out[0], out[1], bits, words), "int32"),
         weight: T.Buffer((channels // PANEL, taps * words, PANEL), "int32"),

@@ -8,6 +8,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from fqt_deploy.ops.packed_words import PANEL, panel_count
+from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.register_tile import arguments_of, largest_divisor
 from fqt_deploy.targets.cpu.table_lookup import (
@@ -55,7 +56,7 @@ def _product(
     panels, mask_panels = taps * per_tap, panel_count(taps)
     jobs, run = -(-panels // per_group), min(RUN_WORDS, words)
 
-    @T.macro
+    @script.macro
     def accumulate(tables: Any, positions: Any, counts: Any, panel: Any, into: Any, begin: Any, count: Any) -> None:
         """Add ``count`` panels' products over the run of words from ``begin`` to ``counts[into:]``."""
         total = T.alloc_buffer((rows, count, PANEL), "int32")
@@ -80,7 +81,7 @@ def _product(
             for p in T.unroll(count):
                 counts[into + p, r, T.ramp(0, 1, PANEL)] = total[r, p, T.ramp(0, 1, PANEL)]
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def product(
         planes: T.Buffer((words, bits, kept), "int32"),
         positions: T.Buffer((panels + mask_panels, words, PANEL), "int32"),
