@@ -12,6 +12,7 @@ from fqt_deploy.core.graph import Emitter, shape
 from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
 
 aten = torch.ops.aten
+fqt = torch.ops.fqt
 
 
 def reference(
@@ -66,12 +67,12 @@ def decompose(
     count = 1
     for extent in shape(x)[:-1]:
         count *= extent
-    sums = emit(torch.ops.fqt.channel_gradient_sums.default, gradient, x, mean)
+    sums = emit(fqt.channel_gradient_sums.default, *_kept_samples(emit, gradient, x), mean)
     total, correlation = emit.item(sums, 0), emit.item(sums, 1)
     dweight = emit(aten.mul.Tensor, correlation, inverse)
     center, centered = mean, correlation
     if projected:
-        moments = emit(torch.ops.fqt.channel_moments.default, x)
+        moments = emit(fqt.channel_moments.default, x)
         center, energy = emit.item(moments, 0), emit.item(moments, 1)
         moved = emit(aten.mul.Tensor, total, emit(aten.sub.Tensor, mean, center))
         centered = emit(aten.add.Tensor, correlation, moved)
@@ -88,6 +89,15 @@ def decompose(
         emit(aten.mul.Tensor, emit(aten.sub.Tensor, x, center), b),
     )
     return emit(aten.add.Tensor, dx, d), dweight, total
+
+
+def _kept_samples(emit: Emitter, gradient: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Both operands of the sums, without the samples that were pruned: these add nothing."""
+    if gradient.target is not fqt.scatter_rows.default:
+        return gradient, x
+    kept: Any = gradient.args[0]
+    slot: Any = gradient.args[1]
+    return kept, emit(fqt.gather_rows.default, x, emit.item(slot.args[0], 0))
 
 
 def cost(gradient: Tensor, x: Tensor, *_: Any) -> Cost:

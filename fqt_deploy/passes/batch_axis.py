@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fqt_deploy.core.graph import TrainingGraph, shape
+from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
 from fqt_deploy.ops.aten_pointwise import POINTWISE
 from fqt_deploy.ops.aten_reductions import REDUCTIONS, reduced_axes
 
@@ -53,6 +53,8 @@ def _leads(node: fx.Node, found: set[fx.Node], batch: int) -> bool:
         return any(a in found and shape(a)[:1] == extents[:1] and len(shape(a)) == len(extents) for a in operands)
     if target in REDUCTIONS:
         return first in found and 0 not in reduced_axes(node.args, len(shape(first)))  # type: ignore[arg-type]
+    if target is fqt.scatter_rows.default:
+        return node.meta.get("scatters") == "samples"
     if target is aten.permute.default:
         return first in found and node.args[1][0] == 0  # type: ignore[index]
     if target in _AXIS_OPS:
@@ -62,3 +64,13 @@ def _leads(node: fx.Node, found: set[fx.Node], batch: int) -> bool:
     if target in _CONSTANTS:
         return extents[0] == batch
     return target in _FOLLOWS_FIRST_OPERAND and first in found
+
+
+def gather_samples(emit: Emitter, value: fx.Node, samples: int, index: fx.Node, keep: int) -> fx.Node:
+    """Rows of ``keep`` samples of ``value``, which has ``samples`` on its leading axis, or rows of each."""
+    extents = shape(value)
+    if extents[0] == samples and len(extents) != 2:
+        return emit(fqt.gather_rows.default, value, index)
+    multiple = extents[0] // samples
+    rows = emit(fqt.gather_rows.default, emit(aten.view.default, value, [samples, multiple, *extents[1:]]), index)
+    return emit(aten.view.default, rows, [keep * multiple, *extents[1:]])

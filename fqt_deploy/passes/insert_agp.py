@@ -135,6 +135,7 @@ def _replace_product(emit: Emitter, product: fx.Node, view: fx.Node, values: fx.
         scattered = emit(fqt.scatter_rows.default, grouped, slot)
         result = emit(aten.view.default, scattered, result_shape)
     else:
-        result = emit(fqt.scatter_rows.default, pruned, slot)
+        result = scattered = emit(fqt.scatter_rows.default, pruned, slot)
+    scattered.meta["scatters"] = "samples" if axis == 0 else "channels"
     product.replace_all_uses_with(result)
     product.graph.erase_node(product)

@@ -24,6 +24,7 @@ from fqt_deploy.passes.replace_dropout import ReplaceDropout
 from fqt_deploy.passes.select_nested import SelectNested
 from fqt_deploy.passes.select_once import SelectOnce
 from fqt_deploy.passes.simplify_signs import SimplifySigns
+from fqt_deploy.passes.sink_scatter import SinkScatter
 from fqt_deploy.passes.write_state import WriteState
 
 _NORMALIZE: tuple[Pass, ...] = (
@@ -62,7 +63,11 @@ def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
         *([SelectNested(bits, required=agp == "nested")] if agp in ("nested", "any") else []),
         *([ProjectWeightGrad()] if quantized and options.projection == "auto" else []),
         *([InsertSCQ(bits, options.resolved_grid)] if quantized else []),
-        *([InsertAGP(bits, "topk" if agp == "topk" else "sampled")] if agp in ("sampled", "topk", "any") else []),
+        *(
+            [InsertAGP(bits, "topk" if agp == "topk" else "sampled"), SinkScatter()]
+            if agp in ("sampled", "topk", "any")
+            else []
+        ),
         # packed bits
         *_LOWER,
         # memory

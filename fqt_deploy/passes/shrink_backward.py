@@ -12,7 +12,7 @@ from torch import fx
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, TrainingGraph, propagate, shape
 from fqt_deploy.ops.aten_reductions import reduced_axes
-from fqt_deploy.passes.batch_axis import batch_leading
+from fqt_deploy.passes.batch_axis import batch_leading, gather_samples
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
@@ -80,7 +80,7 @@ class ShrinkBackward:
         if operand in behind or operand not in self._leading or not isinstance(operand.meta["val"], torch.Tensor):
             return operand
         source = self._gathered.get(operand, operand)
-        rows = _gather(Emitter(self.graph, user, role="gather"), source, self.graph.batch, index, keep)
+        rows = gather_samples(Emitter(self.graph, user, role="gather"), source, self.graph.batch, index, keep)
         self._leading.add(rows)
         self._gathered[rows] = source
         return rows
@@ -93,16 +93,6 @@ def descendants(root: fx.Node, graph: TrainingGraph) -> set[fx.Node]:
         if node.op == "call_function" and any(a in found for a in node.all_input_nodes):
             found.add(node)
     return found - {root}
-
-
-def _gather(emit: Emitter, value: fx.Node, samples: int, index: fx.Node, keep: int) -> fx.Node:
-    """Rows of the kept samples of ``value``, which has ``samples``."""
-    extents = shape(value)
-    if extents[0] == samples and len(extents) != 2:
-        return emit(fqt.gather_rows.default, value, index)
-    multiple = extents[0] // samples
-    rows = emit(fqt.gather_rows.default, emit(aten.view.default, value, [samples, multiple, *extents[1:]]), index)
-    return emit(aten.view.default, rows, [keep * multiple, *extents[1:]])
 
 
 def check_can_shrink(graph: TrainingGraph, gradient: fx.Node) -> None:

@@ -42,6 +42,7 @@ SHOWN = {
     "project-weight-grad": ("batch_normed", {"recipe": "scq"}),
     "insert-scq": ("dense", {"recipe": "scq"}),
     "insert-agp": ("dense", {"agp": "sampled"}),
+    "sink-scatter": ("dense", {"agp": "sampled"}),
     "lower-to-1bit": ("convolutional", {"recipe": "scq"}),
     "simplify-signs": ("dense", {"agp": "sampled"}),
     "decompose-composites": ("convolutional", {"agp": "sampled"}),
@@ -178,11 +179,11 @@ def test_pipelines_differ_only_as_the_recipes_do():
     def names(**options):
         return [p.name for p in training_passes(CompileOptions(**options))]
 
-    none, scq = names(recipe="none"), ["project-weight-grad", "insert-scq"]
+    none, scq, agp = names(recipe="none"), ["project-weight-grad", "insert-scq"], ["insert-agp", "sink-scatter"]
     assert names(recipe="scq") == names(recipe="psq-8") == [*none[:10], *scq, *none[10:]]
     assert names(recipe="scq", projection="off") == [*none[:10], "insert-scq", *none[10:]]
-    assert names(agp="sampled") == [*none[:10], *scq, "insert-agp", *none[10:]]
-    assert names() == [*none[:10], "select-nested", *scq, "insert-agp", *none[10:]]
+    assert names(agp="sampled") == [*none[:10], *scq, *agp, *none[10:]]
+    assert names() == [*none[:10], "select-nested", *scq, *agp, *none[10:]]
     assert names(agp="once") == [*none[:10], "select-once", *scq, *none[10:]]
     assert names(agp="nested") == [*none[:10], "select-nested", *scq, *none[10:]]
 

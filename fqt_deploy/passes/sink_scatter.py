@@ -1,0 +1,219 @@
+"""Move the scattering of kept samples behind everything that a pruned sample adds nothing to.
+
+Before::
+
+    %g     = fqt.scatter_rows(%kept, %slot)                  # N samples; those that were pruned are zero
+    %h     = aten.gelu_backward(fqt.straight_through(%g, %x), %y)
+    %bias  = aten.sum(aten.view(%h, ...), [0])
+    %codes = fqt.quantize_samples(%h, %a, %chosen, ...)
+    %sum   = aten.add(%h, %residual)
+
+After::
+
+    %h     = aten.gelu_backward(fqt.straight_through(%kept, gather_rows(%x, %index)), gather_rows(%y, %index))
+    %bias  = aten.sum(aten.view(%h, ...), [0])               # over the K samples that were kept
+    %codes = fqt.quantize_samples(%h, %a, fqt.gather_rows(%slot, %chosen), ...)
+    %sum   = aten.add(fqt.scatter_rows(%h, %slot), %residual)
+
+Where a sample's gradient is zero, it stays zero through products, views and the backward of activations, poolings and
+normalizations of a sample. Sums over samples do not need it. Rounding draws other random numbers, because these are
+counted by places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
+from fqt_deploy.ops.aten_reductions import REDUCTIONS, reduced_axes
+from fqt_deploy.passes.batch_axis import batch_leading, gather_samples
+from fqt_deploy.passes.pass_base import Pass
+
+aten = torch.ops.aten
+fqt = torch.ops.fqt
+
+_ZERO_WITH_ANY: dict[Any, tuple[int, ...]] = {
+    aten.mul.Tensor: (0, 1), aten.div.Tensor: (0,), aten.neg.default: (0,), aten.abs.default: (0,),
+    aten.sqrt.default: (0,), aten._to_copy.default: (0,), aten.gelu_backward.default: (0,),
+    fqt.straight_through.default: (0,), fqt.max_pool2d_backward.default: (0,), fqt.avg_pool2d_backward.default: (0,),
+    fqt.linear_input_grad.default: (0,), fqt.conv2d_input_grad.default: (0,), fqt.batch_matmul.default: (0, 1),
+}  # fmt: skip
+"""Ops whose result is zero for a sample for which one of these operands is."""
+_ZERO_WITH_ALL: dict[Any, tuple[int, ...]] = {
+    aten.add.Tensor: (0, 1), aten.sub.Tensor: (0, 1), aten.maximum.default: (0, 1), aten.where.self: (1, 2),
+}  # fmt: skip
+"""Ops whose result is zero for a sample for which all of these operands are."""
+_SIZED = (aten.view.default, aten.expand.default)
+_SUMS = (aten.sum.dim_IntList, aten.sum.default)
+_WEIGHT_GRADS = (fqt.linear_weight_grad.default, fqt.conv2d_weight_grad.default)
+_CONSTANTS = (aten.scalar_tensor.default, aten.full.default)
+
+
+@dataclass(frozen=True)
+class SinkScatter(Pass):
+    """Run backward on kept samples until something is added that all samples have."""
+
+    name = "sink-scatter"
+    exact = False
+
+    def run(self, graph: TrainingGraph) -> bool:
+        """Rewrite what reads the scattered results of ``insert-agp``."""
+        return _Sinker(graph).run()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The kept samples of a value that is zero, or not needed, for the others.
+
+    Attributes:
+        value: [K, ...], or [K times rows of a sample, ...].
+        slot: [N] int32, each sample's place among them, or -1.
+        index: [K] int32, their numbers among the N.
+        can_scatter: whether the value is zero for the other samples; of codes only sums are formed.
+    """
+
+    value: fx.Node
+    slot: fx.Node
+    index: fx.Node
+    can_scatter: bool = True
+
+    def of(self, value: fx.Node, *, can_scatter: bool = True) -> _Rows:
+        """The same samples of another value."""
+        return _Rows(value, self.slot, self.index, self.can_scatter and can_scatter)
+
+
+@dataclass
+class _Sinker:
+    """One sweep over a graph in its order."""
+
+    graph: TrainingGraph
+    rows: dict[fx.Node, _Rows] = field(default_factory=dict)
+    leading: set[fx.Node] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.leading = batch_leading(self.graph)
+
+    def run(self) -> bool:
+        """Sink every scatter as far as it goes; whether there was one that moved."""
+        scatters = [n for n in self.graph.calls(fqt.scatter_rows.default) if n.meta.get("scatters") == "samples"]
+        for node in list(self.graph.graph.nodes):
+            if node in scatters:
+                value, slot = node.args
+                index = Emitter(self.graph, node).item(slot.args[0], 0)
+                self.rows[node] = _Rows(value, slot, index)
+            elif node.op == "call_function" and any(a in self.rows for a in node.all_input_nodes):
+                self._sink(node)
+        for node in reversed([n for n in self.rows if n not in scatters]):
+            if node.users:
+                self._scatter(node)
+            else:
+                self.graph.graph.erase_node(node)
+        return len(self.rows) > len(scatters)
+
+    def _sink(self, node: fx.Node) -> None:
+        """Rewrite ``node`` to run on kept samples, if a rule allows it."""
+        kept = [self.rows[a] for a in node.all_input_nodes if a in self.rows]
+        if len({k.slot for k in kept}) > 1:
+            return
+        if node.target is fqt.position_statistics.default:
+            self._position_statistics(node, kept[0])
+        elif node.target is fqt.quantize_samples.default:
+            self._quantize_samples(node, kept[0])
+        elif node.target in (fqt.quantize_channels.default, fqt.dequantize.default):
+            if node.args[0] in self.rows and _forms_weight_gradient(node):
+                self.rows[node] = kept[0].of(self._on_kept(node, kept[0]), can_scatter=False)
+        elif node.target in _WEIGHT_GRADS or self._is_sum_over_samples(node):
+            replace(self.graph, node, self._on_kept(node, kept[0]))
+        elif self._stays_zero(node):
+            self.rows[node] = kept[0].of(self._on_kept(node, kept[0]))
+
+    def _is_sum_over_samples(self, node: fx.Node) -> bool:
+        return node.target in _SUMS and 0 in reduced_axes(node.args, len(shape(node.args[0])))  # type: ignore[arg-type]
+
+    def _stays_zero(self, node: fx.Node) -> bool:
+        """Whether the result is zero for samples for which operands are, and has the samples on its leading axis."""
+        target: Any = node.target
+        operands: Any = node.args
+        if target in _SIZED:
+            return shape(node)[0] % self.graph.batch == 0 and shape(node) == list(operands[1])
+        if target is aten.permute.default:
+            return bool(operands[1][0] == 0)
+        if target in REDUCTIONS:
+            return 0 not in reduced_axes(operands, len(shape(operands[0])))
+        if target in _ZERO_WITH_ANY:
+            return self._is_aligned(node) and any(operands[i] in self.rows for i in _ZERO_WITH_ANY[target])
+        if target in _ZERO_WITH_ALL:
+            zero = (operands[i] in self.rows or _is_zero(operands[i]) for i in _ZERO_WITH_ALL[target])
+            return self._is_aligned(node) and all(zero)
+        return False
+
+    def _is_aligned(self, node: fx.Node) -> bool:
+        """Whether the samples of the operands that are kept are the leading axis of the result, too."""
+        return all(len(shape(a)) == len(shape(node)) for a in node.all_input_nodes if a in self.rows)
+
+    def _on_kept(self, node: fx.Node, rows: _Rows) -> fx.Node:
+        """A copy of ``node`` that reads the kept samples of its operands."""
+        emit = Emitter(self.graph, node)
+        (keep,) = shape(rows.index)
+
+        def operand(a: fx.Node) -> fx.Node:
+            if a in self.rows:
+                return self.rows[a].value
+            if a not in self.leading or not isinstance(a.meta["val"], torch.Tensor):
+                return a
+            return gather_samples(emit, a, self.graph.batch, rows.index, keep)
+
+        arguments: Any = fx.map_arg(node.args, operand)
+        if node.target in _SIZED:
+            first, *rest = arguments[1]
+            arguments = (arguments[0], [first // self.graph.batch * keep, *rest])
+        copy = emit(node.target, *arguments, **fx.map_arg(node.kwargs, operand))
+        copy.meta.update({k: node.meta[k] for k in ("record", "direction") if k in node.meta})
+        return copy
+
+    def _position_statistics(self, node: fx.Node, rows: _Rows) -> None:
+        """Statistics of the kept samples; those of the others are zero."""
+        statistics = self._on_kept(node, rows)
+        emit = Emitter(self.graph, node)
+        for item in list(node.users):
+            self.rows[item] = rows.of(emit.item(statistics, item.args[1]))  # type: ignore[arg-type]
+
+    def _quantize_samples(self, node: fx.Node, rows: _Rows) -> None:
+        """Choose among the kept samples; one that was pruned has an empty range: its codes count nothing."""
+        g, alpha, chosen, *rest = node.args
+        if g not in self.rows or chosen is None:
+            return
+        emit = Emitter(self.graph, node)
+        places = emit(aten.clamp_min.default, emit(fqt.gather_rows.default, rows.slot, chosen), 0)
+        replace(self.graph, node, emit(node.target, rows.value, alpha, places, *rest))
+
+    def _scatter(self, node: fx.Node) -> None:
+        """All samples of ``node`` for the users that need them."""
+        rows = self.rows[node]
+        assert rows.can_scatter, f"{node} is read by something else than a sum"
+        emit = Emitter(self.graph, node)
+        extents, keep, batch = shape(node), shape(rows.index)[0], self.graph.batch
+        value = rows.value
+        if extents[0] != batch:
+            value = emit(aten.view.default, value, [keep, extents[0] // batch, *extents[1:]])
+        scattered = emit(fqt.scatter_rows.default, value, rows.slot)
+        replace(self.graph, node, emit(aten.view.default, scattered, extents) if extents[0] != batch else scattered)
+
+
+def _forms_weight_gradient(codes: fx.Node) -> bool:
+    """Whether codes of channels are read by weight gradients only, through a dequantization and views."""
+    return all(
+        user.target in _WEIGHT_GRADS
+        or (user.target in (fqt.dequantize.default, aten.view.default) and _forms_weight_gradient(user))
+        for user in codes.users
+    )
+
+
+def _is_zero(operand: Any) -> bool:
+    if not isinstance(operand, fx.Node):
+        return bool(operand == 0)
+    return operand.target in _CONSTANTS and operand.args[-1] == 0
