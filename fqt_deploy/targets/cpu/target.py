@@ -32,6 +32,7 @@ from fqt_deploy.targets.cpu.round_products import makes_bits, round_products
 from fqt_deploy.targets.cpu.table_input_grad import TableInputGradRule
 from fqt_deploy.targets.cpu.table_weight_grad import TableWeightGradRule
 from fqt_deploy.targets.cpu.transpose_packed_weight import TransposePackedWeightRule
+from fqt_deploy.targets.cpu.transposition import TranspositionRule
 from fqt_deploy.targets.cpu.update import UpdateRule
 from fqt_deploy.targets.toolchain import TOOLCHAINS, Toolchain, native_toolchain
 
@@ -62,6 +63,7 @@ RULES: tuple[ScheduleRule, ...] = (
     # optimizer
     UpdateRule(),
     # anything
+    TranspositionRule(),
     ElementwiseRule(),
     ReductionRule(),
 )
