@@ -113,75 +113,63 @@ def _prepare(offsets: Any, inside: Any, x: Any, index: Any, c: Any) -> None:
 @script.macro
 def _count_block(
     counts: Any, tables: Any, offsets: Any, indices: Any,
-    tile: Any, pair: Any, vector: Any, tap: Any, word: Any, c: Any,
+    at_run: Any, pair: Any, vector: Any, tap: Any, word: Any, c: Any,
 ) -> None:  # fmt: skip
-    """Add the differences of a tile over the block that begins with ``tap`` and ``word`` to its ``counts``."""
-    sums = T.alloc_buffer((c.pairs, c.group, 2, c.shuffle.width), "uint8")
-    for p, v, second in T.grid(c.pairs, c.group, 2):
-        sums[p, v, second, c.shuffle.byte_lanes] = T.broadcast(T.uint8(0), c.shuffle.width)
+    """Add the differences of a pair over the block that begins with ``tap`` and ``word`` to its ``counts``."""
+    sums = T.alloc_buffer((c.group, 2, c.shuffle.width), "uint8")
+    for v, second in T.grid(c.group, 2):
+        sums[v, second, c.shuffle.byte_lanes] = T.broadcast(T.uint8(0), c.shuffle.width)
     for t, w in T.grid(c.block[0], c.block[1]):
         for k in T.unroll(-(-NIBBLES // CHUNK)):
-            found = T.alloc_buffer((c.pairs, c.group, c.shuffle.width), "uint8")
+            found = T.alloc_buffer((c.group, c.shuffle.width), "uint8")
             for i in T.unroll(CHUNK):
                 if k * CHUNK + i < NIBBLES:
                     j: T.let = k * CHUNK + i
-                    for p in T.unroll(c.pairs):
-                        at: T.let = offsets[
-                            c.first(pair + p, tap + t)[0], c.first(pair + p, tap + t)[1], word + w, j % 2, j // 2
-                        ]
-                        table: T.let = tables[T.ramp(at, 1, ENTRIES)]
-                        for v in T.unroll(c.group):
-                            one: T.let = c.shuffle.look_up(
-                                table, indices[vector + v, (tap + t) * c.words + word + w, j, c.shuffle.byte_lanes]
-                            )
-                            found[p, v, c.shuffle.byte_lanes] = tirx.Select(
-                                i == 0, one, found[p, v, c.shuffle.byte_lanes] + one
-                            )
-            for p in T.unroll(c.pairs):
-                for v in T.unroll(c.group):
-                    sums[p, v, 0, c.shuffle.byte_lanes] = (
-                        sums[p, v, 0, c.shuffle.byte_lanes] + found[p, v, c.shuffle.byte_lanes]
-                    )
-                    sums[p, v, 1, c.shuffle.byte_lanes] = sums[p, v, 1, c.shuffle.byte_lanes] + c.shuffle.upper_halves(
-                        found[p, v, c.shuffle.byte_lanes]
-                    )
-    for p in T.unroll(c.pairs):
-        for v in T.unroll(c.group):
-            sums[p, v, 0, c.shuffle.byte_lanes] = c.shuffle.lower_halves(
-                sums[p, v, 0, c.shuffle.byte_lanes], sums[p, v, 1, c.shuffle.byte_lanes]
-            )
-            for second in T.unroll(2):
-                for odd in T.unroll(2):
-                    before: T.let = tirx.if_then_else(
-                        tirx.all(tap == 0, word == 0),
-                        T.broadcast(T.uint16(0), c.shuffle.width // 2),
-                        counts[tile, p, v, second, odd, c.shuffle.half_lanes],
-                    )
-                    counts[tile, p, v, second, odd, c.shuffle.half_lanes] = before + c.shuffle.bytes_of(
-                        c.shuffle.halves(sums[p, v, second, c.shuffle.byte_lanes]), odd
-                    )
+                    at: T.let = offsets[c.first(pair, tap + t)[0], c.first(pair, tap + t)[1], word + w, j % 2, j // 2]
+                    table: T.let = tables[T.ramp(at, 1, ENTRIES)]
+                    for v in T.unroll(c.group):
+                        one: T.let = c.shuffle.look_up(
+                            table, indices[vector + v, (tap + t) * c.words + word + w, j, c.shuffle.byte_lanes]
+                        )
+                        found[v, c.shuffle.byte_lanes] = tirx.Select(i == 0, one, found[v, c.shuffle.byte_lanes] + one)
+            for v in T.unroll(c.group):
+                sums[v, 0, c.shuffle.byte_lanes] = sums[v, 0, c.shuffle.byte_lanes] + found[v, c.shuffle.byte_lanes]
+                sums[v, 1, c.shuffle.byte_lanes] = sums[v, 1, c.shuffle.byte_lanes] + c.shuffle.upper_halves(
+                    found[v, c.shuffle.byte_lanes]
+                )
+    for v in T.unroll(c.group):
+        sums[v, 0, c.shuffle.byte_lanes] = c.shuffle.lower_halves(
+            sums[v, 0, c.shuffle.byte_lanes], sums[v, 1, c.shuffle.byte_lanes]
+        )
+        for second in T.unroll(2):
+            for odd in T.unroll(2):
+                before: T.let = tirx.if_then_else(
+                    tirx.all(tap == 0, word == 0),
+                    T.broadcast(T.uint16(0), c.shuffle.width // 2),
+                    counts[at_run, v, second, odd, c.shuffle.half_lanes],
+                )
+                counts[at_run, v, second, odd, c.shuffle.half_lanes] = before + c.shuffle.bytes_of(
+                    c.shuffle.halves(sums[v, second, c.shuffle.byte_lanes]), odd
+                )
 
 
 @script.macro
-def _write(result: Any, counts: Any, inside: Any, index: Any, tile: Any, pair: Any, vector: Any, c: Any) -> None:
-    """The sums of signs of one tile: bits inside the image, minus twice those that differ."""
-    for p in T.unroll(c.pairs):
-        for second in T.unroll(2):
-            column: T.let = (pair + p) % c.row_pairs * 2 + second
-            if column < c.job[1]:
-                n: T.let = c.destination(index, pair + p, second)[0]
-                y: T.let = c.destination(index, pair + p, second)[1]
-                z: T.let = c.destination(index, pair + p, second)[2]
-                terms: T.let = T.broadcast(inside[(pair + p) // c.row_pairs, column], c.shuffle.quarter)
-                for v in T.unroll(c.group):
-                    for q in T.unroll(QUARTERS):
-                        differing: T.let = c.shuffle.words(
-                            counts[tile, p, v, second, q % 2, c.shuffle.half_lanes], q // 2
-                        )
-                        begin: T.let = (vector + v) * c.shuffle.width + q * c.shuffle.quarter
-                        result[n, y, z, T.ramp(begin, 1, c.shuffle.quarter)] = T.cast(
-                            terms - T.broadcast(2, c.shuffle.quarter) * differing, f"{c.dtype}x{c.shuffle.quarter}"
-                        )
+def _write(result: Any, counts: Any, inside: Any, index: Any, at_run: Any, pair: Any, vector: Any, c: Any) -> None:
+    """The sums of signs of one pair: bits inside the image, minus twice those that differ."""
+    for second in T.unroll(2):
+        column: T.let = pair % c.row_pairs * 2 + second
+        if column < c.job[1]:
+            n: T.let = c.destination(index, pair, second)[0]
+            y: T.let = c.destination(index, pair, second)[1]
+            z: T.let = c.destination(index, pair, second)[2]
+            terms: T.let = T.broadcast(inside[pair // c.row_pairs, column], c.shuffle.quarter)
+            for v in T.unroll(c.group):
+                for q in T.unroll(QUARTERS):
+                    differing: T.let = c.shuffle.words(counts[at_run, v, second, q % 2, c.shuffle.half_lanes], q // 2)
+                    begin: T.let = (vector + v) * c.shuffle.width + q * c.shuffle.quarter
+                    result[n, y, z, T.ramp(begin, 1, c.shuffle.quarter)] = T.cast(
+                        terms - T.broadcast(2, c.shuffle.quarter) * differing, f"{c.dtype}x{c.shuffle.quarter}"
+                    )
 
 
 def _product(c: PairedConvolution) -> tirx.PrimFunc:
@@ -203,14 +191,14 @@ def _product(c: PairedConvolution) -> tirx.PrimFunc:
             offsets = T.alloc_buffer((c.extent[0], c.extent[1], c.words, 2, 4), "int32")
             inside = T.alloc_buffer((c.job[0], c.job[1]), "int32")
             _prepare(offsets, inside, x, index, c)
-            for group, chain in T.grid(c.vectors // c.group, c.job[0] * c.row_pairs // (c.pairs * c.tiles)):
-                counts = T.alloc_buffer((c.tiles, c.pairs, c.group, 2, 2, c.shuffle.width // 2), "uint16")
-                for block, piece, tile in T.grid(c.taps // c.block[0], c.words // c.block[1], c.tiles):
+            for group, run in T.grid(c.vectors // c.group, c.job[0] * c.row_pairs // c.run):
+                counts = T.alloc_buffer((c.run, c.group, 2, 2, c.shuffle.width // 2), "uint16")
+                for block, piece, i in T.grid(c.taps // c.block[0], c.words // c.block[1], c.run):
                     _count_block(
-                        counts, tables, offsets, indices, tile, (chain * c.tiles + tile) * c.pairs, group * c.group,
+                        counts, tables, offsets, indices, i, run * c.run + i, group * c.group,
                         block * c.block[0], piece * c.block[1], c,
                     )  # fmt: skip
-                for tile in T.serial(c.tiles):
-                    _write(result, counts, inside, index, tile, (chain * c.tiles + tile) * c.pairs, group * c.group, c)
+                for i in T.serial(c.run):
+                    _write(result, counts, inside, index, i, run * c.run + i, group * c.group, c)
 
     return product

@@ -41,14 +41,9 @@ class PairedConvolution(ShuffledConvolution):
         return -(-self.job[1] // 2)
 
     @property
-    def pairs(self) -> int:
-        """Pairs of a tile."""
-        return largest_divisor(self.job[0] * self.row_pairs, 2)
-
-    @property
-    def tiles(self) -> int:
-        """Tiles that read a block of the weight in turn, from the first-level cache."""
-        return largest_divisor(self.job[0] * self.row_pairs // self.pairs, 4)
+    def run(self) -> int:
+        """Pairs that read a block of the weight in turn, from the first-level cache."""
+        return largest_divisor(self.job[0] * self.row_pairs, 4)
 
     @property
     def vectors(self) -> int:
@@ -57,8 +52,8 @@ class PairedConvolution(ShuffledConvolution):
 
     @property
     def group(self) -> int:
-        """Registers of columns of a tile."""
-        return largest_divisor(self.vectors, 2)
+        """Registers of columns that one table is looked up for: their indices are operands in memory."""
+        return largest_divisor(self.vectors, 4)
 
     @property
     def block(self) -> tuple[int, int]:
