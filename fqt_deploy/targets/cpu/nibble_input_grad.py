@@ -92,27 +92,27 @@ def _add_block(
     result: Any, tables: Any, code_sums: Any, indices: Any, index: Any,
     position: Any, vector: Any, tap: Any, word: Any, c: Any,
 ) -> None:  # fmt: skip
-    """Add the products of a tile over the block that begins with ``tap`` and ``word`` to the result."""
-    sums = T.alloc_buffer((c.rows, 2, c.shuffle.width // 2), "uint16")
-    clear_sums(sums, c.rows, c.shuffle)
+    """Add the products of a position over the block that begins with ``tap`` and ``word`` to the result."""
+    sums = T.alloc_buffer((c.group, 2, c.shuffle.width // 2), "uint16")
+    clear_sums(sums, c.group, c.shuffle)
     for t, w, k in T.grid(c.block[0], c.block[1], NIBBLES // c.chunk):
-        for r in T.unroll(c.rows):
-            add_found(sums, r, c.found(tables, indices, position + r, vector, tap + t, word + w, k), c.shuffle)
-    separate_sums(sums, c.rows, c.shuffle)
-    for r in T.unroll(c.rows):
-        n: T.let = c.place(index, position + r)[0]
-        y: T.let = c.place(index, position + r)[1]
-        z: T.let = c.place(index, position + r)[2]
+        for v in T.unroll(c.group):
+            add_found(sums, v, c.found(tables, indices, position, vector + v, tap + t, word + w, k), c.shuffle)
+    separate_sums(sums, c.group, c.shuffle)
+    n: T.let = c.place(index, position)[0]
+    y: T.let = c.place(index, position)[1]
+    z: T.let = c.place(index, position)[2]
+    for v in T.unroll(c.group):
         for q in T.unroll(QUARTERS):
-            begin: T.let = vector * c.shuffle.width + q * c.shuffle.quarter
+            begin: T.let = (vector + v) * c.shuffle.width + q * c.shuffle.quarter
             before: T.let = tirx.if_then_else(
                 tirx.all(tap == 0, word == 0),
-                tirx.Broadcast(-c.tap_sum(code_sums, position + r), c.shuffle.quarter),
+                tirx.Broadcast(-c.tap_sum(code_sums, position), c.shuffle.quarter),
                 result[n, y, z, T.ramp(begin, 1, c.shuffle.quarter)],
             )
             result[n, y, z, T.ramp(begin, 1, c.shuffle.quarter)] = before + T.broadcast(
                 2, c.shuffle.quarter
-            ) * c.shuffle.words(sums[r, q % 2, c.shuffle.half_lanes], q // 2)
+            ) * c.shuffle.words(sums[v, q % 2, c.shuffle.half_lanes], q // 2)
 
 
 def _product(c: CodeConvolution) -> tirx.PrimFunc:
@@ -133,11 +133,11 @@ def _product(c: CodeConvolution) -> tirx.PrimFunc:
             tables = T.alloc_buffer((c.extent[0] * c.extent[1] * c.words, NIBBLES, ENTRIES), "uint8")
             code_sums = T.alloc_buffer((c.extent[0], c.extent[1]), "int32")
             _build_tables(tables, code_sums, planes, pair_tables, index, c)
-            for group, chain in T.grid(c.vectors // c.group, c.positions // (c.rows * c.tiles)):
-                for block, piece, tile, v in T.grid(c.taps // c.block[0], c.words // c.block[1], c.tiles, c.group):
+            for group, run in T.grid(c.vectors // c.group, c.positions // c.run):
+                for block, piece, i in T.grid(c.taps // c.block[0], c.words // c.block[1], c.run):
                     _add_block(
-                        result, tables, code_sums, indices, index, (chain * c.tiles + tile) * c.rows,
-                        group * c.group + v, block * c.block[0], piece * c.block[1], c,
+                        result, tables, code_sums, indices, index, run * c.run + i,
+                        group * c.group, block * c.block[0], piece * c.block[1], c,
                     )  # fmt: skip
 
     return product

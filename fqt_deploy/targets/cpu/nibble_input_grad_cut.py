@@ -41,14 +41,9 @@ class CodeConvolution(ShuffledConvolution):
         return self.samples * self.hw[0] * self.hw[1] // self.positions
 
     @property
-    def rows(self) -> int:
-        """Positions of a tile."""
-        return next(r for r in (4, 2, 1) if self.positions % r == 0)
-
-    @property
-    def tiles(self) -> int:
-        """Tiles that read a block of the weight in turn, from the first-level cache."""
-        return largest_divisor(self.positions // self.rows, 4)
+    def run(self) -> int:
+        """Positions that read a block of the weight in turn, from the first-level cache."""
+        return largest_divisor(self.positions, 16)
 
     @property
     def vectors(self) -> int:
@@ -57,7 +52,7 @@ class CodeConvolution(ShuffledConvolution):
 
     @property
     def group(self) -> int:
-        """Registers of columns that read the tables of a tile in turn, from the first-level cache."""
+        """Registers of columns that one table is looked up for: their indices are operands in memory."""
         return largest_divisor(self.vectors, 4)
 
     @property
