@@ -140,12 +140,12 @@ def test_only_where_nothing_else_is_faster(lack):
 
 
 def test_sums_stay_in_registers():
-    """No load or store of the stack in the loop that shuffles, for gradients."""
+    """No load or store of the stack in the loop that shuffles a word for one, two or four registers, for gradients."""
     target = target_of("x86-64-v3")
     for case in ("tap by tap", "several groups"):
         name, arguments = CASES[case]
         function = scheduled(RULES[name], name, arguments, target.features).with_attr("tirx.is_scheduled", True)
         code = tvm.compile(tvm.IRModule({"main": function}), target.tvm_target).mod.inspect_source("asm")
-        loops = [block for block in code.split("\n.LBB") if block.count("\tvpshufb") == 32]
+        loops = [block for block in code.split("\n.LBB") if block.count("\tvpshufb") in (8, 16, 32)]
         assert loops
         assert all("(%rsp)" not in loop.split("\tj")[0] for loop in loops)
