@@ -156,6 +156,15 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 @click.option("--momentum", type=float, help="Momentum of sgd.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of rounding and selection.  [default: 0]")
 @click.option(
+    "--tune", is_flag=True, default=None, help="Measure tiles of 1-bit products here first, and keep the fastest."
+)
+@click.option(
+    "--tuning-log",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Measured tiles to go by, and where --tune adds its own.  [default: one in the user's cache folder]",
+)
+@click.option(
     "--verify",
     type=click.Choice(["off", "structure", "numerics"]),
     help="Check nothing, every graph, or also every kernel, foreign ones under QEMU.  [default: structure]",

@@ -22,6 +22,7 @@ HYPERPARAMETERS = ("lr", "weight_decay", "momentum", "betas", "eps", "nesterov",
 """Settings that belong to the optimizer."""
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(CompileOptions))
+_PATHS = {"dump_ir": "folder", "tuning_log": "file"}
 _SEQUENCES = ("include", "exclude", "print_after")
 
 
@@ -53,10 +54,11 @@ def options_of(settings: Mapping[str, Any]) -> CompileOptions:
     for name in _SEQUENCES:
         if name in fields:
             fields[name] = _strings(name, fields[name])
-    if fields.get("dump_ir") is not None:
-        if not isinstance(fields["dump_ir"], str | Path):
-            raise FqtError(f"dump_ir is {fields['dump_ir']!r}; it must be a folder", code="FQT202")
-        fields["dump_ir"] = Path(fields["dump_ir"])
+    for name, kind in _PATHS.items():
+        if fields.get(name) is not None:
+            if not isinstance(fields[name], str | Path):
+                raise FqtError(f"{name} is {fields[name]!r}; it must be a {kind}", code="FQT202")
+            fields[name] = Path(fields[name])
     fields["optimizer"] = _optimizer(settings)
     return CompileOptions(**fields)
 

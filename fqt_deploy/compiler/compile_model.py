@@ -17,6 +17,7 @@ from fqt_deploy.capture.joint import capture_prediction_graph, capture_training_
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.build import build_library, find_linker
 from fqt_deploy.codegen.to_relax import RelaxProgram, to_relax
+from fqt_deploy.codegen.tune_tiles import check_can_tune, tune_tiles
 from fqt_deploy.compiler.describe import describe
 from fqt_deploy.compiler.kernel_runner import kernel_runner
 from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
@@ -31,8 +32,10 @@ from fqt_deploy.passes.invariants import ALWAYS
 from fqt_deploy.passes.pass_base import Pass, Pipeline
 from fqt_deploy.passes.pipelines import all_passes, prediction_passes, training_passes
 from fqt_deploy.runtime.artifact import write_artifact
+from fqt_deploy.runtime.threads import configure_threads
 from fqt_deploy.targets.base import Target
 from fqt_deploy.targets.registry import make_target
+from fqt_deploy.targets.tuning_log import append_tiles, default_log, read_tiles
 
 Progress = Callable[[str], None]
 """Told the name of each phase as it begins."""
@@ -98,6 +101,8 @@ def compile_model(
     lowered = lowered or lower_model(source, options, progress=tell)
     tell("generating kernels")
     program = to_relax(lowered.train, lowered.predict)
+    if options.tune:
+        target = _tuned(program, target, options, tell)
     tell("compiling kernels")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "step.so"
@@ -111,12 +116,22 @@ def compile_model(
 def check_can_compile(options: CompileOptions) -> Target:
     """The target; an error if it is unknown or a tool is missing: said before the work, not after it."""
     target = make_target(options.target, mcpu=options.mcpu, arch=options.arch, tf32=options.tf32)
+    target = target.with_tiles(read_tiles(options.tuning_log or default_log()))
+    if options.tune:
+        check_can_tune(target)
     find_linker(target.toolchain)
     if options.verify == "numerics":
         target.toolchain.runner()
         target.device()
     runtime_libraries(target.toolchain)
     return target
+
+
+def _tuned(program: RelaxProgram, target: Target, options: CompileOptions, tell: Progress) -> Target:
+    """``target`` with the best tiles for ``program``, which the tuning log has from now on."""
+    tiles = tune_tiles(program, target, configure_threads(), tell)
+    append_tiles(options.tuning_log or default_log(), tiles)
+    return target.with_tiles(tiles)
 
 
 def initial_state(graph: TrainingGraph) -> dict[str, NDArray[Any]]:

@@ -33,6 +33,7 @@ CODES: dict[str, str] = {
     "FQT204": "a glob matches no layer or parameter",
     "FQT205": "the model does not fit the chosen recipe",
     "FQT206": "there is no pass of this name",
+    "FQT207": "a tuning log cannot be read",
     # code generation
     "FQT301": "the generated program does not compile",
     "FQT302": "the C or C++ compiler is missing, or fails",

@@ -47,6 +47,8 @@ class CompileOptions:
             the same numbers, more time. ``off`` keeps them.
         optimizer: the update that ends a step.
         seed: initial seed of the random streams.
+        tune: measure the tiles of 1-bit products on this machine before compiling, those that no log has.
+        tuning_log: file of measured tiles to go by, and to add to; None for the one in the user's cache folder.
         verify: what is checked after every pass.
         dump_ir: folder to write the graph to after every pass.
         print_after: names of passes to print the graph after.
@@ -67,6 +69,8 @@ class CompileOptions:
     remat: Rematerialization = "off"
     optimizer: Optimizer = field(default_factory=Adam)
     seed: int = 0
+    tune: bool = False
+    tuning_log: Path | None = None
     verify: Verification = "structure"
     dump_ir: Path | None = None
     print_after: tuple[str, ...] = ()
@@ -83,6 +87,7 @@ class CompileOptions:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise FqtError(f"seed is {self.seed!r}; it must be an integer in [0, 2^63)", code="FQT202")
         _one_of("tf32", self.tf32, (True, False))
+        _one_of("tune", self.tune, (True, False))
         if not isinstance(self.mcpu, str | None):
             raise FqtError(f"mcpu is {self.mcpu!r}; it must be a name", code="FQT202")
         if self.grid == "zero" and self.gradient_bits == 1 and self.recipe != "none":

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import tvm
 from tvm import tirx
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.targets.toolchain import Toolchain, native_toolchain
+from fqt_deploy.targets.tuning_log import Tile, TunedTile, kernel_signature, tiles_of
 
 
 class ScheduleRule(Protocol):
@@ -27,6 +28,19 @@ class ScheduleRule(Protocol):
         """The scheduled function, or None: not mine."""
 
 
+@runtime_checkable
+class TunableRule(Protocol):
+    """A schedule rule with tiles to choose from; whichever it is, the result is the same."""
+
+    ops: ClassVar[frozenset[str]]
+
+    def tiles(self, function: tirx.PrimFunc, features: Any) -> tuple[Tile, ...]:
+        """Tiles worth measuring, the one that ``apply`` takes by itself first; none if the kernel is not mine."""
+
+    def apply(self, function: tirx.PrimFunc, features: Any, tile: Tile | None = None) -> tirx.PrimFunc | None:
+        """The scheduled function, with ``tile`` if there is one, or None: not mine."""
+
+
 @dataclass(frozen=True)
 class Target:
     """One kind of device to compile for.
@@ -38,6 +52,7 @@ class Target:
         rules: asked in order; the last takes anything.
         separate_objects: kernels are code of the host alone, and may be compiled apart from each other.
         toolchain: links the library, for the machine that is to load it.
+        tuned: tiles that were measured, by class of the rule and ``kernel_signature``.
     """
 
     name: str
@@ -46,18 +61,34 @@ class Target:
     rules: tuple[ScheduleRule, ...]
     separate_objects: ClassVar[bool] = False
     toolchain: Toolchain = field(default_factory=native_toolchain)
+    tuned: Mapping[tuple[str, str], Tile] = field(default_factory=dict)
 
     def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
         """The first rule's result for a kernel's loop nests."""
         op = str(function.attrs["fqt.op"])
         kept = {name: function.attrs[name] for name in ("fqt.op", "global_symbol") if name in function.attrs}
-        for rule in self.rules:
-            if rule.ops and op not in rule.ops:
-                continue
-            scheduled = rule.apply(function, self.features)
+        for rule in self._rules_for(op):
+            tile = self.tuned.get((type(rule).__name__, kernel_signature(function)))
+            if tile is not None and isinstance(rule, TunableRule):
+                scheduled = rule.apply(function, self.features, tile)
+            else:
+                scheduled = rule.apply(function, self.features)
             if scheduled is not None:
                 return scheduled.with_attrs({**kept, "tirx.is_scheduled": True})
         raise AssertionError(f"target {self.name} has no rule that takes {op}")
+
+    def tunable_rule(self, function: tirx.PrimFunc) -> TunableRule | None:
+        """The rule that takes ``function``, if it has tiles to choose from."""
+        for rule in self._rules_for(str(function.attrs["fqt.op"])):
+            if isinstance(rule, TunableRule):
+                if rule.tiles(function, self.features):
+                    return rule
+            elif rule.apply(function, self.features) is not None:
+                return None
+        return None
+
+    def _rules_for(self, op: str) -> Iterator[ScheduleRule]:
+        return (rule for rule in self.rules if not rule.ops or op in rule.ops)
 
     def compile(self, module: tvm.IRModule, relax_pipeline: Any) -> Any:
         """An executable of ``module``: its Relax functions lowered by ``relax_pipeline``, its kernels as they are."""
@@ -67,6 +98,11 @@ class Target:
     def with_tf32(self) -> Target:
         """The same, rounding operands of fp32 products to TF32; FQT202 if the device has no such products."""
         raise FqtError(f"target {self.name} has no TF32", code="FQT202", hint="leave out --tf32: it is for GPUs")
+
+    def with_tiles(self, tiles: Iterable[TunedTile]) -> Target:
+        """The same, going by those of ``tiles`` that were measured on its processor, too."""
+        processor = getattr(self.features, "mcpu", None)
+        return self if processor is None else replace(self, tuned={**self.tuned, **tiles_of(processor, tiles)})
 
     def variant(self) -> Mapping[str, str]:
         """What else the manifest says of the code than target and processor."""

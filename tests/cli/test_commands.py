@@ -130,6 +130,28 @@ def test_mistakes_in_options(model_file, tmp_path):
     fails(run(compile_command, tmp_path / "absent.py"), "FQT101", "absent.py")
 
 
+def test_tiles_are_measured_once(tmp_path, model_file):
+    log, model = tmp_path / "log.jsonl", model_file(MODEL)
+    arguments = (model, "-o", tmp_path / "m.fqt", "--tune", "--tuning-log", log)
+    first = run(compile_command, *arguments)
+    assert first.exit_code == 0, first.output
+    measured = log.read_text()
+    assert ("measuring" in first.output) == bool(measured)
+    second = run(compile_command, *arguments)
+    assert second.exit_code == 0, second.output
+    assert "measuring" not in second.output
+    assert log.read_text() == measured
+
+
+def test_tuning_is_refused_where_it_would_mean_nothing(tmp_path, model_file):
+    model = model_file(MODEL)
+    fails(run(compile_command, model, "--target", "rpi5", "--tune"), "FQT202", "measures on the machine it runs on")
+    log = tmp_path / "log.jsonl"
+    log.write_text("no log\n")
+    fails(run(compile_command, model, "-o", tmp_path / "m.fqt", "--tuning-log", log), "FQT207", "log.jsonl:1")
+    assert not (tmp_path / "m.fqt").exists()
+
+
 def test_other_folders_are_never_overwritten(model_file, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")

@@ -18,6 +18,7 @@ from fqt_deploy.targets.cpu.register_tile import (
     schedule_padding,
     schedule_tile,
 )
+from fqt_deploy.targets.tuning_log import Tile
 
 
 class BinaryConv2dRule:
@@ -25,7 +26,18 @@ class BinaryConv2dRule:
 
     ops: ClassVar[frozenset[str]] = frozenset({"binary_conv2d"})
 
-    def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
+    def tiles(self, function: tirx.PrimFunc, features: CpuFeatures) -> tuple[Tile, ...]:
+        """Positions and vectors of 16 channels, as many as there are accumulators or fewer."""
+        arguments = arguments_of(function)
+        if arguments is None or arguments[3] % PANEL:
+            return ()
+        width, panels = int(function.params[-1].shape[2]), arguments[3] // PANEL
+        limits = [(rows, count) for rows in (8, 4, 2, 1) for count in (1, 2, 4, 8)]
+        found = [(largest_divisor(width, rows), largest_divisor(panels, count)) for rows, count in limits]
+        fitting = [(rows, count) for rows, count in found if rows * count <= features.accumulators]
+        return tuple(dict.fromkeys([_default_tile(width, panels, features), *fitting]))
+
+    def apply(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile | None = None) -> tirx.PrimFunc | None:
         """Differing bits of the padded image, subtracted from a constant for each kind of border."""
         arguments = arguments_of(function)
         if arguments is None or arguments[3] % PANEL:
@@ -81,14 +93,13 @@ class BinaryConv2dRule:
 
         result = te.compute(total.shape, finish, name="result")
         schedule = new_schedule([x, w, result])
-        rows = largest_divisor(ow, min(8, features.accumulators))
-        panels = largest_divisor(outputs // PANEL, max(1, features.accumulators // rows))
+        rows, panels = tile or _default_tile(ow, outputs // PANEL, features)
         schedule_tile(
             schedule,
             schedule.get_sblock("total"),
             schedule.get_sblock("result"),
-            rows,
-            panels,
+            largest_divisor(ow, rows),
+            largest_divisor(outputs // PANEL, panels),
             unrolled=1,
             inner_axes=0,
         )
@@ -96,6 +107,12 @@ class BinaryConv2dRule:
             schedule_padding(schedule, schedule.get_sblock("padded"))
             schedule_helpers(schedule, ("ones", "row_class", "column_class", "constants"))
         return schedule.mod["main"]
+
+
+def _default_tile(width: int, panels: int, features: CpuFeatures) -> Tile:
+    """As many positions as there are accumulators, eight at most; vectors for the rest of the accumulators."""
+    rows = largest_divisor(width, min(8, features.accumulators))
+    return rows, largest_divisor(panels, max(1, features.accumulators // rows))
 
 
 def _border_classes(

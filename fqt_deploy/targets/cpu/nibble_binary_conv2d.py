@@ -16,6 +16,7 @@ from fqt_deploy.ops.packed_words import PANEL
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.nibble_binary_conv2d_cut import PairedConvolution
+from fqt_deploy.targets.cpu.nibble_convolution import distinct_tiles
 from fqt_deploy.targets.cpu.nibble_table import (
     ENTRIES,
     NIBBLES,
@@ -27,6 +28,7 @@ from fqt_deploy.targets.cpu.nibble_table import (
     shuffles_pay,
 )
 from fqt_deploy.targets.cpu.register_tile import arguments_of, largest_divisor
+from fqt_deploy.targets.tuning_log import Tile
 
 KINDS = 4
 """Of pairs: both inside the image, the second alone, the first alone, none. What is outside differs nowhere."""
@@ -34,6 +36,8 @@ CHUNK = 3
 """Lookups whose counts fit into half a byte."""
 MAXIMUM_TERMS = 65535
 """Differences of one position are counted in 16 bits."""
+TILES: tuple[Tile, ...] = ((4, 4), (4, 8), (4, 2), (2, 4), (2, 8), (2, 16), (1, 8), (1, 16))
+"""What is worth measuring, the default first."""
 JOBS = 16
 """Independent pieces to cut a product into: work for that many threads."""
 JOB_POSITIONS = 64
@@ -45,8 +49,16 @@ class NibbleBinaryConv2dRule:
 
     ops: ClassVar[frozenset[str]] = frozenset({"binary_conv2d"})
 
-    def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
+    def apply(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile | None = None) -> tirx.PrimFunc | None:
         """A hand-written loop nest over bands of image rows; ARM counts bits as fast as it shuffles bytes."""
+        cut = self._cut(function, features, tile or TILES[0])
+        return None if cut is None else _product(cut)
+
+    def tiles(self, function: tirx.PrimFunc, features: CpuFeatures) -> tuple[Tile, ...]:
+        """Registers of columns that look up one table, and pairs that read a block of the weight in turn."""
+        return distinct_tiles(self._cut(function, features, tile) for tile in TILES)
+
+    def _cut(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile) -> PairedConvolution | None:
         arguments = arguments_of(function)
         if arguments is None or arguments[3] % PANEL or not (features.is_x86 and shuffles_pay(features, 1)):
             return None
@@ -57,22 +69,21 @@ class NibbleBinaryConv2dRule:
         _, oh, ow, _ = (int(d) for d in function.params[-1].shape)
         is_flat = kernel == [1, 1] and stride == [1, 1] and padding == [0, 0]
         band = max(b for b in range(1, oh + 1) if oh % b == 0 and (b == 1 or samples * oh >= JOBS * b))
-        return _product(
-            PairedConvolution(
-                samples=samples,
-                image=[height, width],
-                words=words,
-                channels=channels,
-                out=[oh, ow],
-                outputs=outputs,
-                kernel=kernel,
-                stride=stride,
-                padding=padding,
-                is_flat=is_flat,
-                job=[1, largest_divisor(samples * oh * ow, JOB_POSITIONS)] if is_flat else [band, ow],
-                shuffle=ByteShuffle.for_columns(outputs, features),
-                dtype=str(function.params[-1].dtype),
-            )
+        return PairedConvolution(
+            samples=samples,
+            image=[height, width],
+            words=words,
+            channels=channels,
+            out=[oh, ow],
+            outputs=outputs,
+            kernel=kernel,
+            stride=stride,
+            padding=padding,
+            is_flat=is_flat,
+            job=[1, largest_divisor(samples * oh * ow, JOB_POSITIONS)] if is_flat else [band, ow],
+            shuffle=ByteShuffle.for_columns(outputs, features),
+            tile=tile,
+            dtype=str(function.params[-1].dtype),
         )
 
 

@@ -43,7 +43,7 @@ class PairedConvolution(ShuffledConvolution):
     @property
     def run(self) -> int:
         """Pairs that read a block of the weight in turn, from the first-level cache."""
-        return largest_divisor(self.job[0] * self.row_pairs, 4)
+        return largest_divisor(self.job[0] * self.row_pairs, self.tile[1])
 
     @property
     def vectors(self) -> int:
@@ -53,7 +53,7 @@ class PairedConvolution(ShuffledConvolution):
     @property
     def group(self) -> int:
         """Registers of columns that one table is looked up for: their indices are operands in memory."""
-        return largest_divisor(self.vectors, 4)
+        return largest_divisor(self.vectors, self.tile[0])
 
     @property
     def block(self) -> tuple[int, int]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from fqt_deploy.targets.cpu.nibble_table import ByteShuffle
+from fqt_deploy.targets.tuning_log import Tile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +20,7 @@ class ShuffledConvolution:
         is_flat: positions are taken one after another, whatever image they belong to: a product of matrices.
         job: rows and columns of positions of one job.
         shuffle: the processor's vectors.
+        tile: at most so many registers of columns in a group, and so many positions (or pairs of them) in a run.
     """
 
     samples: int
@@ -27,8 +31,18 @@ class ShuffledConvolution:
     is_flat: bool
     job: list[int]
     shuffle: ByteShuffle
+    tile: Tile
 
     @property
     def taps(self) -> int:
         """Of the kernel."""
         return self.kernel[0] * self.kernel[1]
+
+
+def distinct_tiles(cuts: Iterable[Any]) -> tuple[Tile, ...]:
+    """The tiles of ``cuts``, one for each group and run that they lead to; of what no rule takes (None), none."""
+    found: dict[tuple[int, int], Tile] = {}
+    for cut in cuts:
+        if cut is not None:
+            found.setdefault((cut.group, cut.run), cut.tile)
+    return tuple(found.values())

@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 from fqt_deploy.ops.packed_words import PANEL
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.nibble_convolution import distinct_tiles
 from fqt_deploy.targets.cpu.nibble_input_grad_cut import CodeConvolution
 from fqt_deploy.targets.cpu.nibble_table import (
     ENTRIES,
@@ -27,7 +28,10 @@ from fqt_deploy.targets.cpu.nibble_table import (
     shuffles_pay,
 )
 from fqt_deploy.targets.cpu.register_tile import arguments_of, largest_divisor
+from fqt_deploy.targets.tuning_log import Tile
 
+TILES: tuple[Tile, ...] = ((4, 16), (4, 4), (4, 32), (2, 16), (2, 32), (1, 16), (1, 32))
+"""What is worth measuring, the default first."""
 BAND_BYTES = 1 << 18
 """Tables of one band: they are read from the second-level cache."""
 JOB_POSITIONS = 64
@@ -39,8 +43,16 @@ class NibbleInputGradRule:
 
     ops: ClassVar[frozenset[str]] = frozenset({"bitplane_conv2d_input_grad"})
 
-    def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
+    def apply(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile | None = None) -> tirx.PrimFunc | None:
         """A hand-written loop nest; gradients that do not exist, between strides or in padding, are empty tables."""
+        cut = self._cut(function, features, tile or TILES[0])
+        return None if cut is None else _product(cut)
+
+    def tiles(self, function: tirx.PrimFunc, features: CpuFeatures) -> tuple[Tile, ...]:
+        """Registers of columns that look up one table, and positions that read a block of the weight in turn."""
+        return distinct_tiles(self._cut(function, features, tile) for tile in TILES)
+
+    def _cut(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile) -> CodeConvolution | None:
         arguments = arguments_of(function)
         samples, oh, ow, bits, words = (int(d) for d in function.params[0].shape)
         if arguments is None or arguments[2] % PANEL or not shuffles_pay(features, bits):
@@ -52,21 +64,20 @@ class NibbleInputGradRule:
             b for b in range(1, hw[0] + 1)
             if hw[0] % b == 0 and (b == 1 or (b + kernel[0] - 1) * row_bytes <= BAND_BYTES)
         )  # fmt: skip
-        return _product(
-            CodeConvolution(
-                samples=samples,
-                gradient=[oh, ow],
-                bits=bits,
-                words=words,
-                channels=channels,
-                hw=hw,
-                kernel=kernel,
-                stride=stride,
-                padding=padding,
-                is_flat=is_flat,
-                job=[1, largest_divisor(samples * oh * ow, JOB_POSITIONS)] if is_flat else [band, hw[1]],
-                shuffle=ByteShuffle.for_columns(channels, features),
-            )
+        return CodeConvolution(
+            samples=samples,
+            gradient=[oh, ow],
+            bits=bits,
+            words=words,
+            channels=channels,
+            hw=hw,
+            kernel=kernel,
+            stride=stride,
+            padding=padding,
+            is_flat=is_flat,
+            job=[1, largest_divisor(samples * oh * ow, JOB_POSITIONS)] if is_flat else [band, hw[1]],
+            shuffle=ByteShuffle.for_columns(channels, features),
+            tile=tile,
         )
 
 

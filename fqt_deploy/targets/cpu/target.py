@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from tvm import tirx
@@ -35,6 +36,10 @@ from fqt_deploy.targets.cpu.transpose_packed_weight import TransposePackedWeight
 from fqt_deploy.targets.cpu.transposition import TranspositionRule
 from fqt_deploy.targets.cpu.update import UpdateRule
 from fqt_deploy.targets.toolchain import TOOLCHAINS, Toolchain, native_toolchain
+from fqt_deploy.targets.tuning_log import read_tiles, tiles_of
+
+TUNED_TILES = Path(__file__).with_name("tuned_tiles.jsonl")
+"""What was measured for the examples' kernels, on the processors named there."""
 
 RULES: tuple[ScheduleRule, ...] = (
     # 1-bit products
@@ -101,4 +106,5 @@ def rpi5_target(mcpu: str | None) -> Target:
 
 def _target(name: str, mcpu: str, toolchain: Toolchain) -> Target:
     features = cpu_features(mcpu, toolchain)
-    return CpuTarget(name, llvm_target(mcpu, toolchain), features, RULES, toolchain)
+    tuned = tiles_of(mcpu, read_tiles(TUNED_TILES))
+    return CpuTarget(name, llvm_target(mcpu, toolchain), features, RULES, toolchain, tuned)

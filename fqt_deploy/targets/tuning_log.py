@@ -1,0 +1,99 @@
+"""Tiles that were measured, one JSON line each: those that come with a target, and those of a user's own log."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tvm import tirx
+
+from fqt_deploy.core.diagnostics import FqtError
+
+Tile = tuple[int, ...]
+"""The largest extents of a kernel's tile; what each is, its rule says."""
+
+
+@dataclass(frozen=True)
+class TunedTile:
+    """The tile that was fastest for one kernel.
+
+    Attributes:
+        processor: LLVM's name of it.
+        rule: class of the schedule rule.
+        kernel: what ``kernel_signature`` says of it.
+        tile: the choice.
+        threads: that took part in the measurement.
+        microseconds: of one call.
+        default_microseconds: of one call with the tile that the rule takes by itself.
+    """
+
+    processor: str
+    rule: str
+    kernel: str
+    tile: Tile
+    threads: int
+    microseconds: float
+    default_microseconds: float
+
+
+def kernel_signature(function: tirx.PrimFunc) -> str:
+    """Op, attributes and operand types of a kernel: kernels of equal signature have equal loop nests."""
+    operands = " ".join(f"{p.dtype}{[int(d) for d in p.shape]}".replace(" ", "") for p in function.params)
+    return f"{function.attrs['fqt.op']} {operands} {function.attrs.get('fqt.arguments', '')}".replace(", ", ",").strip()
+
+
+def default_log() -> Path:
+    """Where ``--tune`` keeps what it measures: in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "fqt-deploy" / "tuned_tiles.jsonl"
+
+
+def read_tiles(path: Path) -> list[TunedTile]:
+    """The lines of a log; none if there is no such file.
+
+    Raises:
+        FqtError: FQT207 for a line that is not one of ours, with its number.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise FqtError(f"cannot read the tuning log {path}: {error}", code="FQT207") from None
+    return [_tile(line, f"{path}:{i}") for i, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _tile(line: str, place: str) -> TunedTile:
+    try:
+        found: Any = json.loads(line)
+        tile = TunedTile(**{**found, "tile": tuple(found["tile"])})
+    except (ValueError, TypeError, KeyError):
+        tile = None
+    if tile is None or not all(isinstance(extent, int) and extent >= 1 for extent in tile.tile):
+        names = ", ".join(field.name for field in fields(TunedTile))
+        raise FqtError(
+            f"{place} is not a line of a tuning log: it needs {names}",
+            code="FQT207",
+            hint="remove the line; --tune measures again what is missing",
+        )
+    return tile
+
+
+def append_tiles(path: Path, tiles: Iterable[TunedTile]) -> None:
+    """Add lines to a log; FQT508 if it cannot be written."""
+    text = "".join(json.dumps(asdict(tile)) + "\n" for tile in tiles)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(text)
+    except OSError as error:
+        raise FqtError(f"cannot write the tuning log {path}: {error.strerror}", code="FQT508") from None
+
+
+def tiles_of(processor: str, tiles: Iterable[TunedTile]) -> Mapping[tuple[str, str], Tile]:
+    """Tiles for ``processor`` by rule and kernel; later lines count."""
+    return {(t.rule, t.kernel): t.tile for t in tiles if t.processor == processor}
