@@ -41,6 +41,7 @@ Examples:
   fqt-compile model.py --mcpu x86-64-v3 --exclude 'head.*' --verify numerics
   fqt-compile model.py --target cuda --arch sm_90a      for an H100; needs no GPU here
   fqt-compile model.py --profile                        time it, layer by layer, beside PyTorch
+  fqt-compile model.py --tune                           measure tiles of 1-bit products here first
   fqt-compile model.py --target rpi5                    for a Raspberry Pi 5, on a PC
   fqt-compile model.py --emit onnx --emit onnx-infer    model.onnx and model.infer.onnx, for ONNX Runtime
 
