@@ -16,7 +16,7 @@ from fqt_deploy.ops.packed_words import PANEL
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.nibble_binary_conv2d_cut import PairedConvolution
-from fqt_deploy.targets.cpu.nibble_convolution import distinct_tiles
+from fqt_deploy.targets.cpu.nibble_convolution import ShuffleRule
 from fqt_deploy.targets.cpu.nibble_table import (
     ENTRIES,
     NIBBLES,
@@ -36,29 +36,25 @@ CHUNK = 3
 """Lookups whose counts fit into half a byte."""
 MAXIMUM_TERMS = 65535
 """Differences of one position are counted in 16 bits."""
-TILES: tuple[Tile, ...] = ((4, 4), (4, 8), (4, 2), (2, 4), (2, 8), (2, 16), (1, 8), (1, 16))
-"""What is worth measuring, the default first."""
 JOBS = 16
 """Independent pieces to cut a product into: work for that many threads."""
 JOB_POSITIONS = 64
 """Positions of a job where rows of an image have no meaning: one tap."""
 
 
-class NibbleBinaryConv2dRule:
+class NibbleBinaryConv2dRule(ShuffleRule):
     """Takes ``binary_conv2d`` with a multiple of 16 output channels where an x86 byte shuffle is the best there is."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"binary_conv2d"})
+    choices: ClassVar[tuple[Tile, ...]] = ((4, 4), (4, 8), (4, 2), (2, 4), (2, 8), (2, 16), (1, 8), (1, 16))
+    """Registers of columns that look up one table, pairs that read a block of the weight in turn."""
 
-    def apply(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile | None = None) -> tirx.PrimFunc | None:
-        """A hand-written loop nest over bands of image rows; ARM counts bits as fast as it shuffles bytes."""
-        cut = self._cut(function, features, tile or TILES[0])
-        return None if cut is None else _product(cut)
+    def product(self, cut: Any) -> tirx.PrimFunc:
+        """Tables, indices of the weight, then jobs in parallel."""
+        return _product(cut)
 
-    def tiles(self, function: tirx.PrimFunc, features: CpuFeatures) -> tuple[Tile, ...]:
-        """Registers of columns that look up one table, and pairs that read a block of the weight in turn."""
-        return distinct_tiles(self._cut(function, features, tile) for tile in TILES)
-
-    def _cut(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile) -> PairedConvolution | None:
+    def cut(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile) -> PairedConvolution | None:
+        """Bands of image rows are jobs; ARM counts bits as fast as it shuffles bytes."""
         arguments = arguments_of(function)
         if arguments is None or arguments[3] % PANEL or not (features.is_x86 and shuffles_pay(features, 1)):
             return None

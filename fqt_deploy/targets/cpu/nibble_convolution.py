@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from tvm import tirx
+
+from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.nibble_table import ByteShuffle
 from fqt_deploy.targets.tuning_log import Tile
 
@@ -39,10 +42,34 @@ class ShuffledConvolution:
         return self.kernel[0] * self.kernel[1]
 
 
-def distinct_tiles(cuts: Iterable[Any]) -> tuple[Tile, ...]:
-    """The tiles of ``cuts``, one for each group and run that they lead to; of what no rule takes (None), none."""
-    found: dict[tuple[int, int], Tile] = {}
-    for cut in cuts:
-        if cut is not None:
-            found.setdefault((cut.group, cut.run), cut.tile)
-    return tuple(found.values())
+class ShuffleRule(ABC):
+    """A schedule rule for one of these convolutions, which can be tuned.
+
+    Attributes:
+        choices: tiles worth measuring; the first is taken where nothing was measured.
+    """
+
+    ops: ClassVar[frozenset[str]]
+    choices: ClassVar[tuple[Tile, ...]]
+
+    @abstractmethod
+    def cut(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile) -> Any:
+        """The convolution and how it is cut, with ``group`` and ``run`` of at most ``tile``; None: not mine."""
+
+    @abstractmethod
+    def product(self, cut: Any) -> tirx.PrimFunc:
+        """The kernel."""
+
+    def apply(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile | None = None) -> tirx.PrimFunc | None:
+        """A hand-written loop nest, with ``tile`` or the first of ``choices``."""
+        cut = self.cut(function, features, tile or self.choices[0])
+        return None if cut is None else self.product(cut)
+
+    def tiles(self, function: tirx.PrimFunc, features: CpuFeatures) -> tuple[Tile, ...]:
+        """Choices that lead to different groups and runs."""
+        found: dict[tuple[int, int], Tile] = {}
+        for tile in self.choices:
+            cut = self.cut(function, features, tile)
+            if cut is not None:
+                found.setdefault((cut.group, cut.run), tile)
+        return tuple(found.values())

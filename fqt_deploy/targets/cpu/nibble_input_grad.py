@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 from fqt_deploy.ops.packed_words import PANEL
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
-from fqt_deploy.targets.cpu.nibble_convolution import distinct_tiles
+from fqt_deploy.targets.cpu.nibble_convolution import ShuffleRule
 from fqt_deploy.targets.cpu.nibble_input_grad_cut import CodeConvolution
 from fqt_deploy.targets.cpu.nibble_table import (
     ENTRIES,
@@ -30,29 +30,25 @@ from fqt_deploy.targets.cpu.nibble_table import (
 from fqt_deploy.targets.cpu.register_tile import arguments_of, largest_divisor
 from fqt_deploy.targets.tuning_log import Tile
 
-TILES: tuple[Tile, ...] = ((4, 16), (4, 4), (4, 32), (2, 16), (2, 32), (1, 16), (1, 32))
-"""What is worth measuring, the default first."""
 BAND_BYTES = 1 << 18
 """Tables of one band: they are read from the second-level cache."""
 JOB_POSITIONS = 64
 """Positions of a job where rows of an image have no meaning: one tap."""
 
 
-class NibbleInputGradRule:
+class NibbleInputGradRule(ShuffleRule):
     """Takes ``bitplane_conv2d_input_grad`` of up to 4 bits, a multiple of 16 input channels."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"bitplane_conv2d_input_grad"})
+    choices: ClassVar[tuple[Tile, ...]] = ((4, 16), (4, 4), (4, 32), (2, 16), (2, 32), (1, 16), (1, 32))
+    """Registers of columns that look up one table, positions that read a block of the weight in turn."""
 
-    def apply(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile | None = None) -> tirx.PrimFunc | None:
-        """A hand-written loop nest; gradients that do not exist, between strides or in padding, are empty tables."""
-        cut = self._cut(function, features, tile or TILES[0])
-        return None if cut is None else _product(cut)
+    def product(self, cut: Any) -> tirx.PrimFunc:
+        """Tables, indices of the weight, then jobs in parallel."""
+        return _product(cut)
 
-    def tiles(self, function: tirx.PrimFunc, features: CpuFeatures) -> tuple[Tile, ...]:
-        """Registers of columns that look up one table, and positions that read a block of the weight in turn."""
-        return distinct_tiles(self._cut(function, features, tile) for tile in TILES)
-
-    def _cut(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile) -> CodeConvolution | None:
+    def cut(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile) -> CodeConvolution | None:
+        """Bands of image rows are jobs; where no gradient is, between strides or in padding, tables are empty."""
         arguments = arguments_of(function)
         samples, oh, ow, bits, words = (int(d) for d in function.params[0].shape)
         if arguments is None or arguments[2] % PANEL or not shuffles_pay(features, bits):
