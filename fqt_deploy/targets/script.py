@@ -7,6 +7,7 @@ kernels take to generate: every frame looks for its file among all modules, and 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,7 @@ def macro(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def prim_func(*, s_tir: bool) -> Callable[[Callable[..., Any]], tirx.PrimFunc]:
-    """As ``T.prim_func``, for a function whose parameters' types name nothing that its body does not.
+    """As ``T.prim_func``, for a function that is written where the names of its parameters' types are defined.
 
     Args:
         s_tir: read by the parser, off the decorator's source: whether the kernel is a nest of loops and blocks.
@@ -45,7 +46,12 @@ def prim_func(*, s_tir: bool) -> Callable[[Callable[..., Any]], tirx.PrimFunc]:
     del s_tir
 
     def decorate(function: Callable[..., Any]) -> tirx.PrimFunc:
-        return parse(function, inspect_function_capture(function))
+        frame = inspect.currentframe()
+        assert frame is not None
+        assert frame.f_back is not None
+        local = frame.f_back.f_locals  # names that only types use are not captured
+        named = {n for text in function.__annotations__.values() for n in re.findall(r"[^\W\d]\w*", str(text))}
+        return parse(function, {n: local[n] for n in named & local.keys()} | inspect_function_capture(function))
 
     decorate.dispatch_token = "tirx"  # type: ignore[attr-defined] # how the parser knows the decorator
     return decorate

@@ -52,3 +52,14 @@ def test_a_macro_outside_of_a_kernel_is_refused() -> None:
 
     with pytest.raises(RuntimeError, match="nothing is a macro"):
         nothing(None)
+
+
+def test_types_may_name_what_the_body_does_not() -> None:
+    shape = (LANES, LANES)
+
+    @script.prim_func(s_tir=True)
+    def kernel(x: T.Buffer(shape, "float32")):
+        x[0, 0] = T.float32(0)
+
+    (buffer,) = kernel.params
+    assert tuple(int(extent) for extent in buffer.shape) == shape
