@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import sys
@@ -35,7 +34,7 @@ PEAK_TILES, PEAK_LOOPS = 2, 20_000
 PEAK_TRIALS = 20
 PAUSE_S = 0.05
 """Before each turn: threads of the contender before, which wait by spinning, go to sleep."""
-MINIMUM_TURN_S = 0.02
+MINIMUM_TURN_S = 0.05
 
 Run = Callable[[], Any]
 
@@ -122,16 +121,24 @@ def torch_products(m: int, n: int, k: int) -> dict[str, Run]:
 
 def interleaved_medians(runs: dict[str, Run], turns: int) -> dict[str, float]:
     """Median seconds of a call, contenders in turn; a turn is as many calls as last ``MINIMUM_TURN_S``."""
-    calls = {}
-    for name, run in runs.items():
+    for run in runs.values():
         run()
-        calls[name] = max(1, math.ceil(MINIMUM_TURN_S / _seconds(run, 1)))
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(turns):
         for name, run in runs.items():
             time.sleep(PAUSE_S)
-            times[name].append(_seconds(run, calls[name]))
+            times[name].append(_seconds_of_a_turn(run))
     return {name: statistics.median(found) for name, found in times.items()}
+
+
+def _seconds_of_a_turn(run: Run) -> float:
+    """Mean seconds of a call; the first, which wakes the threads, is not counted."""
+    run()
+    calls, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < MINIMUM_TURN_S or not calls:
+        run()
+        calls += 1
+    return elapsed / calls
 
 
 def _seconds(run: Run, calls: int) -> float:
