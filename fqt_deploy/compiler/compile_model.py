@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fqt_deploy.capture.joint import capture_prediction_graph, capture_training_graph
+from fqt_deploy.capture.joint import capture_training_graph
 from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.capture.prediction import capture_prediction_graph
 from fqt_deploy.codegen.build import build_library, find_linker
 from fqt_deploy.codegen.to_relax import RelaxProgram, to_relax
 from fqt_deploy.codegen.tune_tiles import check_can_tune, tune_tiles

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fqt_deploy.capture.joint import capture_prediction_graph, capture_training_graph
+from fqt_deploy.capture.joint import capture_training_graph
+from fqt_deploy.capture.prediction import capture_prediction_graph
 from fqt_deploy.core.diagnostics import FqtError
 
 X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,59 @@
+"""Capture of prediction: the model in evaluation mode as one ATen graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from fqt_deploy.capture.decompositions import decompositions
+from fqt_deploy.capture.export_guard import quiet_export
+from fqt_deploy.capture.model_state import constant_name, constant_state, model_state
+from fqt_deploy.capture.tied_parameters import canonical_names, merge_equal_inputs
+from fqt_deploy.capture.traced_graph import data_first, reduce_provenance
+from fqt_deploy.capture.tracing import module_mode, one_tensor, plain_ops, trace_error
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.graph import TrainingGraph
+
+
+class _PredictModule(nn.Module):
+    """The model alone, so that parameter names equal those of the training capture."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return one_tensor(self.model(x), "evaluation")
+
+
+def capture_prediction_graph(model: nn.Module, x: Tensor) -> TrainingGraph:
+    """Trace ``model`` in evaluation mode; outputs are ``logits`` alone.
+
+    Raises:
+        FqtError: FQT104 if tracing fails, FQT105 for a wrong output.
+    """
+    predict = _PredictModule(model)
+    with module_mode(predict, training=False), torch.no_grad(), quiet_export(), plain_ops():
+        try:
+            program = torch.export.export(predict, (x,), strict=False).run_decompositions(decompositions())
+        except FqtError:
+            raise
+        except Exception as error:
+            raise trace_error("prediction", error) from error
+    signature = program.graph_signature
+    aliases = canonical_names(model)
+    names = {
+        **{k: "param/" + aliases[v.removeprefix("model.")] for k, v in signature.inputs_to_parameters.items()},
+        **{k: "buffer/" + v.removeprefix("model.") for k, v in signature.inputs_to_buffers.items()},
+    }
+    constants = {name: program.constants[key] for name, key in signature.inputs_to_lifted_tensor_constants.items()}
+    names |= {name: constant_name(tensor) for name, tensor in constants.items()}
+    graph = program.graph_module
+    inputs = [names.get(n.name, "x") for n in graph.graph.nodes if n.op == "placeholder"]
+    merge_equal_inputs(graph, inputs)
+    output = next(n for n in graph.graph.nodes if n.op == "output")
+    output.args = ((output.args[0][-1],),)
+    reduce_provenance(graph)
+    module = fx.GraphModule(graph, graph.graph)
+    state = model_state(model) | constant_state(constants.values())
+    return data_first(TrainingGraph(module, inputs, ["logits"], state, batch=int(x.shape[0])))

@@ -1,0 +1,43 @@
+"""Common to all captures: what PyTorch's trace says of its nodes, and the order of inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fqt_deploy.core.graph import TrainingGraph
+
+aten = torch.ops.aten
+
+
+def reduce_provenance(module: fx.GraphModule) -> None:
+    """Reduce PyTorch's provenance to ``layer`` and ``phase``, and put all values under one fake mode."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    for node in module.graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default):
+        module.graph.erase_node(node)  # says what the fake tensors say
+
+    def refake(tensor: Tensor) -> Tensor:
+        with mode:
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+    for node in module.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
+        path = str(list(stack.values())[-1][0]) if stack else ""
+        node.meta["layer"] = path.removeprefix("model").removeprefix(".")
+        node.meta["phase"] = "backward" if node.meta.get("partitioner_tag") == "is_backward" else "forward"
+        if "val" in node.meta:
+            node.meta["val"] = torch.utils._pytree.tree_map_only(Tensor, refake, node.meta["val"])
+
+
+def data_first(graph: TrainingGraph) -> TrainingGraph:
+    """Put ``x`` and ``y`` before the state, and the state in the order of its inputs."""
+    nodes = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    by_name = dict(zip(graph.inputs, nodes, strict=True))
+    graph.inputs = sorted(graph.inputs, key=lambda name: ("x", "y", name).index(name))
+    for name in reversed(graph.inputs):
+        next(iter(graph.graph.nodes)).prepend(by_name[name])
+    graph.state = {name: graph.state[name] for name in graph.inputs if name in graph.state}
+    graph.graph.set_codegen(fx.graph.CodeGen())  # one argument an input; PyTorch's own nests them
+    graph.module.recompile()
+    return graph

@@ -1,0 +1,63 @@
+"""What a trace of a model runs in, and what is said if it fails."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fqt_deploy.core.diagnostics import FqtError, SourceLocation
+
+
+@contextlib.contextmanager
+def plain_ops() -> Iterator[None]:
+    """Within this context PyTorch spells attention and recurrent layers in plain ops, not as calls of fused kernels."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+
+
+@contextlib.contextmanager
+def module_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """Within this context all modules of ``module`` are in one mode."""
+    before = {m: m.training for m in module.modules()}
+    if training:
+        module.train()
+    else:
+        module.eval()
+    try:
+        yield
+    finally:
+        for m, was in before.items():
+            m.training = was
+
+
+def one_tensor(outputs: object, mode: str) -> Tensor:
+    """What the model returned, or FQT105: one tensor is what a step can write."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    kind = type(outputs).__name__
+    raise FqtError(
+        f"the model returns a {kind} in {mode} mode; it must return one tensor",
+        code="FQT105",
+        hint="wrap it in a module whose forward returns the logits alone",
+    )
+
+
+def trace_error(what: str, error: Exception) -> FqtError:
+    """FQT104, with the first line of PyTorch's error and the line of the user\'s file."""
+    cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    told = FqtError(
+        f"cannot trace the {what} step: {type(error).__name__}: {cause}",
+        code="FQT104",
+        hint="the model must be traceable by torch.export: no data-dependent control flow, no Python side effects",
+    )
+    told.location = SourceLocation.of_error(error)
+    return told
