@@ -6,6 +6,7 @@ and the sums over a run are added to those of the runs before.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tvm import tirx
@@ -45,6 +46,181 @@ TILES = 4
 """Of sums: two of rows by two of columns, or one by four."""
 
 
+@dataclass(frozen=True)
+class _Product:
+    """The product's shape, and how it is cut.
+
+    Attributes:
+        words: packed words along positions.
+        bits: planes of a code.
+        kept: channels of the gradient.
+        channels: of the input.
+        kernel: KH, KW.
+        rows: kept channels in a tile.
+    """
+
+    words: int
+    bits: int
+    kept: int
+    channels: int
+    kernel: list[int]
+    rows: int
+
+    @property
+    def taps(self) -> int:
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def per_tap(self) -> int:
+        """Panels of a tap."""
+        return self.channels // PANEL
+
+    @property
+    def panels(self) -> int:
+        """Panels of input bits."""
+        return self.taps * self.per_tap
+
+    @property
+    def mask_panels(self) -> int:
+        """Panels that say which positions lie inside, a column for each tap; they come last."""
+        return panel_count(self.taps)
+
+    @property
+    def steps(self) -> int:
+        """Products along positions."""
+        return -(-self.words // 2)
+
+    @property
+    def row_tiles(self) -> int:
+        return self.kept // self.rows
+
+    @property
+    def together(self) -> int:
+        """Tiles of rows that are multiplied at once: a group."""
+        return 2 if self.row_tiles % 2 == 0 else 1
+
+    @property
+    def groups(self) -> int:
+        return self.row_tiles // self.together
+
+    @property
+    def width(self) -> int:
+        """Panels that are multiplied at once."""
+        return TILES // self.together
+
+    @property
+    def blocks(self) -> int:
+        """Of so many panels, in a tap."""
+        return -(-self.per_tap // self.width)
+
+    @property
+    def tap_jobs(self) -> int:
+        """Taps of a channel are neighbours in the result: one job writes them all, if all jobs have channels."""
+        return next((t for t in range(1, self.taps + 1) if self.taps % t == 0 and t * self.blocks >= JOBS), self.taps)
+
+    def sums_begin(self, tile: Any, p: Any, r: Any) -> Any:
+        """Where the sums of a row of a tile with a panel of the block begin."""
+        in_group = (tile % self.together * TILE_ROWS + r) * self.width + p
+        return tile // self.together * TILES * TILE + in_group * TILE_LANES
+
+
+@script.macro
+def _expand_codes(s: _Product, planes: Any, codes: Any, tile: Any, r: Any) -> None:
+    """All bytes of a kept channel; past the last word they are zero."""
+    for step in T.serial(s.words // 2):
+        codes[T.ramp((tile * s.steps + step) * TILE + r * TILE_LANES, 1, TILE_LANES)] = row_of_codes(
+            [
+                neighbours(planes[2 * step, p, tile * s.rows + r], planes[2 * step + 1, p, tile * s.rows + r])
+                for p in range(s.bits)
+            ]
+        )
+    if s.words % 2 == 1:
+        codes[T.ramp((tile * s.steps + s.steps - 1) * TILE + r * TILE_LANES, 1, TILE_LANES)] = row_of_codes(
+            [neighbours(planes[s.words - 1, p, tile * s.rows + r], None) for p in range(s.bits)]
+        )
+
+
+@script.macro
+def _expand_positions(s: _Product, positions: Any, columns: Any, run: Any, first: Any, last: Any) -> None:
+    """Bytes of a block of panels along one run."""
+    for step in T.serial(T.min(RUN, s.steps - run * RUN)):
+        for p in T.unroll(s.width):
+            panel: T.let = T.min(first + p, last)
+            word: T.let = 2 * (run * RUN + step)
+            expand_columns(
+                columns,
+                (step * s.width + p) * TILE,
+                bits_table(),
+                positions[panel, word, T.ramp(0, 1, PANEL)],
+                positions[panel, T.min(word + 1, s.words - 1), T.ramp(0, 1, PANEL)],
+            )
+
+
+@script.macro
+def _multiply_block(s: _Product, codes: Any, positions: Any, columns: Any, sums: Any, first: Any, last: Any) -> None:
+    """Sums of every group of row tiles with ``width`` panels from ``first`` on; past ``last`` they mean nothing."""
+    for run in T.serial((s.steps + RUN - 1) // RUN):
+        _expand_positions(s, positions, columns, run, first, last)
+        for group in T.serial(s.groups):
+            if run == 0:
+                clear_sums()
+            else:
+                load_sums(sums, group * TILES * TILE, s.width)
+            for step in T.serial(T.min(RUN, s.steps - run * RUN)):
+                row: T.let = (group * s.together * s.steps + run * RUN + step) * TILE
+                at: T.let = step * s.width * TILE
+                if s.together == 2:
+                    multiply_two_by_two(codes, row, row + s.steps * TILE, 4 * TILE_LANES, columns, at, UNSIGNED_ROWS)
+                else:
+                    multiply_one_by_four(codes, row, 4 * TILE_LANES, columns, at, UNSIGNED_ROWS)
+            store_sums(sums, group * TILES * TILE, s.width)
+
+
+def _kernel(s: _Product) -> tirx.PrimFunc:
+    """Codes, the sums of codes inside each tap, then blocks of panels."""
+
+    @script.prim_func(s_tir=True)
+    def product(
+        planes: T.Buffer((s.words, s.bits, s.kept), "int32"),
+        positions: T.Buffer((s.panels + s.mask_panels, s.words, PANEL), "int32"),
+        result: T.Buffer((s.kept, s.channels, s.kernel[0], s.kernel[1]), "int32"),
+    ):
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        codes = T.alloc_buffer((s.row_tiles * s.steps * TILE,), "int32")
+        inside = T.alloc_buffer((s.kept, s.mask_panels * PANEL), "int32")
+        T.evaluate(request_tiles())
+        for c in T.parallel(s.kept):
+            _expand_codes(s, planes, codes, c // s.rows, c % s.rows)
+        for job in T.parallel((s.mask_panels + s.width - 1) // s.width):
+            columns = T.alloc_buffer((RUN * s.width * TILE,), "int32")
+            sums = T.alloc_buffer((s.groups * TILES * TILE,), "int32")
+            configure_tiles(s.rows)
+            _multiply_block(s, codes, positions, columns, sums, s.panels + job * s.width, s.panels + s.mask_panels - 1)
+            for tile, r in T.grid(s.row_tiles, s.rows):
+                for p in T.serial(T.min(s.width, s.mask_panels - job * s.width)):
+                    inside[tile * s.rows + r, T.ramp((job * s.width + p) * PANEL, 1, PANEL)] = sums[
+                        T.ramp(s.sums_begin(tile, p, r), 1, TILE_LANES)
+                    ]
+            T.evaluate(release_tiles())
+        for job in T.parallel(s.blocks * s.tap_jobs):
+            columns = T.alloc_buffer((RUN * s.width * TILE,), "int32")
+            sums = T.alloc_buffer((s.groups * TILES * TILE,), "int32")
+            configure_tiles(s.rows)
+            for t in T.serial(s.taps // s.tap_jobs):
+                tap: T.let = job % s.tap_jobs * (s.taps // s.tap_jobs) + t
+                block: T.let = job // s.tap_jobs * s.width
+                _multiply_block(s, codes, positions, columns, sums, tap * s.per_tap + block, (tap + 1) * s.per_tap - 1)
+                for tile, r in T.grid(s.row_tiles, s.rows):
+                    for p in T.serial(T.min(s.width, s.per_tap - block)):
+                        for lane in T.vectorized(PANEL):
+                            result[
+                                tile * s.rows + r, (block + p) * PANEL + lane, tap // s.kernel[1], tap % s.kernel[1]
+                            ] = sums[s.sums_begin(tile, p, r) + lane] * 2 - inside[tile * s.rows + r, tap]
+            T.evaluate(release_tiles())
+
+    return product
+
+
 class AmxWeightGradRule:
     """Takes ``bitplane_weight_grad`` with a multiple of 16 input channels where tiles can be filled."""
 
@@ -58,107 +234,4 @@ class AmxWeightGradRule:
             return None
         _, _, channels, kernel = arguments
         rows = largest_divisor(kept, TILE_ROWS)
-        return None if rows < MINIMUM_ROWS else _product(words, bits, kept, channels, kernel, rows)
-
-
-def _product(words: int, bits: int, kept: int, channels: int, kernel: list[int], rows: int) -> tirx.PrimFunc:
-    """The kernel with ``rows`` channels in a tile."""
-    taps, per_tap = kernel[0] * kernel[1], channels // PANEL
-    panels, mask_panels = taps * per_tap, panel_count(taps)
-    steps, row_tiles = -(-words // 2), kept // rows
-    together = 2 if row_tiles % 2 == 0 else 1
-    width = TILES // together
-    groups = row_tiles // together
-    # taps of a channel are neighbours in the result: one job writes them all, where there are channels for all jobs
-    blocks = -(-per_tap // width)
-    tap_jobs = next((t for t in range(1, taps + 1) if taps % t == 0 and t * blocks >= JOBS), taps)
-
-    @script.macro
-    def expand_codes(planes: Any, codes: Any, tile: Any, r: Any) -> None:
-        """All bytes of a kept channel; past the last word they are zero."""
-        for step in T.serial(words // 2):
-            codes[T.ramp((tile * steps + step) * TILE + r * TILE_LANES, 1, TILE_LANES)] = row_of_codes(
-                [
-                    neighbours(planes[2 * step, p, tile * rows + r], planes[2 * step + 1, p, tile * rows + r])
-                    for p in range(bits)
-                ]
-            )
-        if words % 2 == 1:
-            codes[T.ramp((tile * steps + steps - 1) * TILE + r * TILE_LANES, 1, TILE_LANES)] = row_of_codes(
-                [neighbours(planes[words - 1, p, tile * rows + r], None) for p in range(bits)]
-            )
-
-    @script.macro
-    def multiply_block(codes: Any, positions: Any, columns: Any, sums: Any, first: Any, last: Any) -> None:
-        """Sums of every group of row tiles with ``width`` panels from ``first`` on; past ``last`` they mean nothing."""
-        for run in T.serial((steps + RUN - 1) // RUN):
-            for step in T.serial(T.min(RUN, steps - run * RUN)):
-                for p in T.unroll(width):
-                    panel: T.let = T.min(first + p, last)
-                    word: T.let = 2 * (run * RUN + step)
-                    expand_columns(
-                        columns,
-                        (step * width + p) * TILE,
-                        bits_table(),
-                        positions[panel, word, T.ramp(0, 1, PANEL)],
-                        positions[panel, T.min(word + 1, words - 1), T.ramp(0, 1, PANEL)],
-                    )
-            for group in T.serial(groups):
-                if run == 0:
-                    clear_sums()
-                else:
-                    load_sums(sums, group * TILES * TILE, width)
-                for step in T.serial(T.min(RUN, steps - run * RUN)):
-                    row: T.let = (group * together * steps + run * RUN + step) * TILE
-                    if together == 2:
-                        multiply_two_by_two(
-                            codes, row, row + steps * TILE, 4 * TILE_LANES, columns, step * width * TILE, UNSIGNED_ROWS
-                        )
-                    else:
-                        multiply_one_by_four(codes, row, 4 * TILE_LANES, columns, step * width * TILE, UNSIGNED_ROWS)
-                store_sums(sums, group * TILES * TILE, width)
-
-    def sums_at(tile: Any, p: Any, r: Any) -> Any:
-        """Where the sums of a row of a tile with a panel of the block begin."""
-        return tile // together * TILES * TILE + ((tile % together * TILE_ROWS + r) * width + p) * TILE_LANES
-
-    @script.prim_func(s_tir=True)
-    def product(
-        planes: T.Buffer((words, bits, kept), "int32"),
-        positions: T.Buffer((panels + mask_panels, words, PANEL), "int32"),
-        result: T.Buffer((kept, channels, kernel[0], kernel[1]), "int32"),
-    ):
-        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
-        codes = T.alloc_buffer((row_tiles * steps * TILE,), "int32")
-        inside = T.alloc_buffer((kept, mask_panels * PANEL), "int32")
-        T.evaluate(request_tiles())
-        for c in T.parallel(kept):
-            expand_codes(planes, codes, c // rows, c % rows)
-        for job in T.parallel((mask_panels + width - 1) // width):
-            columns = T.alloc_buffer((RUN * width * TILE,), "int32")
-            sums = T.alloc_buffer((groups * TILES * TILE,), "int32")
-            configure_tiles(rows)
-            multiply_block(codes, positions, columns, sums, panels + job * width, panels + mask_panels - 1)
-            for tile, r in T.grid(row_tiles, rows):
-                for p in T.serial(T.min(width, mask_panels - job * width)):
-                    inside[tile * rows + r, T.ramp((job * width + p) * PANEL, 1, PANEL)] = sums[
-                        T.ramp(sums_at(tile, p, r), 1, TILE_LANES)
-                    ]
-            T.evaluate(release_tiles())
-        for job in T.parallel(blocks * tap_jobs):
-            columns = T.alloc_buffer((RUN * width * TILE,), "int32")
-            sums = T.alloc_buffer((groups * TILES * TILE,), "int32")
-            configure_tiles(rows)
-            for t in T.serial(taps // tap_jobs):
-                tap: T.let = job % tap_jobs * (taps // tap_jobs) + t
-                block: T.let = job // tap_jobs * width
-                multiply_block(codes, positions, columns, sums, tap * per_tap + block, (tap + 1) * per_tap - 1)
-                for tile, r in T.grid(row_tiles, rows):
-                    for p in T.serial(T.min(width, per_tap - block)):
-                        for lane in T.vectorized(PANEL):
-                            result[tile * rows + r, (block + p) * PANEL + lane, tap // kernel[1], tap % kernel[1]] = (
-                                sums[sums_at(tile, p, r) + lane] * 2 - inside[tile * rows + r, tap]
-                            )
-            T.evaluate(release_tiles())
-
-    return product
+        return None if rows < MINIMUM_ROWS else _kernel(_Product(words, bits, kept, channels, kernel, rows))
