@@ -52,7 +52,7 @@ def one_tensor(outputs: object, mode: str) -> Tensor:
 
 
 def trace_error(what: str, error: Exception) -> FqtError:
-    """FQT104, with the first line of PyTorch's error and the line of the user\'s file."""
+    """FQT104, with the first line of PyTorch's error and the line of the user's file."""
     cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     told = FqtError(
         f"cannot trace the {what} step: {type(error).__name__}: {cause}",
