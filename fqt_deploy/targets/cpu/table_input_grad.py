@@ -11,7 +11,14 @@ from fqt_deploy.ops.packed_words import PANEL
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.register_tile import arguments_of, largest_divisor
-from fqt_deploy.targets.cpu.table_lookup import HALVES, add_lookup, can_look_up, subset_indices, subset_sums
+from fqt_deploy.targets.cpu.table_lookup import (
+    HALVES,
+    WORDS,
+    add_lookups,
+    can_look_up,
+    subset_indices,
+    subset_sums,
+)
 
 BAND_BYTES = 1 << 19
 """Tables of one band: they are read from the second-level cache."""
@@ -66,6 +73,33 @@ def _product(
             total = total + sums[h + tap // kernel[1], v + tap % kernel[1]]
         return total
 
+    @script.macro
+    def add_words(
+        tables: Any, weight: Any, total: Any, panel: Any, tile: Any, kh: Any, kw: Any, w: Any, together: Any
+    ) -> None:
+        """Add the products of ``together`` words from ``w`` on of one tap of a tile."""
+        indices = T.alloc_buffer((panels, together * HALVES, 64), "int8")
+        for p in T.unroll(panels):
+            for u in T.unroll(together):
+                for half in T.unroll(HALVES):
+                    indices[p, u * HALVES + half, T.ramp(0, 1, 64)] = subset_indices(
+                        weight[
+                            panel + p,
+                            ((kernel[0] - 1 - kh) * kernel[1] + kernel[1] - 1 - kw) * words + w + u,
+                            T.ramp(0, 1, PANEL),
+                        ],
+                        half,
+                    )
+        for r in T.unroll(rows):
+            h: T.let = tile * rows // hw[1] + r // per_row + kh
+            v: T.let = tile * rows % hw[1] + r % per_row + kw
+            for p in T.unroll(panels):
+                total[r, p, T.ramp(0, 1, PANEL)] = add_lookups(
+                    total[r, p, T.ramp(0, 1, PANEL)],
+                    [tables[h, v, w + j // HALVES, j % HALVES, T.ramp(0, 1, 64)] for j in range(together * HALVES)],
+                    [indices[p, j, T.ramp(0, 1, 64)] for j in range(together * HALVES)],
+                )
+
     @script.prim_func(s_tir=True)
     def product(
         planes: T.Buffer((samples, out[0], out[1], bits, words), "int32"),
@@ -95,34 +129,14 @@ def _product(
                         tables[h, v, w, half, T.ramp(0, 1, 64)] = T.broadcast(T.int8(0), 64)
             for group, tile in T.grid(channels // (PANEL * panels), tiles):
                 total = T.alloc_buffer((rows, panels, PANEL), "int32")
-                indices = T.alloc_buffer((panels, 64), "int8")
                 for r in T.unroll(rows):
                     for p in T.unroll(panels):
                         total[r, p, T.ramp(0, 1, PANEL)] = T.broadcast(0, PANEL)
-                for kh, kw, w in T.grid(kernel[0], kernel[1], words):
-                    for half in T.unroll(HALVES):
-                        for p in T.unroll(panels):
-                            indices[p, T.ramp(0, 1, 64)] = subset_indices(
-                                weight[
-                                    group * panels + p,
-                                    ((kernel[0] - 1 - kh) * kernel[1] + kernel[1] - 1 - kw) * words + w,
-                                    T.ramp(0, 1, PANEL),
-                                ],
-                                half,
-                            )
-                        for r in T.unroll(rows):
-                            for p in T.unroll(panels):
-                                total[r, p, T.ramp(0, 1, PANEL)] = add_lookup(
-                                    total[r, p, T.ramp(0, 1, PANEL)],
-                                    tables[
-                                        tile * rows // hw[1] + r // per_row + kh,
-                                        tile * rows % hw[1] + r % per_row + kw,
-                                        w,
-                                        half,
-                                        T.ramp(0, 1, 64),
-                                    ],
-                                    indices[p, T.ramp(0, 1, 64)],
-                                )
+                for kh, kw in T.grid(kernel[0], kernel[1]):
+                    for pair in T.serial(words // WORDS):
+                        add_words(tables, weight, total, group * panels, tile, kh, kw, pair * WORDS, WORDS)
+                    if words % WORDS == 1:
+                        add_words(tables, weight, total, group * panels, tile, kh, kw, words - 1, 1)
                 for r in T.unroll(rows):
                     h: T.let = tile * rows // hw[1] + r // per_row
                     v: T.let = tile * rows % hw[1] + r % per_row

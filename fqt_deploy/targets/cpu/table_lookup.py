@@ -10,6 +10,8 @@ Everything here is on vectors of one 512-bit register, spelled as sixteen int32 
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 from tvm import tirx
@@ -24,6 +26,9 @@ MINIMUM_USES = 16
 """A table costs about as much to build as ten lookups save."""
 HALVES = 2
 """Registers of table for one word: each covers sixteen codes."""
+WORDS = 2
+"""Whose lookups are added as bytes: four times four codes of 15 are 240."""
+LOOKUPS = WORDS * HALVES
 _BYTES = 0x01010101
 
 
@@ -85,7 +90,8 @@ def subset_indices(lanes: Any, half: Any) -> Any:
     return _as_bytes(four_bits | _splat(0x30201000))
 
 
-def add_lookup(total: Any, table: Any, indices: Any) -> Any:
-    """``total``, int32x16, plus what sixteen rows look up in ``table``."""
+def add_lookups(total: Any, tables: list[Any], indices: list[Any]) -> Any:
+    """``total``, int32x16, plus what sixteen rows look up in tables: ``LOOKUPS`` at most, whose sums fit a byte."""
     ones = tirx.Broadcast(tirx.const(1, "int8"), 64)
-    return _call("vpdpbusd.512", "int32x16", total, _call("permvar.qi.512", "int8x64", table, indices), ones)
+    found = [_call("permvar.qi.512", "int8x64", table, index) for table, index in zip(tables, indices, strict=True)]
+    return _call("vpdpbusd.512", "int32x16", total, functools.reduce(operator.add, found), ones)

@@ -14,14 +14,15 @@ from fqt_deploy.targets.cpu.register_tile import arguments_of, largest_divisor
 from fqt_deploy.targets.cpu.table_lookup import (
     HALVES,
     MINIMUM_USES,
-    add_lookup,
+    WORDS,
+    add_lookups,
     can_look_up,
     subset_indices,
     subset_sums,
 )
 
-RUN_WORDS = 32
-"""Words of positions whose tables are alive at once: with eight channels, 32 KB."""
+RUN_WORDS = 16
+"""Words of positions whose tables are alive at once: with eight channels, 16 KB."""
 JOBS = 8
 """Independent pieces to cut a product into, where it is large enough: work for that many threads."""
 
@@ -57,26 +58,36 @@ def _product(
     jobs, run = -(-panels // per_group), min(RUN_WORDS, words)
 
     @script.macro
+    def add_words(
+        tables: Any, positions: Any, total: Any, panel: Any, begin: Any, w: Any, count: Any, together: Any
+    ) -> None:
+        """Add the products of ``together`` words from ``w`` on of a run."""
+        indices = T.alloc_buffer((count, together * HALVES, 64), "int8")
+        for p in T.unroll(count):
+            for u in T.unroll(together):
+                for half in T.unroll(HALVES):
+                    indices[p, u * HALVES + half, T.ramp(0, 1, 64)] = subset_indices(
+                        positions[panel + p, begin + w + u, T.ramp(0, 1, PANEL)], half
+                    )
+        for r in T.unroll(rows):
+            for p in T.unroll(count):
+                total[r, p, T.ramp(0, 1, PANEL)] = add_lookups(
+                    total[r, p, T.ramp(0, 1, PANEL)],
+                    [tables[w + j // HALVES, r, j % HALVES, T.ramp(0, 1, 64)] for j in range(together * HALVES)],
+                    [indices[p, j, T.ramp(0, 1, 64)] for j in range(together * HALVES)],
+                )
+
+    @script.macro
     def accumulate(tables: Any, positions: Any, counts: Any, panel: Any, into: Any, begin: Any, count: Any) -> None:
         """Add ``count`` panels' products over the run of words from ``begin`` to ``counts[into:]``."""
         total = T.alloc_buffer((rows, count, PANEL), "int32")
-        indices = T.alloc_buffer((count, 64), "int8")
         for r in T.unroll(rows):
             for p in T.unroll(count):
                 total[r, p, T.ramp(0, 1, PANEL)] = counts[into + p, r, T.ramp(0, 1, PANEL)]
-        for w in T.serial(T.min(run, words - begin)):
-            for half in T.unroll(HALVES):
-                for p in T.unroll(count):
-                    indices[p, T.ramp(0, 1, 64)] = subset_indices(
-                        positions[panel + p, begin + w, T.ramp(0, 1, PANEL)], half
-                    )
-                for r in T.unroll(rows):
-                    for p in T.unroll(count):
-                        total[r, p, T.ramp(0, 1, PANEL)] = add_lookup(
-                            total[r, p, T.ramp(0, 1, PANEL)],
-                            tables[w, r, half, T.ramp(0, 1, 64)],
-                            indices[p, T.ramp(0, 1, 64)],
-                        )
+        for pair in T.serial(T.min(run, words - begin) // WORDS):
+            add_words(tables, positions, total, panel, begin, pair * WORDS, count, WORDS)
+        if T.min(run, words - begin) % WORDS == 1:
+            add_words(tables, positions, total, panel, begin, T.min(run, words - begin) - 1, count, 1)
         for r in T.unroll(rows):
             for p in T.unroll(count):
                 counts[into + p, r, T.ramp(0, 1, PANEL)] = total[r, p, T.ramp(0, 1, PANEL)]
