@@ -25,6 +25,7 @@ from fqt_deploy.passes.select_nested import SelectNested
 from fqt_deploy.passes.select_once import SelectOnce
 from fqt_deploy.passes.simplify_signs import SimplifySigns
 from fqt_deploy.passes.sink_scatter import SinkScatter
+from fqt_deploy.passes.sum_kept_channels import SumKeptChannels
 from fqt_deploy.passes.write_state import WriteState
 
 _NORMALIZE: tuple[Pass, ...] = (
@@ -41,6 +42,7 @@ _LOWER: tuple[Pass, ...] = (
     SimplifySigns(),
     DecomposeComposites(),
     NormalizeViews(),  # again: lowering and decomposing insert reshapes
+    SumKeptChannels(),
     FoldPacking(),
     WriteState(),
 )

@@ -46,6 +46,7 @@ SHOWN = {
     "lower-to-1bit": ("convolutional", {"recipe": "scq"}),
     "simplify-signs": ("dense", {"agp": "sampled"}),
     "decompose-composites": ("convolutional", {"agp": "sampled"}),
+    "sum-kept-channels": ("dense", {"agp": "sampled"}),
     "fold-packing": ("dense", {"agp": "sampled"}),
     "write-state": ("convolutional", {"agp": "sampled"}),
     "rematerialize": ("convolutional", {"agp": "sampled", "remat": "auto"}),
