@@ -20,6 +20,9 @@ from fqt_deploy.targets.cpu.register_tile import (
 )
 from fqt_deploy.targets.tuning_log import Tile
 
+SHORT_CONTRACTION = 40
+"""Words that LLVM unrolls: with them in registers, sixteen accumulators are spilled, and half as many are faster."""
+
 
 class BinaryConv2dRule:
     """Takes ``binary_conv2d`` with a multiple of 16 output channels."""
@@ -32,10 +35,11 @@ class BinaryConv2dRule:
         if arguments is None or arguments[3] % PANEL:
             return ()
         width, panels = int(function.params[-1].shape[2]), arguments[3] // PANEL
+        default = _default_tile(width, panels, int(function.params[1].shape[1]), features)
         limits = [(rows, count) for rows in (8, 4, 2, 1) for count in (1, 2, 4, 8)]
         found = [(largest_divisor(width, rows), largest_divisor(panels, count)) for rows, count in limits]
         fitting = [(rows, count) for rows, count in found if rows * count <= features.accumulators]
-        return tuple(dict.fromkeys([_default_tile(width, panels, features), *fitting]))
+        return tuple(dict.fromkeys([default, *fitting]))
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile | None = None) -> tirx.PrimFunc | None:
         """Differing bits of the padded image, subtracted from a constant for each kind of border."""
@@ -93,7 +97,8 @@ class BinaryConv2dRule:
 
         result = te.compute(total.shape, finish, name="result")
         schedule = new_schedule([x, w, result])
-        rows, panels = tile or _default_tile(ow, outputs // PANEL, features)
+        contraction = kernel[0] * kernel[1] * words
+        rows, panels = tile or _default_tile(ow, outputs // PANEL, contraction, features)
         schedule_tile(
             schedule,
             schedule.get_sblock("total"),
@@ -109,10 +114,11 @@ class BinaryConv2dRule:
         return schedule.mod["main"]
 
 
-def _default_tile(width: int, panels: int, features: CpuFeatures) -> Tile:
-    """As many positions as there are accumulators, eight at most; vectors for the rest of the accumulators."""
-    rows = largest_divisor(width, min(8, features.accumulators))
-    return rows, largest_divisor(panels, max(1, features.accumulators // rows))
+def _default_tile(width: int, panels: int, words: int, features: CpuFeatures) -> Tile:
+    """Positions, eight at most, times vectors: as many as there are accumulators, eight if the contraction is short."""
+    accumulators = min(8, features.accumulators) if words <= SHORT_CONTRACTION else features.accumulators
+    rows = largest_divisor(width, min(4 if words <= SHORT_CONTRACTION else 8, accumulators))
+    return rows, largest_divisor(panels, max(1, accumulators // rows))
 
 
 def _border_classes(
