@@ -24,8 +24,10 @@ from fqt_deploy.targets.cpu.register_tile import (
     schedule_padding,
 )
 
-_ROWS = 8
-"""Positions in a tile: with two vectors of channels, sixteen accumulators for ten operands."""
+_ROWS = 4
+"""Positions in a tile, with two vectors of channels."""
+_ACCUMULATORS = 8
+"""Enough to hide the latency of an addition. With twice as many, LLVM spills them where it unrolls the taps."""
 
 
 class Fp32ConvolutionRule:
@@ -81,7 +83,7 @@ def tiled_product(
     name: str = "",
 ) -> Product:
     """A convolution of ``rows`` from row and column ``origin`` on with ``weight(kh, kw, c, o)``."""
-    run, outputs = kernel[1] * channels, extents[3]
+    run, outputs, accumulators = kernel[1] * channels, extents[3], min(_ACCUMULATORS, accumulators)
     tile = tile_extents(extents[:3], min(_ROWS, accumulators))
     width = PANEL * largest_divisor(outputs // PANEL, max(1, accumulators // math.prod(tile)))
     panels = te.compute(
