@@ -6,7 +6,6 @@ Another architecture's are taken from the packages of the same versions on PyPI,
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.user_cache import user_cache
 from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME
 from fqt_deploy.targets.toolchain import TOOLCHAINS, Toolchain
 
@@ -126,6 +126,5 @@ def _ffi_license(root: Path, path: str) -> Path:
 
 
 def _cache(toolchain: Toolchain) -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     versions = "-".join(importlib.metadata.version(package) for package in _PACKAGES)
-    return home / "fqt-deploy" / f"tvm-runtime-{versions}-{toolchain.arch}"
+    return user_cache() / f"tvm-runtime-{versions}-{toolchain.arch}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from tvm import tirx
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.user_cache import user_cache
 
 Tile = tuple[int, ...]
 """The largest extents of a kernel's tile; what each is, its rule says."""
@@ -48,8 +48,7 @@ def kernel_signature(function: tirx.PrimFunc) -> str:
 
 def default_log() -> Path:
     """Where ``--tune`` keeps what it measures: in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "fqt-deploy" / "tuned_tiles.jsonl"
+    return user_cache() / "tuned_tiles.jsonl"
 
 
 def read_tiles(path: Path) -> list[TunedTile]:

@@ -115,9 +115,10 @@ class BinaryConv2dRule:
 
 
 def _default_tile(width: int, panels: int, words: int, features: CpuFeatures) -> Tile:
-    """Positions, eight at most, times vectors: as many as there are accumulators, eight if the contraction is short."""
-    accumulators = min(8, features.accumulators) if words <= SHORT_CONTRACTION else features.accumulators
-    rows = largest_divisor(width, min(4 if words <= SHORT_CONTRACTION else 8, accumulators))
+    """Positions times vectors: as many as there are accumulators; four times two if the contraction is short."""
+    most, positions = (8, 4) if words <= SHORT_CONTRACTION else (features.accumulators, 8)
+    accumulators = min(most, features.accumulators)
+    rows = largest_divisor(width, min(positions, accumulators))
     return rows, largest_divisor(panels, max(1, accumulators // rows))
 
 

@@ -1,0 +1,11 @@
+"""Where files are kept between compilations that belong to the user, not to a model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def user_cache() -> Path:
+    """The folder, which may not exist yet: in ``XDG_CACHE_HOME``, by default ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fqt-deploy"
