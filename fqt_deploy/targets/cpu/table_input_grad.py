@@ -14,9 +14,8 @@ from fqt_deploy.targets.cpu.register_tile import arguments_of, largest_divisor
 from fqt_deploy.targets.cpu.table_lookup import (
     HALVES,
     WORDS,
-    add_lookups,
+    add_products,
     can_look_up,
-    subset_indices,
     subset_sums,
 )
 
@@ -78,27 +77,17 @@ def _product(
         tables: Any, weight: Any, total: Any, panel: Any, tile: Any, kh: Any, kw: Any, w: Any, together: Any
     ) -> None:
         """Add the products of ``together`` words from ``w`` on of one tap of a tile."""
-        indices = T.alloc_buffer((panels, together * HALVES, 64), "int8")
-        for p in T.unroll(panels):
-            for u in T.unroll(together):
-                for half in T.unroll(HALVES):
-                    indices[p, u * HALVES + half, T.ramp(0, 1, 64)] = subset_indices(
-                        weight[
-                            panel + p,
-                            ((kernel[0] - 1 - kh) * kernel[1] + kernel[1] - 1 - kw) * words + w + u,
-                            T.ramp(0, 1, PANEL),
-                        ],
-                        half,
-                    )
-        for r in T.unroll(rows):
-            h: T.let = tile * rows // hw[1] + r // per_row + kh
-            v: T.let = tile * rows % hw[1] + r % per_row + kw
-            for p in T.unroll(panels):
-                total[r, p, T.ramp(0, 1, PANEL)] = add_lookups(
-                    total[r, p, T.ramp(0, 1, PANEL)],
-                    [tables[h, v, w + j // HALVES, j % HALVES, T.ramp(0, 1, 64)] for j in range(together * HALVES)],
-                    [indices[p, j, T.ramp(0, 1, 64)] for j in range(together * HALVES)],
-                )
+        first: T.let = ((kernel[0] - 1 - kh) * kernel[1] + kernel[1] - 1 - kw) * words + w
+        h: T.let = tile * rows // hw[1] + kh
+        v: T.let = tile * rows % hw[1] + kw
+        add_products(
+            total,
+            rows,
+            panels,
+            together,
+            lambda p, u: weight[panel + p, first + u, T.ramp(0, 1, PANEL)],
+            lambda r, u, half: tables[h + r // per_row, v + r % per_row, w + u, half, T.ramp(0, 1, 64)],
+        )
 
     @script.prim_func(s_tir=True)
     def product(

@@ -17,6 +17,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
 
 MAXIMUM_BITS = 4
@@ -95,3 +96,29 @@ def add_lookups(total: Any, tables: list[Any], indices: list[Any]) -> Any:
     ones = tirx.Broadcast(tirx.const(1, "int8"), 64)
     found = [_call("permvar.qi.512", "int8x64", table, index) for table, index in zip(tables, indices, strict=True)]
     return _call("vpdpbusd.512", "int32x16", total, functools.reduce(operator.add, found), ones)
+
+
+@script.macro
+def add_products(total: Any, rows: int, panels: int, words: int, word: Any, table: Any) -> None:
+    """Add the products of ``words`` words, ``WORDS`` at most, to a tile.
+
+    Args:
+        total: int32 [rows, panels, 16].
+        rows: of codes.
+        panels: of sixteen rows of bits.
+        words: of each.
+        word: of panel and number among ``words``: int32x16.
+        table: of row, number among ``words``, and half: int8x64.
+    """
+    indices = T.alloc_buffer((panels, words * HALVES, 64), "int8")
+    for p in T.unroll(panels):
+        for u in T.unroll(words):
+            for half in T.unroll(HALVES):
+                indices[p, u * HALVES + half, T.ramp(0, 1, 64)] = subset_indices(word(p, u), half)
+    for r in T.unroll(rows):
+        for p in T.unroll(panels):
+            total[r, p, T.ramp(0, 1, 16)] = add_lookups(
+                total[r, p, T.ramp(0, 1, 16)],
+                [table(r, j // HALVES, j % HALVES) for j in range(words * HALVES)],
+                [indices[p, j, T.ramp(0, 1, 64)] for j in range(words * HALVES)],
+            )

@@ -15,9 +15,8 @@ from fqt_deploy.targets.cpu.table_lookup import (
     HALVES,
     MINIMUM_USES,
     WORDS,
-    add_lookups,
+    add_products,
     can_look_up,
-    subset_indices,
     subset_sums,
 )
 
@@ -62,20 +61,14 @@ def _product(
         tables: Any, positions: Any, total: Any, panel: Any, begin: Any, w: Any, count: Any, together: Any
     ) -> None:
         """Add the products of ``together`` words from ``w`` on of a run."""
-        indices = T.alloc_buffer((count, together * HALVES, 64), "int8")
-        for p in T.unroll(count):
-            for u in T.unroll(together):
-                for half in T.unroll(HALVES):
-                    indices[p, u * HALVES + half, T.ramp(0, 1, 64)] = subset_indices(
-                        positions[panel + p, begin + w + u, T.ramp(0, 1, PANEL)], half
-                    )
-        for r in T.unroll(rows):
-            for p in T.unroll(count):
-                total[r, p, T.ramp(0, 1, PANEL)] = add_lookups(
-                    total[r, p, T.ramp(0, 1, PANEL)],
-                    [tables[w + j // HALVES, r, j % HALVES, T.ramp(0, 1, 64)] for j in range(together * HALVES)],
-                    [indices[p, j, T.ramp(0, 1, 64)] for j in range(together * HALVES)],
-                )
+        add_products(
+            total,
+            rows,
+            count,
+            together,
+            lambda p, u: positions[panel + p, begin + w + u, T.ramp(0, 1, PANEL)],
+            lambda r, u, half: tables[w + u, r, half, T.ramp(0, 1, 64)],
+        )
 
     @script.macro
     def accumulate(tables: Any, positions: Any, counts: Any, panel: Any, into: Any, begin: Any, count: Any) -> None:
