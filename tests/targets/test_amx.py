@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 import tvm
 
 from fqt_deploy.ops.spec import OPS
@@ -21,6 +22,12 @@ RULES = {
     "bitplane_weight_grad": (AmxWeightGradRule(), UNSIGNED_ROWS),
 }
 
+MANY_POSITIONS = (
+    torch.zeros(2, 16, 16, 2, dtype=torch.int32), torch.zeros(4, 18, 16, dtype=torch.int32),
+    64, 64, [3, 3], [1, 1], [1, 1],
+)  # fmt: skip
+"""So many that each job expands the weights for itself; with the samples of the ops all share what is expanded once."""
+
 
 @pytest.mark.parametrize("name", RULES)
 def test_tiles_are_loaded_multiplied_and_left_empty(name):
@@ -29,7 +36,8 @@ def test_tiles_are_loaded_multiplied_and_left_empty(name):
         pytest.skip("LLVM for this machine does not make x86 code")
     features = replace(make_target("cpu").features, has_amx=True)
     target = tvm.target.Target({"kind": "llvm", "mcpu": "sapphirerapids"})
-    functions = [scheduled(RULES[name][0], name, arguments, features) for arguments in OPS[name].sample_inputs()]
+    samples = [*OPS[name].sample_inputs(), *([MANY_POSITIONS] if name == "binary_conv2d" else [])]
+    functions = [scheduled(RULES[name][0], name, arguments, features) for arguments in samples]
     taken = [f for f in functions if f is not None]
     assert taken
     for function in taken:

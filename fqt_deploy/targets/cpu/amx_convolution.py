@@ -66,6 +66,11 @@ class _Product(ConvolutionImage):
         return self.c.output_hw[0] // self.cut.band
 
     @property
+    def own_weights(self) -> bool:
+        """Whether each job expands the weights of its blocks, or all are expanded before the first job."""
+        return self.cut.group * self.cut.band * self.c.output_hw[1] >= POSITIONS_TO_EXPAND
+
+    @property
     def jobs(self) -> int:
         return self.c.samples // self.cut.group * self.bands * self.block_jobs
 
@@ -152,64 +157,24 @@ def _multiply_block(
                 _finish_row(p, result, sums, sample, first, second, 1, r, block)
 
 
-def _with_own_weights(p: _Product) -> tirx.PrimFunc:
-    """Every job expands the weights of its blocks."""
-    c = p.c
-
-    @script.prim_func(s_tir=True)
-    def kernel(
-        operand: T.Buffer(c.operand, "int32"),
-        weight: T.Buffer((c.columns // PANEL, p.taps * p.words, PANEL), "int32"),
-        result: T.Buffer((c.samples, c.output_hw[0], c.output_hw[1], c.columns), c.dtype),
-    ):
-        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
-        T.evaluate(request_tiles())
-        for job in T.parallel(p.jobs):
-            image = T.alloc_buffer((p.size,), "int32")
-            columns = T.alloc_buffer((p.block_lanes,), "int32")
-            sums = T.alloc_buffer((TILES * TILE,), "int32")
-            sample: T.let = p.sample(job)
-            first: T.let = p.first(job)
-            configure_tiles(p.cut.rows)
-            expand_image(p, operand, image, sample, first)
-            for b in T.serial(p.cut.blocks):
-                block: T.let = p.block(job, b)
-                for tap in T.serial(p.taps):
-                    _expand_weight(p, weight, columns, 0, block, tap)
-                _multiply_block(p, image, columns, 0, sums, result, sample, first, block)
-            T.evaluate(release_tiles())
-
-    return kernel
-
-
-def _with_shared_weights(p: _Product) -> tirx.PrimFunc:
-    """All weights are expanded before the first job."""
-    c = p.c
-
-    @script.prim_func(s_tir=True)
-    def kernel(
-        operand: T.Buffer(c.operand, "int32"),
-        weight: T.Buffer((c.columns // PANEL, p.taps * p.words, PANEL), "int32"),
-        result: T.Buffer((c.samples, c.output_hw[0], c.output_hw[1], c.columns), c.dtype),
-    ):
-        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
-        columns = T.alloc_buffer((p.all_blocks * p.block_lanes,), "int32")
-        T.evaluate(request_tiles())
-        for part in T.parallel(p.all_blocks * p.taps):
-            _expand_weight(p, weight, columns, part // p.taps * p.block_lanes, part // p.taps, part % p.taps)
-        for job in T.parallel(p.jobs):
-            image = T.alloc_buffer((p.size,), "int32")
-            sums = T.alloc_buffer((TILES * TILE,), "int32")
-            sample: T.let = p.sample(job)
-            first: T.let = p.first(job)
-            configure_tiles(p.cut.rows)
-            expand_image(p, operand, image, sample, first)
-            for b in T.serial(p.cut.blocks):
-                block: T.let = p.block(job, b)
-                _multiply_block(p, image, columns, block * p.block_lanes, sums, result, sample, first, block)
-            T.evaluate(release_tiles())
-
-    return kernel
+@script.macro
+def _run_job(p: _Product, operand: Any, weight: Any, columns: Any, result: Any, job: Any) -> None:
+    """One job: its image, times all its blocks of columns."""
+    image = T.alloc_buffer((p.size,), "int32")
+    sums = T.alloc_buffer((TILES * TILE,), "int32")
+    sample: T.let = p.sample(job)
+    first: T.let = p.first(job)
+    configure_tiles(p.cut.rows)
+    expand_image(p, operand, image, sample, first)
+    for b in T.serial(p.cut.blocks):
+        block: T.let = p.block(job, b)
+        if p.own_weights:
+            for tap in T.serial(p.taps):
+                _expand_weight(p, weight, columns, 0, block, tap)
+            _multiply_block(p, image, columns, 0, sums, result, sample, first, block)
+        else:
+            _multiply_block(p, image, columns, block * p.block_lanes, sums, result, sample, first, block)
+    T.evaluate(release_tiles())
 
 
 def tile_convolution(c: TileConvolution) -> tirx.PrimFunc | None:
@@ -217,5 +182,26 @@ def tile_convolution(c: TileConvolution) -> tirx.PrimFunc | None:
     cut = cut_convolution(c)
     if cut is None:
         return None
-    own_weights = cut.group * cut.band * c.output_hw[1] >= POSITIONS_TO_EXPAND
-    return (_with_own_weights if own_weights else _with_shared_weights)(_Product(c, cut))
+    p = _Product(c, cut)
+
+    @script.prim_func(s_tir=True)
+    def kernel(
+        operand: T.Buffer(c.operand, "int32"),
+        weight: T.Buffer((c.columns // PANEL, p.taps * p.words, PANEL), "int32"),
+        result: T.Buffer((c.samples, c.output_hw[0], c.output_hw[1], c.columns), c.dtype),
+    ):
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        if p.own_weights:
+            T.evaluate(request_tiles())
+            for job in T.parallel(p.jobs):
+                own = T.alloc_buffer((p.block_lanes,), "int32")
+                _run_job(p, operand, weight, own, result, job)
+        else:
+            shared = T.alloc_buffer((p.all_blocks * p.block_lanes,), "int32")
+            T.evaluate(request_tiles())
+            for part in T.parallel(p.all_blocks * p.taps):
+                _expand_weight(p, weight, shared, part // p.taps * p.block_lanes, part // p.taps, part % p.taps)
+            for job in T.parallel(p.jobs):
+                _run_job(p, operand, weight, shared, result, job)
+
+    return kernel
