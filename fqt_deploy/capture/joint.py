@@ -71,7 +71,7 @@ def capture_training_graph(
     step = _StepModule(model, loss_fn)
     with module_mode(step, training=True), torch.enable_grad(), quiet_export(), plain_ops():
         with refuse_custom_functions():
-            module, constants = _export(step, example_inputs, "training")
+            module, constants = _export(step, example_inputs)
         try:
             with contextlib.ExitStack() as stack:
                 joint = aot_export_joint_with_descriptors(
@@ -83,7 +83,7 @@ def capture_training_graph(
     return _training_graph(model, traced, constants, batch=int(example_inputs[0].shape[0]))
 
 
-def _export(step: nn.Module, args: tuple[Tensor, ...], what: str) -> tuple[nn.Module, dict[str, Tensor]]:
+def _export(step: nn.Module, args: tuple[Tensor, ...]) -> tuple[nn.Module, dict[str, Tensor]]:
     """The functional module, and the tensors in it that are no state of ``step.model``, by name in the module."""
     try:
         program = torch.export.export(step, args, strict=False)
@@ -91,7 +91,7 @@ def _export(step: nn.Module, args: tuple[Tensor, ...], what: str) -> tuple[nn.Mo
     except FqtError:
         raise
     except Exception as error:
-        raise trace_error(what, error) from error
+        raise trace_error("training", error) from error
     names = program.graph_signature.lifted_tensor_constants
     constants = {name: program.constants[name] for name in names}
     for name, tensor in constants.items():  # AOTAutograd takes buffers as inputs, and refuses other tensors
