@@ -159,7 +159,7 @@ def tile_product(threads: int) -> tuple[Run, int]:
     import tvm
     from tvm.script import tirx as T
 
-    from fqt_deploy.targets.cpu.amx_tiles import (
+    from fqt_deploy.targets.cpu.products.amx_tiles import (
         SIGNED_ROWS,
         TILE,
         TILE_DEPTH,

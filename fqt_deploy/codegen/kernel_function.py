@@ -11,9 +11,10 @@ from torch import fx
 from tvm import s_tir, te, tirx
 
 from fqt_deploy.codegen.kernel_grouping import Kernel, kind_of
-from fqt_deploy.ops import aten_pointwise, aten_reductions
-from fqt_deploy.ops.aten_indexing import INDEXING
-from fqt_deploy.ops.aten_pointwise import POINTWISE, tvm_dtype
+from fqt_deploy.ops.aten import pointwise as aten_pointwise
+from fqt_deploy.ops.aten import reductions as aten_reductions
+from fqt_deploy.ops.aten.indexing import INDEXING
+from fqt_deploy.ops.aten.pointwise import POINTWISE, tvm_dtype
 from fqt_deploy.ops.spec import OpKind
 from fqt_deploy.passes.decompose_composites import spec_of
 

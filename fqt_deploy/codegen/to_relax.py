@@ -19,7 +19,7 @@ from fqt_deploy.codegen.memory_plan import MemoryPlan, plan_memory
 from fqt_deploy.core.diagnostics import SourceLocation
 from fqt_deploy.core.graph import TrainingGraph, shape
 from fqt_deploy.core.manifest import KernelInfo
-from fqt_deploy.ops.aten_pointwise import tvm_dtype
+from fqt_deploy.ops.aten.pointwise import tvm_dtype
 from fqt_deploy.ops.spec import OpKind
 from fqt_deploy.passes.decompose_composites import spec_of
 

@@ -22,7 +22,7 @@ from fqt_deploy.codegen.kernel_grouping import Kernel
 from fqt_deploy.compiler.compile_model import LoweredModel
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.export.graph_writer import dtype_name
-from fqt_deploy.ops.onnx_body import kernel_key, operands_of
+from fqt_deploy.ops.lib.onnx_body import kernel_key, operands_of
 from fqt_deploy.ops.spec import OpSpec
 from fqt_deploy.packaging.runtime_libraries import runtime_libraries
 from fqt_deploy.passes.decompose_composites import spec_of

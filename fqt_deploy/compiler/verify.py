@@ -20,8 +20,8 @@ from fqt_deploy.compiler.verify_passes import PassCheck
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import KernelInfo
 from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.ops.aten_reductions import REDUCTIONS
-from fqt_deploy.ops.fp32_products import FP32_PRODUCTS
+from fqt_deploy.ops.aten.reductions import REDUCTIONS
+from fqt_deploy.ops.lib.fp32_products import FP32_PRODUCTS
 from fqt_deploy.passes.decompose_composites import spec_of
 
 TOLERANCE = 1e-4

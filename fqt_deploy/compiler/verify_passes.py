@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.ops.aten_reductions import REDUCTIONS
+from fqt_deploy.ops.aten.reductions import REDUCTIONS
 
 TOLERANCE = 5e-3
 """Relative error allowed in floating point values, in the norm of a tensor. A wrong pass is off by its whole size.

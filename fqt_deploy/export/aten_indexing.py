@@ -1,4 +1,4 @@
-"""ATen ops that move elements, and constants, in ONNX: the table beside ``ops/aten_indexing.py``."""
+"""ATen ops that move elements, and constants, in ONNX: the table beside ``ops/aten/indexing.py``."""
 
 from __future__ import annotations
 

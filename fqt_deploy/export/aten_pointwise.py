@@ -1,4 +1,4 @@
-"""Element-wise ATen ops in ONNX: the table beside ``ops/aten_pointwise.py``."""
+"""Element-wise ATen ops in ONNX: the table beside ``ops/aten/pointwise.py``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fqt_deploy.export.graph_writer import GraphWriter, Operand, dtype_name
-from fqt_deploy.ops.aten_pointwise import POINTWISE
+from fqt_deploy.ops.aten.pointwise import POINTWISE
 
 aten = torch.ops.aten
 prims = torch.ops.prims

@@ -1,4 +1,4 @@
-"""ATen reductions in ONNX: the table beside ``ops/aten_reductions.py``."""
+"""ATen reductions in ONNX: the table beside ``ops/aten/reductions.py``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fqt_deploy.export.graph_writer import GraphWriter, Operand, dtype_name
-from fqt_deploy.ops.aten_reductions import reduced_axes
+from fqt_deploy.ops.aten.reductions import reduced_axes
 
 aten = torch.ops.aten
 prims = torch.ops.prims

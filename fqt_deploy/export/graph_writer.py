@@ -12,7 +12,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import fx
 
 from fqt_deploy.core.diagnostics import SourceLocation
-from fqt_deploy.ops.onnx_body import Attributes, element_type, make_node
+from fqt_deploy.ops.lib.onnx_body import Attributes, element_type, make_node
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from fqt_deploy.export.aten_pointwise import ONNX_POINTWISE, write_pointwise
 from fqt_deploy.export.aten_reductions import ONNX_REDUCTIONS, write_reduction
 from fqt_deploy.export.graph_writer import GraphWriter, Operand, label_of, operand_of, value_info
 from fqt_deploy.export.op_functions import op_call, op_function
-from fqt_deploy.ops.onnx_body import DOMAIN, OPSET
+from fqt_deploy.ops.lib.onnx_body import DOMAIN, OPSET
 from fqt_deploy.ops.spec import OpSpec
 from fqt_deploy.passes.decompose_composites import spec_of
 

@@ -10,7 +10,7 @@ from typing import Any
 from onnx import FunctionProto
 from torch import Tensor
 
-from fqt_deploy.ops.onnx_body import KERNEL, Attributes, call_attributes, function_proto, kernel_key, operands_of
+from fqt_deploy.ops.lib.onnx_body import KERNEL, Attributes, call_attributes, function_proto, kernel_key, operands_of
 from fqt_deploy.ops.spec import OPS, OpSpec
 
 

@@ -1,4 +1,4 @@
-"""Importing this module defines every op in this folder."""
+"""Importing this module defines every op in this folder and those below it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import pkgutil
 
 import fqt_deploy.ops
 
-for _module in pkgutil.iter_modules(fqt_deploy.ops.__path__):
-    if _module.name != "registry":
-        importlib.import_module(f"fqt_deploy.ops.{_module.name}")
+for _module in pkgutil.walk_packages(fqt_deploy.ops.__path__, "fqt_deploy.ops."):
+    if _module.name != __name__:
+        importlib.import_module(_module.name)

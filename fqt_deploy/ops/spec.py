@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch._library.custom_ops import CustomOpDef
 
-from fqt_deploy.ops.onnx_body import OnnxFunction
+from fqt_deploy.ops.lib.onnx_body import OnnxFunction
 
 OPS: dict[str, OpSpec] = {}
 """Every registered op by name, in registration order."""

@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
-from fqt_deploy.ops.aten_pointwise import POINTWISE
-from fqt_deploy.ops.aten_reductions import REDUCTIONS, reduced_axes
+from fqt_deploy.ops.aten.pointwise import POINTWISE
+from fqt_deploy.ops.aten.reductions import REDUCTIONS, reduced_axes
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt

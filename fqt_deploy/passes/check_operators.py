@@ -13,9 +13,9 @@ from torch import fx
 
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 from fqt_deploy.core.graph import TrainingGraph
-from fqt_deploy.ops.aten_indexing import INDEXING
-from fqt_deploy.ops.aten_pointwise import POINTWISE
-from fqt_deploy.ops.aten_reductions import REDUCTIONS
+from fqt_deploy.ops.aten.indexing import INDEXING
+from fqt_deploy.ops.aten.pointwise import POINTWISE
+from fqt_deploy.ops.aten.reductions import REDUCTIONS
 from fqt_deploy.passes.decompose_composites import spec_of
 from fqt_deploy.passes.pass_base import Pass
 

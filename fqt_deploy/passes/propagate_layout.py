@@ -18,8 +18,8 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
-from fqt_deploy.ops.aten_pointwise import POINTWISE
-from fqt_deploy.ops.aten_reductions import REDUCTIONS, reduced_axes
+from fqt_deploy.ops.aten.pointwise import POINTWISE
+from fqt_deploy.ops.aten.reductions import REDUCTIONS, reduced_axes
 from fqt_deploy.passes.normalize_views import NormalizeViews
 from fqt_deploy.passes.pass_base import Pass
 

@@ -11,7 +11,7 @@ from torch import fx
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, TrainingGraph, propagate, shape
-from fqt_deploy.ops.aten_reductions import reduced_axes
+from fqt_deploy.ops.aten.reductions import reduced_axes
 from fqt_deploy.passes.batch_axis import batch_leading, gather_samples
 
 aten = torch.ops.aten

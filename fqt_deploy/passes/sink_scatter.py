@@ -29,7 +29,7 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
-from fqt_deploy.ops.aten_reductions import REDUCTIONS, reduced_axes
+from fqt_deploy.ops.aten.reductions import REDUCTIONS, reduced_axes
 from fqt_deploy.passes.batch_axis import batch_leading, gather_samples
 from fqt_deploy.passes.pass_base import Pass
 

@@ -24,7 +24,7 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
-from fqt_deploy.ops.aten_reductions import reduced_axes
+from fqt_deploy.ops.aten.reductions import reduced_axes
 from fqt_deploy.passes.pass_base import Pass
 
 aten = torch.ops.aten

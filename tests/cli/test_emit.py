@@ -68,7 +68,7 @@ def test_mistakes_leave_nothing_behind(model_file, tmp_path):
 
 def test_what_float32_cannot_count_is_refused():
     """A sum that ONNX Runtime would round is an error, not a wrong result."""
-    from fqt_deploy.ops.binary_conv2d import exact_below
+    from fqt_deploy.ops.products.binary_conv2d import exact_below
 
     exact_below(2**24 - 1)
     with pytest.raises(ValueError, match="16777216"):

@@ -16,9 +16,9 @@ from fqt_deploy.codegen.to_relax import RelaxProgram
 from fqt_deploy.codegen.tune_tiles import check_can_tune, tune_tiles
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.ops.spec import OPS
-from fqt_deploy.targets.cpu.binary_conv2d import BinaryConv2dRule
-from fqt_deploy.targets.cpu.nibble_binary_conv2d import NibbleBinaryConv2dRule
-from fqt_deploy.targets.cpu.nibble_input_grad import NibbleInputGradRule
+from fqt_deploy.targets.cpu.products.binary_conv2d import BinaryConv2dRule
+from fqt_deploy.targets.cpu.products.nibble_binary_conv2d import NibbleBinaryConv2dRule
+from fqt_deploy.targets.cpu.products.nibble_input_grad import NibbleInputGradRule
 from fqt_deploy.targets.registry import make_target
 from fqt_deploy.targets.tuning_log import kernel_signature
 

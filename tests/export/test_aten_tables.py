@@ -16,9 +16,9 @@ from fqt_deploy.export.aten_indexing import ONNX_INDEXING
 from fqt_deploy.export.aten_pointwise import ONNX_POINTWISE
 from fqt_deploy.export.aten_reductions import ONNX_REDUCTIONS
 from fqt_deploy.export.onnx_model import to_onnx
-from fqt_deploy.ops.aten_indexing import INDEXING
-from fqt_deploy.ops.aten_pointwise import POINTWISE
-from fqt_deploy.ops.aten_reductions import REDUCTIONS
+from fqt_deploy.ops.aten.indexing import INDEXING
+from fqt_deploy.ops.aten.pointwise import POINTWISE
+from fqt_deploy.ops.aten.reductions import REDUCTIONS
 
 aten, prims = torch.ops.aten, torch.ops.prims
 

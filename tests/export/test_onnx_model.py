@@ -12,7 +12,7 @@ from fqt_deploy.codegen.kernel_grouping import Kernel, group_kernels
 from fqt_deploy.compiler import export_onnx, lower_model
 from fqt_deploy.core.onnx_names import NEXT
 from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.ops.onnx_body import DOMAIN
+from fqt_deploy.ops.lib.onnx_body import DOMAIN
 from fqt_deploy.runtime.artifact import read_artifact
 from tools.examples import EXAMPLES, load_example
 

@@ -13,7 +13,7 @@ from onnx import helper
 
 import fqt_deploy.ops.registry  # noqa: F401
 from fqt_deploy.export.op_functions import op_call, op_function
-from fqt_deploy.ops.onnx_body import DOMAIN, OPSET, element_type, make_node
+from fqt_deploy.ops.lib.onnx_body import DOMAIN, OPSET, element_type, make_node
 from fqt_deploy.ops.spec import OPS, OpKind, OpSpec
 
 SAMPLES = [

@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from tvm import te
 
 import fqt_deploy.ops.registry  # noqa: F401
-from fqt_deploy.ops.aten_pointwise import tvm_dtype
+from fqt_deploy.ops.aten.pointwise import tvm_dtype
 from fqt_deploy.ops.spec import OPS, OpKind, OpSpec
 from fqt_deploy.targets.registry import make_target
 

@@ -7,10 +7,11 @@ import tvm
 from torch._subclasses import FakeTensorMode
 from tvm import te
 
-from fqt_deploy.ops import aten_pointwise, aten_reductions
-from fqt_deploy.ops.aten_indexing import INDEXING
-from fqt_deploy.ops.aten_pointwise import POINTWISE, tvm_dtype
-from fqt_deploy.ops.aten_reductions import REDUCTIONS
+from fqt_deploy.ops.aten import pointwise as aten_pointwise
+from fqt_deploy.ops.aten import reductions as aten_reductions
+from fqt_deploy.ops.aten.indexing import INDEXING
+from fqt_deploy.ops.aten.pointwise import POINTWISE, tvm_dtype
+from fqt_deploy.ops.aten.reductions import REDUCTIONS
 from fqt_deploy.targets.registry import make_target
 from tests.export.test_aten_tables import CALLS
 

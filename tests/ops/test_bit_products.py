@@ -9,19 +9,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
-from fqt_deploy.ops import (
+from fqt_deploy.ops.lib.convolution_shape import output_extents
+from fqt_deploy.ops.lib.packed_words import pack_last_axis
+from fqt_deploy.ops.packing import pack_positions, pack_signs, pack_weight, transpose_packed_weight
+from fqt_deploy.ops.products import (
     binary_conv2d,
     bitplane_conv2d_input_grad,
     bitplane_weight_grad,
-    pack_positions,
-    pack_signs,
-    pack_weight,
     position_sums,
     tap_sums,
-    transpose_packed_weight,
 )
-from fqt_deploy.ops.convolution_shape import output_extents
-from fqt_deploy.ops.packed_words import pack_last_axis
 
 quick = settings(max_examples=40, deadline=None)
 

@@ -6,8 +6,8 @@ import torch
 import tvm
 from tvm import te, tirx
 
-from fqt_deploy.ops.aten_pointwise import POINTWISE
-from fqt_deploy.ops.exponential import HIGHEST, LOWEST, LOWEST_PRECISE, decay, exponential
+from fqt_deploy.ops.aten.pointwise import POINTWISE
+from fqt_deploy.ops.lib.exponential import HIGHEST, LOWEST, LOWEST_PRECISE, decay, exponential
 from fqt_deploy.targets.registry import make_target
 
 

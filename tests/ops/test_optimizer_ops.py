@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fqt_deploy.ops import adam_update, sgd_momentum_update, sgd_update
+from fqt_deploy.ops.optimizers import adam_update, sgd_momentum_update, sgd_update
 
 STEPS = 5
 RATES = torch.tensor([0.5, 1e-2])

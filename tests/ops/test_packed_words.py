@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
-from fqt_deploy.ops import pack_signs, pack_weight, transpose_packed_weight
-from fqt_deploy.ops.binary_conv2d import signs_of_weight
-from fqt_deploy.ops.packed_words import from_panels, to_panels, unpack_last_axis
+from fqt_deploy.ops.lib.packed_words import from_panels, to_panels, unpack_last_axis
+from fqt_deploy.ops.packing import pack_signs, pack_weight, transpose_packed_weight
+from fqt_deploy.ops.products.binary_conv2d import signs_of_weight
 
 quick = settings(max_examples=60, deadline=None)
 SEEDS, CHANNELS = st.integers(0, 2**31), st.integers(1, 70)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
-from fqt_deploy.ops import select_sampled, select_topk, stream_key
+from fqt_deploy.ops.selection import select_sampled, select_topk, stream_key
 
 SCORES = st.one_of(
     st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=40),

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
-from fqt_deploy.ops import quantization_grid, quantize_channels, quantize_samples, stochastic_code, stream_key
-from fqt_deploy.ops.stochastic_code import FRACTION, rounded
+from fqt_deploy.ops.lib import stochastic_code
+from fqt_deploy.ops.lib.stochastic_code import FRACTION, rounded
+from fqt_deploy.ops.quantization import quantization_grid, quantize_channels, quantize_samples
+from fqt_deploy.ops.selection import stream_key
 
 quick = settings(max_examples=60, deadline=None)
 GRIDS = [(1, "minmax"), (2, "minmax"), (2, "zero"), (4, "minmax"), (4, "zero"), (8, "minmax"), (8, "zero")]

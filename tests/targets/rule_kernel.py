@@ -6,7 +6,7 @@ import torch
 from tvm import te
 
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
-from fqt_deploy.ops.aten_pointwise import tvm_dtype
+from fqt_deploy.ops.aten.pointwise import tvm_dtype
 from fqt_deploy.ops.spec import OPS
 
 

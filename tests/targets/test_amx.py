@@ -8,11 +8,11 @@ import torch
 import tvm
 
 from fqt_deploy.ops.spec import OPS
-from fqt_deploy.targets.cpu.amx_binary_conv2d import AmxBinaryConv2dRule
-from fqt_deploy.targets.cpu.amx_convolution_cut import Cut, TileConvolution, cut_convolution
-from fqt_deploy.targets.cpu.amx_input_grad import AmxInputGradRule
-from fqt_deploy.targets.cpu.amx_tiles import SIGNED_ROWS, UNSIGNED_ROWS
-from fqt_deploy.targets.cpu.amx_weight_grad import AmxWeightGradRule
+from fqt_deploy.targets.cpu.products.amx_binary_conv2d import AmxBinaryConv2dRule
+from fqt_deploy.targets.cpu.products.amx_convolution_cut import Cut, TileConvolution, cut_convolution
+from fqt_deploy.targets.cpu.products.amx_input_grad import AmxInputGradRule
+from fqt_deploy.targets.cpu.products.amx_tiles import SIGNED_ROWS, UNSIGNED_ROWS
+from fqt_deploy.targets.cpu.products.amx_weight_grad import AmxWeightGradRule
 from fqt_deploy.targets.registry import make_target
 from tests.targets.rule_kernel import scheduled
 

@@ -13,7 +13,7 @@ from tvm import te
 import fqt_deploy
 import fqt_deploy.ops.registry
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.ops.aten_pointwise import tvm_dtype
+from fqt_deploy.ops.aten.pointwise import tvm_dtype
 from fqt_deploy.ops.spec import OPS
 from fqt_deploy.runtime import processor
 from fqt_deploy.targets.cpu.features import host_cpu

@@ -9,13 +9,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.ops.convolution_shape import output_extents
-from fqt_deploy.ops.packed_words import pack_last_axis, to_panels
+from fqt_deploy.ops.lib.convolution_shape import output_extents
+from fqt_deploy.ops.lib.packed_words import pack_last_axis, to_panels
 from fqt_deploy.ops.spec import OPS
-from fqt_deploy.targets.cpu.nibble_binary_conv2d import NibbleBinaryConv2dRule
-from fqt_deploy.targets.cpu.nibble_input_grad import NibbleInputGradRule
-from fqt_deploy.targets.cpu.nibble_table import lookups_of_a_byte, lookups_of_a_half
-from fqt_deploy.targets.cpu.nibble_weight_grad import NibbleWeightGradRule
+from fqt_deploy.targets.cpu.products.nibble_binary_conv2d import NibbleBinaryConv2dRule
+from fqt_deploy.targets.cpu.products.nibble_input_grad import NibbleInputGradRule
+from fqt_deploy.targets.cpu.products.nibble_table import lookups_of_a_byte, lookups_of_a_half
+from fqt_deploy.targets.cpu.products.nibble_weight_grad import NibbleWeightGradRule
 from fqt_deploy.targets.registry import make_target
 from tests.targets.rule_kernel import scheduled
 

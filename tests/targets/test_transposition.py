@@ -5,7 +5,7 @@ import pytest
 import tvm
 from tvm import te
 
-from fqt_deploy.targets.cpu.transposition import TranspositionRule
+from fqt_deploy.targets.cpu.generic.transposition import TranspositionRule
 from fqt_deploy.targets.registry import make_target
 
 SAMPLES, ROWS, COLUMNS = 3, 32, 40

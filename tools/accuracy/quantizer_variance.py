@@ -15,7 +15,8 @@ from fqt_deploy.capture.joint import capture_training_graph
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.compiler.verify_passes import graph_inputs
 from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.ops import dequantize, quantization_grid, quantize_samples, select_sampled, select_topk, stream_key
+from fqt_deploy.ops.quantization import dequantize, quantization_grid, quantize_samples
+from fqt_deploy.ops.selection import select_sampled, select_topk, stream_key
 from fqt_deploy.passes.annotate_layers import products_of
 from fqt_deploy.passes.pass_base import Pipeline
 from fqt_deploy.passes.pipelines import training_passes

@@ -22,7 +22,7 @@ from fqt_deploy.codegen.build import lower_relax
 from fqt_deploy.codegen.to_relax import to_relax
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.compiler.verify import kernel_cases
-from fqt_deploy.ops.packed_words import PANEL, panel_count, word_count
+from fqt_deploy.ops.lib.packed_words import PANEL, panel_count, word_count
 from fqt_deploy.ops.spec import OPS
 from fqt_deploy.settings import merge_settings, options_of
 from fqt_deploy.targets.cuda.bit_operand import Tile

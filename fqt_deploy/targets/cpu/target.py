@@ -9,32 +9,32 @@ from typing import ClassVar
 from tvm import tirx
 
 from fqt_deploy.targets.base import ScheduleRule, Target
-from fqt_deploy.targets.cpu.amx_binary_conv2d import AmxBinaryConv2dRule
-from fqt_deploy.targets.cpu.amx_input_grad import AmxInputGradRule
-from fqt_deploy.targets.cpu.amx_weight_grad import AmxWeightGradRule
-from fqt_deploy.targets.cpu.binary_conv2d import BinaryConv2dRule
-from fqt_deploy.targets.cpu.bitplane_conv2d_input_grad import BitplaneConv2dInputGradRule
-from fqt_deploy.targets.cpu.bitplane_weight_grad import BitplaneWeightGradRule
-from fqt_deploy.targets.cpu.elementwise import ElementwiseRule
 from fqt_deploy.targets.cpu.features import cpu_features, host_cpu, llvm_target
-from fqt_deploy.targets.cpu.fp32_convolution import Fp32ConvolutionRule
-from fqt_deploy.targets.cpu.fp32_few_taps_weight_grad import Fp32FewTapsWeightGradRule
-from fqt_deploy.targets.cpu.fp32_input_grad import Fp32InputGradRule
-from fqt_deploy.targets.cpu.fp32_weight_grad import Fp32WeightGradRule
-from fqt_deploy.targets.cpu.nibble_binary_conv2d import NibbleBinaryConv2dRule
-from fqt_deploy.targets.cpu.nibble_input_grad import NibbleInputGradRule
-from fqt_deploy.targets.cpu.nibble_weight_grad import NibbleWeightGradRule
-from fqt_deploy.targets.cpu.pack_channels import PackChannelsRule
-from fqt_deploy.targets.cpu.pack_positions import PackPositionsRule
-from fqt_deploy.targets.cpu.pack_weight import PackWeightRule
-from fqt_deploy.targets.cpu.quantize_pack_channels import QuantizePackChannelsRule
-from fqt_deploy.targets.cpu.reduction import ReductionRule
-from fqt_deploy.targets.cpu.round_products import makes_bits, round_products
-from fqt_deploy.targets.cpu.table_input_grad import TableInputGradRule
-from fqt_deploy.targets.cpu.table_weight_grad import TableWeightGradRule
-from fqt_deploy.targets.cpu.transpose_packed_weight import TransposePackedWeightRule
-from fqt_deploy.targets.cpu.transposition import TranspositionRule
-from fqt_deploy.targets.cpu.update import UpdateRule
+from fqt_deploy.targets.cpu.fp32.fp32_convolution import Fp32ConvolutionRule
+from fqt_deploy.targets.cpu.fp32.fp32_few_taps_weight_grad import Fp32FewTapsWeightGradRule
+from fqt_deploy.targets.cpu.fp32.fp32_input_grad import Fp32InputGradRule
+from fqt_deploy.targets.cpu.fp32.fp32_weight_grad import Fp32WeightGradRule
+from fqt_deploy.targets.cpu.generic.elementwise import ElementwiseRule
+from fqt_deploy.targets.cpu.generic.reduction import ReductionRule
+from fqt_deploy.targets.cpu.generic.round_products import makes_bits, round_products
+from fqt_deploy.targets.cpu.generic.transposition import TranspositionRule
+from fqt_deploy.targets.cpu.generic.update import UpdateRule
+from fqt_deploy.targets.cpu.packing.pack_channels import PackChannelsRule
+from fqt_deploy.targets.cpu.packing.pack_positions import PackPositionsRule
+from fqt_deploy.targets.cpu.packing.pack_weight import PackWeightRule
+from fqt_deploy.targets.cpu.packing.quantize_pack_channels import QuantizePackChannelsRule
+from fqt_deploy.targets.cpu.packing.transpose_packed_weight import TransposePackedWeightRule
+from fqt_deploy.targets.cpu.products.amx_binary_conv2d import AmxBinaryConv2dRule
+from fqt_deploy.targets.cpu.products.amx_input_grad import AmxInputGradRule
+from fqt_deploy.targets.cpu.products.amx_weight_grad import AmxWeightGradRule
+from fqt_deploy.targets.cpu.products.binary_conv2d import BinaryConv2dRule
+from fqt_deploy.targets.cpu.products.bitplane_conv2d_input_grad import BitplaneConv2dInputGradRule
+from fqt_deploy.targets.cpu.products.bitplane_weight_grad import BitplaneWeightGradRule
+from fqt_deploy.targets.cpu.products.nibble_binary_conv2d import NibbleBinaryConv2dRule
+from fqt_deploy.targets.cpu.products.nibble_input_grad import NibbleInputGradRule
+from fqt_deploy.targets.cpu.products.nibble_weight_grad import NibbleWeightGradRule
+from fqt_deploy.targets.cpu.products.table_input_grad import TableInputGradRule
+from fqt_deploy.targets.cpu.products.table_weight_grad import TableWeightGradRule
 from fqt_deploy.targets.toolchain import TOOLCHAINS, Toolchain, native_toolchain
 from fqt_deploy.targets.tuning_log import read_tiles, tiles_of
 

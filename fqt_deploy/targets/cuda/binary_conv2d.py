@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from tvm import tirx
 
-from fqt_deploy.ops.convolution_shape import input_position
-from fqt_deploy.ops.packed_words import PANEL
+from fqt_deploy.ops.lib.convolution_shape import input_position
+from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets.cuda import generic
 from fqt_deploy.targets.cuda.bit_operand import Operand
 from fqt_deploy.targets.cuda.bit_tile import bit_product

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from tvm import tirx
 
-from fqt_deploy.ops.convolution_shape import output_position
+from fqt_deploy.ops.lib.convolution_shape import output_position
 from fqt_deploy.targets.cuda.bit_operand import Operand
 from fqt_deploy.targets.cuda.bit_tile import bit_product
 from fqt_deploy.targets.cuda.choose_form import form_for

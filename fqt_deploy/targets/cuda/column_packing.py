@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from tvm import tirx
 
-from fqt_deploy.ops.packed_words import PANEL, WORD
+from fqt_deploy.ops.lib.packed_words import PANEL, WORD
 from fqt_deploy.targets.cuda.ballot_packing import element_at
 from fqt_deploy.targets.cuda.features import CudaFeatures
 from fqt_deploy.targets.cuda.kernel_builder import (

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from tvm import tirx
 
-from fqt_deploy.ops.fp32_products import FP32_PRODUCTS
+from fqt_deploy.ops.lib.fp32_products import FP32_PRODUCTS
 from fqt_deploy.targets.cuda import generic
 from fqt_deploy.targets.cuda.contraction import VECTOR, Contraction, Side, contraction_of
 from fqt_deploy.targets.cuda.features import CudaFeatures

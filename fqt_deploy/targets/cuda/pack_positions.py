@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from tvm import tirx
 
-from fqt_deploy.ops.convolution_shape import input_position
-from fqt_deploy.ops.packed_words import PANEL, WORD
+from fqt_deploy.ops.lib.convolution_shape import input_position
+from fqt_deploy.ops.lib.packed_words import PANEL, WORD
 from fqt_deploy.targets.cuda.features import CudaFeatures
 from fqt_deploy.targets.cuda.kernel_builder import (
     WARP,

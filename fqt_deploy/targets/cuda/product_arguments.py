@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm import tirx
 
-from fqt_deploy.ops.packed_words import PANEL
+from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets.cuda.bit_operand import Operand
 
 

@@ -13,7 +13,7 @@ from tvm import te
 import fqt_deploy.ops.registry  # noqa: F401
 from fqt_deploy.codegen.build import lower_relax
 from fqt_deploy.compiler.verify import TF32_TOLERANCE
-from fqt_deploy.ops.aten_pointwise import tvm_dtype
+from fqt_deploy.ops.aten.pointwise import tvm_dtype
 from fqt_deploy.ops.spec import OPS, OpKind
 
 SAMPLES = {

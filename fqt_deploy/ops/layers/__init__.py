@@ -1,0 +1,1 @@
+"""Ops of normalization, pooling and dropout layers."""

@@ -1,0 +1,1 @@
+"""Helpers that several ops share: shapes, bits, random numbers, rounding, ONNX bodies."""

@@ -1,0 +1,1 @@
+"""Ops that update parameters and their optimizer state in place."""

@@ -1,0 +1,1 @@
+"""Ops that pack signs and codes into machine words."""

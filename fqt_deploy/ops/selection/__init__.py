@@ -1,0 +1,1 @@
+"""Ops that select samples and channels, and the random streams they draw from."""

@@ -1,0 +1,1 @@
+"""Schedule rules of fp32 products."""

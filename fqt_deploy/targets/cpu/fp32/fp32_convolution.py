@@ -1,0 +1,145 @@
+"""fp32 convolutions: register tiles over zero-padded rows, in which a row of taps is one contiguous run.
+
+A tile holds positions of several rows and images where one row is short: a panel of the weight, contiguous in memory,
+is then read once for eight positions, whatever the size of the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tvm import te, tirx
+
+from fqt_deploy.ops.lib.packed_words import PANEL
+from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.products.register_tile import (
+    arguments_of,
+    largest_divisor,
+    new_schedule,
+    placeholders,
+    schedule_helpers,
+    schedule_padding,
+)
+
+_ROWS = 4
+"""Positions in a tile, with two vectors of channels."""
+_ACCUMULATORS = 8
+"""Enough to hide the latency of an addition. With twice as many, LLVM spills them where it unrolls the taps."""
+
+
+class Fp32ConvolutionRule:
+    """Takes ``conv2d`` with a multiple of 16 output channels."""
+
+    ops: ClassVar[frozenset[str]] = frozenset({"conv2d"})
+
+    def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
+        """Rows of the padded image, ``stride`` apart."""
+        arguments = arguments_of(function)
+        extents = [int(d) for d in function.params[-1].shape]
+        if arguments is None or extents[3] % PANEL:
+            return None
+        stride, padding = arguments[2:]
+        image, w = placeholders(function)
+        channels, *kernel = (int(d) for d in w.shape[1:])
+        rows = padded_rows(image, padding, padding, "rows")
+        product = tiled_product(
+            rows, channels, lambda kh, kw, c, o: w[o, c, kh, kw], kernel, stride, [0, 0], extents, features.accumulators
+        )
+        schedule = new_schedule([image, w, product.result])
+        schedule_product(schedule, product)
+        schedule_padding(schedule, schedule.get_sblock("rows"))
+        return schedule.mod["main"]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A convolution in register tiles.
+
+    Attributes:
+        name: ends the names of its stages.
+        result: [N, Y, Z, O] float32.
+        tile: samples, rows and columns of a register tile.
+        width: channels of a register tile.
+    """
+
+    name: str
+    result: te.Tensor
+    tile: list[int]
+    width: int
+
+
+def tiled_product(
+    rows: te.Tensor,
+    channels: int,
+    weight: Callable[..., Any],
+    kernel: list[int],
+    stride: list[int],
+    origin: list[int],
+    extents: list[int],
+    accumulators: int,
+    name: str = "",
+) -> Product:
+    """A convolution of ``rows`` from row and column ``origin`` on with ``weight(kh, kw, c, o)``."""
+    run, outputs, accumulators = kernel[1] * channels, extents[3], min(_ACCUMULATORS, accumulators)
+    tile = tile_extents(extents[:3], min(_ROWS, accumulators))
+    width = PANEL * largest_divisor(outputs // PANEL, max(1, accumulators // math.prod(tile)))
+    panels = te.compute(
+        (outputs // width, kernel[0], run, width),
+        lambda p, kh, m, o: weight(kh, m // channels, m % channels, p * width + o),
+        name=f"panels{name}",
+    )
+    kh, m = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, run), "m")
+
+    def term(n: Any, y: Any, z: Any, o: Any) -> Any:
+        row, column = origin[0] + y * stride[0] + kh, origin[1] + z * stride[1]
+        return te.sum(rows[n, row, column * channels + m] * panels[o // width, kh, m, o % width], axis=[kh, m])
+
+    total = te.compute(extents, term, name=f"total{name}")
+    return Product(name, te.compute(extents, lambda *i: total[i], name=f"result{name}"), tile, width)
+
+
+def tile_extents(extents: list[int], limit: int) -> list[int]:
+    """Part of each axis in a tile of at most ``limit`` elements: of the innermost axes as much as fits."""
+    tile: list[int] = []
+    for extent in reversed(extents):
+        tile.insert(0, largest_divisor(extent, max(1, limit // math.prod(tile))))
+    return tile
+
+
+def schedule_product(schedule: Any, product: Product) -> None:
+    """Accumulate a product's total in registers for a tile of its results."""
+    tile, width = product.tile, product.width
+    total, result = schedule.get_sblock(f"total{product.name}"), schedule.get_sblock(f"result{product.name}")
+    *axes, channel = schedule.get_loops(result)
+    split = [schedule.split(axis, [None, size]) for axis, size in zip(axes, tile, strict=True)]
+    outer, inner = [pair[0] for pair in split], [pair[1] for pair in split]
+    panel, vector, lane = schedule.split(channel, [None, width // PANEL, PANEL])
+    schedule.reorder(*outer, panel, *inner, vector, lane)
+    schedule.compute_at(total, panel, preserve_unit_loops=True)
+    loops = schedule.get_loops(total)[len(outer) + 1 :]
+    positions, channels, reductions = loops[: len(tile)], loops[len(tile)], loops[len(tile) + 1 :]
+    vectors, lanes = schedule.split(channels, [None, PANEL])
+    schedule.reorder(*reductions, *positions, vectors, lanes)
+    schedule.vectorize(lanes)
+    schedule.vectorize(lane)
+    for loop in (*positions, vectors, *inner, vector):
+        schedule.unroll(loop)
+    schedule.parallel(schedule.fuse(*outer))
+    schedule.decompose_reduction(total, reductions[0])
+    schedule_helpers(schedule, (f"panels{product.name}",))
+
+
+def padded_rows(image: te.Tensor, before: list[int], after: list[int], name: str) -> te.Tensor:
+    """[N, b + H + a, (b + W + a) * C]: zeros around, columns and channels one axis."""
+    n, height, width, channels = (int(d) for d in image.shape)
+
+    def element(b: Any, h: Any, r: Any) -> Any:
+        y, at = h - before[0], r - before[1] * channels
+        inside = tirx.all(y >= 0, y < height, at >= 0, at < width * channels)
+        return tirx.if_then_else(inside, image[b, y, at // channels, at % channels], tirx.const(0.0, "float32"))
+
+    extents = (n, before[0] + height + after[0], (before[1] + width + after[1]) * channels)
+    return te.compute(extents, element, name=name)

@@ -1,0 +1,1 @@
+"""Schedule rules that take any kernel of a kind."""

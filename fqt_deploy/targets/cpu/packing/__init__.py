@@ -1,0 +1,1 @@
+"""Schedule rules of kernels that pack bits."""

@@ -1,0 +1,1 @@
+"""Schedule rules of 1-bit products."""

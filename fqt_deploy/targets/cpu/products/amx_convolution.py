@@ -1,0 +1,207 @@
+"""Convolution in tile registers: an image of bytes in the cache, sixteen rows at a time, times expanded weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from fqt_deploy.ops.lib.packed_words import PANEL, WORD
+from fqt_deploy.targets import script
+from fqt_deploy.targets.cpu.products.amx_convolution_cut import TILES, TileConvolution, cut_convolution
+from fqt_deploy.targets.cpu.products.amx_image import ConvolutionImage, expand_image
+from fqt_deploy.targets.cpu.products.amx_tiles import (
+    TILE,
+    TILE_LANES,
+    clear_sums,
+    configure_tiles,
+    expand_columns,
+    multiply_one_by_four,
+    multiply_two_by_two,
+    release_tiles,
+    request_tiles,
+    signs_table,
+    store_sums,
+)
+
+POSITIONS_TO_EXPAND = 256
+"""A job of so many positions expands the weights for itself, in its cache; smaller ones share what is expanded once."""
+
+
+@dataclass(frozen=True)
+class _Product(ConvolutionImage):
+    """The image of a job, and the blocks of columns that it is multiplied with."""
+
+    @property
+    def taps(self) -> int:
+        return self.c.kernel[0] * self.c.kernel[1]
+
+    @property
+    def words(self) -> int:
+        return self.c.depth // WORD
+
+    @property
+    def panels(self) -> int:
+        """Of a block."""
+        return TILES // self.cut.row_tiles
+
+    @property
+    def all_blocks(self) -> int:
+        return self.c.columns // (self.panels * PANEL)
+
+    @property
+    def block_jobs(self) -> int:
+        """Jobs over the same image."""
+        return self.all_blocks // self.cut.blocks
+
+    @property
+    def block_lanes(self) -> int:
+        """Words of four bytes of the weights of a block."""
+        return self.taps * self.pairs * self.panels * TILE
+
+    @property
+    def bands(self) -> int:
+        return self.c.output_hw[0] // self.cut.band
+
+    @property
+    def own_weights(self) -> bool:
+        """Whether each job expands the weights of its blocks, or all are expanded before the first job."""
+        return self.cut.group * self.cut.band * self.c.output_hw[1] >= POSITIONS_TO_EXPAND
+
+    @property
+    def jobs(self) -> int:
+        return self.c.samples // self.cut.group * self.bands * self.block_jobs
+
+    def sample(self, job: Any) -> Any:
+        """The first sample of a job."""
+        return job // (self.bands * self.block_jobs) * self.cut.group
+
+    def first(self, job: Any) -> Any:
+        """The first row of the result of a job."""
+        return job // self.block_jobs % self.bands * self.cut.band
+
+    def block(self, job: Any, b: Any) -> Any:
+        """A block of columns of a job."""
+        return job % self.block_jobs * self.cut.blocks + b
+
+
+@script.macro
+def _expand_weight(p: _Product, weight: Any, columns: Any, begin: Any, block: Any, tap: Any) -> None:
+    """Tiles of columns of one tap, for one block; ``begin`` is where those of the block begin."""
+    for u, panel in T.grid(p.pairs, p.panels):
+        word: T.let = (p.taps - 1 - tap if p.c.flipped else tap) * p.words + 2 * u
+        expand_columns(
+            columns,
+            begin + ((tap * p.pairs + u) * p.panels + panel) * TILE,
+            signs_table(),
+            weight[block * p.panels + panel, word, T.ramp(0, 1, PANEL)],
+            weight[block * p.panels + panel, word + 1, T.ramp(0, 1, PANEL)],
+        )
+
+
+@script.macro
+def _multiply_tap(p: _Product, image: Any, columns: Any, begin: Any, tile: Any, second: Any, kh: Any, kw: Any) -> None:
+    """One tap of one or two tiles of rows."""
+    for u in T.serial(p.pairs):
+        if p.cut.row_tiles == 1:
+            multiply_one_by_four(
+                image,
+                p.tile_begin(tile, kh, kw) + u * TILE_LANES,
+                p.row_bytes,
+                columns,
+                begin + ((kh * p.c.kernel[1] + kw) * p.pairs + u) * p.panels * TILE,
+                p.c.instruction,
+            )
+        else:
+            multiply_two_by_two(
+                image,
+                p.tile_begin(tile, kh, kw) + u * TILE_LANES,
+                p.tile_begin(second, kh, kw) + u * TILE_LANES,
+                p.row_bytes,
+                columns,
+                begin + ((kh * p.c.kernel[1] + kw) * p.pairs + u) * p.panels * TILE,
+                p.c.instruction,
+            )
+
+
+@script.macro
+def _finish_row(
+    p: _Product, result: Any, sums: Any, sample: Any, first: Any, tile: Any, number: Any, row: Any, block: Any
+) -> None:
+    """One row of a tile to its place in the result."""
+    g, y, x = p.place(tile, row)
+    result[sample + g, first + y, x, T.ramp(block * p.panels * PANEL, 1, p.panels * PANEL)] = T.cast(
+        sums[T.ramp((number * TILE + row * TILE_LANES) * p.panels, 1, p.panels * TILE_LANES)],
+        f"{p.c.dtype}x{p.panels * PANEL}",
+    )
+
+
+@script.macro
+def _multiply_block(
+    p: _Product, image: Any, columns: Any, begin: Any, sums: Any, result: Any, sample: Any, first: Any, block: Any
+) -> None:
+    """All tiles of rows of a job times one block of columns."""
+    for t in T.serial((p.tiles + p.cut.row_tiles - 1) // p.cut.row_tiles):
+        tile: T.let = t * p.cut.row_tiles
+        second: T.let = T.min(tile + 1, p.tiles - 1)
+        clear_sums()
+        for kh, kw in T.grid(p.c.kernel[0], p.c.kernel[1]):
+            if p.reads(tile, kh, kw):
+                _multiply_tap(p, image, columns, begin, tile, second, kh, kw)
+        store_sums(sums, 0, p.panels)
+        for r in T.serial(p.cut.rows):
+            _finish_row(p, result, sums, sample, first, tile, 0, r, block)
+            if p.cut.row_tiles == 2:
+                _finish_row(p, result, sums, sample, first, second, 1, r, block)
+
+
+@script.macro
+def _run_job(p: _Product, operand: Any, weight: Any, columns: Any, result: Any, job: Any) -> None:
+    """One job: its image, times all its blocks of columns."""
+    image = T.alloc_buffer((p.size,), "int32")
+    sums = T.alloc_buffer((TILES * TILE,), "int32")
+    sample: T.let = p.sample(job)
+    first: T.let = p.first(job)
+    configure_tiles(p.cut.rows)
+    expand_image(p, operand, image, sample, first)
+    for b in T.serial(p.cut.blocks):
+        block: T.let = p.block(job, b)
+        if p.own_weights:
+            for tap in T.serial(p.taps):
+                _expand_weight(p, weight, columns, 0, block, tap)
+            _multiply_block(p, image, columns, 0, sums, result, sample, first, block)
+        else:
+            _multiply_block(p, image, columns, block * p.block_lanes, sums, result, sample, first, block)
+    T.evaluate(release_tiles())
+
+
+def tile_convolution(c: TileConvolution) -> tirx.PrimFunc | None:
+    """The kernel of operand, packed weight and result; None if tiles would be too empty."""
+    cut = cut_convolution(c)
+    if cut is None:
+        return None
+    p = _Product(c, cut)
+
+    @script.prim_func(s_tir=True)
+    def kernel(
+        operand: T.Buffer(c.operand, "int32"),
+        weight: T.Buffer((c.columns // PANEL, p.taps * p.words, PANEL), "int32"),
+        result: T.Buffer((c.samples, c.output_hw[0], c.output_hw[1], c.columns), c.dtype),
+    ):
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        if p.own_weights:
+            T.evaluate(request_tiles())
+            for job in T.parallel(p.jobs):
+                own = T.alloc_buffer((p.block_lanes,), "int32")
+                _run_job(p, operand, weight, own, result, job)
+        else:
+            shared = T.alloc_buffer((p.all_blocks * p.block_lanes,), "int32")
+            T.evaluate(request_tiles())
+            for part in T.parallel(p.all_blocks * p.taps):
+                _expand_weight(p, weight, shared, part // p.taps * p.block_lanes, part // p.taps, part % p.taps)
+            for job in T.parallel(p.jobs):
+                _run_job(p, operand, weight, shared, result, job)
+
+    return kernel

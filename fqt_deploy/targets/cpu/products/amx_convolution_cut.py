@@ -1,0 +1,135 @@
+"""How a convolution is cut into tiles and into jobs for tile registers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fqt_deploy.ops.lib.packed_words import PANEL
+from fqt_deploy.targets.cpu.products.amx_tiles import TILE_DEPTH, TILE_ROWS
+from fqt_deploy.targets.cpu.products.register_tile import largest_divisor
+
+IMAGE_BYTES = 1 << 19
+"""Of one job: with the weights of its columns, less than the second-level cache."""
+JOBS = 8
+"""Independent pieces to cut a product into: work for that many threads."""
+MINIMUM_ROWS = 8
+"""Emptier tiles are slower than popcounts."""
+POSITIONS = 1024
+"""Of one job, where there are so many."""
+TILES = 4
+"""Of sums: two of rows by two of columns, or one by four."""
+
+
+@dataclass(frozen=True)
+class TileConvolution:
+    """A convolution of bytes with signs, over an image that may be a strided one spread out with zeros.
+
+    Attributes:
+        samples: N.
+        source_hw: height and width of the operand.
+        depth: channels of the operand, a multiple of 64.
+        output_hw: height and width of the result.
+        columns: channels of the result, a multiple of 32.
+        kernel: KH, KW.
+        stride: of the result's positions in the image.
+        spread: distance of the operand's positions in the image; others are zero.
+        border: zeros above and left of the image.
+        flipped: the weight's last tap is applied first.
+        instruction: multiplies the operand's bytes.
+        operand: shape of the packed operand, [N, H, W, ..., words].
+        row: int32x16, a row of bytes: of the operand, sample, row, column, and pair of words.
+        dtype: of the result.
+    """
+
+    samples: int
+    source_hw: list[int]
+    depth: int
+    output_hw: list[int]
+    columns: int
+    kernel: list[int]
+    stride: list[int]
+    spread: list[int]
+    border: list[int]
+    flipped: bool
+    instruction: str
+    operand: tuple[int, ...]
+    row: Callable[[Any, Any, Any, Any, Any], Any]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a product is cut.
+
+    Attributes:
+        along_samples: the rows of a tile are one position of several samples, not several positions of a row. Taps that
+            read no operand are then left out, and the image is stored without border.
+        rows: of a tile.
+        row_tiles: tiles of rows that are multiplied together, one or two; the more, the fewer columns.
+        group: samples in a job.
+        band: rows of the result in a job.
+        blocks: blocks of ``TILES / row_tiles`` panels of columns in a job.
+    """
+
+    along_samples: bool
+    rows: int
+    row_tiles: int
+    group: int
+    band: int
+    blocks: int
+
+
+def cut_convolution(c: TileConvolution) -> Cut | None:
+    """Tiles of sixteen positions of a row if rows are such, else of sixteen samples; None if all are too empty."""
+    # bytes of a single tap are used too seldom to be worth making: popcounts are faster
+    if c.depth % TILE_DEPTH or c.columns % (2 * PANEL) or c.kernel == [1, 1]:
+        return None
+    return _along_row(c, TILE_ROWS) or _along_samples(c) or _along_row(c, MINIMUM_ROWS)
+
+
+def _along_row(c: TileConvolution, least: int) -> Cut | None:
+    """Tiles of at least ``least`` rows of one sample, over as many bands of an image as fit the cache."""
+    height, width = c.output_hw
+    rows = largest_divisor(width, TILE_ROWS)
+    fitting = [b for b in range(1, height + 1) if height % b == 0 and _image_bytes(c, b) <= IMAGE_BYTES]
+    if rows < least or not fitting:
+        return None
+    return _cut(c, along_samples=False, rows=rows, group=1, band=fitting[-1], image_bytes=_image_bytes(c, fitting[-1]))
+
+
+def _along_samples(c: TileConvolution) -> Cut | None:
+    """Tiles of sixteen samples, over the whole image."""
+    image_bytes = c.source_hw[0] * c.source_hw[1] * c.depth
+    # two tiles of rows for two of columns are fewer loads than one for four
+    groups = [g for g in (2 * TILE_ROWS, TILE_ROWS) if c.samples % g == 0 and g * image_bytes <= IMAGE_BYTES]
+    if not groups:
+        return None
+    plan = _cut(c, along_samples=True, rows=TILE_ROWS, group=groups[0], band=c.output_hw[0], image_bytes=image_bytes)
+    # two tiles must be of one position
+    return None if plan.row_tiles == 2 and plan.group % (2 * plan.rows) else plan
+
+
+def _cut(c: TileConvolution, *, along_samples: bool, rows: int, group: int, band: int, image_bytes: int) -> Cut:
+    """As many samples in a job as make reading the weight worth it, and columns apart where there are few jobs."""
+    positions = band * c.output_hw[1]
+    while group * positions < POSITIONS and c.samples % (2 * group) == 0 and 2 * group * image_bytes <= IMAGE_BYTES:
+        group *= 2
+    tiles = group // rows if along_samples else group * positions // rows
+    row_tiles = 1 if tiles % 2 and c.columns % (TILES * PANEL) == 0 else 2
+    all_blocks = c.columns // (TILES // row_tiles * PANEL)
+    pieces = c.samples // group * (c.output_hw[0] // band)
+    split = next((s for s in range(1, all_blocks + 1) if all_blocks % s == 0 and s * pieces >= JOBS), all_blocks)
+    return Cut(along_samples, rows, row_tiles, group, band, all_blocks // split)
+
+
+def _image_bytes(c: TileConvolution, band: int) -> int:
+    return (
+        image_extent(band, c.stride[0], c.kernel[0]) * image_extent(c.output_hw[1], c.stride[1], c.kernel[1]) * c.depth
+    )
+
+
+def image_extent(positions: int, stride: int, kernel: int) -> int:
+    """Rows or columns of the image that so many positions of the result read."""
+    return (positions - 1) * stride + kernel

@@ -1,0 +1,240 @@
+"""Weight-gradient product by byte shuffles: nibbles of positions look up sums of kept channels' codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from fqt_deploy.ops.lib.packed_words import PANEL
+from fqt_deploy.targets import script
+from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.products.nibble_table import (
+    ENTRIES,
+    NIBBLES,
+    PAIR_TABLES,
+    QUARTERS,
+    ByteShuffle,
+    add_found,
+    clear_sums,
+    fill_pair_tables,
+    fill_tables,
+    lookups_of_a_byte,
+    plane_pairs,
+    separate_sums,
+    shuffles_pay,
+)
+from fqt_deploy.targets.cpu.products.register_tile import arguments_of
+
+RUN_WORDS = 16
+"""Words of positions whose tables are alive at once: with four channels, 8 KB."""
+PIECE_WORDS = 64
+"""Fewest words of positions worth a sum of their own."""
+JOBS = 8
+"""Independent pieces to cut a product into: work for that many threads."""
+
+
+class NibbleWeightGradRule:
+    """Takes ``bitplane_weight_grad`` of up to 4 bits where a byte shuffle is the best there is."""
+
+    ops: ClassVar[frozenset[str]] = frozenset({"bitplane_weight_grad"})
+
+    def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
+        """A hand-written loop nest over pieces of positions, groups of channels and groups of columns.
+
+        Tables are built once for each group of columns, and indices once for each group of channels: what is cheapest.
+        """
+        arguments = arguments_of(function)
+        words, bits, kept = (int(d) for d in function.params[0].shape)
+        if arguments is None or not shuffles_pay(features, bits):
+            return None
+        _, _, channels, kernel = arguments
+        shuffle = ByteShuffle(features.vector_bits // 8, features.is_x86)
+        panels = int(function.params[1].shape[0])
+        vectors = -(-panels * PANEL // shuffle.width)
+        pieces = next(p for p in (8, 4, 2, 1) if p == 1 or words >= p * PIECE_WORDS)
+        groups = [(JOBS // pieces // columns, columns) for columns in (1, 2, 4, 8) if columns <= JOBS // pieces]
+        row_groups, column_groups = min(groups, key=lambda group: group[0] * vectors + group[1] * kept)
+        return _product(
+            CodeProduct(words, bits, kept, channels, kernel, panels, shuffle, pieces, row_groups, column_groups)
+        )
+
+
+@dataclass(frozen=True)
+class CodeProduct:
+    """The product of kept channels' codes with positions' bits, and how it is cut.
+
+    Attributes:
+        words, bits, kept: of the codes: words of positions, bit-planes, channels.
+        channels, kernel: of the layer's weight: input channels, taps.
+        panels: of sixteen columns each: every tap of every input channel, then the masks of the taps.
+        shuffle: the processor's vectors.
+        pieces: of the positions, each with sums of its own.
+        row_groups, column_groups: of kept channels and of columns.
+    """
+
+    words: int
+    bits: int
+    kept: int
+    channels: int
+    kernel: list[int]
+    panels: int
+    shuffle: ByteShuffle
+    pieces: int
+    row_groups: int
+    column_groups: int
+
+    @property
+    def jobs(self) -> int:
+        """Independent ones."""
+        return self.pieces * self.row_groups * self.column_groups
+
+    @property
+    def rows(self) -> int:
+        """Channels of a tile."""
+        return next(r for r in (4, 2, 1) if self.kept % r == 0)
+
+    @property
+    def vectors(self) -> int:
+        """Registers of columns; the last one may reach beyond the last panel."""
+        return -(-self.panels * PANEL // self.shuffle.width)
+
+    @property
+    def chunk(self) -> int:
+        """Lookups whose sums fit into a byte."""
+        return lookups_of_a_byte(self.bits)
+
+    @property
+    def group_tiles(self) -> int:
+        """Tiles of a group of channels."""
+        return -(-self.kept // (self.rows * self.row_groups))
+
+    @property
+    def group_vectors(self) -> int:
+        """Registers of a group of columns."""
+        return -(-self.vectors // self.column_groups)
+
+    @property
+    def piece_words(self) -> int:
+        """Words of a piece of positions."""
+        return -(-self.words // self.pieces)
+
+    def piece(self, job: Any) -> Any:
+        """Which piece of positions a job takes."""
+        return job // (self.row_groups * self.column_groups)
+
+    def tile_range(self, job: Any) -> tuple[Any, Any]:
+        """First tile of a job and how many there are."""
+        first = job // self.column_groups % self.row_groups * self.group_tiles
+        return first, T.max(T.min(self.group_tiles, self.kept // self.rows - first), 0)
+
+    def vector_range(self, job: Any) -> tuple[Any, Any]:
+        """First register of columns of a job and how many there are."""
+        first = job % self.column_groups * self.group_vectors
+        return first, T.max(T.min(self.group_vectors, self.vectors - first), 0)
+
+    def run_words(self, job: Any, run: Any) -> tuple[Any, Any]:
+        """First word of a run of positions of a job and how many there are."""
+        first = self.piece(job) * self.piece_words + run * RUN_WORDS
+        return first, T.min(T.min(RUN_WORDS, self.piece_words - run * RUN_WORDS), self.words - first)
+
+    def quarter(self, positions: Any, vector: Any, word: Any, q: Any) -> Any:
+        """A word of the columns of a quarter; past the last panel, of whatever is there."""
+        at = vector * self.shuffle.width + q * self.shuffle.quarter
+        return positions[T.min(at // PANEL, self.panels - 1), word, T.ramp(at % PANEL, 1, self.shuffle.quarter)]
+
+    def plane(self, planes: Any, word: Any, p: Any, channel: Any) -> Any:
+        """A word of bit-plane ``p``; zeros beyond the last plane."""
+        return tirx.if_then_else(p < self.bits, planes[word, T.min(p, self.bits - 1), channel], 0)
+
+    def found(self, tables: Any, indices: Any, row: Any, vector: Any, word: Any, k: Any) -> Any:
+        """Sum of the lookups of chunk ``k`` of a word."""
+        total: Any = None
+        for i in range(self.chunk):
+            j = k * self.chunk + i
+            table = tables[row * RUN_WORDS + word, j, T.ramp(0, 1, ENTRIES)]
+            one = self.shuffle.look_up(table, indices[vector, word, j, self.shuffle.byte_lanes])
+            total = one if total is None else total + one
+        return total
+
+    def total(self, counts: Any, channel: Any, column: Any) -> Any:
+        """Of all pieces."""
+        value: Any = counts[0, channel, column]
+        for piece in range(1, self.pieces):
+            value = value + counts[piece, channel, column]
+        return value
+
+    def signed(self, counts: Any, channel: Any, tap: Any, i: Any) -> Any:
+        """A sum of signs is twice the sum where the sign is positive, minus that of the mask."""
+        taps = self.kernel[0] * self.kernel[1]
+        positive = self.total(counts, channel, tap * self.channels + i)
+        return 2 * positive - self.total(counts, channel, taps * self.channels + tap)
+
+
+@script.macro
+def _add_run(
+    counts: Any, tables: Any, indices: Any, piece: Any, row: Any, v: Any, vector: Any, length: Any, c: Any
+) -> None:
+    """Add the products of a tile over a run of ``length`` words to ``counts``."""
+    sums = T.alloc_buffer((c.rows, 2, c.shuffle.width // 2), "uint16")
+    clear_sums(sums, c.rows, c.shuffle)
+    for w, k in T.grid(length, NIBBLES // c.chunk):
+        for r in T.unroll(c.rows):
+            add_found(sums, r, c.found(tables, indices, r, v, w, k), c.shuffle)
+    separate_sums(sums, c.rows, c.shuffle)
+    for r in T.unroll(c.rows):
+        for q in T.unroll(QUARTERS):
+            begin: T.let = vector * c.shuffle.width + q * c.shuffle.quarter
+            counts[piece, row + r, T.ramp(begin, 1, c.shuffle.quarter)] = counts[
+                piece, row + r, T.ramp(begin, 1, c.shuffle.quarter)
+            ] + c.shuffle.words(sums[r, q % 2, c.shuffle.half_lanes], q // 2)
+
+
+def _product(c: CodeProduct) -> tirx.PrimFunc:
+    """The kernel; channels of a tile times one register of columns."""
+
+    @script.prim_func(s_tir=True)
+    def product(
+        planes: T.Buffer((c.words, c.bits, c.kept), "int32"),
+        positions: T.Buffer((c.panels, c.words, PANEL), "int32"),
+        result: T.Buffer((c.kept, c.channels, c.kernel[0], c.kernel[1]), "int32"),
+    ):
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        pair_tables = T.alloc_buffer((plane_pairs(c.bits), PAIR_TABLES, ENTRIES), "uint8")
+        counts = T.alloc_buffer((c.pieces, c.kept, c.vectors * c.shuffle.width), "int32")
+        fill_pair_tables(pair_tables, c.bits)
+        for job in T.parallel(c.jobs):
+            tables = T.alloc_buffer((c.rows * RUN_WORDS, NIBBLES, ENTRIES), "uint8")
+            indices = T.alloc_buffer((c.group_vectors, RUN_WORDS, NIBBLES, c.shuffle.width), "uint8")
+            first_tile: T.let = c.tile_range(job)[0]
+            first_vector: T.let = c.vector_range(job)[0]
+            for row, q in T.grid(c.tile_range(job)[1] * c.rows, c.vector_range(job)[1] * QUARTERS):
+                counts[
+                    c.piece(job), first_tile * c.rows + row,
+                    T.ramp(first_vector * c.shuffle.width + q * c.shuffle.quarter, 1, c.shuffle.quarter),
+                ] = T.broadcast(0, c.shuffle.quarter)  # fmt: skip
+            for run in T.serial(-(-c.piece_words // RUN_WORDS)):
+                begin: T.let = c.run_words(job, run)[0]
+                length: T.let = c.run_words(job, run)[1]
+                for v, w in T.grid(c.vector_range(job)[1], length):
+                    quarters = T.alloc_buffer((QUARTERS, c.shuffle.quarter), "int32")
+                    for q in T.unroll(QUARTERS):
+                        quarters[q, c.shuffle.word_lanes] = c.quarter(positions, first_vector + v, begin + w, q)
+                    for j in T.unroll(NIBBLES):
+                        indices[v, w, j, c.shuffle.byte_lanes] = c.shuffle.nibble(quarters, j)
+                for tile in T.serial(c.tile_range(job)[1]):
+                    row: T.let = (first_tile + tile) * c.rows
+                    for w, r in T.grid(length, c.rows):
+                        codes = T.alloc_buffer((2 * plane_pairs(c.bits),), "int32")
+                        for p in T.unroll(2 * plane_pairs(c.bits)):
+                            codes[p] = c.plane(planes, begin + w, p, row + r)
+                        fill_tables(tables, r * RUN_WORDS + w, pair_tables, codes, c.bits)
+                    for v in T.serial(c.vector_range(job)[1]):
+                        _add_run(counts, tables, indices, c.piece(job), row, v, first_vector + v, length, c)
+        for channel in T.parallel(c.kept):
+            for tap, i in T.grid(c.kernel[0] * c.kernel[1], c.channels):
+                result[channel, i, tap // c.kernel[1], tap % c.kernel[1]] = c.signed(counts, channel, tap, i)
+
+    return product
