@@ -67,10 +67,10 @@ def _list_passes() -> None:
 
 def _list_ops() -> None:
     import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
-    from fqt_deploy.ops.spec import OPS
+    from fqt_deploy.ops.op import FQT_OPS
 
-    for name, spec in sorted(OPS.items()):
-        click.echo(f"fqt.{name:28} {spec.kind.value:12} {_summary(spec.reference)}")
+    for name, op in sorted(FQT_OPS.items()):
+        click.echo(f"fqt.{name:28} {op.traits.kind.value:12} {_summary(op)}")
 
 
 def _list_targets() -> None:

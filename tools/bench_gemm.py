@@ -76,18 +76,16 @@ def binary_product(m: int, n: int, k: int) -> Run:
     from tvm import te
 
     import fqt_deploy.ops.registry  # noqa: F401
-    from fqt_deploy.ops.spec import OPS
+    from fqt_deploy.ops.products.binary_conv2d import BinaryConv2d
     from fqt_deploy.targets.registry import make_target
 
     words = k // 32
     constants = [k, n, [1, 1], [1, 1], [0, 0]]
     x = te.placeholder((1, 1, m, words), "int32", name="x")
     w = te.placeholder((n // 16, words, 16), "int32", name="w")
-    spec = OPS["binary_conv2d"]
-    assert spec.compute is not None
-    result = spec.compute(x, w, *constants)
+    result = BinaryConv2d(x, w, k, n, [1, 1], [1, 1], [0, 0]).compute()
     attributes = {
-        "fqt.op": spec.name, "fqt.outputs": 1, "fqt.arguments": json.dumps([None, None, *constants]),
+        "fqt.op": BinaryConv2d.name, "fqt.outputs": 1, "fqt.arguments": json.dumps([None, None, *constants]),
         "global_symbol": "main", "tirx.noalias": True,
     }  # fmt: skip
     target = make_target("cpu")

@@ -11,12 +11,8 @@ from torch import fx
 from tvm import s_tir, te, tirx
 
 from fqt_deploy.codegen.kernel_grouping import Kernel, kind_of
-from fqt_deploy.ops.aten import pointwise as aten_pointwise
-from fqt_deploy.ops.aten import reductions as aten_reductions
-from fqt_deploy.ops.aten.indexing import INDEXING
-from fqt_deploy.ops.aten.pointwise import POINTWISE, tvm_dtype
-from fqt_deploy.ops.spec import OpKind
-from fqt_deploy.passes.decompose_composites import spec_of
+from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.op import FqtOp, Kind, Op, op_of
 
 
 def kernel_key(kernel: Kernel) -> tuple[Any, ...]:
@@ -40,8 +36,14 @@ def kernel_key(kernel: Kernel) -> tuple[Any, ...]:
 
 def kernel_op_name(kernel: Kernel) -> str:
     """Name of the op that the kernel is rooted in, without namespace and overload."""
-    spec = spec_of(kernel.root)
-    return spec.name if spec is not None else str(kernel.root.target).split(".")[1]
+    return definition_of(kernel.root).name
+
+
+def definition_of(node: fx.Node) -> type[Op]:
+    """The definition of the op that ``node`` calls; a lowered graph holds no others."""
+    op = op_of(node)
+    assert op is not None, node.target
+    return op
 
 
 def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
@@ -55,7 +57,7 @@ def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
     parameters = []
     for i, leaf in enumerate(kernel.leaves):
         tensor: torch.Tensor = leaf.meta["val"]
-        values[leaf] = te.placeholder([int(d) for d in tensor.shape], tvm_dtype(tensor.dtype), name=f"leaf{i}")
+        values[leaf] = te.placeholder([int(d) for d in tensor.shape], dtype_name(tensor.dtype), name=f"leaf{i}")
         parameters.append(values[leaf])
     for i, member in enumerate(kernel.members):
         values[member] = _compute(member, values, f"member{i}")
@@ -63,11 +65,11 @@ def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
     outputs = list(result) if isinstance(result, (tuple, list)) else [result]
     name = kernel_op_name(kernel)
     function = te.create_prim_func([*parameters, *outputs])
-    function = _inline_producers(function, kernel, "result" if spec_of(kernel.root) is None else name)
+    function = _inline_producers(function, kernel, name if issubclass(definition_of(kernel.root), FqtOp) else "result")
     attributes = {
         "fqt.op": name,
         "fqt.outputs": len(outputs),
-        "tirx.noalias": kind_of(kernel.root) is not OpKind.UPDATE,
+        "tirx.noalias": kind_of(kernel.root) is not Kind.UPDATE,
     }
     if not kernel.members:
         attributes["fqt.arguments"] = json.dumps(_constants(kernel.root.args))
@@ -89,20 +91,8 @@ def _signature(node: fx.Node) -> Any:
 
 def _compute(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
     """TE stages of one node."""
-    args = fx.map_arg(node.args, values.__getitem__)
-    kwargs = fx.map_arg(node.kwargs, values.__getitem__)
-    result = node.meta["val"]
-    if node.target in POINTWISE:
-        return aten_pointwise.compute(node.target, result, args, kwargs, name)
-    if node.target in INDEXING:
-        return INDEXING[node.target](result, *args, name=name)
-    if node.target in aten_reductions.REDUCTIONS:
-        return aten_reductions.compute(node.target, result, args, name)
-    spec = spec_of(node)
-    assert spec is not None, node.target
-    assert spec.compute is not None, f"{spec.name} has no kernel of its own"
-    arguments = [list(a) if isinstance(a, (list, tuple)) else a for a in args]
-    return spec.compute(*arguments)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    return definition_of(node).bound(args, kwargs).stages(node.meta["val"], name)
 
 
 def _inline_producers(function: tirx.PrimFunc, kernel: Kernel, root_prefix: str) -> tirx.PrimFunc:
@@ -115,9 +105,9 @@ def _inline_producers(function: tirx.PrimFunc, kernel: Kernel, root_prefix: str)
     names = [str(schedule.get(block).name_hint) for block in blocks]
     kind = kind_of(kernel.root)
     kept = {i for i, name in enumerate(names) if name.startswith(root_prefix)}
-    if kind is OpKind.ELEMENTWISE:
+    if kind is Kind.ELEMENTWISE:
         kept = {len(blocks) - 1}
-    if kind is OpKind.UPDATE and kernel.members:
+    if kind is Kind.UPDATE and kernel.members:
         kept.add(min(kept) - 1)
     for position, block in enumerate(blocks):
         if position not in kept:

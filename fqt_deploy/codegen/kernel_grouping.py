@@ -14,10 +14,8 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.graph import TrainingGraph
-from fqt_deploy.ops.aten.indexing import INDEXING
-from fqt_deploy.ops.aten.pointwise import POINTWISE
-from fqt_deploy.ops.spec import OpKind
-from fqt_deploy.passes.decompose_composites import spec_of
+from fqt_deploy.ops.op import Kind, op_of
+from fqt_deploy.ops.traits import Layout
 from fqt_deploy.passes.write_state import is_update
 
 aten = torch.ops.aten
@@ -70,14 +68,13 @@ class _Expression:
     size: int = 1
 
 
-def kind_of(node: fx.Node) -> OpKind | None:
+def kind_of(node: fx.Node) -> Kind | None:
     """The kind of the op that ``node`` calls; None for inputs, outputs and ``getitem``."""
     if node.op != "call_function" or node.target is operator.getitem:
         return None
-    spec = spec_of(node)
-    if spec is not None:
-        return spec.kind
-    return OpKind.ELEMENTWISE if node.target in POINTWISE or node.target in INDEXING else OpKind.ROOT
+    op = op_of(node)
+    assert op is not None, node.target
+    return op.traits.kind
 
 
 def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
@@ -99,7 +96,7 @@ def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
             if not is_update(node):
                 of_input = storage_of(node).op == "placeholder"
                 (inputs if of_input else steps).append(View(node, grouping.views[node]))
-        elif kind_of(node) is OpKind.UPDATE:
+        elif kind_of(node) is Kind.UPDATE:
             updates.append(grouping.kernel(node))
         elif node.target is aten.clone.default:
             writes.append(grouping.kernel(node))
@@ -150,7 +147,7 @@ class _Grouping:
         for node in graph.graph.nodes:
             if node.op == "output":
                 break
-            if kind_of(node) is not OpKind.ELEMENTWISE:
+            if kind_of(node) is not Kind.ELEMENTWISE:
                 self.materialized.add(node)
             elif node.target is aten.view.default and node.args[0] in self.materialized:
                 self.materialized.add(node)
@@ -195,9 +192,9 @@ class _Grouping:
 
     def _worth_writing(self, node: fx.Node) -> bool:
         users = _users_through_views(node)
-        if any(u.op == "output" or kind_of(u) is OpKind.PRODUCT for u in users):
+        if any(u.op == "output" or kind_of(u) is Kind.PRODUCT for u in users):
             return True
-        if any(kind_of(u) is OpKind.UPDATE for u in users):
+        if any(kind_of(u) is Kind.UPDATE for u in users):
             return len(users) > 1 or not self._computable_in_update(node, users[0])
         expression = self.expressions[node]
         if node.target is aten.clone.default:
@@ -206,7 +203,7 @@ class _Grouping:
             return len(expression.leaves & self.state) > (1 if len(users) == 1 else 0)
         if len(expression.leaves) > MAXIMUM_LEAVES or expression.size > MAXIMUM_EXPRESSION:
             return True
-        broadcast = any(kind_of(u) is OpKind.ELEMENTWISE and _elements(u) > 2 * _elements(node) for u in users)
+        broadcast = any(kind_of(u) is Kind.ELEMENTWISE and _elements(u) > 2 * _elements(node) for u in users)
         if broadcast and expression.operations > 0:
             return True
         if len(users) < 2:
@@ -226,7 +223,7 @@ class _Grouping:
         def positional(current: fx.Node) -> bool:
             if current in self.materialized:
                 return storage_of(current) not in self.state or storage_of(current) in own
-            if current.target in INDEXING and current.target is not aten.view.default:
+            if current.target is not aten.view.default and not _is_positional(current):
                 return not self._reads(current, self.state)
             operands = [o for o in _operands(current) if self._reads(o, self.state)]
             return all(_elements(o) == extent and positional(o) for o in operands)
@@ -236,6 +233,12 @@ class _Grouping:
     def _reads(self, node: fx.Node, state: set[fx.Node]) -> bool:
         leaves = {node} if node in self.materialized else self.expressions[node].leaves
         return any(storage_of(leaf) in state for leaf in leaves)
+
+
+def _is_positional(node: fx.Node) -> bool:
+    """Whether an element of the result reads the elements of the operands at its own index."""
+    op = op_of(node)
+    return op is not None and op.traits.layout is Layout.ELEMENTWISE
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:
@@ -264,13 +267,12 @@ def _bytes(node: fx.Node) -> int:
 
 def _work(node: fx.Node) -> int:
     """Operations for one output element."""
-    if node.target in POINTWISE:
-        return POINTWISE[node.target].work
-    spec = spec_of(node)
-    if spec is None:
+    op = op_of(node)
+    if op is None:
         return 0
-    values = fx.map_arg(node.args, lambda a: a.meta["val"])
-    return max(0, round(spec.cost(*values).flops / max(_elements(node), 1)))
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda a: a.meta["val"])
+    cost = op.bound(args, kwargs).work(node.meta["val"])
+    return max(0, round(cost.flops / max(_elements(node), 1)))
 
 
 def _window(node: fx.Node) -> int:

@@ -13,15 +13,14 @@ from torch import fx
 from tvm import relax
 
 from fqt_deploy.codegen.buffers import Buffer, buffer_lifetimes, buffer_of, buffers_of
-from fqt_deploy.codegen.kernel_function import kernel_function, kernel_key, kernel_op_name
+from fqt_deploy.codegen.kernel_function import definition_of, kernel_function, kernel_key, kernel_op_name
 from fqt_deploy.codegen.kernel_grouping import Kernel, View, group_kernels, kind_of, overwritten
 from fqt_deploy.codegen.memory_plan import MemoryPlan, plan_memory
 from fqt_deploy.core.diagnostics import SourceLocation
 from fqt_deploy.core.graph import TrainingGraph, shape
 from fqt_deploy.core.manifest import KernelInfo
-from fqt_deploy.ops.aten.pointwise import tvm_dtype
-from fqt_deploy.ops.spec import OpKind
-from fqt_deploy.passes.decompose_composites import spec_of
+from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.op import FqtOp, Kind
 
 aten = torch.ops.aten
 
@@ -103,12 +102,12 @@ class _Emitter:
             value = buffer.value
             size = relax.ShapeExpr([int(d) for d in value.shape])
             buffers[buffer] = self.builder.emit(
-                relax.op.memory.alloc_tensor(blocks[block], 0, size, tvm_dtype(value.dtype))
+                relax.op.memory.alloc_tensor(blocks[block], 0, size, dtype_name(value.dtype))
             )
         for buffer in returned:
             value = buffer.value
             size = relax.ShapeExpr([int(d) for d in value.shape])
-            buffers[buffer] = self.builder.emit(relax.op.builtin.alloc_tensor(size, tvm_dtype(value.dtype), 0))
+            buffers[buffer] = self.builder.emit(relax.op.builtin.alloc_tensor(size, dtype_name(value.dtype), 0))
         return buffers
 
     def _kernel(
@@ -156,7 +155,7 @@ def destinations(graph: TrainingGraph) -> dict[fx.Node, list[fx.Node]]:
     """Nodes that write state in place, with the state inputs that they write, in output order."""
     found: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.graph.nodes:
-        if kind_of(node) is OpKind.UPDATE:
+        if kind_of(node) is Kind.UPDATE:
             found[node] = overwritten(node)
     for label, node in zip(graph.outputs, graph.output_node().args[0], strict=True):  # type: ignore[arg-type]
         if label in graph.state and isinstance(node, fx.Node) and node.target is aten.clone.default:
@@ -165,7 +164,7 @@ def destinations(graph: TrainingGraph) -> dict[fx.Node, list[fx.Node]]:
 
 
 def _type(value: torch.Tensor) -> Any:
-    return relax.TensorType([int(d) for d in value.shape], tvm_dtype(value.dtype))
+    return relax.TensorType([int(d) for d in value.shape], dtype_name(value.dtype))
 
 
 def _identifier(name: str) -> str:
@@ -179,10 +178,10 @@ def _info(kernel: Kernel, symbol: str) -> KernelInfo:
     meta = kernel.root.meta
     phase = _DIRECTIONS.get(meta.get("role", ""), meta.get("phase", "forward"))
     location = SourceLocation.of(kernel.root)
-    spec = spec_of(kernel.root)
+    op = definition_of(kernel.root)
     flops = bit_ops = 0
-    if spec is not None:
-        cost = spec.cost(*fx.map_arg(kernel.root.args, lambda a: a.meta["val"]))
+    if issubclass(op, FqtOp):
+        cost = op.bound(*fx.map_arg((kernel.root.args, kernel.root.kwargs), lambda a: a.meta["val"])).cost()
         flops, bit_ops = cost.flops, cost.bit_ops
     return KernelInfo(
         symbol=symbol,

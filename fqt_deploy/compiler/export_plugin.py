@@ -21,11 +21,10 @@ from fqt_deploy.codegen.kernel_function import kernel_function
 from fqt_deploy.codegen.kernel_grouping import Kernel
 from fqt_deploy.compiler.compile_model import LoweredModel
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.export.graph_writer import dtype_name
-from fqt_deploy.ops.lib.onnx_body import kernel_key, operands_of
-from fqt_deploy.ops.spec import OpSpec
+from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.lib.onnx_body import kernel_key
+from fqt_deploy.ops.op import FqtOp, op_of
 from fqt_deploy.packaging.runtime_libraries import runtime_libraries
-from fqt_deploy.passes.decompose_composites import spec_of
 from fqt_deploy.targets.base import Target
 
 PLUGIN = Path(__file__).parents[1] / "export" / "plugin" / "plugin.so"
@@ -39,20 +38,21 @@ class _Call:
     """The first of the calls that one kernel serves.
 
     Attributes:
-        spec: the op.
+        op: its definition.
         node: the call.
     """
 
-    spec: OpSpec
+    op: type[FqtOp]
     node: fx.Node
 
     def line(self, key: str, symbol: str) -> str:
         """The call's line in ``kernels.txt``."""
-        operands = list(operands_of(self.spec.reference, self.node.args).values())
+        call = self.op.bound(self.node.args, self.node.kwargs)
+        operands = [getattr(call, name) for name in call.operands()]
         positions = ",".join(str(operands.index(leaf)) for leaf in self.node.all_input_nodes)
         result: Any = self.node.meta["val"]
         results = result if isinstance(result, (tuple, list)) else (result,)
-        return " ".join([key, self.spec.name, symbol, positions or "-", *map(_tensor, results)])
+        return " ".join([key, self.op.name, symbol, positions or "-", *map(_tensor, results)])
 
 
 def export_plugin(lowered: LoweredModel, target: Target, output: Path) -> None:
@@ -67,7 +67,7 @@ def export_plugin(lowered: LoweredModel, target: Target, output: Path) -> None:
         raise FqtError(f"the plug-in is built for this machine, not for {target.name}", code="FQT202")
     libraries = runtime_libraries(target.toolchain)
     calls = _distinct_calls((*lowered.train.graph.nodes, *lowered.predict.graph.nodes))
-    symbols = {key: f"fqt_{call.spec.name}_{i}" for i, (key, call) in enumerate(calls.items())}
+    symbols = {key: f"fqt_{call.op.name}_{i}" for i, (key, call) in enumerate(calls.items())}
     functions = {
         symbols[key]: target.schedule(kernel_function(Kernel(call.node, (), tuple(call.node.all_input_nodes))))
         for key, call in calls.items()
@@ -105,10 +105,10 @@ def _distinct_calls(nodes: Iterable[fx.Node]) -> dict[str, _Call]:
     """One call for each kernel that the ``fqt`` ops among ``nodes`` need, by key."""
     found: dict[str, _Call] = {}
     for node in nodes:
-        spec = spec_of(node)
-        if spec is not None:
+        op = op_of(node)
+        if op is not None and issubclass(op, FqtOp):
             values: Any = fx.map_arg(node.args, lambda a: a.meta["val"])
-            found.setdefault(kernel_key(spec.name, values), _Call(spec, node))
+            found.setdefault(kernel_key(op.name, values), _Call(op, node))
     return found
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from fqt_deploy.codegen.kernel_function import definition_of
 from fqt_deploy.codegen.kernel_grouping import Kernel
 from fqt_deploy.codegen.to_relax import RelaxProgram, destinations
 from fqt_deploy.compiler.kernel_runner import KernelRunner
@@ -20,9 +21,9 @@ from fqt_deploy.compiler.verify_passes import PassCheck
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import KernelInfo
 from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.ops.aten.reductions import REDUCTIONS
+from fqt_deploy.ops.aten.reductions import Reduction
 from fqt_deploy.ops.lib.fp32_products import FP32_PRODUCTS
-from fqt_deploy.passes.decompose_composites import spec_of
+from fqt_deploy.ops.op import FqtOp
 
 TOLERANCE = 1e-4
 """Relative error allowed in floating point results whose op states none."""
@@ -179,7 +180,7 @@ def _case(
     expected = list(expected) if isinstance(expected, (tuple, list)) else [expected]
     number = {leaf: i for i, leaf in enumerate(kernel.leaves)}
     in_place = [number.get(node) for node in written] or [None] * len(expected)
-    spec = spec_of(kernel.root)
+    op = definition_of(kernel.root)
     return KernelCase(
         info=info,
         operands=tuple(values[leaf] for leaf in kernel.leaves),
@@ -187,10 +188,10 @@ def _case(
         expected=tuple(expected),
         tolerance=max(
             TOLERANCE,
-            spec.tolerance if spec is not None else 0.0,
+            op.tolerance if issubclass(op, FqtOp) else 0.0,
             TF32_TOLERANCE if options.tf32 and info.op in FP32_PRODUCTS else 0.0,
         ),
-        floor=_cancellation_floor(kernel, values) if kernel.root.target in REDUCTIONS else 0.0,
+        floor=_cancellation_floor(kernel, values) if issubclass(op, Reduction) else 0.0,
     )
 
 

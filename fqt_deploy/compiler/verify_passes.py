@@ -20,7 +20,8 @@ from torch import Tensor, fx, nn
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.ops.aten.reductions import REDUCTIONS
+from fqt_deploy.ops.aten.reductions import Reduction
+from fqt_deploy.ops.op import op_of
 
 TOLERANCE = 5e-3
 """Relative error allowed in floating point values, in the norm of a tensor. A wrong pass is off by its whole size.
@@ -187,7 +188,8 @@ def _cancellation_floor(node: fx.Node, values: dict[fx.Node, Any], position: int
         return _norm(values[node.all_input_nodes[0]])
     while node.target is torch.ops.aten.view.default:
         node = node.all_input_nodes[0]
-    if node.target not in REDUCTIONS:
+    op = op_of(node)
+    if op is None or not issubclass(op, Reduction):
         return 0.0
     operands = [values[operand] for operand in node.all_input_nodes]
     return max((_norm(o) for o in operands if isinstance(o, Tensor)), default=0.0)

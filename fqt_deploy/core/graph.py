@@ -12,6 +12,8 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
+from fqt_deploy.core.call import changed
+
 Phase = Literal["forward", "backward", "optimizer"]
 
 
@@ -150,6 +152,11 @@ class Emitter:
         node.meta.update(self.meta)
         propagate(node)
         return node
+
+    def again(self, node: fx.Node, **changes: Any) -> fx.Node:
+        """Insert the call of ``node`` once more, with other arguments where ``changes`` names them."""
+        args, kwargs = changed(node, changes)
+        return self(node.target, *args, **kwargs)
 
     def item(self, node: fx.Node, index: int) -> fx.Node:
         """Insert ``node[index]`` for a node with several outputs."""

@@ -12,22 +12,8 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import fx
 
 from fqt_deploy.core.diagnostics import SourceLocation
-from fqt_deploy.ops.lib.onnx_body import Attributes, element_type, make_node
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A value of the graph.
-
-    Attributes:
-        name: in ONNX.
-        dtype: NumPy's name of the element type.
-        shape: extents.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.lib.onnx_body import Attributes, OnnxValue, element_type, make_node
 
 
 @dataclass
@@ -72,7 +58,7 @@ class GraphWriter:
         self.nodes.append(node)
         return outputs
 
-    def name_result(self, value: str, name: str, result: torch.Tensor) -> Operand:
+    def name_result(self, value: str, name: str, result: torch.Tensor) -> OnnxValue:
         """Call ``value``, written last, ``name``; an older value gets a second name."""
         last = self.nodes[-1] if len(self.nodes) > self._first else None
         if last is not None and last.output[0] == value:
@@ -81,7 +67,7 @@ class GraphWriter:
             self.node("Identity", [value], [name], {})
         return self.typed(name, result)
 
-    def typed(self, name: str, result: torch.Tensor) -> Operand:
+    def typed(self, name: str, result: torch.Tensor) -> OnnxValue:
         """Note shape and dtype of the value ``name``."""
         operand = operand_of(name, result)
         self.types.append(value_info(operand))
@@ -97,7 +83,7 @@ class GraphWriter:
             self.constants[name] = numpy_helper.from_array(array, name)
         return self._known[key]
 
-    def cast(self, operand: Operand, dtype: str) -> str:
+    def cast(self, operand: OnnxValue, dtype: str) -> str:
         """``operand`` as ``dtype``."""
         return operand.name if operand.dtype == dtype else self("Cast", operand.name, to=element_type(dtype))
 
@@ -110,16 +96,11 @@ def label_of(node: fx.Node) -> str:
     return "/".join(filter(None, (node.meta.get("layer"), node.meta.get("phase", "forward"), node.name)))
 
 
-def operand_of(name: str, tensor: torch.Tensor) -> Operand:
+def operand_of(name: str, tensor: torch.Tensor) -> OnnxValue:
     """The operand of the shape and type of ``tensor``, which may be fake."""
-    return Operand(name, dtype_name(tensor.dtype), tuple(int(d) for d in tensor.shape))
+    return OnnxValue(name, dtype_name(tensor.dtype), tuple(int(d) for d in tensor.shape))
 
 
-def value_info(operand: Operand) -> ValueInfoProto:
+def value_info(operand: OnnxValue) -> ValueInfoProto:
     """Name, type and shape in ONNX."""
     return helper.make_tensor_value_info(operand.name, element_type(operand.dtype), operand.shape)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """NumPy's name of a PyTorch dtype."""
-    return str(dtype).removeprefix("torch.")

@@ -15,14 +15,11 @@ from fqt_deploy import __version__
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Stage, TrainingGraph
 from fqt_deploy.core.onnx_names import NEXT
-from fqt_deploy.export.aten_indexing import ONNX_INDEXING
-from fqt_deploy.export.aten_pointwise import ONNX_POINTWISE, write_pointwise
-from fqt_deploy.export.aten_reductions import ONNX_REDUCTIONS, write_reduction
-from fqt_deploy.export.graph_writer import GraphWriter, Operand, label_of, operand_of, value_info
+from fqt_deploy.export.graph_writer import GraphWriter, label_of, operand_of, value_info
 from fqt_deploy.export.op_functions import op_call, op_function
-from fqt_deploy.ops.lib.onnx_body import DOMAIN, OPSET
-from fqt_deploy.ops.spec import OpSpec
-from fqt_deploy.passes.decompose_composites import spec_of
+from fqt_deploy.ops.aten.aten_op import AtenOp
+from fqt_deploy.ops.lib.onnx_body import DOMAIN, OPSET, OnnxValue
+from fqt_deploy.ops.op import FqtOp, op_of
 
 IR_VERSION = 10
 """Of the file format: the first with metadata on nodes; ONNX Runtime reads it since 1.18."""
@@ -90,60 +87,56 @@ def _output_names(graph: TrainingGraph) -> dict[fx.Node, str]:
 
 
 def _output(
-    writer: GraphWriter, graph: TrainingGraph, label: str, node: fx.Node, values: dict[fx.Node, Operand]
-) -> Operand:
+    writer: GraphWriter, graph: TrainingGraph, label: str, node: fx.Node, values: dict[fx.Node, OnnxValue]
+) -> OnnxValue:
     """The operand of one output; a value that has another name already is copied."""
     name, operand = _output_name(graph, label), values[node]
     if operand.name != name:
         writer.begin(node)
         writer.node("Identity", [operand.name], [name], {})
-    return Operand(name, operand.dtype, operand.shape)
+    return OnnxValue(name, operand.dtype, operand.shape)
 
 
 def _write(
     writer: GraphWriter,
     functions: dict[str, FunctionProto],
     node: fx.Node,
-    values: dict[fx.Node, Operand],
+    values: dict[fx.Node, OnnxValue],
     names: dict[fx.Node, str],
 ) -> None:
     """Write one call and note the operands of its results."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)  # type: ignore[arg-type]
     result: Any = node.meta["val"]
-    target: Any = node.target
-    spec = spec_of(node)
-    if spec is not None:
-        _write_function(writer, functions, spec, node, args, values, names)
-        return
-    if target in ONNX_POINTWISE:
-        value = write_pointwise(writer, target, result, args, kwargs)
-    elif target in ONNX_REDUCTIONS:
-        value = write_reduction(writer, target, result, args)
-    else:
-        value = ONNX_INDEXING[target](writer, result, *args)
-    values[node] = writer.name_result(value, names.get(node, label_of(node)), result)
+    op = op_of(node)
+    assert op is not None, node.target
+    call = op.bound(args, kwargs)
+    if isinstance(call, AtenOp):
+        value = call.onnx(writer, result)
+        values[node] = writer.name_result(value, names.get(node, label_of(node)), result)
+    elif isinstance(call, FqtOp):
+        _write_function(writer, functions, call, node, values, names)
 
 
 def _write_function(
     writer: GraphWriter,
     functions: dict[str, FunctionProto],
-    spec: OpSpec,
+    call: FqtOp,
     node: fx.Node,
-    args: tuple[Any, ...],
-    values: dict[fx.Node, Operand],
+    values: dict[fx.Node, OnnxValue],
     names: dict[fx.Node, str],
 ) -> None:
-    fakes = fx.map_arg(node.args, lambda a: a.meta["val"])
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda a: a.meta["val"])
+    op = type(call)
     try:
-        call = op_call(spec, args, fakes)
+        written = op_call(call, op.bound(args, kwargs))
     except ValueError as error:
-        raise FqtError(f"{spec.name} cannot be exported to ONNX: {error}", code="FQT203", node=node) from None
-    functions.setdefault(spec.name, op_function(spec.name, tuple(call.attributes)))
-    inputs = [_named(writer, operand) for operand in call.operands]
+        raise FqtError(f"{op.name} cannot be exported to ONNX: {error}", code="FQT203", node=node) from None
+    functions.setdefault(op.name, op_function(op, tuple(written.attributes)))
+    inputs = [_named(writer, operand) for operand in written.operands]
     results = node.meta["val"]
     if not isinstance(results, (tuple, list)):
         name = names.get(node, label_of(node))
-        writer.node(spec.name, inputs, [name], call.attributes, DOMAIN)
+        writer.node(op.name, inputs, [name], written.attributes, DOMAIN)
         values[node] = writer.typed(name, results)
         return
     users: dict[int, fx.Node] = {}
@@ -153,7 +146,7 @@ def _write_function(
         names.get(users[i], f"{label_of(node)}:{i}") if i in users else f"{label_of(node)}:{i}"
         for i in range(len(results))
     ]
-    writer.node(spec.name, inputs, outputs, call.attributes, DOMAIN)
+    writer.node(op.name, inputs, outputs, written.attributes, DOMAIN)
     operands = [writer.typed(name, result) for name, result in zip(outputs, results, strict=True)]
     for user in node.users:
         values[user] = operands[user.args[1]]  # type: ignore[index]
@@ -161,7 +154,7 @@ def _write_function(
 
 def _named(writer: GraphWriter, operand: Any) -> str:
     """An operand's name; the neutral value of an absent one becomes a constant."""
-    if isinstance(operand, Operand):
+    if isinstance(operand, OnnxValue):
         return operand.name
     array = operand.numpy()
     return writer.constant(array, array.dtype.name)

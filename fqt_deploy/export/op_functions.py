@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from onnx import FunctionProto
-from torch import Tensor
+import numpy as np
+from onnx import FunctionProto, helper, numpy_helper
 
-from fqt_deploy.ops.lib.onnx_body import KERNEL, Attributes, call_attributes, function_proto, kernel_key, operands_of
-from fqt_deploy.ops.spec import OPS, OpSpec
+from fqt_deploy.ops.lib.onnx_body import DOMAIN, KERNEL, OPSET, Attributes, Body, kernel_key, make_node
+from fqt_deploy.ops.op import FqtOp
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class OpCall:
     """What a node of domain ``ai.fqt`` takes.
 
     Attributes:
-        operands: one for each input of the function: the given argument, or the neutral value of an absent one.
+        operands: one for each input of the function: the given operand, or the neutral value of an absent one.
         attributes: of the node; ``fqt_kernel`` is what a plug-in finds its kernel by, and the function ignores.
     """
 
@@ -27,28 +27,40 @@ class OpCall:
     attributes: Attributes
 
 
-def op_call(spec: OpSpec, arguments: Sequence[Any], values: Sequence[Any]) -> OpCall:
-    """The call of an op with ``arguments``.
+def op_call(call: FqtOp, values: FqtOp) -> OpCall:
+    """The node of one call.
 
     Args:
-        spec: the op.
-        arguments: of the call; a tensor may be anything that stands for one, absent ones are None.
-        values: the same with real or fake tensors.
+        call: the call on whatever stands for its operands.
+        values: the same call on real or fake tensors.
 
     Raises:
         ValueError: if ONNX Runtime could not compute the result exactly.
     """
-    assert spec.onnx is not None, f"{spec.name} has no ONNX body"
-    neutral: Mapping[str, Tensor] = spec.onnx.neutral(*values) if spec.onnx.neutral is not None else {}
-    given = operands_of(spec.reference, arguments)
-    operands = [neutral[name] if argument is None else argument for name, argument in given.items()]
-    attributes = call_attributes(spec.reference, spec.onnx, values)
-    return OpCall(tuple(operands), {**attributes, KERNEL: kernel_key(spec.name, values)})
+    neutral, given = values.onnx_neutral(), {name: getattr(call, name) for name in call.operands()}
+    operands = [neutral[name] if operand is None else operand for name, operand in given.items()]
+    attributes = {name: _attribute_value(value) for name, value in values.onnx_attributes().items()}
+    arguments = [getattr(values, name) for name in values.fields()]
+    return OpCall(tuple(operands), {**attributes, KERNEL: kernel_key(call.name, arguments)})
 
 
 @cache
-def op_function(name: str, attributes: tuple[str, ...]) -> FunctionProto:
-    """The model-local function of the op ``name`` whose calls give ``attributes``."""
-    spec = OPS[name]
-    assert spec.onnx is not None, f"{name} has no ONNX body"
-    return function_proto(name, spec.reference, spec.onnx, attributes)
+def op_function(op: type[FqtOp], attributes: tuple[str, ...]) -> FunctionProto:
+    """The model-local function of ``op``, whose calls give ``attributes``; its inputs are the op's operands."""
+    body, inputs = Body(), op.operands()
+    results = op(*[name if name in inputs else None for name in op.fields()]).onnx_body(body)
+    names = [results] if isinstance(results, str) else list(results)
+    outputs = ["result"] if len(names) == 1 else [f"result_{i}" for i in range(len(names))]
+    for value, output in zip(names, outputs, strict=True):
+        body.nodes.append(make_node("Identity", [value], [output], output, {}))
+    return helper.make_function(
+        DOMAIN, op.name, list(inputs), outputs, body.nodes, [helper.make_opsetid("", OPSET)], list(attributes),
+        doc_string=inspect.getdoc(op),
+    )  # fmt: skip
+
+
+def _attribute_value(value: Any) -> Any:
+    """ONNX's own float attributes have single precision: too little for the decay of Adam's moments."""
+    if isinstance(value, float):
+        return numpy_helper.from_array(np.array(value, dtype=np.float64))
+    return int(value) if isinstance(value, (bool, int)) else [int(item) for item in value]

@@ -13,10 +13,9 @@ from torch import fx
 
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 from fqt_deploy.core.graph import TrainingGraph
-from fqt_deploy.ops.aten.indexing import INDEXING
-from fqt_deploy.ops.aten.pointwise import POINTWISE
-from fqt_deploy.ops.aten.reductions import REDUCTIONS
-from fqt_deploy.passes.decompose_composites import spec_of
+from fqt_deploy.ops.aten.aten_op import dropped_arguments
+from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.op import op_of
 from fqt_deploy.passes.pass_base import Pass
 
 _LOWERED_LATER = ("aten.native_dropout.default", "aten.bernoulli.p")
@@ -32,9 +31,9 @@ def is_supported(node: fx.Node) -> bool:
         return True
     if _dtype(node) in _TOO_WIDE_OR_NARROW:
         return False
-    if node.target in POINTWISE or node.target in REDUCTIONS or node.target in INDEXING:
+    if str(node.target) in _LOWERED_LATER:
         return True
-    return spec_of(node) is not None or str(node.target) in _LOWERED_LATER
+    return op_of(node) is not None and not dropped_arguments(node)
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,8 @@ def _dtype(node: fx.Node) -> torch.dtype | None:
 
 def _describe(node: fx.Node) -> str:
     location, dtype = SourceLocation.of(node), _dtype(node)
-    kind = f", {str(dtype).removeprefix('torch.')}" if dtype in _TOO_WIDE_OR_NARROW else ""
+    kind = f", {dtype_name(dtype)}" if dtype in _TOO_WIDE_OR_NARROW else ""
+    kind += "".join(f", {argument}" for argument in dropped_arguments(node))
     where = f" at {location}" if location else ""
     module = node.meta.get("layer") or "<model>"
     return f"  {node.target} ({node.meta.get('phase', 'forward')}{kind}) in module {module}{where}"

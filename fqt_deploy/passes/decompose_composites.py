@@ -17,21 +17,13 @@ from dataclasses import dataclass
 from torch import fx
 
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace
-from fqt_deploy.ops.spec import OPS, OpKind, OpSpec
+from fqt_deploy.ops.op import FqtOp, Kind, op_of
 from fqt_deploy.passes.pass_base import Pass
-
-
-def spec_of(node: fx.Node) -> OpSpec | None:
-    """The ``OpSpec`` behind a node that calls an ``fqt`` op, else None."""
-    target = node.target
-    if node.op != "call_function" or getattr(target, "namespace", "") != "fqt":
-        return None
-    return OPS[target._schema.name.removeprefix("fqt::")]  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)
 class DecomposeComposites(Pass):
-    """Call ``OpSpec.decompose`` of every op of kind COMPOSITE."""
+    """Call ``decompose`` of every op of kind COMPOSITE."""
 
     name = "decompose-composites"
 
@@ -39,11 +31,10 @@ class DecomposeComposites(Pass):
         """Rewrite each composite call; several outputs are read through ``getitem``."""
         changed = False
         for node in list(graph.graph.nodes):
-            spec = spec_of(node)
-            if spec is None or spec.kind is not OpKind.COMPOSITE:
+            op = op_of(node)
+            if op is None or not issubclass(op, FqtOp) or op.traits.kind is not Kind.COMPOSITE:
                 continue
-            assert spec.decompose is not None
-            results = spec.decompose(Emitter(graph, node), *node.args)
+            results = op.bound(node.args, node.kwargs).decompose(Emitter(graph, node))
             changed = True
             if isinstance(results, fx.Node):
                 replace(graph, node, results)

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
-from fqt_deploy.ops.aten.pointwise import POINTWISE
-from fqt_deploy.ops.aten.reductions import REDUCTIONS, reduced_axes
+from fqt_deploy.ops.aten.reductions import reduced_axes
+from fqt_deploy.ops.op import op_of
+from fqt_deploy.ops.traits import Layout
 from fqt_deploy.passes.normalize_views import NormalizeViews
 from fqt_deploy.passes.pass_base import Pass
 
@@ -48,19 +50,16 @@ class PropagateLayout(Pass):
 def _sweep(graph: TrainingGraph) -> bool:
     moved = False
     for node in list(graph.graph.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target in POINTWISE:
-            moved |= _sink_below_pointwise(graph, node)
-        elif node.target in REDUCTIONS:
-            moved |= _sink_below_reduction(graph, node)
+        op = op_of(node)
+        if op is not None and (sink := _RULES.get(op.traits.layout)) is not None:
+            moved |= sink(graph, node)
     return moved
 
 
 def _order(node: Any, rank: int) -> list[int] | None:
     """The order of a permutation of a ``rank``-dimensional tensor, else None."""
     if isinstance(node, fx.Node) and node.target is aten.permute.default and len(shape(node)) == rank:
-        return [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr]
+        return [int(d) % rank for d in call_of(node).dims]
     return None
 
 
@@ -83,7 +82,7 @@ def _sink_below_pointwise(graph: TrainingGraph, node: fx.Node) -> bool:
         if not isinstance(operand, fx.Node) or len(shape(operand)) == 0:
             return operand
         if _order(operand, rank) == order:
-            return operand.args[0]
+            return source_of(operand)
         return emit(aten.permute.default, operand, inverse)
 
     inner = emit(node.target, *[unpermuted(a) for a in node.args], **node.kwargs)
@@ -92,17 +91,21 @@ def _sink_below_pointwise(graph: TrainingGraph, node: fx.Node) -> bool:
 
 
 def _sink_below_reduction(graph: TrainingGraph, node: fx.Node) -> bool:
-    source: Any = node.args[0]
+    source = source_of(node)
     rank = len(shape(source))
     order = _order(source, rank)
     if order is None:
         return False
-    axes = [order[a] for a in reduced_axes(node.args, rank)]
+    axes = [order[a] for a in reduced_axes(call_of(node))]
     keepdim = len(shape(node)) == rank
     kept = [order[a] for a in range(rank) if order[a] not in axes]
     if not keepdim and kept != sorted(kept):
         return False
     emit = Emitter(graph, node)
-    inner = emit(node.target, source.args[0], sorted(axes), *([True] if keepdim else []), **node.kwargs)
+    inner = emit(node.target, source_of(source), sorted(axes), *([True] if keepdim else []), **node.kwargs)
     replace(graph, node, emit(aten.permute.default, inner, order) if keepdim else inner)
     return True
+
+
+_RULES = {Layout.ELEMENTWISE: _sink_below_pointwise, Layout.REDUCTION: _sink_below_reduction}
+"""What moves a permutation below an op, by what the op's definition says of its layout."""

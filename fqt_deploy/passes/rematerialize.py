@@ -23,10 +23,7 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.graph import TrainingGraph
-from fqt_deploy.ops.aten.indexing import INDEXING
-from fqt_deploy.ops.aten.pointwise import POINTWISE
-from fqt_deploy.ops.spec import OpKind
-from fqt_deploy.passes.decompose_composites import spec_of
+from fqt_deploy.ops.op import Kind, op_of
 from fqt_deploy.passes.pass_base import Pass
 
 fqt = torch.ops.fqt
@@ -64,10 +61,8 @@ def _dependent(graph: TrainingGraph) -> set[fx.Node]:
 
 
 def _is_elementwise(node: fx.Node) -> bool:
-    spec = spec_of(node)
-    if spec is not None:
-        return spec.kind is OpKind.ELEMENTWISE
-    return node.target in POINTWISE or node.target in INDEXING
+    op = op_of(node)
+    return op is not None and op.traits.kind is Kind.ELEMENTWISE
 
 
 def _clone(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fqt_deploy.core.call import call_of, source_of, update
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, TrainingGraph, propagate, shape
 from fqt_deploy.ops.aten.reductions import reduced_axes
@@ -68,11 +69,11 @@ class ShrinkBackward:
         node.args = fx.map_arg(node.args, lambda operand: self._operand(operand, node, behind, index, keep))
         if node.target in _SIZED and node in self._leading:
             size = shape(node)
-            node.args = (node.args[0], [size[0] // self.samples * keep, *size[1:]])
-        elif node.target is aten.view.default and prod(shape(node.args[0])) != prod(shape(node)):  # type: ignore[arg-type]
+            update(node, size=[size[0] // self.samples * keep, *size[1:]])
+        elif node.target is aten.view.default and prod(shape(source_of(node))) != prod(shape(node)):
             raise _unsupported(node, _HIDDEN)
         elif node.target is fqt.batch_norm_backward.default:
-            node.args = (*node.args[:-1], True)
+            update(node, projected=True)
         node.meta["samples"] = keep
         propagate(node)
 
@@ -115,7 +116,7 @@ def _obstacle(node: fx.Node, leading: set[fx.Node], labelled: set[fx.Node]) -> s
     if any(a in labelled and a in leading and isinstance(a.meta["val"], torch.Tensor) for a in node.all_input_nodes):
         return "a gradient that bypasses the classifier's input"
     source: Any = node.args[0] if node.args else None
-    if node.target in _MEANS and source in leading and 0 in reduced_axes(node.args, len(shape(source))):
+    if node.target in _MEANS and source in leading and 0 in reduced_axes(call_of(node)):
         return "a mean over the batch in backward"
     if node.target in _SIZED and source in leading and node not in leading:
         return _HIDDEN

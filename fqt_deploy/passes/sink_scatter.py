@@ -28,25 +28,17 @@ from typing import Any
 import torch
 from torch import fx
 
+from fqt_deploy.core.call import call_of, changed, source_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
-from fqt_deploy.ops.aten.reductions import REDUCTIONS, reduced_axes
+from fqt_deploy.ops.aten.reductions import reduced_axes
+from fqt_deploy.ops.op import op_of
+from fqt_deploy.ops.traits import Layout
 from fqt_deploy.passes.batch_axis import batch_leading, gather_samples
 from fqt_deploy.passes.pass_base import Pass
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
 
-_ZERO_WITH_ANY: dict[Any, tuple[int, ...]] = {
-    aten.mul.Tensor: (0, 1), aten.div.Tensor: (0,), aten.neg.default: (0,), aten.abs.default: (0,),
-    aten.sqrt.default: (0,), aten._to_copy.default: (0,), aten.gelu_backward.default: (0,),
-    fqt.straight_through.default: (0,), fqt.max_pool2d_backward.default: (0,), fqt.avg_pool2d_backward.default: (0,),
-    fqt.linear_input_grad.default: (0,), fqt.conv2d_input_grad.default: (0,), fqt.batch_matmul.default: (0, 1),
-}  # fmt: skip
-"""Ops whose result is zero for a sample for which one of these operands is."""
-_ZERO_WITH_ALL: dict[Any, tuple[int, ...]] = {
-    aten.add.Tensor: (0, 1), aten.sub.Tensor: (0, 1), aten.maximum.default: (0, 1), aten.where.self: (1, 2),
-}  # fmt: skip
-"""Ops whose result is zero for a sample for which all of these operands are."""
 _SIZED = (aten.view.default, aten.expand.default)
 _SUMS = (aten.sum.dim_IntList, aten.sum.default)
 _WEIGHT_GRADS = (fqt.linear_weight_grad.default, fqt.conv2d_weight_grad.default)
@@ -102,9 +94,9 @@ class _Sinker:
         scatters = [n for n in self.graph.calls(fqt.scatter_rows.default) if n.meta.get("scatters") == "samples"]
         for node in list(self.graph.graph.nodes):
             if node in scatters:
-                value, slot = node.args
-                index = Emitter(self.graph, node).item(slot.args[0], 0)
-                self.rows[node] = _Rows(value, slot, index)
+                call = call_of(node)
+                index = Emitter(self.graph, node).item(source_of(call.slot), 0)
+                self.rows[node] = _Rows(call.x, call.slot, index)
             elif node.op == "call_function" and any(a in self.rows for a in node.all_input_nodes):
                 self._sink(node)
         for node in reversed([n for n in self.rows if n not in scatters]):
@@ -124,7 +116,7 @@ class _Sinker:
         elif node.target is fqt.quantize_samples.default:
             self._quantize_samples(node, kept[0])
         elif node.target in (fqt.quantize_channels.default, fqt.dequantize.default):
-            if node.args[0] in self.rows and _forms_weight_gradient(node):
+            if source_of(node) in self.rows and _forms_weight_gradient(node):
                 self.rows[node] = kept[0].of(self._on_kept(node, kept[0]), can_scatter=False)
         elif node.target in _WEIGHT_GRADS or self._is_sum_over_samples(node):
             replace(self.graph, node, self._on_kept(node, kept[0]))
@@ -132,24 +124,18 @@ class _Sinker:
             self.rows[node] = kept[0].of(self._on_kept(node, kept[0]))
 
     def _is_sum_over_samples(self, node: fx.Node) -> bool:
-        return node.target in _SUMS and 0 in reduced_axes(node.args, len(shape(node.args[0])))  # type: ignore[arg-type]
+        return node.target in _SUMS and 0 in reduced_axes(call_of(node))
 
     def _stays_zero(self, node: fx.Node) -> bool:
         """Whether the result is zero for samples for which operands are, and has the samples on its leading axis."""
-        target: Any = node.target
-        operands: Any = node.args
-        if target in _SIZED:
-            return shape(node)[0] % self.graph.batch == 0 and shape(node) == list(operands[1])
-        if target is aten.permute.default:
-            return bool(operands[1][0] == 0)
-        if target in REDUCTIONS:
-            return 0 not in reduced_axes(operands, len(shape(operands[0])))
-        if target in _ZERO_WITH_ANY:
-            return self._is_aligned(node) and any(operands[i] in self.rows for i in _ZERO_WITH_ANY[target])
-        if target in _ZERO_WITH_ALL:
-            zero = (operands[i] in self.rows or _is_zero(operands[i]) for i in _ZERO_WITH_ALL[target])
-            return self._is_aligned(node) and all(zero)
-        return False
+        op = op_of(node)
+        if op is None or node not in self.leading:
+            return False
+        if node.target in _SIZED and shape(node) != list(call_of(node).size):
+            return False
+        if op.traits.layout is Layout.ELEMENTWISE and not self._is_aligned(node):
+            return False
+        return op.traits.zero.holds(call_of(node), lambda operand: operand in self.rows or _is_zero(operand))
 
     def _is_aligned(self, node: fx.Node) -> bool:
         """Whether the samples of the operands that are kept are the leading axis of the result, too."""
@@ -167,11 +153,12 @@ class _Sinker:
                 return a
             return gather_samples(emit, a, self.graph.batch, rows.index, keep)
 
-        arguments: Any = fx.map_arg(node.args, operand)
+        sizes = {}
         if node.target in _SIZED:
-            first, *rest = arguments[1]
-            arguments = (arguments[0], [first // self.graph.batch * keep, *rest])
-        copy = emit(node.target, *arguments, **fx.map_arg(node.kwargs, operand))
+            first, *rest = call_of(node).size
+            sizes["size"] = [first // self.graph.batch * keep, *rest]
+        args, kwargs = fx.map_arg(changed(node, sizes), operand)  # type: ignore[arg-type, misc]
+        copy = emit(node.target, *args, **kwargs)
         copy.meta.update({k: node.meta[k] for k in ("record", "direction") if k in node.meta})
         return copy
 
@@ -180,16 +167,16 @@ class _Sinker:
         statistics = self._on_kept(node, rows)
         emit = Emitter(self.graph, node)
         for item in list(node.users):
-            self.rows[item] = rows.of(emit.item(statistics, item.args[1]))  # type: ignore[arg-type]
+            self.rows[item] = rows.of(emit.item(statistics, call_of(item).index))
 
     def _quantize_samples(self, node: fx.Node, rows: _Rows) -> None:
         """Choose among the kept samples; one that was pruned has an empty range: its codes count nothing."""
-        g, alpha, chosen, *rest = node.args
-        if g not in self.rows or chosen is None:
+        call = call_of(node)
+        if call.g not in self.rows or call.index is None:
             return
         emit = Emitter(self.graph, node)
-        places = emit(aten.clamp_min.default, emit(fqt.gather_rows.default, rows.slot, chosen), 0)
-        replace(self.graph, node, emit(node.target, rows.value, alpha, places, *rest))
+        places = emit(aten.clamp_min.default, emit(fqt.gather_rows.default, rows.slot, call.index), 0)
+        replace(self.graph, node, emit.again(node, g=rows.value, index=places))
 
     def _scatter(self, node: fx.Node) -> None:
         """All samples of ``node`` for the users that need them."""
@@ -216,4 +203,4 @@ def _forms_weight_gradient(codes: fx.Node) -> bool:
 def _is_zero(operand: Any) -> bool:
     if not isinstance(operand, fx.Node):
         return bool(operand == 0)
-    return operand.target in _CONSTANTS and operand.args[-1] == 0
+    return operand.target in _CONSTANTS and 0 in call_of(operand).values().values()

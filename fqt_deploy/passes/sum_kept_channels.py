@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from fqt_deploy.core.call import call_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
 from fqt_deploy.ops.aten.reductions import reduced_axes
 from fqt_deploy.passes.pass_base import Pass
@@ -59,7 +60,7 @@ def _pruned_factor(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """The pruned weight gradient of a sum of products, and the other factor; None if it is no such sum."""
     product = node.args[0]
     assert isinstance(product, fx.Node)
-    if product.target is not aten.mul.Tensor or 0 in reduced_axes(node.args, len(shape(product))):
+    if product.target is not aten.mul.Tensor or 0 in reduced_axes(call_of(node)):
         return None
     first, second = product.args
     for gradient, other in ((first, second), (second, first)):

@@ -18,8 +18,7 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.graph import Emitter, TrainingGraph
-from fqt_deploy.ops.spec import OpKind
-from fqt_deploy.passes.decompose_composites import spec_of
+from fqt_deploy.ops.op import Kind, op_of
 from fqt_deploy.passes.invariants import every_op_has_a_kernel
 from fqt_deploy.passes.pass_base import Pass
 
@@ -51,5 +50,5 @@ def is_update(node: fx.Node) -> bool:
     source = node
     while source.target in (aten.view.default, operator.getitem):
         source = source.args[0]  # type: ignore[assignment]
-    spec = spec_of(source) if isinstance(source, fx.Node) else None
-    return spec is not None and spec.kind is OpKind.UPDATE
+    op = op_of(source)
+    return op is not None and op.traits.kind is Kind.UPDATE

@@ -12,7 +12,7 @@ from fqt_deploy.codegen.kernel_grouping import Kernel, View, group_kernels, kind
 from fqt_deploy.codegen.to_relax import destinations
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.ops.spec import OpKind
+from fqt_deploy.ops.op import Kind
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CLONE = torch.ops.aten.clone.default
@@ -61,8 +61,8 @@ def test_every_value_is_written_once(steps):
 
 def test_only_element_wise_ops_are_inlined(steps):
     kernels = [step for step in steps if isinstance(step, Kernel)]
-    assert all(kind_of(member) is OpKind.ELEMENTWISE for kernel in kernels for member in kernel.members)
-    products = [kernel for kernel in kernels if kind_of(kernel.root) is OpKind.PRODUCT]
+    assert all(kind_of(member) is Kind.ELEMENTWISE for kernel in kernels for member in kernel.members)
+    products = [kernel for kernel in kernels if kind_of(kernel.root) is Kind.PRODUCT]
     assert products
     assert not any(kernel.members for kernel in products)
     assert any(kernel.members for kernel in kernels)

@@ -15,7 +15,7 @@ from fqt_deploy.codegen.build import build_functions
 from fqt_deploy.codegen.to_relax import RelaxProgram
 from fqt_deploy.codegen.tune_tiles import check_can_tune, tune_tiles
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.ops.spec import OPS
+from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.targets.cpu.products.binary_conv2d import BinaryConv2dRule
 from fqt_deploy.targets.cpu.products.nibble_binary_conv2d import NibbleBinaryConv2dRule
 from fqt_deploy.targets.cpu.products.nibble_input_grad import NibbleInputGradRule
@@ -34,7 +34,7 @@ RULES = ((BinaryConv2dRule, FORWARD), (NibbleBinaryConv2dRule, FORWARD), (Nibble
 def kernel(case):
     name, *shapes, arguments = case
     operands = [te.placeholder(shape, "int32", name=f"p{i}") for i, shape in enumerate(shapes)]
-    function = te.create_prim_func([*operands, OPS[name].compute(*operands, *arguments)])
+    function = te.create_prim_func([*operands, FQT_OPS[name](*operands, *arguments).compute()])
     text = json.dumps([None, None, *arguments])
     return function.with_attrs({"fqt.op": name, "fqt.outputs": 1, "global_symbol": "main", "fqt.arguments": text})
 
@@ -64,7 +64,7 @@ def test_every_tile_gives_the_reference(rule, case, target):
     name, *shapes, arguments = case
     r = np.random.default_rng(0)
     operands = [r.integers(-(2**31), 2**31, shape, dtype=np.int32) for shape in shapes]
-    expected = OPS[name].reference(*map(torch.from_numpy, operands), *arguments).numpy()
+    expected = FQT_OPS[name](*map(torch.from_numpy, operands), *arguments).reference().numpy()
     library = build_functions(
         {f"tile{i}": rule().apply(function, target.features, tile) for i, tile in enumerate(tiles)}, target.tvm_target
     )

@@ -14,12 +14,12 @@ from onnx import helper
 import fqt_deploy.ops.registry  # noqa: F401
 from fqt_deploy.export.op_functions import op_call, op_function
 from fqt_deploy.ops.lib.onnx_body import DOMAIN, OPSET, element_type, make_node
-from fqt_deploy.ops.spec import OPS, OpKind, OpSpec
+from fqt_deploy.ops.op import FQT_OPS, FqtOp, Kind
 
 SAMPLES = [
     pytest.param(spec, arguments, id=f"{spec.name}-{i}")
-    for spec in OPS.values()
-    if spec.onnx is not None
+    for spec in FQT_OPS.values()
+    if spec.traits.kind is not Kind.COMPOSITE
     for i, arguments in enumerate(spec.sample_inputs())
 ]
 
@@ -32,9 +32,9 @@ def _type(name: str, tensor: torch.Tensor) -> Any:
     return helper.make_tensor_value_info(name, element_type(str(tensor.dtype).split(".")[1]), tensor.shape)
 
 
-def _model(spec: OpSpec, arguments: tuple[Any, ...], expected: list[torch.Tensor]) -> tuple[Any, dict[str, Any]]:
+def _model(spec: type[FqtOp], arguments: tuple[Any, ...], expected: list[torch.Tensor]) -> tuple[Any, dict[str, Any]]:
     """A model of one call, and its inputs."""
-    call = op_call(spec, arguments, arguments)
+    call = op_call(spec(*arguments), spec(*arguments))
     names, results = [f"in{i}" for i in range(len(call.operands))], [f"out{i}" for i in range(len(expected))]
     node = make_node(spec.name, names, results, "call", call.attributes, DOMAIN)
     graph = helper.make_graph(
@@ -42,7 +42,7 @@ def _model(spec: OpSpec, arguments: tuple[Any, ...], expected: list[torch.Tensor
     )
     model = helper.make_model(
         graph,
-        functions=[op_function(spec.name, tuple(call.attributes))],
+        functions=[op_function(spec, tuple(call.attributes))],
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)],
         ir_version=10,
     )
@@ -55,15 +55,10 @@ def _session(model: Any) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def test_every_op_that_is_exported_has_a_body() -> None:
-    """Composites are spelled in other ops before export; nothing else may lack a body."""
-    assert [s.name for s in OPS.values() if s.onnx is None and s.kind is not OpKind.COMPOSITE] == []
-
-
 @pytest.mark.parametrize(("spec", "arguments"), SAMPLES)
-def test_body_agrees_with_reference(spec: OpSpec, arguments: tuple[Any, ...]) -> None:
+def test_body_agrees_with_reference(spec: type[FqtOp], arguments: tuple[Any, ...]) -> None:
     """Integers, booleans and bits exactly, floating point within the op's tolerance; the model is valid."""
-    expected = _flat(spec.reference(*arguments))
+    expected = _flat(spec(*arguments).reference())
     model, feeds = _model(spec, arguments, expected)
     onnx.checker.check_model(model, full_check=True)
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
@@ -76,10 +71,10 @@ def test_body_agrees_with_reference(spec: OpSpec, arguments: tuple[Any, ...]) ->
         assert error <= spec.tolerance * float(wanted.double().norm())
 
 
-@pytest.mark.parametrize("name", [name for name, spec in OPS.items() if spec.onnx is not None])
+@pytest.mark.parametrize("name", [name for name, spec in FQT_OPS.items() if spec.traits.kind is not Kind.COMPOSITE])
 def test_one_function_serves_all_samples(name: str) -> None:
     """Samples of one op differ in shapes and arguments, never in the names of the attributes."""
-    spec = OPS[name]
-    calls = [op_call(spec, arguments, arguments) for arguments in spec.sample_inputs()]
+    spec = FQT_OPS[name]
+    calls = [op_call(spec(*arguments), spec(*arguments)) for arguments in spec.sample_inputs()]
     assert len({tuple(call.attributes) for call in calls}) == 1
-    assert {node.domain for node in op_function(name, tuple(calls[0].attributes)).node} == {""}
+    assert {node.domain for node in op_function(spec, tuple(calls[0].attributes)).node} == {""}

@@ -13,17 +13,17 @@ from torch._subclasses import FakeTensorMode
 from tvm import te
 
 import fqt_deploy.ops.registry  # noqa: F401
-from fqt_deploy.ops.aten.pointwise import tvm_dtype
-from fqt_deploy.ops.spec import OPS, OpKind, OpSpec
+from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.op import FQT_OPS, FqtOp, Kind
 from fqt_deploy.targets.registry import make_target
 
 
-def _samples(*kinds: OpKind) -> list[Any]:
+def _samples(*kinds: Kind) -> list[Any]:
     """One parameter set a sample of every op with a kernel, of the given kinds or of all."""
     return [
         pytest.param(spec, arguments, id=f"{spec.name}-{i}")
-        for spec in OPS.values()
-        if spec.compute is not None and (not kinds or spec.kind in kinds)
+        for spec in FQT_OPS.values()
+        if spec.traits.kind is not Kind.COMPOSITE and (not kinds or spec.traits.kind in kinds)
         for i, arguments in enumerate(spec.sample_inputs())
     ]
 
@@ -32,7 +32,7 @@ def _flat(result: Any) -> list[Any]:
     return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
-def _compile(spec: OpSpec, arguments: tuple[Any, ...]) -> Any:
+def _compile(spec: type[FqtOp], arguments: tuple[Any, ...]) -> Any:
     """The op's loop nest on its own, as the CPU target schedules it: a function of the tensors, then the outputs."""
     target = make_target("cpu")
     placeholders: list[Any] = []
@@ -41,11 +41,10 @@ def _compile(spec: OpSpec, arguments: tuple[Any, ...]) -> Any:
         if not isinstance(argument, torch.Tensor):
             return argument
         name = f"operand{len(placeholders)}"
-        placeholders.append(te.placeholder(list(argument.shape), tvm_dtype(argument.dtype), name=name))
+        placeholders.append(te.placeholder(list(argument.shape), dtype_name(argument.dtype), name=name))
         return placeholders[-1]
 
-    assert spec.compute is not None
-    outputs = _flat(spec.compute(*map(operand, arguments)))
+    outputs = _flat(spec(*map(operand, arguments)).compute())
     function = te.create_prim_func([*placeholders, *outputs])
     attributes = {"fqt.op": spec.name, "fqt.outputs": len(outputs), "tirx.noalias": False, "global_symbol": "main"}
     attributes["fqt.arguments"] = json.dumps([None if isinstance(a, torch.Tensor) else a for a in arguments])
@@ -57,7 +56,9 @@ def _device_tensor(value: torch.Tensor) -> Any:
     return tvm.runtime.tensor(value.contiguous().numpy())
 
 
-def _run(spec: OpSpec, arguments: tuple[Any, ...], expected: list[torch.Tensor], in_place: bool) -> list[np.ndarray]:
+def _run(
+    spec: type[FqtOp], arguments: tuple[Any, ...], expected: list[torch.Tensor], in_place: bool
+) -> list[np.ndarray]:
     """Outputs of the compiled op, written over its first operands if ``in_place``."""
     operands = [_device_tensor(a) for a in arguments if isinstance(a, torch.Tensor)]
     outputs = operands[: len(expected)] if in_place else [_device_tensor(torch.zeros_like(e)) for e in expected]
@@ -65,7 +66,7 @@ def _run(spec: OpSpec, arguments: tuple[Any, ...], expected: list[torch.Tensor],
     return [output.numpy() for output in outputs]
 
 
-def _assert_equal(spec: OpSpec, actual: np.ndarray, expected: torch.Tensor) -> None:
+def _assert_equal(spec: type[FqtOp], actual: np.ndarray, expected: torch.Tensor) -> None:
     if not expected.dtype.is_floating_point:
         np.testing.assert_array_equal(actual, expected.numpy())
         return
@@ -75,7 +76,7 @@ def _assert_equal(spec: OpSpec, actual: np.ndarray, expected: torch.Tensor) -> N
 
 
 @pytest.mark.parametrize(("spec", "arguments"), _samples())
-def test_fake_agrees_with_reference(spec: OpSpec, arguments: tuple[Any, ...]) -> None:
+def test_fake_agrees_with_reference(spec: type[FqtOp], arguments: tuple[Any, ...]) -> None:
     """Shapes, types and contiguity; through the registered op, so that the schema is checked too."""
     op = getattr(torch.ops.fqt, spec.name)
     expected = _flat(op(*arguments))
@@ -87,24 +88,24 @@ def test_fake_agrees_with_reference(spec: OpSpec, arguments: tuple[Any, ...]) ->
 
 
 @pytest.mark.parametrize(("spec", "arguments"), _samples())
-def test_compiled_agrees_with_reference(spec: OpSpec, arguments: tuple[Any, ...]) -> None:
+def test_compiled_agrees_with_reference(spec: type[FqtOp], arguments: tuple[Any, ...]) -> None:
     """Integers and booleans exactly, floating point within the op's tolerance."""
-    expected = _flat(spec.reference(*arguments))
+    expected = _flat(spec(*arguments).reference())
     for actual, wanted in zip(_run(spec, arguments, expected, in_place=False), expected, strict=True):
         _assert_equal(spec, actual, wanted)
 
 
-@pytest.mark.parametrize(("spec", "arguments"), _samples(OpKind.UPDATE))
-def test_update_in_place(spec: OpSpec, arguments: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(("spec", "arguments"), _samples(Kind.UPDATE))
+def test_update_in_place(spec: type[FqtOp], arguments: tuple[Any, ...]) -> None:
     """An update may write over the operands that it replaces."""
-    expected = _flat(spec.reference(*arguments))
+    expected = _flat(spec(*arguments).reference())
     for actual, wanted in zip(_run(spec, arguments, expected, in_place=True), expected, strict=True):
         _assert_equal(spec, actual, wanted)
 
 
 @pytest.mark.parametrize(("spec", "arguments"), _samples())
-def test_cost_counts_something(spec: OpSpec, arguments: tuple[Any, ...]) -> None:
+def test_cost_counts_something(spec: type[FqtOp], arguments: tuple[Any, ...]) -> None:
     """A cost is never negative and no op is free."""
-    cost = spec.cost(*arguments)
+    cost = spec(*arguments).cost()
     assert min(cost.flops, cost.bit_ops, cost.bytes_moved) >= 0
     assert cost.flops + cost.bit_ops + cost.bytes_moved > 0

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
 from fqt_deploy.ops.lib.convolution_shape import output_extents
 from fqt_deploy.ops.lib.packed_words import pack_last_axis
-from fqt_deploy.ops.packing import pack_positions, pack_signs, pack_weight, transpose_packed_weight
-from fqt_deploy.ops.products import (
-    binary_conv2d,
-    bitplane_conv2d_input_grad,
-    bitplane_weight_grad,
-    position_sums,
-    tap_sums,
-)
+from fqt_deploy.ops.packing.pack_positions import PackPositions
+from fqt_deploy.ops.packing.pack_signs import PackSigns
+from fqt_deploy.ops.packing.pack_weight import PackWeight
+from fqt_deploy.ops.packing.transpose_packed_weight import TransposePackedWeight
+from fqt_deploy.ops.products.binary_conv2d import BinaryConv2d
+from fqt_deploy.ops.products.bitplane_conv2d_input_grad import BitplaneConv2dInputGrad
+from fqt_deploy.ops.products.bitplane_weight_grad import BitplaneWeightGrad
+from fqt_deploy.ops.products.position_sums import PositionSums
+from fqt_deploy.ops.products.tap_sums import TapSums
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -46,17 +47,17 @@ class Layer:
         w = torch.randn(self.outputs, self.inputs, *self.kernel, generator=self.generator)
         self.x = torch.where(x > 0, 1.0, -1.0).double().permute(0, 3, 1, 2)
         self.w = torch.where(w > 0, 1.0, -1.0).double()
-        self.x_bits, self.w_bits = pack_signs.reference(x), pack_weight.reference(w)
+        self.x_bits, self.w_bits = PackSigns(x).reference(), PackWeight(w).reference()
         self.output_hw = output_extents(self.image, self.kernel, self.stride, self.padding)
 
     def turned(self):
-        return transpose_packed_weight.reference(
+        return TransposePackedWeight(
             self.w_bits, self.inputs, self.outputs, self.kernel[0] * self.kernel[1]
-        )
+        ).reference()
 
     def positions(self):
         arguments = (self.inputs, self.kernel, self.stride, self.padding, self.output_hw)
-        return pack_positions.reference(self.x_bits, *arguments)
+        return PackPositions(self.x_bits, *arguments).reference()
 
     def forward(self, x, w):
         """Zeros around the signs, not signs of zeros."""
@@ -82,7 +83,7 @@ class Layer:
 def test_forward(case, seed):
     layer = Layer(case, seed)
     geometry = (layer.inputs, layer.outputs, layer.kernel, layer.stride, layer.padding)
-    z = binary_conv2d.reference(layer.x_bits, layer.w_bits, *geometry)
+    z = BinaryConv2d(layer.x_bits, layer.w_bits, *geometry).reference()
     assert torch.equal(z.double(), layer.forward(layer.x, layer.w).permute(0, 2, 3, 1))
 
 
@@ -94,10 +95,10 @@ def test_input_gradient(case, seed, bits):
     codes, zero = layer.codes(bits)
     planes = torch.stack([pack_last_axis((codes.permute(0, 2, 3, 1) >> p) & 1 > 0) for p in range(bits)], 3)
     geometry = (layer.kernel, layer.stride, layer.padding)
-    product = bitplane_conv2d_input_grad.reference(
+    product = BitplaneConv2dInputGrad(
         planes, layer.turned(), layer.inputs, layer.outputs, layer.image, *geometry
-    )
-    sums = tap_sums.reference(layer.turned(), layer.inputs, layer.outputs, layer.image, layer.output_hw, *geometry)
+    ).reference()
+    sums = TapSums(layer.turned(), layer.inputs, layer.outputs, layer.image, layer.output_hw, *geometry).reference()
     wanted = layer.gradients(codes + zero)[0].permute(0, 2, 3, 1)
     assert torch.equal((product + zero * sums).double(), wanted)
 
@@ -110,6 +111,6 @@ def test_weight_gradient(case, seed, bits):
     codes, zero = layer.codes(bits)
     rows = codes.transpose(0, 1).flatten(1)
     planes = torch.stack([pack_last_axis((rows >> p) & 1 > 0) for p in range(bits)], 1).permute(2, 1, 0)
-    product = bitplane_weight_grad.reference(planes, layer.positions(), layer.inputs, layer.kernel)
-    sums = position_sums.reference(layer.positions(), layer.inputs, layer.kernel)
+    product = BitplaneWeightGrad(planes, layer.positions(), layer.inputs, layer.kernel).reference()
+    sums = PositionSums(layer.positions(), layer.inputs, layer.kernel).reference()
     assert torch.equal((product + zero * sums).double(), layer.gradients(codes + zero)[1])

@@ -1,13 +1,16 @@
 """The exponential on the values of every binade, at its bounds, and what is made of it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 import tvm
 from tvm import te, tirx
 
-from fqt_deploy.ops.aten.pointwise import POINTWISE
+import fqt_deploy.ops.registry  # noqa: F401
 from fqt_deploy.ops.lib.exponential import HIGHEST, LOWEST, LOWEST_PRECISE, decay, exponential
+from fqt_deploy.ops.op import OPS
 from fqt_deploy.targets.registry import make_target
 
 
@@ -40,7 +43,9 @@ def test_what_is_made_of_it(op, bound):
     values = np.linspace(-12, 12, 1 << 16).astype("float32")
     function = torch.nn.functional.gelu if op == "gelu" else getattr(torch, op)
     expected = function(torch.from_numpy(values).double()).numpy()
-    expression = POINTWISE[getattr(torch.ops.aten, op).default].expression
+    definition = OPS[getattr(torch.ops.aten, op).default]
+    attributes = {"approximate": "none"} if op == "gelu" else {}
+    expression = partial(definition.expression, **attributes)
     assert np.max(np.abs(evaluate(expression, values) - expected)) < bound
 
 
@@ -57,6 +62,6 @@ def test_gelu_backward(approximate):
     values = np.linspace(-12, 12, 1 << 16).astype("float32")
     x = torch.from_numpy(values).double()
     expected = torch.ops.aten.gelu_backward(torch.full_like(x, 1.5), x, approximate=approximate).numpy()
-    backward = POINTWISE[torch.ops.aten.gelu_backward.default].expression
-    found = evaluate(lambda v: backward(tirx.const(1.5, "float32"), v, approximate), values)
+    backward = OPS[torch.ops.aten.gelu_backward.default].expression
+    found = evaluate(lambda v: backward(tirx.const(1.5, "float32"), v, approximate=approximate), values)
     assert np.max(np.abs(found - expected)) < 3e-6

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fqt_deploy.ops.optimizers import adam_update, sgd_momentum_update, sgd_update
+from fqt_deploy.ops.optimizers.adam_update import AdamUpdate
+from fqt_deploy.ops.optimizers.sgd_momentum_update import SgdMomentumUpdate
+from fqt_deploy.ops.optimizers.sgd_update import SgdUpdate
 
 STEPS = 5
 RATES = torch.tensor([0.5, 1e-2])
@@ -44,7 +46,7 @@ def test_adam(decoupled: bool, weight_decay: float) -> None:
 
     def update(step: Tensor, param: Tensor, m: Tensor, v: Tensor, grad: Tensor) -> Any:
         options = (GROUP, *betas, eps, weight_decay, decoupled)
-        return adam_update.reference(param, m, v, grad, RATES, step, *options)
+        return AdamUpdate(param, m, v, grad, RATES, step, *options).reference()
 
     rate = float(RATES[GROUP])
     _follow(lambda p: optimizer(p, lr=rate, betas=betas, eps=eps, weight_decay=weight_decay), update, 2)
@@ -56,7 +58,7 @@ def test_sgd_with_momentum(nesterov: bool, weight_decay: float) -> None:
     """Momentum, with and without look-ahead."""
 
     def update(step: Tensor, param: Tensor, buf: Tensor, grad: Tensor) -> Any:
-        return sgd_momentum_update.reference(param, buf, grad, RATES, step, GROUP, 0.9, nesterov, weight_decay)
+        return SgdMomentumUpdate(param, buf, grad, RATES, step, GROUP, 0.9, nesterov, weight_decay).reference()
 
     rate = float(RATES[GROUP])
     _follow(
@@ -69,6 +71,6 @@ def test_plain_sgd(weight_decay: float) -> None:
     """No momentum."""
 
     def update(step: Tensor, param: Tensor, grad: Tensor) -> Any:
-        return (sgd_update.reference(param, grad, RATES, GROUP, weight_decay),)
+        return (SgdUpdate(param, grad, RATES, GROUP, weight_decay).reference(),)
 
     _follow(lambda p: torch.optim.SGD(p, lr=float(RATES[GROUP]), weight_decay=weight_decay), update, 0)

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
 from fqt_deploy.ops.lib.packed_words import from_panels, to_panels, unpack_last_axis
-from fqt_deploy.ops.packing import pack_signs, pack_weight, transpose_packed_weight
+from fqt_deploy.ops.packing.pack_signs import PackSigns
+from fqt_deploy.ops.packing.pack_weight import PackWeight
+from fqt_deploy.ops.packing.transpose_packed_weight import TransposePackedWeight
 from fqt_deploy.ops.products.binary_conv2d import signs_of_weight
 
 quick = settings(max_examples=60, deadline=None)
@@ -30,7 +32,7 @@ def sign(x):
 @quick
 def test_signs(leading, channels, seed):
     x = signed((*leading, channels), seed)
-    words = pack_signs.reference(x)
+    words = PackSigns(x).reference()
     assert words.shape == (*leading, -(-channels // 32))
     assert torch.equal(2 * unpack_last_axis(words, channels) - 1, sign(x))
     assert not unpack_last_axis(words, 32 * words.shape[-1])[..., channels:].any(), "bits past the end are 0"
@@ -40,13 +42,13 @@ def test_signs(leading, channels, seed):
 @quick
 def test_weights(outputs, inputs, height, width, seed):
     w = signed((outputs, inputs, height, width), seed)
-    words = pack_weight.reference(w)
+    words = PackWeight(w).reference()
     assert torch.equal(signs_of_weight(words, inputs, outputs, [height, width]), sign(w))
     ones = int((w > 0).sum())
     assert int(unpack_last_axis(words, 16 * 32).sum()) == ones, "bits past the last row and channel are 0"
-    turned = transpose_packed_weight.reference(words, inputs, outputs, height * width)
-    assert torch.equal(turned, pack_weight.reference(w.transpose(0, 1)))
-    assert torch.equal(transpose_packed_weight.reference(turned, outputs, inputs, height * width), words)
+    turned = TransposePackedWeight(words, inputs, outputs, height * width).reference()
+    assert torch.equal(turned, PackWeight(w.transpose(0, 1)).reference())
+    assert torch.equal(TransposePackedWeight(turned, outputs, inputs, height * width).reference(), words)
 
 
 @given(st.integers(1, 50), st.integers(1, 4))

@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
-from fqt_deploy.ops.selection import select_sampled, select_topk, stream_key
+from fqt_deploy.ops.selection import select_sampled
+from fqt_deploy.ops.selection.select_sampled import SelectSampled
+from fqt_deploy.ops.selection.select_topk import SelectTopk
+from fqt_deploy.ops.selection.stream_key import StreamKey
 
 SCORES = st.one_of(
     st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=40),
@@ -19,14 +22,14 @@ DRAWS = 500
 
 
 def key(step, role=2):
-    return stream_key.reference(torch.tensor(7), torch.tensor(step), 3, role)
+    return StreamKey(torch.tensor(7), torch.tensor(step), 3, role).reference()
 
 
 @given(SCORES, st.integers(1, 40), st.integers(0, 10**6))
 @settings(max_examples=100, deadline=None)
 def test_sampling_keeps_exactly_k(scores, keep, step):
     keep = min(keep, len(scores))
-    index, slot, weight = select_sampled.reference(torch.tensor(scores), key(step), keep)
+    index, slot, weight = SelectSampled(torch.tensor(scores), key(step), keep).reference()
     assert index.shape == weight.shape == (keep,)
     assert (index[1:] > index[:-1]).all()
     assert slot[index.long()].tolist() == list(range(keep))
@@ -38,7 +41,7 @@ def test_sampling_keeps_exactly_k(scores, keep, step):
 @settings(max_examples=100, deadline=None)
 def test_topk_keeps_the_largest_and_of_equal_ones_the_first(scores, keep):
     keep = min(keep, len(scores))
-    index, slot, weight = select_topk.reference(torch.tensor(scores), keep)
+    index, slot, weight = SelectTopk(torch.tensor(scores), keep).reference()
     ranked = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     assert index.tolist() == sorted(ranked[:keep])
     assert slot.tolist() == [index.tolist().index(i) if i in ranked[:keep] else -1 for i in range(len(scores))]
@@ -69,7 +72,7 @@ def test_the_expectation_over_all_offsets_is_exact(others, keep, seed):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(select_sampled, "SCORE_BITS", 3)  # the scores themselves, as the largest is 2^3
             patch.setattr(select_sampled, "element_hash", lambda *_, noise=noise: noise)
-            index, _, weight = select_sampled.reference(torch.tensor(scores, dtype=torch.float32), key(0), keep)
+            index, _, weight = SelectSampled(torch.tensor(scores, dtype=torch.float32), key(0), keep).reference()
         count[index.long()] += 1
         mean[index.long()] += weight.double()
     tries = max(total, 1)
@@ -83,7 +86,7 @@ def test_sampled_sums_are_unbiased():
     values = torch.randn(24, generator=generator) * torch.rand(24, generator=generator) ** 3
     estimates = torch.zeros(DRAWS, 24)
     for draw in range(DRAWS):
-        index, _, weight = select_sampled.reference(values.abs(), key(draw), 6)
+        index, _, weight = SelectSampled(values.abs(), key(draw), 6).reference()
         estimates[draw, index.long()] = values[index.long()] * weight
     # variance of value / p, drawn with probability p, is value^2 (1 / p - 1), and p is at least K |value| / sum
     probability = (6 * values.abs() / values.abs().sum()).clamp(max=1)

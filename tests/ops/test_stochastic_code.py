@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
 from fqt_deploy.ops.lib import stochastic_code
 from fqt_deploy.ops.lib.stochastic_code import FRACTION, rounded
-from fqt_deploy.ops.quantization import quantization_grid, quantize_channels, quantize_samples
-from fqt_deploy.ops.selection import stream_key
+from fqt_deploy.ops.quantization.quantization_grid import QuantizationGrid
+from fqt_deploy.ops.quantization.quantize_channels import QuantizeChannels
+from fqt_deploy.ops.quantization.quantize_samples import QuantizeSamples
+from fqt_deploy.ops.selection.stream_key import StreamKey
 
 quick = settings(max_examples=60, deadline=None)
 GRIDS = [(1, "minmax"), (2, "minmax"), (2, "zero"), (4, "minmax"), (4, "zero"), (8, "minmax"), (8, "zero")]
@@ -17,7 +19,7 @@ DRAWS = 4000
 
 
 def key(step=0):
-    return stream_key.reference(torch.tensor(7), torch.tensor(step), 3, 0)
+    return StreamKey(torch.tensor(7), torch.tensor(step), 3, 0).reference()
 
 
 def gradient(shape, seed, scale):
@@ -38,11 +40,11 @@ def test_codes_are_in_range_and_values_within_a_step(shape, seed, grid, scale, s
     """For both quantizers, whose groups lie on the first and on the last axis."""
     bits, kind = grid
     g = gradient(shape, seed, scale)
-    for quantizer, groups in ((quantize_samples, g.flatten(1)), (quantize_channels, g.flatten(0, 1).t())):
-        zero, reciprocal, delta = quantization_grid.reference(groups.amin(1), groups.amax(1), bits, kind)
-        operands = (None, None) if quantizer is quantize_samples else (None,)
-        codes = quantizer.reference(g, *operands, zero, reciprocal, key(step), bits)
-        rows = codes.flatten(1) if quantizer is quantize_samples else codes.flatten(0, 1).t()
+    for quantizer, groups in ((QuantizeSamples, g.flatten(1)), (QuantizeChannels, g.flatten(0, 1).t())):
+        zero, reciprocal, delta = QuantizationGrid(groups.amin(1), groups.amax(1), bits, kind).reference()
+        operands = (None, None) if quantizer is QuantizeSamples else (None,)
+        codes = quantizer(g, *operands, zero, reciprocal, key(step), bits).reference()
+        rows = codes.flatten(1) if quantizer is QuantizeSamples else codes.flatten(0, 1).t()
         assert int(rows.max()) < 2**bits
         values = (rows * delta[:, None] + zero[:, None]).double()
         slack = 1 + 2.0 ** (1 - FRACTION) * 2**bits  # of the grid of the noise and of float32
@@ -57,8 +59,8 @@ def test_a_constant_group(value, grid):
     """Exactly itself with ``minmax``; with ``zero`` it and 0 are the ends of a grid, unless it is too small for one."""
     bits, kind = grid
     g = torch.full((1, 2, 3), value)
-    zero, reciprocal, delta = quantization_grid.reference(g.amin((1, 2)), g.amax((1, 2)), bits, kind)
-    values = quantize_samples.reference(g, None, None, zero, reciprocal, key(), bits) * delta + zero
+    zero, reciprocal, delta = QuantizationGrid(g.amin((1, 2)), g.amax((1, 2)), bits, kind).reference()
+    values = QuantizeSamples(g, None, None, zero, reciprocal, key(), bits).reference() * delta + zero
     if kind == "minmax":
         assert torch.equal(values, g)
     else:
@@ -73,7 +75,7 @@ def test_the_expectation_over_all_noise_is_the_value(position, grid):
     bits, kind = grid
     low, high = torch.tensor([-0.75]), torch.tensor([2.0])
     value = low + position * (high - low)
-    zero, reciprocal, _ = quantization_grid.reference(low, high, bits, kind)
+    zero, reciprocal, _ = QuantizationGrid(low, high, bits, kind).reference()
     noise = torch.arange(2**FRACTION) << (32 - FRACTION)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stochastic_code, "element_hash", lambda *_: noise)
@@ -88,7 +90,7 @@ def test_the_mean_of_draws_is_the_value(grid):
     """With the noise itself: the error of the mean of D codes is at most 5 standard errors, step / sqrt(4 D) each."""
     bits, kind = grid
     g = torch.randn(16, generator=torch.Generator().manual_seed(2)).expand(DRAWS, 1, 16)
-    zero, reciprocal, delta = quantization_grid.reference(g[0].amin(1), g[0].amax(1), bits, kind)
-    codes = quantize_samples.reference(g, None, None, zero.expand(DRAWS), reciprocal.expand(DRAWS), key(), bits)
+    zero, reciprocal, delta = QuantizationGrid(g[0].amin(1), g[0].amax(1), bits, kind).reference()
+    codes = QuantizeSamples(g, None, None, zero.expand(DRAWS), reciprocal.expand(DRAWS), key(), bits).reference()
     mean = (codes.double() * delta + zero).mean(0)
     assert ((mean - g[0]).abs() <= delta * (5 * 0.5 / DRAWS**0.5 + 2.0 ** (bits - FRACTION))).all()

@@ -7,7 +7,7 @@ import pytest
 import torch
 import tvm
 
-from fqt_deploy.ops.spec import OPS
+from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.targets.cpu.products.amx_binary_conv2d import AmxBinaryConv2dRule
 from fqt_deploy.targets.cpu.products.amx_convolution_cut import Cut, TileConvolution, cut_convolution
 from fqt_deploy.targets.cpu.products.amx_input_grad import AmxInputGradRule
@@ -36,7 +36,7 @@ def test_tiles_are_loaded_multiplied_and_left_empty(name):
         pytest.skip("LLVM for this machine does not make x86 code")
     features = replace(make_target("cpu").features, has_amx=True)
     target = tvm.target.Target({"kind": "llvm", "mcpu": "sapphirerapids"})
-    samples = [*OPS[name].sample_inputs(), *([MANY_POSITIONS] if name == "binary_conv2d" else [])]
+    samples = [*FQT_OPS[name].sample_inputs(), *([MANY_POSITIONS] if name == "binary_conv2d" else [])]
     functions = [scheduled(RULES[name][0], name, arguments, features) for arguments in samples]
     taken = [f for f in functions if f is not None]
     assert taken
@@ -53,7 +53,9 @@ def test_tiles_are_loaded_multiplied_and_left_empty(name):
 @pytest.mark.parametrize("name", RULES)
 def test_only_where_there_are_tile_registers(name):
     features = replace(make_target("cpu").features, has_amx=False)
-    assert all(scheduled(RULES[name][0], name, arguments, features) is None for arguments in OPS[name].sample_inputs())
+    assert all(
+        scheduled(RULES[name][0], name, arguments, features) is None for arguments in FQT_OPS[name].sample_inputs()
+    )
 
 
 def convolution(samples, extent, depth, columns, kernel=3, stride=1, padding=1):

@@ -13,8 +13,8 @@ from tvm import te
 import fqt_deploy
 import fqt_deploy.ops.registry
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.ops.aten.pointwise import tvm_dtype
-from fqt_deploy.ops.spec import OPS
+from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.runtime import processor
 from fqt_deploy.targets.cpu.features import host_cpu
 from fqt_deploy.targets.registry import make_target
@@ -45,15 +45,15 @@ def level_parameters():
 def test_one_bit_ops_equal_their_reference(level, name):
     """All samples of the op in one module, so that one compilation serves them."""
     target = make_target("cpu", level)
-    spec = OPS[name]
+    spec = FQT_OPS[name]
     samples = list(spec.sample_inputs())
     functions = {}
     for i, arguments in enumerate(samples):
         operands = [
-            te.placeholder(list(a.shape), tvm_dtype(a.dtype), name=f"p{j}") if isinstance(a, torch.Tensor) else a
+            te.placeholder(list(a.shape), dtype_name(a.dtype), name=f"p{j}") if isinstance(a, torch.Tensor) else a
             for j, a in enumerate(arguments)
         ]
-        result = spec.compute(*operands)
+        result = spec(*operands).compute()
         outputs = list(result) if isinstance(result, (tuple, list)) else [result]
         function = te.create_prim_func([*(o for o in operands if isinstance(o, te.Tensor)), *outputs])
         attributes = {"fqt.op": name, "fqt.outputs": len(outputs), "tirx.noalias": False, "global_symbol": f"f{i}"}
@@ -61,7 +61,7 @@ def test_one_bit_ops_equal_their_reference(level, name):
         functions[f"f{i}"] = target.schedule(function.with_attrs(attributes))
     module = tvm.compile(tvm.IRModule(functions), target.tvm_target)
     for i, arguments in enumerate(samples):
-        expected = spec.reference(*arguments)
+        expected = spec(*arguments).reference()
         expected = list(expected) if isinstance(expected, (tuple, list)) else [expected]
         inputs = [tvm.runtime.tensor(a.contiguous().numpy()) for a in arguments if isinstance(a, torch.Tensor)]
         found = [tvm.runtime.tensor(torch.zeros_like(e).numpy()) for e in expected]

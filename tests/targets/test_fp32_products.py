@@ -9,7 +9,7 @@ import tvm
 from tvm import te
 
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
-from fqt_deploy.ops.spec import OPS
+from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.targets.registry import make_target
 
 GEOMETRIES = (
@@ -39,13 +39,13 @@ def product(name, geometry):
         "conv2d_weight_grad": (x, g, [kernel, kernel], strides, paddings),
     }[name]
     operands = [te.placeholder(a.shape, name="p") if isinstance(a, torch.Tensor) else a for a in arguments]
-    result = OPS[name].compute(*operands)
+    result = FQT_OPS[name](*operands).compute()
     function = te.create_prim_func([*(p for p in operands if isinstance(p, te.Tensor)), result])
     attributes = {"fqt.op": name, "fqt.outputs": 1, "tirx.noalias": True, "global_symbol": "f"}
     attributes["fqt.arguments"] = json.dumps([None if isinstance(a, torch.Tensor) else a for a in arguments])
     target = make_target("cpu")
     module = tvm.compile(tvm.IRModule({"f": target.schedule(function.with_attrs(attributes))}), target.tvm_target)
-    return arguments, module["f"], OPS[name].reference(*arguments)
+    return arguments, module["f"], FQT_OPS[name](*arguments).reference()
 
 
 def run(kernel, arguments, shape, threads):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.ops.lib.convolution_shape import output_extents
 from fqt_deploy.ops.lib.packed_words import pack_last_axis, to_panels
-from fqt_deploy.ops.spec import OPS
+from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.targets.cpu.products.nibble_binary_conv2d import NibbleBinaryConv2dRule
 from fqt_deploy.targets.cpu.products.nibble_input_grad import NibbleInputGradRule
 from fqt_deploy.targets.cpu.products.nibble_table import lookups_of_a_byte, lookups_of_a_half
@@ -38,7 +38,7 @@ def check(name, arguments, target):
     function = scheduled(RULES[name], name, arguments, target.features)
     assert function is not None
     kernel = tvm.compile(tvm.IRModule({"main": function.with_attr("tirx.is_scheduled", True)}), target.tvm_target)
-    expected = OPS[name].reference(*arguments)
+    expected = FQT_OPS[name](*arguments).reference()
     found = torch.full_like(expected, 77)
     operands = [a for a in arguments if isinstance(a, torch.Tensor)]
     kernel["main"](*(tvm.runtime.from_dlpack(t.contiguous()) for t in (*operands, found)))

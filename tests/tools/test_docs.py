@@ -9,7 +9,7 @@ import pytest
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
 from fqt_deploy.core.diagnostics import CODES
 from fqt_deploy.core.manifest import SCHEMA_VERSION, Manifest
-from fqt_deploy.ops.spec import OPS
+from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.passes.pipelines import all_passes
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ def text(name):
 
 
 def test_every_op_is_in_the_ir_document():
-    missing = [name for name in OPS if f"`{name}`" not in text("ir.md")]
+    missing = [name for name in FQT_OPS if f"`{name}`" not in text("ir.md")]
     assert not missing
 
 

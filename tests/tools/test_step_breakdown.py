@@ -6,7 +6,7 @@ import pytest
 
 import fqt_deploy.ops.registry  # noqa: F401
 from fqt_deploy.core.manifest import KernelInfo
-from fqt_deploy.ops.spec import OPS
+from fqt_deploy.ops.op import FQT_OPS
 from tools.ceilings import Ceilings
 from tools.step_breakdown import CLASSES, REST, break_down, table
 
@@ -42,7 +42,7 @@ def test_a_kernel_without_a_time_is_an_error() -> None:
 
 
 def test_classes_name_ops_that_exist() -> None:
-    assert {op for ops in CLASSES.values() for op in ops} <= set(OPS)
+    assert {op for ops in CLASSES.values() for op in ops} <= set(FQT_OPS)
 
 
 def test_table_ends_with_the_sum() -> None:

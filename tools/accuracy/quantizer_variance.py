@@ -15,8 +15,12 @@ from fqt_deploy.capture.joint import capture_training_graph
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.compiler.verify_passes import graph_inputs
 from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.ops.quantization import dequantize, quantization_grid, quantize_samples
-from fqt_deploy.ops.selection import select_sampled, select_topk, stream_key
+from fqt_deploy.ops.quantization.dequantize import Dequantize
+from fqt_deploy.ops.quantization.quantization_grid import QuantizationGrid
+from fqt_deploy.ops.quantization.quantize_samples import QuantizeSamples
+from fqt_deploy.ops.selection.select_sampled import SelectSampled
+from fqt_deploy.ops.selection.select_topk import SelectTopk
+from fqt_deploy.ops.selection.stream_key import StreamKey
 from fqt_deploy.passes.annotate_layers import products_of
 from fqt_deploy.passes.pass_base import Pipeline
 from fqt_deploy.passes.pipelines import training_passes
@@ -86,15 +90,15 @@ def quantizer_variance(layer: str, g: Tensor, bits: int, draws: int) -> Quantize
     keep = max(1, round(len(g) / bits))
     norms = flat.norm(dim=1)
     everything = torch.arange(len(g), dtype=torch.int32)
-    largest = select_topk.reference(flat.abs().amax(1), keep)[0]
+    largest = SelectTopk(flat.abs().amax(1), keep).reference()[0]
     total: dict[str, float] = {"psq1": 0.0, "rounding": 0.0, "sampled": 0.0, "topk": 0.0, "bound": 0.0}
     mean = {"sampled": torch.zeros_like(g), "topk": torch.zeros_like(g)}
     for draw in range(draws):
         rounding_key, selection_key = (
-            stream_key.reference(torch.tensor(draw), torch.tensor(0), 0, role) for role in (0, 2)
+            StreamKey(torch.tensor(draw), torch.tensor(0), 0, role).reference() for role in (0, 2)
         )
         total["psq1"] += _squares(_quantized(g, everything, 1, rounding_key) - g)
-        index, _, weight = select_sampled.reference(norms, selection_key, keep)
+        index, _, weight = SelectSampled(norms, selection_key, keep).reference()
         kept = index.long()
         values = _quantized(g, index, bits, rounding_key)
         total["rounding"] += _squares(values - g[kept])
@@ -142,9 +146,9 @@ class _Reader(fx.Interpreter):
 def _quantized(g: Tensor, index: Tensor, bits: int, key: Tensor) -> Tensor:
     """Samples ``index`` of ``g``, quantized and dequantized."""
     rows = g[index.long()].flatten(1)
-    zero, reciprocal, step = quantization_grid.reference(rows.amin(1), rows.amax(1), bits, "minmax")
-    codes = quantize_samples.reference(g, None, index, zero, reciprocal, key, bits)
-    return dequantize.reference(codes, step, zero, 0)
+    zero, reciprocal, step = QuantizationGrid(rows.amin(1), rows.amax(1), bits, "minmax").reference()
+    codes = QuantizeSamples(g, None, index, zero, reciprocal, key, bits).reference()
+    return Dequantize(codes, step, zero, 0).reference()
 
 
 def _squares(values: Tensor) -> float:

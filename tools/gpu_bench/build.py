@@ -23,7 +23,7 @@ from fqt_deploy.codegen.to_relax import to_relax
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.compiler.verify import kernel_cases
 from fqt_deploy.ops.lib.packed_words import PANEL, panel_count, word_count
-from fqt_deploy.ops.spec import OPS
+from fqt_deploy.ops.products.binary_conv2d import BinaryConv2d
 from fqt_deploy.settings import merge_settings, options_of
 from fqt_deploy.targets.cuda.bit_operand import Tile
 from fqt_deploy.targets.cuda.choose_form import FORMS
@@ -133,15 +133,13 @@ def _product(target: Any, shape: layout.Product) -> tirx.PrimFunc:
     arguments = (shape.k, shape.n, [1, 1], [1, 1], [0, 0])
     x = te.placeholder((1, 1, shape.m, words), "int32", name="x")
     w = te.placeholder((panel_count(shape.n), words, PANEL), "int32", name="w")
-    compute = OPS["binary_conv2d"].compute
-    assert compute is not None
     attributes = {
         "fqt.op": "binary_conv2d",
         "fqt.outputs": 1,
         "fqt.arguments": json.dumps([None, None, *arguments]),
         "tirx.noalias": True,
     }
-    function = te.create_prim_func([x, w, compute(x, w, *arguments)]).with_attrs(attributes)
+    function = te.create_prim_func([x, w, BinaryConv2d(x, w, *arguments).compute()]).with_attrs(attributes)
     return target.schedule(function).with_attr("global_symbol", shape.symbol)
 
 

@@ -2,100 +2,157 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor
 from tvm import te, tirx
 
-from fqt_deploy.ops.aten.pointwise import tvm_dtype
-from fqt_deploy.ops.lib.expression_dtype import dtype_of
-
-aten = torch.ops.aten
-prims = torch.ops.prims
+from fqt_deploy.core.call import Call, bind
+from fqt_deploy.ops.aten.aten_op import AtenOp, Samples, aten, enter, extents, prims
+from fqt_deploy.ops.aten.samples import MIXED, WIDE, call
+from fqt_deploy.ops.lib.dtypes import dtype_name, dtype_of
+from fqt_deploy.ops.lib.onnx_body import OnnxWriter
+from fqt_deploy.ops.op import Kind, Traits
+from fqt_deploy.ops.traits import AxisOf, Layout, zero_with_any
 
 
 @dataclass(frozen=True)
-class Reduction:
-    """One ATen reduction: how elements combine and what is done with the total.
+class _Form:
+    """How elements combine.
 
     Attributes:
         combine: TE reducer, ``(expression, axis=...) -> expression``.
+        onnx: ONNX's op.
         finish: ``(total, number of elements) -> result``; None for the total itself.
     """
 
     combine: Callable[..., Any]
+    onnx: str
     finish: Callable[[Any, int], Any] | None = None
 
 
-_SUM = Reduction(te.sum)
-_MEAN = Reduction(te.sum, lambda total, count: total / tirx.const(float(count), "float32"))
+class Reduction(AtenOp):
+    """One overload: the operand, the axes that are reduced (None for all), and whether they stay with extent 1.
 
-REDUCTIONS: dict[Any, Reduction] = {
-    aten.sum.dim_IntList: _SUM,
-    aten.sum.default: _SUM,
-    prims.sum.default: _SUM,
-    aten.mean.dim: _MEAN,
-    aten.mean.default: _MEAN,
-    aten.amax.default: Reduction(te.max),
-    aten.amin.default: Reduction(te.min),
-}
-"""Every supported reduction overload."""
-
-
-def reduced_axes(args: tuple[Any, ...], rank: int) -> list[int]:
-    """The axes that a reduction call with ``args`` (the operand first) reduces."""
-    dims = args[1] if len(args) > 1 else None
-    dims = [dims] if isinstance(dims, int) else dims
-    return sorted(int(d) % rank for d in dims) if dims else list(range(rank))
-
-
-def compute(target: Any, result: Tensor, args: tuple[Any, ...], name: str) -> te.Tensor:
-    """TE stages of one reduction.
-
-    A reduction over a leading axis together with inner ones runs first within each index of axis 0, then over axis 0:
-    partial results belong to indices, never to threads.
-
-    Args:
-        target: the overload, a key of ``REDUCTIONS``.
-        result: fake tensor with the result's shape and dtype.
-        args: the operand as ``te.Tensor``, then PyTorch's ``dim`` and ``keepdim`` where given.
-        name: prefix of the stage names.
+    Attributes:
+        form: how elements combine.
+        axes_name: what the schema calls the axes; None where all are reduced.
     """
-    op, x = REDUCTIONS[target], args[0]
-    extents = [int(d) for d in x.shape]
-    axes = reduced_axes(args, len(extents))
-    kept = [a for a in range(len(extents)) if a not in axes]
-    dtype = tvm_dtype(result.dtype)
-    count = 1
-    for a in axes:
-        count *= extents[a]
-    keepdim = len(result.shape) == len(extents)
-    source: Any = x
-    if axes[:1] == [0] and len(axes) > 1 and extents[0] > 1 and kept:
-        source = _reduce(op, x, axes[1:], [0, *kept], dtype, f"{name}_partial")
-        totals = _reduce(op, source, [0], list(range(1, len(kept) + 1)), dtype, f"{name}_total")
-    else:
-        totals = _reduce(op, source, axes, kept, dtype, f"{name}_total")
 
-    def finished(*index: Any) -> Any:
-        at = tuple(index[a] for a in kept) if keepdim else index
-        total = totals[at]
-        return total if op.finish is None else op.finish(total, count)
+    form: ClassVar[_Form]
+    axes_name: ClassVar[str | None]
+    has_keepdim: ClassVar[bool]
+    operand_name: ClassVar[str]
 
-    if op.finish is None and not (keepdim and axes):
-        return totals
-    return te.compute([int(d) for d in result.shape], finished, name=name)
+    def __init__(self, x: Any, dim: list[int] | None) -> None:
+        """The call on ``x``; ``keepdim`` is seen from the result's rank."""
+        self.x, self.dim = x, dim
+
+    @classmethod
+    def honoured(cls) -> tuple[str, ...]:
+        """The operand, the axes and ``keepdim``."""
+        optional = (cls.axes_name, "keepdim" if cls.has_keepdim else None)
+        return (cls.operand_name, *[name for name in optional if name is not None])
+
+    @classmethod
+    def bound(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Self:
+        """The call with these arguments."""
+        values = bind(cls.target, tuple(args), kwargs)
+        dim = None if cls.axes_name is None else values[cls.axes_name]
+        return cls(values[cls.operand_name], [dim] if isinstance(dim, int) else dim)
+
+    def stages(self, result: Tensor, name: str) -> te.Tensor:
+        """One loop nest or two.
+
+        A reduction over a leading axis together with inner ones runs first within each index of axis 0, then over
+        axis 0: partial results belong to indices, never to threads.
+        """
+        form, x = self.form, self.x
+        size = extents(x)
+        axes = _sorted_axes(self.dim, len(size))
+        kept = [a for a in range(len(size)) if a not in axes]
+        dtype = dtype_name(result.dtype)
+        count = 1
+        for a in axes:
+            count *= size[a]
+        keepdim = len(result.shape) == len(size)
+        if axes[:1] == [0] and len(axes) > 1 and size[0] > 1 and kept:
+            partial = _reduce(form, x, axes[1:], [0, *kept], dtype, f"{name}_partial")
+            totals = _reduce(form, partial, [0], list(range(1, len(kept) + 1)), dtype, f"{name}_total")
+        else:
+            totals = _reduce(form, x, axes, kept, dtype, f"{name}_total")
+
+        def finished(*index: Any) -> Any:
+            total = totals[tuple(index[a] for a in kept) if keepdim else index]
+            return total if form.finish is None else form.finish(total, count)
+
+        if form.finish is None and not (keepdim and axes):
+            return totals
+        return te.compute(extents(result), finished, name=name)
+
+    def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
+        """ONNX's reduction over the same axes."""
+        axes = graph.constant(_sorted_axes(self.dim, len(self.x.shape)), "int64")
+        value = graph.cast(self.x, dtype_name(result.dtype))
+        return graph(self.form.onnx, value, axes, keepdims=int(len(result.shape) == len(self.x.shape)))
 
 
-def _reduce(op: Reduction, x: te.Tensor, axes: list[int], kept: list[int], dtype: str, name: str) -> te.Tensor:
+def reduced_axes(call: Call) -> list[int]:
+    """The axes that a call of a reduction reduces, ascending."""
+    values = call.values()
+    rank = len(next(iter(values.values())).meta["val"].shape)
+    dim = values.get("dim", values.get("dims"))
+    return _sorted_axes([dim] if isinstance(dim, int) else dim, rank)
+
+
+def _sorted_axes(dim: Sequence[int] | None, rank: int) -> list[int]:
+    return sorted(int(d) % rank for d in dim) if dim else list(range(rank))
+
+
+def _batch(call: Call, axis_of: AxisOf, _size: int) -> int | None:
+    """Where the batch is after the axes before it are gone; None if it is reduced."""
+    source = next(iter(call.values().values()))
+    axis, axes = axis_of(source), reduced_axes(call)
+    if axis is None or axis in axes:
+        return None
+    keepdim = len(call.node.meta["val"].shape) == len(source.meta["val"].shape)
+    return axis if keepdim else axis - sum(a < axis for a in axes)
+
+
+def _reduce(form: _Form, x: te.Tensor, axes: list[int], kept: list[int], dtype: str, name: str) -> te.Tensor:
     loops = {a: te.reduce_axis((0, int(x.shape[a])), name=f"r{a}") for a in axes}
 
     def total(*index: Any) -> Any:
         where = dict(zip(kept, index, strict=True)) | loops
         value = x[tuple(where[a] for a in range(len(x.shape)))]
-        return op.combine(value if dtype_of(value) == dtype else value.astype(dtype), axis=list(loops.values()))
+        return form.combine(value if dtype_of(value) == dtype else value.astype(dtype), axis=list(loops.values()))
 
     return te.compute([int(x.shape[a]) for a in kept], total, name=name)
+
+
+def _define(target: Any, form: _Form, samples: Samples) -> None:
+    names = [argument.name for argument in target._schema.arguments]
+    facts = {
+        "form": form, "operand_name": names[0], "has_keepdim": "keepdim" in names, "__doc__": f"``{target}``.",
+        "axes_name": next((name for name in ("dim", "dims") if name in names), None),
+    }  # fmt: skip
+    traits = Traits(kind=Kind.ROOT, batch=_batch, zero=zero_with_any(names[0]), layout=Layout.REDUCTION)
+    enter(type(str(target), (Reduction,), facts), target, traits, samples)
+
+
+_WHOLE = [call(MIXED), call(WIDE), call(WIDE[0])]
+_AXES = [call(MIXED, [0]), call(MIXED, [-1], True)] + [
+    call(WIDE, axes, keep) for axes in ([0], [2], [0, 1], [1, 2], [0, 1, 2]) for keep in (False, True)
+]
+_SUM = _Form(te.sum, "ReduceSum")
+_MEAN = _Form(te.sum, "ReduceMean", lambda total, count: total / tirx.const(float(count), "float32"))
+
+_define(aten.sum.default, _SUM, _WHOLE)
+_define(aten.sum.dim_IntList, _SUM, _AXES)
+_define(prims.sum.default, _SUM, [call(MIXED, [1])])
+_define(aten.mean.default, _MEAN, _WHOLE)
+_define(aten.mean.dim, _MEAN, _AXES)
+_define(aten.amax.default, _Form(te.max, "ReduceMax"), _AXES)
+_define(aten.amin.default, _Form(te.min, "ReduceMin"), _AXES[:2])

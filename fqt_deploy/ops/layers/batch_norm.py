@@ -9,24 +9,22 @@ import torch
 from torch import Tensor, fx
 
 from fqt_deploy.core.graph import Emitter, shape
-from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
+from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, OptionalOperand, define, tensor_bytes
+from fqt_deploy.ops.traits import (
+    NEVER_ZERO,
+    Layout,
+    leads,
+)
 
 aten = torch.ops.aten
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def reference(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> Outputs:
+@define(kind=Kind.COMPOSITE, batch=leads("x"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
+class BatchNorm(FqtOp):
     """Normalize each channel by its statistics over the batch.
 
-    Args:
+    Attributes:
         x: [..., C] float32.
         weight: [C] float32 or None.
         bias: [C] float32 or None.
@@ -39,88 +37,80 @@ def reference(
         y [..., C]; batch mean [C]; 1 / sqrt(variance + eps) [C]; the two updated running statistics [C] (the variance
         unbiased, as in PyTorch); all float32.
     """
-    rows = x.flatten(0, -2)
-    mean, variance = rows.mean(0), rows.var(0, correction=0)
-    inverse = (variance + eps).rsqrt()
-    scale = inverse if weight is None else weight * inverse
-    y = (x - mean) * scale
-    count = rows.shape[0]
-    unbiased = variance * (count / max(count - 1, 1))
-    return (
-        y if bias is None else y + bias,
-        mean,
-        inverse,
-        mean.clone() if running_mean is None else running_mean * (1 - momentum) + mean * momentum,
-        variance.clone() if running_var is None else running_var * (1 - momentum) + unbiased * momentum,
-    )
 
+    x: Operand
+    weight: OptionalOperand
+    bias: OptionalOperand
+    running_mean: OptionalOperand
+    running_var: OptionalOperand
+    momentum: float
+    eps: float
 
-def fake(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> Outputs:
-    """Shape rule: y as x, the rest [C]."""
-    channel = [x.new_empty(x.shape[-1]) for _ in range(4)]
-    return torch.empty_like(x), channel[0], channel[1], channel[2], channel[3]
+    tolerance = 1e-4
 
+    def reference(self) -> Outputs:
+        """The result in plain PyTorch."""
+        rows = self.x.flatten(0, -2)
+        mean, variance = rows.mean(0), rows.var(0, correction=0)
+        inverse = (variance + self.eps).rsqrt()
+        scale = inverse if self.weight is None else self.weight * inverse
+        y = (self.x - mean) * scale
+        count = rows.shape[0]
+        unbiased = variance * (count / max(count - 1, 1))
+        return (
+            y if self.bias is None else y + self.bias,
+            mean,
+            inverse,
+            mean.clone()
+            if self.running_mean is None
+            else self.running_mean * (1 - self.momentum) + mean * self.momentum,
+            variance.clone()
+            if self.running_var is None
+            else self.running_var * (1 - self.momentum) + unbiased * self.momentum,
+        )
 
-def decompose(
-    emit: Emitter,
-    x: fx.Node,
-    weight: fx.Node | None,
-    bias: fx.Node | None,
-    running_mean: fx.Node | None,
-    running_var: fx.Node | None,
-    momentum: float,
-    eps: float,
-) -> tuple[fx.Node, ...]:
-    """One reduction, a few [C] expressions and one element-wise expression."""
-    moments = emit(torch.ops.fqt.channel_moments.default, x)
-    mean, variance = emit.item(moments, 0), emit.item(moments, 1)
-    inverse = emit(aten.rsqrt.default, emit(aten.add.Tensor, variance, eps))
-    scale = inverse if weight is None else emit(aten.mul.Tensor, weight, inverse)
-    y = emit(aten.mul.Tensor, emit(aten.sub.Tensor, x, mean), scale)
-    if bias is not None:
-        y = emit(aten.add.Tensor, y, bias)
-    count = 1
-    for extent in shape(x)[:-1]:
-        count *= extent
+    def fake(self) -> Outputs:
+        """Shape rule: y as x, the rest [C]."""
+        channel = [self.x.new_empty(self.x.shape[-1]) for _ in range(4)]
+        return torch.empty_like(self.x), channel[0], channel[1], channel[2], channel[3]
 
-    def blend(old: fx.Node | None, new: fx.Node, factor: float) -> fx.Node:
-        if old is None:
-            return emit(aten.mul.Tensor, new, 1.0)
-        kept = emit(aten.mul.Tensor, old, 1 - momentum)
-        return emit(aten.add.Tensor, kept, emit(aten.mul.Tensor, new, factor))
+    def cost(self) -> Cost:
+        """Statistics and normalization: eight operations an element, two reads and one write."""
+        return Cost(flops=8 * self.x.numel(), bytes_moved=3 * tensor_bytes(self.x))
 
-    unbiased = count / max(count - 1, 1)
-    return (
-        y,
-        mean,
-        inverse,
-        blend(running_mean, mean, momentum),
-        blend(running_var, variance, momentum * unbiased),
-    )
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """With and without affine parameters."""
+        g = torch.Generator().manual_seed(0)
+        x = torch.randn(4, 3, 3, 8, generator=g)
+        c = [torch.rand(8, generator=g) + 0.5 for _ in range(4)]
+        yield x, c[0], c[1], c[2], c[3], 0.1, 1e-5
+        yield x, None, None, c[2], c[3], 0.2, 1e-3
 
+    def decompose(self, emit: Emitter) -> tuple[fx.Node, ...]:
+        """One reduction, a few [C] expressions and one element-wise expression."""
+        moments = emit(torch.ops.fqt.channel_moments.default, self.x)
+        mean, variance = emit.item(moments, 0), emit.item(moments, 1)
+        inverse = emit(aten.rsqrt.default, emit(aten.add.Tensor, variance, self.eps))
+        scale = inverse if self.weight is None else emit(aten.mul.Tensor, self.weight, inverse)
+        y = emit(aten.mul.Tensor, emit(aten.sub.Tensor, self.x, mean), scale)
+        if self.bias is not None:
+            y = emit(aten.add.Tensor, y, self.bias)
+        count = 1
+        for extent in shape(self.x)[:-1]:
+            count *= extent
 
-def cost(x: Tensor, *_: Any) -> Cost:
-    """Statistics and normalization: eight operations an element, two reads and one write."""
-    return Cost(flops=8 * x.numel(), bytes_moved=3 * tensor_bytes(x))
+        def blend(old: fx.Node | None, new: fx.Node, factor: float) -> fx.Node:
+            if old is None:
+                return emit(aten.mul.Tensor, new, 1.0)
+            kept = emit(aten.mul.Tensor, old, 1 - self.momentum)
+            return emit(aten.add.Tensor, kept, emit(aten.mul.Tensor, new, factor))
 
-
-def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """With and without affine parameters."""
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(4, 3, 3, 8, generator=g)
-    c = [torch.rand(8, generator=g) + 0.5 for _ in range(4)]
-    yield x, c[0], c[1], c[2], c[3], 0.1, 1e-5
-    yield x, None, None, c[2], c[3], 0.2, 1e-3
-
-
-batch_norm = OpSpec(
-    "batch_norm", OpKind.COMPOSITE, reference, fake, None, cost, sample_inputs, tolerance=1e-4, decompose=decompose
-).register()
+        unbiased = count / max(count - 1, 1)
+        return (
+            y,
+            mean,
+            inverse,
+            blend(self.running_mean, mean, self.momentum),
+            blend(self.running_var, variance, self.momentum * unbiased),
+        )

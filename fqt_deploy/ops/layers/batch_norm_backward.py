@@ -9,86 +9,15 @@ import torch
 from torch import Tensor, fx
 
 from fqt_deploy.core.graph import Emitter, shape
-from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
+from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, OptionalOperand, define, tensor_bytes
+from fqt_deploy.ops.traits import (
+    NEVER_ZERO,
+    Layout,
+    leads,
+)
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
-
-
-def reference(
-    gradient: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, inverse: Tensor, projected: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients with respect to input, weight and bias.
-
-    ``dx = weight / sigma * (g - mean(g) - c * sum(g c) / sum(c^2))`` with ``c`` the centered input. On the whole batch
-    ``sum(c^2)`` is known from the forward statistics. When only some samples are present (``projected``), ``c`` is
-    centered over these, so that the result stays orthogonal to one and to the normalized input over them.
-
-    Args:
-        gradient: [..., C] float32.
-        x: [..., C] float32, the input of forward.
-        weight: [C] float32 or None.
-        mean: [C] float32, batch mean of forward.
-        inverse: [C] float32, 1 / sqrt(variance + eps) of forward.
-        projected: the rows are a subset of those that forward saw.
-
-    Returns:
-        dx [..., C], dweight [C], dbias [C]; float32.
-    """
-    g, rows = gradient.flatten(0, -2), x.flatten(0, -2)
-    center = rows.mean(0) if projected else mean
-    c = rows - center
-    energy = (c * c).mean(0) if projected else inverse**-2
-    scale = inverse if weight is None else weight * inverse
-    slope = (g * c).mean(0) / energy.clamp_min(1e-12)
-    dx = (g - g.mean(0) - c * slope) * scale
-    return dx.view_as(x), (g * (rows - mean)).sum(0) * inverse, g.sum(0)
-
-
-def fake(
-    gradient: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, inverse: Tensor, projected: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Shape rule: dx as x, the rest [C]."""
-    if gradient.shape != x.shape:
-        raise ValueError(f"gradient {tuple(gradient.shape)} and input {tuple(x.shape)} differ in shape")
-    return torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
-
-
-def decompose(
-    emit: Emitter,
-    gradient: fx.Node,
-    x: fx.Node,
-    weight: fx.Node | None,
-    mean: fx.Node,
-    inverse: fx.Node,
-    projected: bool,
-) -> tuple[fx.Node, fx.Node, fx.Node]:
-    """One reduction, [C] coefficients, and ``dx = a * g + (x - center) * b + d``."""
-    count = 1
-    for extent in shape(x)[:-1]:
-        count *= extent
-    sums = emit(fqt.channel_gradient_sums.default, *_kept_samples(emit, gradient, x), mean)
-    total, correlation = emit.item(sums, 0), emit.item(sums, 1)
-    dweight = emit(aten.mul.Tensor, correlation, inverse)
-    center, centered = mean, correlation
-    if projected:
-        moments = emit(fqt.channel_moments.default, x)
-        center, energy = emit.item(moments, 0), emit.item(moments, 1)
-        moved = emit(aten.mul.Tensor, total, emit(aten.sub.Tensor, mean, center))
-        centered = emit(aten.add.Tensor, correlation, moved)
-        slope = emit(aten.div.Tensor, centered, emit(aten.clamp_min.default, energy, 1e-12))
-    else:
-        slope = emit(aten.mul.Tensor, centered, emit(aten.mul.Tensor, inverse, inverse))
-    scale = inverse if weight is None else emit(aten.mul.Tensor, weight, inverse)
-    over = emit(aten.mul.Tensor, scale, -1.0 / count)
-    b = emit(aten.mul.Tensor, slope, over)
-    d = emit(aten.mul.Tensor, total, over)
-    dx = emit(
-        aten.add.Tensor,
-        emit(aten.mul.Tensor, gradient, scale),
-        emit(aten.mul.Tensor, emit(aten.sub.Tensor, x, center), b),
-    )
-    return emit(aten.add.Tensor, dx, d), dweight, total
 
 
 def _kept_samples(emit: Emitter, gradient: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node]:
@@ -100,32 +29,93 @@ def _kept_samples(emit: Emitter, gradient: fx.Node, x: fx.Node) -> tuple[fx.Node
     return kept, emit(fqt.gather_rows.default, x, emit.item(slot.args[0], 0))
 
 
-def cost(gradient: Tensor, x: Tensor, *_: Any) -> Cost:
-    """Two passes over both operands and one write."""
-    return Cost(flops=10 * x.numel(), bytes_moved=5 * tensor_bytes(x))
+@define(kind=Kind.COMPOSITE, batch=leads("gradient", "x"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
+class BatchNormBackward(FqtOp):
+    """Gradients with respect to input, weight and bias.
 
+    ``dx = weight / sigma * (g - mean(g) - c * sum(g c) / sum(c^2))`` with ``c`` the centered input. On the whole batch
+    ``sum(c^2)`` is known from the forward statistics. When only some samples are present (``projected``), ``c`` is
+    centered over these, so that the result stays orthogonal to one and to the normalized input over them.
 
-def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Whole batch and a subset of it."""
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(6, 3, 3, 8, generator=g)
-    mean, variance = x.flatten(0, 2).mean(0), x.flatten(0, 2).var(0, correction=0)
-    gradient = torch.randn(x.shape, generator=g)
-    weight = torch.rand(8, generator=g) + 0.5
-    inverse = (variance + 1e-5).rsqrt()
-    yield gradient, x, weight, mean, inverse, False
-    yield gradient[:2], x[:2], weight, mean, inverse, True
-    yield gradient, x, None, mean, inverse, False
+    Attributes:
+        gradient: [..., C] float32.
+        x: [..., C] float32, the input of forward.
+        weight: [C] float32 or None.
+        mean: [C] float32, batch mean of forward.
+        inverse: [C] float32, 1 / sqrt(variance + eps) of forward.
+        projected: the rows are a subset of those that forward saw.
 
+    Returns:
+        dx [..., C], dweight [C], dbias [C]; float32.
+    """
 
-batch_norm_backward = OpSpec(
-    "batch_norm_backward",
-    OpKind.COMPOSITE,
-    reference,
-    fake,
-    None,
-    cost,
-    sample_inputs,
-    tolerance=1e-4,
-    decompose=decompose,
-).register()
+    gradient: Operand
+    x: Operand
+    weight: OptionalOperand
+    mean: Operand
+    inverse: Operand
+    projected: bool
+
+    tolerance = 1e-4
+
+    def reference(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The result in plain PyTorch."""
+        g, rows = self.gradient.flatten(0, -2), self.x.flatten(0, -2)
+        center = rows.mean(0) if self.projected else self.mean
+        c = rows - center
+        energy = (c * c).mean(0) if self.projected else self.inverse**-2
+        scale = self.inverse if self.weight is None else self.weight * self.inverse
+        slope = (g * c).mean(0) / energy.clamp_min(1e-12)
+        dx = (g - g.mean(0) - c * slope) * scale
+        return dx.view_as(self.x), (g * (rows - self.mean)).sum(0) * self.inverse, g.sum(0)
+
+    def fake(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Shape rule: dx as x, the rest [C]."""
+        if self.gradient.shape != self.x.shape:
+            raise ValueError(f"gradient {tuple(self.gradient.shape)} and input {tuple(self.x.shape)} differ in shape")
+        return torch.empty_like(self.x), torch.empty_like(self.mean), torch.empty_like(self.mean)
+
+    def cost(self) -> Cost:
+        """Two passes over both operands and one write."""
+        return Cost(flops=10 * self.x.numel(), bytes_moved=5 * tensor_bytes(self.x))
+
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """Whole batch and a subset of it."""
+        g = torch.Generator().manual_seed(0)
+        x = torch.randn(6, 3, 3, 8, generator=g)
+        mean, variance = x.flatten(0, 2).mean(0), x.flatten(0, 2).var(0, correction=0)
+        gradient = torch.randn(x.shape, generator=g)
+        weight = torch.rand(8, generator=g) + 0.5
+        inverse = (variance + 1e-5).rsqrt()
+        yield gradient, x, weight, mean, inverse, False
+        yield gradient[:2], x[:2], weight, mean, inverse, True
+        yield gradient, x, None, mean, inverse, False
+
+    def decompose(self, emit: Emitter) -> tuple[fx.Node, fx.Node, fx.Node]:
+        """One reduction, [C] coefficients, and ``dx = a * g + (x - center) * b + d``."""
+        count = 1
+        for extent in shape(self.x)[:-1]:
+            count *= extent
+        sums = emit(fqt.channel_gradient_sums.default, *_kept_samples(emit, self.gradient, self.x), self.mean)
+        total, correlation = emit.item(sums, 0), emit.item(sums, 1)
+        dweight = emit(aten.mul.Tensor, correlation, self.inverse)
+        center, centered = self.mean, correlation
+        if self.projected:
+            moments = emit(fqt.channel_moments.default, self.x)
+            center, energy = emit.item(moments, 0), emit.item(moments, 1)
+            moved = emit(aten.mul.Tensor, total, emit(aten.sub.Tensor, self.mean, center))
+            centered = emit(aten.add.Tensor, correlation, moved)
+            slope = emit(aten.div.Tensor, centered, emit(aten.clamp_min.default, energy, 1e-12))
+        else:
+            slope = emit(aten.mul.Tensor, centered, emit(aten.mul.Tensor, self.inverse, self.inverse))
+        scale = self.inverse if self.weight is None else emit(aten.mul.Tensor, self.weight, self.inverse)
+        over = emit(aten.mul.Tensor, scale, -1.0 / count)
+        b = emit(aten.mul.Tensor, slope, over)
+        d = emit(aten.mul.Tensor, total, over)
+        dx = emit(
+            aten.add.Tensor,
+            emit(aten.mul.Tensor, self.gradient, scale),
+            emit(aten.mul.Tensor, emit(aten.sub.Tensor, self.x, center), b),
+        )
+        return emit(aten.add.Tensor, dx, d), dweight, total

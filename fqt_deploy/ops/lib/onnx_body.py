@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from onnx import AttributeProto, FunctionProto, NodeProto, helper, numpy_helper
+from onnx import AttributeProto, NodeProto, helper, numpy_helper
 from torch import Tensor
 
 DOMAIN = "ai.fqt"
@@ -39,19 +38,31 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class OnnxFunction:
-    """How an op is spelled in ONNX.
+class OnnxValue:
+    """A value of an ONNX graph.
 
     Attributes:
-        body: writes the nodes: takes a ``Body`` and the names of the tensor operands, returns the name of the result or
-            a tuple of names. It must not depend on shapes or attributes: one function serves all calls.
-        attributes: from the op's arguments to its ONNX attributes; None hands on the arguments by their names.
-        neutral: from the op's arguments to values that stand for its absent operands, by name.
+        name: in ONNX.
+        dtype: NumPy's name of the element type.
+        shape: extents.
     """
 
-    body: Callable[..., Any]
-    attributes: Callable[..., Attributes] | None = None
-    neutral: Callable[..., dict[str, Tensor]] | None = None
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class OnnxWriter(Protocol):
+    """What writes the nodes of a graph."""
+
+    def __call__(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """Append a node of one output and return that."""
+
+    def constant(self, value: Any, dtype: str) -> str:
+        """A constant; equal ones are stored once."""
+
+    def cast(self, operand: OnnxValue, dtype: str) -> str:
+        """``operand`` as ``dtype``."""
 
 
 class Body:
@@ -173,29 +184,6 @@ def element_type(dtype: str) -> int:
     return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
-def tensor_operands(reference: Callable[..., Any]) -> list[str]:
-    """Names of the parameters of ``reference`` that are tensors, optional ones included."""
-    parameters = inspect.signature(reference).parameters.values()
-    return [p.name for p in parameters if "Tensor" in str(p.annotation)]
-
-
-def operands_of(reference: Callable[..., Any], arguments: Sequence[Any]) -> dict[str, Any]:
-    """The arguments of a call of ``reference`` that are tensors or absent, by name, in the order of the inputs."""
-    given = dict(zip(inspect.signature(reference).parameters, arguments, strict=True))
-    return {name: given[name] for name in tensor_operands(reference)}
-
-
-def call_attributes(reference: Callable[..., Any], function: OnnxFunction, arguments: Sequence[Any]) -> Attributes:
-    """ONNX attributes of the call with ``arguments``; ``ValueError`` if ONNX cannot compute it exactly."""
-    if function.attributes is not None:
-        given = function.attributes(*arguments)
-    else:
-        operands = tensor_operands(reference)
-        parameters = inspect.signature(reference).parameters
-        given = {n: a for n, a in zip(parameters, arguments, strict=True) if n not in operands}
-    return {name: _attribute_value(value) for name, value in given.items()}
-
-
 def kernel_key(name: str, arguments: Sequence[Any]) -> str:
     """Names the kernel of one call by op, arguments, shapes and types: equal for calls that a kernel can serve alike.
 
@@ -211,34 +199,3 @@ def kernel_key(name: str, arguments: Sequence[Any]) -> str:
 
     text = json.dumps([name, [signature(argument) for argument in arguments]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _attribute_value(value: Any) -> Any:
-    """ONNX's own float attributes have single precision: too little for the decay of Adam's moments."""
-    if isinstance(value, float):
-        return numpy_helper.from_array(np.array(value, dtype=np.float64))
-    return int(value) if isinstance(value, (bool, int)) else [int(item) for item in value]
-
-
-def function_proto(
-    name: str, reference: Callable[..., Any], function: OnnxFunction, attributes: Sequence[str]
-) -> FunctionProto:
-    """The model-local function of one op.
-
-    Args:
-        name: of the op.
-        reference: its reference; the names of its tensor parameters name the inputs, its docstring is kept.
-        function: its body.
-        attributes: names of the attributes that calls give.
-    """
-    body = Body()
-    inputs = tensor_operands(reference)
-    results = function.body(body, *inputs)
-    names = [results] if isinstance(results, str) else list(results)
-    outputs = ["result"] if len(names) == 1 else [f"result_{i}" for i in range(len(names))]
-    for value, output in zip(names, outputs, strict=True):
-        body.nodes.append(make_node("Identity", [value], [output], output, {}))
-    return helper.make_function(
-        DOMAIN, name, inputs, outputs, body.nodes, [helper.make_opsetid("", OPSET)], list(attributes),
-        doc_string=inspect.getdoc(reference),
-    )  # fmt: skip

@@ -9,14 +9,20 @@ import torch
 from torch import Tensor
 from tvm import te
 
-from fqt_deploy.ops.lib.onnx_body import Body, OnnxFunction
-from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
+from fqt_deploy.ops.lib.onnx_body import Body
+from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
+from fqt_deploy.ops.traits import (
+    NEVER_ZERO,
+    Layout,
+    no_samples,
+)
 
 
-def reference(param: Tensor, grad: Tensor, lr: Tensor, group: int, weight_decay: float) -> Tensor:
+@define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+class SgdUpdate(FqtOp):
     """What ``torch.optim.SGD`` does without momentum.
 
-    Args:
+    Attributes:
         param: [...] float32.
         grad: [...] float32.
         lr: [G] float32, learning rates of the parameter groups.
@@ -26,45 +32,45 @@ def reference(param: Tensor, grad: Tensor, lr: Tensor, group: int, weight_decay:
     Returns:
         [...] float32.
     """
-    return param - lr[group] * (grad + weight_decay * param)
 
+    param: Operand
+    grad: Operand
+    lr: Operand
+    group: int
+    weight_decay: float
 
-def fake(param: Tensor, grad: Tensor, lr: Tensor, group: int, weight_decay: float) -> Tensor:
-    """Shape rule: as ``param``."""
-    if param.shape != grad.shape or not 0 <= group < lr.shape[0]:
-        raise ValueError(f"parameter {tuple(param.shape)} and gradient {tuple(grad.shape)} do not match")
-    return param.new_empty(tuple(param.shape))
+    def reference(self) -> Tensor:
+        """The result in plain PyTorch."""
+        return self.param - self.lr[self.group] * (self.grad + self.weight_decay * self.param)
 
+    def fake(self) -> Tensor:
+        """Shape rule: as ``param``."""
+        if self.param.shape != self.grad.shape or not 0 <= self.group < self.lr.shape[0]:
+            raise ValueError(f"parameter {tuple(self.param.shape)} and gradient {tuple(self.grad.shape)} do not match")
+        return self.param.new_empty(tuple(self.param.shape))
 
-def compute(param: te.Tensor, grad: te.Tensor, lr: te.Tensor, group: int, weight_decay: float) -> te.Tensor:
-    """Element-wise; may overwrite the parameter in place."""
+    def compute(self) -> te.Tensor:
+        """Element-wise; may overwrite the parameter in place."""
 
-    def updated(*i: Any) -> Any:
-        gradient = grad[i] + weight_decay * param[i] if weight_decay else grad[i]
-        return param[i] - lr[group] * gradient
+        def updated(*i: Any) -> Any:
+            gradient = self.grad[i] + self.weight_decay * self.param[i] if self.weight_decay else self.grad[i]
+            return self.param[i] - self.lr[self.group] * gradient
 
-    return te.compute(param.shape, updated, name="sgd_update")
+        return te.compute(self.param.shape, updated, name="sgd_update")
 
+    def cost(self) -> Cost:
+        """Reads two tensors and writes one."""
+        return Cost(flops=4 * self.param.numel(), bytes_moved=3 * tensor_bytes(self.param))
 
-def cost(param: Tensor, grad: Tensor, lr: Tensor, group: int, weight_decay: float) -> Cost:
-    """Reads two tensors and writes one."""
-    return Cost(flops=4 * param.numel(), bytes_moved=3 * tensor_bytes(param))
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """With and without decay, two groups, odd shapes."""
+        g = torch.Generator().manual_seed(0)
+        rates = torch.tensor([1e-3, 1e-1])
+        for shape, group, decay in (((16, 32, 3, 3), 0, 0.0), ((7, 5), 1, 1e-2), ((1,), 1, 0.0)):
+            yield torch.randn(shape, generator=g), torch.randn(shape, generator=g), rates, group, decay
 
-
-def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """With and without decay, two groups, odd shapes."""
-    g = torch.Generator().manual_seed(0)
-    rates = torch.tensor([1e-3, 1e-1])
-    for shape, group, decay in (((16, 32, 3, 3), 0, 0.0), ((7, 5), 1, 1e-2), ((1,), 1, 0.0)):
-        yield torch.randn(shape, generator=g), torch.randn(shape, generator=g), rates, group, decay
-
-
-def onnx_body(op: Body, param: str, grad: str, lr: str) -> str:
-    """Element-wise."""
-    gradient = op("Add", grad, op("Mul", param, op.float("weight_decay")))
-    return op("Sub", param, op("Mul", gradient, op("Gather", lr, op.integer("group"), axis=0)))
-
-
-sgd_update = OpSpec(
-    "sgd_update", OpKind.UPDATE, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
-).register()
+    def onnx_body(self, op: Body) -> str:
+        """Element-wise."""
+        gradient = op("Add", self.grad, op("Mul", self.param, op.float("weight_decay")))
+        return op("Sub", self.param, op("Mul", gradient, op("Gather", self.lr, op.integer("group"), axis=0)))

@@ -10,64 +10,66 @@ from torch import Tensor
 from tvm import te, tirx
 
 from fqt_deploy.ops.lib.onnx_bits import pack
-from fqt_deploy.ops.lib.onnx_body import Body, OnnxFunction
+from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.packed_words import WORD, pack_last_axis, packed, word_count
-from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
+from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
+from fqt_deploy.ops.traits import (
+    NEVER_ZERO,
+    Layout,
+    no_samples,
+)
 
 
-def reference(x: Tensor) -> Tensor:
+@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+class PackSigns(FqtOp):
     """Bit 1 where ``x > 0``.
 
-    Args:
+    Attributes:
         x: [..., C] float32.
 
     Returns:
         [..., ceil(C / 32)] int32.
     """
-    return pack_last_axis(x > 0)
 
+    x: Operand
 
-def fake(x: Tensor) -> Tensor:
-    """Shape rule: [..., C] -> [..., ceil(C / 32)]."""
-    if x.ndim < 1:
-        raise ValueError("a scalar has no axis to pack")
-    return x.new_empty((*x.shape[:-1], word_count(x.shape[-1])), dtype=torch.int32)
+    def reference(self) -> Tensor:
+        """The result in plain PyTorch."""
+        return pack_last_axis(self.x > 0)
 
+    def fake(self) -> Tensor:
+        """Shape rule: [..., C] -> [..., ceil(C / 32)]."""
+        if self.x.ndim < 1:
+            raise ValueError("a scalar has no axis to pack")
+        return self.x.new_empty((*self.x.shape[:-1], word_count(self.x.shape[-1])), dtype=torch.int32)
 
-def compute(x: te.Tensor) -> te.Tensor:
-    """Compare in one pass, collect the bits in another."""
-    *leading, channels = (int(d) for d in x.shape)
-    positive = te.compute(x.shape, lambda *i: (x[i] > 0.0).astype("uint8"), name="pack_signs_positive")
+    def compute(self) -> te.Tensor:
+        """Compare in one pass, collect the bits in another."""
+        *leading, channels = (int(d) for d in self.x.shape)
+        positive = te.compute(self.x.shape, lambda *i: (self.x[i] > 0.0).astype("uint8"), name="pack_signs_positive")
 
-    def bit(*index: Any) -> Any:
-        *outer, word, k = index
-        c = word * WORD + k
-        if channels % WORD == 0:
-            return positive[(*outer, c)]
-        return tirx.if_then_else(c < channels, positive[(*outer, c)], tirx.const(0, "uint8"))
+        def bit(*index: Any) -> Any:
+            *outer, word, k = index
+            c = word * WORD + k
+            if channels % WORD == 0:
+                return positive[(*outer, c)]
+            return tirx.if_then_else(c < channels, positive[(*outer, c)], tirx.const(0, "uint8"))
 
-    return packed((*leading, word_count(channels)), bit, name="pack_signs")
+        return packed((*leading, word_count(channels)), bit, name="pack_signs")
 
+    def cost(self) -> Cost:
+        """One comparison an element."""
+        return Cost(flops=self.x.numel(), bytes_moved=tensor_bytes(self.x) + self.x.numel() // 8)
 
-def cost(x: Tensor) -> Cost:
-    """One comparison an element."""
-    return Cost(flops=x.numel(), bytes_moved=tensor_bytes(x) + x.numel() // 8)
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """Whole and partial words, zeros of both signs."""
+        g = torch.Generator().manual_seed(0)
+        yield (torch.randn(3, 4, 5, 64, generator=g),)
+        yield (torch.randn(2, 3, 3, 33, generator=g),)
+        yield (torch.randn(7, 5, generator=g),)
+        yield (torch.tensor([[0.0, -0.0, 1e-38, -1e-38]]),)
 
-
-def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Whole and partial words, zeros of both signs."""
-    g = torch.Generator().manual_seed(0)
-    yield (torch.randn(3, 4, 5, 64, generator=g),)
-    yield (torch.randn(2, 3, 3, 33, generator=g),)
-    yield (torch.randn(7, 5, generator=g),)
-    yield (torch.tensor([[0.0, -0.0, 1e-38, -1e-38]]),)
-
-
-def onnx_body(op: Body, x: str) -> str:
-    """Compare, then collect the bits."""
-    return pack(op, op("Greater", x, op.constant(0.0, "float32")))
-
-
-pack_signs = OpSpec(
-    "pack_signs", OpKind.ROOT, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
-).register()
+    def onnx_body(self, op: Body) -> str:
+        """Compare, then collect the bits."""
+        return pack(op, op("Greater", self.x, op.constant(0.0, "float32")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,18 +9,22 @@ from torch import Tensor
 from tvm import te, tirx
 
 from fqt_deploy.ops.lib.onnx_bits import pack, planes_of_codes
-from fqt_deploy.ops.lib.onnx_body import Body, OnnxFunction
+from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.packed_words import WORD, bit_of, pack_last_axis, packed, word_count
-from fqt_deploy.ops.quantization import quantize_samples
-from fqt_deploy.ops.spec import Cost, OpKind, OpSpec
+from fqt_deploy.ops.op import Cost, Kind, define
+from fqt_deploy.ops.quantization.quantize_samples import QuantizeSamples
+from fqt_deploy.ops.traits import (
+    NEVER_ZERO,
+    Layout,
+    no_samples,
+)
 
 
-def reference(
-    g: Tensor, alpha: Tensor | None, index: Tensor | None, zero: Tensor, reciprocal: Tensor, key: Tensor, bits: int
-) -> Tensor:
+@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+class QuantizePackSamples(QuantizeSamples):
     """Plane p of position (k, p) holds bit p of its codes.
 
-    Args:
+    Attributes:
         g: [N, P, C] float32.
         alpha: [C] float32, or None for 1.
         index: [K] int32 kept samples, or None for all.
@@ -33,63 +36,37 @@ def reference(
     Returns:
         [K, P, B, ceil(C / 32)] int32.
     """
-    codes = quantize_samples.reference(g, alpha, index, zero, reciprocal, key, bits)
-    return torch.stack([pack_last_axis((codes >> plane) & 1 > 0) for plane in range(bits)], 2)
 
+    def reference(self) -> Tensor:
+        """The result in plain PyTorch."""
+        codes = super().reference()
+        return torch.stack([pack_last_axis((codes >> plane) & 1 > 0) for plane in range(self.bits)], 2)
 
-def fake(
-    g: Tensor, alpha: Tensor | None, index: Tensor | None, zero: Tensor, reciprocal: Tensor, key: Tensor, bits: int
-) -> Tensor:
-    """Shape rule of ``reference``."""
-    kept, positions, channels = quantize_samples.fake(g, alpha, index, zero, reciprocal, key, bits).shape
-    return g.new_empty((kept, positions, bits, word_count(channels)), dtype=torch.int32)
+    def fake(self) -> Tensor:
+        """Shape rule of ``reference``."""
+        kept, positions, channels = super().fake().shape
+        return self.g.new_empty((kept, positions, self.bits, word_count(channels)), dtype=torch.int32)
 
+    def compute(self) -> te.Tensor:
+        """Codes in one pass, bits collected in another."""
+        codes = self.codes("quantize_pack_samples_codes", "uint8")
+        kept, positions, channels = (int(d) for d in codes.shape)
 
-def compute(
-    g: te.Tensor, alpha: Any, index: Any, zero: te.Tensor, reciprocal: te.Tensor, key: te.Tensor, bits: int
-) -> te.Tensor:
-    """Codes in one pass, bits collected in another."""
-    codes = quantize_samples.codes(
-        g, alpha, index, zero, reciprocal, key, bits, name="quantize_pack_samples_codes", dtype="uint8"
-    )
-    kept, positions, channels = (int(d) for d in codes.shape)
+        def bit(n: Any, p: Any, plane: Any, word: Any, k: Any) -> Any:
+            c = word * WORD + k
+            code = codes[n, p, c].astype("int32")
+            if channels % WORD:
+                code = tirx.if_then_else(c < channels, code, 0)
+            return bit_of(code, plane)
 
-    def bit(n: Any, p: Any, plane: Any, word: Any, k: Any) -> Any:
-        c = word * WORD + k
-        code = codes[n, p, c].astype("int32")
-        if channels % WORD:
-            code = tirx.if_then_else(c < channels, code, 0)
-        return bit_of(code, plane)
+        return packed((kept, positions, self.bits, word_count(channels)), bit, name="quantize_pack_samples")
 
-    return packed((kept, positions, bits, word_count(channels)), bit, name="quantize_pack_samples")
+    def cost(self) -> Cost:
+        """Twenty operations an element."""
+        kept = self.zero.shape[0] * self.g.shape[1] * self.g.shape[2]
+        return Cost(flops=20 * kept, bytes_moved=4 * kept + self.bits * kept // 8)
 
-
-def cost(
-    g: Tensor, alpha: Tensor | None, index: Tensor | None, zero: Tensor, reciprocal: Tensor, key: Tensor, bits: int
-) -> Cost:
-    """Twenty operations an element."""
-    kept = zero.shape[0] * g.shape[1] * g.shape[2]
-    return Cost(flops=20 * kept, bytes_moved=4 * kept + bits * kept // 8)
-
-
-def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """As for ``quantize_samples``."""
-    yield from quantize_samples.sample_inputs()
-
-
-def onnx_body(op: Body, g: str, alpha: str, index: str, zero: str, reciprocal: str, key: str) -> str:
-    """Codes, planes, words."""
-    codes = quantize_samples.onnx_body(op, g, alpha, index, zero, reciprocal, key)
-    return pack(op, planes_of_codes(op, codes, op.integer("bits")))
-
-
-quantize_pack_samples = OpSpec(
-    "quantize_pack_samples",
-    OpKind.ROOT,
-    reference,
-    fake,
-    compute,
-    cost,
-    sample_inputs,
-    onnx=OnnxFunction(onnx_body, neutral=quantize_samples.onnx_neutral),
-).register()
+    def onnx_body(self, op: Body) -> str:
+        """Codes, planes, words."""
+        codes = super().onnx_body(op)
+        return pack(op, planes_of_codes(op, codes, op.integer("bits")))

@@ -13,7 +13,7 @@ from tvm import te, tirx
 from fqt_deploy.ops.lib import onnx_bits
 from fqt_deploy.ops.lib.convolution_shape import input_position, output_extents
 from fqt_deploy.ops.lib.onnx_bits import SIGNS, unpack
-from fqt_deploy.ops.lib.onnx_body import Attributes, Body, OnnxFunction, Reference, element_type, ints
+from fqt_deploy.ops.lib.onnx_body import Attributes, Body, Reference, element_type, ints
 from fqt_deploy.ops.lib.packed_words import (
     PANEL,
     WORD,
@@ -26,37 +26,12 @@ from fqt_deploy.ops.lib.packed_words import (
     word_count,
 )
 from fqt_deploy.ops.lib.plain_convolution import plain_convolution
-from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
-
-
-def reference(
-    x_bits: Tensor,
-    w_bits: Tensor,
-    in_channels: int,
-    out_channels: int,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-) -> Tensor:
-    """``conv2d(sign(x), sign(w))`` with exact zero padding: a padded tap contributes 0 (algorithm, section 2).
-
-    Args:
-        x_bits: [N, H, W, ceil(I / 32)] int32.
-        w_bits: [ceil(O / 16), KH * KW * ceil(I / 32), 16] int32, see ``pack_weight``.
-        in_channels: I.
-        out_channels: O.
-        kernel: KH, KW.
-        stride: vertical and horizontal.
-        padding: zeros above and below, left and right.
-
-    Returns:
-        [N, OH, OW, O] int16, or int32 where a sum might not fit.
-    """
-    x = 2 * unpack_last_axis(x_bits, in_channels) - 1
-    w = signs_of_weight(w_bits, in_channels, out_channels, kernel)
-    # sums of fewer than 2^24 signs are exact in float32
-    z = plain_convolution(x.permute(0, 3, 1, 2).float(), w.float(), stride, padding)
-    return z.permute(0, 2, 3, 1).contiguous().to(result_dtype(in_channels, kernel))
+from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
+from fqt_deploy.ops.traits import (
+    NEVER_ZERO,
+    Layout,
+    no_samples,
+)
 
 
 def signs_of_weight(w_bits: Tensor, in_channels: int, out_channels: int, kernel: list[int]) -> Tensor:
@@ -71,124 +46,10 @@ def result_dtype(in_channels: int, kernel: list[int]) -> torch.dtype:
     return torch.int16 if in_channels * kernel[0] * kernel[1] <= 32767 else torch.int32
 
 
-def fake(
-    x_bits: Tensor,
-    w_bits: Tensor,
-    in_channels: int,
-    out_channels: int,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-) -> Tensor:
-    """Shape rule of ``reference``."""
-    n, h, w, words = x_bits.shape
-    expected = (panel_count(out_channels), kernel[0] * kernel[1] * words, PANEL)
-    if words != word_count(in_channels) or tuple(w_bits.shape) != expected:
-        raise ValueError(
-            f"packed shapes {tuple(x_bits.shape)}, {tuple(w_bits.shape)} do not fit {in_channels} channels"
-        )
-    oh, ow = output_extents([h, w], kernel, stride, padding)
-    return x_bits.new_empty((n, oh, ow, out_channels), dtype=result_dtype(in_channels, kernel))
-
-
-def compute(
-    x_bits: te.Tensor,
-    w_bits: te.Tensor,
-    in_channels: int,
-    out_channels: int,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-) -> te.Tensor:
-    """A word contributes its number of channels minus twice the number of differing bits."""
-    n, h, w, words = (int(d) for d in x_bits.shape)
-    oh, ow = output_extents([h, w], kernel, stride, padding)
-    kh, kw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
-    word = te.reduce_axis((0, words), "word")
-
-    def term(b: Any, y: Any, x: Any, o: Any) -> Any:
-        inside, at_h, at_w = input_position(y, x, kh, kw, [h, w], stride, padding)
-        weight = w_bits[o // PANEL, (kh * kernel[1] + kw) * words + word, o % PANEL]
-        channels: Any = tirx.min(in_channels - word * WORD, WORD) if in_channels % WORD else WORD
-        product = channels - 2 * popcount(x_bits[b, at_h, at_w, word] ^ weight)
-        return te.sum(tirx.if_then_else(inside, product, 0), axis=[kh, kw, word])
-
-    total = te.compute((n, oh, ow, out_channels), term, name="binary_conv2d_sum")
-    dtype = str(result_dtype(in_channels, kernel)).removeprefix("torch.")
-    return te.compute(total.shape, lambda *i: total[i].astype(dtype), name="binary_conv2d")
-
-
-def cost(
-    x_bits: Tensor,
-    w_bits: Tensor,
-    in_channels: int,
-    out_channels: int,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-) -> Cost:
-    """Two bit operations a multiply-accumulate."""
-    y = fake(x_bits, w_bits, in_channels, out_channels, kernel, stride, padding)
-    work = 2 * y.numel() * in_channels * kernel[0] * kernel[1]
-    return Cost(bit_ops=work, bytes_moved=tensor_bytes(x_bits, w_bits, y))
-
-
-def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Padding, stride, partial words and panels, batch of one, a linear layer, a wide kernel, what fills AMX tiles."""
-    g = torch.Generator().manual_seed(0)
-    cases = (
-        (2, 6, 5, 64, 32, [3, 3], [1, 1], [1, 1]),
-        (3, 7, 7, 33, 17, [3, 3], [2, 2], [1, 1]),
-        (1, 4, 4, 128, 48, [1, 1], [2, 2], [0, 0]),
-        (1, 1, 9, 70, 10, [1, 1], [1, 1], [0, 0]),
-        (2, 2, 2, 32, 16, [3, 3], [1, 1], [1, 1]),
-        (2, 9, 8, 40, 20, [5, 3], [1, 2], [2, 1]),
-        # tiles of sixteen positions of a row, and of sixteen samples
-        (2, 3, 16, 64, 32, [3, 3], [1, 1], [1, 1]),
-        (16, 3, 3, 64, 64, [3, 3], [2, 2], [1, 1]),
-    )
-    for n, h, w, i, o, kernel, stride, padding in cases:
-        x = pack_last_axis(torch.randn(n, h, w, i, generator=g) > 0)
-        weight = to_panels(pack_last_axis(torch.randn(o, *kernel, i, generator=g) > 0).flatten(1))
-        yield x, weight, i, o, kernel, stride, padding
-
-
-def onnx_attributes(
-    x_bits: Tensor,
-    w_bits: Tensor,
-    in_channels: int,
-    out_channels: int,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-) -> Attributes:
-    """``to`` is the type of the result."""
-    narrow = result_dtype(in_channels, kernel) is torch.int16
-    exact_below(in_channels * kernel[0] * kernel[1])
-    return {
-        "in_channels": in_channels,
-        "out_channels": out_channels,
-        "kernel_shape": kernel,
-        "strides": stride,
-        "pads": [*padding, *padding],
-        "to": element_type("int16" if narrow else "int32"),
-    }
-
-
 def exact_below(largest: int) -> None:
     """``ValueError`` if float32 cannot count to ``largest``: ONNX Runtime has no fast integer convolution."""
     if largest >= 2**24:
         raise ValueError(f"sums of up to {largest} are not exact in float32")
-
-
-def onnx_body(op: Body, x_bits: str, w_bits: str) -> str:
-    """A convolution of signs in float32."""
-    x = op.front(unpack(op, x_bits, SIGNS, "float32"), op.reshape(op.integer("in_channels"), 1), 3)
-    w = onnx_signs_of_weight(op, w_bits, rows="out_channels", columns="in_channels", perm=[0, 3, 1, 2])
-    y = op(
-        "Conv", op.channels_first(x), w, kernel_shape=ints("kernel_shape"), strides=ints("strides"), pads=ints("pads")
-    )
-    return op("Cast", op.channels_last(y), to=Reference("to", AttributeProto.INT))
 
 
 def onnx_signs_of_weight(op: Body, w_bits: str, *, rows: str, columns: str, perm: list[int]) -> str:
@@ -198,13 +59,118 @@ def onnx_signs_of_weight(op: Body, w_bits: str, *, rows: str, columns: str, perm
     return op("Transpose", op.front(unpack(op, words, SIGNS, "float32"), channels, 3), perm=perm)
 
 
-binary_conv2d = OpSpec(
-    "binary_conv2d",
-    OpKind.PRODUCT,
-    reference,
-    fake,
-    compute,
-    cost,
-    sample_inputs,
-    onnx=OnnxFunction(onnx_body, onnx_attributes),
-).register()
+@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+class BinaryConv2d(FqtOp):
+    """``conv2d(sign(x), sign(w))`` with exact zero padding: a padded tap contributes 0 (algorithm, section 2).
+
+    Attributes:
+        x_bits: [N, H, W, ceil(I / 32)] int32.
+        w_bits: [ceil(O / 16), KH * KW * ceil(I / 32), 16] int32, see ``pack_weight``.
+        in_channels: I.
+        out_channels: O.
+        kernel: KH, KW.
+        stride: vertical and horizontal.
+        padding: zeros above and below, left and right.
+
+    Returns:
+        [N, OH, OW, O] int16, or int32 where a sum might not fit.
+    """
+
+    x_bits: Operand
+    w_bits: Operand
+    in_channels: int
+    out_channels: int
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+
+    def reference(self) -> Tensor:
+        """The result in plain PyTorch."""
+        x = 2 * unpack_last_axis(self.x_bits, self.in_channels) - 1
+        w = signs_of_weight(self.w_bits, self.in_channels, self.out_channels, self.kernel)
+        # sums of fewer than 2^24 signs are exact in float32
+        z = plain_convolution(x.permute(0, 3, 1, 2).float(), w.float(), self.stride, self.padding)
+        return z.permute(0, 2, 3, 1).contiguous().to(result_dtype(self.in_channels, self.kernel))
+
+    def fake(self) -> Tensor:
+        """Shape rule of ``reference``."""
+        n, h, w, words = self.x_bits.shape
+        expected = (panel_count(self.out_channels), self.kernel[0] * self.kernel[1] * words, PANEL)
+        if words != word_count(self.in_channels) or tuple(self.w_bits.shape) != expected:
+            raise ValueError(
+                f"packed shapes {tuple(self.x_bits.shape)}, {tuple(self.w_bits.shape)} "
+                f"do not fit {self.in_channels} channels"
+            )
+        oh, ow = output_extents([h, w], self.kernel, self.stride, self.padding)
+        return self.x_bits.new_empty((n, oh, ow, self.out_channels), dtype=result_dtype(self.in_channels, self.kernel))
+
+    def compute(self) -> te.Tensor:
+        """A word contributes its number of channels minus twice the number of differing bits."""
+        n, h, w, words = (int(d) for d in self.x_bits.shape)
+        oh, ow = output_extents([h, w], self.kernel, self.stride, self.padding)
+        kh, kw = te.reduce_axis((0, self.kernel[0]), "kh"), te.reduce_axis((0, self.kernel[1]), "kw")
+        word = te.reduce_axis((0, words), "word")
+
+        def term(b: Any, y: Any, x: Any, o: Any) -> Any:
+            inside, at_h, at_w = input_position(y, x, kh, kw, [h, w], self.stride, self.padding)
+            weight = self.w_bits[o // PANEL, (kh * self.kernel[1] + kw) * words + word, o % PANEL]
+            channels: Any = tirx.min(self.in_channels - word * WORD, WORD) if self.in_channels % WORD else WORD
+            product = channels - 2 * popcount(self.x_bits[b, at_h, at_w, word] ^ weight)
+            return te.sum(tirx.if_then_else(inside, product, 0), axis=[kh, kw, word])
+
+        total = te.compute((n, oh, ow, self.out_channels), term, name="binary_conv2d_sum")
+        dtype = str(result_dtype(self.in_channels, self.kernel)).removeprefix("torch.")
+        return te.compute(total.shape, lambda *i: total[i].astype(dtype), name="binary_conv2d")
+
+    def cost(self) -> Cost:
+        """Two bit operations a multiply-accumulate."""
+        y = self.fake()
+        work = 2 * y.numel() * self.in_channels * self.kernel[0] * self.kernel[1]
+        return Cost(bit_ops=work, bytes_moved=tensor_bytes(self.x_bits, self.w_bits, y))
+
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """Padding, stride, partial words and panels, one sample, a linear layer, a wide kernel, full AMX tiles."""
+        g = torch.Generator().manual_seed(0)
+        cases = (
+            (2, 6, 5, 64, 32, [3, 3], [1, 1], [1, 1]),
+            (3, 7, 7, 33, 17, [3, 3], [2, 2], [1, 1]),
+            (1, 4, 4, 128, 48, [1, 1], [2, 2], [0, 0]),
+            (1, 1, 9, 70, 10, [1, 1], [1, 1], [0, 0]),
+            (2, 2, 2, 32, 16, [3, 3], [1, 1], [1, 1]),
+            (2, 9, 8, 40, 20, [5, 3], [1, 2], [2, 1]),
+            # tiles of sixteen positions of a row, and of sixteen samples
+            (2, 3, 16, 64, 32, [3, 3], [1, 1], [1, 1]),
+            (16, 3, 3, 64, 64, [3, 3], [2, 2], [1, 1]),
+        )
+        for n, h, w, i, o, kernel, stride, padding in cases:
+            x = pack_last_axis(torch.randn(n, h, w, i, generator=g) > 0)
+            weight = to_panels(pack_last_axis(torch.randn(o, *kernel, i, generator=g) > 0).flatten(1))
+            yield x, weight, i, o, kernel, stride, padding
+
+    def onnx_body(self, op: Body) -> str:
+        """A convolution of signs in float32."""
+        x = op.front(unpack(op, self.x_bits, SIGNS, "float32"), op.reshape(op.integer("in_channels"), 1), 3)
+        w = onnx_signs_of_weight(op, self.w_bits, rows="out_channels", columns="in_channels", perm=[0, 3, 1, 2])
+        y = op(
+            "Conv",
+            op.channels_first(x),
+            w,
+            kernel_shape=ints("kernel_shape"),
+            strides=ints("strides"),
+            pads=ints("pads"),
+        )
+        return op("Cast", op.channels_last(y), to=Reference("to", AttributeProto.INT))
+
+    def onnx_attributes(self) -> Attributes:
+        """``to`` is the type of the result."""
+        narrow = result_dtype(self.in_channels, self.kernel) is torch.int16
+        exact_below(self.in_channels * self.kernel[0] * self.kernel[1])
+        return {
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "kernel_shape": self.kernel,
+            "strides": self.stride,
+            "pads": [*self.padding, *self.padding],
+            "to": element_type("int16" if narrow else "int32"),
+        }

@@ -12,7 +12,7 @@ from tvm import te, tirx
 
 from fqt_deploy.ops.lib.convolution_shape import output_extents, output_position
 from fqt_deploy.ops.lib.onnx_bits import BITS, codes_of_planes, unpack
-from fqt_deploy.ops.lib.onnx_body import Attributes, Body, OnnxFunction
+from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.lib.packed_words import (
     PANEL,
     pack_last_axis,
@@ -22,24 +22,21 @@ from fqt_deploy.ops.lib.packed_words import (
     unpack_last_axis,
     word_count,
 )
+from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.binary_conv2d import exact_below, onnx_signs_of_weight, signs_of_weight
 from fqt_deploy.ops.products.conv2d_input_grad import conv_transpose, transposed_convolution
-from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
+from fqt_deploy.ops.traits import (
+    NEVER_ZERO,
+    Layout,
+    no_samples,
+)
 
 
-def reference(
-    planes: Tensor,
-    w_bits: Tensor,
-    in_channels: int,
-    out_channels: int,
-    input_hw: list[int],
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-) -> Tensor:
+@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+class BitplaneConv2dInputGrad(FqtOp):
     """Transposed convolution of integer codes with signs (algorithm, section 3): the sum over valid taps only.
 
-    Args:
+    Attributes:
         planes: [K, OH, OW, B, ceil(O / 32)] int32: plane p holds bit p of every code.
         w_bits: [ceil(I / 16), KH * KW * ceil(O / 32), 16] int32, see ``transpose_packed_weight``.
         in_channels: I.
@@ -52,135 +49,101 @@ def reference(
     Returns:
         [K, H, W, I] int32.
     """
-    bits = unpack_last_axis(planes, out_channels)
-    codes = (bits << torch.arange(planes.shape[3]).view(-1, 1)).sum(3)
-    w = signs_of_weight(w_bits, out_channels, in_channels, kernel).transpose(0, 1)
-    gradient: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
-        (planes.shape[0], in_channels, *input_hw), w.double(), codes.permute(0, 3, 1, 2).double(), stride, padding
-    )
-    return gradient.permute(0, 2, 3, 1).contiguous().to(torch.int32)
 
+    planes: Operand
+    w_bits: Operand
+    in_channels: int
+    out_channels: int
+    input_hw: list[int]
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
 
-def fake(
-    planes: Tensor,
-    w_bits: Tensor,
-    in_channels: int,
-    out_channels: int,
-    input_hw: list[int],
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-) -> Tensor:
-    """Shape rule of ``reference``."""
-    k, oh, ow, _, words = planes.shape
-    expected = (panel_count(in_channels), kernel[0] * kernel[1] * words, PANEL)
-    if words != word_count(out_channels) or tuple(w_bits.shape) != expected:
-        raise ValueError(
-            f"packed shapes {tuple(planes.shape)}, {tuple(w_bits.shape)} do not fit {out_channels} channels"
+    def reference(self) -> Tensor:
+        """The result in plain PyTorch."""
+        bits = unpack_last_axis(self.planes, self.out_channels)
+        codes = (bits << torch.arange(self.planes.shape[3]).view(-1, 1)).sum(3)
+        w = signs_of_weight(self.w_bits, self.out_channels, self.in_channels, self.kernel).transpose(0, 1)
+        gradient: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
+            (self.planes.shape[0], self.in_channels, *self.input_hw),
+            w.double(),
+            codes.permute(0, 3, 1, 2).double(),
+            self.stride,
+            self.padding,
         )
-    if output_extents(input_hw, kernel, stride, padding) != [oh, ow]:
-        raise ValueError(f"a gradient of {oh} x {ow} does not belong to an input of {input_hw}")
-    return planes.new_empty((k, *input_hw, in_channels), dtype=torch.int32)
+        return gradient.permute(0, 2, 3, 1).contiguous().to(torch.int32)
 
+    def fake(self) -> Tensor:
+        """Shape rule of ``reference``."""
+        k, oh, ow, _, words = self.planes.shape
+        expected = (panel_count(self.in_channels), self.kernel[0] * self.kernel[1] * words, PANEL)
+        if words != word_count(self.out_channels) or tuple(self.w_bits.shape) != expected:
+            raise ValueError(
+                f"packed shapes {tuple(self.planes.shape)}, {tuple(self.w_bits.shape)} "
+                f"do not fit {self.out_channels} channels"
+            )
+        if output_extents(self.input_hw, self.kernel, self.stride, self.padding) != [oh, ow]:
+            raise ValueError(f"a gradient of {oh} x {ow} does not belong to an input of {self.input_hw}")
+        return self.planes.new_empty((k, *self.input_hw, self.in_channels), dtype=torch.int32)
 
-def compute(
-    planes: te.Tensor,
-    w_bits: te.Tensor,
-    in_channels: int,
-    out_channels: int,
-    input_hw: list[int],
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-) -> te.Tensor:
-    """A plane's word contributes twice the ones it shares with the weight, minus all its ones."""
-    k, oh, ow, bits, words = (int(d) for d in planes.shape)
-    kh, kw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
-    plane, word = te.reduce_axis((0, bits), "plane"), te.reduce_axis((0, words), "word")
+    def compute(self) -> te.Tensor:
+        """A plane's word contributes twice the ones it shares with the weight, minus all its ones."""
+        k, oh, ow, bits, words = (int(d) for d in self.planes.shape)
+        kh, kw = te.reduce_axis((0, self.kernel[0]), "kh"), te.reduce_axis((0, self.kernel[1]), "kw")
+        plane, word = te.reduce_axis((0, bits), "plane"), te.reduce_axis((0, words), "word")
 
-    def term(n: Any, h: Any, w: Any, i: Any) -> Any:
-        inside, y, x = output_position(h, w, kh, kw, [oh, ow], stride, padding)
-        code = planes[n, y, x, plane, word]
-        weight = w_bits[i // PANEL, (kh * kernel[1] + kw) * words + word, i % PANEL]
-        product = (2 * popcount(code & weight) - popcount(code)) << plane
-        return te.sum(tirx.if_then_else(inside, product, 0), axis=[kh, kw, plane, word])
+        def term(n: Any, h: Any, w: Any, i: Any) -> Any:
+            inside, y, x = output_position(h, w, kh, kw, [oh, ow], self.stride, self.padding)
+            code = self.planes[n, y, x, plane, word]
+            weight = self.w_bits[i // PANEL, (kh * self.kernel[1] + kw) * words + word, i % PANEL]
+            product = (2 * popcount(code & weight) - popcount(code)) << plane
+            return te.sum(tirx.if_then_else(inside, product, 0), axis=[kh, kw, plane, word])
 
-    return te.compute((k, *input_hw, in_channels), term, name="bitplane_conv2d_input_grad")
+        return te.compute((k, *self.input_hw, self.in_channels), term, name="bitplane_conv2d_input_grad")
 
+    def cost(self) -> Cost:
+        """Two bit operations a multiply-accumulate of one plane."""
+        k, oh, ow, bits, _ = self.planes.shape
+        work = 2 * k * oh * ow * bits * self.out_channels * self.in_channels * self.kernel[0] * self.kernel[1]
+        result = 4 * k * self.input_hw[0] * self.input_hw[1] * self.in_channels
+        return Cost(bit_ops=work, bytes_moved=tensor_bytes(self.planes, self.w_bits) + result)
 
-def cost(
-    planes: Tensor,
-    w_bits: Tensor,
-    in_channels: int,
-    out_channels: int,
-    input_hw: list[int],
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-) -> Cost:
-    """Two bit operations a multiply-accumulate of one plane."""
-    k, oh, ow, bits, _ = planes.shape
-    work = 2 * k * oh * ow * bits * out_channels * in_channels * kernel[0] * kernel[1]
-    result = 4 * k * input_hw[0] * input_hw[1] * in_channels
-    return Cost(bit_ops=work, bytes_moved=tensor_bytes(planes, w_bits) + result)
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """Every code width, padding, stride, partial words, a linear layer, what fills AMX tiles."""
+        g = torch.Generator().manual_seed(0)
+        cases = (
+            (2, 6, 5, 32, 64, [3, 3], [1, 1], [1, 1], 4),
+            (3, 7, 7, 17, 33, [3, 3], [2, 2], [1, 1], 2),
+            (1, 4, 4, 48, 40, [1, 1], [2, 2], [0, 0], 1),
+            (1, 1, 9, 10, 70, [1, 1], [1, 1], [0, 0], 8),
+            (2, 2, 2, 16, 32, [3, 3], [1, 1], [1, 1], 4),
+            (2, 3, 16, 32, 64, [3, 3], [1, 1], [1, 1], 3),
+            # tiles of sixteen positions of a row, and of sixteen samples
+            (2, 3, 16, 32, 64, [3, 3], [1, 1], [1, 1], 2),
+            (3, 2, 24, 64, 128, [3, 3], [1, 1], [1, 1], 8),
+            (16, 3, 3, 64, 64, [3, 3], [2, 2], [1, 1], 4),
+        )
+        for k, h, w, i, o, kernel, stride, padding, bits in cases:
+            oh, ow = output_extents([h, w], kernel, stride, padding)
+            planes = pack_last_axis(torch.randint(0, 2, (k, oh, ow, bits, o), generator=g) > 0)
+            weight = to_panels(pack_last_axis(torch.randn(i, *kernel, o, generator=g) > 0).flatten(1))
+            yield planes, weight, i, o, [h, w], kernel, stride, padding
 
+    def onnx_body(self, op: Body) -> str:
+        """A transposed convolution of codes with signs in float32."""
+        bits = op.front(unpack(op, self.planes, BITS, "float32"), op.reshape(op.integer("out_channels"), 1), 4)
+        codes = op.channels_first(codes_of_planes(op, bits, -2))
+        w = onnx_signs_of_weight(op, self.w_bits, rows="in_channels", columns="out_channels", perm=[3, 0, 1, 2])
+        return op.cast(op.channels_last(conv_transpose(op, codes, w)), "int32")
 
-def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Every code width, padding, stride, partial words, a linear layer, what fills AMX tiles."""
-    g = torch.Generator().manual_seed(0)
-    cases = (
-        (2, 6, 5, 32, 64, [3, 3], [1, 1], [1, 1], 4),
-        (3, 7, 7, 17, 33, [3, 3], [2, 2], [1, 1], 2),
-        (1, 4, 4, 48, 40, [1, 1], [2, 2], [0, 0], 1),
-        (1, 1, 9, 10, 70, [1, 1], [1, 1], [0, 0], 8),
-        (2, 2, 2, 16, 32, [3, 3], [1, 1], [1, 1], 4),
-        (2, 3, 16, 32, 64, [3, 3], [1, 1], [1, 1], 3),
-        # tiles of sixteen positions of a row, and of sixteen samples
-        (2, 3, 16, 32, 64, [3, 3], [1, 1], [1, 1], 2),
-        (3, 2, 24, 64, 128, [3, 3], [1, 1], [1, 1], 8),
-        (16, 3, 3, 64, 64, [3, 3], [2, 2], [1, 1], 4),
-    )
-    for k, h, w, i, o, kernel, stride, padding, bits in cases:
-        oh, ow = output_extents([h, w], kernel, stride, padding)
-        planes = pack_last_axis(torch.randint(0, 2, (k, oh, ow, bits, o), generator=g) > 0)
-        weight = to_panels(pack_last_axis(torch.randn(i, *kernel, o, generator=g) > 0).flatten(1))
-        yield planes, weight, i, o, [h, w], kernel, stride, padding
-
-
-def onnx_attributes(
-    planes: Tensor,
-    w_bits: Tensor,
-    in_channels: int,
-    out_channels: int,
-    input_hw: list[int],
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-) -> Attributes:
-    """Of a transposed convolution; ``output_padding`` are the image rows and columns that no output reads."""
-    exact_below(out_channels * kernel[0] * kernel[1] * (2 ** planes.shape[3] - 1))
-    return {
-        "in_channels": in_channels,
-        "out_channels": out_channels,
-        **transposed_convolution(input_hw, list(planes.shape[1:3]), kernel, stride, padding),
-    }
-
-
-def onnx_body(op: Body, planes: str, w_bits: str) -> str:
-    """A transposed convolution of codes with signs in float32."""
-    bits = op.front(unpack(op, planes, BITS, "float32"), op.reshape(op.integer("out_channels"), 1), 4)
-    codes = op.channels_first(codes_of_planes(op, bits, -2))
-    w = onnx_signs_of_weight(op, w_bits, rows="in_channels", columns="out_channels", perm=[3, 0, 1, 2])
-    return op.cast(op.channels_last(conv_transpose(op, codes, w)), "int32")
-
-
-bitplane_conv2d_input_grad = OpSpec(
-    "bitplane_conv2d_input_grad",
-    OpKind.PRODUCT,
-    reference,
-    fake,
-    compute,
-    cost,
-    sample_inputs,
-    onnx=OnnxFunction(onnx_body, onnx_attributes),
-).register()
+    def onnx_attributes(self) -> Attributes:
+        """Of a transposed convolution; ``output_padding`` are the image rows and columns that no output reads."""
+        exact_below(self.out_channels * self.kernel[0] * self.kernel[1] * (2 ** self.planes.shape[3] - 1))
+        return {
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            **transposed_convolution(
+                self.input_hw, list(self.planes.shape[1:3]), self.kernel, self.stride, self.padding
+            ),
+        }

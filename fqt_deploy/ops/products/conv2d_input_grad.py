@@ -11,69 +11,14 @@ from torch.nn.grad import conv2d_input
 from tvm import te, tirx
 
 from fqt_deploy.ops.lib.convolution_shape import output_extents, output_position
-from fqt_deploy.ops.lib.onnx_body import Attributes, Body, OnnxFunction, ints
+from fqt_deploy.ops.lib.onnx_body import Attributes, Body, ints
+from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.conv2d import CONVOLUTION_SAMPLES
-from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
-
-
-def reference(g: Tensor, w: Tensor, input_hw: list[int], stride: list[int], padding: list[int]) -> Tensor:
-    """Transposed convolution of the output gradient.
-
-    Args:
-        g: [N, OH, OW, O] float32.
-        w: [O, I, KH, KW] float32.
-        input_hw: H, W.
-        stride: vertical and horizontal.
-        padding: zeros above and below, left and right of the input.
-
-    Returns:
-        [N, H, W, I] float32.
-    """
-    size = (g.shape[0], w.shape[1], *input_hw)
-    gx: Tensor = conv2d_input(size, w, g.permute(0, 3, 1, 2), stride, padding)  # type: ignore[no-untyped-call]
-    return gx.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
-
-
-def fake(g: Tensor, w: Tensor, input_hw: list[int], stride: list[int], padding: list[int]) -> Tensor:
-    """Shape rule of ``reference``."""
-    expected = (g.shape[0], *output_extents(input_hw, list(w.shape[2:]), stride, padding), w.shape[0])
-    if tuple(g.shape) != expected:
-        raise ValueError(f"a gradient {tuple(g.shape)} is not that of an output {expected}")
-    return g.new_empty((g.shape[0], *input_hw, w.shape[1]))
-
-
-def compute(g: te.Tensor, w: te.Tensor, input_hw: list[int], stride: list[int], padding: list[int]) -> te.Tensor:
-    """Sum over the outputs that read an image position, and their channels."""
-    n, oh, ow, out_channels = (int(d) for d in g.shape)
-    channels, kernel_h, kernel_w = (int(d) for d in w.shape[1:])
-    kh, kw = te.reduce_axis((0, kernel_h), "kh"), te.reduce_axis((0, kernel_w), "kw")
-    o = te.reduce_axis((0, out_channels), "o")
-
-    def term(b: Any, y: Any, x: Any, i: Any) -> Any:
-        inside, at_h, at_w = output_position(y, x, kh, kw, [oh, ow], stride, padding)
-        product = g[b, at_h, at_w, o] * w[o, i, kh, kw]
-        return te.sum(tirx.if_then_else(inside, product, tirx.const(0.0, "float32")), axis=[kh, kw, o])
-
-    return te.compute((n, *input_hw, channels), term, name="conv2d_input_grad")
-
-
-def cost(g: Tensor, w: Tensor, input_hw: list[int], stride: list[int], padding: list[int]) -> Cost:
-    """Two operations a multiply-accumulate."""
-    gx = fake(g, w, input_hw, stride, padding)
-    return Cost(flops=2 * g.numel() * w[0].numel(), bytes_moved=tensor_bytes(g, w, gx))
-
-
-def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """The geometries of ``conv2d``."""
-    r = torch.Generator().manual_seed(0)
-    for n, h, w, i, o, kernel, stride, padding in CONVOLUTION_SAMPLES:
-        g = torch.randn(n, *output_extents([h, w], kernel, stride, padding), o, generator=r)
-        yield g, torch.randn(o, i, *kernel, generator=r), [h, w], stride, padding
-
-
-def onnx_attributes(g: Tensor, w: Tensor, input_hw: list[int], stride: list[int], padding: list[int]) -> Attributes:
-    """Of a transposed convolution."""
-    return transposed_convolution(input_hw, list(g.shape[1:3]), list(w.shape[2:]), stride, padding)
+from fqt_deploy.ops.traits import (
+    Layout,
+    leads,
+    zero_with_any,
+)
 
 
 def transposed_convolution(
@@ -91,19 +36,79 @@ def conv_transpose(op: Body, g: str, w: str) -> str:
     return op("ConvTranspose", g, w, **geometry)
 
 
-def onnx_body(op: Body, g: str, w: str) -> str:
-    """A transposed convolution between two transpositions."""
-    return op.channels_last(conv_transpose(op, op.channels_first(g), w))
+@define(kind=Kind.PRODUCT, batch=leads("g"), zero=zero_with_any("g"), layout=Layout.OPAQUE)
+class Conv2dInputGrad(FqtOp):
+    """Transposed convolution of the output gradient.
 
+    Attributes:
+        g: [N, OH, OW, O] float32.
+        w: [O, I, KH, KW] float32.
+        input_hw: H, W.
+        stride: vertical and horizontal.
+        padding: zeros above and below, left and right of the input.
 
-conv2d_input_grad = OpSpec(
-    "conv2d_input_grad",
-    OpKind.PRODUCT,
-    reference,
-    fake,
-    compute,
-    cost,
-    sample_inputs,
-    tolerance=1e-4,
-    onnx=OnnxFunction(onnx_body, onnx_attributes),
-).register()
+    Returns:
+        [N, H, W, I] float32.
+    """
+
+    g: Operand
+    w: Operand
+    input_hw: list[int]
+    stride: list[int]
+    padding: list[int]
+
+    tolerance = 1e-4
+
+    def reference(self) -> Tensor:
+        """The result in plain PyTorch."""
+        size = (self.g.shape[0], self.w.shape[1], *self.input_hw)
+        gx: Tensor = conv2d_input(size, self.w, self.g.permute(0, 3, 1, 2), self.stride, self.padding)  # type: ignore[no-untyped-call]
+        return gx.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+
+    def fake(self) -> Tensor:
+        """Shape rule of ``reference``."""
+        expected = (
+            self.g.shape[0],
+            *output_extents(self.input_hw, list(self.w.shape[2:]), self.stride, self.padding),
+            self.w.shape[0],
+        )
+        if tuple(self.g.shape) != expected:
+            raise ValueError(f"a gradient {tuple(self.g.shape)} is not that of an output {expected}")
+        return self.g.new_empty((self.g.shape[0], *self.input_hw, self.w.shape[1]))
+
+    def compute(self) -> te.Tensor:
+        """Sum over the outputs that read an image position, and their channels."""
+        n, oh, ow, out_channels = (int(d) for d in self.g.shape)
+        channels, kernel_h, kernel_w = (int(d) for d in self.w.shape[1:])
+        kh, kw = te.reduce_axis((0, kernel_h), "kh"), te.reduce_axis((0, kernel_w), "kw")
+        o = te.reduce_axis((0, out_channels), "o")
+
+        def term(b: Any, y: Any, x: Any, i: Any) -> Any:
+            inside, at_h, at_w = output_position(y, x, kh, kw, [oh, ow], self.stride, self.padding)
+            product = self.g[b, at_h, at_w, o] * self.w[o, i, kh, kw]
+            return te.sum(tirx.if_then_else(inside, product, tirx.const(0.0, "float32")), axis=[kh, kw, o])
+
+        return te.compute((n, *self.input_hw, channels), term, name="conv2d_input_grad")
+
+    def cost(self) -> Cost:
+        """Two operations a multiply-accumulate."""
+        gx = self.fake()
+        return Cost(flops=2 * self.g.numel() * self.w[0].numel(), bytes_moved=tensor_bytes(self.g, self.w, gx))
+
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """The geometries of ``conv2d``."""
+        r = torch.Generator().manual_seed(0)
+        for n, h, w, i, o, kernel, stride, padding in CONVOLUTION_SAMPLES:
+            g = torch.randn(n, *output_extents([h, w], kernel, stride, padding), o, generator=r)
+            yield g, torch.randn(o, i, *kernel, generator=r), [h, w], stride, padding
+
+    def onnx_body(self, op: Body) -> str:
+        """A transposed convolution between two transpositions."""
+        return op.channels_last(conv_transpose(op, op.channels_first(self.g), self.w))
+
+    def onnx_attributes(self) -> Attributes:
+        """Of a transposed convolution."""
+        return transposed_convolution(
+            self.input_hw, list(self.g.shape[1:3]), list(self.w.shape[2:]), self.stride, self.padding
+        )

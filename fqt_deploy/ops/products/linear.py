@@ -9,65 +9,62 @@ import torch
 from torch import Tensor
 from tvm import te
 
-from fqt_deploy.ops.lib.onnx_body import Body, OnnxFunction
-from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
+from fqt_deploy.ops.lib.onnx_body import Body
+from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
+from fqt_deploy.ops.traits import (
+    Layout,
+    leads,
+    zero_with_any,
+)
 
 
-def reference(x: Tensor, w: Tensor) -> Tensor:
+@define(kind=Kind.PRODUCT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
+class Linear(FqtOp):
     """``x`` times the transpose of ``w``.
 
-    Args:
+    Attributes:
         x: [R, I] float32.
         w: [O, I] float32.
 
     Returns:
         [R, O] float32.
     """
-    return x @ w.t()
 
+    x: Operand
+    w: Operand
 
-def fake(x: Tensor, w: Tensor) -> Tensor:
-    """Shape rule: [R, I], [O, I] -> [R, O]."""
-    if x.dim() != 2 or w.dim() != 2 or x.shape[1] != w.shape[1]:
-        raise ValueError(f"operands {tuple(x.shape)} and {tuple(w.shape)} do not match")
-    return x.new_empty((x.shape[0], w.shape[0]))
+    tolerance = 1e-4
 
+    def reference(self) -> Tensor:
+        """The result in plain PyTorch."""
+        return self.x @ self.w.t()
 
-def compute(x: te.Tensor, w: te.Tensor) -> te.Tensor:
-    """Sum of products."""
-    k = te.reduce_axis((0, int(x.shape[1])), "k")
-    return te.compute(
-        (int(x.shape[0]), int(w.shape[0])),
-        lambda r, o: te.sum(x[r, k] * w[o, k], axis=k),
-        name="linear",
-    )
+    def fake(self) -> Tensor:
+        """Shape rule: [R, I], [O, I] -> [R, O]."""
+        if self.x.dim() != 2 or self.w.dim() != 2 or self.x.shape[1] != self.w.shape[1]:
+            raise ValueError(f"operands {tuple(self.x.shape)} and {tuple(self.w.shape)} do not match")
+        return self.x.new_empty((self.x.shape[0], self.w.shape[0]))
 
+    def compute(self) -> te.Tensor:
+        """Sum of products."""
+        k = te.reduce_axis((0, int(self.x.shape[1])), "k")
+        return te.compute(
+            (int(self.x.shape[0]), int(self.w.shape[0])),
+            lambda r, o: te.sum(self.x[r, k] * self.w[o, k], axis=k),
+            name="linear",
+        )
 
-def cost(x: Tensor, w: Tensor) -> Cost:
-    """Two operations a multiply-accumulate."""
-    return Cost(flops=2 * x.numel() * w.shape[0], bytes_moved=tensor_bytes(x, w, fake(x, w)))
+    def cost(self) -> Cost:
+        """Two operations a multiply-accumulate."""
+        return Cost(flops=2 * self.x.numel() * self.w.shape[0], bytes_moved=tensor_bytes(self.x, self.w, self.fake()))
 
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """Full and odd extents, one row, one output."""
+        r = torch.Generator().manual_seed(0)
+        for rows, i, o in ((8, 32, 16), (5, 33, 10), (1, 7, 3), (4, 64, 1)):
+            yield torch.randn(rows, i, generator=r), torch.randn(o, i, generator=r)
 
-def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Full and odd extents, one row, one output."""
-    r = torch.Generator().manual_seed(0)
-    for rows, i, o in ((8, 32, 16), (5, 33, 10), (1, 7, 3), (4, 64, 1)):
-        yield torch.randn(rows, i, generator=r), torch.randn(o, i, generator=r)
-
-
-def onnx_body(op: Body, x: str, w: str) -> str:
-    """A matrix product."""
-    return op("Gemm", x, w, transB=1)
-
-
-linear = OpSpec(
-    "linear",
-    OpKind.PRODUCT,
-    reference,
-    fake,
-    compute,
-    cost,
-    sample_inputs,
-    tolerance=1e-4,
-    onnx=OnnxFunction(onnx_body),
-).register()
+    def onnx_body(self, op: Body) -> str:
+        """A matrix product."""
+        return op("Gemm", self.x, self.w, transB=1)

@@ -9,65 +9,62 @@ import torch
 from torch import Tensor
 from tvm import te
 
-from fqt_deploy.ops.lib.onnx_body import Body, OnnxFunction
-from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
+from fqt_deploy.ops.lib.onnx_body import Body
+from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
+from fqt_deploy.ops.traits import (
+    Layout,
+    leads,
+    zero_with_any,
+)
 
 
-def reference(g: Tensor, w: Tensor) -> Tensor:
+@define(kind=Kind.PRODUCT, batch=leads("g"), zero=zero_with_any("g"), layout=Layout.OPAQUE)
+class LinearInputGrad(FqtOp):
     """``g`` times ``w``.
 
-    Args:
+    Attributes:
         g: [R, O] float32.
         w: [O, I] float32.
 
     Returns:
         [R, I] float32.
     """
-    return g @ w
 
+    g: Operand
+    w: Operand
 
-def fake(g: Tensor, w: Tensor) -> Tensor:
-    """Shape rule: [R, O], [O, I] -> [R, I]."""
-    if g.dim() != 2 or w.dim() != 2 or g.shape[1] != w.shape[0]:
-        raise ValueError(f"operands {tuple(g.shape)} and {tuple(w.shape)} do not match")
-    return g.new_empty((g.shape[0], w.shape[1]))
+    tolerance = 1e-4
 
+    def reference(self) -> Tensor:
+        """The result in plain PyTorch."""
+        return self.g @ self.w
 
-def compute(g: te.Tensor, w: te.Tensor) -> te.Tensor:
-    """Sum of products."""
-    k = te.reduce_axis((0, int(g.shape[1])), "k")
-    return te.compute(
-        (int(g.shape[0]), int(w.shape[1])),
-        lambda r, i: te.sum(g[r, k] * w[k, i], axis=k),
-        name="linear_input_grad",
-    )
+    def fake(self) -> Tensor:
+        """Shape rule: [R, O], [O, I] -> [R, I]."""
+        if self.g.dim() != 2 or self.w.dim() != 2 or self.g.shape[1] != self.w.shape[0]:
+            raise ValueError(f"operands {tuple(self.g.shape)} and {tuple(self.w.shape)} do not match")
+        return self.g.new_empty((self.g.shape[0], self.w.shape[1]))
 
+    def compute(self) -> te.Tensor:
+        """Sum of products."""
+        k = te.reduce_axis((0, int(self.g.shape[1])), "k")
+        return te.compute(
+            (int(self.g.shape[0]), int(self.w.shape[1])),
+            lambda r, i: te.sum(self.g[r, k] * self.w[k, i], axis=k),
+            name="linear_input_grad",
+        )
 
-def cost(g: Tensor, w: Tensor) -> Cost:
-    """Two operations a multiply-accumulate."""
-    return Cost(flops=2 * g.numel() * w.shape[1], bytes_moved=tensor_bytes(g, w, fake(g, w)))
+    def cost(self) -> Cost:
+        """Two operations a multiply-accumulate."""
+        return Cost(flops=2 * self.g.numel() * self.w.shape[1], bytes_moved=tensor_bytes(self.g, self.w, self.fake()))
 
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """Full and odd extents, one row, one output."""
+        r = torch.Generator().manual_seed(0)
+        for rows, i, o in ((8, 32, 16), (5, 33, 10), (1, 7, 3), (4, 64, 1)):
+            yield torch.randn(rows, o, generator=r), torch.randn(o, i, generator=r)
 
-def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Full and odd extents, one row, one output."""
-    r = torch.Generator().manual_seed(0)
-    for rows, i, o in ((8, 32, 16), (5, 33, 10), (1, 7, 3), (4, 64, 1)):
-        yield torch.randn(rows, o, generator=r), torch.randn(o, i, generator=r)
-
-
-def onnx_body(op: Body, g: str, w: str) -> str:
-    """A matrix product."""
-    return op("MatMul", g, w)
-
-
-linear_input_grad = OpSpec(
-    "linear_input_grad",
-    OpKind.PRODUCT,
-    reference,
-    fake,
-    compute,
-    cost,
-    sample_inputs,
-    tolerance=1e-4,
-    onnx=OnnxFunction(onnx_body),
-).register()
+    def onnx_body(self, op: Body) -> str:
+        """A matrix product."""
+        return op("MatMul", self.g, self.w)

@@ -9,65 +9,62 @@ import torch
 from torch import Tensor
 from tvm import te
 
-from fqt_deploy.ops.lib.onnx_body import Body, OnnxFunction
-from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
+from fqt_deploy.ops.lib.onnx_body import Body
+from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
+from fqt_deploy.ops.traits import (
+    NEVER_ZERO,
+    Layout,
+    no_samples,
+)
 
 
-def reference(x: Tensor, g: Tensor) -> Tensor:
+@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+class LinearWeightGrad(FqtOp):
     """The transpose of ``g`` times ``x``.
 
-    Args:
+    Attributes:
         x: [R, I] float32.
         g: [R, O] float32.
 
     Returns:
         [O, I] float32.
     """
-    return (g.t() @ x).contiguous()
 
+    x: Operand
+    g: Operand
 
-def fake(x: Tensor, g: Tensor) -> Tensor:
-    """Shape rule: [R, I], [R, O] -> [O, I]."""
-    if x.dim() != 2 or g.dim() != 2 or x.shape[0] != g.shape[0]:
-        raise ValueError(f"operands {tuple(x.shape)} and {tuple(g.shape)} do not match")
-    return x.new_empty((g.shape[1], x.shape[1]))
+    tolerance = 1e-4
 
+    def reference(self) -> Tensor:
+        """The result in plain PyTorch."""
+        return (self.g.t() @ self.x).contiguous()
 
-def compute(x: te.Tensor, g: te.Tensor) -> te.Tensor:
-    """Sum of products."""
-    k = te.reduce_axis((0, int(x.shape[0])), "k")
-    return te.compute(
-        (int(g.shape[1]), int(x.shape[1])),
-        lambda o, i: te.sum(x[k, i] * g[k, o], axis=k),
-        name="linear_weight_grad",
-    )
+    def fake(self) -> Tensor:
+        """Shape rule: [R, I], [R, O] -> [O, I]."""
+        if self.x.dim() != 2 or self.g.dim() != 2 or self.x.shape[0] != self.g.shape[0]:
+            raise ValueError(f"operands {tuple(self.x.shape)} and {tuple(self.g.shape)} do not match")
+        return self.x.new_empty((self.g.shape[1], self.x.shape[1]))
 
+    def compute(self) -> te.Tensor:
+        """Sum of products."""
+        k = te.reduce_axis((0, int(self.x.shape[0])), "k")
+        return te.compute(
+            (int(self.g.shape[1]), int(self.x.shape[1])),
+            lambda o, i: te.sum(self.x[k, i] * self.g[k, o], axis=k),
+            name="linear_weight_grad",
+        )
 
-def cost(x: Tensor, g: Tensor) -> Cost:
-    """Two operations a multiply-accumulate."""
-    return Cost(flops=2 * x.numel() * g.shape[1], bytes_moved=tensor_bytes(x, g, fake(x, g)))
+    def cost(self) -> Cost:
+        """Two operations a multiply-accumulate."""
+        return Cost(flops=2 * self.x.numel() * self.g.shape[1], bytes_moved=tensor_bytes(self.x, self.g, self.fake()))
 
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """Full and odd extents, one row, one output."""
+        r = torch.Generator().manual_seed(0)
+        for rows, i, o in ((8, 32, 16), (5, 33, 10), (1, 7, 3), (4, 64, 1)):
+            yield torch.randn(rows, i, generator=r), torch.randn(rows, o, generator=r)
 
-def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Full and odd extents, one row, one output."""
-    r = torch.Generator().manual_seed(0)
-    for rows, i, o in ((8, 32, 16), (5, 33, 10), (1, 7, 3), (4, 64, 1)):
-        yield torch.randn(rows, i, generator=r), torch.randn(rows, o, generator=r)
-
-
-def onnx_body(op: Body, x: str, g: str) -> str:
-    """A matrix product."""
-    return op("Gemm", g, x, transA=1)
-
-
-linear_weight_grad = OpSpec(
-    "linear_weight_grad",
-    OpKind.PRODUCT,
-    reference,
-    fake,
-    compute,
-    cost,
-    sample_inputs,
-    tolerance=1e-4,
-    onnx=OnnxFunction(onnx_body),
-).register()
+    def onnx_body(self, op: Body) -> str:
+        """A matrix product."""
+        return op("Gemm", self.g, self.x, transA=1)

@@ -9,15 +9,21 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
-from fqt_deploy.ops.lib.onnx_body import Body, OnnxFunction
-from fqt_deploy.ops.selection import scatter_rows
-from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
+from fqt_deploy.ops.lib.onnx_body import Body
+from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, OptionalOperand, define, tensor_bytes
+from fqt_deploy.ops.selection.scatter_rows import ScatterRows
+from fqt_deploy.ops.traits import (
+    NEVER_ZERO,
+    Layout,
+    no_samples,
+)
 
 
-def reference(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None) -> Tensor:
+@define(kind=Kind.ELEMENTWISE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+class DequantizeWeightGrad(FqtOp):
     """``scale * product + zero * sums`` of kept output channels, zero for pruned ones.
 
-    Args:
+    Attributes:
         product: [K, ...] int32, laid out like the weight or flat, see ``bitplane_weight_grad``.
         scale: [K] float32, step of each channel's grid.
         zero: [K] float32, value of code 0.
@@ -27,85 +33,75 @@ def reference(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: 
     Returns:
         [O, ...] float32.
     """
-    per_channel = [-1, *[1] * sums.dim()]
-    rows = scale.view(per_channel) * product.float() + zero.view(per_channel) * sums.float()
-    if slot is not None:
-        full = rows.new_zeros((slot.shape[0], *rows.shape[1:]))
-        kept = slot >= 0
-        full[kept] = rows[slot[kept].long()]
-        rows = full
-    return rows
 
+    product: Operand
+    scale: Operand
+    zero: Operand
+    sums: Operand
+    slot: OptionalOperand
 
-def fake(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None) -> Tensor:
-    """Shape rule of ``reference``."""
-    kept, *weight = product.shape
-    if list(sums.shape) != weight:
-        raise ValueError(f"product {tuple(product.shape)} and sums {tuple(sums.shape)} do not match")
-    if tuple(scale.shape) != (kept,) or tuple(zero.shape) != (kept,):
-        raise ValueError(f"grid {tuple(scale.shape)}, {tuple(zero.shape)} does not fit {kept} channels")
-    return scale.new_empty((kept if slot is None else slot.shape[0], *weight))
+    def reference(self) -> Tensor:
+        """The result in plain PyTorch."""
+        per_channel = [-1, *[1] * self.sums.dim()]
+        rows = self.scale.view(per_channel) * self.product.float() + self.zero.view(per_channel) * self.sums.float()
+        if self.slot is not None:
+            full = rows.new_zeros((self.slot.shape[0], *rows.shape[1:]))
+            kept = self.slot >= 0
+            full[kept] = rows[self.slot[kept].long()]
+            rows = full
+        return rows
 
+    def fake(self) -> Tensor:
+        """Shape rule of ``reference``."""
+        kept, *weight = self.product.shape
+        if list(self.sums.shape) != weight:
+            raise ValueError(f"product {tuple(self.product.shape)} and sums {tuple(self.sums.shape)} do not match")
+        if tuple(self.scale.shape) != (kept,) or tuple(self.zero.shape) != (kept,):
+            raise ValueError(f"grid {tuple(self.scale.shape)}, {tuple(self.zero.shape)} does not fit {kept} channels")
+        return self.scale.new_empty((kept if self.slot is None else self.slot.shape[0], *weight))
 
-def compute(
-    product: te.Tensor, scale: te.Tensor, zero: te.Tensor, sums: te.Tensor, slot: te.Tensor | None
-) -> te.Tensor:
-    """Element-wise; reads of pruned channels are guarded."""
-    kept, *weight = (int(d) for d in product.shape)
-    out_channels = kept if slot is None else int(slot.shape[0])
+    def compute(self) -> te.Tensor:
+        """Element-wise; reads of pruned channels are guarded."""
+        kept, *weight = (int(d) for d in self.product.shape)
+        out_channels = kept if self.slot is None else int(self.slot.shape[0])
 
-    def element(o: Any, *at: Any) -> Any:
-        row: Any = o if slot is None else slot[o]
-        value = scale[row] * product[(row, *at)].astype("float32") + zero[row] * sums[at].astype("float32")
-        return value if slot is None else tirx.if_then_else(row >= 0, value, tirx.const(0.0, "float32"))
+        def element(o: Any, *at: Any) -> Any:
+            row: Any = o if self.slot is None else self.slot[o]
+            value = self.scale[row] * self.product[(row, *at)].astype("float32") + self.zero[row] * self.sums[
+                at
+            ].astype("float32")
+            return value if self.slot is None else tirx.if_then_else(row >= 0, value, tirx.const(0.0, "float32"))
 
-    return te.compute((out_channels, *weight), element, name="dequantize_weight_grad")
+        return te.compute((out_channels, *weight), element, name="dequantize_weight_grad")
 
+    def cost(self) -> Cost:
+        """Three operations a kept element."""
+        result = self.fake()
+        slots = [] if self.slot is None else [self.slot]
+        moved = tensor_bytes(self.product, self.scale, self.zero, self.sums, *slots, result)
+        return Cost(flops=3 * self.product.numel(), bytes_moved=moved)
 
-def cost(product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None) -> Cost:
-    """Three operations a kept element."""
-    result = fake(product, scale, zero, sums, slot)
-    slots = [] if slot is None else [slot]
-    moved = tensor_bytes(product, scale, zero, sums, *slots, result)
-    return Cost(flops=3 * product.numel(), bytes_moved=moved)
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """Every channel kept, some pruned, one kept, a linear layer."""
+        g = torch.Generator().manual_seed(0)
+        some = torch.tensor([-1, 0, 1, -1, -1, 2, 3, -1], dtype=torch.int32)
+        one = torch.tensor([-1, -1, 0], dtype=torch.int32)
+        cases = ((16, 32, [3, 3], None), (4, 5, [3, 1], some), (1, 64, [1, 1], one), (10, 33, [1, 1], None))
+        for kept, channels, kernel, slot in cases:
+            weight = (channels, *kernel) if kept > 1 else (channels * kernel[0] * kernel[1],)
+            product = torch.randint(-900, 900, (kept, *weight), generator=g, dtype=torch.int32)
+            sums = torch.randint(-90, 90, weight, generator=g, dtype=torch.int32)
+            yield product, torch.rand(kept, generator=g), torch.randn(kept, generator=g), sums, slot
 
+    def onnx_body(self, op: Body) -> str:
+        """Flat rows of kept channels, then those of all channels."""
+        flat = op.cast(op.reshape(self.product, 0, -1), "float32")
+        scaled = op("Mul", op.reshape(self.scale, -1, 1), flat)
+        offset = op("Mul", op.reshape(self.zero, -1, 1), op.reshape(op.cast(self.sums, "float32"), 1, -1))
+        rows = ScatterRows(op("Add", scaled, offset), self.slot).onnx_body(op)
+        return op.reshape(rows, op("Shape", self.slot), op("Shape", self.product, start=1))
 
-def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Every channel kept, some pruned, one kept, a linear layer."""
-    g = torch.Generator().manual_seed(0)
-    some = torch.tensor([-1, 0, 1, -1, -1, 2, 3, -1], dtype=torch.int32)
-    one = torch.tensor([-1, -1, 0], dtype=torch.int32)
-    cases = ((16, 32, [3, 3], None), (4, 5, [3, 1], some), (1, 64, [1, 1], one), (10, 33, [1, 1], None))
-    for kept, channels, kernel, slot in cases:
-        weight = (channels, *kernel) if kept > 1 else (channels * kernel[0] * kernel[1],)
-        product = torch.randint(-900, 900, (kept, *weight), generator=g, dtype=torch.int32)
-        sums = torch.randint(-90, 90, weight, generator=g, dtype=torch.int32)
-        yield product, torch.rand(kept, generator=g), torch.randn(kept, generator=g), sums, slot
-
-
-def onnx_neutral(
-    product: Tensor, scale: Tensor, zero: Tensor, sums: Tensor, slot: Tensor | None
-) -> dict[str, Tensor]:  # fmt: skip
-    """Without slots, every row is in its place."""
-    return {"slot": torch.arange(product.shape[0], dtype=torch.int32)}
-
-
-def onnx_body(op: Body, product: str, scale: str, zero: str, sums: str, slot: str) -> str:
-    """Flat rows of kept channels, then those of all channels."""
-    flat = op.cast(op.reshape(product, 0, -1), "float32")
-    scaled = op("Mul", op.reshape(scale, -1, 1), flat)
-    offset = op("Mul", op.reshape(zero, -1, 1), op.reshape(op.cast(sums, "float32"), 1, -1))
-    rows = scatter_rows.onnx_body(op, op("Add", scaled, offset), slot)
-    return op.reshape(rows, op("Shape", slot), op("Shape", product, start=1))
-
-
-dequantize_weight_grad = OpSpec(
-    "dequantize_weight_grad",
-    OpKind.ELEMENTWISE,
-    reference,
-    fake,
-    compute,
-    cost,
-    sample_inputs,
-    onnx=OnnxFunction(onnx_body, neutral=onnx_neutral),
-).register()
+    def onnx_neutral(self) -> dict[str, Tensor]:
+        """Without slots, every row is in its place."""
+        return {"slot": torch.arange(self.product.shape[0], dtype=torch.int32)}

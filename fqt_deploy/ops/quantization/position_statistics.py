@@ -9,73 +9,69 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
-from fqt_deploy.ops.lib.onnx_body import Body, OnnxFunction
-from fqt_deploy.ops.spec import Cost, OpKind, OpSpec, tensor_bytes
+from fqt_deploy.ops.lib.onnx_body import Body
+from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
+from fqt_deploy.ops.traits import (
+    NEVER_ZERO,
+    Layout,
+    no_samples,
+)
 
 
-def reference(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+class PositionStatistics(FqtOp):
     """What both quantizers and both selections need, per sample and channel.
 
-    Args:
+    Attributes:
         g: [N, P, C] float32.
 
     Returns:
         low, high, squares: [N, C] float32 each.
     """
-    return g.amin(1), g.amax(1), (g * g).sum(1)
 
+    g: Operand
 
-def fake(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Shape rule: [N, P, C] -> three times [N, C]."""
-    if g.ndim != 3:
-        raise ValueError(f"expected [N, P, C], got {tuple(g.shape)}")
-    n, _, c = g.shape
-    return g.new_empty(n, c), g.new_empty(n, c), g.new_empty(n, c)
+    tolerance = 1e-4
 
+    def reference(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The result in plain PyTorch."""
+        return self.g.amin(1), self.g.amax(1), (self.g * self.g).sum(1)
 
-def compute(g: te.Tensor) -> tuple[te.Tensor, ...]:
-    """One tuple reduction."""
-    n, positions, channels = (int(d) for d in g.shape)
-    combine = te.comm_reducer(
-        lambda a, b: (tirx.min(a[0], b[0]), tirx.max(a[1], b[1]), a[2] + b[2]),
-        lambda *dtypes: (tirx.max_value(dtypes[0]), tirx.min_value(dtypes[1]), tirx.const(0.0, dtypes[2])),
-    )
-    p = te.reduce_axis((0, positions), "p")
-    result = te.compute(
-        (n, channels),
-        lambda i, c: combine((g[i, p, c], g[i, p, c], g[i, p, c] * g[i, p, c]), axis=p),
-        name="position_statistics",
-    )
-    return tuple(result)
+    def fake(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Shape rule: [N, P, C] -> three times [N, C]."""
+        if self.g.ndim != 3:
+            raise ValueError(f"expected [N, P, C], got {tuple(self.g.shape)}")
+        n, _, c = self.g.shape
+        return self.g.new_empty(n, c), self.g.new_empty(n, c), self.g.new_empty(n, c)
 
+    def compute(self) -> tuple[te.Tensor, ...]:
+        """One tuple reduction."""
+        n, positions, channels = (int(d) for d in self.g.shape)
+        combine = te.comm_reducer(
+            lambda a, b: (tirx.min(a[0], b[0]), tirx.max(a[1], b[1]), a[2] + b[2]),
+            lambda *dtypes: (tirx.max_value(dtypes[0]), tirx.min_value(dtypes[1]), tirx.const(0.0, dtypes[2])),
+        )
+        p = te.reduce_axis((0, positions), "p")
+        result = te.compute(
+            (n, channels),
+            lambda i, c: combine((self.g[i, p, c], self.g[i, p, c], self.g[i, p, c] * self.g[i, p, c]), axis=p),
+            name="position_statistics",
+        )
+        return tuple(result)
 
-def cost(g: Tensor) -> Cost:
-    """Four operations an element."""
-    return Cost(flops=4 * g.numel(), bytes_moved=tensor_bytes(g))
+    def cost(self) -> Cost:
+        """Four operations an element."""
+        return Cost(flops=4 * self.g.numel(), bytes_moved=tensor_bytes(self.g))
 
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """Whole and partial vectors, one position, long rows."""
+        g = torch.Generator().manual_seed(0)
+        for shape in ((3, 16, 64), (2, 5, 7), (4, 1, 33), (2, 16, 1024)):
+            yield (torch.randn(shape, generator=g),)
 
-def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Whole and partial vectors, one position, long rows."""
-    g = torch.Generator().manual_seed(0)
-    for shape in ((3, 16, 64), (2, 5, 7), (4, 1, 33), (2, 16, 1024)):
-        yield (torch.randn(shape, generator=g),)
-
-
-def onnx_body(op: Body, g: str) -> tuple[str, str, str]:
-    """Three reductions."""
-    axis = op.constant([1], "int64")
-    low, high = op("ReduceMin", g, axis, keepdims=0), op("ReduceMax", g, axis, keepdims=0)
-    return low, high, op.sum(op("Mul", g, g), 1)
-
-
-position_statistics = OpSpec(
-    "position_statistics",
-    OpKind.ROOT,
-    reference,
-    fake,
-    compute,
-    cost,
-    sample_inputs,
-    tolerance=1e-4,
-    onnx=OnnxFunction(onnx_body),
-).register()
+    def onnx_body(self, op: Body) -> tuple[str, str, str]:
+        """Three reductions."""
+        axis = op.constant([1], "int64")
+        low, high = op("ReduceMin", self.g, axis, keepdims=0), op("ReduceMax", self.g, axis, keepdims=0)
+        return low, high, op.sum(op("Mul", self.g, self.g), 1)

@@ -9,21 +9,27 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
-from fqt_deploy.ops.lib.onnx_body import Attributes, Body, OnnxFunction
-from fqt_deploy.ops.spec import Cost, OpKind, OpSpec
+from fqt_deploy.ops.lib.onnx_body import Attributes, Body
+from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define
+from fqt_deploy.ops.traits import (
+    NEVER_ZERO,
+    Layout,
+    no_samples,
+)
 
 SMALLEST_RANGE = 2.0**-96
 """A group of a smaller range counts as constant: the step, or codes per unit in fixed point, would leave float32."""
 
 
-def reference(low: Tensor, high: Tensor, bits: int, grid: str) -> tuple[Tensor, Tensor, Tensor]:
+@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+class QuantizationGrid(FqtOp):
     """The affine map between values and codes in [0, B], B = 2^bits - 1 (algorithm, section 3).
 
     ``minmax``: the group's range is B steps. ``zero``: the range, taken to include 0, is B - 1 steps and the zero point
     a whole number of them, so that 0 has a code. A constant group has step 0 and the zero point as its only value;
     so has one whose range is at most ``SMALLEST_RANGE``.
 
-    Args:
+    Attributes:
         low: [G] float32, smallest value of each group.
         high: [G] float32, largest value.
         bits: width of a code.
@@ -32,116 +38,111 @@ def reference(low: Tensor, high: Tensor, bits: int, grid: str) -> tuple[Tensor, 
     Returns:
         zero: [G] float32, the value of code 0. reciprocal: [G] float32, codes per unit. step: [G] float32.
     """
-    levels = 2**bits - 1
-    if grid == "minmax":
+
+    low: Operand
+    high: Operand
+    bits: int
+    grid: str
+
+    def reference(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The result in plain PyTorch."""
+        low, high = self.low, self.high
+        levels = 2**self.bits - 1
+        if self.grid == "minmax":
+            extent = high - low
+            constant = extent <= SMALLEST_RANGE
+            safe = torch.where(constant, 1.0, extent)
+            return low.clone(), torch.where(constant, 0.0, levels / safe), torch.where(constant, 0.0, safe / levels)
+        low, high = low.clamp(max=0), high.clamp(min=0)
         extent = high - low
         constant = extent <= SMALLEST_RANGE
         safe = torch.where(constant, 1.0, extent)
-        return low.clone(), torch.where(constant, 0.0, levels / safe), torch.where(constant, 0.0, safe / levels)
-    low, high = low.clamp(max=0), high.clamp(min=0)
-    extent = high - low
-    constant = extent <= SMALLEST_RANGE
-    safe = torch.where(constant, 1.0, extent)
-    step = safe / (levels - 1)
-    below = torch.ceil(-low / step).clamp(max=levels - 1)
-    zero = -below * step
-    none = torch.zeros_like(low)
-    return torch.where(constant, none, zero), torch.where(constant, none, (levels - 1) / safe), \
-        torch.where(constant, none, step)  # fmt: skip
+        step = safe / (levels - 1)
+        below = torch.ceil(-low / step).clamp(max=levels - 1)
+        zero = -below * step
+        none = torch.zeros_like(low)
+        return torch.where(constant, none, zero), torch.where(constant, none, (levels - 1) / safe), \
+            torch.where(constant, none, step)  # fmt: skip
 
+    def fake(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Shape rule: [G], [G] -> three times [G]."""
+        if self.low.shape != self.high.shape or self.low.ndim != 1:
+            raise ValueError(
+                f"bounds {tuple(self.low.shape)} and {tuple(self.high.shape)} must be two vectors of one length"
+            )
+        if self.grid not in ("minmax", "zero") or (self.grid == "zero" and self.bits < 2):
+            raise ValueError(f"no grid {self.grid!r} of {self.bits} bits")
+        return torch.empty_like(self.low), torch.empty_like(self.low), torch.empty_like(self.low)
 
-def fake(low: Tensor, high: Tensor, bits: int, grid: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Shape rule: [G], [G] -> three times [G]."""
-    if low.shape != high.shape or low.ndim != 1:
-        raise ValueError(f"bounds {tuple(low.shape)} and {tuple(high.shape)} must be two vectors of one length")
-    if grid not in ("minmax", "zero") or (grid == "zero" and bits < 2):
-        raise ValueError(f"no grid {grid!r} of {bits} bits")
-    return torch.empty_like(low), torch.empty_like(low), torch.empty_like(low)
+    def compute(self) -> tuple[te.Tensor, ...]:
+        """The same operations in the same order."""
+        levels = float(2**self.bits - 1)
+        zero_f, one = tirx.const(0.0, "float32"), tirx.const(1.0, "float32")
 
+        def bounds(i: Any) -> tuple[Any, Any, Any]:
+            lo = self.low[i] if self.grid == "minmax" else tirx.min(self.low[i], zero_f)
+            extent = (self.high[i] if self.grid == "minmax" else tirx.max(self.high[i], zero_f)) - lo
+            constant = extent <= tirx.const(SMALLEST_RANGE, "float32")
+            return lo, constant, tirx.Select(constant, one, extent)
 
-def compute(low: te.Tensor, high: te.Tensor, bits: int, grid: str) -> tuple[te.Tensor, ...]:
-    """The same operations in the same order."""
-    levels = float(2**bits - 1)
-    zero_f, one = tirx.const(0.0, "float32"), tirx.const(1.0, "float32")
+        steps = levels if self.grid == "minmax" else levels - 1.0
 
-    def bounds(i: Any) -> tuple[Any, Any, Any]:
-        lo = low[i] if grid == "minmax" else tirx.min(low[i], zero_f)
-        extent = (high[i] if grid == "minmax" else tirx.max(high[i], zero_f)) - lo
-        constant = extent <= tirx.const(SMALLEST_RANGE, "float32")
-        return lo, constant, tirx.Select(constant, one, extent)
+        def zero(i: Any) -> Any:
+            lo, constant, safe = bounds(i)
+            if self.grid == "minmax":
+                return lo
+            step = safe / steps
+            below = tirx.min(tirx.ceil((zero_f - lo) / step), tirx.const(steps, "float32"))
+            return tirx.Select(constant, zero_f, (zero_f - below) * step)
 
-    steps = levels if grid == "minmax" else levels - 1.0
+        def reciprocal(i: Any) -> Any:
+            _, constant, safe = bounds(i)
+            return tirx.Select(constant, zero_f, tirx.const(steps, "float32") / safe)
 
-    def zero(i: Any) -> Any:
-        lo, constant, safe = bounds(i)
-        if grid == "minmax":
-            return lo
-        step = safe / steps
-        below = tirx.min(tirx.ceil((zero_f - lo) / step), tirx.const(steps, "float32"))
-        return tirx.Select(constant, zero_f, (zero_f - below) * step)
+        def step(i: Any) -> Any:
+            _, constant, safe = bounds(i)
+            return tirx.Select(constant, zero_f, safe / tirx.const(steps, "float32"))
 
-    def reciprocal(i: Any) -> Any:
-        _, constant, safe = bounds(i)
-        return tirx.Select(constant, zero_f, tirx.const(steps, "float32") / safe)
+        stages = (("zero", zero), ("reciprocal", reciprocal), ("step", step))
+        return tuple(te.compute(self.low.shape, rule, name=f"quantization_grid_{name}") for name, rule in stages)
 
-    def step(i: Any) -> Any:
-        _, constant, safe = bounds(i)
-        return tirx.Select(constant, zero_f, safe / tirx.const(steps, "float32"))
+    def cost(self) -> Cost:
+        """A few operations a group."""
+        return Cost(flops=10 * self.low.numel(), bytes_moved=20 * self.low.numel())
 
-    stages = (("zero", zero), ("reciprocal", reciprocal), ("step", step))
-    return tuple(te.compute(low.shape, rule, name=f"quantization_grid_{name}") for name, rule in stages)
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """Both grids, every width, constant, tiny, positive and negative groups."""
+        g = torch.Generator().manual_seed(0)
+        a, b = torch.randn(37, generator=g), torch.randn(37, generator=g)
+        a[:3] = b[:3] = torch.tensor([0.0, 1.5, -2.0])
+        a[3], b[3], a[4], b[4] = 0.0, 1e-45, -1e-45, 1e-31
+        for bits in (1, 2, 4, 8):
+            yield torch.minimum(a, b), torch.maximum(a, b), bits, "minmax"
+            if bits > 1:
+                yield torch.minimum(a, b), torch.maximum(a, b), bits, "zero"
 
+    def onnx_body(self, op: Body) -> tuple[str, str, str]:
+        """Both grids in one: they differ in the bounds, the number of steps and the zero point."""
+        low, high = self.low, self.high
+        zero, one = op.constant(0.0, "float32"), op.constant(1.0, "float32")
+        on_grid = op.integer("zero_on_grid")
+        zeroed = op.cast(on_grid, "bool")
+        low = op("Where", zeroed, op("Min", low, zero), low)
+        high = op("Where", zeroed, op("Max", high, zero), high)
+        levels = op(
+            "Sub", op("Pow", op.constant(2, "int64"), op.integer("bits")), op("Add", on_grid, op.constant(1, "int64"))
+        )
+        steps = op.cast(levels, "float32")
+        extent = op("Sub", high, low)
+        constant = op("LessOrEqual", extent, op.constant(SMALLEST_RANGE, "float32"))
+        safe = op("Where", constant, one, extent)
+        step = op("Div", safe, steps)
+        below = op("Min", op("Ceil", op("Div", op("Neg", low), step)), steps)
+        shifted = op("Where", constant, zero, op("Mul", op("Neg", below), step))
+        reciprocal = op("Where", constant, zero, op("Div", steps, safe))
+        return op("Where", zeroed, shifted, low), reciprocal, op("Where", constant, zero, step)
 
-def cost(low: Tensor, *_: Any) -> Cost:
-    """A few operations a group."""
-    return Cost(flops=10 * low.numel(), bytes_moved=20 * low.numel())
-
-
-def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Both grids, every width, constant, tiny, positive and negative groups."""
-    g = torch.Generator().manual_seed(0)
-    a, b = torch.randn(37, generator=g), torch.randn(37, generator=g)
-    a[:3] = b[:3] = torch.tensor([0.0, 1.5, -2.0])
-    a[3], b[3], a[4], b[4] = 0.0, 1e-45, -1e-45, 1e-31
-    for bits in (1, 2, 4, 8):
-        yield torch.minimum(a, b), torch.maximum(a, b), bits, "minmax"
-        if bits > 1:
-            yield torch.minimum(a, b), torch.maximum(a, b), bits, "zero"
-
-
-def onnx_attributes(low: Tensor, high: Tensor, bits: int, grid: str) -> Attributes:
-    """``zero_on_grid``: whether the grid is ``zero``."""
-    return {"bits": bits, "zero_on_grid": grid == "zero"}
-
-
-def onnx_body(op: Body, low: str, high: str) -> tuple[str, str, str]:
-    """Both grids in one: they differ in the bounds, the number of steps and the zero point."""
-    zero, one = op.constant(0.0, "float32"), op.constant(1.0, "float32")
-    on_grid = op.integer("zero_on_grid")
-    zeroed = op.cast(on_grid, "bool")
-    low = op("Where", zeroed, op("Min", low, zero), low)
-    high = op("Where", zeroed, op("Max", high, zero), high)
-    levels = op(
-        "Sub", op("Pow", op.constant(2, "int64"), op.integer("bits")), op("Add", on_grid, op.constant(1, "int64"))
-    )
-    steps = op.cast(levels, "float32")
-    extent = op("Sub", high, low)
-    constant = op("LessOrEqual", extent, op.constant(SMALLEST_RANGE, "float32"))
-    safe = op("Where", constant, one, extent)
-    step = op("Div", safe, steps)
-    below = op("Min", op("Ceil", op("Div", op("Neg", low), step)), steps)
-    shifted = op("Where", constant, zero, op("Mul", op("Neg", below), step))
-    reciprocal = op("Where", constant, zero, op("Div", steps, safe))
-    return op("Where", zeroed, shifted, low), reciprocal, op("Where", constant, zero, step)
-
-
-quantization_grid = OpSpec(
-    "quantization_grid",
-    OpKind.ROOT,
-    reference,
-    fake,
-    compute,
-    cost,
-    sample_inputs,
-    onnx=OnnxFunction(onnx_body, onnx_attributes),
-).register()
+    def onnx_attributes(self) -> Attributes:
+        """``zero_on_grid``: whether the grid is ``zero``."""
+        return {"bits": self.bits, "zero_on_grid": self.grid == "zero"}

@@ -9,67 +9,70 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
-from fqt_deploy.ops.lib.onnx_body import Body, OnnxFunction
+from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.selection import ranked, selected, selected_compute, selected_onnx, selected_shapes
-from fqt_deploy.ops.spec import Cost, OpKind, OpSpec
+from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define
+from fqt_deploy.ops.traits import (
+    NEVER_ZERO,
+    Layout,
+    no_samples,
+)
 
 
-def reference(score: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+class SelectTopk(FqtOp):
     """The ``keep`` largest; of equal scores the first.
 
-    Args:
+    Attributes:
         score: [G] float32.
         keep: K.
 
     Returns:
         index: [K] int32, ascending. slot: [G] int32, position in ``index`` or -1. weight: [K] float32, all 1.
     """
-    order = torch.sort(score, descending=True, stable=True).indices
-    kept = torch.zeros(score.shape, dtype=torch.bool)
-    kept[order[:keep]] = True
-    return selected(kept, torch.ones_like(score))
 
+    score: Operand
+    keep: int
 
-def fake(score: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Shape rule: [G] -> [K], [G], [K]."""
-    return selected_shapes(score, keep)
+    def reference(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The result in plain PyTorch."""
+        order = torch.sort(self.score, descending=True, stable=True).indices
+        kept = torch.zeros(self.score.shape, dtype=torch.bool)
+        kept[order[: self.keep]] = True
+        return selected(kept, torch.ones_like(self.score))
 
+    def fake(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Shape rule: [G] -> [K], [G], [K]."""
+        return selected_shapes(self.score, self.keep)
 
-def compute(score: te.Tensor, keep: int) -> tuple[te.Tensor, ...]:
-    """Rank by counting."""
-    groups = int(score.shape[0])
+    def compute(self) -> tuple[te.Tensor, ...]:
+        """Rank by counting."""
+        groups = int(self.score.shape[0])
 
-    def precedes(j: Any, i: Any) -> Any:
-        return tirx.any(score[j] > score[i], tirx.all(score[j].equal(score[i]), j < i))
+        def precedes(j: Any, i: Any) -> Any:
+            return tirx.any(self.score[j] > self.score[i], tirx.all(self.score[j].equal(self.score[i]), j < i))
 
-    rank = ranked(precedes, groups, "select_topk_rank")
-    kept = te.compute((groups,), lambda i: tirx.Select(rank[i] < keep, 1, 0), name="select_topk_kept")
-    return selected_compute(kept, lambda _: tirx.const(1.0, "float32"), keep, "select_topk")
+        rank = ranked(precedes, groups, "select_topk_rank")
+        kept = te.compute((groups,), lambda i: tirx.Select(rank[i] < self.keep, 1, 0), name="select_topk_kept")
+        return selected_compute(kept, lambda _: tirx.const(1.0, "float32"), self.keep, "select_topk")
 
+    def cost(self) -> Cost:
+        """Quadratic in the number of groups."""
+        return Cost(flops=self.score.numel() ** 2, bytes_moved=8 * self.score.numel())
 
-def cost(score: Tensor, keep: int) -> Cost:
-    """Quadratic in the number of groups."""
-    return Cost(flops=score.numel() ** 2, bytes_moved=8 * score.numel())
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """Few and many groups, ties, zeros, everything kept."""
+        g = torch.Generator().manual_seed(0)
+        yield torch.rand(64, generator=g), 16
+        yield torch.randint(0, 3, (33,), generator=g).float(), 8
+        yield torch.zeros(10), 3
+        yield torch.rand(3, generator=g), 3
+        yield torch.rand(1, generator=g), 1
 
-
-def sample_inputs() -> Iterator[tuple[Any, ...]]:
-    """Few and many groups, ties, zeros, everything kept."""
-    g = torch.Generator().manual_seed(0)
-    yield torch.rand(64, generator=g), 16
-    yield torch.randint(0, 3, (33,), generator=g).float(), 8
-    yield torch.zeros(10), 3
-    yield torch.rand(3, generator=g), 3
-    yield torch.rand(1, generator=g), 1
-
-
-def onnx_body(op: Body, score: str) -> tuple[str, str, str]:
-    """``TopK`` prefers the first of equal scores, too."""
-    keep = op.reshape(op.integer("keep"), 1)
-    _, largest = op.several("TopK", score, keep, outputs=2, axis=0, largest=1, sorted=1)
-    index, slot = selected_onnx(op, largest, op.extent(score, 0))
-    return index, slot, op("Expand", op.constant(1.0, "float32"), keep)
-
-
-select_topk = OpSpec(
-    "select_topk", OpKind.PRODUCT, reference, fake, compute, cost, sample_inputs, onnx=OnnxFunction(onnx_body)
-).register()
+    def onnx_body(self, op: Body) -> tuple[str, str, str]:
+        """``TopK`` prefers the first of equal scores, too."""
+        keep = op.reshape(op.integer("keep"), 1)
+        _, largest = op.several("TopK", self.score, keep, outputs=2, axis=0, largest=1, sorted=1)
+        index, slot = selected_onnx(op, largest, op.extent(self.score, 0))
+        return index, slot, op("Expand", op.constant(1.0, "float32"), keep)

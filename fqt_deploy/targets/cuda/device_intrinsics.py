@@ -16,7 +16,7 @@ from typing import Any
 import tvm_ffi
 from tvm import ir, tirx
 
-from fqt_deploy.ops.lib.expression_dtype import dtype_of
+from fqt_deploy.ops.lib.dtypes import dtype_of
 from fqt_deploy.targets.cuda.kernel_builder import popcount
 
 _POPCOUNT = ir.Op.get("tirx.popcount")

@@ -13,13 +13,13 @@ from tvm import te
 import fqt_deploy.ops.registry  # noqa: F401
 from fqt_deploy.codegen.build import lower_relax
 from fqt_deploy.compiler.verify import TF32_TOLERANCE
-from fqt_deploy.ops.aten.pointwise import tvm_dtype
-from fqt_deploy.ops.spec import OPS, OpKind
+from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.op import FQT_OPS, Kind
 
 SAMPLES = {
     f"{spec.name}_{i}": (spec, arguments)
-    for spec in OPS.values()
-    if spec.compute is not None
+    for spec in FQT_OPS.values()
+    if spec.traits.kind is not Kind.COMPOSITE
     for i, arguments in enumerate(spec.sample_inputs())
 }
 PRODUCTS = ("binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad")
@@ -55,17 +55,17 @@ def unscheduled(spec, arguments):
         if not isinstance(argument, torch.Tensor):
             return argument
         placeholders.append(
-            te.placeholder(list(argument.shape), tvm_dtype(argument.dtype), name=f"operand{len(placeholders)}")
+            te.placeholder(list(argument.shape), dtype_name(argument.dtype), name=f"operand{len(placeholders)}")
         )
         return placeholders[-1]
 
-    outputs = flat(spec.compute(*map(operand, arguments)))
+    outputs = flat(spec(*map(operand, arguments)).compute())
     return te.create_prim_func([*placeholders, *outputs]).with_attrs(
         {
             "fqt.op": spec.name,
             "fqt.outputs": len(outputs),
             "fqt.arguments": json.dumps(constants(arguments)),
-            "tirx.noalias": spec.kind is not OpKind.UPDATE,
+            "tirx.noalias": spec.traits.kind is not Kind.UPDATE,
         }
     )
 
@@ -111,7 +111,7 @@ def other_forms(emulated_target):
 
 def check(library, name, *, in_place=False, prefix="", expected=None):
     spec, arguments = SAMPLES[name]
-    expected = flat(spec.reference(*arguments) if expected is None else expected)
+    expected = flat(spec(*arguments).reference() if expected is None else expected)
     device = tvm.cuda(0)
     operands = [tvm.runtime.tensor(a.contiguous().numpy(), device) for a in arguments if isinstance(a, torch.Tensor)]
     fresh = [tvm.runtime.tensor(torch.zeros_like(e).numpy(), device) for e in expected]
@@ -131,7 +131,7 @@ def test_emitted_kernel_agrees_with_reference(tensor_cores, name):
     check(tensor_cores, name)
 
 
-@pytest.mark.parametrize("name", [n for n, (spec, _) in SAMPLES.items() if spec.kind is OpKind.UPDATE])
+@pytest.mark.parametrize("name", [n for n, (spec, _) in SAMPLES.items() if spec.traits.kind is Kind.UPDATE])
 def test_emitted_update_writes_in_place(tensor_cores, name):
     check(tensor_cores, name, in_place=True)
 
@@ -168,8 +168,10 @@ def test_products_in_tf32_round_operands_only(fp32_variants, name):
     """The result is that of operands rounded to 11 bits, up to the rounding of fp32 sums."""
     spec, arguments = SAMPLES[name]
     rounded = [rounded_to_tf32(a) if isinstance(a, torch.Tensor) else a for a in arguments]
-    check(fp32_variants, name, prefix="tf32_", expected=spec.reference(*rounded))
-    difference = (spec.reference(*rounded) - spec.reference(*arguments)).norm() / spec.reference(*arguments).norm()
+    check(fp32_variants, name, prefix="tf32_", expected=spec(*rounded).reference())
+    difference = (spec(*rounded).reference() - spec(*arguments).reference()).norm() / spec(
+        *arguments
+    ).reference().norm()
     assert spec.tolerance < difference < TF32_TOLERANCE
 
 

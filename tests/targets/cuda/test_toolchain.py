@@ -95,7 +95,7 @@ def test_products_of_real_size_keep_to_registers(emulated_target, tmp_path, arch
     from tvm import te
 
     from fqt_deploy.codegen.build import lower_relax
-    from fqt_deploy.ops.spec import OPS
+    from fqt_deploy.ops.op import FQT_OPS
 
     cases = {
         "binary_conv2d": ([(64, 32, 32, 4), (8, 36, 16)], (128, 128, [3, 3], [1, 1], [1, 1])),
@@ -111,7 +111,7 @@ def test_products_of_real_size_keep_to_registers(emulated_target, tmp_path, arch
         operands = [te.placeholder(shape, "int32") for shape in shapes]
         attributes = {"fqt.op": op, "fqt.outputs": 1, "tirx.noalias": True}
         attributes["fqt.arguments"] = json.dumps([None, None, *arguments])
-        function = te.create_prim_func([*operands, OPS[op].compute(*operands, *arguments)]).with_attrs(attributes)
+        function = te.create_prim_func([*operands, FQT_OPS[op](*operands, *arguments).compute()]).with_attrs(attributes)
         module[op] = target.schedule(function).with_attr("global_symbol", op)
     compiler = dataclasses.replace(target, compile_source=lambda source, _: sources.append(source) or b"\0")
     compiler.compile(tvm.IRModule(module), lower_relax)
@@ -148,11 +148,11 @@ def test_fp32_products_of_real_size_read_vectors_and_keep_to_registers(emulated_
     from tvm import te
 
     from fqt_deploy.codegen.build import lower_relax
-    from fqt_deploy.ops.spec import OPS
+    from fqt_deploy.ops.op import FQT_OPS
 
     module, sources, target = {}, [], emulated_target()
     x, w = te.placeholder((64, 32, 32, 128), name="x"), te.placeholder((128, 128, 3, 3), name="w")
-    product = te.create_prim_func([x, w, OPS["conv2d"].compute(x, w, [1, 1], [1, 1])])
+    product = te.create_prim_func([x, w, FQT_OPS["conv2d"](x, w, [1, 1], [1, 1]).compute()])
     product = product.with_attrs({"fqt.op": "conv2d", "fqt.outputs": 1, "tirx.noalias": True})
     for name, chosen in (("exact", target), ("tf32", target.with_tf32())):
         module[name] = chosen.schedule(product).with_attr("global_symbol", name)

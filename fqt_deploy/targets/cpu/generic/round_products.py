@@ -19,7 +19,7 @@ from typing import Any
 import tvm_ffi
 from tvm import tirx
 
-from fqt_deploy.ops.lib.expression_dtype import dtype_of
+from fqt_deploy.ops.lib.dtypes import dtype_of
 
 
 def makes_bits(function: tirx.PrimFunc) -> bool:

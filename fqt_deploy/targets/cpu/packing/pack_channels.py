@@ -13,7 +13,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.ir.expr import TensorLoad
 
-from fqt_deploy.ops.lib.expression_dtype import dtype_of
+from fqt_deploy.ops.lib.dtypes import dtype_of
 from fqt_deploy.ops.lib.packed_words import WORD
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.generic.elementwise import PARALLEL_ELEMENTS, extents

@@ -1,0 +1,128 @@
+"""Element-wise arithmetic, selection and casts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tvm import tirx
+
+from fqt_deploy.ops.aten.aten_op import aten, prims
+from fqt_deploy.ops.aten.pointwise import pointwise, zero_like
+from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, POSITIVE, ROW, call
+from fqt_deploy.ops.lib.dtypes import dtype_of
+from fqt_deploy.ops.lib.onnx_body import OnnxWriter
+from fqt_deploy.ops.traits import NEVER_ZERO, zero_with_all, zero_with_any
+
+_TENSORS = [call(POSITIVE, ROW), call(POSITIVE, 2.0), call(POSITIVE, BYTES)]
+_NUMBER = [call(POSITIVE, 3)]
+_SCALED = [call(POSITIVE, ROW, alpha=0.25), call(POSITIVE, BYTES, alpha=-2)]
+
+
+def _scaled(b: Any, alpha: Any) -> Any:
+    """``alpha * b``, which PyTorch computes in the type of the result."""
+    return b if alpha == 1 else b * tirx.const(alpha, dtype_of(b))
+
+
+def _scaled_onnx(graph: OnnxWriter, dtype: str, b: str, alpha: Any) -> str:
+    return b if alpha == 1 else graph("Mul", b, graph.constant(alpha, dtype))
+
+
+def _add(a: Any, b: Any, *, alpha: Any) -> Any:
+    return a + _scaled(b, alpha)
+
+
+def _sub(a: Any, b: Any, *, alpha: Any) -> Any:
+    return a - _scaled(b, alpha)
+
+
+def _add_onnx(graph: OnnxWriter, dtype: str, a: str, b: str, *, alpha: Any) -> str:
+    return graph("Add", a, _scaled_onnx(graph, dtype, b, alpha))
+
+
+def _sub_onnx(graph: OnnxWriter, dtype: str, a: str, b: str, *, alpha: Any) -> str:
+    return graph("Sub", a, _scaled_onnx(graph, dtype, b, alpha))
+
+
+for _overload, _samples in (("Tensor", [*_TENSORS, *_SCALED]), ("Scalar", [*_NUMBER, call(POSITIVE, 3, 0.5)])):
+    pointwise(
+        getattr(aten.add, _overload), expression=_add, onnx=_add_onnx, flops=1, samples=_samples,
+        zero=zero_with_all("self", "other"),
+    )  # fmt: skip
+    pointwise(
+        getattr(aten.sub, _overload), expression=_sub, onnx=_sub_onnx, flops=1, samples=_samples,
+        zero=zero_with_all("self", "other"),
+    )  # fmt: skip
+
+pointwise(
+    aten.mul.Tensor, expression=lambda a, b: a * b, onnx="Mul", flops=1, samples=_TENSORS,
+    zero=zero_with_any("self", "other"),
+)  # fmt: skip
+pointwise(
+    aten.mul.Scalar, expression=lambda a, b: a * b, onnx="Mul", flops=1, samples=_NUMBER, zero=zero_with_any("self")
+)
+pointwise(
+    aten.div.Tensor, expression=lambda a, b: a / b, onnx="Div", flops=4, samples=_TENSORS, zero=zero_with_any("self")
+)
+pointwise(
+    aten.div.Scalar, expression=lambda a, b: a / b, onnx="Div", flops=4, samples=_NUMBER, zero=zero_with_any("self")
+)
+pointwise(
+    prims.div.default, expression=lambda a, b: a / b, onnx="Div", flops=4, zero=zero_with_any("self"),
+    samples=[call(POSITIVE, POSITIVE + 1)],
+)  # fmt: skip
+pointwise(
+    aten.neg.default, expression=lambda x: zero_like(x) - x, onnx="Neg", flops=1, samples=[call(MIXED)],
+    zero=zero_with_any("self"),
+)  # fmt: skip
+pointwise(aten.abs.default, expression=tirx.abs, onnx="Abs", flops=1, samples=[call(MIXED)], zero=zero_with_any("self"))
+pointwise(
+    aten.sign.default, onnx="Sign", flops=2, samples=[call(MIXED)], zero=zero_with_any("self"),
+    expression=lambda x: tirx.Select(x > 0.0, 1.0, tirx.Select(x < 0.0, -1.0, 0.0)),
+)  # fmt: skip
+pointwise(
+    aten.reciprocal.default, expression=lambda x: 1.0 / x, flops=4, samples=[call(POSITIVE)], zero=NEVER_ZERO,
+    onnx="Reciprocal",
+)  # fmt: skip
+pointwise(
+    aten.maximum.default, expression=tirx.max, onnx="Max", flops=1, samples=[call(MIXED, ROW.expand(2, 3))],
+    zero=zero_with_all("self", "other"),
+)  # fmt: skip
+pointwise(
+    aten.minimum.default, expression=tirx.min, onnx="Min", flops=1, samples=[call(MIXED, ROW.expand(2, 3))],
+    zero=zero_with_all("self", "other"),
+)  # fmt: skip
+pointwise(
+    aten.where.self, expression=tirx.Select, onnx="Where", flops=1, samples=[call(MASK, MIXED, ROW)], keeps=(0,),
+    zero=zero_with_all("self", "other"),
+)  # fmt: skip
+
+
+def _clamp(x: Any, low: Any, high: Any) -> Any:
+    x = x if low is None else tirx.max(x, low)
+    return x if high is None else tirx.min(x, high)
+
+
+def _clamp_onnx(graph: OnnxWriter, _: str, x: str, low: str | None, high: str | None) -> str:
+    x = x if low is None else graph("Max", x, low)
+    return x if high is None else graph("Min", x, high)
+
+
+pointwise(
+    aten.clamp.default, expression=_clamp, onnx=_clamp_onnx, flops=1, zero=NEVER_ZERO,
+    samples=[call(MIXED, -0.5, 1.0), call(MIXED, None, 1.0), call(MIXED, 0.0)],
+)  # fmt: skip
+pointwise(
+    aten.clamp_min.default, expression=tirx.max, onnx="Max", flops=1, samples=[call(MIXED, 0.25)], zero=NEVER_ZERO
+)
+pointwise(
+    aten.clamp_max.default, expression=tirx.min, onnx="Min", flops=1, samples=[call(MIXED, 0.25)], zero=NEVER_ZERO
+)
+pointwise(
+    aten._to_copy.default, expression=lambda x: x, onnx=lambda graph, dtype, x: x, flops=1,
+    samples=[call(BYTES, dtype=torch.float32), call(MASK, dtype=torch.int64)], zero=zero_with_any("self"),
+)  # fmt: skip
+pointwise(
+    aten.clone.default, expression=lambda x: x, onnx=lambda graph, dtype, x: x, flops=1, samples=[call(MIXED)],
+    zero=zero_with_any("self"),
+)  # fmt: skip

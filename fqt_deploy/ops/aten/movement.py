@@ -1,0 +1,295 @@
+"""ATen ops that move or select elements without computing on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tvm import te, tirx
+
+from fqt_deploy.core.call import Call
+from fqt_deploy.ops.aten.aten_op import AtenOp, aten, define_aten, extents
+from fqt_deploy.ops.aten.pointwise import read_broadcast
+from fqt_deploy.ops.aten.samples import MIXED, PLACES, ROW, WIDE, call
+from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.lib.onnx_body import OnnxWriter
+from fqt_deploy.ops.lib.reshape_index import reshape_index
+from fqt_deploy.ops.op import Kind, Operand
+from fqt_deploy.ops.traits import NEVER_ZERO, AxisOf, Layout, leads, moved, regrouped, zero_with_any
+
+
+def _viewed(call: Call, axis_of: AxisOf, batch: int) -> int | None:
+    axis = axis_of(call.self)
+    if axis is None:
+        return None
+    return regrouped(axis, extents(call.self.meta["val"]), extents(call.node.meta["val"]), batch)
+
+
+@define_aten(
+    aten.view.default, kind=Kind.ELEMENTWISE, batch=_viewed, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    samples=[call(MIXED, [3, 2])],
+)  # fmt: skip
+class View(AtenOp):
+    """The same elements, row by row, in another shape."""
+
+    x: Operand
+    size: list[int]
+
+    def stages(self, result: Tensor, name: str) -> te.Tensor:
+        """Each element from where it lies in the source's shape."""
+        source, target = extents(self.x), extents(result)
+        return te.compute(target, lambda *i: self.x[tuple(reshape_index(i, target, source))], name=name)
+
+    def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
+        """A reshape."""
+        return graph("Reshape", self.x.name, graph.constant(extents(result), "int64"))
+
+
+def _permuted(call: Call, axis_of: AxisOf, _batch: int) -> int | None:
+    axis = axis_of(call.self)
+    return None if axis is None else moved(axis, call.dims)
+
+
+@define_aten(
+    aten.permute.default, kind=Kind.ELEMENTWISE, batch=_permuted, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    samples=[call(MIXED, [1, 0])],
+)  # fmt: skip
+class Permute(AtenOp):
+    """The axes in another order."""
+
+    x: Operand
+    dims: list[int]
+
+    def stages(self, result: Tensor, name: str) -> te.Tensor:
+        """Each element with its index permuted."""
+        inverse = [0] * len(self.dims)
+        for axis, source in enumerate(self.dims):
+            inverse[source % len(self.dims)] = axis
+        return te.compute(extents(result), lambda *i: self.x[tuple(i[a] for a in inverse)], name=name)
+
+    def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
+        """A transposition."""
+        return graph("Transpose", self.x.name, perm=[axis % len(self.dims) for axis in self.dims])
+
+
+def _expanded(call: Call, axis_of: AxisOf, batch: int) -> int | None:
+    axis, size, source = axis_of(call.self), extents(call.node.meta["val"]), extents(call.self.meta["val"])
+    return None if axis is None else axis + len(size) - len(source)
+
+
+@define_aten(
+    aten.expand.default, kind=Kind.ELEMENTWISE, batch=_expanded, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    samples=[call(ROW, [4, 3])],
+)  # fmt: skip
+class Expand(AtenOp):
+    """Axes of extent 1, and new ones in front, repeated."""
+
+    x: Operand
+    size: list[int]
+
+    def stages(self, result: Tensor, name: str) -> te.Tensor:
+        """Each element from the one it repeats."""
+        return te.compute(extents(result), lambda *i: read_broadcast(self.x, i), name=name)
+
+    def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
+        """The same in ONNX."""
+        return graph("Expand", self.x.name, graph.constant(extents(result), "int64"))
+
+
+def _sliced(call: Call, axis_of: AxisOf, _batch: int) -> int | None:
+    axis = axis_of(call.self)
+    return None if axis is None or call.dim % len(extents(call.self.meta["val"])) == axis else axis
+
+
+@define_aten(
+    aten.slice.Tensor, kind=Kind.ELEMENTWISE, batch=_sliced, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    samples=[call(MIXED, 1, 1), call(MIXED, -1, -2, 3), call(MIXED, 1, 0, 3, 2)],
+)  # fmt: skip
+class Slice(AtenOp):
+    """Every ``step``-th element along one axis, from ``start`` to before ``end``."""
+
+    x: Operand
+    dim: int
+    start: int | None
+    end: int | None
+    step: int
+
+    def stages(self, result: Tensor, name: str) -> te.Tensor:
+        """Each element from its place along the axis."""
+        axis = self.dim % len(self.x.shape)
+        extent, begin = int(self.x.shape[axis]), self.start or 0
+        begin = max(0, begin + extent if begin < 0 else begin)
+
+        def at(*i: Any) -> Any:
+            return self.x[(*i[:axis], i[axis] * self.step + begin, *i[axis + 1 :])]
+
+        return te.compute(extents(result), at, name=name)
+
+    def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
+        """The same in ONNX."""
+        end = np.iinfo(np.int64).max if self.end is None else self.end
+        bounds = [self.start or 0, end, self.dim, self.step]
+        return graph("Slice", self.x.name, *[graph.constant([bound], "int64") for bound in bounds])
+
+
+def _padded(call: Call, axis_of: AxisOf, _batch: int) -> int | None:
+    axis, rank = axis_of(call.self), len(extents(call.self.meta["val"]))
+    return axis if axis is not None and not any(call.pad[2 * (rank - 1 - axis) :][:2]) else None
+
+
+@define_aten(
+    aten.constant_pad_nd.default, kind=Kind.ELEMENTWISE, batch=_padded, zero=NEVER_ZERO, layout=Layout.OPAQUE,
+    samples=[
+        call(MIXED, [1, 2]), call(MIXED, [0, -1, 2, 0], 1.5), call(MIXED, [-1, 1]), call(WIDE, [1, 2, 0, 3, -1, 1], 0.5)
+    ],
+)  # fmt: skip
+class ConstantPad(AtenOp):
+    """Elements added, or cut off, on both sides of the last axes; ``pad`` begins with the last one."""
+
+    x: Operand
+    pad: list[int]
+    value: float
+
+    def stages(self, result: Tensor, name: str) -> te.Tensor:
+        """Each element from its place in the source, or the constant."""
+        rank, constant = len(self.x.shape), tirx.const(self.value, self.x.dtype)
+        places = [2 * (rank - 1 - axis) for axis in range(rank)]
+        before = [self.pad[place] if place < len(self.pad) else 0 for place in places]
+
+        def at(*i: Any) -> Any:
+            source = [position - shift for position, shift in zip(i, before, strict=True)]
+            bounds = [c for p, extent in zip(source, self.x.shape, strict=True) for c in (p >= 0, p < int(extent))]
+            return tirx.if_then_else(tirx.all(*bounds), self.x[tuple(source)], constant)
+
+        return te.compute(extents(result), at, name=name)
+
+    def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
+        """The same in ONNX, where axes are named."""
+        before, after = self.pad[-2::-2], self.pad[::-2]  # from the last axis backwards, in pairs
+        axes = list(range(len(self.x.shape) - len(before), len(self.x.shape)))
+        pads, filling = graph.constant([*before, *after], "int64"), graph.constant(self.value, self.x.dtype)
+        return graph("Pad", self.x.name, pads, filling, graph.constant(axes, "int64"))
+
+
+def _selected(call: Call, axis_of: AxisOf, _batch: int) -> int | None:
+    axis, dim = axis_of(call.self), call.dim % len(extents(call.self.meta["val"]))
+    return None if axis is None or dim == axis else axis - (dim < axis)
+
+
+@define_aten(
+    aten.select.int, kind=Kind.ELEMENTWISE, batch=_selected, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    samples=[call(MIXED, 1, -1)],
+)  # fmt: skip
+class Select(AtenOp):
+    """One index of one axis, which goes away."""
+
+    x: Operand
+    dim: int
+    index: int
+
+    def stages(self, result: Tensor, name: str) -> te.Tensor:
+        """Each element with the index put in."""
+        axis = self.dim % len(self.x.shape)
+        position = self.index % int(self.x.shape[axis])
+        return te.compute(extents(result), lambda *i: self.x[(*i[:axis], position, *i[axis:])], name=name)
+
+    def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
+        """A gather by a scalar."""
+        return graph("Gather", self.x.name, graph.constant(self.index, "int64"), axis=self.dim % len(self.x.shape))
+
+
+def _joined(call: Call, axis_of: AxisOf, _batch: int) -> int | None:
+    axes = {axis_of(tensor) for tensor in call.tensors}
+    axis = axes.pop()
+    dim = call.dim % len(extents(call.node.meta["val"]))
+    return None if axes or axis is None or dim == axis else axis
+
+
+@define_aten(
+    aten.cat.default, kind=Kind.ELEMENTWISE, batch=_joined, zero=NEVER_ZERO, layout=Layout.OPAQUE,
+    samples=[call([MIXED, MIXED + 1], -1), call([ROW, ROW])],
+)  # fmt: skip
+class Cat(AtenOp):
+    """Tensors one behind another along one axis."""
+
+    tensors: list[Operand]
+    dim: int
+
+    def stages(self, result: Tensor, name: str) -> te.Tensor:
+        """Each element from the tensor that its index falls into."""
+        axis = self.dim % len(result.shape)
+        starts = [0]
+        for tensor in self.tensors:
+            starts.append(starts[-1] + int(tensor.shape[axis]))
+
+        def at(*i: Any) -> Any:
+            value: Any = None
+            for tensor, start in reversed(list(zip(self.tensors, starts, strict=False))):
+                here = tensor[(*i[:axis], i[axis] - start, *i[axis + 1 :])]
+                inside = i[axis] < start + int(tensor.shape[axis])
+                value = here if value is None else tirx.if_then_else(inside, here, value)
+            return value
+
+        return te.compute(extents(result), at, name=name)
+
+    def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
+        """The same in ONNX, of one type."""
+        dtype = dtype_name(result.dtype)
+        return graph("Concat", *[graph.cast(t, dtype) for t in self.tensors], axis=self.dim % len(result.shape))
+
+
+@define_aten(
+    aten.gather.default, kind=Kind.ELEMENTWISE, batch=leads("self", "index"), zero=zero_with_any("self"),
+    layout=Layout.OPAQUE, samples=[call(MIXED, 1, PLACES)],
+)  # fmt: skip
+class Gather(AtenOp):
+    """Along one axis the elements at ``index``, one for each element of ``index``."""
+
+    x: Operand
+    dim: int
+    index: Operand
+
+    def stages(self, result: Tensor, name: str) -> te.Tensor:
+        """Each element from where its index says."""
+        axis = self.dim % len(self.x.shape)
+
+        def at(*i: Any) -> Any:
+            return self.x[(*i[:axis], self.index[i].astype("int32"), *i[axis + 1 :])]
+
+        return te.compute(extents(result), at, name=name)
+
+    def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
+        """The same in ONNX."""
+        return graph("GatherElements", self.x.name, self.index.name, axis=self.dim % len(self.x.shape))
+
+
+@define_aten(
+    aten.scatter.value, kind=Kind.ELEMENTWISE, batch=leads("self", "index"), zero=NEVER_ZERO, layout=Layout.OPAQUE,
+    samples=[call(MIXED, 1, PLACES[:, :1], 9.0)],
+)  # fmt: skip
+class ScatterValue(AtenOp):
+    """``self`` with a number written to one position of each row along one axis."""
+
+    x: Operand
+    dim: int
+    index: Operand
+    value: float
+
+    def stages(self, result: Tensor, name: str) -> te.Tensor:
+        """Each element, or the number where the index is its own."""
+        axis = self.dim % len(self.x.shape)
+        if int(self.index.shape[axis]) != 1:
+            raise ValueError("scatter is supported for one position per row")
+
+        def at(*i: Any) -> Any:
+            hit = self.index[(*i[:axis], 0, *i[axis + 1 :])].equal(i[axis].astype(self.index.dtype))
+            return tirx.Select(hit, tirx.const(self.value, self.x.dtype), self.x[i])
+
+        return te.compute(extents(result), at, name=name)
+
+    def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
+        """The same in ONNX, where the number is a tensor."""
+        shape = graph.constant(self.index.shape, "int64")
+        values = graph("Expand", graph.constant(self.value, self.x.dtype), shape)
+        return graph("ScatterElements", self.x.name, self.index.name, values, axis=self.dim % len(self.x.shape))
