@@ -263,6 +263,8 @@ def _schema_of(cls: type[FqtOp]) -> str:
     parameters = ", ".join(f"{_SCHEMA[str(f.type)]} {f.name}" for f in dataclasses.fields(cls))  # type: ignore[arg-type]
     returned = str(cls.reference.__annotations__["return"])
     count = returned.count("Tensor")
+    if not count:
+        raise TypeError(f"the reference of op {cls.name!r} does not say how many tensors it returns")
     return f"({parameters}) -> {'Tensor' if count == 1 else '(' + ', '.join(['Tensor'] * count) + ')'}"
 
 

@@ -129,13 +129,17 @@ class _Sinker:
     def _stays_zero(self, node: fx.Node) -> bool:
         """Whether the result is zero for samples for which operands are, and has the samples on its leading axis."""
         op = op_of(node)
-        if op is None or node not in self.leading:
+        if op is None or op.traits.batch(call_of(node), self._axis, self.graph.batch) != 0:
             return False
         if node.target in _SIZED and shape(node) != list(call_of(node).size):
             return False
         if op.traits.layout is Layout.ELEMENTWISE and not self._is_aligned(node):
             return False
         return op.traits.zero.holds(call_of(node), lambda operand: operand in self.rows or _is_zero(operand))
+
+    def _axis(self, operand: Any) -> int | None:
+        """The axis of an operand that holds the samples; what is kept of a value has them in front."""
+        return 0 if operand in self.rows or operand in self.leading else None
 
     def _is_aligned(self, node: fx.Node) -> bool:
         """Whether the samples of the operands that are kept are the leading axis of the result, too."""

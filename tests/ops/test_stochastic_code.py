@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
 from fqt_deploy.ops.lib import stochastic_code
 from fqt_deploy.ops.lib.stochastic_code import FRACTION, rounded
-from fqt_deploy.ops.quantization.quantization_grid import QuantizationGrid
+from fqt_deploy.ops.quantization.quantization_grid import SMALLEST_RANGE, QuantizationGrid
 from fqt_deploy.ops.quantization.quantize_channels import QuantizeChannels
 from fqt_deploy.ops.quantization.quantize_samples import QuantizeSamples
 from fqt_deploy.ops.selection.stream_key import StreamKey
@@ -64,8 +64,8 @@ def test_a_constant_group(value, grid):
     if kind == "minmax":
         assert torch.equal(values, g)
     else:
-        assert delta > 0 or abs(value) <= quantization_grid.SMALLEST_RANGE
-        assert ((values - g).abs() <= delta * 1.001 + quantization_grid.SMALLEST_RANGE).all()
+        assert delta > 0 or abs(value) <= SMALLEST_RANGE
+        assert ((values - g).abs() <= delta * 1.001 + SMALLEST_RANGE).all()
 
 
 @given(st.floats(0, 1), st.sampled_from(GRIDS))

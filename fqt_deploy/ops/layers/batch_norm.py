@@ -17,7 +17,6 @@ from fqt_deploy.ops.traits import (
 )
 
 aten = torch.ops.aten
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @define(kind=Kind.COMPOSITE, batch=leads("x"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
@@ -48,7 +47,7 @@ class BatchNorm(FqtOp):
 
     tolerance = 1e-4
 
-    def reference(self) -> Outputs:
+    def reference(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The result in plain PyTorch."""
         rows = self.x.flatten(0, -2)
         mean, variance = rows.mean(0), rows.var(0, correction=0)
@@ -69,7 +68,7 @@ class BatchNorm(FqtOp):
             else self.running_var * (1 - self.momentum) + unbiased * self.momentum,
         )
 
-    def fake(self) -> Outputs:
+    def fake(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Shape rule: y as x, the rest [C]."""
         channel = [self.x.new_empty(self.x.shape[-1]) for _ in range(4)]
         return torch.empty_like(self.x), channel[0], channel[1], channel[2], channel[3]
