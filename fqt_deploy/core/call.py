@@ -73,7 +73,7 @@ def bind(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[
     return {name: given[name] if name in given else defaults[name] for name in names}
 
 
-def update(node: fx.Node, **changes: Any) -> None:
+def update(node: fx.Node, /, **changes: Any) -> None:
     """Set arguments of ``node`` by name, in place; its shape is not propagated."""
     node.args, node.kwargs = changed(node, changes)
 

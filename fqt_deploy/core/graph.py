@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from fqt_deploy.core.call import changed
+from fqt_deploy.core.call import call_of, changed, source_of
 
 Phase = Literal["forward", "backward", "optimizer"]
 
@@ -110,6 +110,16 @@ class TrainingGraph:
         found: fx.Node = dict(zip(self.inputs, nodes, strict=True))[name]
         return found
 
+    def results(self) -> dict[str, fx.Node]:
+        """The nodes that compute the outputs, by name."""
+        values: Any = self.output_node().args[0]
+        return dict(zip(self.outputs, values, strict=True))
+
+    def set_results(self, results: dict[str, fx.Node]) -> None:
+        """Make ``results`` the graph's outputs, in their order."""
+        self.outputs = list(results)
+        self.output_node().args = (tuple(results.values()),)
+
     def output_node(self) -> fx.Node:
         """The graph's output node."""
         found: fx.Node = next(n for n in reversed(self.graph.nodes) if n.op == "output")
@@ -117,9 +127,7 @@ class TrainingGraph:
 
     def output(self, name: str) -> fx.Node:
         """The node that computes output ``name``."""
-        value = self.output_node().args[0][self.outputs.index(name)]  # type: ignore[index]
-        assert isinstance(value, fx.Node)
-        return value
+        return self.results()[name]
 
     def layer(self, path: str) -> LayerRecord | None:
         """The record of layer ``path``, or None."""
@@ -153,7 +161,7 @@ class Emitter:
         propagate(node)
         return node
 
-    def again(self, node: fx.Node, **changes: Any) -> fx.Node:
+    def again(self, node: fx.Node, /, **changes: Any) -> fx.Node:
         """Insert the call of ``node`` once more, with other arguments where ``changes`` names them."""
         args, kwargs = changed(node, changes)
         return self(node.target, *args, **kwargs)
@@ -207,6 +215,28 @@ def _fake_mode(tensors: Iterable[torch.Tensor]) -> FakeTensorMode:
         if isinstance(mode, FakeTensorMode):
             return mode
     return _DEFAULT_MODE
+
+
+VIEWS = (torch.ops.aten.view.default,)
+"""Ops that see the memory of their operand in another shape."""
+
+
+def behind_views(node: fx.Node, *others: Any) -> fx.Node:
+    """What ``node`` is a view of; ops among ``others`` are looked through as well."""
+    while node.target in VIEWS or node.target in others:
+        node = source_of(node)
+    return node
+
+
+def replace_results(graph: TrainingGraph, node: fx.Node, results: Sequence[fx.Node | None]) -> None:
+    """Make every user of ``node[i]`` read ``results[i]`` and remove ``node``; what is None must have no users."""
+    for item in list(node.users):
+        result = results[call_of(item).index]
+        if item.users:
+            assert result is not None, item
+            item.replace_all_uses_with(result)
+        graph.graph.erase_node(item)
+    graph.graph.erase_node(node)
 
 
 def replace(graph: TrainingGraph, old: fx.Node, new: fx.Node) -> None:

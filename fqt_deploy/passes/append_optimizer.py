@@ -52,7 +52,7 @@ class AppendOptimizer(Pass):
         step = _add_state(graph, StateTensor("step", "counter", torch.zeros((), dtype=torch.int64)))
         output = graph.output_node()
         emit = Emitter(graph, output, layer="", phase="optimizer")
-        values = dict(zip(graph.outputs, output.args[0], strict=True))  # type: ignore[arg-type]
+        values = graph.results()
         gradients = {n: values.pop(n) for n in graph.outputs if n.startswith("grad/")}
         count = emit(aten.add.Tensor, step, 1)
         for name, gradient in gradients.items():
@@ -60,8 +60,7 @@ class AppendOptimizer(Pass):
             emit.meta["layer"] = path.rpartition(".")[0]
             values |= self._update(graph, emit, path, gradient, count)
         values["step"] = count
-        output.args = (tuple(values.values()),)
-        graph.outputs = list(values)
+        graph.set_results(values)
         return True
 
     def _check_groups(self, graph: TrainingGraph) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from fqt_deploy.core.call import call_of
 from fqt_deploy.core.graph import Emitter, Stage, TrainingGraph, replace, shape
 from fqt_deploy.passes.annotate_layers import products_of
 from fqt_deploy.passes.pass_base import Pass
@@ -42,7 +43,7 @@ class BinarizeForward(Pass):
         inputs: dict[int, fx.Node] = {}  # by autograd sequence number: a module may be called more than once
         nodes = products_of(graph, "forward")
         for node in nodes:
-            inputs[node.meta["seq_nr"]] = node.args[0]  # type: ignore[assignment]
+            inputs[node.meta["seq_nr"]] = call_of(node).x
             _forward(graph, node)
         for node in products_of(graph, "input_grad"):
             _input_grad(graph, node, inputs[node.meta["seq_nr"]])
@@ -57,36 +58,32 @@ def convolution_weight(emit: Emitter, weight: fx.Node) -> fx.Node:
     return weight if len(extents) == 4 else emit(aten.view.default, weight, [*extents, 1, 1])
 
 
-def _product(emit: Emitter, node: fx.Node, *operands: fx.Node) -> fx.Node:
+def _product(emit: Emitter, node: fx.Node, **operands: fx.Node) -> fx.Node:
     """The same product on other operands, keeping the marks of ``node``."""
-    product = emit(node.target, *operands, *node.args[2:])
+    product = emit.again(node, **operands)
     product.meta.update({k: node.meta[k] for k in ("record", "direction")})
     return product
 
 
 def _forward(graph: TrainingGraph, node: fx.Node) -> None:
-    x, w = node.args[:2]
-    emit = Emitter(graph, node)
-    signs = emit(fqt.sign.default, x), emit(fqt.sign.default, w)
-    z = _product(emit, node, *signs)
-    scale = emit(fqt.weight_scale.default, convolution_weight(emit, w))  # type: ignore[arg-type]
+    call, emit = call_of(node), Emitter(graph, node)
+    z = _product(emit, node, x=emit(fqt.sign.default, call.x), w=emit(fqt.sign.default, call.w))
+    scale = emit(fqt.weight_scale.default, convolution_weight(emit, call.w))
     replace(graph, node, emit(aten.mul.Tensor, z, scale))
 
 
 def _input_grad(graph: TrainingGraph, node: fx.Node, x: fx.Node) -> None:
-    g, w = node.args[:2]
-    emit = Emitter(graph, node)
-    scale = emit(fqt.weight_scale.default, convolution_weight(emit, w))  # type: ignore[arg-type]
-    scaled = emit(aten.mul.Tensor, g, scale)
-    gradient = _product(emit, node, scaled, emit(fqt.sign.default, w))
+    call, emit = call_of(node), Emitter(graph, node)
+    scale = emit(fqt.weight_scale.default, convolution_weight(emit, call.w))
+    scaled = emit(aten.mul.Tensor, call.g, scale)
+    gradient = _product(emit, node, g=scaled, w=emit(fqt.sign.default, call.w))
     replace(graph, node, emit(fqt.straight_through.default, gradient, x))
 
 
 def _weight_grad(graph: TrainingGraph, node: fx.Node) -> None:
-    x, g = node.args[:2]
     w = graph.placeholder(node.meta["record"].weight)
     emit = Emitter(graph, node)
-    effective = _product(emit, node, emit(fqt.sign.default, x), g)  # type: ignore[arg-type]
+    effective = _product(emit, node, x=emit(fqt.sign.default, call_of(node).x))
     viewed = convolution_weight(emit, effective)
     gradient = emit(fqt.latent_weight_grad.default, viewed, convolution_weight(emit, w), False)
     replace(graph, node, gradient if viewed is effective else emit(aten.view.default, gradient, shape(effective)))

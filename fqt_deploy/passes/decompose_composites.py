@@ -11,12 +11,11 @@ After::
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 
 from torch import fx
 
-from fqt_deploy.core.graph import Emitter, TrainingGraph, replace
+from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, replace_results
 from fqt_deploy.ops.op import FqtOp, Kind, op_of
 from fqt_deploy.passes.pass_base import Pass
 
@@ -39,9 +38,5 @@ class DecomposeComposites(Pass):
             if isinstance(results, fx.Node):
                 replace(graph, node, results)
                 continue
-            for user in list(node.users):
-                assert user.target is operator.getitem
-                user.replace_all_uses_with(results[user.args[1]])
-                graph.graph.erase_node(user)
-            graph.graph.erase_node(node)
+            replace_results(graph, node, results)
         return changed

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fqt_deploy.core.call import call_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
 from fqt_deploy.passes.pass_base import Pass
 
@@ -32,15 +33,15 @@ class DecomposeVariance(Pass):
         """Rewrite every ``prims.var``."""
         nodes = graph.calls(prims.var.default)
         for node in nodes:
-            x, axes, *rest = node.args
-            correction = rest[0] if rest else node.kwargs.get("correction", 1)
+            call = call_of(node)
+            x, axes, correction = call.inp, call.dims, call.correction
             emit = Emitter(graph, node)
             centered = emit(aten.sub.Tensor, x, emit(aten.mean.dim, x, axes, True))
             variance = emit(aten.mean.dim, emit(aten.mul.Tensor, centered, centered), axes)
             if correction:
                 count = 1
-                for axis in axes:  # type: ignore[union-attr]
-                    count *= shape(x)[axis]  # type: ignore[arg-type]
-                variance = emit(aten.mul.Tensor, variance, count / max(count - float(correction), 1.0))  # type: ignore[arg-type]
+                for axis in axes:
+                    count *= shape(x)[axis]
+                variance = emit(aten.mul.Tensor, variance, count / max(count - float(correction), 1.0))
             replace(graph, node, variance)
         return bool(nodes)

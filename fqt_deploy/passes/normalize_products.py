@@ -19,15 +19,14 @@ A matrix product becomes ``linear`` (second operand transposed), ``linear_weight
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
+from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
+from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, replace_results, shape
 from fqt_deploy.passes.pass_base import Pass
 
 aten = torch.ops.aten
@@ -68,16 +67,17 @@ def channels_first(emit: Emitter, node: fx.Node) -> fx.Node:
     return emit(aten.permute.default, node, TO_CHANNELS_FIRST)
 
 
-def _geometry(node: fx.Node, weight: fx.Node, arguments: tuple[Any, ...]) -> tuple[list[int], list[int]]:
-    """Stride and padding of a convolution; FQT203 for what has no lowering."""
-    stride, padding, dilation, transposed, _, groups = arguments
+def _geometry(node: fx.Node) -> dict[str, list[int]]:
+    """Stride and padding of a convolution or its gradient; FQT203 for what has no lowering."""
+    call = call_of(node)
+    axes = len(shape(call.weight)) - 2
     problems = [
         what
         for what, present in (
-            (f"{len(shape(weight)) - 2} spatial axes", len(shape(weight)) != 4),
-            (f"dilation {list(dilation)}", any(d != 1 for d in dilation)),
-            (f"{groups} groups", groups != 1),
-            ("transposition", transposed),
+            (f"{axes} spatial axes", axes != 2),
+            (f"dilation {list(call.dilation)}", any(d != 1 for d in call.dilation)),
+            (f"{call.groups} groups", call.groups != 1),
+            ("transposition", call.transposed),
         )
         if present
     ]
@@ -88,45 +88,39 @@ def _geometry(node: fx.Node, weight: fx.Node, arguments: tuple[Any, ...]) -> tup
             node=node,
             hint="supported: Conv2d with groups=1 and dilation=1",
         )
-    return list(stride), list(padding)
+    return {"stride": list(call.stride), "padding": list(call.padding)}
 
 
 def _convolution(graph: TrainingGraph, node: fx.Node) -> None:
-    x, w, bias, *arguments = node.args
-    stride, padding = _geometry(node, w, tuple(arguments))  # type: ignore[arg-type]
+    call, geometry = call_of(node), _geometry(node)
     emit = Emitter(graph, node, role="product")
-    y = emit(fqt.conv2d.default, channels_last(emit, x), w, stride, padding)  # type: ignore[arg-type]
-    if bias is not None:
-        y = emit(aten.add.Tensor, y, bias)
+    y = emit(fqt.conv2d.default, channels_last(emit, call.input), call.weight, *geometry.values())
+    if call.bias is not None:
+        y = emit(aten.add.Tensor, y, call.bias)
     replace(graph, node, channels_first(emit, y))
 
 
 def _convolution_backward(graph: TrainingGraph, node: fx.Node) -> None:
-    gy, x, w, _, *arguments, mask = node.args
-    stride, padding = _geometry(node, w, tuple(arguments))  # type: ignore[arg-type]
+    call, geometry = call_of(node), _geometry(node)
     emit = Emitter(graph, node, role="product")
-    g = channels_last(emit, gy)  # type: ignore[arg-type]
+    g = channels_last(emit, call.grad_output)
     results: list[fx.Node | None] = [None, None, None]
-    if mask[0]:  # type: ignore[index]
-        spatial = shape(x)[2:]  # type: ignore[arg-type]
-        results[0] = channels_first(emit, emit(fqt.conv2d_input_grad.default, g, w, spatial, stride, padding))
-    if mask[1]:  # type: ignore[index]
-        kernel = shape(w)[2:]  # type: ignore[arg-type]
-        xl = channels_last(emit, x)  # type: ignore[arg-type]
-        results[1] = emit(fqt.conv2d_weight_grad.default, xl, g, kernel, stride, padding)
-    if mask[2]:  # type: ignore[index]
+    wants_input, wants_weight, wants_bias = call.output_mask
+    if wants_input:
+        spatial = shape(call.input)[2:]
+        gradient = emit(fqt.conv2d_input_grad.default, g, call.weight, spatial, *geometry.values())
+        results[0] = channels_first(emit, gradient)
+    if wants_weight:
+        x, kernel = channels_last(emit, call.input), shape(call.weight)[2:]
+        results[1] = emit(fqt.conv2d_weight_grad.default, x, g, kernel, *geometry.values())
+    if wants_bias:
         results[2] = emit(aten.sum.dim_IntList, g, [0, 1, 2])
-    for user in list(node.users):
-        assert user.target is operator.getitem
-        if user.users:
-            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index,arg-type]
-        graph.graph.erase_node(user)
-    graph.graph.erase_node(node)
+    replace_results(graph, node, results)
 
 
-def _transposed(node: Any) -> fx.Node | None:
+def _transposed(node: fx.Node) -> fx.Node | None:
     """The matrix that ``node`` is the transpose of, if it is written as one."""
-    return node.args[0] if node.target is aten.permute.default else None
+    return source_of(node) if node.target is aten.permute.default else None
 
 
 def _matmul(emit: Emitter, a: fx.Node, b: fx.Node) -> fx.Node:
@@ -138,18 +132,20 @@ def _matmul(emit: Emitter, a: fx.Node, b: fx.Node) -> fx.Node:
 
 
 def _mm(graph: TrainingGraph, node: fx.Node) -> None:
-    emit = Emitter(graph, node, role="product")
-    replace(graph, node, _matmul(emit, *node.args))  # type: ignore[arg-type]
+    call, emit = call_of(node), Emitter(graph, node, role="product")
+    replace(graph, node, _matmul(emit, call.self, call.mat2))
 
 
 def _addmm(graph: TrainingGraph, node: fx.Node) -> None:
-    if any(node.kwargs.get(k, 1) != 1 for k in ("alpha", "beta")):
-        raise FqtError("cannot lower addmm with alpha or beta other than 1", code="FQT203", node=node)
-    bias, a, b = node.args
-    emit = Emitter(graph, node, role="product")
-    replace(graph, node, emit(aten.add.Tensor, _matmul(emit, a, b), bias))  # type: ignore[arg-type]
+    call, emit = call_of(node), Emitter(graph, node, role="product")
+    product, addend = _matmul(emit, call.mat1, call.mat2), call.self
+    if call.alpha != 1:
+        product = emit(aten.mul.Tensor, product, call.alpha)
+    if call.beta != 1:
+        addend = emit(aten.mul.Tensor, addend, call.beta)
+    replace(graph, node, emit(aten.add.Tensor, product, addend))
 
 
 def _bmm(graph: TrainingGraph, node: fx.Node) -> None:
-    emit = Emitter(graph, node)
-    replace(graph, node, emit(fqt.batch_matmul.default, *node.args))
+    call, emit = call_of(node), Emitter(graph, node)
+    replace(graph, node, emit(fqt.batch_matmul.default, call.self, call.mat2))

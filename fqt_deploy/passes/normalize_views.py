@@ -12,12 +12,12 @@ After::
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
-from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape, value
+from fqt_deploy.core.call import call_of, source_of
+from fqt_deploy.core.graph import Emitter, TrainingGraph, behind_views, replace, shape, value
 from fqt_deploy.passes.pass_base import Pass
 
 aten = torch.ops.aten
@@ -54,37 +54,40 @@ def _rewrite(graph: TrainingGraph, node: fx.Node) -> bool:
 
 
 def _replacement(graph: TrainingGraph, node: fx.Node) -> fx.Node | None:
-    source: Any = node.args[0] if node.args else None
     emit = Emitter(graph, node)
     if node.target in _ALIASES or _is_no_op_copy(node):
-        return source
+        return source_of(node)
     if node.target in _RESHAPES:
-        while source.target is aten.view.default:
-            source = source.args[0]
+        source = behind_views(source_of(node))
         if shape(source) == shape(node):
             return source
-        if node.target is aten.view.default and source is node.args[0]:
+        if node.target is aten.view.default and source is source_of(node):
             return None
         return emit(aten.view.default, source, shape(node))
     if node.target is aten.permute.default:
-        return _permutation(emit, node, source)
+        return _permutation(emit, node)
     if node.target is prims.broadcast_in_dim.default:
-        target, dims = list(node.args[1]), list(node.args[2])  # type: ignore[arg-type]
+        source, call = source_of(node), call_of(node)
+        target, dims = list(call.shape), list(call.broadcast_dimensions)
         aligned = [shape(source)[dims.index(d)] if d in dims else 1 for d in range(len(target))]
         viewed = source if aligned == shape(source) else emit(aten.view.default, source, aligned)
         return viewed if aligned == target else emit(aten.expand.default, viewed, target)
-    if node.target is aten.expand.default and shape(source) == shape(node):
-        return source
+    if node.target is aten.expand.default and shape(source_of(node)) == shape(node):
+        return source_of(node)
     return None
 
 
-def _permutation(emit: Emitter, node: fx.Node, source: fx.Node) -> fx.Node | None:
-    order = [int(d) % len(shape(node)) for d in node.args[1]]  # type: ignore[union-attr]
+def _order(permutation: fx.Node) -> list[int]:
+    return [int(d) % len(shape(permutation)) for d in call_of(permutation).dims]
+
+
+def _permutation(emit: Emitter, node: fx.Node) -> fx.Node | None:
+    source, order = source_of(node), _order(node)
     composed = source.target is aten.permute.default
     while source.target is aten.permute.default:
-        inner = [int(d) % len(order) for d in source.args[1]]  # type: ignore[union-attr]
+        inner = _order(source)
         order = [inner[d] for d in order]
-        source = source.args[0]  # type: ignore[assignment]
+        source = source_of(source)
     if order == list(range(len(order))):
         return source
     moved = [d for d in order if shape(source)[d] != 1]
@@ -94,4 +97,4 @@ def _permutation(emit: Emitter, node: fx.Node, source: fx.Node) -> fx.Node | Non
 
 
 def _is_no_op_copy(node: fx.Node) -> bool:
-    return node.target is aten._to_copy.default and value(node).dtype == value(node.args[0]).dtype
+    return node.target is aten._to_copy.default and value(node).dtype == value(source_of(node)).dtype

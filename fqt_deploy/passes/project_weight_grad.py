@@ -23,13 +23,12 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.call import call_of, update
+from fqt_deploy.core.graph import TrainingGraph, behind_views
 from fqt_deploy.passes.pass_base import Pass
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
-
-_VIEWS = (aten.view.default, aten.permute.default)
 
 
 @dataclass(frozen=True)
@@ -40,25 +39,23 @@ class ProjectWeightGrad(Pass):
     exact = False
 
     def run(self, graph: TrainingGraph) -> bool:
-        """Set the last argument of every ``latent_weight_grad`` behind a batch normalization's backward."""
+        """Set ``scale_free`` of every ``latent_weight_grad`` behind a batch normalization's backward."""
         changed = False
         for node in graph.calls(fqt.latent_weight_grad.default):
-            product = _behind_views(node.args[0])  # type: ignore[arg-type]
-            if _is_batch_norm_gradient(_behind_views(product.args[1])):  # type: ignore[arg-type]
-                node.update_arg(2, True)
+            product = _behind_layout(call_of(node).dweff)
+            if _is_batch_norm_gradient(_behind_layout(call_of(product).g)):
+                update(node, scale_free=True)
                 changed = True
         return changed
 
 
 def _is_batch_norm_gradient(gradient: fx.Node) -> bool:
     """Whether a gradient is that of a batch normalization's input alone; where others read it, it would be a sum."""
-    if gradient.target is not operator.getitem or gradient.args[1] != 0:
+    if gradient.target is not operator.getitem:
         return False
-    source = gradient.args[0]
-    return isinstance(source, fx.Node) and source.target is fqt.batch_norm_backward.default
+    item = call_of(gradient)
+    return bool(item.index == 0 and item.source.target is fqt.batch_norm_backward.default)
 
 
-def _behind_views(node: fx.Node) -> fx.Node:
-    while node.target in _VIEWS:
-        node = node.args[0]  # type: ignore[assignment]
-    return node
+def _behind_layout(node: fx.Node) -> fx.Node:
+    return behind_views(node, aten.permute.default)

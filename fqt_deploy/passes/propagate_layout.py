@@ -69,7 +69,7 @@ def _inverse(order: list[int]) -> list[int]:
 
 def _sink_below_pointwise(graph: TrainingGraph, node: fx.Node) -> bool:
     rank = len(shape(node))
-    operands = [a for a in node.args if isinstance(a, fx.Node)]
+    operands = node.all_input_nodes
     order = next((o for a in operands if (o := _order(a, rank)) is not None and shape(a) == shape(node)), None)
     if order is None or any(len(shape(a)) not in (0, rank) for a in operands):
         return False
@@ -78,14 +78,15 @@ def _sink_below_pointwise(graph: TrainingGraph, node: fx.Node) -> bool:
     emit = Emitter(graph, node)
     inverse = _inverse(order)
 
-    def unpermuted(operand: Any) -> Any:
-        if not isinstance(operand, fx.Node) or len(shape(operand)) == 0:
+    def unpermuted(operand: fx.Node) -> fx.Node:
+        if len(shape(operand)) == 0:
             return operand
         if _order(operand, rank) == order:
             return source_of(operand)
         return emit(aten.permute.default, operand, inverse)
 
-    inner = emit(node.target, *[unpermuted(a) for a in node.args], **node.kwargs)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), unpermuted)
+    inner = emit(node.target, *args, **kwargs)
     replace(graph, node, emit(aten.permute.default, inner, order))
     return True
 

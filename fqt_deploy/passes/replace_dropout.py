@@ -13,13 +13,12 @@ After::
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
+from fqt_deploy.core.call import call_of
+from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, replace_results, shape
 from fqt_deploy.passes.insert_scq import random_key
 from fqt_deploy.passes.pass_base import Pass
 
@@ -38,22 +37,18 @@ class ReplaceDropout(Pass):
         """Rewrite every ``native_dropout``; backward reads the same mask."""
         nodes = graph.calls(aten.native_dropout.default)
         for position, node in enumerate(nodes):
-            x: Any = node.args[0]
-            probability: Any = node.args[1]
+            call = call_of(node)
+            x, probability = call.input, call.p
             emit = Emitter(graph, node)
             key = random_key(emit, graph, position, "dropout")
             mask = emit(fqt.dropout_mask.default, key, shape(x), float(probability))
             scaled = emit(aten.mul.Tensor, x, 1.0 / (1.0 - probability) if probability < 1 else 0.0)
             results = [emit(aten.where.self, mask, scaled, emit(aten.scalar_tensor.default, 0.0)), mask]
-            for user in list(node.users):
-                assert user.target is operator.getitem
-                user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
-                graph.graph.erase_node(user)
-            graph.graph.erase_node(node)
+            replace_results(graph, node, results)
         draws = graph.calls(aten.bernoulli.p)
         for position, node in enumerate(draws, start=len(nodes)):
             emit = Emitter(graph, node)
             key = random_key(emit, graph, position, "dropout")
-            mask = emit(fqt.dropout_mask.default, key, shape(node), 1.0 - float(node.args[1]))  # type: ignore[arg-type]
+            mask = emit(fqt.dropout_mask.default, key, shape(node), 1.0 - float(call_of(node).p))
             replace(graph, node, emit(aten._to_copy.default, mask, dtype=node.meta["val"].dtype))
         return bool(nodes or draws)

@@ -14,11 +14,11 @@ After::
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
+from fqt_deploy.core.call import source_of, update
 from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
 from fqt_deploy.passes.pass_base import Pass
 
@@ -38,12 +38,12 @@ class SimplifySigns(Pass):
         """Rewrite the operand of every ``pack_signs``."""
         changed = False
         for node in graph.calls(fqt.pack_signs.default):
-            operand: Any = node.args[0]
+            operand = source_of(node)
             source = _before_activations(operand)
             if source is not operand:
                 emit = Emitter(graph, node)
                 extents = shape(operand)
-                node.update_arg(0, source if shape(source) == extents else emit(aten.view.default, source, extents))
+                update(node, x=source if shape(source) == extents else emit(aten.view.default, source, extents))
                 changed = True
         return changed
 
@@ -53,7 +53,7 @@ def _before_activations(node: fx.Node) -> fx.Node:
     found, current = node, node
     while current.target is aten.view.default or current.target in SIGN_PRESERVING:
         activation = current.target in SIGN_PRESERVING
-        current = current.args[0]  # type: ignore[assignment]
+        current = source_of(current)
         if activation:
             found = current
     return found

@@ -17,13 +17,12 @@ The sum is that of the weight scale's gradient: with one channel in four kept, i
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from fqt_deploy.core.call import call_of
+from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
 from fqt_deploy.ops.aten.reductions import reduced_axes
 from fqt_deploy.passes.pass_base import Pass
@@ -46,11 +45,10 @@ class SumKeptChannels(Pass):
             if found is None:
                 continue
             gradient, other = found
-            *operands, slot = gradient.args
-            emit = Emitter(graph, node)
-            kept = emit(fqt.dequantize_weight_grad.default, *operands, None)
-            rows = emit(fqt.gather_rows.default, other, _index_beside(slot, emit))  # type: ignore[arg-type]
-            sums = emit(node.target, emit(aten.mul.Tensor, kept, rows), *node.args[1:])
+            slot, emit = call_of(gradient).slot, Emitter(graph, node)
+            kept = emit.again(gradient, slot=None)
+            rows = emit(fqt.gather_rows.default, other, _index_beside(slot, emit))
+            sums = emit.again(node, self=emit(aten.mul.Tensor, kept, rows))
             replace(graph, node, emit(fqt.scatter_rows.default, sums, slot))
             changed = True
         return changed
@@ -58,20 +56,18 @@ class SumKeptChannels(Pass):
 
 def _pruned_factor(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """The pruned weight gradient of a sum of products, and the other factor; None if it is no such sum."""
-    product = node.args[0]
-    assert isinstance(product, fx.Node)
+    product = source_of(node)
     if product.target is not aten.mul.Tensor or 0 in reduced_axes(call_of(node)):
         return None
-    first, second = product.args
-    for gradient, other in ((first, second), (second, first)):
+    factors = call_of(product)
+    for gradient, other in ((factors.self, factors.other), (factors.other, factors.self)):
         if not isinstance(gradient, fx.Node) or not isinstance(other, fx.Node):
             return None
-        if gradient.target is fqt.dequantize_weight_grad.default and gradient.args[4] is not None:
+        if gradient.target is fqt.dequantize_weight_grad.default and call_of(gradient).slot is not None:
             return (gradient, other) if shape(other) == shape(gradient) else None
     return None
 
 
 def _index_beside(slot: fx.Node, emit: Emitter) -> fx.Node:
     """The numbers of the kept channels, from the selection that gave their slots."""
-    assert slot.target is operator.getitem
-    return emit.item(slot.args[0], 0)  # type: ignore[arg-type]
+    return emit.item(call_of(slot).source, 0)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fqt_deploy.core.graph import Emitter, TrainingGraph
+from fqt_deploy.core.graph import Emitter, TrainingGraph, behind_views
 from fqt_deploy.ops.op import Kind, op_of
 from fqt_deploy.passes.invariants import every_op_has_a_kernel
 from fqt_deploy.passes.pass_base import Pass
@@ -34,21 +34,16 @@ class WriteState(Pass):
 
     def run(self, graph: TrainingGraph) -> bool:
         """Rewrite the outputs; ``loss`` and ``logits`` are left alone."""
-        output = graph.output_node()
-        values = list(output.args[0])  # type: ignore[arg-type]
-        for position, name in enumerate(graph.outputs):
-            node = values[position]
-            if name in graph.state and isinstance(node, fx.Node) and not is_update(node):
-                emit = Emitter(graph, output, layer=node.meta.get("layer", ""), phase="optimizer")
-                values[position] = emit(aten.clone.default, node)
-        output.args = (tuple(values),)
+        results = graph.results()
+        for name, node in results.items():
+            if name in graph.state and not is_update(node):
+                emit = Emitter(graph, graph.output_node(), layer=node.meta.get("layer", ""), phase="optimizer")
+                results[name] = emit(aten.clone.default, node)
+        graph.set_results(results)
         return True
 
 
 def is_update(node: fx.Node) -> bool:
     """Whether ``node`` is an output of an optimizer op, which writes its operands in place."""
-    source = node
-    while source.target in (aten.view.default, operator.getitem):
-        source = source.args[0]  # type: ignore[assignment]
-    op = op_of(source)
+    op = op_of(behind_views(node, operator.getitem))
     return op is not None and op.traits.kind is Kind.UPDATE
