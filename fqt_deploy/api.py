@@ -53,7 +53,7 @@ def compile(
         loss_fn: ``(outputs, targets) -> scalar``.
         example_inputs: one batch ``(x, y)``; fixes shapes and dtypes.
         optimizer: ``fqt_deploy.Adam(...)``, ``AdamW`` or ``SGD``; default Adam.
-        **settings: what ``fqt-compile`` takes: ``target``, ``mcpu``, ``recipe``, ``grad_bits``, ``agp``, ``grid``, ...
+        **settings: the options of the README's tables by name, such as ``recipe``, ``agp``, ``lr`` or ``target``.
 
     Raises:
         FqtError: what is wrong, with a code.

@@ -116,7 +116,7 @@ def compile_model(
 
 def check_can_compile(options: CompileOptions) -> Target:
     """The target; an error if it is unknown or a tool is missing: said before the work, not after it."""
-    target = make_target(options.target, mcpu=options.mcpu, arch=options.arch, tf32=options.tf32)
+    target = make_target(options.target, options.target_options)
     target = target.with_tiles(read_tiles(options.tuning_log or default_log()))
     if options.tune:
         check_can_tune(target)

@@ -188,7 +188,7 @@ def _case(
         tolerance=max(
             TOLERANCE,
             spec.tolerance if spec is not None else 0.0,
-            TF32_TOLERANCE if options.tf32 and info.op in FP32_PRODUCTS else 0.0,
+            TF32_TOLERANCE if getattr(options.target_options, "tf32", False) and info.op in FP32_PRODUCTS else 0.0,
         ),
         floor=_cancellation_floor(kernel, values) if kernel.root.target in REDUCTIONS else 0.0,
     )

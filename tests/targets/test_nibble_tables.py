@@ -16,6 +16,7 @@ from fqt_deploy.targets.cpu.nibble_binary_conv2d import NibbleBinaryConv2dRule
 from fqt_deploy.targets.cpu.nibble_input_grad import NibbleInputGradRule
 from fqt_deploy.targets.cpu.nibble_table import lookups_of_a_byte, lookups_of_a_half
 from fqt_deploy.targets.cpu.nibble_weight_grad import NibbleWeightGradRule
+from fqt_deploy.targets.cpu.options import CpuOptions
 from fqt_deploy.targets.registry import make_target
 from tests.targets.rule_kernel import scheduled
 
@@ -29,7 +30,7 @@ LEVELS = ("x86-64-v3", "x86-64-v4")
 
 def target_of(level):
     try:
-        return make_target("cpu", level)
+        return make_target("cpu", CpuOptions(mcpu=level))
     except FqtError:
         pytest.skip("this machine cannot run it")
 
