@@ -18,7 +18,7 @@ class CommandOptions:
 
     output: Path | None = option(
         None,
-        "Folder or file to write.",
+        "Write to this folder or file.",
         section=WRITING,
         default_text="MODEL and its ending",
         flags=("-o", "--output"),
@@ -30,11 +30,15 @@ class CommandOptions:
         section=WRITING,
     )
     batch: int | None = option(
-        None, "Samples in a step.", section=WRITING, default_text="as in example_inputs()", minimum=1
+        None,
+        "Compile for this many samples in a step.",
+        section=WRITING,
+        default_text="as in example_inputs()",
+        minimum=1,
     )
     weights: Path | None = option(
         None,
-        "State dict to start from, a .safetensors or .pt file.",
+        "Start from this state dict, a .safetensors or .pt file.",
         section=WRITING,
         metavar="FILE",
         default_text="those of build_model()",

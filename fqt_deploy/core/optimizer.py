@@ -71,16 +71,16 @@ class Optimizer:
 
     lr: float = option(
         MISSING,
-        "Learning rate to begin with; the compiled step takes it as an input too.",
+        "Begin with this learning rate; the compiled step takes it as an input too.",
         section=OPTIMIZER,
         minimum=0,
     )
     weight_decay: float = option(
-        0.0, "Factor of the L2 penalty; with adamw, of the decoupled decay.", section=OPTIMIZER, minimum=0
+        0.0, "Add this factor's L2 penalty; with adamw, decay parameters by it directly.", section=OPTIMIZER, minimum=0
     )
     groups: tuple[ParameterGroup, ...] = option(
         (),
-        "A learning rate for the parameters that match the glob; the first match counts. Repeatable.",
+        "Begin with this learning rate for parameters that match; the first match counts. Repeatable.",
         section=OPTIMIZER,
         kind=_groups(),
         flags=("--group",),
@@ -117,9 +117,13 @@ class Adam(Optimizer, name="adam"):
 
     lr: float = 1e-3
     betas: tuple[float, float] = option(
-        (0.9, 0.999), "Decay rates of the first and the second moment.", section=OPTIMIZER, minimum=0, below=1
+        (0.9, 0.999),
+        "Average the gradient and its square with these decay rates.",
+        section=OPTIMIZER,
+        minimum=0,
+        below=1,
     )
-    eps: float = option(1e-8, "What is added to the denominator.", section=OPTIMIZER, minimum=0)
+    eps: float = option(1e-8, "Add this to the denominator.", section=OPTIMIZER, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +138,7 @@ class SGD(Optimizer, name="sgd"):
     """Stochastic gradient descent."""
 
     lr: float = 1e-2
-    momentum: float = option(0.0, "Decay rate of the velocity; 0 keeps none.", section=OPTIMIZER, minimum=0)
+    momentum: float = option(0.0, "Keep a velocity with this decay rate; 0 keeps none.", section=OPTIMIZER, minimum=0)
     nesterov: bool = option(False, "Look ahead along the velocity.", section=OPTIMIZER)
 
     def __post_init__(self) -> None:

@@ -47,7 +47,7 @@ class CompileOptions:
         target_options: those that the target has (``targets/*/options.py``); None for its defaults.
     """
 
-    target: str = option("cpu", "Kind of machine or device to compile for.", section=TARGET)
+    target: str = option("cpu", "Compile for this kind of machine or device.", section=TARGET)
     target_options: TargetOptions | None = None
     recipe: Recipe = option(
         "scq+agp",
@@ -66,7 +66,7 @@ class CompileOptions:
     )
     grad_bits: GradientBits | None = option(
         None,
-        "Bits of a kept gradient, with recipes that do not fix it.",
+        "Keep this many bits of a gradient, with recipes that do not fix it.",
         section=GRADIENTS,
         default_text="3 for nested selections, else 4",
         in_manifest=True,
@@ -87,7 +87,7 @@ class CompileOptions:
         section=GRADIENTS,
         in_manifest=True,
     )
-    seed: int = option(0, "Seed of rounding and selection.", section=GRADIENTS, minimum=0, below=2**63)
+    seed: int = option(0, "Draw rounding and selection from this seed.", section=GRADIENTS, minimum=0, below=2**63)
     include: tuple[str, ...] = option(
         (),
         "Binarize exactly the layers that match the glob. Repeatable.",
@@ -104,7 +104,7 @@ class CompileOptions:
         in_manifest=True,
     )
     optimizer: Optimizer = option(
-        Adam(), "Update that ends a step.", section=OPTIMIZER, kind=optimizer_kind(), default_text="adam"
+        Adam(), "End each step with this update.", section=OPTIMIZER, kind=optimizer_kind(), default_text="adam"
     )
     remat: Rematerialization = option(
         "off",
@@ -119,7 +119,7 @@ class CompileOptions:
     )
     tuning_log: Path | None = option(
         None,
-        "File of measured tiles to go by, and for --tune to add to.",
+        "Go by the measured tiles in this file; --tune adds to it.",
         section=RESOURCES,
         metavar="FILE",
         default_text="one in the user's cache folder",

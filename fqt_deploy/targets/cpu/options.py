@@ -14,7 +14,7 @@ class CpuOptions(TargetOptions):
 
     mcpu: str | None = option(
         None,
-        "Processor by LLVM's name, such as x86-64-v3, znver4 or cortex-a72.",
+        "Compile for this processor, by LLVM's name: x86-64-v3, znver4, cortex-a72, ...",
         section=TARGET,
         metavar="NAME",
         default_text="the target's own; for cpu, this machine's",

@@ -15,7 +15,7 @@ class CudaOptions(TargetOptions):
 
     arch: str | None = option(
         None,
-        "GPU architectures, with commas between them.",
+        "Compile for these architectures, with commas between them.",
         section=TARGET,
         metavar="LIST",
         default_text=",".join(DEFAULT),
