@@ -35,6 +35,7 @@ EXAMPLES = """
 \b
 Examples:
   fqt-compile model.py                                  for this machine, into model.fqt
+  fqt-compile model.py --check                          what runs in 1 bit, what cannot be compiled; in seconds
   fqt-compile model.py --recipe none -o fp32grad.fqt    1-bit forward, fp32 gradients
   fqt-compile model.py --grad-bits 2 --agp once         another gradient width and selection
   fqt-compile model.py --weights w.safetensors --optimizer sgd --lr 0.01 --momentum 0.9
@@ -123,10 +124,11 @@ def main(model: Path, **given: Any) -> None:
     with exit_codes():
         command = CommandOptions(**given_options(COMMAND_OPTIONS.values(), given))
         settings = given_options(all_settings().values(), given)
-        outputs = _outputs(Path(model.stem), command.output, command.emit)
-        if command.profile and "so" not in outputs:
-            raise FqtError("--profile times the artifact", code="FQT202", hint="add --emit so")
-        _compile(model, outputs, command, settings)
+        require_compiler()
+        if command.check:
+            _check(model, command, settings)
+        else:
+            _compile(model, _outputs(Path(model.stem), command.output, command.emit), command, settings)
 
 
 def _outputs(stem: Path, output: Path | None, kinds: tuple[str, ...]) -> dict[str, Path]:
@@ -137,8 +139,24 @@ def _outputs(stem: Path, output: Path | None, kinds: tuple[str, ...]) -> dict[st
     return {kind: stem.with_name(stem.name + SUFFIXES[kind]) for kind in kinds}
 
 
+def _check(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
+    with _progress() as progress:
+        progress("loading the model")
+        from fqt_deploy.capture.load_model import load_model
+        from fqt_deploy.compiler.check import check_model
+        from fqt_deploy.report import check_report
+
+        source = load_model(model, batch=command.batch, weights=command.weights)
+        report = check_model(source, options_of(merge_settings(source.options, given)), progress=progress)
+    if command.json:
+        click.echo(report.to_json())
+    else:
+        check_report(report)
+    if not report.ok:
+        sys.exit(EXIT_ERROR)
+
+
 def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, given: dict[str, Any]) -> None:
-    require_compiler()
     if "so" in outputs:
         check_replaceable(outputs["so"])
     from rich.console import Console

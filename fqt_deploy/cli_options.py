@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.option import CHECKS, WRITING, check_options, option, options_in
 
 SUFFIXES = {"so": ".fqt", "onnx": ".onnx", "onnx-infer": ".infer.onnx", "onnx-plugin": ".plugin"}
@@ -43,6 +44,13 @@ class CommandOptions:
         metavar="FILE",
         default_text="those of build_model()",
     )
+    check: bool = option(
+        False,
+        "Say what would run in 1 bit, and why, and everything that cannot be compiled; write nothing.",
+        section=CHECKS,
+        flags=("--check",),
+    )
+    json: bool = option(False, "Print what --check says as JSON.", section=CHECKS, flags=("--json",))
     profile: bool = option(
         False,
         "Time the compiled step, layer by layer, beside PyTorch in fp32.",
@@ -52,6 +60,10 @@ class CommandOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.json and not self.check:
+            raise FqtError("--json is the form of what --check says", code="FQT202", hint="add --check")
+        if self.profile and (self.check or "so" not in self.emit):
+            raise FqtError("--profile times the artifact", code="FQT202", hint="leave out --check; add --emit so")
 
 
 COMMAND_OPTIONS = options_in(CommandOptions)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import fx
 
-from fqt_deploy.core.diagnostics import CODES, FqtError, InvariantError, SourceLocation, user_root, together
+from fqt_deploy.core.diagnostics import CODES, FqtError, InvariantError, SourceLocation, together, user_root
 
 PACKAGE = Path(__file__).parents[2] / "fqt_deploy"
 
