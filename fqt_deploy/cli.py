@@ -140,7 +140,7 @@ def _outputs(stem: Path, output: Path | None, kinds: tuple[str, ...]) -> dict[st
 
 
 def _check(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
-    with _progress() as progress:
+    with _progress(command.quiet) as progress:
         progress("loading the model")
         from fqt_deploy.capture.load_model import load_model
         from fqt_deploy.compiler.check import check_model
@@ -151,7 +151,7 @@ def _check(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
     if command.json:
         click.echo(report.to_json())
     else:
-        check_report(report)
+        check_report(report, quiet=command.quiet)
     if not report.ok:
         sys.exit(EXIT_ERROR)
 
@@ -161,10 +161,10 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
         check_replaceable(outputs["so"])
     from rich.console import Console
 
-    console = Console()
+    console = Console(quiet=command.quiet)
     start = time.perf_counter()
     result = None
-    with _progress() as progress:
+    with _progress(command.quiet) as progress:
         progress("loading the model")
         from fqt_deploy.capture.load_model import load_model
         from fqt_deploy.compiler import (
@@ -211,7 +211,7 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
         size = sum(file.stat().st_size for file in files if file.is_file())
         console.print(f"{path}: {megabytes(size)}", highlight=False)
     if command.profile:
-        with _progress() as progress:
+        with _progress(command.quiet) as progress:
             progress("timing the step")
             timings = profile_artifact(source, outputs["so"])
         console.print(timing_table(timings))
@@ -238,11 +238,11 @@ def _report(result: CompileResult, console: Console, seconds: float, *, time_pas
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Show the current phase: a spinner on a terminal, one line a phase elsewhere."""
+def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show the current phase: a spinner on a terminal, one line a phase elsewhere; nothing if ``quiet``."""
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=quiet)
     if not console.is_terminal:
         yield lambda phase: console.print(f"{phase} ...", highlight=False)
         return

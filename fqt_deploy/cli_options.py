@@ -50,6 +50,9 @@ class CommandOptions:
         section=CHECKS,
         flags=("--check",),
     )
+    quiet: bool = option(
+        False, "Print errors alone, and what --json or --print-after asks for.", section=CHECKS, flags=("-q", "--quiet")
+    )
     json: bool = option(False, "Print what --check says as JSON.", section=CHECKS, flags=("--json",))
     profile: bool = option(
         False,

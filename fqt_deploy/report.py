@@ -22,12 +22,13 @@ def decision_table(layers: Iterable[LayerDecision]) -> Table:
     return table
 
 
-def check_report(report: CheckReport) -> None:
-    """Print the decisions, every error as the compiler would show it, and one line of summary."""
+def check_report(report: CheckReport, *, quiet: bool) -> None:
+    """Print the decisions, every error as the compiler would show it, and one line of summary; if ``quiet``, errors."""
     console = Console()
-    if report.layers:
+    if report.layers and not quiet:
         console.print(decision_table(report.layers))
-    for text in [*(error.render() for error in report.errors), report.selection_note, report.summary()]:
+    told = [] if quiet else [report.selection_note, report.summary()]
+    for text in [*(error.render() for error in report.errors), *told]:
         if text:
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 

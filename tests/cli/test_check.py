@@ -73,6 +73,14 @@ def test_json_is_all_that_is_printed(model_file):
     assert found["errors"][-1]["source"] == "model.py:16"
 
 
+def test_quiet_prints_errors_alone(model_file):
+    assert run(EXAMPLES / "digits_cnn.py", "--check", "--batch", 8, "--quiet").output == ""
+    errors = run(model_file(MODEL), "--check", "-q").output
+    assert errors.startswith("error[FQT203]: cannot lower a convolution with 2 groups\n   = note")
+    assert "...\n" not in errors
+    assert "layers in 1 bit" not in errors
+
+
 def test_what_goes_with_checking_and_what_does_not(model_file):
     for arguments in (("--json",), ("--check", "--profile")):
         result = run(model_file(MODEL), *arguments)
