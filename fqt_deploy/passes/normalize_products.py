@@ -28,7 +28,7 @@ from torch import fx
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
-from fqt_deploy.passes.pass_base import Pass
+from fqt_deploy.passes.pass_base import Pass, rewrite_each
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
@@ -53,8 +53,7 @@ class NormalizeProducts(Pass):
             aten.bmm.default: _bmm,
         }
         nodes = graph.calls(*rewrites)
-        for node in nodes:
-            rewrites[node.target](graph, node)
+        rewrite_each(graph, nodes, lambda node: rewrites[node.target](graph, node))
         return bool(nodes)
 
 
@@ -144,7 +143,8 @@ def _mm(graph: TrainingGraph, node: fx.Node) -> None:
 
 def _addmm(graph: TrainingGraph, node: fx.Node) -> None:
     if any(node.kwargs.get(k, 1) != 1 for k in ("alpha", "beta")):
-        raise FqtError("cannot lower addmm with alpha or beta other than 1", code="FQT203", node=node)
+        hint = "multiply by them in operators of their own"
+        raise FqtError("cannot lower addmm with alpha or beta other than 1", code="FQT203", node=node, hint=hint)
     bias, a, b = node.args
     emit = Emitter(graph, node, role="product")
     replace(graph, node, emit(aten.add.Tensor, _matmul(emit, a, b), bias))  # type: ignore[arg-type]
