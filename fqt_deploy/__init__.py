@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fqt_deploy.api import CompiledStep as CompiledStep
+    from fqt_deploy.api import check as check
     from fqt_deploy.api import compile as compile
+    from fqt_deploy.compiler.check import CheckReport as CheckReport
     from fqt_deploy.core.diagnostics import FqtError as FqtError
     from fqt_deploy.core.optimizer import SGD as SGD
     from fqt_deploy.core.optimizer import Adam as Adam
@@ -24,11 +26,13 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Adam": "core.optimizer",
     "AdamW": "core.optimizer",
+    "CheckReport": "compiler.check",
     "CompiledStep": "api",
     "FqtError": "core.diagnostics",
     "ParameterGroup": "core.optimizer",
     "SGD": "core.optimizer",
     "Session": "runtime.session",
+    "check": "api",
     "compile": "api",
     "load": "runtime",
 }
@@ -39,6 +43,6 @@ __all__ = [*_PUBLIC]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _PUBLIC[name] == "api":
+    if _PUBLIC[name] in ("api", "compiler.check"):
         importlib.import_module(f"{__name__}.core.compiler_extra").require_compiler()
     return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

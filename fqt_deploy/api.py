@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fqt_deploy.capture.load_model import ModelSource, check_example_inputs
-from fqt_deploy.compiler import compile_model
+from fqt_deploy.compiler import CheckReport, check_model, compile_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.optimizer import Optimizer
 from fqt_deploy.runtime.artifact import read_artifact
@@ -53,20 +53,47 @@ def compile(
         loss_fn: ``(outputs, targets) -> scalar``.
         example_inputs: one batch ``(x, y)``; fixes shapes and dtypes.
         optimizer: ``fqt_deploy.Adam(...)``, ``AdamW`` or ``SGD``; default Adam.
-        **settings: what ``fqt-compile`` takes: ``target``, ``mcpu``, ``recipe``, ``grad_bits``, ``agp``, ``grid``, ...
+        **settings: the options of the README's tables by name, such as ``recipe``, ``agp``, ``lr`` or ``target``.
 
     Raises:
         FqtError: what is wrong, with a code.
     """
     options = options_of(settings if optimizer is None else {**settings, "optimizer": optimizer})
-    if not isinstance(model, nn.Module):
-        raise FqtError(f"the model is of type {type(model).__name__}, not a torch.nn.Module", code="FQT101")
-    if not callable(loss_fn):
-        raise FqtError(f"loss_fn is of type {type(loss_fn).__name__}, not a function", code="FQT101")
-    source = ModelSource(model, loss_fn, check_example_inputs(example_inputs))
+    source = _source(model, loss_fn, example_inputs)
     folder = tempfile.TemporaryDirectory(prefix="fqt-")
     result = compile_model(source, options, Path(folder.name) / "step")
     manifest, state, library = read_artifact(result.output)
     step = CompiledStep(manifest, Library(library), state)
     step.folder = folder
     return step
+
+
+def check(
+    model: nn.Module,
+    loss_fn: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy,
+    *,
+    example_inputs: tuple[Tensor, Tensor],
+    **settings: Any,
+) -> CheckReport:
+    """Say what would become of ``model``: which layers run in 1 bit, and everything that cannot be compiled.
+
+    Takes seconds: it captures the model and runs the passes, but generates no code.
+
+    Args:
+        model: any module; it is not changed.
+        loss_fn: ``(outputs, targets) -> scalar``.
+        example_inputs: one batch ``(x, y)``.
+        **settings: as ``compile`` takes them.
+
+    Raises:
+        FqtError: for wrong arguments; what is wrong with the model is in the report.
+    """
+    return check_model(_source(model, loss_fn, example_inputs), options_of(settings))
+
+
+def _source(model: object, loss_fn: object, example_inputs: object) -> ModelSource:
+    if not isinstance(model, nn.Module):
+        raise FqtError(f"the model is of type {type(model).__name__}, not a torch.nn.Module", code="FQT101")
+    if not callable(loss_fn):
+        raise FqtError(f"loss_fn is of type {type(loss_fn).__name__}, not a function", code="FQT101")
+    return ModelSource(model, loss_fn, check_example_inputs(example_inputs))

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fqt_deploy import __version__
+from fqt_deploy.cli_options import COMMAND_OPTIONS, SUFFIXES, CommandOptions
+from fqt_deploy.command_line import SectionedCommand, given_options, with_flags
 from fqt_deploy.core.compiler_extra import require_compiler
 from fqt_deploy.core.diagnostics import FqtError, InvariantError
 from fqt_deploy.runtime.artifact import check_replaceable
+from fqt_deploy.settings import all_settings, merge_settings, options_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,13 +31,11 @@ if TYPE_CHECKING:
 EXIT_ERROR = 1
 EXIT_BUG = 70
 
-SUFFIXES = {"so": ".fqt", "onnx": ".onnx", "onnx-infer": ".infer.onnx", "onnx-plugin": ".plugin"}
-"""What ``--emit`` can write, with the ending of its name."""
-
 EXAMPLES = """
 \b
 Examples:
   fqt-compile model.py                                  for this machine, into model.fqt
+  fqt-compile model.py --check                          what runs in 1 bit, what cannot be compiled; in seconds
   fqt-compile model.py --recipe none -o fp32grad.fqt    1-bit forward, fp32 gradients
   fqt-compile model.py --grad-bits 2 --agp once         another gradient width and selection
   fqt-compile model.py --weights w.safetensors --optimizer sgd --lr 0.01 --momentum 0.9
@@ -50,7 +51,7 @@ MODEL.py defines
   build_model()        -> torch.nn.Module
   example_inputs()     -> (inputs, targets), one batch
   loss_fn(outputs, targets) -> scalar       optional; default: cross-entropy
-  compile_options()    -> dict              optional; the options below, with _ for -
+  compile_options()    -> dict              optional; settings such as {'agp': 'once', 'lr': 0.01}
 """
 
 
@@ -103,77 +104,9 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
     return click.option(name, is_eager=True, expose_value=False, callback=callback, help=text, **settings)
 
 
-@click.command(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@with_flags([*COMMAND_OPTIONS.values(), *all_settings().values()])
+@click.command(cls=SectionedCommand, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.py")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder or file to write.  [default: MODEL and its ending]"
-)
-@click.option(
-    "--emit",
-    multiple=True,
-    type=click.Choice(list(SUFFIXES)),
-    help="so: artifact; onnx: training step; onnx-infer: prediction; onnx-plugin: fast kernels for both; repeatable.  "
-    "[default: so]",
-)
-@click.option("--target", help="What to compile for; see --list-targets.  [default: cpu]")
-@click.option("--mcpu", help="Processor: x86-64-v3, znver4, cortex-a72, ...  [default: the target's own]")
-@click.option("--arch", metavar="LIST", help="GPU architectures, such as sm_80,sm_90a.  [default: sm_80,sm_90a]")
-@click.option("--tf32", is_flag=True, default=None, help="GPUs: round operands of fp32 products to TF32, for speed.")
-@click.option("--batch", type=click.IntRange(min=1), help="Samples in a step.  [default: as in example_inputs()]")
-@click.option("--weights", type=click.Path(path_type=Path), help="State dict to start from: .safetensors or .pt.")
-@click.option(
-    "--recipe",
-    type=click.Choice(["none", "psq-8", "psq-1", "scq", "scq+agp"]),
-    help="How gradients are quantized.  [default: scq+agp]",
-)
-@click.option(
-    "--grad-bits",
-    type=click.Choice(["1", "2", "3", "4", "8"]),
-    help="Bits of a kept gradient.  [default: 3 for nested selections, else 4]",
-)
-@click.option(
-    "--agp",
-    type=click.Choice(["topk", "sampled", "once", "nested"]),
-    help="How the gradients to keep are selected.  [default: nested, or sampled where a model does not allow it]",
-)
-@click.option(
-    "--grid", type=click.Choice(["minmax", "zero"]), help="Quantization grid.  [default: zero, minmax for 1 bit]"
-)
-@click.option(
-    "--projection",
-    type=click.Choice(["auto", "off"]),
-    help="auto: take out noise where batch normalization makes weight gradients zero.  [default: auto]",
-)
-@click.option(
-    "--remat",
-    type=click.Choice(["off", "auto"]),
-    help="auto: compute 1-bit products of forward again in backward; less memory, more time.  [default: off]",
-)
-@click.option("--include", multiple=True, metavar="GLOB", help="Binarize exactly these layers; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers in fp32; repeatable.")
-@click.option("--optimizer", type=click.Choice(["adam", "adamw", "sgd"]), help="[default: adam]")
-@click.option("--lr", type=float, help="Learning rate; the compiled step takes it as an input too.")
-@click.option("--weight-decay", type=float, help="Weight decay.")
-@click.option("--momentum", type=float, help="Momentum of sgd.")
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of rounding and selection.  [default: 0]")
-@click.option(
-    "--tune", is_flag=True, default=None, help="Measure tiles of 1-bit products here first, and keep the fastest."
-)
-@click.option(
-    "--tuning-log",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Measured tiles to go by, and where --tune adds its own.  [default: one in the user's cache folder]",
-)
-@click.option(
-    "--verify",
-    type=click.Choice(["off", "structure", "numerics"]),
-    help="Check nothing, every graph, or also every kernel, foreign ones under QEMU.  [default: structure]",
-)
-@click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the graph after every pass.")
-@click.option("--print-after", multiple=True, metavar="PASS", help="Print the graph after this pass; repeatable.")
-@click.option("--time-passes", is_flag=True, default=None, help="Print the time that each pass took.")
-@click.option("--profile", is_flag=True, help="Time the compiled step, layer by layer, beside PyTorch in fp32.")
 @_instead(
     "--list-passes", _list_passes, "List the compiler passes with their places in the pipeline, and exit.", is_flag=True
 )
@@ -186,24 +119,16 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
     type=click.Choice(["aarch64", "x86_64"]),
 )
 @click.version_option(__version__)
-def main(
-    model: Path,
-    output: Path | None,
-    emit: tuple[str, ...],
-    batch: int | None,
-    weights: Path | None,
-    profile: bool,
-    **given: Any,
-) -> None:
+def main(model: Path, **given: Any) -> None:
     """Compile the PyTorch model in MODEL.py into a 1-bit training step that runs without PyTorch."""
-    settings = {name: value for name, value in given.items() if value is not None and value != ()}
-    if "grad_bits" in settings:
-        settings["grad_bits"] = int(settings["grad_bits"])
     with exit_codes():
-        outputs = _outputs(Path(model.stem), output, emit or ("so",))
-        if profile and "so" not in outputs:
-            raise FqtError("--profile times the artifact", code="FQT202", hint="add --emit so")
-        _compile(model, outputs, batch, weights, profile, settings)
+        command = CommandOptions(**given_options(COMMAND_OPTIONS.values(), given))
+        settings = given_options(all_settings().values(), given)
+        require_compiler()
+        if command.check:
+            _check(model, command, settings)
+        else:
+            _compile(model, _outputs(Path(model.stem), command.output, command.emit), command, settings)
 
 
 def _outputs(stem: Path, output: Path | None, kinds: tuple[str, ...]) -> dict[str, Path]:
@@ -214,18 +139,32 @@ def _outputs(stem: Path, output: Path | None, kinds: tuple[str, ...]) -> dict[st
     return {kind: stem.with_name(stem.name + SUFFIXES[kind]) for kind in kinds}
 
 
-def _compile(
-    model: Path, outputs: dict[str, Path], batch: int | None, weights: Path | None, profile: bool, given: dict[str, Any]
-) -> None:
-    require_compiler()
+def _check(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
+    with _progress(command.quiet) as progress:
+        progress("loading the model")
+        from fqt_deploy.capture.load_model import load_model
+        from fqt_deploy.compiler.check import check_model
+        from fqt_deploy.report import check_report
+
+        source = load_model(model, batch=command.batch, weights=command.weights)
+        report = check_model(source, options_of(merge_settings(source.options, given)), progress=progress)
+    if command.json:
+        click.echo(report.to_json())
+    else:
+        check_report(report, quiet=command.quiet)
+    if not report.ok:
+        sys.exit(EXIT_ERROR)
+
+
+def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, given: dict[str, Any]) -> None:
     if "so" in outputs:
         check_replaceable(outputs["so"])
     from rich.console import Console
 
-    console = Console()
+    console = Console(quiet=command.quiet)
     start = time.perf_counter()
     result = None
-    with _progress() as progress:
+    with _progress(command.quiet) as progress:
         progress("loading the model")
         from fqt_deploy.capture.load_model import load_model
         from fqt_deploy.compiler import (
@@ -240,13 +179,12 @@ def _compile(
         from fqt_deploy.compiler.describe import layer_decisions
         from fqt_deploy.compiler.export_plugin import check_plugin_output, export_plugin
         from fqt_deploy.report import decision_table, megabytes, timing_table
-        from fqt_deploy.settings import merge_settings, options_of
 
         if "onnx-plugin" in outputs:
             check_plugin_output(outputs["onnx-plugin"])
-        source = load_model(model, batch=batch, weights=weights)
+        source = load_model(model, batch=command.batch, weights=command.weights)
         options = options_of(merge_settings(source.options, given))
-        if profile:
+        if command.profile:
             check_can_profile(options)
         if {"so", "onnx-plugin"} & outputs.keys():
             target = check_can_compile(options)
@@ -272,8 +210,8 @@ def _compile(
         files = path.rglob("*") if path.is_dir() else [path]
         size = sum(file.stat().st_size for file in files if file.is_file())
         console.print(f"{path}: {megabytes(size)}", highlight=False)
-    if profile:
-        with _progress() as progress:
+    if command.profile:
+        with _progress(command.quiet) as progress:
             progress("timing the step")
             timings = profile_artifact(source, outputs["so"])
         console.print(timing_table(timings))
@@ -300,11 +238,11 @@ def _report(result: CompileResult, console: Console, seconds: float, *, time_pas
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Show the current phase: a spinner on a terminal, one line a phase elsewhere."""
+def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show the current phase: a spinner on a terminal, one line a phase elsewhere; nothing if ``quiet``."""
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=quiet)
     if not console.is_terminal:
         yield lambda phase: console.print(f"{phase} ...", highlight=False)
         return

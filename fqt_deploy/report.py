@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from fqt_deploy.compiler import LayerTiming, VerificationReport
+    from fqt_deploy.compiler import CheckReport, LayerTiming, VerificationReport
     from fqt_deploy.core.manifest import LayerDecision
 
 
@@ -19,6 +20,17 @@ def decision_table(layers: Iterable[LayerDecision]) -> Table:
     for layer in layers:
         table.add_row(layer.path, layer.kind, layer.decision, layer.reason)
     return table
+
+
+def check_report(report: CheckReport, *, quiet: bool) -> None:
+    """Print the decisions, every error as the compiler would show it, and one line of summary; if ``quiet``, errors."""
+    console = Console()
+    if report.layers and not quiet:
+        console.print(decision_table(report.layers))
+    told = [] if quiet else [report.selection_note, report.summary()]
+    for text in [*(error.render() for error in report.errors), *told]:
+        if text:
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def pass_table(times: Sequence[tuple[str, float]]) -> Table:

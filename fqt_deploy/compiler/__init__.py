@@ -1,11 +1,13 @@
 """From a model to an artifact on disk: capture, passes, code generation, verification, profile."""
 
+from fqt_deploy.compiler.check import CheckReport, check_model
 from fqt_deploy.compiler.compile_model import CompileResult, LoweredModel, check_can_compile, compile_model, lower_model
 from fqt_deploy.compiler.export_onnx import export_onnx, export_onnx_inference
 from fqt_deploy.compiler.profile import LayerTiming, check_can_profile, profile_artifact
 from fqt_deploy.compiler.verify import VerificationReport, VerificationRow
 
 __all__ = [
+    "CheckReport",
     "CompileResult",
     "LayerTiming",
     "LoweredModel",
@@ -13,6 +15,7 @@ __all__ = [
     "VerificationRow",
     "check_can_compile",
     "check_can_profile",
+    "check_model",
     "compile_model",
     "export_onnx",
     "export_onnx_inference",

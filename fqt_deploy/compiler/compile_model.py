@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable
@@ -13,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fqt_deploy.capture.joint import capture_training_graph
+from fqt_deploy.capture.capture_model import capture_model, user_code
 from fqt_deploy.capture.load_model import ModelSource
-from fqt_deploy.capture.prediction import capture_prediction_graph
 from fqt_deploy.codegen.build import build_library, find_linker
 from fqt_deploy.codegen.to_relax import RelaxProgram, to_relax
 from fqt_deploy.codegen.tune_tiles import check_can_tune, tune_tiles
@@ -23,7 +21,7 @@ from fqt_deploy.compiler.describe import describe
 from fqt_deploy.compiler.kernel_runner import kernel_runner
 from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
 from fqt_deploy.compiler.verify_passes import PassCheck, PassVerifier, graph_inputs
-from fqt_deploy.core.diagnostics import FqtError, user_root
+from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.dump import graph_text
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import Manifest
@@ -116,7 +114,7 @@ def compile_model(
 
 def check_can_compile(options: CompileOptions) -> Target:
     """The target; an error if it is unknown or a tool is missing: said before the work, not after it."""
-    target = make_target(options.target, mcpu=options.mcpu, arch=options.arch, tf32=options.tf32)
+    target = make_target(options.target, options.target_options)
     target = target.with_tiles(read_tiles(options.tuning_log or default_log()))
     if options.tune:
         check_can_tune(target)
@@ -157,15 +155,9 @@ def lower_model(
     """
     tell = progress or (lambda _: None)
     _check_pass_names(options)
-    root = user_root(source.path.parent) if source.path is not None else contextlib.nullcontext()
-    with root:
+    with user_code(source):
         tell("capturing the training step")
-        train = capture_training_graph(source.module, source.loss_fn, source.example_inputs)
-        predict = capture_prediction_graph(source.module, source.example_inputs[0])
-        if predict.state.keys() - train.state.keys():
-            raise FqtError(
-                "a tensor that is no buffer is used in evaluation mode only", code="FQT104", hint="register_buffer() it"
-            )
+        train, predict = capture_model(source)
         tell("running passes")
         times: list[tuple[str, float]] = []
         invariants = () if options.verify == "off" else ALWAYS

@@ -45,7 +45,7 @@ class LayerTiming:
 
 def check_can_profile(options: CompileOptions) -> None:
     """FQT402 if the target's code does not run on this machine; an emulator's times mean nothing."""
-    toolchain = make_target(options.target, options.mcpu).toolchain
+    toolchain = make_target(options.target, options.target_options).toolchain
     if not toolchain.is_native:
         raise FqtError(
             f"code for {toolchain.arch} cannot be timed on this machine",

@@ -189,7 +189,7 @@ def _case(
         tolerance=max(
             TOLERANCE,
             op.tolerance if issubclass(op, FqtOp) else 0.0,
-            TF32_TOLERANCE if options.tf32 and info.op in FP32_PRODUCTS else 0.0,
+            TF32_TOLERANCE if getattr(options.target_options, "tf32", False) and info.op in FP32_PRODUCTS else 0.0,
         ),
         floor=_cancellation_floor(kernel, values) if issubclass(op, Reduction) else 0.0,
     )

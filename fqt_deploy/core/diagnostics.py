@@ -7,7 +7,7 @@ import linecache
 import re
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -169,8 +169,47 @@ class FqtError(Exception):
         note = f"node %{self.node.name}"
         return [note + (f" ({phase})" if phase else "") + (f", module {layer}" if layer else "")]
 
+    @property
+    def parts(self) -> tuple[FqtError, ...]:
+        """The single errors that this one is made of."""
+        return (self,)
+
+    @property
+    def module(self) -> str:
+        """Path of the module that ``node`` belongs to; empty for none."""
+        return str(self.node.meta.get("layer") or "") if self.node is not None else ""
+
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+class CombinedError(FqtError):
+    """Several mistakes told at once; code, node and location are those of the first."""
+
+    def __init__(self, parts: Sequence[FqtError]) -> None:
+        first = parts[0]
+        told = "\n".join(f"  {part.message}" + (f" at {part.location}" if part.location else "") for part in parts)
+        super().__init__(f"{len(parts)} things have to change:\n{told}", code=first.code, hint=first.hint)
+        self.node, self.location = first.node, first.location
+        self._parts = tuple(parts)
+
+    @property
+    def parts(self) -> tuple[FqtError, ...]:
+        """The single errors, in the order in which they were found."""
+        return self._parts
+
+    def render(self) -> str:
+        """All of them, one after the other, with their number at the end."""
+        return "\n".join([*(part.render() for part in self._parts), f"{len(self._parts)} errors"])
+
+
+def together(errors: Sequence[FqtError]) -> FqtError:
+    """One error for all of ``errors``, which says once what several of them say of one line and module."""
+    told: dict[tuple[str, ...], FqtError] = {}
+    for part in (part for error in errors for part in error.parts):
+        told.setdefault((part.code, part.message, part.module, str(part.location)), part)
+    first, *others = told.values()
+    return CombinedError([first, *others]) if others else first
 
 
 class InvariantError(FqtError):

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from fqt_deploy.core.call import call_of, changed, source_of
+from fqt_deploy.core.diagnostics import FqtError
 
 Phase = Literal["forward", "backward", "optimizer"]
 
@@ -87,6 +88,7 @@ class TrainingGraph:
         layers: one record per convolution or linear layer, in forward order.
         selection: which gradients are kept, as the option ``agp`` names it; None if all are.
         selection_note: why it is not what is chosen by default.
+        refused: nodes that a pass cannot rewrite, with the error that says why: the pipeline raises them all at once.
     """
 
     module: fx.GraphModule
@@ -98,6 +100,7 @@ class TrainingGraph:
     layers: list[LayerRecord] = field(default_factory=list)
     selection: str | None = None
     selection_note: str = ""
+    refused: dict[fx.Node, FqtError] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:

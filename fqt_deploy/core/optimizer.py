@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.option import OPTIMIZER, check_options, option, options_in
+from fqt_deploy.core.option_kinds import Kind, number, string
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {}
+"""Every optimizer by the name that its class declares, in the order of declaration."""
 
 
 @dataclass(frozen=True)
@@ -23,34 +28,71 @@ class ParameterGroup:
     lr: float
 
     def __post_init__(self) -> None:
-        if not self.pattern or not isinstance(self.pattern, str):
-            raise FqtError(f"the pattern of a parameter group is {self.pattern!r}; it is a glob", code="FQT202")
-        _require(_is_nonnegative(self.lr), f"the learning rate of group {self.pattern!r}", self.lr, "at least 0")
+        for what, given, kind in (
+            ("the pattern of a parameter group", self.pattern, string()),
+            (f"the learning rate of group {self.pattern!r}", self.lr, number(float, 0)),
+        ):
+            try:
+                kind.accept(given)
+            except ValueError:
+                raise FqtError(f"{what} is {given!r}; it must be {kind.wanted}", code="FQT202") from None
+
+
+def _groups() -> Kind:
+    """Parameter groups, also as a dict from globs to learning rates, or as texts ``GLOB=NUMBER``."""
+
+    def accept(value: Any) -> tuple[ParameterGroup, ...]:
+        if isinstance(value, Mapping):
+            return tuple(ParameterGroup(pattern, lr) for pattern, lr in value.items())
+        if not isinstance(value, tuple | list) or not all(isinstance(group, ParameterGroup) for group in value):
+            raise ValueError
+        return tuple(value)
+
+    def read(text: str) -> Any:
+        pattern, equals, lr = text.rpartition("=")
+        return ParameterGroup(pattern, number(float).read(lr)) if equals else text
+
+    wanted = "a dict from globs to learning rates, or a list of ParameterGroup"
+    return Kind("GLOB=NUMBER", wanted, accept, read, repeatable=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What all optimizers have in common.
+    """What all optimizers have in common; each field is an option.
+
+    A subclass names itself, ``class Adam(Optimizer, name="adam")``, and is in ``OPTIMIZERS`` from then on: the choices
+    of ``--optimizer``, the settings and the help come from there.
 
     Attributes:
-        lr: initial learning rate of the parameters in no group.
-        weight_decay: factor of the L2 penalty (``AdamW``: of the decoupled decay).
-        groups: parameters with their own learning rate; the first matching group counts.
+        name: as ``--optimizer`` takes it and the manifest stores it.
     """
 
-    lr: float
-    weight_decay: float = 0.0
-    groups: tuple[ParameterGroup, ...] = ()
+    name: ClassVar[str]
+
+    lr: float = option(
+        MISSING,
+        "Begin with this learning rate; the compiled step takes it as an input too.",
+        section=OPTIMIZER,
+        minimum=0,
+    )
+    weight_decay: float = option(
+        0.0, "Add this factor's L2 penalty; with adamw, decay parameters by it directly.", section=OPTIMIZER, minimum=0
+    )
+    groups: tuple[ParameterGroup, ...] = option(
+        (),
+        "Begin with this learning rate for parameters that match; the first match counts. Repeatable.",
+        section=OPTIMIZER,
+        kind=_groups(),
+        flags=("--group",),
+    )
+
+    def __init_subclass__(cls, name: str, **others: Any) -> None:
+        super().__init_subclass__(**others)
+        cls.name = name
+        OPTIMIZERS[name] = cls
 
     def __post_init__(self) -> None:
-        _require(_is_nonnegative(self.lr), "lr", self.lr, "at least 0")
-        _require(_is_nonnegative(self.weight_decay), "weight_decay", self.weight_decay, "at least 0")
-        _require(
-            isinstance(self.groups, tuple) and all(isinstance(group, ParameterGroup) for group in self.groups),
-            "groups",
-            self.groups,
-            "a tuple of ParameterGroup",
-        )
+        check_options(self)
 
     def group_of(self, parameter: str) -> int:
         """Index of the learning rate of ``parameter``: 0 by default, else 1 + the first matching group."""
@@ -63,74 +105,58 @@ class Optimizer:
 
     def describe(self) -> dict[str, Any]:
         """This optimizer as the manifest stores it: name, hyperparameters, and all groups with the default first."""
-        hyperparameters = {k: v for k, v in asdict(self).items() if k not in ("lr", "groups")}
-        if "betas" in hyperparameters:
-            hyperparameters["betas"] = list(hyperparameters["betas"])
+        values = {name: getattr(self, name) for name in options_in(type(self)) if name not in ("lr", "groups")}
+        hyperparameters = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
         groups = [{"pattern": "*", "lr": self.lr}, *(asdict(group) for group in self.groups)]
-        return {"name": type(self).__name__.lower(), "hyperparameters": hyperparameters, "groups": groups}
+        return {"name": self.name, "hyperparameters": hyperparameters, "groups": groups}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam(Optimizer):
-    """Adam (Kingma and Ba, 2015); ``weight_decay`` is added to the gradient.
-
-    Attributes:
-        betas: decay rates of the first and second moment.
-        eps: added to the denominator.
-    """
+class Adam(Optimizer, name="adam"):
+    """Adam (Kingma and Ba, 2015); ``weight_decay`` is added to the gradient."""
 
     lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(
-            isinstance(self.betas, (tuple, list))
-            and len(self.betas) == 2
-            and all(_is_number(beta) and 0.0 <= beta < 1.0 for beta in self.betas),
-            "betas",
-            self.betas,
-            "two numbers in [0, 1)",
-        )
-        _require(_is_nonnegative(self.eps), "eps", self.eps, "at least 0")
+    betas: tuple[float, float] = option(
+        (0.9, 0.999),
+        "Average the gradient and its square with these decay rates.",
+        section=OPTIMIZER,
+        minimum=0,
+        below=1,
+    )
+    eps: float = option(1e-8, "Add this to the denominator.", section=OPTIMIZER, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(Adam):
+class AdamW(Adam, name="adamw"):
     """Adam whose weight decay acts on the parameter itself (Loshchilov and Hutter, 2019)."""
 
     weight_decay: float = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD(Optimizer):
-    """Stochastic gradient descent.
-
-    Attributes:
-        momentum: decay rate of the velocity; 0 keeps none.
-        nesterov: look ahead along the velocity.
-    """
+class SGD(Optimizer, name="sgd"):
+    """Stochastic gradient descent."""
 
     lr: float = 1e-2
-    momentum: float = 0.0
-    nesterov: bool = False
+    momentum: float = option(0.0, "Keep a velocity with this decay rate; 0 keeps none.", section=OPTIMIZER, minimum=0)
+    nesterov: bool = option(False, "Look ahead along the velocity.", section=OPTIMIZER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(_is_nonnegative(self.momentum), "momentum", self.momentum, "at least 0")
         if self.nesterov and self.momentum == 0.0:
             raise FqtError("nesterov needs a momentum above 0", code="FQT202")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def optimizer_kind() -> Kind:
+    """An optimizer, or the name of one, which then has its default hyperparameters."""
 
+    def accept(value: Any) -> Optimizer:
+        if isinstance(value, str) and value in OPTIMIZERS:
+            return OPTIMIZERS[value]()
+        if not isinstance(value, Optimizer):
+            raise ValueError
+        return value
 
-def _is_nonnegative(value: Any) -> bool:
-    return _is_number(value) and value >= 0.0
-
-
-def _require(holds: bool, what: str, given: object, wanted: str) -> None:
-    if not holds:
-        raise FqtError(f"{what} is {given!r}; it must be {wanted}", code="FQT202")
+    names = tuple(OPTIMIZERS)
+    wanted = f"one of {', '.join(names)}, or an instance of {', '.join(c.__name__ for c in OPTIMIZERS.values())}"
+    return Kind(f"[{'|'.join(names)}]", wanted, accept, choices=names)

@@ -1,25 +1,42 @@
-"""Everything that can be chosen about a compilation, in one value."""
+"""Everything that can be chosen about a compilation, in one value; each field declares an option (``option.py``)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.optimizer import Adam, Optimizer
+from fqt_deploy.core.optimizer import Adam, Optimizer, optimizer_kind
+from fqt_deploy.core.option import (
+    CHECKS,
+    GRADIENTS,
+    LAYERS,
+    OPTIMIZER,
+    RESOURCES,
+    TARGET,
+    check_options,
+    option,
+    recorded_options,
+)
 
-Recipe = Literal["none", "psq-8", "psq-1", "scq", "scq+agp"]
-Sampling = Literal["topk", "sampled", "once", "nested"]
-Grid = Literal["minmax", "zero"]
+Recipe = Literal["scq+agp", "scq", "psq-8", "psq-1", "none"]
+Sampling = Literal["nested", "sampled", "once", "topk"]
+Grid = Literal["zero", "minmax"]
 Projection = Literal["auto", "off"]
 Rematerialization = Literal["off", "auto"]
-Verification = Literal["off", "structure", "numerics"]
-
-GRADIENT_BITS = (1, 2, 3, 4, 8)
-"""Widths that a gradient can be quantized to."""
+Verification = Literal["structure", "numerics", "off"]
+GradientBits = Literal[1, 2, 3, 4, 8]
 
 _PER_SAMPLE_BITS = {"psq-8": 8, "psq-1": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """What a person may choose of one target; each target derives its own, with an option for each field."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -27,69 +44,102 @@ class CompileOptions:
     """How to compile a model.
 
     Attributes:
-        target: name of the target to generate code for.
-        mcpu: LLVM name of the processor; None for the one compiling.
-        arch: GPU architectures, such as ``sm_80,sm_90a``; None for the target's default.
-        tf32: whether a GPU may round the operands of fp32 products to TF32, for speed.
-        recipe: how gradients are quantized. ``none``: plain fp32 training; ``psq-8`` and ``psq-1``: per sample, without
-            pruning; ``scq``: Sample Channel joint Quantization; ``scq+agp``: with Activation Gradient Pruning.
-        grad_bits: width of a quantized gradient, for recipes that do not fix it. None: 3 for nested selections, else 4.
-        agp: which samples or channels pruning keeps. ``topk``: the largest; ``sampled``: at random by size, unbiased;
-            ``once``: samples only, chosen once for the whole backward; ``nested``: samples only, from those chosen some
-            are chosen again on the way back, fewer where a sample has more gradient elements. None: ``nested``, or
-            ``sampled`` for a model that does not allow it.
-        grid: where the quantization grid lies; None chooses by width. ``zero`` makes 0 exactly representable.
-        projection: ``auto`` takes out of quantized weight gradients what batch normalization makes zero, which is noise
-            alone; ``off`` leaves it in, as the paper does.
-        include: globs of layers to binarize; none means the default choice.
-        exclude: globs of layers to leave in fp32.
-        remat: ``auto`` computes the integer products of forward again in backward rather than keep them: less memory,
-            the same numbers, more time. ``off`` keeps them.
-        optimizer: the update that ends a step.
-        seed: initial seed of the random streams.
-        tune: measure the tiles of 1-bit products on this machine before compiling, those that no log has.
-        tuning_log: file of measured tiles to go by, and to add to; None for the one in the user's cache folder.
-        verify: what is checked after every pass.
-        dump_ir: folder to write the graph to after every pass.
-        print_after: names of passes to print the graph after.
-        time_passes: report the time of every pass.
+        target_options: those that the target has (``targets/*/options.py``); None for its defaults.
     """
 
-    target: str = "cpu"
-    mcpu: str | None = None
-    arch: str | None = None
-    tf32: bool = False
-    recipe: Recipe = "scq+agp"
-    grad_bits: int | None = None
-    agp: Sampling | None = None
-    grid: Grid | None = None
-    projection: Projection = "auto"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    remat: Rematerialization = "off"
-    optimizer: Optimizer = field(default_factory=Adam)
-    seed: int = 0
-    tune: bool = False
-    tuning_log: Path | None = None
-    verify: Verification = "structure"
-    dump_ir: Path | None = None
-    print_after: tuple[str, ...] = ()
-    time_passes: bool = False
+    target: str = option("cpu", "Compile for this kind of machine or device.", section=TARGET)
+    target_options: TargetOptions | None = None
+    recipe: Recipe = option(
+        "scq+agp",
+        "Quantize gradients with SCQ and prune them (scq+agp), with SCQ alone (scq), per sample (psq-8, psq-1), or "
+        "keep them in fp32 (none).",
+        section=GRADIENTS,
+        in_manifest=True,
+    )
+    agp: Sampling | None = option(
+        None,
+        "Keep samples, on the way back fewer of them (nested); samples and channels by size at random (sampled); "
+        "samples drawn once a step (once); or the largest samples and channels (topk).",
+        section=GRADIENTS,
+        default_text="nested, or sampled where a model does not allow it",
+        in_manifest=True,
+    )
+    grad_bits: GradientBits | None = option(
+        None,
+        "Keep this many bits of a gradient, with recipes that do not fix it.",
+        section=GRADIENTS,
+        default_text="3 for nested selections, else 4",
+        in_manifest=True,
+        recorded_as="gradient_bits",
+    )
+    grid: Grid | None = option(
+        None,
+        "Put 0 on the quantization grid (zero), or the smallest and the largest value (minmax).",
+        section=GRADIENTS,
+        default_text="zero, or minmax for 1 bit",
+        in_manifest=True,
+        recorded_as="resolved_grid",
+    )
+    projection: Projection = option(
+        "auto",
+        "Take out of weight gradients what batch normalization makes zero, which is noise alone (auto), or leave it "
+        "in, as the paper does (off).",
+        section=GRADIENTS,
+        in_manifest=True,
+    )
+    seed: int = option(0, "Draw rounding and selection from this seed.", section=GRADIENTS, minimum=0, below=2**63)
+    include: tuple[str, ...] = option(
+        (),
+        "Binarize exactly the layers that match the glob. Repeatable.",
+        section=LAYERS,
+        metavar="GLOB",
+        default_text="the compiler's choice",
+        in_manifest=True,
+    )
+    exclude: tuple[str, ...] = option(
+        (),
+        "Leave the layers that match the glob in fp32. Repeatable.",
+        section=LAYERS,
+        metavar="GLOB",
+        in_manifest=True,
+    )
+    optimizer: Optimizer = option(
+        Adam(), "End each step with this update.", section=OPTIMIZER, kind=optimizer_kind(), default_text="adam"
+    )
+    remat: Rematerialization = option(
+        "off",
+        "Keep the 1-bit products of forward for backward (off), or compute them again there (auto): less memory, more "
+        "time, the same numbers.",
+        section=RESOURCES,
+    )
+    tune: bool = option(
+        False,
+        "Measure the tiles of 1-bit products that no log has, on this machine before compiling, and keep the fastest.",
+        section=RESOURCES,
+    )
+    tuning_log: Path | None = option(
+        None,
+        "Go by the measured tiles in this file; --tune adds to it.",
+        section=RESOURCES,
+        metavar="FILE",
+        default_text="one in the user's cache folder",
+    )
+    verify: Verification = option(
+        "structure",
+        "Check every graph (structure), also every kernel and every rewrite, foreign kernels under QEMU (numerics), or "
+        "nothing (off).",
+        section=CHECKS,
+    )
+    dump_ir: Path | None = option(
+        None, "Write the graph after every pass to this folder.", section=CHECKS, metavar="DIR"
+    )
+    print_after: tuple[str, ...] = option(
+        (), "Print the graph after this pass. Repeatable.", section=CHECKS, metavar="PASS"
+    )
+    time_passes: bool = option(False, "Print the time that every pass took.", section=CHECKS)
 
     def __post_init__(self) -> None:
-        _one_of("recipe", self.recipe, get_args(Recipe))
-        _one_of("grad_bits", self.grad_bits, (None, *GRADIENT_BITS))
-        _one_of("agp", self.agp, (None, *get_args(Sampling)))
-        _one_of("grid", self.grid, (None, *get_args(Grid)))
-        _one_of("projection", self.projection, get_args(Projection))
-        _one_of("remat", self.remat, get_args(Rematerialization))
-        _one_of("verify", self.verify, get_args(Verification))
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise FqtError(f"seed is {self.seed!r}; it must be an integer in [0, 2^63)", code="FQT202")
-        _one_of("tf32", self.tf32, (True, False))
-        _one_of("tune", self.tune, (True, False))
-        if not isinstance(self.mcpu, str | None):
-            raise FqtError(f"mcpu is {self.mcpu!r}; it must be a name", code="FQT202")
+        check_options(self)
         if self.grid == "zero" and self.gradient_bits == 1 and self.recipe != "none":
             raise FqtError(
                 "grid 'zero' needs gradients of at least 2 bits: one bit has no level to spare for 0",
@@ -111,18 +161,5 @@ class CompileOptions:
         return "zero" if self.gradient_bits >= 2 else "minmax"
 
     def numerics(self) -> dict[str, Any]:
-        """The options that change computed numbers, as the manifest stores them beside how gradients were selected."""
-        return {
-            "recipe": self.recipe,
-            "grad_bits": self.gradient_bits,
-            "grid": self.resolved_grid,
-            "projection": self.projection,
-            "include": list(self.include),
-            "exclude": list(self.exclude),
-        }
-
-
-def _one_of(option: str, given: object, allowed: tuple[object, ...]) -> None:
-    if given not in allowed:
-        names = ", ".join(str(value) for value in allowed if value is not None)
-        raise FqtError(f"{option} is {given!r}; it must be one of {names}", code="FQT202")
+        """The options that change computed numbers, as the manifest stores them; there ``agp`` is what came of it."""
+        return recorded_options(self)

@@ -16,7 +16,7 @@ from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.ops.aten.aten_op import dropped_arguments
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import op_of
-from fqt_deploy.passes.pass_base import Pass
+from fqt_deploy.passes.pass_base import Pass, rewrite_each
 
 _LOWERED_LATER = ("aten.native_dropout.default", "aten.bernoulli.p")
 
@@ -38,33 +38,37 @@ def is_supported(node: fx.Node) -> bool:
 
 @dataclass(frozen=True)
 class CheckOperators(Pass):
-    """Raise one FQT201 error that lists every unsupported operator with its module and source line."""
+    """Refuse every unsupported operator, each with its module and source line: an FQT201 error."""
 
     name = "check-operators"
+    settles = True
 
     def run(self, graph: TrainingGraph) -> bool:
-        """Check all nodes; the graph stays as it is."""
-        unsupported = [n for n in graph.graph.nodes if not is_supported(n)]
-        if unsupported:
-            places = sorted({_describe(n) for n in unsupported})
-            raise FqtError(
-                f"{len(places)} operator call(s) of the model cannot be lowered:\n" + "\n".join(places),
-                code="FQT201",
-                node=unsupported[0],
-                hint="rewrite these calls in supported operators (fqt-compile --list-ops), in float32",
-            )
+        """Check all nodes but those refused before; the graph stays as it is."""
+        first: dict[tuple[str, ...], fx.Node] = {}
+        for node in graph.graph.nodes:
+            if node not in graph.refused and not is_supported(node):
+                first.setdefault(_place(node), node)
+        rewrite_each(graph, first.values(), _refuse)
         return False
+
+
+def _place(node: fx.Node) -> tuple[str, ...]:
+    """What is told once: an operator of one line and module; its derivative is often the operator again."""
+    return str(node.target), str(_dtype(node)), str(node.meta.get("layer")), str(SourceLocation.of(node))
+
+
+def _refuse(node: fx.Node) -> None:
+    dtype, dropped = _dtype(node), dropped_arguments(node)
+    wrong = [dtype_name(dtype)] if dtype in _TOO_WIDE_OR_NARROW else []
+    hint = "write it in supported operators; fqt-compile --list-ops lists them"
+    if wrong or dropped:
+        hint = "compute it in float32" if wrong else f"write it without {', '.join(dropped)}"
+    where = ", ".join([node.meta.get("phase", "forward"), *wrong, *dropped])
+    message = f"{node.target} ({where}) cannot be lowered"
+    raise FqtError(message, code="FQT201", node=node, hint=hint)
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:
     value = node.meta.get("val")
     return value.dtype if isinstance(value, torch.Tensor) else None
-
-
-def _describe(node: fx.Node) -> str:
-    location, dtype = SourceLocation.of(node), _dtype(node)
-    kind = f", {dtype_name(dtype)}" if dtype in _TOO_WIDE_OR_NARROW else ""
-    kind += "".join(f", {argument}" for argument in dropped_arguments(node))
-    where = f" at {location}" if location else ""
-    module = node.meta.get("layer") or "<model>"
-    return f"  {node.target} ({node.meta.get('phase', 'forward')}{kind}) in module {module}{where}"

@@ -26,7 +26,7 @@ from fqt_deploy.core.call import Call, call_of
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, replace_results, shape
 from fqt_deploy.passes.normalize_products import channels_first, channels_last
-from fqt_deploy.passes.pass_base import Pass
+from fqt_deploy.passes.pass_base import Pass, rewrite_each
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
@@ -41,8 +41,7 @@ class NormalizeLayers(Pass):
     def run(self, graph: TrainingGraph) -> bool:
         """Rewrite each such node; forward pooling leaves its positions for backward."""
         nodes = graph.calls(*_REWRITES)
-        for node in nodes:
-            _REWRITES[node.target](graph, node)
+        rewrite_each(graph, nodes, lambda node: _REWRITES[node.target](graph, node))
         return bool(nodes)
 
 
@@ -124,6 +123,7 @@ def _require_argmax(node: fx.Node, kernel: list[int]) -> None:
 
 def _require(condition: bool, node: fx.Node, what: str, hint: str | None = None) -> None:
     if not condition:
+        hint = hint or "supported: dilation=1, ceil_mode=False, count_include_pad=True, no divisor_override"
         raise FqtError(f"cannot lower pooling with {what}", code="FQT203", node=node, hint=hint)
 
 

@@ -27,7 +27,7 @@ from torch import fx
 from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, replace_results, shape
-from fqt_deploy.passes.pass_base import Pass
+from fqt_deploy.passes.pass_base import Pass, rewrite_each
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
@@ -52,8 +52,7 @@ class NormalizeProducts(Pass):
             aten.bmm.default: _bmm,
         }
         nodes = graph.calls(*rewrites)
-        for node in nodes:
-            rewrites[node.target](graph, node)
+        rewrite_each(graph, nodes, lambda node: rewrites[node.target](graph, node))
         return bool(nodes)
 
 

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import tvm
 from tvm import tirx
 
-from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.targets.toolchain import Toolchain, native_toolchain
 from fqt_deploy.targets.tuning_log import Tile, TunedTile, kernel_signature, tiles_of
 
@@ -94,10 +93,6 @@ class Target:
         """An executable of ``module``: its Relax functions lowered by ``relax_pipeline``, its kernels as they are."""
         with self.tvm_target:
             return tvm.compile(module, self.tvm_target, relax_pipeline=relax_pipeline)
-
-    def with_tf32(self) -> Target:
-        """The same, rounding operands of fp32 products to TF32; FQT202 if the device has no such products."""
-        raise FqtError(f"target {self.name} has no TF32", code="FQT202", hint="leave out --tf32: it is for GPUs")
 
     def with_tiles(self, tiles: Iterable[TunedTile]) -> Target:
         """The same, going by those of ``tiles`` that were measured on its processor, too."""

@@ -1,71 +1,85 @@
-"""All targets by name; listing them imports none."""
+"""All targets by name, with the options that each has; listing them imports none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.options import TargetOptions
+from fqt_deploy.targets.cpu.options import CpuOptions
+from fqt_deploy.targets.cuda.options import CudaOptions
 
 if TYPE_CHECKING:
     from fqt_deploy.targets.base import Target
 
 
-def _cpu(mcpu: str | None) -> Target:
+@dataclass(frozen=True)
+class TargetEntry:
+    """One target before it is made.
+
+    Attributes:
+        options: the class of its options; its fields are the flags and settings that the target has.
+        make: makes the target from an instance of it; imports the target first.
+    """
+
+    options: type[TargetOptions]
+    make: Callable[[Any], Target]
+
+
+def _cpu(options: CpuOptions) -> Target:
     from fqt_deploy.targets.cpu.target import cpu_target
 
-    return cpu_target(mcpu)
+    return cpu_target(options.mcpu)
 
 
-def _aarch64(mcpu: str | None) -> Target:
+def _aarch64(options: CpuOptions) -> Target:
     from fqt_deploy.targets.cpu.target import aarch64_target
 
-    return aarch64_target(mcpu)
+    return aarch64_target(options.mcpu)
 
 
-def _rpi5(mcpu: str | None) -> Target:
+def _rpi5(options: CpuOptions) -> Target:
     from fqt_deploy.targets.cpu.target import rpi5_target
 
-    return rpi5_target(mcpu)
+    return rpi5_target(options.mcpu)
 
 
-def _cuda(architectures: str | None) -> Target:
+def _cuda(options: CudaOptions) -> Target:
     from fqt_deploy.targets.cuda.target import cuda_target
 
-    return cuda_target(architectures)
+    return cuda_target(options.arch, tf32=options.tf32)
 
 
-TARGETS: dict[str, Callable[[str | None], Target]] = {
-    "cpu": _cpu,
-    "aarch64": _aarch64,
-    "rpi5": _rpi5,
-    "cuda": _cuda,
+TARGETS: dict[str, TargetEntry] = {
+    "cpu": TargetEntry(CpuOptions, _cpu),
+    "aarch64": TargetEntry(CpuOptions, _aarch64),
+    "rpi5": TargetEntry(CpuOptions, _rpi5),
+    "cuda": TargetEntry(CudaOptions, _cuda),
 }
-"""Name -> factory of the target for a processor, or for a list of GPU architectures; None: the target's own choice."""
-
-_GPUS = ("cuda",)
-"""Targets whose processor ``arch`` names, not ``mcpu``."""
+"""Every target by the name that ``--target`` takes."""
 
 
-def make_target(name: str, mcpu: str | None = None, arch: str | None = None, *, tf32: bool = False) -> Target:
+def target_entry(name: object) -> TargetEntry:
+    """The entry of the target called ``name``; FQT401 with the names that there are if there is none."""
+    if not isinstance(name, str) or name not in TARGETS:
+        raise FqtError(f"unknown target {name!r}", code="FQT401", hint=f"targets: {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def make_target(name: str, options: TargetOptions | None = None) -> Target:
     """The target called ``name``.
 
     Args:
         name: a key of ``TARGETS``.
-        mcpu: processor, for CPUs.
-        arch: architectures separated by commas, for GPUs.
-        tf32: whether fp32 products may round their operands to TF32, for GPUs.
+        options: what was chosen of it, of the class that it has; None for its defaults.
 
     Raises:
-        FqtError: FQT401 for an unknown target, FQT202 for the other kind's option.
+        FqtError: FQT401 for an unknown target, FQT202 for another target's options, FQT402 for an unknown processor.
     """
-    if name not in TARGETS:
-        raise FqtError(f"unknown target {name!r}", code="FQT401", hint=f"targets: {', '.join(TARGETS)}")
-    own, other = ("arch", "mcpu") if name in _GPUS else ("mcpu", "arch")
-    given = {"mcpu": mcpu, "arch": arch}
-    if given[other] is not None:
-        raise FqtError(
-            f"{other} is {given[other]!r}, but target {name} has no {other}", code="FQT202", hint=f"use {own}"
-        )
-    target = TARGETS[name](given[own])
-    return target.with_tf32() if tf32 else target
+    entry = target_entry(name)
+    if options is not None and type(options) is not entry.options:
+        wanted, given = entry.options.__name__, type(options).__name__
+        raise FqtError(f"target {name} takes {wanted}, not {given}", code="FQT202")
+    return entry.make(options or entry.options())

@@ -29,7 +29,7 @@ def test_batches_partition_the_kernels(count: int) -> None:
 
 
 def test_objects_link_into_one_library(tmp_path: Path) -> None:
-    target = make_target("cpu", mcpu=None, arch=None)
+    target = make_target("cpu")
     own, *others = split_kernels({f"add_{i}": _adds(i) for i in range(3 * BATCH)})
     assert len(others) == 2
     with compiling(others, target, tmp_path) as objects:
@@ -41,7 +41,7 @@ def test_objects_link_into_one_library(tmp_path: Path) -> None:
 
 
 def test_a_failure_in_the_block_is_what_is_raised(tmp_path: Path) -> None:
-    target = make_target("cpu", mcpu=None, arch=None)
+    target = make_target("cpu")
     with (
         pytest.raises(RuntimeError, match="linker"),
         compiling(split_kernels({"add_1": _adds(1)}), target, tmp_path),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import fx
 
-from fqt_deploy.core.diagnostics import CODES, FqtError, InvariantError, SourceLocation, user_root
+from fqt_deploy.core.diagnostics import CODES, FqtError, InvariantError, SourceLocation, together, user_root
 
 PACKAGE = Path(__file__).parents[2] / "fqt_deploy"
 
@@ -88,6 +88,21 @@ def test_rendering_without_any_of_them(model):
     model.unlink()
     error = FqtError("bad", code="FQT203", node=node_with((model, 2)))
     assert error.render().splitlines() == ["error[FQT203]: bad", f"  --> {model}:2", "   = note: node %conv"]
+
+
+def test_several_errors_are_told_as_one_each_once(model):
+    def error(line, layer, **meta):
+        return FqtError("bad", code="FQT203", node=node_with((model, line), layer=layer, **meta), hint="other")
+
+    with user_root(model.parent):
+        first, again, second = error(2, "a", phase="forward"), error(2, "a", phase="backward"), error(2, "b")
+    assert together([first, again]) is first
+    both = together([first, together([again, second])])
+    assert both.parts == (first, second)
+    assert (both.code, both.node, both.location, both.hint) == ("FQT203", first.node, first.location, "other")
+    assert both.message == "2 things have to change:\n  bad at model.py:2\n  bad at model.py:2"
+    assert both.render() == f"{first.render()}\n{second.render()}\n2 errors"
+    assert [part.module for part in both.parts] == ["a", "b"]
 
 
 def test_a_broken_invariant_tells_the_pass():

@@ -1,9 +1,14 @@
 """Optimizers as values: what is refused, groups, and what the manifest says of them."""
 
+from dataclasses import dataclass
+
 import pytest
 
+from fqt_deploy.command_line import help_text
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.optimizer import SGD, Adam, AdamW, ParameterGroup
+from fqt_deploy.core.optimizer import OPTIMIZERS, SGD, Adam, AdamW, Optimizer, ParameterGroup
+from fqt_deploy.core.option import OPTIMIZER, option
+from fqt_deploy.settings import all_settings, options_of
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -11,19 +16,21 @@ NAN, INFINITY = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("kind", "given", "said"),
     [
-        (Adam, {"lr": -1e-3}, "lr is -0.001; it must be at least 0"),
+        (Adam, {"lr": -1e-3}, "lr is -0.001; it must be a number of at least 0"),
         (Adam, {"lr": NAN}, "lr is nan"),
         (Adam, {"lr": INFINITY}, "lr is inf"),
         (Adam, {"lr": "fast"}, "lr is 'fast'"),
         (Adam, {"lr": True}, "lr is True"),
         (SGD, {"weight_decay": -0.1}, "weight_decay is -0.1"),
-        (Adam, {"betas": (0.9, 1.0)}, "betas is (0.9, 1.0); it must be two numbers in [0, 1)"),
+        (Adam, {"betas": (0.9, 1.0)}, "betas is (0.9, 1.0); it must be two values, each a number in [0, 1)"),
         (Adam, {"betas": 0.9}, "betas is 0.9"),
         (AdamW, {"betas": (0.9,)}, "betas is (0.9,)"),
         (AdamW, {"eps": -1e-8}, "eps is -1e-08"),
         (SGD, {"momentum": -0.9}, "momentum is -0.9"),
         (SGD, {"nesterov": True}, "nesterov needs a momentum above 0"),
-        (SGD, {"groups": {"a.*": 0.1}}, "groups is {'a.*': 0.1}; it must be a tuple of ParameterGroup"),
+        (SGD, {"nesterov": 1, "momentum": 0.9}, "nesterov is 1; it must be True or False"),
+        (SGD, {"groups": "a.*"}, "groups is 'a.*'; it must be a dict from globs to learning rates, or a list of"),
+        (SGD, {"groups": {"a.*": "fast"}}, "the learning rate of group 'a.*' is 'fast'"),
         (ParameterGroup, {"pattern": "", "lr": 0.1}, "the pattern of a parameter group is ''"),
         (ParameterGroup, {"pattern": 3, "lr": 0.1}, "the pattern of a parameter group is 3"),
         (ParameterGroup, {"pattern": "a.*", "lr": -1}, "the learning rate of group 'a.*' is -1"),
@@ -52,6 +59,34 @@ def test_the_first_matching_group_counts():
     assert optimizer.lrs() == (1.0, 0.1, 0.2)
     names = ("features.0.weight", "features.1.weight", "features.1.bias", "Features.0.bias")
     assert [optimizer.group_of(name) for name in names] == [1, 2, 0, 0]
+
+
+def test_groups_are_written_as_a_dict_or_as_values():
+    groups = (ParameterGroup("a.*", 0.1), ParameterGroup("*", 0))
+    assert SGD(groups={"a.*": 0.1, "*": 0}).groups == SGD(groups=list(groups)).groups == groups
+
+
+def test_an_optimizer_is_declared_by_its_class_alone():
+    """Name, hyperparameters, settings and flags follow from the class; here one is declared and taken back."""
+    assert list(OPTIMIZERS) == ["adam", "adamw", "sgd"]
+
+    try:
+
+        @dataclass(frozen=True, kw_only=True)
+        class Lion(Optimizer, name="lion"):
+            lr: float = 1e-4
+            interpolation: float = option(0.9, "Share of the momentum.", section=OPTIMIZER, minimum=0, below=1)
+
+        assert options_of({"optimizer": "lion", "interpolation": 0.5}).optimizer == Lion(interpolation=0.5)
+        assert Lion().describe()["hyperparameters"] == {"weight_decay": 0.0, "interpolation": 0.9}
+        settings = all_settings()
+        assert settings["optimizer"].kind.choices == ("adam", "adamw", "sgd", "lion")
+        assert settings["lr"].default_text == "0.001; 0.01 for sgd; 0.0001 for lion"
+        assert help_text(settings["interpolation"]) == "lion: Share of the momentum.  [default: 0.9]"
+        with pytest.raises(FqtError, match=r"optimizer lion has no betas"):
+            options_of({"optimizer": "lion", "betas": (0.9, 0.99)})
+    finally:
+        del OPTIMIZERS["lion"]
 
 
 def test_what_the_manifest_says():

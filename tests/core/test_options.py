@@ -1,25 +1,34 @@
 """Options: what is refused, and what is chosen where a person leaves it open."""
 
+from pathlib import Path
+
 import pytest
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.optimizer import SGD
 from fqt_deploy.core.options import CompileOptions
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"recipe": "psq"}, "recipe is 'psq'; it must be one of none, psq-8, psq-1, scq, scq+agp"),
+        ({"recipe": "psq"}, "recipe is 'psq'; it must be one of scq+agp, scq, psq-8, psq-1, none"),
         ({"grad_bits": 5}, "grad_bits is 5; it must be one of 1, 2, 3, 4, 8"),
-        ({"agp": "all"}, "agp is 'all'; it must be one of topk, sampled, once, nested"),
+        ({"agp": "all"}, "agp is 'all'; it must be one of nested, sampled, once, topk"),
         ({"projection": "on"}, "projection is 'on'; it must be one of auto, off"),
-        ({"grid": "even"}, "grid is 'even'; it must be one of minmax, zero"),
+        ({"grid": "even"}, "grid is 'even'; it must be one of zero, minmax"),
         ({"remat": True}, "remat is True; it must be one of off, auto"),
-        ({"verify": "all"}, "verify is 'all'; it must be one of off, structure, numerics"),
-        ({"seed": -1}, "seed is -1"),
+        ({"verify": "all"}, "verify is 'all'; it must be one of structure, numerics, off"),
+        ({"grad_bits": True}, "grad_bits is True"),
+        ({"recipe": None}, "recipe is None"),
+        ({"optimizer": "rprop"}, "optimizer is 'rprop'; it must be one of adam, adamw, sgd, or an instance of Adam"),
+        ({"seed": -1}, "seed is -1; it must be an integer in [0, 2^63)"),
         ({"seed": 2**63}, "seed is 9223372036854775808"),
         ({"seed": 0.5}, "seed is 0.5"),
-        ({"mcpu": 3}, "mcpu is 3"),
+        ({"include": 3}, "include is 3; it must be a string that is not empty, or a list of such"),
+        ({"exclude": ["a.*", ""]}, "exclude is ['a.*', '']"),
+        ({"dump_ir": 3}, "dump_ir is 3; it must be a path"),
+        ({"tune": 1}, "tune is 1; it must be True or False"),
         ({"grad_bits": 1, "grid": "zero"}, "at least 2 bits"),
         ({"recipe": "psq-1", "grid": "zero"}, "at least 2 bits"),
     ],
@@ -50,8 +59,15 @@ def test_width_and_grid_follow_from_the_recipe(given, bits, grid):
     options = CompileOptions(**given)
     assert (options.gradient_bits, options.resolved_grid) == (bits, grid)
     assert options.numerics() == {
-        "recipe": options.recipe, "grad_bits": bits, "grid": grid, "projection": "auto", "include": [], "exclude": []
+        "recipe": options.recipe, "agp": options.agp, "grad_bits": bits, "grid": grid, "projection": "auto",
+        "include": [], "exclude": [],
     }  # fmt: skip
+
+
+def test_values_are_held_in_one_form():
+    options = CompileOptions(include="a.*", exclude=["b", "c"], dump_ir="ir", optimizer="sgd")
+    assert (options.include, options.exclude, options.dump_ir) == (("a.*",), ("b", "c"), Path("ir"))
+    assert options.optimizer == SGD()
 
 
 def test_without_quantization_any_grid_is_allowed():
@@ -59,5 +75,5 @@ def test_without_quantization_any_grid_is_allowed():
 
 
 def test_what_changes_no_number_is_not_among_the_numerics():
-    changed = CompileOptions(remat="auto", verify="off", seed=3, mcpu="znver4", time_passes=True, print_after=("x",))
+    changed = CompileOptions(remat="auto", verify="off", seed=3, target="rpi5", time_passes=True, print_after=("x",))
     assert changed.numerics() == CompileOptions().numerics()

@@ -25,7 +25,7 @@ built = pytest.mark.skipif(
 def plugin(exported, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plugin") / "digits.plugin"
     options = CompileOptions()
-    export_plugin.export_plugin(exported.lowered, make_target(options.target, options.mcpu), folder)
+    export_plugin.export_plugin(exported.lowered, make_target(options.target), folder)
     return folder / "plugin.so"
 
 
@@ -83,7 +83,7 @@ def test_other_folders_are_never_overwritten(exported, tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     options = CompileOptions()
     with pytest.raises(FqtError, match="not a plug-in") as caught:
-        export_plugin.export_plugin(exported.lowered, make_target(options.target, options.mcpu), tmp_path / "mine")
+        export_plugin.export_plugin(exported.lowered, make_target(options.target), tmp_path / "mine")
     assert caught.value.code == "FQT508"
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 

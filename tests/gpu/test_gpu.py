@@ -11,7 +11,7 @@ import torch
 import fqt_deploy
 from fqt_deploy.capture.load_model import load_model
 from fqt_deploy.compiler import compile_model
-from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.settings import options_of
 
 pytestmark = pytest.mark.gpu
 
@@ -43,7 +43,7 @@ def architecture():
 
 def compiled(example, architecture, folder, **settings):
     source = load_model(EXAMPLES / f"{example}.py", batch=settings.pop("batch", 8))
-    options = CompileOptions(target="cuda", arch=architecture, **settings)
+    options = options_of({"target": "cuda", "arch": architecture, **settings})
     return source, compile_model(source, options, folder / "step.fqt")
 
 

@@ -87,7 +87,41 @@ def test_the_step_holds_the_optimizer_state(graph_after):
 def test_layers_without_a_lowering_are_refused(graph_after, layers, said):
     model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(4))
     model(torch.zeros(8, 4, 8, 8))
-    assert said in refused(graph_after, "FQT203", model, "propagate-layout")
+    assert said in refused(graph_after, "FQT203", model, "check-operators")
+
+
+class Many(nn.Module):
+    """Everything in it is unsupported but the linear layer, and what is unsupported feeds what is."""
+
+    def __init__(self):
+        super().__init__()
+        self.grouped, self.pool = nn.Conv2d(4, 8, 3, groups=2, padding=1), nn.MaxPool2d(3, ceil_mode=True)
+        self.dilated, self.mean = nn.Conv2d(8, 8, 3, dilation=2, padding=2), nn.AvgPool2d(2, ceil_mode=True)
+        self.head = nn.Linear(8 * 2 * 2, 4)
+
+    def forward(self, x):
+        x = self.pool(self.grouped(x))
+        x = self.mean(torch.special.bessel_j0(x.detach()) + self.dilated(x))
+        return self.head(torch.cumsum(x.flatten(1), 1))
+
+
+def test_all_that_is_refused_is_told_at_once(graph_after):
+    model = Many()
+    model(torch.zeros(8, 4, 8, 8))
+    with pytest.raises(FqtError) as caught:
+        graph_after(model, "check-operators")
+    told = [(part.code, part.module, part.message) for part in caught.value.parts]
+    assert told == [
+        ("FQT203", "grouped", "cannot lower a convolution with 2 groups"),
+        ("FQT203", "pool", "cannot lower pooling with ceil_mode where it adds a partial window"),
+        ("FQT201", "", "aten.special_bessel_j0.default (forward) cannot be lowered"),
+        ("FQT203", "dilated", "cannot lower a convolution with dilation [2, 2]"),
+        ("FQT203", "mean", "cannot lower pooling with ceil_mode"),
+        ("FQT201", "", "aten.cumsum.default (forward) cannot be lowered"),
+        ("FQT201", "", "aten.flip.default (backward) cannot be lowered"),
+    ]
+    assert all(part.location is not None and part.hint for part in caught.value.parts)
+    assert caught.value.render().endswith("\n7 errors")
 
 
 class Unusual(nn.Module):

@@ -17,6 +17,7 @@ from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.runtime import processor
 from fqt_deploy.targets.cpu.features import host_cpu
+from fqt_deploy.targets.cpu.options import CpuOptions
 from fqt_deploy.targets.registry import make_target
 
 LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "znver4", "sapphirerapids")
@@ -29,7 +30,7 @@ ONE_BIT = (
 
 def runs(level):
     try:
-        make_target("cpu", level)
+        make_target("cpu", CpuOptions(mcpu=level))
     except FqtError:
         return False
     return True
@@ -44,7 +45,7 @@ def level_parameters():
 @pytest.mark.parametrize("name", ONE_BIT)
 def test_one_bit_ops_equal_their_reference(level, name):
     """All samples of the op in one module, so that one compilation serves them."""
-    target = make_target("cpu", level)
+    target = make_target("cpu", CpuOptions(mcpu=level))
     spec = FQT_OPS[name]
     samples = list(spec.sample_inputs())
     functions = {}
@@ -89,7 +90,7 @@ def test_a_step_learns_alike_at_every_level(level, digits):
 
 def test_what_cannot_run_here_is_refused():
     with pytest.raises(FqtError, match=r"FQT402: unknown .*processor 'z80'"):
-        make_target("cpu", "z80")
+        make_target("cpu", CpuOptions(mcpu="z80"))
     with pytest.raises(FqtError, match="FQT401"):
         make_target("tpu")
     assert make_target("cpu").features.mcpu == host_cpu()
@@ -107,7 +108,7 @@ def test_extensions_that_the_system_hides_are_not_used(monkeypatch, tmp_path):
     assert not any(name.startswith(("amx", "avx512")) for name in target.features.requires)
     assert "-avx512f" in target.tvm_target.attrs["mattr"]
     with pytest.raises(FqtError, match=r"FQT402: this machine .* cannot run code for x86-64-v4: it lacks avx512f"):
-        make_target("cpu", "x86-64-v4")
+        make_target("cpu", CpuOptions(mcpu="x86-64-v4"))
 
 
 def test_a_system_that_refuses_tile_registers_has_none(monkeypatch):
@@ -120,7 +121,7 @@ def test_a_system_that_refuses_tile_registers_has_none(monkeypatch):
 def test_flags_of_higher_levels_include_those_of_lower_ones():
     if not runs("x86-64-v4"):
         pytest.skip("this machine cannot run them")
-    v2, v3, v4 = (set(make_target("cpu", level).features.requires) for level in LEVELS[:3])
+    v2, v3, v4 = (set(make_target("cpu", CpuOptions(mcpu=level)).features.requires) for level in LEVELS[:3])
     assert "popcnt" in v2 < v3 < v4
     assert "avx2" in v3 - v2
     assert "avx512f" in v4 - v3

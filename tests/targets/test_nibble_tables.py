@@ -12,6 +12,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.ops.lib.convolution_shape import output_extents
 from fqt_deploy.ops.lib.packed_words import pack_last_axis, to_panels
 from fqt_deploy.ops.op import FQT_OPS
+from fqt_deploy.targets.cpu.options import CpuOptions
 from fqt_deploy.targets.cpu.products.nibble_binary_conv2d import NibbleBinaryConv2dRule
 from fqt_deploy.targets.cpu.products.nibble_input_grad import NibbleInputGradRule
 from fqt_deploy.targets.cpu.products.nibble_table import lookups_of_a_byte, lookups_of_a_half
@@ -29,7 +30,7 @@ LEVELS = ("x86-64-v3", "x86-64-v4")
 
 def target_of(level):
     try:
-        return make_target("cpu", level)
+        return make_target("cpu", CpuOptions(mcpu=level))
     except FqtError:
         pytest.skip("this machine cannot run it")
 

@@ -29,7 +29,7 @@ def kernel(axes, shape):
     ("axes", "shape"), [((0, 2, 1), (SAMPLES, ROWS, COLUMNS)), ((1, 0), (ROWS, COLUMNS)), ((2, 0, 1), (3, 16, 5))]
 )
 def test_columns_are_transposed(axes, shape):
-    target = make_target("cpu", mcpu=None, arch=None)
+    target = make_target("cpu")
     scheduled = TranspositionRule().apply(kernel(axes, shape), target.features)
     assert scheduled is not None
     r = np.random.default_rng(0)
@@ -46,5 +46,5 @@ def test_columns_are_transposed(axes, shape):
     [((1, 0, 2), (SAMPLES, ROWS, COLUMNS)), ((0, 1, 2), (SAMPLES, ROWS, COLUMNS)), ((0, 2, 1), (SAMPLES, 9, COLUMNS))],
 )
 def test_rows_and_narrow_columns_are_left_to_other_rules(axes, shape):
-    target = make_target("cpu", mcpu=None, arch=None)
+    target = make_target("cpu")
     assert TranspositionRule().apply(kernel(axes, shape), target.features) is None

@@ -37,6 +37,7 @@ from fqt_deploy.targets.cuda.kernel_builder import (
     store,
     with_buffers,
 )
+from fqt_deploy.targets.cuda.options import CudaOptions
 from fqt_deploy.targets.cuda.warp_forms import WarpForm
 from fqt_deploy.targets.registry import make_target
 from tools.examples import compile_example, load_example
@@ -118,7 +119,9 @@ def _packages(folder: Path, python: str) -> None:
 
 
 def _products(folder: Path, architectures: str, form: str) -> None:
-    target = make_target("cuda", arch=_in_form(architectures, form, cuda_features(architectures).bit_forms[0]))
+    target = make_target(
+        "cuda", CudaOptions(arch=_in_form(architectures, form, cuda_features(architectures).bit_forms[0]))
+    )
     functions = {shape.symbol: _product(target, shape) for shape in layout.SHAPES}
     functions[layout.PEAK] = _peak(cuda_features(architectures).bit_forms[0]).with_attr("global_symbol", layout.PEAK)
     executable = target.compile(tvm.IRModule(functions), lower_relax)

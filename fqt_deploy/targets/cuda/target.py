@@ -93,7 +93,7 @@ class CudaTarget(Target):
             raise
 
     def with_tf32(self) -> CudaTarget:
-        """FQT202 if an architecture is older than TF32."""
+        """The same, rounding operands of fp32 products to TF32; FQT202 if an architecture is older than that."""
         old = [name for name in self.features.architectures if name in BEFORE_TF32]
         if old:
             raise FqtError(f"{old[0]} has no TF32", code="FQT202", hint="leave out --tf32, or the architecture")
@@ -126,12 +126,13 @@ class CudaTarget(Target):
             raise FqtError("the compiled library holds no device code", code="FQT404", hint=INSTALL)
 
 
-def cuda_target(architectures: str | None) -> CudaTarget:
-    """The target for a list of architectures, such as ``sm_80,sm_90a``.
+def cuda_target(architectures: str | None, *, tf32: bool = False) -> CudaTarget:
+    """The target for a list of architectures, such as ``sm_80,sm_90a``; with ``tf32``, for fp32 products in TF32.
 
     Raises:
-        FqtError: FQT402 for an unknown architecture, FQT404 if there is no CUDA compiler.
+        FqtError: FQT202 for TF32 on an architecture without it, FQT402 for an unknown one.
     """
     features = cuda_features(architectures)
     device = {"kind": "cuda", "arch": features.architectures[0], "max_threads_per_block": 1024, "thread_warp_size": 32}
-    return CudaTarget("cuda", tvm.target.Target(device, host={"kind": "llvm"}), features, RULES)
+    target = CudaTarget("cuda", tvm.target.Target(device, host={"kind": "llvm"}), features, RULES)
+    return target.with_tf32() if tf32 else target

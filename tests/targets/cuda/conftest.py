@@ -49,14 +49,22 @@ def emulated_target(emulation, emitted_sources):
     from fqt_deploy.targets.cuda.target import cuda_target
     from tools.cuda_emulation.emulate import compile_for_emulation
 
-    def make(architectures=None):
+    def make(architectures=None, *, tf32=False):
         def compile_source(source, _):
             emitted_sources.append(source)
             return compile_for_emulation(source, emulation)
 
-        return dataclasses.replace(cuda_target(architectures), compile_source=compile_source)
+        return dataclasses.replace(cuda_target(architectures, tf32=tf32), compile_source=compile_source)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def emulated_entry(emulated_target):
+    """The CUDA target as the registry has it, but made for the emulation."""
+    return dataclasses.replace(
+        registry.TARGETS["cuda"], make=lambda options: emulated_target(options.arch, tf32=options.tf32)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -66,13 +74,13 @@ def emitted_sources():
 
 
 @pytest.fixture(scope="session")
-def digits_step(digits_source, emulated_target, emitted_sources, tmp_path_factory):
+def digits_step(digits_source, emulated_entry, emitted_sources, tmp_path_factory):
     """A verified step of the digits network for batches of 8: the result, its folder, and the emitted source."""
     from fqt_deploy.compiler import compile_model
     from fqt_deploy.core.options import CompileOptions
 
     patch = pytest.MonkeyPatch()
-    patch.setitem(registry.TARGETS, "cuda", emulated_target)
+    patch.setitem(registry.TARGETS, "cuda", emulated_entry)
     output = tmp_path_factory.mktemp("cuda") / "digits.fqt"
     try:
         result = compile_model(digits_source, CompileOptions(target="cuda", agp="once", verify="numerics"), output)
@@ -82,6 +90,6 @@ def digits_step(digits_source, emulated_target, emitted_sources, tmp_path_factor
 
 
 @pytest.fixture
-def emulated_cuda(emulated_target, monkeypatch):
+def emulated_cuda(emulated_entry, monkeypatch):
     """Within the test, ``--target cuda`` compiles for the emulation."""
-    monkeypatch.setitem(registry.TARGETS, "cuda", emulated_target)
+    monkeypatch.setitem(registry.TARGETS, "cuda", emulated_entry)

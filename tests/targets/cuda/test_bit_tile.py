@@ -110,14 +110,14 @@ def test_small_results_get_small_tiles():
 @pytest.mark.parametrize(
     ("architecture", "form"), [("sm_75", "xor"), ("sm_90a", "and"), ("sm_90a", "wgmma"), ("sm_120", "int8")]
 )
-def test_the_products_of_the_benchmark_are_exact(emulated_target, tmp_path, monkeypatch, architecture, form):
+def test_the_products_of_the_benchmark_are_exact(emulated_entry, tmp_path, monkeypatch, architecture, form):
     import tvm_ffi
 
     from fqt_deploy.targets import registry
     from tools.gpu_bench import build, layout
 
     shape = layout.Product("test", 80, 48, 96)
-    monkeypatch.setitem(registry.TARGETS, "cuda", emulated_target)
+    monkeypatch.setitem(registry.TARGETS, "cuda", emulated_entry)
     monkeypatch.setattr(layout, "SHAPES", (shape,))
     build._products(tmp_path, architecture, form)
     module = tvm_ffi.load_module(str(layout.products_library(tmp_path, form)))

@@ -9,6 +9,7 @@ import fqt_deploy
 from fqt_deploy.compiler import compile_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.targets.cuda.options import CudaOptions
 
 
 def batches(digits, count):
@@ -38,7 +39,7 @@ def test_every_recipe_agrees_with_pytorch(digits_source, emulated_cuda, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90a:wgmma", "sm_120"])
 def test_every_form_of_the_products_agrees_with_pytorch(digits_source, emulated_cuda, tmp_path, arch):
-    options = CompileOptions(target="cuda", arch=arch, agp="once", verify="numerics")
+    options = CompileOptions(target="cuda", target_options=CudaOptions(arch=arch), agp="once", verify="numerics")
     result = compile_model(digits_source, options, tmp_path / "step")
     assert [row for row in result.verification.rows if not row.ok] == []
     assert result.manifest.target.get("ptx") == ("none" if "wgmma" in arch else None)
@@ -149,7 +150,7 @@ def test_a_tensor_that_begins_within_another_is_copied(digits_step, digits, monk
 
 @pytest.mark.slow
 def test_a_step_in_tf32_says_so_and_agrees_with_pytorch(digits_source, emulated_cuda, tmp_path):
-    options = CompileOptions(target="cuda", tf32=True, verify="numerics")
+    options = CompileOptions(target="cuda", target_options=CudaOptions(tf32=True), verify="numerics")
     result = compile_model(digits_source, options, tmp_path / "step")
     assert [row for row in result.verification.rows if not row.ok] == []
     assert result.manifest.target["fp32_products"] == "tf32"

@@ -250,7 +250,7 @@ def test_the_command_compiles_without_gpu_and_driver(model_file, tmp_path):
         (("--target", "cuda", "--arch", "sm_1"), "unknown architecture 'sm_1'"),
         (("--target", "cuda", "--mcpu", "znver4"), "target cuda has no mcpu"),
         (("--target", "cpu", "--arch", "sm_80"), "target cpu has no arch"),
-        (("--target", "cpu", "--tf32"), "target cpu has no TF32"),
+        (("--target", "cpu", "--tf32"), "target cpu has no tf32"),
         (("--target", "cuda", "--arch", "sm_75,sm_80", "--tf32"), "sm_75 has no TF32"),
     ],
 )

@@ -1,0 +1,73 @@
+"""The options of ``fqt-compile`` that say what the command does; how a model is compiled is in ``core/options.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.option import CHECKS, WRITING, check_options, option, options_in
+
+SUFFIXES = {"so": ".fqt", "onnx": ".onnx", "onnx-infer": ".infer.onnx", "onnx-plugin": ".plugin"}
+"""What ``--emit`` can write, with the ending of its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandOptions:
+    """What ``fqt-compile`` reads, writes and prints; each field is a flag."""
+
+    output: Path | None = option(
+        None,
+        "Write to this folder or file.",
+        section=WRITING,
+        default_text="MODEL and its ending",
+        flags=("-o", "--output"),
+    )
+    emit: tuple[Literal["so", "onnx", "onnx-infer", "onnx-plugin"], ...] = option(
+        ("so",),
+        "Write the artifact (so), or for ONNX Runtime the training step (onnx), the prediction (onnx-infer), or fast "
+        "kernels for both (onnx-plugin). Repeatable.",
+        section=WRITING,
+    )
+    batch: int | None = option(
+        None,
+        "Compile for this many samples in a step.",
+        section=WRITING,
+        default_text="as in example_inputs()",
+        minimum=1,
+    )
+    weights: Path | None = option(
+        None,
+        "Start from this state dict, a .safetensors or .pt file.",
+        section=WRITING,
+        metavar="FILE",
+        default_text="those of build_model()",
+    )
+    check: bool = option(
+        False,
+        "Say what would run in 1 bit, and why, and everything that cannot be compiled; write nothing.",
+        section=CHECKS,
+        flags=("--check",),
+    )
+    quiet: bool = option(
+        False, "Print errors alone, and what --json or --print-after asks for.", section=CHECKS, flags=("-q", "--quiet")
+    )
+    json: bool = option(False, "Print what --check says as JSON.", section=CHECKS, flags=("--json",))
+    profile: bool = option(
+        False,
+        "Time the compiled step, layer by layer, beside PyTorch in fp32.",
+        section=CHECKS,
+        flags=("--profile",),
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.json and not self.check:
+            raise FqtError("--json is the form of what --check says", code="FQT202", hint="add --check")
+        if self.profile and (self.check or "so" not in self.emit):
+            raise FqtError("--profile times the artifact", code="FQT202", hint="leave out --check; add --emit so")
+
+
+COMMAND_OPTIONS = options_in(CommandOptions)
+"""The options of the command alone, by name."""

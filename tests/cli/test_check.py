@@ -1,0 +1,88 @@
+"""``fqt-compile --check``: what is said of a model, and that nothing is written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fqt_deploy.cli import main as compile_command
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+MODEL = """
+import torch
+from torch import nn
+
+def build_model():
+    return nn.Sequential(
+        nn.Conv2d(1, 64, 3), nn.Conv2d(64, 64, 3, groups=2), nn.MaxPool2d(3, ceil_mode=True), nn.Flatten(),
+        nn.Linear(256, 10), Running()
+    )
+
+def example_inputs():
+    return torch.randn(16, 1, 8, 8), torch.randint(0, 10, (16,))
+
+class Running(nn.Module):
+    def forward(self, x):
+        return torch.cumsum(x, 1)
+"""
+
+
+def run(*arguments):
+    return CliRunner().invoke(compile_command, [str(a) for a in arguments])
+
+
+def test_a_model_that_compiles(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(EXAMPLES / "digits_cnn.py", "--check", "--batch", 8)
+    assert result.exit_code == 0, result.output
+    assert "the last linear layer stays in fp32" in result.output
+    assert "layers in 1 bit, the model compiles" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [("--check",), ("--recipe", "none")])
+def test_everything_unsupported_is_told_at_once(model_file, tmp_path, monkeypatch, arguments):
+    """By ``--check``, and by compiling too."""
+    monkeypatch.chdir(tmp_path)
+    result = run(model_file(MODEL), *arguments)
+    assert result.exit_code == 1, result.output
+    for text in ("a convolution with 2 groups", "module 1", "pooling with ceil_mode", "aten.cumsum", "model.py:16"):
+        assert text in result.output
+    assert result.output.count("= help: ") == result.output.count("error[") == 4
+    assert "Traceback" not in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["model.py"]
+
+
+def test_json_is_all_that_is_printed(model_file):
+    command = [
+        sys.executable,
+        "-c",
+        "from fqt_deploy.cli import main; main()",
+        str(model_file(MODEL)),
+        "--check",
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    assert [error["code"] for error in found["errors"]] == ["FQT203", "FQT203", "FQT201", "FQT201"]
+    assert found["errors"][-1]["source"] == "model.py:16"
+
+
+def test_quiet_prints_errors_alone(model_file):
+    assert run(EXAMPLES / "digits_cnn.py", "--check", "--batch", 8, "--quiet").output == ""
+    errors = run(model_file(MODEL), "--check", "-q").output
+    assert errors.startswith("error[FQT203]: cannot lower a convolution with 2 groups\n   = note")
+    assert "...\n" not in errors
+    assert "layers in 1 bit" not in errors
+
+
+def test_what_goes_with_checking_and_what_does_not(model_file):
+    for arguments in (("--json",), ("--check", "--profile")):
+        result = run(model_file(MODEL), *arguments)
+        assert result.exit_code == 1
+        assert "error[FQT202]" in result.output

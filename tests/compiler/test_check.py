@@ -1,0 +1,115 @@
+"""Checking a model: the same decisions as compiling it, and everything that is unsupported, at once."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import fqt_deploy
+from fqt_deploy.compiler import check_model, lower_model
+from fqt_deploy.compiler.describe import layer_decisions
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.options import CompileOptions
+
+
+def test_decisions_are_those_of_compiling(digits_source):
+    for options in (CompileOptions(), CompileOptions(recipe="none", exclude=("*",))):
+        report = check_model(digits_source, options)
+        assert report.ok
+        assert report.layers == layer_decisions(lower_model(digits_source, options).train)
+        assert len(report.layers) > 3
+    assert report.summary() == f"digits_cnn: 0 of {len(report.layers)} layers in 1 bit, the model compiles"
+
+
+class Unsupported(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.grouped = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, groups=64, padding=1)
+        self.plain, self.pool = nn.Conv2d(64, 64, 3, padding=1), nn.MaxPool2d(2, dilation=2)
+        self.head = nn.Linear(64 * 3 * 3, 10)
+
+    def forward(self, x):
+        x = self.pool(torch.relu(self.plain(self.grouped(self.first(x)))))
+        x = torch.cumsum(x.flatten(1), 1) if self.training else torch.sort(x.flatten(1), 1).values
+        return self.head(x)
+
+
+def test_all_that_is_unsupported_is_found_in_both_modes():
+    x, y = torch.randn(4, 3, 8, 8), torch.arange(4)
+    report = fqt_deploy.check(Unsupported(), example_inputs=(x, y))
+    assert not report.ok
+    assert [(error.code, error.module, error.message) for error in report.errors] == [
+        ("FQT203", "grouped", "cannot lower a convolution with 64 groups"),
+        ("FQT203", "pool", "cannot lower pooling with dilation"),
+        ("FQT201", "", "aten.cumsum.default (forward) cannot be lowered"),
+        ("FQT201", "", "aten.flip.default (backward) cannot be lowered"),
+        ("FQT201", "", "aten.sort.default (forward) cannot be lowered"),
+    ]
+    texts = [error.location.text.strip() for error in report.errors]
+    assert texts[0] == "x = self.pool(torch.relu(self.plain(self.grouped(self.first(x)))))"
+    assert "torch.cumsum" in texts[2]
+    assert all(error.hint for error in report.errors)
+    assert [(layer.path, layer.decision) for layer in report.layers] == [
+        ("first", "fp32"), ("plain", "1-bit"), ("head", "fp32")
+    ]  # fmt: skip
+    assert report.summary() == "Unsupported: 1 of 3 layers in 1 bit, 5 error(s)"
+
+
+def test_the_report_as_json():
+    report = fqt_deploy.check(Unsupported(), example_inputs=(torch.randn(4, 3, 8, 8), torch.arange(4)))
+    found = json.loads(report.to_json())
+    assert found.keys() == {"name", "ok", "layers", "errors", "selection_note"}
+    assert found["ok"] is False
+    assert found["layers"][0] == {
+        "path": "first", "kind": "conv2d", "decision": "fp32",
+        "reason": "a contraction over 27 elements is too short to gain", "source": report.layers[0].source,
+    }  # fmt: skip
+    assert found["errors"][0] == {
+        "code": "FQT203", "message": "cannot lower a convolution with 64 groups", "module": "grouped",
+        "source": str(report.errors[0].location), "text": report.errors[0].location.text.strip(),
+        "help": "supported: Conv2d with groups=1 and dilation=1",
+    }  # fmt: skip
+
+
+class TwoHeads(nn.Module):
+    """Its first layer has a gradient that bypasses the classifier's input."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.side, self.head = nn.Linear(64, 64), nn.Linear(64, 4), nn.Linear(64, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.body(x))
+        return self.head(torch.relu(x)) + self.side(x).mean(1, keepdim=True)
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(64, 4)
+
+    def forward(self, x):
+        return self.body(x) if x.sum() > 0 else self.body(-x)
+
+
+def test_what_does_not_fit_recipe_or_options_is_in_the_report():
+    inputs = torch.randn(8, 64), torch.arange(8) % 4
+    report = fqt_deploy.check(TwoHeads(), example_inputs=inputs, agp="once")
+    assert [error.code for error in report.errors] == ["FQT205"]
+    assert fqt_deploy.check(TwoHeads(), example_inputs=inputs).selection_note
+    report = fqt_deploy.check(TwoHeads(), example_inputs=inputs, exclude="stem.*")
+    assert [error.code for error in report.errors] == ["FQT204"]
+
+
+def test_what_cannot_be_traced_is_in_the_report():
+    report = fqt_deploy.check(Branching(), example_inputs=(torch.randn(8, 64), torch.arange(8) % 4))
+    assert [error.code for error in report.errors] == ["FQT104"]
+    assert report.layers == ()
+
+
+def test_wrong_arguments_are_raised():
+    with pytest.raises(FqtError, match="FQT202"):
+        fqt_deploy.check(nn.Linear(4, 2), example_inputs=(torch.randn(8, 4), torch.arange(8) % 2), agp="all")
+    with pytest.raises(FqtError, match="FQT101"):
+        fqt_deploy.check("a model", example_inputs=(torch.randn(8, 4), torch.arange(8) % 2))
