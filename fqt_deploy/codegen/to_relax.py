@@ -90,7 +90,7 @@ class _Emitter:
         self, steps: list[Kernel | View], results: list[fx.Node], written: dict[fx.Node, list[fx.Node]]
     ) -> dict[Buffer, Any]:
         """A variable for each result of each kernel: in shared blocks, but for what the function returns."""
-        returned = {buffer_of(node) for node in results}
+        returned = dict.fromkeys(buffer_of(node) for node in results)  # in order: the same program in every run
         lifetimes = {b: life for b, life in buffer_lifetimes(steps, written).items() if b not in returned}
         plan = plan_memory(list(lifetimes.values()))
         self.plans.append(plan)
