@@ -65,7 +65,7 @@ def program_digests(program: RelaxProgram, prepare: Callable[[tirx.PrimFunc], ti
     )
     order = {name: text.find(name + "(") for name in kernels}
     for name in sorted(kernels, key=lambda name: order[name]):
-        yield f"{kernels[name]} {re.sub(r'_[0-9]+$', '', name)}"
+        yield f"{kernels[name]} {re.sub(r'_([0-9]+|[0-9a-f]{16})$', '', name)}"
     yield f"{digest(calls)} program of {len(kernels)} kernels"
 
 
