@@ -148,7 +148,7 @@ class _Emitter:
             name = kernel_symbol(kernel)
             assert name not in self.distinct, f"two kernels are called {name}"
             self.distinct[name] = kernel
-            self.symbols[key] = self.builder.add_func(relax.ExternFunc(name), name)
+            self.symbols[key] = self.builder.add_func(relax.ExternFunc(name, _KERNEL_TYPE), name)
         symbol = self.symbols[key]
         operands = [values[leaf] for leaf in kernel.leaves]
         if kernel.root in written:
@@ -192,6 +192,10 @@ def destinations(graph: TrainingGraph) -> dict[fx.Node, list[fx.Node]]:
         if label in graph.state and isinstance(node, fx.Node) and node.target is aten.clone.default:
             found[node] = [graph.placeholder(label)]
     return found
+
+
+_KERNEL_TYPE = relax.FuncType.opaque_func(ret=relax.TupleType([]))
+"""Kernels return nothing: they write their last arguments."""
 
 
 def _type(value: torch.Tensor) -> Any:
