@@ -25,7 +25,7 @@ fqt = torch.ops.fqt
 
 MAXIMUM_LEAVES = 14
 """Operands of one kernel: more streams than this defeat the hardware prefetchers."""
-MAXIMUM_EXPRESSION = 400
+MAXIMUM_EXPRESSION = 1200
 """Reads of operands in the text of an expression that may be inlined: what reads it repeats all of them each time."""
 MAXIMUM_TEXT = 2000
 """Reads of operands in the text of one kernel: bounds compile time, which grows faster than the text."""
