@@ -5,7 +5,9 @@ Exit codes: 0 success, 1 a mistake that the person can repair, 2 wrong usage, 70
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import sys
 import time
 import traceback
@@ -157,6 +159,10 @@ def _check(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
 
 
 def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, given: dict[str, Any]) -> None:
+    require_compiler()
+    # Nearly all objects live as long as the process: looking for garbage among them would be a tenth of the time.
+    gc.set_threshold(100_000, 20, 100)
+    atexit.register(gc.freeze)
     if "so" in outputs:
         check_replaceable(outputs["so"])
     from rich.console import Console

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import tvm
 from tvm import relax, tirx
 from tvm.support.cc import cross_compiler, get_cc
 
-from fqt_deploy.codegen.kernel_objects import PASS_CONFIG, compiling, split_kernels
+from fqt_deploy.codegen.kernel_cache import kernel_cache
+from fqt_deploy.codegen.kernel_objects import PASS_CONFIG, KernelSources, compiling
 from fqt_deploy.codegen.to_relax import RelaxProgram
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.targets.base import Target
@@ -40,24 +42,22 @@ def build_library(program: RelaxProgram, target: Target, path: Path) -> None:
     Raises:
         FqtError: FQT302 if the library cannot be linked, FQT404 if device code is missing.
     """
-    kernels = {v.name_hint: f for v, f in program.module.functions.items() if isinstance(f, tirx.PrimFunc)}
-    own, *others = split_kernels(kernels) if target.separate_objects else [kernels]
-    with tempfile.TemporaryDirectory() as folder, compiling(others, target, Path(folder)) as objects:
-        module = _scheduled(program.module, frozenset(own), target)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        if target.separate_objects:
+            sources = KernelSources(program.texts(), program.function, target, kernel_cache(target))
+            objects = stack.enter_context(compiling(sources, Path(folder)))
+            module = program.callers
+        else:
+            objects, module = [], _scheduled(program.module, target)
         with tvm.transform.PassContext(config=PASS_CONFIG):
             executable = target.compile(module, lower_relax)
         export_library(executable, path, target, [future.result() for future in objects])
 
 
-def _scheduled(module: tvm.IRModule, own: frozenset[str], target: Target) -> tvm.IRModule:
-    """``module`` with its kernels ``own`` scheduled, and the others declared: they are looked up in the library."""
-
-    def scheduled(name: str, function: Any) -> Any:
-        if not isinstance(function, tirx.PrimFunc):
-            return function
-        return target.schedule(function) if name in own else relax.ExternFunc(name)
-
-    return tvm.IRModule({v: scheduled(v.name_hint, f) for v, f in module.functions.items()})
+def _scheduled(module: tvm.IRModule, target: Target) -> tvm.IRModule:
+    """``module`` with its kernels scheduled."""
+    functions = module.functions.items()
+    return tvm.IRModule({v: target.schedule(f) if isinstance(f, tirx.PrimFunc) else f for v, f in functions})
 
 
 def build_functions(functions: Mapping[str, tirx.PrimFunc], target: tvm.target.Target) -> Any:

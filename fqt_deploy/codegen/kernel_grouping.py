@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.ops.aten.aten_op import AtenOp
 from fqt_deploy.ops.op import Kind, op_of
 from fqt_deploy.ops.traits import Layout
 from fqt_deploy.passes.write_state import is_update
@@ -23,8 +24,10 @@ fqt = torch.ops.fqt
 
 MAXIMUM_LEAVES = 14
 """Operands of one kernel: more streams than this defeat the hardware prefetchers."""
-MAXIMUM_EXPRESSION = 400
-"""Scalar operations in one inlined expression, duplicates counted: bounds compile time."""
+MAXIMUM_EXPRESSION = 1200
+"""Reads of operands in the text of an expression that may be inlined: what reads it repeats all of them each time."""
+MAXIMUM_TEXT = 2000
+"""Reads of operands in the text of one kernel: bounds compile time, which grows faster than the text."""
 BYTES_PER_OPERATION = 0.2
 """One vector operation on an element costs about as much as moving this many bytes."""
 PERMUTE_PENALTY = 4.0
@@ -61,11 +64,17 @@ class View:
 
 @dataclass
 class _Expression:
-    """What evaluating a node inside a kernel costs: leaves, total operations, and size of the inlined text."""
+    """What evaluating a node inside a kernel costs.
+
+    Attributes:
+        leaves: materialized operands.
+        operations: scalar operations for all elements.
+        reads: how often the text of one element, with all producers inlined, reads an operand.
+    """
 
     leaves: set[fx.Node] = field(default_factory=set)
     operations: float = 0.0
-    size: int = 1
+    reads: int = 0
 
 
 def kind_of(node: fx.Node) -> Kind | None:
@@ -148,11 +157,13 @@ class _Grouping:
             if node.op == "output":
                 break
             if kind_of(node) is not Kind.ELEMENTWISE:
+                self._shorten(node)
                 self.materialized.add(node)
             elif node.target is aten.view.default and node.args[0] in self.materialized:
                 self.materialized.add(node)
                 self.views[node] = node.args[0]  # type: ignore[assignment]
             else:
+                self._shorten(node)
                 self.expressions[node] = self._expression(node)
                 if self._worth_writing(node):
                     self.materialized.add(node)
@@ -178,8 +189,9 @@ class _Grouping:
 
     def _expression(self, node: fx.Node) -> _Expression:
         extent = _elements(node)
-        result = _Expression(operations=extent * _work(node), size=1 + _work(node))
-        for operand in _operands(node):
+        result = _Expression(operations=extent * _work(node))
+        for position, operand in enumerate(_operands(node)):
+            result.reads += self._reads_through(node, position, operand)
             if operand in self.materialized:
                 result.leaves.add(operand)
                 continue
@@ -187,8 +199,41 @@ class _Grouping:
             reads = extent * _window(node) / max(_elements(operand), 1)
             result.leaves |= inner.leaves
             result.operations += reads * inner.operations
-            result.size += _window(node) * _textual_reads(node) * inner.size
         return result
+
+    def _reads_through(self, node: fx.Node, position: int, operand: fx.Node) -> int:
+        """How often the text of ``node`` reads what its operand at ``position`` is computed from."""
+        inner = 1 if operand in self.materialized else self.expressions[operand].reads
+        return _window(node) * _textual_reads(node, position) * inner
+
+    def _shorten(self, node: fx.Node) -> None:
+        """Materialize operands of ``node``, those that lengthen its text most first, until it is short enough.
+
+        An operand that is read twice, and whose operands are read twice, and so on, doubles the text each time.
+        """
+        if kind_of(node) is None:
+            return
+        while True:
+            lengths: dict[fx.Node, int] = {}
+            for position, operand in enumerate(_operands(node)):
+                lengths[operand] = lengths.get(operand, 0) + self._reads_through(node, position, operand)
+            inlined = [o for o in lengths if o not in self.materialized and self.expressions[o].reads > 1]
+            if sum(lengths.values()) <= MAXIMUM_TEXT or not inlined:
+                return
+            self._materialize(max(inlined, key=lengths.__getitem__))
+
+    def _materialize(self, node: fx.Node) -> None:
+        """Write ``node``, or the value that it views, repeats or takes apart, if that is no larger."""
+        views: list[fx.Node] = []
+        while _moves_elements(node):
+            (source, *others) = node.all_input_nodes
+            if others or source in self.materialized or _elements(source) > _elements(node):
+                break
+            views.append(node)
+            node = source
+        self.materialized.add(node)
+        for view in reversed(views):
+            self.expressions[view] = self._expression(view)
 
     def _worth_writing(self, node: fx.Node) -> bool:
         users = _users_through_views(node)
@@ -201,7 +246,7 @@ class _Grouping:
             return True
         if any(u.target is aten.clone.default for u in users):  # runs after other state may have been written
             return len(expression.leaves & self.state) > (1 if len(users) == 1 else 0)
-        if len(expression.leaves) > MAXIMUM_LEAVES or expression.size > MAXIMUM_EXPRESSION:
+        if len(expression.leaves) > MAXIMUM_LEAVES or expression.reads > MAXIMUM_EXPRESSION:
             return True
         broadcast = any(kind_of(u) is Kind.ELEMENTWISE and _elements(u) > 2 * _elements(node) for u in users)
         if broadcast and expression.operations > 0:
@@ -233,6 +278,12 @@ class _Grouping:
     def _reads(self, node: fx.Node, state: set[fx.Node]) -> bool:
         leaves = {node} if node in self.materialized else self.expressions[node].leaves
         return any(storage_of(leaf) in state for leaf in leaves)
+
+
+def _moves_elements(node: fx.Node) -> bool:
+    """Whether the node moves elements without computing on them."""
+    op = op_of(node)
+    return op is not None and issubclass(op, AtenOp) and op.traits.layout is Layout.OPAQUE
 
 
 def _is_positional(node: fx.Node) -> bool:
@@ -283,12 +334,15 @@ def _window(node: fx.Node) -> int:
     return 1
 
 
-_TEXTUAL_READS = {
-    aten.exp.default: 16, aten.sigmoid.default: 24, aten.tanh.default: 24, aten.erf.default: 24,
-    aten.gelu.default: 24, aten.gelu_backward.default: 40, aten.pow.Tensor_Scalar: 3, aten.sign.default: 2,
+_TEXTUAL_READS: dict[Any, tuple[int, ...]] = {
+    aten.exp.default: (81,), aten.expm1.default: (88,), aten.log1p.default: (5,), aten.sigmoid.default: (81,),
+    aten.tanh.default: (201,), aten.erf.default: (211,), aten.gelu.default: (212,),
+    aten.gelu_backward.default: (1, 312), aten.pow.Tensor_Scalar: (3,), aten.sign.default: (2,),
 }  # fmt: skip
+"""By op, how often its expression reads each operand, where that is not once."""
 
 
-def _textual_reads(node: fx.Node) -> int:
-    """How often the expression of one element mentions its operand."""
-    return _TEXTUAL_READS.get(node.target, 1)
+def _textual_reads(node: fx.Node, position: int) -> int:
+    """How often the expression of one element mentions the operand at ``position``."""
+    reads = _TEXTUAL_READS.get(node.target, ())
+    return reads[position] if position < len(reads) else 1

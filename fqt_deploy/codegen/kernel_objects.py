@@ -1,66 +1,118 @@
-"""Kernels scheduled and compiled to object files by several processes; threads would wait for Python's lock."""
+"""Kernels scheduled and compiled to object files by several processes; threads would wait for Python's lock.
+
+Object code that was compiled before comes from the cache: neither loop nests nor schedules are made for it.
+"""
 
 from __future__ import annotations
 
-import itertools
+import gc
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
 from tvm import tirx
 
+from fqt_deploy.codegen.kernel_cache import KernelCache
 from fqt_deploy.targets.base import Target
 
-BATCH = 32
-"""Kernels in one object file: few enough to share the work evenly, many enough that starting costs little."""
+LARGEST_BATCH = 24
+"""Kernels in one object file: few enough to share the work evenly."""
+BATCH_ENDS = "08"
+"""Last characters of the names that end a batch: a kernel more or less changes the batch that it is in, no other. With
+eight kernels in a batch on average, starting LLVM takes 5 % of the time."""
 
 PASS_CONFIG = {"tirx.disable_assert": True}
 """Kernels trust their arguments: sessions check what is given to the step, whose every call is typed. Checks in all
 kernels would be three quarters of the library, and half of the time that LLVM takes."""
 
-Kernels = Mapping[str, tirx.PrimFunc]
-"""Kernels by their symbols, not scheduled."""
 
-_inherited: list[tuple[Sequence[Kernels], Target, Path]] = []
+@dataclass(frozen=True)
+class KernelSources:
+    """What kernels are compiled from.
+
+    Attributes:
+        texts: by symbol, a text that says all that the kernel's loop nests depend on.
+        function: from a symbol to the kernel's loop nests, not scheduled.
+        target: schedules the kernels, and says what to compile for.
+        cache: of object code; None for none.
+    """
+
+    texts: Mapping[str, str]
+    function: Callable[[str], tirx.PrimFunc]
+    target: Target
+    cache: KernelCache | None
+
+
+Batch = tuple[str, ...]
+"""Symbols of kernels that one object file defines."""
+
+_inherited: list[tuple[KernelSources, Path]] = []
 """What forked processes work on: TVM's functions cannot be sent to a process that is running already."""
 
 
-def split_kernels(kernels: Kernels) -> list[Kernels]:
-    """Batches of ``BATCH`` kernels or somewhat more, by name: the same in every run, on every machine."""
-    names = sorted(kernels)
-    count = max(1, len(names) // BATCH)
-    bounds = [len(names) * i // count for i in range(count + 1)]
-    return [{n: kernels[n] for n in names[a:b]} for a, b in itertools.pairwise(bounds)]
+def split_kernels(symbols: Iterable[str]) -> list[Batch]:
+    """Batches of ``symbols`` by name: the same in every run, on every machine, and most of them in similar programs."""
+    batches: list[Batch] = []
+    current: list[str] = []
+    for symbol in sorted(symbols):
+        current.append(symbol)
+        if symbol[-1] in BATCH_ENDS or len(current) == LARGEST_BATCH:
+            batches.append(tuple(current))
+            current = []
+    return [*batches, tuple(current)] if current else batches
 
 
 @contextmanager
-def compiling(batches: Sequence[Kernels], target: Target, folder: Path) -> Iterator[list[Future[Path]]]:
-    """Start to compile ``batches``, in the background of the block; when that fails, they end at once.
+def compiling(kernels: KernelSources, folder: Path) -> Iterator[list[Future[Path]]]:
+    """Start to compile ``kernels``, in the background of the block; when that fails, they end at once.
 
     Args:
-        batches: from ``split_kernels``.
-        target: schedules the kernels, and says what to compile for.
+        kernels: what to compile.
         folder: for the object files.
 
     Yields:
-        One future for each batch: the path of its object file.
+        One future for each object file: its path.
     """
-    if not batches:
-        yield []
-        return
-    workers = min(len(os.sched_getaffinity(0)), len(batches))
+    found: list[Future[Path]] = []
+    missing: list[Batch] = []
+    for batch in split_kernels(kernels.texts):
+        code = kernels.cache.read(_entry(kernels, batch)) if kernels.cache is not None else None
+        if code is None:
+            missing.append(batch)
+        else:
+            found.append(_done(_object_file(folder, batch)))
+            found[-1].result().write_bytes(code)
+    if len(missing) > 1:
+        with _pool(kernels, folder, workers=min(len(os.sched_getaffinity(0)), len(missing))) as pool:
+            yield [*found, *(pool.submit(_compile_inherited, batch) for batch in missing)]
+    else:
+        yield [*found, *(_done(_compile_batch(kernels, folder, batch)) for batch in missing)]
+    if missing and kernels.cache is not None:
+        kernels.cache.trim()
+
+
+def _done(path: Path) -> Future[Path]:
+    future: Future[Path] = Future()
+    future.set_result(path)
+    return future
+
+
+@contextmanager
+def _pool(kernels: KernelSources, folder: Path, workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Forked processes that know ``kernels``; they are ended if the block fails."""
     others = set(multiprocessing.active_children())
-    _inherited.append((batches, target, folder))
+    _inherited.append((kernels, folder))
     try:
         context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin) as pool:
             try:
-                yield [pool.submit(_compile_batch, i) for i in range(len(batches))]
+                yield pool
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in set(multiprocessing.active_children()) - others:
@@ -70,16 +122,35 @@ def compiling(batches: Sequence[Kernels], target: Target, folder: Path) -> Itera
         _inherited.pop()
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of the group; the one that asked for the kernels answers it."""
+def _begin() -> None:
+    """In a process of the pool: leave Ctrl-C, which reaches the whole group, to the one that asked for the kernels.
+
+    What was inherited is never garbage: looking at it would copy its memory.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()
 
 
-def _compile_batch(number: int) -> Path:
+def _compile_inherited(batch: Batch) -> Path:
     """Compile one batch of what this process has inherited."""
-    batches, target, folder = _inherited[-1]
-    path = folder / f"kernels{number}.o"
-    module = tvm.IRModule({name: target.schedule(kernel) for name, kernel in batches[number].items()})
+    return _compile_batch(*_inherited[-1], batch)
+
+
+def _compile_batch(kernels: KernelSources, folder: Path, batch: Batch) -> Path:
+    """Schedule and compile ``batch``, and keep the object code in the cache."""
+    target, path = kernels.target, _object_file(folder, batch)
+    module = tvm.IRModule({symbol: target.schedule(kernels.function(symbol)) for symbol in batch})
     with target.tvm_target, tvm.transform.PassContext(config=PASS_CONFIG):
         tvm.compile(module, target.tvm_target).mod.write_to_file(str(path))
+    if kernels.cache is not None:
+        kernels.cache.write(_entry(kernels, batch), path.read_bytes())
     return path
+
+
+def _object_file(folder: Path, batch: Sequence[str]) -> Path:
+    return folder / f"{batch[0]}.o"
+
+
+def _entry(kernels: KernelSources, batch: Batch) -> Path:
+    assert kernels.cache is not None
+    return kernels.cache.path(f"{symbol} {kernels.texts[symbol]}" for symbol in batch)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 import tvm
 from torch import fx
-from tvm import relax
+from tvm import relax, tirx
 
 from fqt_deploy.codegen.buffers import Buffer, buffer_lifetimes, buffer_of, buffers_of
 from fqt_deploy.codegen.kernel_function import definition_of, kernel_function, kernel_key, kernel_op_name
@@ -30,16 +33,36 @@ class RelaxProgram:
     """A TVM module and what its kernels are.
 
     Attributes:
-        module: Relax functions ``train_step`` and ``predict``, and PrimFuncs, not scheduled.
+        callers: Relax functions ``train_step`` and ``predict``; the kernels that they call are declared.
         kernels: the kernel calls of ``train_step`` in execution order.
         calls: what each call computes, for verification, in the same order.
         memory: where the intermediate values of ``train_step`` lie.
+        distinct: one call of each kernel, by the kernel's symbol.
     """
 
-    module: tvm.IRModule
+    callers: tvm.IRModule
     kernels: tuple[KernelInfo, ...]
     calls: tuple[Kernel, ...]
     memory: MemoryPlan
+    distinct: Mapping[str, Kernel]
+
+    def function(self, symbol: str) -> tirx.PrimFunc:
+        """The kernel ``symbol``, not scheduled."""
+        return kernel_function(self.distinct[symbol]).with_attr("global_symbol", symbol)
+
+    def texts(self) -> dict[str, str]:
+        """By symbol, all that a kernel's loop nests depend on."""
+        return {symbol: repr(kernel_key(kernel)) for symbol, kernel in self.distinct.items()}
+
+    @cached_property
+    def module(self) -> tvm.IRModule:
+        """The whole program: the callers and the kernels, not scheduled."""
+        return tvm.IRModule(
+            {
+                v: self.function(v.name_hint) if v.name_hint in self.distinct else f
+                for v, f in self.callers.functions.items()
+            }
+        )
 
 
 @dataclass
@@ -49,11 +72,13 @@ class _Emitter:
     Attributes:
         builder: of the module.
         symbols: kernel key -> global symbol's variable.
+        distinct: the first call of each kernel, by symbol.
         plans: memory of each function.
     """
 
     builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
     symbols: dict[Any, Any] = field(default_factory=dict)
+    distinct: dict[str, Kernel] = field(default_factory=dict)
     plans: list[MemoryPlan] = field(default_factory=list)
 
     def function(self, name: str, graph: TrainingGraph) -> tuple[list[KernelInfo], list[Kernel]]:
@@ -89,7 +114,7 @@ class _Emitter:
         self, steps: list[Kernel | View], results: list[fx.Node], written: dict[fx.Node, list[fx.Node]]
     ) -> dict[Buffer, Any]:
         """A variable for each result of each kernel: in shared blocks, but for what the function returns."""
-        returned = {buffer_of(node) for node in results}
+        returned = dict.fromkeys(buffer_of(node) for node in results)  # in order: the same program in every run
         lifetimes = {b: life for b, life in buffer_lifetimes(steps, written).items() if b not in returned}
         plan = plan_memory(list(lifetimes.values()))
         self.plans.append(plan)
@@ -119,10 +144,10 @@ class _Emitter:
     ) -> KernelInfo:
         key = kernel_key(kernel)
         if key not in self.symbols:
-            op = kernel_op_name(kernel)
-            name = f"fqt_{op}_{len(self.symbols)}"
-            function = kernel_function(kernel).with_attr("global_symbol", name)
-            self.symbols[key] = self.builder.add_func(function, name)
+            name = kernel_symbol(kernel)
+            assert name not in self.distinct, f"two kernels are called {name}"
+            self.distinct[name] = kernel
+            self.symbols[key] = self.builder.add_func(relax.ExternFunc(name, _KERNEL_TYPE), name)
         symbol = self.symbols[key]
         operands = [values[leaf] for leaf in kernel.leaves]
         if kernel.root in written:
@@ -148,7 +173,12 @@ def to_relax(train: TrainingGraph, predict: TrainingGraph) -> RelaxProgram:
     emitter = _Emitter()
     infos, calls = emitter.function("train_step", train)
     emitter.function("predict", predict)
-    return RelaxProgram(emitter.builder.finalize(), tuple(infos), tuple(calls), emitter.plans[0])
+    return RelaxProgram(emitter.builder.finalize(), tuple(infos), tuple(calls), emitter.plans[0], emitter.distinct)
+
+
+def kernel_symbol(kernel: Kernel) -> str:
+    """The kernel's name: its op, and a digest of what it computes, so that it is called the same in every program."""
+    return f"fqt_{kernel_op_name(kernel)}_{hashlib.sha256(repr(kernel_key(kernel)).encode()).hexdigest()[:16]}"
 
 
 def destinations(graph: TrainingGraph) -> dict[fx.Node, list[fx.Node]]:
@@ -161,6 +191,10 @@ def destinations(graph: TrainingGraph) -> dict[fx.Node, list[fx.Node]]:
         if label in graph.state and isinstance(node, fx.Node) and node.target is aten.clone.default:
             found[node] = [graph.placeholder(label)]
     return found
+
+
+_KERNEL_TYPE = relax.FuncType.opaque_func(ret=relax.TupleType([]))
+"""Kernels return nothing: they write their last arguments."""
 
 
 def _type(value: torch.Tensor) -> Any:

@@ -189,14 +189,31 @@ def shape(node: fx.Node) -> list[int]:
 def propagate(node: fx.Node) -> None:
     """Compute ``meta["val"]`` of ``node`` from its arguments' fake tensors, as if these were contiguous.
 
-    A ``view`` in our graphs reshapes whatever it is given, row by row: kernels write contiguous results.
+    A ``view`` in our graphs reshapes whatever it is given, row by row: kernels write contiguous results. Nodes that
+    call the same op on operands of the same shapes and dtypes share one value: most layers of a model repeat others.
     """
     args = fx.map_arg(node.args, value)
     kwargs = fx.map_arg(node.kwargs, value)
     mode = _fake_mode([*_tensors(args), *_tensors(kwargs)])
-    with mode:
-        args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.contiguous, (args, kwargs))
-        node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+    # Kept by the mode itself, which they refer to: they go when it goes. Tensors of two modes cannot be mixed.
+    known: dict[Any, Any] = vars(mode).setdefault("fqt_values", {})
+    call = (node.target, _signature(args), _signature(kwargs))
+    if call not in known:
+        with mode:
+            args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.contiguous, (args, kwargs))
+            known[call] = node.target(*args, **kwargs)  # type: ignore[operator]
+    node.meta["val"] = known[call]
+
+
+def _signature(tree: Any) -> Any:
+    """What a shape rule can see of arguments: equal signatures give values of equal shape and dtype."""
+    if isinstance(tree, torch.Tensor):
+        return ("tensor", tree.shape, tree.dtype)
+    if isinstance(tree, (list, tuple)):
+        return tuple(_signature(item) for item in tree)
+    if isinstance(tree, dict):
+        return tuple((name, _signature(item)) for name, item in tree.items())
+    return (type(tree), tree)  # 1, 1.0 and True are equal, and promote differently
 
 
 def _tensors(tree: Any) -> Iterable[torch.Tensor]:

@@ -1,25 +1,57 @@
 """Laws of the partition into kernels, on real steps: computed once, in order, read before it is overwritten."""
 
 import operator
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
-from fqt_deploy.capture.load_model import load_model
+from fqt_deploy.capture.load_model import ModelSource, load_model
 from fqt_deploy.codegen.kernel_function import kernel_function, kernel_key
-from fqt_deploy.codegen.kernel_grouping import Kernel, View, group_kernels, kind_of, storage_of
+from fqt_deploy.codegen.kernel_grouping import (
+    MAXIMUM_TEXT,
+    Kernel,
+    View,
+    _textual_reads,
+    group_kernels,
+    kind_of,
+    storage_of,
+)
 from fqt_deploy.codegen.to_relax import destinations
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.ops.op import Kind
+from fqt_deploy.ops.aten.pointwise import Pointwise
+from fqt_deploy.ops.op import OPS, Kind
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CLONE = torch.ops.aten.clone.default
 
 
-@pytest.fixture(scope="module", params=["none", "scq", "scq+agp", "predict"])
+class Chain(nn.Module):
+    """Expressions that are read often, by expressions that are read often: their text would grow exponentially."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        for _ in range(3):
+            x = torch.tanh(x) * torch.sigmoid(x) + torch.erf(0.5 * x)
+        for _ in range(12):
+            x = x * (x + 1)
+        x = torch.exp(torch.tanh(x))[:, :, None].expand(-1, -1, 5).mean(-1)
+        return self.last(functional.gelu(functional.gelu(torch.log1p(x))))
+
+
+@pytest.fixture(scope="module", params=["none", "scq", "scq+agp", "predict", "chain"])
 def graph(request):
+    if request.param == "chain":
+        source = ModelSource(Chain(), functional.cross_entropy, (torch.randn(2, 4), torch.tensor([0, 2])))
+        return lower_model(source, CompileOptions(recipe="none")).train
     recipe = "none" if request.param == "predict" else request.param
     lowered = lower_model(load_model(EXAMPLES / "digits_cnn.py", batch=4), CompileOptions(recipe=recipe))
     return lowered.predict if request.param == "predict" else lowered.train
@@ -90,6 +122,22 @@ def test_state_is_not_read_after_it_is_written(graph, steps):
 def test_copies_into_state_come_last(steps):
     copies = [isinstance(step, Kernel) and step.root.target is CLONE for step in steps]
     assert copies == sorted(copies)
+
+
+def test_the_text_of_a_kernel_is_bounded(steps):
+    for kernel in (step for step in steps if isinstance(step, Kernel)):
+        text = kernel_function(kernel).script()
+        assert len(re.findall(r"leaf\d+\[", text)) <= 1.1 * MAXIMUM_TEXT  # roots read in more than one stage
+
+
+def test_reads_are_counted_right(steps):
+    for kernel in (step for step in steps if isinstance(step, Kernel) and not step.members):
+        op = OPS[kernel.root.target]
+        if issubclass(op, Pointwise):
+            text = kernel_function(kernel).script()
+            for number, leaf in enumerate(kernel.leaves):
+                expected = sum(_textual_reads(kernel.root, i) for i, a in enumerate(kernel.root.args) if a is leaf)
+                assert len(re.findall(rf"leaf{number}\[", text)) == expected + 1, kernel.root  # and once to declare it
 
 
 def test_views_share_the_number_of_elements(steps):
