@@ -97,6 +97,8 @@ def test_the_axis_of_the_samples_is_followed(op: type[Op], args: Any, kwargs: An
     sizes = [int(d) for d in real[placeholders[0]].shape]
     for axis, extent in enumerate(sizes):
         axes = {p: axis - len(sizes) + real[p].dim() for p in placeholders}  # aligned from the right, as broadcast
+        if op.name == "select_scatter" and axis < args[2] % len(sizes):
+            axes[placeholders[1]] = axis  # the axis that the second operand lacks lies behind
         led = {p: a for p, a in axes.items() if a >= 0 and real[p].shape[a] == extent}
         found = op.traits.batch(call_of(node), led.get, extent)
         if found is None or extent < 2:
