@@ -55,6 +55,7 @@ MODEL.py defines
 
 
 def _list_passes() -> None:
+    from fqt_deploy.passes.pass_names import options_text
     from fqt_deploy.passes.pipelines import all_passes
 
     places: dict[str, list[str]] = {}
@@ -63,6 +64,8 @@ def _list_passes() -> None:
     click.echo(f"{'place':7}{'pass':22}what it does")
     for name, compiler_pass in {p.name: p for p in all_passes()}.items():
         click.echo(f"{', '.join(places[name]):7}{name:22}{_summary(compiler_pass)}")
+        if options := options_text(type(compiler_pass)):
+            click.echo(f"{'':29}options: {options}")
 
 
 def _list_ops() -> None:
@@ -172,6 +175,12 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 )
 @click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the graph after every pass.")
 @click.option("--print-after", multiple=True, metavar="PASS", help="Print the graph after this pass; repeatable.")
+@click.option(
+    "--passes",
+    metavar="LIST",
+    help="Compile nothing: run these passes, such as 'normalize-views,insert-scq{bits=3}', on the captured graph or on "
+    "one in a file *.fqtir, and print the result, or write it to -o.",
+)
 @click.option("--time-passes", is_flag=True, default=None, help="Print the time that each pass took.")
 @click.option("--profile", is_flag=True, help="Time the compiled step, layer by layer, beside PyTorch in fp32.")
 @_instead(
@@ -193,6 +202,7 @@ def main(
     batch: int | None,
     weights: Path | None,
     profile: bool,
+    passes: str | None,
     **given: Any,
 ) -> None:
     """Compile the PyTorch model in MODEL.py into a 1-bit training step that runs without PyTorch."""
@@ -200,10 +210,33 @@ def main(
     if "grad_bits" in settings:
         settings["grad_bits"] = int(settings["grad_bits"])
     with exit_codes():
+        if passes is not None:
+            _run_passes(
+                model, passes, output, batch, {**settings, "emit": emit, "weights": weights, "profile": profile}
+            )
+            return
         outputs = _outputs(Path(model.stem), output, emit or ("so",))
         if profile and "so" not in outputs:
             raise FqtError("--profile times the artifact", code="FQT202", hint="add --emit so")
         _compile(model, outputs, batch, weights, profile, settings)
+
+
+def _run_passes(file: Path, passes: str, output: Path | None, batch: int | None, others: dict[str, Any]) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in others.items() if value]
+    if given:
+        hint = "options of passes are given with their names; --list-passes shows them"
+        raise FqtError(f"{given[0]} has no effect beside --passes", code="FQT202", hint=hint)
+    require_compiler()
+    from fqt_deploy.compiler.run_passes import run_passes
+
+    text = run_passes(file, passes, batch=batch)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text)
+    except OSError as error:
+        raise FqtError(f"cannot write {output}: {error.strerror}", code="FQT508") from None
 
 
 def _outputs(stem: Path, output: Path | None, kinds: tuple[str, ...]) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -192,6 +192,12 @@ def _tensors(tree: Any) -> Iterable[torch.Tensor]:
 
 
 _DEFAULT_MODE = FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def fake_tensor(extents: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of a shape and a dtype and no data, such as ``meta["val"]`` holds."""
+    with _DEFAULT_MODE:
+        return torch.empty(extents, dtype=dtype)
 
 
 def _fake_mode(tensors: Iterable[torch.Tensor]) -> FakeTensorMode:

@@ -103,7 +103,7 @@ def test_dumped_ir_shows_every_pass(model_file, tmp_path):
     result = run(compile_command, model_file(MODEL), "-o", tmp_path / "m", "--dump-ir", tmp_path / "ir")
     assert result.exit_code == 0, result.output
     names = sorted(p.name for p in (tmp_path / "ir").iterdir())
-    assert names[0] == "00-captured.txt"
+    assert names[0] == "00-captured.fqtir"
     assert "fqt.binary_conv2d" in (tmp_path / "ir" / names[-1]).read_text()
 
 

@@ -10,7 +10,7 @@ import torch
 from fqt_deploy.capture.load_model import load_model
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.compiler.verify_passes import PassVerifier
-from fqt_deploy.core.dump import graph_text
+from fqt_deploy.core.text import graph_text
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.passes.decompose_composites import DecomposeComposites
 from fqt_deploy.passes.decompose_variance import DecomposeVariance
