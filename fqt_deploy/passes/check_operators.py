@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
-from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.graph import Stage, TrainingGraph
 from fqt_deploy.ops.aten.indexing import INDEXING
 from fqt_deploy.ops.aten.pointwise import POINTWISE
 from fqt_deploy.ops.aten.reductions import REDUCTIONS
@@ -42,6 +42,7 @@ class CheckOperators(Pass):
     """Raise one FQT201 error that lists every unsupported operator with its module and source line."""
 
     name = "check-operators"
+    produces = Stage.NORMALIZED
 
     def run(self, graph: TrainingGraph) -> bool:
         """Check all nodes; the graph stays as it is."""

@@ -12,7 +12,12 @@ UNNAMED_OPERANDS = 3
 
 
 def shown_arguments(node: fx.Node) -> list[tuple[str | None, Any]]:
-    """What to show of a call: tensors first, by place, then attributes by name; defaults are left out."""
+    """What to show of a call: tensors first, by place, then attributes by name; defaults are left out.
+
+    Of what is no operator, and is refused before anything is made of it, all is shown as it was called.
+    """
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return [*((None, value) for value in node.args), *node.kwargs.items()]
     arguments = _schema(node.target).arguments
     given = dict(zip((a.name for a in arguments), node.args, strict=False)) | node.kwargs
     tensors = sum("Tensor" in str(a.type) for a in arguments)

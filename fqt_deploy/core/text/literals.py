@@ -74,7 +74,8 @@ def type_text(value: Any) -> str:
         return "(" + ", ".join("None" if item is None else type_text(item) for item in value) + ")"
     if not isinstance(value, torch.Tensor):
         return "?"
-    return f"{_SPELLINGS[value.dtype]}[{', '.join(str(int(d)) for d in value.shape)}]"
+    dtype = _SPELLINGS.get(value.dtype, str(value.dtype).removeprefix("torch."))
+    return f"{dtype}[{', '.join(str(int(d)) for d in value.shape)}]"
 
 
 def parse_type(scanner: Scanner) -> str:
