@@ -1,5 +1,7 @@
 """What is legal in each stage: an illegal graph is caught, and the node that breaks the law is named."""
 
+import itertools
+
 import pytest
 
 from fqt_deploy.core.diagnostics import InvariantError
@@ -65,7 +67,8 @@ ILLEGAL = {
         "a product reads %words, i32[2, 4, 4, 1] and %one, f32[8, 1, 3, 3]: it computes on one type",
     ),
     "lowered: a product of other integers": (
-        Stage.LOWERED, "%b = aten._to_copy(%g, dtype=i64)\n%c = aten.view(%b, [2, 4, 1])\n%found = fqt.batch_matmul(%b, %c)",
+        Stage.LOWERED, "%b = aten._to_copy(%g, dtype=i64)\n"
+        "%c = aten.view(%b, [2, 4, 1])\n%found = fqt.batch_matmul(%b, %c)",
         "a product reads %b, i64[2, 1, 4]: it computes on f32 or on words, i32",
     ),
     "lowered: a binarized layer in fp32": (
@@ -107,7 +110,7 @@ def test_every_stage_has_its_own_statement():
     assert list(LEGAL) == list(Stage)
     statements = list(LEGAL.values())
     assert all(a != b for i, a in enumerate(statements) for b in statements[:i])
-    for before, after in zip(statements, statements[1:], strict=False):
+    for before, after in itertools.pairwise(statements):
         assert before.families < after.families, "lowering adds kinds of ops"
 
 

@@ -8,26 +8,28 @@ import torch
 from torch import fx
 
 UNNAMED_OPERANDS = 3
-"""A call of at most so many tensors shows them without their names; of more, all but the first have names."""
+"""A call of at most so many tensors shows them without their names; of more, all but the first argument have names."""
 
 
 def shown_arguments(node: fx.Node) -> list[tuple[str | None, Any]]:
-    """What to show of a call: tensors first, by place, then attributes by name; defaults are left out.
+    """What to show of a call: the first argument and tensors by place, attributes by name; defaults are left out.
 
     Of what is no operator, and is refused before anything is made of it, all is shown as it was called.
     """
     if not isinstance(node.target, torch._ops.OpOverload):
         return [*((None, value) for value in node.args), *node.kwargs.items()]
     arguments = _schema(node.target).arguments
+    has_defaults = node.target.namespace != "prims"  # whose shape rules want all that the schema lets be left out
     given = dict(zip((a.name for a in arguments), node.args, strict=False)) | node.kwargs
     tensors = sum("Tensor" in str(a.type) for a in arguments)
     shown: list[tuple[str | None, Any]] = []
     by_place = True
     for place, argument in enumerate(arguments):
-        if argument.name not in given or _is_default(argument, given[argument.name]):
+        if argument.name not in given or (has_defaults and _is_default(argument, given[argument.name])):
             by_place = False
             continue
-        unnamed = "Tensor" in str(argument.type) and (tensors <= UNNAMED_OPERANDS or place == 0)
+        operand = "Tensor" in str(argument.type) or argument.name == "other"  # which may be a number, too
+        unnamed = place == 0 or (operand and tensors <= UNNAMED_OPERANDS)
         by_place = by_place and unnamed and not argument.kwarg_only
         shown.append((None if by_place else argument.name, given[argument.name]))
     return shown

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -146,7 +148,8 @@ class _Parser:
             scanner.skip_blanks()
             at, stated = scanner.position, parse_type(scanner)
         try:
-            propagate(node)
+            with _quiet_shape_rules():
+                propagate(node)
         except _RULE_ERRORS as error:
             cause = str(error).strip().partition("\n")[0] or type(error).__name__
             raise scanner.error(f"{target} cannot take these operands: {cause}", at=where) from error
@@ -208,6 +211,18 @@ class _Parser:
             raise self.scanner.error(f"a value cannot be called %{name}", at=at, hint=f"%{node.name} would do")
         self.nodes[name] = node
         return node
+
+
+@contextlib.contextmanager
+def _quiet_shape_rules() -> Iterator[None]:
+    """Within this context PyTorch does not log the errors of shape rules beside raising them."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 _KEY = re.compile(r"[A-Za-z_]\w*(?=\s*=)")

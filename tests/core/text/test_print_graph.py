@@ -18,7 +18,7 @@ param %w = param/w : f16[3]
 %var_mean_correction = aten.var_mean.correction(%x, dim=[0], correction=1) : (f32[3], f32[3]) {layer=body.0}
 %getitem = %var_mean_correction[1] : f32[3] {layer=body.0}
 %_to_copy_default = aten._to_copy(%getitem, dtype=f16) : f16[3] {backward}
-%full_default = aten.full(size=[], fill_value=1.5, dtype=f64) : f64[]
+%full_default = aten.full([], fill_value=1.5, dtype=f64) : f64[]
 %cat_default = aten.cat([%getitem, %getitem]) : f32[6]
 %sum_dim_int_list = aten.sum.dim_IntList(%cat_default, dim=[0], keepdim=True) : f32[1] \
 {optimizer layer="a layer" role=gather seq=7 samples=2 \
