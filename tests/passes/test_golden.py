@@ -1,20 +1,14 @@
 """Every pass by itself, from text before to text after: where it fires, where it must not, and what it refuses."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
 from fqt_deploy.core.text import graph_text
 from fqt_deploy.core.text.filler import filler
 from fqt_deploy.passes.pass_names import parse_passes, pass_classes
+from tests.passes.golden_case import FOLDER, read_cases
 
-_spec = importlib.util.spec_from_file_location("golden_case", Path(__file__).parent / "golden_case.py")
-golden_case = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(golden_case)
-
-CASES = {(name, case.title): case for name in sorted(pass_classes()) for case in golden_case.read_cases(name)}
+CASES = {(name, case.title): case for name in sorted(pass_classes()) for case in read_cases(name)}
 LOOKING_ONLY = {"check-operators"}
 """Passes that never change a node."""
 ALWAYS_FIRING = {"append-optimizer"}
@@ -22,7 +16,7 @@ ALWAYS_FIRING = {"append-optimizer"}
 
 
 def test_no_file_is_without_its_pass():
-    assert sorted(path.stem for path in golden_case.FOLDER.iterdir()) == sorted(pass_classes())
+    assert sorted(path.stem for path in FOLDER.iterdir()) == sorted(pass_classes())
 
 
 @pytest.mark.parametrize("name", sorted(pass_classes()))
@@ -39,8 +33,8 @@ def test_a_pass_makes_the_text_after_from_the_text_before(key, request):
     assert name in {p.name for p in parse_passes(case.passes)}
     found = case.result()
     if request.config.getoption("--update-golden"):
-        path = golden_case.FOLDER / f"{name}.txt"
-        current = {case.title: case for case in golden_case.read_cases(name)}
+        path = FOLDER / f"{name}.txt"
+        current = {case.title: case for case in read_cases(name)}
         path.write_text("".join(each.text(found if t == title else each.after) for t, each in current.items()))
     else:
         assert found == case.after, f"{name}.txt differs; if it should, pytest --update-golden"

@@ -88,9 +88,10 @@ def test_passes_leave_models_without_binarized_layers_alone(graph_after):
 
 def test_one_bit_prunes_nothing(graph_after):
     graph = graph_after("dense", "insert-scq", recipe="scq", grad_bits=1)
-    before = graph_text(graph)
+    _, *before = graph_text(graph).splitlines()
     InsertAGP(1).run(graph)
-    assert graph_text(graph) == before
+    _, *after = graph_text(graph).splitlines()  # behind the header, which says how it was selected
+    assert after == before
 
 
 def test_pipelines_differ_only_as_the_recipes_do():
