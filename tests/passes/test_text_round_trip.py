@@ -1,4 +1,4 @@
-"""The text of a graph is the graph: after every pass it reads back, and the next pass does the same to what was read."""
+"""The text of a graph is the graph: it reads back after every pass, and the next pass then does the same."""
 
 import re
 from pathlib import Path
