@@ -1,5 +1,6 @@
 """Text as graphs: what may be left out, initial values, and an error with line and column for everything else."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,9 @@ def test_the_nearest_name_is_a_hint():
         with pytest.raises(FqtError) as caught:
             parse_graph(GRAPH.replace(old, new))
         assert caught.value.hint == f"did you mean {hint!r}?"
+
+
+def test_the_example_of_the_document_is_a_graph():
+    document = (Path(__file__).parents[3] / "docs" / "ir.md").read_text()
+    (example,) = re.findall(r"^```\n(graph .*?)^```$", document, re.MULTILINE | re.DOTALL)
+    assert graph_text(parse_graph(example)) == example
