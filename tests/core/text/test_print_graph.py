@@ -86,3 +86,13 @@ def test_operands_of_many_have_names():
         "%total = aten.add.Tensor(%zero, %zero) : f32[2]",
         "%view = aten.view(%total, size=[1, 2]) : f32[1, 2]",
     ]
+
+
+def test_a_call_of_what_is_no_operator_is_shown_as_it_was_called():
+    """Such a call is refused as FQT201; a dump of the graph must get as far as that."""
+    body = fx.Graph()
+    x = body.placeholder("x")
+    x.meta["val"] = fake_tensor([2], torch.float32)
+    body.output((body.call_function(torch.add, (x, 1), {"alpha": 2}),))
+    graph = TrainingGraph(fx.GraphModule(torch.nn.Module(), body), ["x"], ["y"], {}, 2)
+    assert "(%x, 1, alpha=2) : ?" in graph_text(graph)
