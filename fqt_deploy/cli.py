@@ -58,6 +58,7 @@ MODEL.py defines
 
 
 def _list_passes() -> None:
+    from fqt_deploy.passes.pass_names import options_text
     from fqt_deploy.passes.pipelines import all_passes
 
     places: dict[str, list[str]] = {}
@@ -66,6 +67,8 @@ def _list_passes() -> None:
     click.echo(f"{'place':7}{'pass':22}what it does")
     for name, compiler_pass in {p.name: p for p in all_passes()}.items():
         click.echo(f"{', '.join(places[name]):7}{name:22}{_summary(compiler_pass)}")
+        if options := options_text(type(compiler_pass)):
+            click.echo(f"{'':29}options: {options}")
 
 
 def _list_ops() -> None:
@@ -127,10 +130,30 @@ def main(model: Path, **given: Any) -> None:
         command = CommandOptions(**given_options(COMMAND_OPTIONS.values(), given))
         settings = given_options(all_settings().values(), given)
         require_compiler()
-        if command.check:
+        if command.passes is not None:
+            _run_passes(model, command, given)
+        elif command.check:
             _check(model, command, settings)
         else:
             _compile(model, _outputs(Path(model.stem), command.output, command.emit), command, settings)
+
+
+def _run_passes(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
+    beside = [name for name, value in given.items() if value not in (None, (), False)]
+    if others := [name for name in beside if name not in ("passes", "output", "batch")]:
+        hint = "options of passes are given with their names; --list-passes shows them"
+        raise FqtError(f"--{others[0].replace('_', '-')} has no effect beside --passes", code="FQT202", hint=hint)
+    from fqt_deploy.compiler.run_passes import run_passes
+
+    assert command.passes is not None
+    text = run_passes(model, command.passes, batch=command.batch)
+    if command.output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        command.output.write_text(text)
+    except OSError as error:
+        raise FqtError(f"cannot write {command.output}: {error.strerror}", code="FQT508") from None
 
 
 def _outputs(stem: Path, output: Path | None, kinds: tuple[str, ...]) -> dict[str, Path]:

@@ -50,6 +50,14 @@ class CommandOptions:
         section=CHECKS,
         flags=("--check",),
     )
+    passes: str | None = option(
+        None,
+        "Compile nothing: run these passes, such as 'normalize-views,insert-scq{bits=3}', on the captured graph, or on "
+        "one in a file *.fqtir; print the result, or write it to -o.",
+        section=CHECKS,
+        metavar="LIST",
+        flags=("--passes",),
+    )
     quiet: bool = option(
         False, "Print errors alone, and what --json or --print-after asks for.", section=CHECKS, flags=("-q", "--quiet")
     )

@@ -21,7 +21,11 @@ def reduce_provenance(module: fx.GraphModule) -> None:
         with mode:
             return torch.empty(tensor.shape, dtype=tensor.dtype)
 
+    numbers = [node.meta["seq_nr"] for node in module.graph.nodes if node.meta.get("seq_nr") is not None]
+    first = min(numbers, default=0)  # autograd counts on from one capture to the next
     for node in module.graph.nodes:
+        if node.meta.get("seq_nr") is not None:
+            node.meta["seq_nr"] -= first
         stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
         path = str(list(stack.values())[-1][0]) if stack else ""
         node.meta["layer"] = path.removeprefix("model").removeprefix(".")

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.graph import TrainingGraph
-from fqt_deploy.ops.aten.aten_op import AtenOp
+from fqt_deploy.ops.aten.aten_op import moves_elements
 from fqt_deploy.ops.op import Kind, op_of
 from fqt_deploy.ops.traits import Layout
 from fqt_deploy.passes.write_state import is_update
@@ -225,7 +225,7 @@ class _Grouping:
     def _materialize(self, node: fx.Node) -> None:
         """Write ``node``, or the value that it views, repeats or takes apart, if that is no larger."""
         views: list[fx.Node] = []
-        while _moves_elements(node):
+        while moves_elements(node):
             (source, *others) = node.all_input_nodes
             if others or source in self.materialized or _elements(source) > _elements(node):
                 break
@@ -278,12 +278,6 @@ class _Grouping:
     def _reads(self, node: fx.Node, state: set[fx.Node]) -> bool:
         leaves = {node} if node in self.materialized else self.expressions[node].leaves
         return any(storage_of(leaf) in state for leaf in leaves)
-
-
-def _moves_elements(node: fx.Node) -> bool:
-    """Whether the node moves elements without computing on them."""
-    op = op_of(node)
-    return op is not None and issubclass(op, AtenOp) and op.traits.layout is Layout.OPAQUE
 
 
 def _is_positional(node: fx.Node) -> bool:

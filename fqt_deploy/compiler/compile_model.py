@@ -22,10 +22,10 @@ from fqt_deploy.compiler.kernel_runner import kernel_runner
 from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
 from fqt_deploy.compiler.verify_passes import PassCheck, PassVerifier, graph_inputs
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.dump import graph_text
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.core.text import SUFFIX, graph_text
 from fqt_deploy.packaging.runtime_libraries import runtime_libraries
 from fqt_deploy.passes.invariants import ALWAYS
 from fqt_deploy.passes.pass_base import Pass, Pipeline
@@ -211,7 +211,7 @@ def _dump(folder: Path | None, position: int, name: str, graph: TrainingGraph) -
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{position:02d}-{name}.txt").write_text(graph_text(graph))
+        (folder / f"{position:02d}-{name}{SUFFIX}").write_text(graph_text(graph))
     except OSError as error:
         raise FqtError(f"cannot write to {folder}: {error.strerror}", code="FQT508") from None
 

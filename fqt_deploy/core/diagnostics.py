@@ -34,6 +34,8 @@ CODES: dict[str, str] = {
     "FQT205": "the model does not fit the chosen recipe",
     "FQT206": "there is no pass of this name",
     "FQT207": "a tuning log cannot be read",
+    "FQT208": "the text of a graph cannot be read",
+    "FQT209": "a list of passes cannot be read",
     # code generation
     "FQT301": "the generated program does not compile",
     "FQT302": "the C or C++ compiler is missing, or fails",

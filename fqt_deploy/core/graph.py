@@ -229,6 +229,12 @@ def _tensors(tree: Any) -> Iterable[torch.Tensor]:
 _DEFAULT_MODE = FakeTensorMode(allow_non_fake_inputs=True)
 
 
+def fake_tensor(extents: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of a shape and a dtype and no data, such as ``meta["val"]`` holds."""
+    with _DEFAULT_MODE:
+        return torch.empty(extents, dtype=dtype)
+
+
 def _fake_mode(tensors: Iterable[torch.Tensor]) -> FakeTensorMode:
     for tensor in tensors:
         mode = getattr(tensor, "fake_mode", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.optimizer import Adam, Optimizer, optimizer_kind
@@ -27,6 +27,8 @@ Projection = Literal["auto", "off"]
 Rematerialization = Literal["off", "auto"]
 Verification = Literal["structure", "numerics", "off"]
 GradientBits = Literal[1, 2, 3, 4, 8]
+GRADIENT_BITS: tuple[int, ...] = get_args(GradientBits)
+"""Widths that a gradient can be quantized to."""
 
 _PER_SAMPLE_BITS = {"psq-8": 8, "psq-1": 1}
 

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
-from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.graph import Stage, TrainingGraph
 from fqt_deploy.ops.aten.aten_op import dropped_arguments
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import op_of
@@ -42,6 +42,7 @@ class CheckOperators(Pass):
 
     name = "check-operators"
     settles = True
+    produces = Stage.NORMALIZED
 
     def run(self, graph: TrainingGraph) -> bool:
         """Check all nodes but those refused before; the graph stays as it is."""

@@ -20,12 +20,13 @@ The score is the group's Euclidean norm (sampled) or its largest magnitude (top-
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import fx
 
 from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
+from fqt_deploy.core.options import GRADIENT_BITS
 from fqt_deploy.passes.insert_scq import random_key
 from fqt_deploy.passes.pass_base import Pass
 
@@ -42,8 +43,8 @@ class InsertAGP(Pass):
         selection: ``sampled`` or ``topk``.
     """
 
-    bits: int = 4
-    selection: str = "sampled"
+    bits: Annotated[int, GRADIENT_BITS] = 4
+    selection: Literal["sampled", "topk"] = "sampled"
 
     name = "insert-agp"
     exact = False

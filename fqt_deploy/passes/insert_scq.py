@@ -17,12 +17,13 @@ After (paper: one scale per sample for activation gradients, one per output chan
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import fx
 
 from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
+from fqt_deploy.core.options import GRADIENT_BITS, Grid
 from fqt_deploy.passes.annotate_layers import products_of
 from fqt_deploy.passes.pass_base import Pass
 
@@ -42,8 +43,8 @@ class InsertSCQ(Pass):
         grid: ``minmax`` or ``zero``.
     """
 
-    bits: int = 4
-    grid: str = "zero"
+    bits: Annotated[int, GRADIENT_BITS] = 4
+    grid: Grid = "zero"
 
     name = "insert-scq"
     exact = False

@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 from torch import fx
 
 from fqt_deploy.core.diagnostics import InvariantError
-from fqt_deploy.core.graph import Stage, TrainingGraph
-from fqt_deploy.passes.annotate_layers import FORWARD, products_of
+from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.ops.op import Kind, op_of
 from fqt_deploy.passes.check_operators import is_supported
-
-aten = torch.ops.aten
-fqt = torch.ops.fqt
-
-_NORMALIZED_AWAY = (
-    aten.convolution.default, aten.convolution_backward.default, aten.mm.default, aten.addmm.default,
-    aten.bmm.default, aten._native_batch_norm_legit_functional.default, aten.native_batch_norm_backward.default,
-    aten.max_pool2d_with_indices.default, aten.max_pool2d_with_indices_backward.default,
-)  # fmt: skip
-_QUANTIZER_OPS = (
-    fqt.dequantize.default, fqt.quantize_samples.default, fqt.quantize_channels.default, fqt.sign.default,
-)  # fmt: skip
-
-ILLEGAL: dict[Stage, tuple[object, ...]] = {
-    Stage.CAPTURED: (),
-    Stage.NORMALIZED: _NORMALIZED_AWAY,
-    Stage.QUANTIZED: _NORMALIZED_AWAY,
-    Stage.LOWERED: _NORMALIZED_AWAY,
-}
-"""Ops that must not occur any more once a graph is in a stage."""
+from fqt_deploy.passes.legality import ops_are_legal_in_stage
 
 
 def inputs_and_outputs_are_named(graph: TrainingGraph) -> None:
@@ -43,17 +22,20 @@ def inputs_and_outputs_are_named(graph: TrainingGraph) -> None:
         raise InvariantError(f"{len(outputs)} output values for {len(graph.outputs)} outputs")  # type: ignore[arg-type]
 
 
+def nodes_are_inputs_calls_and_one_output(graph: TrainingGraph) -> None:
+    """No node is of another kind, and no call writes its operands: a graph is a pure function."""
+    for node in graph.graph.nodes:
+        if node.op not in ("placeholder", "call_function", "output"):
+            raise InvariantError(f"a node is a {node.op}", node=node)
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            raise InvariantError(f"{node.target} writes its operand", node=node)
+
+
 def every_value_has_a_shape(graph: TrainingGraph) -> None:
     """Every node but the output knows what it computes."""
     for node in graph.graph.nodes:
         if node.op != "output" and "val" not in node.meta:
             raise InvariantError("a node has no propagated value", node=node)
-
-
-def ops_are_legal_in_stage(graph: TrainingGraph) -> None:
-    """No op occurs that the graph's stage has left behind."""
-    for node in graph.calls(*ILLEGAL[graph.stage]):
-        raise InvariantError(f"{node.target} is illegal in stage {graph.stage.name}", node=node)
 
 
 def updated_state_keeps_its_type(graph: TrainingGraph) -> None:
@@ -68,30 +50,17 @@ def updated_state_keeps_its_type(graph: TrainingGraph) -> None:
                 )
 
 
-def no_float_product_left_in_forward(graph: TrainingGraph) -> None:
-    """Every binarized layer's forward product runs on bits."""
-    for node in products_of(graph, "forward"):
-        if node.target in FORWARD:
-            raise InvariantError("a binarized layer still has a floating point product", node=node)
-
-
-def no_quantizer_left(graph: TrainingGraph) -> None:
-    """Quantizers are part of packing; nothing computes on unpacked codes."""
-    for node in graph.calls(*_QUANTIZER_OPS):
-        quantized = node.target is not fqt.sign.default or any(u.target in FORWARD for u in node.users)
-        if quantized:
-            raise InvariantError("a quantizer was left unlowered", node=node)
-
-
 def every_op_has_a_kernel(graph: TrainingGraph) -> None:
-    """Code generation knows every op."""
+    """Code generation knows every op; composite ones are spelled in others."""
     for node in graph.graph.nodes:
-        if node.op == "call_function" and node.target is not operator.getitem and not is_supported(node):
+        op = op_of(node)
+        if not is_supported(node) or (op is not None and op.traits.kind is Kind.COMPOSITE):
             raise InvariantError(f"no kernel for {node.target}", node=node)
 
 
 ALWAYS = (
     inputs_and_outputs_are_named,
+    nodes_are_inputs_calls_and_one_output,
     every_value_has_a_shape,
     ops_are_legal_in_stage,
     updated_state_keeps_its_type,

@@ -28,7 +28,6 @@ from fqt_deploy.core.call import Call, call_of, source_of
 from fqt_deploy.core.graph import Emitter, Stage, TrainingGraph, replace, shape
 from fqt_deploy.passes.annotate_layers import products_of
 from fqt_deploy.passes.binarize_forward import convolution_weight
-from fqt_deploy.passes.invariants import no_float_product_left_in_forward, no_quantizer_left
 from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.quantized_value import QuantizedValue
 
@@ -52,7 +51,6 @@ class LowerTo1Bit(Pass):
 
     name = "lower-to-1bit"
     produces = Stage.LOWERED
-    ensures = (no_float_product_left_in_forward, no_quantizer_left)
 
     def run(self, graph: TrainingGraph) -> bool:
         """Rewrite all three directions."""

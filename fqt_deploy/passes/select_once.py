@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Annotated
 
 import torch
 from torch import fx
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
+from fqt_deploy.core.options import GRADIENT_BITS
 from fqt_deploy.passes.annotate_layers import INPUT_GRAD
 from fqt_deploy.passes.insert_scq import random_key
 from fqt_deploy.passes.pass_base import Pass
@@ -55,7 +57,7 @@ class SelectOnce(Pass):
         required: whether a model that does not allow it is an error; else it is left alone.
     """
 
-    bits: int = 4
+    bits: Annotated[int, GRADIENT_BITS] = 4
     required: bool = True
 
     name = "select-once"

@@ -16,6 +16,7 @@ from fqt_deploy.codegen.kernel_cache import ABANDONED, LIMIT_VARIABLE, KernelCac
 from fqt_deploy.compiler import compile_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.targets.cpu.options import CpuOptions
 from fqt_deploy.targets.registry import make_target
 from fqt_deploy.targets.tuning_log import TunedTile
 
@@ -54,11 +55,11 @@ def test_the_environment_holds_target_tiles_and_rules(monkeypatch: pytest.Monkey
     monkeypatch.setenv(LIMIT_VARIABLE, "3")
     monkeypatch.setattr(module, "_STARTED", float("inf"))
     module._compiler_sources.cache_clear()
-    target = make_target("cpu", mcpu="x86-64-v2")
+    target = make_target("cpu", CpuOptions(mcpu="x86-64-v2"))
     tile = TunedTile(target.features.mcpu, "BinaryConv2dRule", "kernel", (1, 2), 1, 1.0, 2.0)
     targets = [
         target,
-        make_target("cpu", mcpu="x86-64-v3"),
+        make_target("cpu", CpuOptions(mcpu="x86-64-v3")),
         target.with_tiles([tile]),
         target.with_tiles([replace(tile, tile=(2, 1))]),
         replace(target, rules=target.rules[1:]),
@@ -67,7 +68,7 @@ def test_the_environment_holds_target_tiles_and_rules(monkeypatch: pytest.Monkey
     caches = [kernel_cache(t) for t in targets]
     assert all(found is not None for found in caches)
     assert len({found.environment for found in caches if found is not None}) == len(targets)
-    assert caches[0] == kernel_cache(make_target("cpu", mcpu="x86-64-v2"))
+    assert caches[0] == kernel_cache(make_target("cpu", CpuOptions(mcpu="x86-64-v2")))
     assert caches[0] is not None
     assert (caches[0].folder, caches[0].limit) == (tmp_path / "fqt-deploy" / "kernels", 3 * 2**20)
 

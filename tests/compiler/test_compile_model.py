@@ -166,7 +166,7 @@ def test_unusual_layers_and_losses(tmp_path):
 
 
 def test_passes_are_deterministic():
-    from fqt_deploy.core.dump import graph_text
+    from fqt_deploy.core.text import graph_text
 
     texts = [graph_text(lower_model(source_of(batch=4), CompileOptions()).train) for _ in range(2)]
     assert texts[0] == texts[1]

@@ -78,6 +78,17 @@ def dropped_arguments(node: fx.Node) -> list[str]:
     ]
 
 
+def moves_elements(node: fx.Node) -> bool:
+    """Whether an ATen op puts elements elsewhere, or makes constants, and computes on none."""
+    op = OPS.get(node.target) if node.op == "call_function" else None
+    return (
+        op is not None
+        and issubclass(op, AtenOp)
+        and op.traits.kind is Kind.ELEMENTWISE
+        and op.traits.layout is Layout.OPAQUE
+    )
+
+
 _T = TypeVar("_T", bound=type[AtenOp])
 
 
