@@ -77,6 +77,7 @@ def binary_product(m: int, n: int, k: int) -> Run:
 
     import fqt_deploy.ops.registry  # noqa: F401
     from fqt_deploy.ops.spec import OPS
+    from fqt_deploy.targets.kernel_arguments import ARGUMENTS, encoded
     from fqt_deploy.targets.registry import make_target
 
     words = k // 32
@@ -87,8 +88,8 @@ def binary_product(m: int, n: int, k: int) -> Run:
     assert spec.compute is not None
     result = spec.compute(x, w, *constants)
     attributes = {
-        "fqt.op": spec.name, "fqt.outputs": 1, "fqt.arguments": json.dumps([None, None, *constants]),
-        "global_symbol": "main", "tirx.noalias": True,
+        "fqt.op": spec.name, "fqt.outputs": 1, "global_symbol": "main", "tirx.noalias": True,
+        ARGUMENTS: encoded(torch.ops.fqt.binary_conv2d.default, [x, w, *constants]),
     }  # fmt: skip
     target = make_target("cpu")
     function = target.schedule(te.create_prim_func([x, w, result]).with_attrs(attributes))
@@ -159,7 +160,7 @@ def tile_product(threads: int) -> tuple[Run, int]:
     import tvm
     from tvm.script import tirx as T
 
-    from fqt_deploy.targets.cpu.products.amx_tiles import (
+    from fqt_deploy.targets.cpu.products.tile_registers.registers import (
         SIGNED_ROWS,
         TILE,
         TILE_DEPTH,

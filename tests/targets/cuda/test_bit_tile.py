@@ -12,7 +12,7 @@ from fqt_deploy.targets.cuda.bit_operand import Operand
 from fqt_deploy.targets.cuda.bit_tile import bit_product, choose_tile, parts_of
 from fqt_deploy.targets.cuda.choose_form import FORMS
 from fqt_deploy.targets.cuda.kernel_builder import store
-from fqt_deploy.targets.cuda.product_arguments import panel_columns, words_at_once
+from fqt_deploy.targets.cuda.panel_columns import panel_columns, words_at_once
 
 CASES = [
     # rows, planes, columns, words, word-major, in parts
