@@ -26,8 +26,7 @@ from fqt_deploy.targets.cpu.products.byte_shuffle.nibble_table import (
     pair_nibbles,
     shuffles_pay,
 )
-from fqt_deploy.targets.cpu.products.byte_shuffle.shuffled_convolution import JOB_POSITIONS, ShuffleForm
-from fqt_deploy.targets.cpu.register_tile import largest_divisor
+from fqt_deploy.targets.cpu.products.byte_shuffle.shuffled_convolution import ShuffleForm, job_extents
 from fqt_deploy.targets.products import BitConvolution
 from fqt_deploy.targets.tuning_log import Tile
 
@@ -59,14 +58,8 @@ class ShuffleConvolution(ShuffleForm[BitConvolution]):
             b for b in range(1, height + 1)
             if height % b == 0 and (b == 1 or product.samples * height >= JOBS * b)
         )  # fmt: skip
-        flat = 1, largest_divisor(product.positions, JOB_POSITIONS)
-        return PairedConvolution(
-            product,
-            is_flat=product.is_pointwise,
-            job=flat if product.is_pointwise else (band, width),
-            shuffle=ByteShuffle.for_columns(product.columns, features),
-            tile=tile,
-        )
+        shuffle = ByteShuffle.for_columns(product.columns, features)
+        return PairedConvolution(product, job_extents(product, band, width), shuffle, tile)
 
     def kernel(self, product: BitConvolution, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
         """Tables, indices of the weight, then jobs in parallel."""

@@ -27,17 +27,20 @@ class ShuffledConvolution(ABC, Generic[Product]):
 
     Attributes:
         product: what is computed.
-        is_flat: positions are taken one after another, whatever image they belong to: a product of matrices.
         job: rows and columns of positions of one job.
         shuffle: the processor's vectors.
         tile: at most so many registers of columns in a group, and so many positions (or pairs of them) in a run.
     """
 
     product: Product
-    is_flat: bool
     job: Extents
     shuffle: ByteShuffle
     tile: Tile
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether positions are taken one after another, whatever image they belong to: a product of matrices."""
+        return self.product.is_pointwise
 
     @property
     @abstractmethod
@@ -58,6 +61,11 @@ class ShuffledConvolution(ABC, Generic[Product]):
     def group(self) -> int:
         """Registers of columns that one table is looked up for: their indices are operands in memory."""
         return largest_divisor(self.vectors, self.tile[0])
+
+
+def job_extents(product: PackedConvolution, band: int, width: int) -> Extents:
+    """Rows and columns of a job: some positions of a product of matrices, else a band of an image so wide."""
+    return (1, largest_divisor(product.positions, JOB_POSITIONS)) if product.is_pointwise else (band, width)
 
 
 class ShuffleForm(ABC, Generic[Product]):
