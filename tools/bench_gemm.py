@@ -77,6 +77,7 @@ def binary_product(m: int, n: int, k: int) -> Run:
 
     import fqt_deploy.ops.registry  # noqa: F401
     from fqt_deploy.ops.products.binary_conv2d import BinaryConv2d
+    from fqt_deploy.targets.kernel_arguments import ARGUMENTS, encoded
     from fqt_deploy.targets.registry import make_target
 
     words = k // 32
@@ -85,8 +86,8 @@ def binary_product(m: int, n: int, k: int) -> Run:
     w = te.placeholder((n // 16, words, 16), "int32", name="w")
     result = BinaryConv2d(x, w, k, n, [1, 1], [1, 1], [0, 0]).compute()
     attributes = {
-        "fqt.op": BinaryConv2d.name, "fqt.outputs": 1, "fqt.arguments": json.dumps([None, None, *constants]),
-        "global_symbol": "main", "tirx.noalias": True,
+        "fqt.op": BinaryConv2d.name, "fqt.outputs": 1, "global_symbol": "main", "tirx.noalias": True,
+        ARGUMENTS: encoded(torch.ops.fqt.binary_conv2d.default, [x, w, *constants]),
     }  # fmt: skip
     target = make_target("cpu")
     function = target.schedule(te.create_prim_func([x, w, result]).with_attrs(attributes))
@@ -157,7 +158,7 @@ def tile_product(threads: int) -> tuple[Run, int]:
     import tvm
     from tvm.script import tirx as T
 
-    from fqt_deploy.targets.cpu.products.amx_tiles import (
+    from fqt_deploy.targets.cpu.products.tile_registers.registers import (
         SIGNED_ROWS,
         TILE,
         TILE_DEPTH,

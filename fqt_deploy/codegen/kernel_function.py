@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 from typing import Any
 
@@ -13,6 +12,7 @@ from tvm import s_tir, te, tirx
 from fqt_deploy.codegen.kernel_grouping import Kernel, kind_of
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import FqtOp, Kind, Op, op_of
+from fqt_deploy.targets.kernel_arguments import ARGUMENTS, encoded
 
 
 def kernel_key(kernel: Kernel) -> tuple[Any, ...]:
@@ -51,7 +51,7 @@ def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
 
     Returns:
         A function of the leaves in order, then the outputs. ``fqt.op`` names the root op, ``fqt.outputs`` counts its
-        results, and ``fqt.arguments``, where nothing was inlined, are its arguments as JSON, tensors null.
+        results, and ``fqt.arguments``, where nothing was inlined, are its constant arguments by name.
     """
     values: dict[fx.Node, Any] = {}
     parameters = []
@@ -72,15 +72,8 @@ def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
         "tirx.noalias": kind_of(kernel.root) is not Kind.UPDATE,
     }
     if not kernel.members:
-        attributes["fqt.arguments"] = json.dumps(_constants(kernel.root.args))
+        attributes[ARGUMENTS] = encoded(kernel.root.target, kernel.root.args, kernel.root.kwargs)
     return function.with_attrs(attributes)
-
-
-def _constants(arguments: Any) -> Any:
-    """The arguments of a call with every tensor replaced by None: what a hand-written kernel is built from."""
-    if isinstance(arguments, (list, tuple)):
-        return [_constants(item) for item in arguments]
-    return None if isinstance(arguments, fx.Node) else arguments if isinstance(arguments, (int, float, str)) else None
 
 
 def _signature(node: fx.Node) -> Any:

@@ -39,20 +39,20 @@ def tune_tiles(program: RelaxProgram, target: Target, threads: int, tell: Callab
     kernels = [f for f in program.module.functions.values() if isinstance(f, tirx.PrimFunc)]
     wanted: dict[tuple[str, str], tuple[TunableRule, tirx.PrimFunc, tuple[Tile, ...]]] = {}
     for kernel in kernels:
-        rule = target.tunable_rule(kernel)
-        if rule is not None:
-            key = (type(rule).__name__, kernel_signature(kernel))
-            tiles = rule.tiles(kernel, target.features)
-            if len(tiles) > 1 and key not in target.tuned:
-                wanted[key] = (rule, kernel, tiles)
+        tunable = target.tunable_rule(kernel)
+        if tunable is not None:
+            rule, choice = tunable
+            key = (choice.form, kernel_signature(kernel))
+            if len(choice.tiles) > 1 and key not in target.tuned:
+                wanted[key] = (rule, kernel, choice.tiles)
     found = []
-    for number, ((name, signature), (rule, kernel, tiles)) in enumerate(wanted.items(), start=1):
+    for number, ((form, signature), (rule, kernel, tiles)) in enumerate(wanted.items(), start=1):
         tell(f"measuring {len(tiles)} tiles of {kernel.attrs['fqt.op']} ({number} of {len(wanted)})")
         seconds = _measure({tile: rule.apply(kernel, target.features, tile) for tile in tiles}, target)
         default, best = tiles[0], min(tiles, key=lambda tile: seconds[tile])
         chosen = best if seconds[best] <= WORTH * seconds[default] else default
         microseconds = (round(1e6 * seconds[tile], 1) for tile in (chosen, default))
-        found.append(TunedTile(target.features.mcpu, name, signature, chosen, threads, *microseconds))
+        found.append(TunedTile(target.features.mcpu, form, signature, chosen, threads, *microseconds))
     return found
 
 

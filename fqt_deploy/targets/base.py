@@ -27,14 +27,27 @@ class ScheduleRule(Protocol):
         """The scheduled function, or None: not mine."""
 
 
+@dataclass(frozen=True)
+class TileChoice:
+    """What is to be chosen for one kernel.
+
+    Attributes:
+        form: stable name of the way to compute the kernel, which the tuning log is keyed by.
+        tiles: tiles worth measuring, the one that is taken where nothing was measured first.
+    """
+
+    form: str
+    tiles: tuple[Tile, ...]
+
+
 @runtime_checkable
 class TunableRule(Protocol):
     """A schedule rule with tiles to choose from; whichever it is, the result is the same."""
 
     ops: ClassVar[frozenset[str]]
 
-    def tiles(self, function: tirx.PrimFunc, features: Any) -> tuple[Tile, ...]:
-        """Tiles worth measuring, the one that ``apply`` takes by itself first; none if the kernel is not mine."""
+    def choice(self, function: tirx.PrimFunc, features: Any) -> TileChoice | None:
+        """The form that ``apply`` gives the kernel, and its tiles; None: not mine."""
 
     def apply(self, function: tirx.PrimFunc, features: Any, tile: Tile | None = None) -> tirx.PrimFunc | None:
         """The scheduled function, with ``tile`` if there is one, or None: not mine."""
@@ -51,7 +64,7 @@ class Target:
         rules: asked in order; the last takes anything.
         separate_objects: kernels are code of the host alone, and may be compiled apart from each other.
         toolchain: links the library, for the machine that is to load it.
-        tuned: tiles that were measured, by class of the rule and ``kernel_signature``.
+        tuned: tiles that were measured, by form and ``kernel_signature``.
     """
 
     name: str
@@ -67,24 +80,29 @@ class Target:
         op = str(function.attrs["fqt.op"])
         kept = {name: function.attrs[name] for name in ("fqt.op", "global_symbol") if name in function.attrs}
         for rule in self._rules_for(op):
-            tile = self.tuned.get((type(rule).__name__, kernel_signature(function)))
-            if tile is not None and isinstance(rule, TunableRule):
-                scheduled = rule.apply(function, self.features, tile)
+            if isinstance(rule, TunableRule):
+                scheduled = rule.apply(function, self.features, self._measured(rule, function))
             else:
                 scheduled = rule.apply(function, self.features)
             if scheduled is not None:
                 return scheduled.with_attrs({**kept, "tirx.is_scheduled": True})
         raise AssertionError(f"target {self.name} has no rule that takes {op}")
 
-    def tunable_rule(self, function: tirx.PrimFunc) -> TunableRule | None:
-        """The rule that takes ``function``, if it has tiles to choose from."""
+    def tunable_rule(self, function: tirx.PrimFunc) -> tuple[TunableRule, TileChoice] | None:
+        """The rule that takes ``function``, and what is to be chosen; None if the rule has no tiles."""
         for rule in self._rules_for(str(function.attrs["fqt.op"])):
             if isinstance(rule, TunableRule):
-                if rule.tiles(function, self.features):
-                    return rule
+                choice = rule.choice(function, self.features)
+                if choice is not None:
+                    return rule, choice
             elif rule.apply(function, self.features) is not None:
                 return None
         return None
+
+    def _measured(self, rule: TunableRule, function: tirx.PrimFunc) -> Tile | None:
+        """The tile that was fastest for ``function``, if it was measured."""
+        choice = rule.choice(function, self.features) if self.tuned else None
+        return None if choice is None else self.tuned.get((choice.form, kernel_signature(function)))
 
     def _rules_for(self, op: str) -> Iterator[ScheduleRule]:
         return (rule for rule in self.rules if not rule.ops or op in rule.ops)

@@ -12,6 +12,7 @@ from tvm import tirx
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.user_cache import user_cache
+from fqt_deploy.targets.kernel_arguments import arguments_of
 
 Tile = tuple[int, ...]
 """The largest extents of a kernel's tile; what each is, its rule says."""
@@ -23,16 +24,16 @@ class TunedTile:
 
     Attributes:
         processor: LLVM's name of it.
-        rule: class of the schedule rule.
+        form: name of the form that the tile is of.
         kernel: what ``kernel_signature`` says of it.
         tile: the choice.
         threads: that took part in the measurement.
         microseconds: of one call.
-        default_microseconds: of one call with the tile that the rule takes by itself.
+        default_microseconds: of one call with the tile that the form takes by itself.
     """
 
     processor: str
-    rule: str
+    form: str
     kernel: str
     tile: Tile
     threads: int
@@ -40,10 +41,15 @@ class TunedTile:
     default_microseconds: float
 
 
+_OLD_FIELDS = {field.name for field in fields(TunedTile)} - {"form"} | {"rule"}
+"""Of a line that names a class of rule instead of a form."""
+
+
 def kernel_signature(function: tirx.PrimFunc) -> str:
-    """Op, attributes and operand types of a kernel: kernels of equal signature have equal loop nests."""
-    operands = " ".join(f"{p.dtype}{[int(d) for d in p.shape]}".replace(" ", "") for p in function.params)
-    return f"{function.attrs['fqt.op']} {operands} {function.attrs.get('fqt.arguments', '')}".replace(", ", ",").strip()
+    """Op, operand types and arguments of a kernel: kernels of equal signature have equal loop nests."""
+    operands = [f"{p.dtype}{[int(d) for d in p.shape]}" for p in function.params]
+    arguments = [f"{name}={json.dumps(value)}" for name, value in (arguments_of(function) or {}).items()]
+    return " ".join(part.replace(" ", "") for part in (str(function.attrs["fqt.op"]), *operands, *arguments))
 
 
 def default_log() -> Path:
@@ -54,6 +60,8 @@ def default_log() -> Path:
 def read_tiles(path: Path) -> list[TunedTile]:
     """The lines of a log; none if there is no such file.
 
+    Lines of before forms had names say which class of rule they are of. They are left out: ``--tune`` measures again.
+
     Raises:
         FqtError: FQT207 for a line that is not one of ours, with its number.
     """
@@ -63,12 +71,15 @@ def read_tiles(path: Path) -> list[TunedTile]:
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise FqtError(f"cannot read the tuning log {path}: {error}", code="FQT207") from None
-    return [_tile(line, f"{path}:{i}") for i, line in enumerate(lines, start=1) if line.strip()]
+    read = (_tile(line, f"{path}:{i}") for i, line in enumerate(lines, start=1) if line.strip())
+    return [tile for tile in read if tile is not None]
 
 
-def _tile(line: str, place: str) -> TunedTile:
+def _tile(line: str, place: str) -> TunedTile | None:
     try:
         found: Any = json.loads(line)
+        if isinstance(found, dict) and found.keys() == _OLD_FIELDS:
+            return None
         tile = TunedTile(**{**found, "tile": tuple(found["tile"])})
     except (ValueError, TypeError, KeyError):
         tile = None
@@ -94,5 +105,5 @@ def append_tiles(path: Path, tiles: Iterable[TunedTile]) -> None:
 
 
 def tiles_of(processor: str, tiles: Iterable[TunedTile]) -> Mapping[tuple[str, str], Tile]:
-    """Tiles for ``processor`` by rule and kernel; later lines count."""
-    return {(t.rule, t.kernel): t.tile for t in tiles if t.processor == processor}
+    """Tiles for ``processor`` by form and kernel; later lines count."""
+    return {(t.form, t.kernel): t.tile for t in tiles if t.processor == processor}

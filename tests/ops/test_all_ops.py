@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from tvm import te
 import fqt_deploy.ops.registry  # noqa: F401
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import FQT_OPS, FqtOp, Kind
+from fqt_deploy.targets.kernel_arguments import ARGUMENTS, encoded
 from fqt_deploy.targets.registry import make_target
 
 
@@ -47,7 +47,7 @@ def _compile(spec: type[FqtOp], arguments: tuple[Any, ...]) -> Any:
     outputs = _flat(spec(*map(operand, arguments)).compute())
     function = te.create_prim_func([*placeholders, *outputs])
     attributes = {"fqt.op": spec.name, "fqt.outputs": len(outputs), "tirx.noalias": False, "global_symbol": "main"}
-    attributes["fqt.arguments"] = json.dumps([None if isinstance(a, torch.Tensor) else a for a in arguments])
+    attributes[ARGUMENTS] = encoded(getattr(torch.ops.fqt, spec.name).default, arguments)
     scheduled = target.schedule(function.with_attrs(attributes))
     return tvm.compile(tvm.IRModule({"main": scheduled}), target.tvm_target)["main"]
 

@@ -1,6 +1,5 @@
 """Every processor level that this machine can run computes the same bits."""
 
-import json
 import re
 
 import numpy as np
@@ -8,17 +7,15 @@ import pytest
 import torch
 import tvm
 from torch import nn
-from tvm import te
 
 import fqt_deploy
-import fqt_deploy.ops.registry
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.runtime import processor
 from fqt_deploy.targets.cpu.features import host_cpu
 from fqt_deploy.targets.cpu.options import CpuOptions
 from fqt_deploy.targets.registry import make_target
+from tests.targets.op_kernel import op_function
 
 LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "znver4", "sapphirerapids")
 ONE_BIT = (
@@ -50,16 +47,7 @@ def test_one_bit_ops_equal_their_reference(level, name):
     samples = list(spec.sample_inputs())
     functions = {}
     for i, arguments in enumerate(samples):
-        operands = [
-            te.placeholder(list(a.shape), dtype_name(a.dtype), name=f"p{j}") if isinstance(a, torch.Tensor) else a
-            for j, a in enumerate(arguments)
-        ]
-        result = spec(*operands).compute()
-        outputs = list(result) if isinstance(result, (tuple, list)) else [result]
-        function = te.create_prim_func([*(o for o in operands if isinstance(o, te.Tensor)), *outputs])
-        attributes = {"fqt.op": name, "fqt.outputs": len(outputs), "tirx.noalias": False, "global_symbol": f"f{i}"}
-        attributes["fqt.arguments"] = json.dumps([None if isinstance(a, torch.Tensor) else a for a in arguments])
-        functions[f"f{i}"] = target.schedule(function.with_attrs(attributes))
+        functions[f"f{i}"] = target.schedule(op_function(name, arguments)).with_attr("global_symbol", f"f{i}")
     module = tvm.compile(tvm.IRModule(functions), target.tvm_target)
     for i, arguments in enumerate(samples):
         expected = spec(*arguments).reference()

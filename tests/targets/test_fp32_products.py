@@ -1,16 +1,13 @@
 """fp32 products of sizes that the samples of their ops do not reach: several chunks, tiles across images, few taps."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 import tvm
-from tvm import te
 
-import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
 from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.targets.registry import make_target
+from tests.targets.op_kernel import op_function
 
 GEOMETRIES = (
     (3, 64, 32, 8, 32, 3, 1),  # three chunks of positions
@@ -38,14 +35,10 @@ def product(name, geometry):
         "conv2d_input_grad": (g, weight, [h, w], strides, paddings),
         "conv2d_weight_grad": (x, g, [kernel, kernel], strides, paddings),
     }[name]
-    operands = [te.placeholder(a.shape, name="p") if isinstance(a, torch.Tensor) else a for a in arguments]
-    result = FQT_OPS[name](*operands).compute()
-    function = te.create_prim_func([*(p for p in operands if isinstance(p, te.Tensor)), result])
-    attributes = {"fqt.op": name, "fqt.outputs": 1, "tirx.noalias": True, "global_symbol": "f"}
-    attributes["fqt.arguments"] = json.dumps([None if isinstance(a, torch.Tensor) else a for a in arguments])
     target = make_target("cpu")
-    module = tvm.compile(tvm.IRModule({"f": target.schedule(function.with_attrs(attributes))}), target.tvm_target)
-    return arguments, module["f"], FQT_OPS[name](*arguments).reference()
+    function = target.schedule(op_function(name, arguments))
+    module = tvm.compile(tvm.IRModule({"main": function}), target.tvm_target)
+    return arguments, module["main"], FQT_OPS[name](*arguments).reference()
 
 
 def run(kernel, arguments, shape, threads):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import tvm
 from tvm import te, tirx
 
@@ -39,6 +40,7 @@ from fqt_deploy.targets.cuda.kernel_builder import (
 )
 from fqt_deploy.targets.cuda.options import CudaOptions
 from fqt_deploy.targets.cuda.warp_forms import WarpForm
+from fqt_deploy.targets.kernel_arguments import ARGUMENTS, encoded
 from fqt_deploy.targets.registry import make_target
 from tools.examples import compile_example, load_example
 from tools.gpu_bench import layout
@@ -139,7 +141,7 @@ def _product(target: Any, shape: layout.Product) -> tirx.PrimFunc:
     attributes = {
         "fqt.op": "binary_conv2d",
         "fqt.outputs": 1,
-        "fqt.arguments": json.dumps([None, None, *arguments]),
+        ARGUMENTS: encoded(torch.ops.fqt.binary_conv2d.default, [x, w, *arguments]),
         "tirx.noalias": True,
     }
     function = te.create_prim_func([x, w, BinaryConv2d(x, w, *arguments).compute()]).with_attrs(attributes)

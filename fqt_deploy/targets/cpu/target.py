@@ -24,17 +24,7 @@ from fqt_deploy.targets.cpu.packing.pack_positions import PackPositionsRule
 from fqt_deploy.targets.cpu.packing.pack_weight import PackWeightRule
 from fqt_deploy.targets.cpu.packing.quantize_pack_channels import QuantizePackChannelsRule
 from fqt_deploy.targets.cpu.packing.transpose_packed_weight import TransposePackedWeightRule
-from fqt_deploy.targets.cpu.products.amx_binary_conv2d import AmxBinaryConv2dRule
-from fqt_deploy.targets.cpu.products.amx_input_grad import AmxInputGradRule
-from fqt_deploy.targets.cpu.products.amx_weight_grad import AmxWeightGradRule
-from fqt_deploy.targets.cpu.products.binary_conv2d import BinaryConv2dRule
-from fqt_deploy.targets.cpu.products.bitplane_conv2d_input_grad import BitplaneConv2dInputGradRule
-from fqt_deploy.targets.cpu.products.bitplane_weight_grad import BitplaneWeightGradRule
-from fqt_deploy.targets.cpu.products.nibble_binary_conv2d import NibbleBinaryConv2dRule
-from fqt_deploy.targets.cpu.products.nibble_input_grad import NibbleInputGradRule
-from fqt_deploy.targets.cpu.products.nibble_weight_grad import NibbleWeightGradRule
-from fqt_deploy.targets.cpu.products.table_input_grad import TableInputGradRule
-from fqt_deploy.targets.cpu.products.table_weight_grad import TableWeightGradRule
+from fqt_deploy.targets.cpu.products.bit_product_rule import BitProductRule
 from fqt_deploy.targets.toolchain import TOOLCHAINS, Toolchain, native_toolchain
 from fqt_deploy.targets.tuning_log import read_tiles, tiles_of
 
@@ -43,17 +33,7 @@ TUNED_TILES = Path(__file__).with_name("tuned_tiles.jsonl")
 
 RULES: tuple[ScheduleRule, ...] = (
     # 1-bit products
-    AmxBinaryConv2dRule(),
-    NibbleBinaryConv2dRule(),
-    BinaryConv2dRule(),
-    AmxInputGradRule(),
-    TableInputGradRule(),
-    NibbleInputGradRule(),
-    BitplaneConv2dInputGradRule(),
-    AmxWeightGradRule(),
-    TableWeightGradRule(),
-    NibbleWeightGradRule(),
-    BitplaneWeightGradRule(),
+    BitProductRule(),
     # packing
     PackChannelsRule(),
     PackPositionsRule(),

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from tvm import tirx
 
-from fqt_deploy.ops.lib.convolution_shape import input_position
 from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets.cuda import generic
 from fqt_deploy.targets.cuda.bit_operand import Operand
@@ -15,7 +14,8 @@ from fqt_deploy.targets.cuda.choose_form import form_for
 from fqt_deploy.targets.cuda.features import CudaFeatures
 from fqt_deploy.targets.cuda.kernel_builder import integer, popcount, scratch, sequence, store, with_buffers
 from fqt_deploy.targets.cuda.loop_nest import Axis, LoopNest, Value
-from fqt_deploy.targets.cuda.product_arguments import arguments_of, panel_columns, words_at_once
+from fqt_deploy.targets.cuda.panel_columns import panel_columns, words_at_once
+from fqt_deploy.targets.products import BitConvolution, product_of
 
 
 class BinaryConv2dRule:
@@ -25,69 +25,50 @@ class BinaryConv2dRule:
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
         """With bits x, w of signs: sum = 4 ones(x & w) - 2 ones(x) + sum over taps inside of (channels - 2 ones(w))."""
-        arguments = arguments_of(function)
-        form = form_for(features, 1)
-        if form is None or arguments is None:
+        p, form = product_of(function), form_for(features, 1)
+        if form is None or not isinstance(p, BitConvolution):
             return None
-        _, _, channels, outputs, kernel, stride, padding = arguments
         x, w, result = function.params
-        n, h, width, words = (int(d) for d in x.shape)
-        _, oh, ow, _ = (int(d) for d in result.shape)
-        taps, total_words = kernel[0] * kernel[1], kernel[0] * kernel[1] * words
+        places, width = p.output[0] * p.output[1], p.output[1]
+        rows = p.samples * places
 
         def source(row: Any, _: Any, word: Any) -> tuple[Any, Any, list[Any]]:
-            sample, place = row // (oh * ow), row % (oh * ow)
-            tap, at = word // words, word % words
-            inside, y, z = input_position(
-                place // ow, place % ow, tap // kernel[1], tap % kernel[1], [h, width], stride, padding
-            )
-            return tirx.all(row < n * oh * ow, word < total_words, inside), x, [sample, y, z, at]
+            sample, place = row // places, row % places
+            tap, at = word // p.words, word % p.words
+            inside, y, z = p.input_position((place // width, place % width), p.tap(tap))
+            return tirx.all(row < rows, word < p.contraction, inside), x, [sample, y, z, at]
 
-        constants = scratch((oh, ow, outputs) if any(padding) else (1, 1, outputs), "int32", "constants")
-        per_tap = scratch((taps, outputs), "int32", "tap_ones")
+        constants = scratch((*p.output, p.columns) if p.is_padded else (1, 1, p.columns), "int32", "constants")
+        per_tap = scratch((p.taps, p.columns), "int32", "tap_ones")
 
         def write(row: Any, column: Any, count: Any, ones: Any, _: Any) -> Any:
-            place = row % (oh * ow)
-            at = (place // ow, place % ow, column) if any(padding) else (0, 0, column)
+            place = row % places
+            at = (place // width, place % width, column) if p.is_padded else (0, 0, column)
             value = 4 * count - 2 * ones + constants[at]
-            return store(result, value.astype(str(result.dtype)), row // (oh * ow), place // ow, place % ow, column)
+            return store(result, value.astype(p.dtype), row // places, place // width, place % width, column)
 
-        left = Operand(n * oh * ow, 1, words_at_once(words), False, source)
-        right = panel_columns(w, outputs, total_words)
-        product = bit_product(form, left, right, total_words, write, count_rows=True)
-        helpers = _constants(w, constants, per_tap, words, channels, [h, width], kernel, stride, padding)
-        return function.with_body(with_buffers([constants, per_tap], sequence(*helpers, product)))
+        left, right = Operand(rows, 1, words_at_once(p.words), False, source), panel_columns(w, p.columns)
+        product = bit_product(form, left, right, p.contraction, write, count_rows=True)
+        launches = sequence(*_constants(w, constants, per_tap, p), product)
+        return function.with_body(with_buffers([constants, per_tap], launches))
 
 
-def _constants(
-    w: Any,
-    constants: Any,
-    per_tap: Any,
-    words: int,
-    channels: int,
-    hw: list[int],
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-) -> list[Any]:
+def _constants(w: Any, constants: Any, per_tap: Any, p: BitConvolution) -> list[Any]:
     """Launches that compute what depends on the output position and channel alone."""
 
     def add(a: Any, b: Any) -> Any:
         return a + b
 
-    tap, output = (
-        Axis(tirx.Var("tap", "int32"), int(per_tap.shape[0])),
-        Axis(tirx.Var("o", "int32"), int(per_tap.shape[1])),
-    )
-    word = Axis(tirx.Var("word", "int32"), words)
-    ones = popcount(w[output.var // PANEL, tap.var * words + word.var, output.var % PANEL])
+    tap, output = Axis(tirx.Var("tap", "int32"), p.taps), Axis(tirx.Var("o", "int32"), p.columns)
+    word = Axis(tirx.Var("word", "int32"), p.words)
+    ones = popcount(w[output.var // PANEL, tap.var * p.words + word.var, output.var % PANEL])
     count = LoopNest(
         "tap_ones", (tap, output), (word,), (Value(per_tap, (tap.var, output.var), ones, integer(0), add),)
     )
     y, z = (Axis(tirx.Var(name, "int32"), int(d)) for name, d in zip("yz", constants.shape[:2], strict=True))
-    kh, kw = Axis(tirx.Var("kh", "int32"), kernel[0]), Axis(tirx.Var("kw", "int32"), kernel[1])
-    inside, _, _ = input_position(y.var, z.var, kh.var, kw.var, hw, stride, padding)
-    reached = tirx.if_then_else(inside, channels - 2 * per_tap[kh.var * kernel[1] + kw.var, output.var], 0)
+    kh, kw = Axis(tirx.Var("kh", "int32"), p.kernel[0]), Axis(tirx.Var("kw", "int32"), p.kernel[1])
+    inside, _, _ = p.input_position((y.var, z.var), (kh.var, kw.var))
+    reached = tirx.if_then_else(inside, p.depth - 2 * per_tap[kh.var * p.kernel[1] + kw.var, output.var], 0)
     total = LoopNest(
         "constants",
         (y, z, output),

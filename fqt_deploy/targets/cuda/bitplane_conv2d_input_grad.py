@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 from tvm import tirx
 
-from fqt_deploy.ops.lib.convolution_shape import output_position
 from fqt_deploy.targets.cuda.bit_operand import Operand
 from fqt_deploy.targets.cuda.bit_tile import bit_product
 from fqt_deploy.targets.cuda.choose_form import form_for
 from fqt_deploy.targets.cuda.features import CudaFeatures
 from fqt_deploy.targets.cuda.kernel_builder import store
-from fqt_deploy.targets.cuda.product_arguments import arguments_of, panel_columns, words_at_once
+from fqt_deploy.targets.cuda.panel_columns import panel_columns, words_at_once
+from fqt_deploy.targets.products import BitInputGradient, product_of
 
 
 class BitplaneConv2dInputGradRule:
@@ -22,30 +22,25 @@ class BitplaneConv2dInputGradRule:
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
         """A position's planes are rows of the tile; taps that reach no output are zeros, which count nothing."""
-        arguments = arguments_of(function)
-        if arguments is None:
+        p = product_of(function)
+        if not isinstance(p, BitInputGradient):
             return None
-        _, _, channels, _, hw, kernel, stride, padding = arguments
-        planes, w, result = function.params
-        n, oh, ow, bits, words = (int(d) for d in planes.shape)
-        form = form_for(features, bits)
+        form = form_for(features, p.bits)
         if form is None:
             return None
-        rows, total_words = n * hw[0] * hw[1], kernel[0] * kernel[1] * words
+        planes, w, result = function.params
+        places, width = p.image[0] * p.image[1], p.image[1]
+        rows = p.samples * places
 
         def source(row: Any, plane: Any, word: Any) -> tuple[Any, Any, list[Any]]:
-            sample, place = row // (hw[0] * hw[1]), row % (hw[0] * hw[1])
-            tap, at = word // words, word % words
-            inside, y, z = output_position(
-                place // hw[1], place % hw[1], tap // kernel[1], tap % kernel[1], [oh, ow], stride, padding
-            )
-            return tirx.all(row < rows, word < total_words, inside), planes, [sample, y, z, plane, at]
+            sample, place = row // places, row % places
+            tap, at = word // p.words, word % p.words
+            inside, y, z = p.output_position((place // width, place % width), p.tap(tap))
+            return tirx.all(row < rows, word < p.contraction, inside), planes, [sample, y, z, plane, at]
 
         def write(row: Any, column: Any, count: Any, ones: Any, _: Any) -> Any:
-            place = row % (hw[0] * hw[1])
-            at = (row // (hw[0] * hw[1]), place // hw[1], place % hw[1], column)
-            return store(result, 2 * count - ones, *at)
+            place = row % places
+            return store(result, 2 * count - ones, row // places, place // width, place % width, column)
 
-        left = Operand(rows, bits, words_at_once(words), False, source)
-        product = bit_product(form, left, panel_columns(w, channels, total_words), total_words, write, count_rows=True)
-        return function.with_body(product)
+        left, right = Operand(rows, p.bits, words_at_once(p.words), False, source), panel_columns(w, p.columns)
+        return function.with_body(bit_product(form, left, right, p.contraction, write, count_rows=True))

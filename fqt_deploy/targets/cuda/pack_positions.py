@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from tvm import tirx
 
-from fqt_deploy.ops.lib.convolution_shape import input_position
 from fqt_deploy.ops.lib.packed_words import PANEL, WORD
 from fqt_deploy.targets.cuda.features import CudaFeatures
 from fqt_deploy.targets.cuda.kernel_builder import (
@@ -23,7 +22,8 @@ from fqt_deploy.targets.cuda.kernel_builder import (
     when,
     with_buffers,
 )
-from fqt_deploy.targets.cuda.product_arguments import arguments_of
+from fqt_deploy.targets.kernel_arguments import arguments_of
+from fqt_deploy.targets.products import convolution_of
 
 THREADS = 256
 
@@ -35,23 +35,21 @@ class PackPositionsRule:
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
         """One launch for the rows of channels, a small one for the validity rows and those that fill the last panel."""
-        arguments = arguments_of(function)
-        if arguments is None:
-            return None
-        _, channels, kernel, stride, padding, output_hw = arguments
         image, result = function.params
-        n, h, w, channel_words = (int(d) for d in image.shape)
+        arguments, layer = arguments_of(function), convolution_of(function, image=image)
+        if arguments is None or layer is None:
+            return None
+        channels, channel_words = arguments["in_channels"], int(image.shape[3])
         panels, words, _ = (int(d) for d in result.shape)
-        taps, places = kernel[0] * kernel[1], output_hw[0] * output_hw[1]
+        taps, places = layer.taps, layer.output[0] * layer.output[1]
 
         def look(word: Any, lane: Any, tap: Any) -> tuple[Any, list[Any]]:
             """Whether the lane's position has an image position under the tap, and which."""
             position = word * WORD + lane
             place = position % places
-            inside, y, x = input_position(
-                place // output_hw[1], place % output_hw[1], tap // kernel[1], tap % kernel[1], [h, w], stride, padding
-            )
-            return tirx.all(position < n * places, inside), [position // places, y, x]
+            at = place // layer.output[1], place % layer.output[1]
+            inside, y, x = layer.input_position(at, layer.tap(tap))
+            return tirx.all(position < layer.positions, inside), [position // places, y, x]
 
         def values(block: Any, thread: Any) -> Any:
             flat, lane = block * (THREADS // WARP) + thread // WARP, thread % WARP

@@ -12,7 +12,7 @@ from fqt_deploy.targets.cuda.bit_operand import Operand
 from fqt_deploy.targets.cuda.bit_tile import bit_product, choose_tile, parts_of
 from fqt_deploy.targets.cuda.choose_form import FORMS
 from fqt_deploy.targets.cuda.kernel_builder import store
-from fqt_deploy.targets.cuda.product_arguments import panel_columns, words_at_once
+from fqt_deploy.targets.cuda.panel_columns import panel_columns, words_at_once
 
 CASES = [
     # rows, planes, columns, words, word-major, in parts
@@ -35,7 +35,7 @@ def build(form, rows, planes, columns, words, word_major, split):
         return tirx.all(row < rows, word < words), a, [word, plane, row] if word_major else [row, plane, word]
 
     left = Operand(rows, planes, words_at_once(rows if word_major else words), word_major, source)
-    right = panel_columns(b, columns, words)
+    right = panel_columns(b, columns)
     parts = parts_of(form, left, right, words) if split else 1
     result = tirx.decl_buffer((parts, rows, columns), "int32", "result")
     ones = tirx.decl_buffer((rows,), "int32", "ones")

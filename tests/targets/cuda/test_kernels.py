@@ -1,20 +1,17 @@
 """Every op's kernel, as emitted for the GPU and executed by the emulation, agrees with its reference on its samples."""
 
 import dataclasses
-import json
 import re
 
 import numpy as np
 import pytest
 import torch
 import tvm
-from tvm import te
 
-import fqt_deploy.ops.registry  # noqa: F401
 from fqt_deploy.codegen.build import lower_relax
 from fqt_deploy.compiler.verify import TF32_TOLERANCE
-from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import FQT_OPS, Kind
+from tests.targets.op_kernel import op_function
 
 SAMPLES = {
     f"{spec.name}_{i}": (spec, arguments)
@@ -29,12 +26,6 @@ def flat(result):
     return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
-def constants(argument):
-    if isinstance(argument, (list, tuple)):
-        return [constants(item) for item in argument]
-    return None if isinstance(argument, torch.Tensor) else argument
-
-
 IN_OTHER_FORMS = [
     *(f"binary_conv2d_{i}" for i in (1, 5)),
     *(f"bitplane_conv2d_input_grad_{i}" for i in range(4)),
@@ -47,32 +38,15 @@ IN_TF32 = ["conv2d_0", "conv2d_1", "conv2d_input_grad_1", "conv2d_weight_grad_0"
 COPIED = ["conv2d_0", "conv2d_5", "conv2d_input_grad_0"]
 
 
-def unscheduled(spec, arguments):
+def unscheduled(name):
     """The loop nests of one sample."""
-    placeholders = []
-
-    def operand(argument):
-        if not isinstance(argument, torch.Tensor):
-            return argument
-        placeholders.append(
-            te.placeholder(list(argument.shape), dtype_name(argument.dtype), name=f"operand{len(placeholders)}")
-        )
-        return placeholders[-1]
-
-    outputs = flat(spec(*map(operand, arguments)).compute())
-    return te.create_prim_func([*placeholders, *outputs]).with_attrs(
-        {
-            "fqt.op": spec.name,
-            "fqt.outputs": len(outputs),
-            "fqt.arguments": json.dumps(constants(arguments)),
-            "tirx.noalias": spec.traits.kind is not Kind.UPDATE,
-        }
-    )
+    spec, arguments = SAMPLES[name]
+    return op_function(spec.name, arguments)
 
 
 def kernel(target, name):
     """The scheduled kernel of one sample."""
-    return target.schedule(unscheduled(*SAMPLES[name])).with_attr("global_symbol", name)
+    return target.schedule(unscheduled(name)).with_attr("global_symbol", name)
 
 
 def compile_samples(target, names):
@@ -214,9 +188,9 @@ TAKEN = {
 @pytest.mark.parametrize(("rule", "ops"), TAKEN.items(), ids=str)
 def test_special_kernels_do_not_fall_through_to_the_generic_rule(emulated_target, rule, ops):
     target = emulated_target()
-    for name, (spec, arguments) in SAMPLES.items():
+    for name, (spec, _) in SAMPLES.items():
         if spec.name in ops:
-            function = unscheduled(spec, arguments)
+            function = unscheduled(name)
             takers = (r for r in target.rules if not r.ops or spec.name in r.ops)
             taken = next(r for r in takers if r.apply(function, target.features) is not None)
             assert type(taken).__module__.endswith(f"cuda.{rule}"), name

@@ -89,13 +89,11 @@ INSTRUCTIONS = {
 @pytest.mark.parametrize(("architecture", "form"), INSTRUCTIONS, ids=str)
 def test_products_of_real_size_keep_to_registers(emulated_target, tmp_path, architecture, form):
     """The largest tile of each product, as in VGG16 with a batch of 64."""
-    import json
-
+    import torch
     import tvm
-    from tvm import te
 
     from fqt_deploy.codegen.build import lower_relax
-    from fqt_deploy.ops.op import FQT_OPS
+    from tests.targets.op_kernel import op_function
 
     cases = {
         "binary_conv2d": ([(64, 32, 32, 4), (8, 36, 16)], (128, 128, [3, 3], [1, 1], [1, 1])),
@@ -108,11 +106,8 @@ def test_products_of_real_size_keep_to_registers(emulated_target, tmp_path, arch
     if form is not None:
         target = dataclasses.replace(target, features=target.features.preferring(form))
     for op, (shapes, arguments) in cases.items():
-        operands = [te.placeholder(shape, "int32") for shape in shapes]
-        attributes = {"fqt.op": op, "fqt.outputs": 1, "tirx.noalias": True}
-        attributes["fqt.arguments"] = json.dumps([None, None, *arguments])
-        function = te.create_prim_func([*operands, FQT_OPS[op](*operands, *arguments).compute()]).with_attrs(attributes)
-        module[op] = target.schedule(function).with_attr("global_symbol", op)
+        operands = (torch.empty(shape, dtype=torch.int32, device="meta") for shape in shapes)
+        module[op] = target.schedule(op_function(op, (*operands, *arguments))).with_attr("global_symbol", op)
     compiler = dataclasses.replace(target, compile_source=lambda source, _: sources.append(source) or b"\0")
     compiler.compile(tvm.IRModule(module), lower_relax)
     binary = tmp_path / "kernels.fatbin"

@@ -15,14 +15,14 @@ from tvm import te, tirx
 
 from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets.cpu.features import CpuFeatures
-from fqt_deploy.targets.cpu.products.register_tile import (
-    arguments_of,
+from fqt_deploy.targets.cpu.register_tile import (
     largest_divisor,
     new_schedule,
     placeholders,
     schedule_helpers,
     schedule_padding,
 )
+from fqt_deploy.targets.products import Extents, convolution_of
 
 _ROWS = 4
 """Positions in a tile, with two vectors of channels."""
@@ -37,17 +37,17 @@ class Fp32ConvolutionRule:
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """Rows of the padded image, ``stride`` apart."""
-        arguments = arguments_of(function)
-        extents = [int(d) for d in function.params[-1].shape]
-        if arguments is None or extents[3] % PANEL:
+        x, weight, result = function.params
+        layer = convolution_of(function, image=x, output=result, kernel=weight)
+        extents = [int(d) for d in result.shape]
+        if layer is None or extents[3] % PANEL:
             return None
-        stride, padding = arguments[2:]
         image, w = placeholders(function)
-        channels, *kernel = (int(d) for d in w.shape[1:])
-        rows = padded_rows(image, padding, padding, "rows")
+        rows = padded_rows(image, layer.padding, layer.padding, "rows")
         product = tiled_product(
-            rows, channels, lambda kh, kw, c, o: w[o, c, kh, kw], kernel, stride, [0, 0], extents, features.accumulators
-        )
+            rows, int(w.shape[1]), lambda kh, kw, c, o: w[o, c, kh, kw], layer.kernel, layer.stride, (0, 0), extents,
+            features.accumulators,
+        )  # fmt: skip
         schedule = new_schedule([image, w, product.result])
         schedule_product(schedule, product)
         schedule_padding(schedule, schedule.get_sblock("rows"))
@@ -75,9 +75,9 @@ def tiled_product(
     rows: te.Tensor,
     channels: int,
     weight: Callable[..., Any],
-    kernel: list[int],
-    stride: list[int],
-    origin: list[int],
+    kernel: Extents,
+    stride: Extents,
+    origin: Extents,
     extents: list[int],
     accumulators: int,
     name: str = "",
@@ -132,7 +132,7 @@ def schedule_product(schedule: Any, product: Product) -> None:
     schedule_helpers(schedule, (f"panels{product.name}",))
 
 
-def padded_rows(image: te.Tensor, before: list[int], after: list[int], name: str) -> te.Tensor:
+def padded_rows(image: te.Tensor, before: Extents, after: Extents, name: str) -> te.Tensor:
     """[N, b + H + a, (b + W + a) * C]: zeros around, columns and channels one axis."""
     n, height, width, channels = (int(d) for d in image.shape)
 

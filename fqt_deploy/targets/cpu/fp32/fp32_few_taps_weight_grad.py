@@ -9,8 +9,7 @@ from tvm import te, tirx
 from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.fp32.fp32_convolution import padded_rows
-from fqt_deploy.targets.cpu.products.register_tile import (
-    arguments_of,
+from fqt_deploy.targets.cpu.register_tile import (
     largest_divisor,
     new_schedule,
     placeholders,
@@ -18,6 +17,7 @@ from fqt_deploy.targets.cpu.products.register_tile import (
     schedule_padding,
     schedule_tile,
 )
+from fqt_deploy.targets.products import convolution_of
 
 OPERANDS = 5
 """Registers that are not accumulators."""
@@ -32,20 +32,19 @@ class Fp32FewTapsWeightGradRule:
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """All taps of 16 output channels, summed over the positions of some samples; the gradient is read once."""
-        arguments = arguments_of(function)
-        outputs, channels, *kernel = (int(d) for d in function.params[-1].shape)
-        if arguments is None or outputs % PANEL:
+        layer = convolution_of(function, image=function.params[0], output=function.params[1])
+        outputs, channels, *_ = (int(d) for d in function.params[-1].shape)
+        if layer is None or outputs % PANEL:
             return None
-        stride, padding = arguments[3:]
+        (oh, ow), kernel, stride = layer.output, layer.kernel, layer.stride
         x, g = placeholders(function)
-        samples, oh, ow, _ = (int(d) for d in g.shape)
-        rows = padded_rows(x, padding, padding, "rows")
+        rows = padded_rows(x, layer.padding, layer.padding, "rows")
         run = kernel[1] * channels
         taps = kernel[0] * run
         if taps > 2 * features.accumulators - OPERANDS:
             return None
-        chunks = largest_divisor(samples, _CHUNKS)
-        size = samples // chunks
+        chunks = largest_divisor(layer.samples, _CHUNKS)
+        size = layer.samples // chunks
         b, y, z = te.reduce_axis((0, size), "b"), te.reduce_axis((0, oh), "y"), te.reduce_axis((0, ow), "z")
         total = te.compute(
             (chunks, taps, outputs),

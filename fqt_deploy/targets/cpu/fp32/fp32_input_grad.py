@@ -16,13 +16,13 @@ from tvm import te, tirx
 from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.fp32.fp32_convolution import Product, padded_rows, schedule_product, tiled_product
-from fqt_deploy.targets.cpu.products.register_tile import (
-    arguments_of,
+from fqt_deploy.targets.cpu.register_tile import (
     new_schedule,
     placeholders,
     schedule_helpers,
     schedule_padding,
 )
+from fqt_deploy.targets.products import Convolution, convolution_of
 
 
 class Fp32InputGradRule:
@@ -32,19 +32,20 @@ class Fp32InputGradRule:
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """A product for each phase, then all in their places."""
-        arguments = arguments_of(function)
-        extents = [int(d) for d in function.params[-1].shape]
-        if arguments is None or extents[3] % PANEL:
+        g, weight, result = function.params
+        layer = convolution_of(function, image=result, output=g, kernel=weight)
+        columns = int(result.shape[3])
+        if layer is None or columns % PANEL:
             return None
-        stride, padding = arguments[3:]
         gradient, w = placeholders(function)
-        products = _products(gradient, w, stride, padding, extents, features.accumulators)
-        result = products[0, 0].result if stride == [1, 1] else _interleaved(products, stride, extents)
+        products = _products(gradient, w, layer, columns, features.accumulators)
+        strided = layer.stride != (1, 1)
+        result = _interleaved(products, layer, columns) if strided else products[0, 0].result
         schedule = new_schedule([gradient, w, result])
         for product in products.values():
             schedule_product(schedule, product)
         schedule_padding(schedule, schedule.get_sblock("rows"))
-        if stride != [1, 1]:
+        if strided:
             schedule_helpers(schedule, ("result",))
         return schedule.mod["main"]
 
@@ -75,54 +76,59 @@ def _phase(offset: int, kernel: int, stride: int, padding: int, extent: int) -> 
 
 
 def _products(
-    gradient: te.Tensor, w: te.Tensor, stride: list[int], padding: list[int], extents: list[int], accumulators: int
+    gradient: te.Tensor, w: te.Tensor, layer: Convolution, columns: int, accumulators: int
 ) -> dict[tuple[int, int], Product]:
     """Products by row and column of their phase; none for a phase without taps."""
-    n, height, width, outputs = extents
-    kernel, positions = [int(d) for d in w.shape[2:]], [int(d) for d in gradient.shape[1:3]]
-    axes = [
-        [_phase(offset, *axis) for offset in range(min(axis[1], axis[3]))]
-        for axis in zip(kernel, stride, padding, (height, width), strict=True)
-    ]
-    before = [max(0, *(phase.taps - 1 - phase.at for phase in axis)) for axis in axes]
-    after = [
-        max(0, *(phase.at + phase.positions - extent for phase in axis))
-        for axis, extent in zip(axes, positions, strict=True)
-    ]
+    rows_phases, column_phases = (
+        [_phase(offset, kernel, stride, padding, extent) for offset in range(min(stride, extent))]
+        for kernel, stride, padding, extent in zip(layer.kernel, layer.stride, layer.padding, layer.image, strict=True)
+    )
+    before = _border_before(rows_phases), _border_before(column_phases)
+    after = _border_after(rows_phases, layer.output[0]), _border_after(column_phases, layer.output[1])
     rows = padded_rows(gradient, before, after, "rows")
     products = {}
-    for phases in itertools.product(*axes):
-        y, z = phases
+    for y, z in itertools.product(rows_phases, column_phases):
         if not y.taps or not z.taps:
             continue
 
         def weight(kh: Any, kw: Any, c: Any, o: Any, y: _Phase = y, z: _Phase = z) -> Any:
-            turned = (p.first + s * (p.taps - 1 - tap) for p, s, tap in zip((y, z), stride, (kh, kw), strict=True))
-            return w[c, o, *turned]
+            down, across = layer.stride
+            return w[c, o, y.first + down * (y.taps - 1 - kh), z.first + across * (z.taps - 1 - kw)]
 
         products[y.offset, z.offset] = tiled_product(
             rows,
             int(gradient.shape[3]),
             weight,
-            [y.taps, z.taps],
-            [1, 1],
-            [border + p.at - p.taps + 1 for border, p in zip(before, phases, strict=True)],
-            [n, y.positions, z.positions, outputs],
+            (y.taps, z.taps),
+            (1, 1),
+            (before[0] + y.at - y.taps + 1, before[1] + z.at - z.taps + 1),
+            [layer.samples, y.positions, z.positions, columns],
             accumulators,
-            "" if stride == [1, 1] else f"_{y.offset}_{z.offset}",
+            "" if layer.stride == (1, 1) else f"_{y.offset}_{z.offset}",
         )
     return products
 
 
-def _interleaved(products: dict[tuple[int, int], Product], stride: list[int], extents: list[int]) -> te.Tensor:
+def _border_before(phases: list[_Phase]) -> int:
+    """Zeros that an axis of the gradient needs in front."""
+    return max(0, *(phase.taps - 1 - phase.at for phase in phases))
+
+
+def _border_after(phases: list[_Phase], extent: int) -> int:
+    """Zeros that an axis of so many gradients needs behind."""
+    return max(0, *(phase.at + phase.positions - extent for phase in phases))
+
+
+def _interleaved(products: dict[tuple[int, int], Product], layer: Convolution, columns: int) -> te.Tensor:
     """All results in their places; zero at positions that no output reads."""
+    down, across = layer.stride
 
     def element(n: Any, y: Any, z: Any, o: Any) -> Any:
         value: Any = tirx.const(0.0, "float32")
         for (row, column), product in products.items():
-            here = tirx.all(tirx.floormod(y, stride[0]).equal(row), tirx.floormod(z, stride[1]).equal(column))
-            own = product.result[n, tirx.floordiv(y, stride[0]), tirx.floordiv(z, stride[1]), o]
+            here = tirx.all(tirx.floormod(y, down).equal(row), tirx.floormod(z, across).equal(column))
+            own = product.result[n, tirx.floordiv(y, down), tirx.floordiv(z, across), o]
             value = tirx.if_then_else(here, own, value)
         return value
 
-    return te.compute(extents, element, name="result")
+    return te.compute((layer.samples, *layer.image, columns), element, name="result")

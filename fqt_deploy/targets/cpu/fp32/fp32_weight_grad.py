@@ -14,7 +14,8 @@ from tvm import te, tirx
 from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.fp32.fp32_convolution import tile_extents
-from fqt_deploy.targets.cpu.products.register_tile import arguments_of, largest_divisor, new_schedule, placeholders
+from fqt_deploy.targets.cpu.register_tile import largest_divisor, new_schedule, placeholders
+from fqt_deploy.targets.products import Extents, convolution_of
 
 _ROWS = 8
 """Input channels in a tile: with two vectors of output channels, sixteen accumulators for ten operands."""
@@ -35,17 +36,17 @@ class Fp32WeightGradRule:
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """A tile of input times output channels for each tap and chunk, then the chunks' sums in the weight's order."""
-        arguments = arguments_of(function)
-        outputs, channels, *kernel = (int(d) for d in function.params[-1].shape)
-        if arguments is None or outputs % PANEL:
+        layer = convolution_of(function, image=function.params[0], output=function.params[1])
+        outputs, channels, *_ = (int(d) for d in function.params[-1].shape)
+        if layer is None or outputs % PANEL:
             return None
-        stride, padding = arguments[3:]
+        kernel, stride = layer.kernel, layer.stride
         x, g = placeholders(function)
-        positions = [int(d) for d in g.shape[:3]]
+        positions = [layer.samples, *layer.output]
         rows = largest_divisor(channels, min(_ROWS, features.accumulators))
         width = PANEL * largest_divisor(outputs // PANEL, max(1, features.accumulators // rows))
-        gradient = _gradient_panels(g, width) if math.prod(kernel) * (channels // rows) >= _PANEL_READS else None
-        image = _input_panels(x, padding, rows)
+        gradient = _gradient_panels(g, width) if layer.taps * (channels // rows) >= _PANEL_READS else None
+        image = _input_panels(x, layer.padding, rows)
         chunk = tile_extents(positions, max(_CHUNK, math.prod(positions) // _CHUNKS))
         chunks = [extent // size for extent, size in zip(positions, chunk, strict=True)]
         b, y, z = (te.reduce_axis((0, size), axis) for size, axis in zip(chunk, "byz", strict=True))
@@ -83,7 +84,7 @@ def _gradient_panels(g: te.Tensor, width: int) -> te.Tensor:
     )
 
 
-def _input_panels(x: te.Tensor, padding: list[int], rows: int) -> te.Tensor:
+def _input_panels(x: te.Tensor, padding: Extents, rows: int) -> te.Tensor:
     """[I / rows, N, H + 2p, W + 2p, rows]: zeros around."""
     n, height, width, channels = (int(d) for d in x.shape)
 

@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 
 from tvm import te, tirx
 
-from fqt_deploy.ops.lib.convolution_shape import input_position
 from fqt_deploy.ops.lib.counter_random import uint32
 from fqt_deploy.ops.lib.packed_words import PANEL, WORD, panel_count
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.generic.elementwise import schedule_spatial
 from fqt_deploy.targets.cpu.packing.bit_transposition import ONE, ZERO, collect_lanes, lane_bit
-from fqt_deploy.targets.cpu.products.register_tile import arguments_of, new_schedule, placeholders
+from fqt_deploy.targets.cpu.register_tile import new_schedule, placeholders
+from fqt_deploy.targets.kernel_arguments import arguments_of
+from fqt_deploy.targets.products import convolution_of
 
 
 class PackPositionsRule:
@@ -28,29 +29,20 @@ class PackPositionsRule:
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """Validity rows first, then the panels of each tap."""
-        arguments = arguments_of(function)
-        if arguments is None or arguments[1] % PANEL:
+        arguments, layer = arguments_of(function), convolution_of(function, image=function.params[0])
+        if arguments is None or layer is None or arguments["in_channels"] % PANEL:
             return None
-        _, channels, kernel, stride, padding, output_hw = arguments
         (x,) = placeholders(function)
-        n, height, width, _ = (int(d) for d in x.shape)
+        height, width = layer.image
         panels, words, _ = (int(d) for d in function.params[-1].shape)
-        taps, per_tap = kernel[0] * kernel[1], channels // PANEL
-        image, positions = output_hw[0] * output_hw[1], n * output_hw[0] * output_hw[1]
+        taps, per_tap = layer.taps, arguments["in_channels"] // PANEL
+        image, positions = layer.output[0] * layer.output[1], layer.positions
         # the pattern of valid positions repeats after a whole number of images that is a whole number of words
         period = math.lcm(image, WORD) // WORD if positions % WORD == 0 else words
 
         def place(position: Any, tap: Any) -> tuple[Any, Any, Any]:
             at = position % image
-            return input_position(
-                at // output_hw[1],
-                at % output_hw[1],
-                tap // kernel[1],
-                tap % kernel[1],
-                [height, width],
-                stride,
-                padding,
-            )
+            return layer.input_position((at // layer.output[1], at % layer.output[1]), layer.tap(tap))
 
         k = te.reduce_axis((0, WORD), "k")
 
@@ -61,7 +53,7 @@ class PackPositionsRule:
 
         mask_panels = panel_count(taps)
         valid = te.compute((mask_panels * PANEL, period), is_valid, name="valid")
-        shifted = stride == [1, 1] and output_hw == [height, width]
+        shifted = layer.stride == (1, 1) and layer.output == layer.image
 
         def bit(tap: Any, panel: Any, word: Any, lane: Any) -> Any:
             position = tirx.min(word * WORD + k, positions - 1)  # what lies past the end is masked by ``valid``
@@ -80,7 +72,8 @@ class PackPositionsRule:
         def moved(tap: Any, panel: Any, word: Any, lane: Any) -> Any:
             if not shifted:
                 return rows[tap, panel, word, lane]
-            distance = (tap // kernel[1] - padding[0]) * width + tap % kernel[1] - padding[1]
+            row, column = layer.tap(tap)
+            distance = (row - layer.padding[0]) * width + column - layer.padding[1]
             first, shift = word + tirx.floordiv(distance, WORD), tirx.floormod(distance, WORD)
             low, high = (rows[0, panel, tirx.max(tirx.min(w, words - 1), 0), lane] for w in (first, first + 1))
             shift = shift.astype("uint32")

@@ -11,7 +11,7 @@ from fqt_deploy.ops.lib.packed_words import PANEL, WORD
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.packing.bit_transposition import collect_lanes, lane_bit
 from fqt_deploy.targets.cpu.packing.pack_channels import collect_bits, has_move_mask
-from fqt_deploy.targets.cpu.products.register_tile import new_schedule, placeholders
+from fqt_deploy.targets.cpu.register_tile import new_schedule, placeholders
 
 
 class PackWeightRule:

@@ -10,7 +10,8 @@ from tvm import te, tirx
 from fqt_deploy.ops.lib.packed_words import PANEL, WORD, word_count
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.packing.bit_transposition import collect_lanes, lane_bit
-from fqt_deploy.targets.cpu.products.register_tile import arguments_of, new_schedule, placeholders
+from fqt_deploy.targets.cpu.register_tile import new_schedule, placeholders
+from fqt_deploy.targets.kernel_arguments import arguments_of
 
 
 class TransposePackedWeightRule:
@@ -21,9 +22,11 @@ class TransposePackedWeightRule:
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """Lanes are input channels, the bits of a word output channels."""
         arguments = arguments_of(function)
-        if arguments is None or arguments[1] % PANEL or arguments[2] % WORD:
+        if arguments is None:
             return None
-        _, in_channels, out_channels, _ = arguments
+        in_channels, out_channels = arguments["in_channels"], arguments["out_channels"]
+        if in_channels % PANEL or out_channels % WORD:
+            return None
         (w,) = placeholders(function)
         shape = [int(d) for d in function.params[-1].shape]
         words_in, words_out = word_count(in_channels), out_channels // WORD

@@ -1,1 +1,1 @@
-"""Schedule rules of 1-bit products."""
+"""Products of packed bits: one rule, and one folder for each form that they take."""

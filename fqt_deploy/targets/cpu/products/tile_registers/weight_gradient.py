@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 from tvm import tirx
 from tvm.script import tirx as T
 
-from fqt_deploy.ops.lib.packed_words import PANEL, panel_count
+from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
-from fqt_deploy.targets.cpu.products.amx_tiles import (
+from fqt_deploy.targets.cpu.products.form import NO_CHOICE, TILE_REGISTERS
+from fqt_deploy.targets.cpu.products.tile_registers.registers import (
     MAXIMUM_BITS,
     TILE,
     TILE_LANES,
@@ -34,7 +35,9 @@ from fqt_deploy.targets.cpu.products.amx_tiles import (
     row_of_codes,
     store_sums,
 )
-from fqt_deploy.targets.cpu.products.register_tile import arguments_of, largest_divisor
+from fqt_deploy.targets.cpu.register_tile import largest_divisor
+from fqt_deploy.targets.products import BitWeightGradient
+from fqt_deploy.targets.tuning_log import Tile
 
 MINIMUM_ROWS = 8
 """Emptier tiles are slower than tables."""
@@ -46,53 +49,45 @@ TILES = 4
 """Of sums: two of rows by two of columns, or one by four."""
 
 
+class TileWeightGradient:
+    """Codes, the sums of codes inside each tap, then blocks of panels."""
+
+    name: ClassVar[str] = TILE_REGISTERS
+
+    def accepts(self, product: BitWeightGradient, features: CpuFeatures) -> bool:
+        """Whole panels and codes of a byte at most, where tiles can be filled."""
+        fits = product.has_whole_panels and product.bits <= MAXIMUM_BITS
+        return features.has_amx and fits and largest_divisor(product.kept, TILE_ROWS) >= MINIMUM_ROWS
+
+    def tiles(self, product: BitWeightGradient, features: CpuFeatures) -> tuple[Tile, ...]:
+        """Nothing to choose: tiles are as large as registers."""
+        return NO_CHOICE
+
+    def kernel(self, product: BitWeightGradient, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
+        """Tiles of as many kept channels as divide them."""
+        return _kernel(_Cut(product, largest_divisor(product.kept, TILE_ROWS)))
+
+
 @dataclass(frozen=True)
-class _Product:
-    """The product's shape, and how it is cut.
+class _Cut:
+    """How the product is cut.
 
     Attributes:
-        words: packed words along positions.
-        bits: planes of a code.
-        kept: channels of the gradient.
-        channels: of the input.
-        kernel: KH, KW.
+        product: what is computed.
         rows: kept channels in a tile.
     """
 
-    words: int
-    bits: int
-    kept: int
-    channels: int
-    kernel: list[int]
+    product: BitWeightGradient
     rows: int
-
-    @property
-    def taps(self) -> int:
-        return self.kernel[0] * self.kernel[1]
-
-    @property
-    def per_tap(self) -> int:
-        """Panels of a tap."""
-        return self.channels // PANEL
-
-    @property
-    def panels(self) -> int:
-        """Panels of input bits."""
-        return self.taps * self.per_tap
-
-    @property
-    def mask_panels(self) -> int:
-        """Panels that say which positions lie inside, a column for each tap; they come last."""
-        return panel_count(self.taps)
 
     @property
     def steps(self) -> int:
         """Products along positions."""
-        return -(-self.words // 2)
+        return -(-self.product.words // 2)
 
     @property
     def row_tiles(self) -> int:
-        return self.kept // self.rows
+        return self.product.kept // self.rows
 
     @property
     def together(self) -> int:
@@ -110,13 +105,16 @@ class _Product:
 
     @property
     def blocks(self) -> int:
-        """Of so many panels, in a tap."""
-        return -(-self.per_tap // self.width)
+        """Blocks of ``width`` panels in a tap."""
+        return -(-self.product.tap_panels // self.width)
 
     @property
     def tap_jobs(self) -> int:
         """Taps of a channel are neighbours in the result: one job writes them all, if all jobs have channels."""
-        return next((t for t in range(1, self.taps + 1) if self.taps % t == 0 and t * self.blocks >= JOBS), self.taps)
+        return next(
+            (t for t in range(1, self.product.taps + 1) if self.product.taps % t == 0 and t * self.blocks >= JOBS),
+            self.product.taps,
+        )
 
     def sums_begin(self, tile: Any, p: Any, r: Any) -> Any:
         """Where the sums of a row of a tile with a panel of the block begin."""
@@ -125,23 +123,23 @@ class _Product:
 
 
 @script.macro
-def _expand_codes(s: _Product, planes: Any, codes: Any, tile: Any, r: Any) -> None:
+def _expand_codes(s: _Cut, planes: Any, codes: Any, tile: Any, r: Any) -> None:
     """All bytes of a kept channel; past the last word they are zero."""
-    for step in T.serial(s.words // 2):
+    for step in T.serial(s.product.words // 2):
         codes[T.ramp((tile * s.steps + step) * TILE + r * TILE_LANES, 1, TILE_LANES)] = row_of_codes(
             [
                 neighbours(planes[2 * step, p, tile * s.rows + r], planes[2 * step + 1, p, tile * s.rows + r])
-                for p in range(s.bits)
+                for p in range(s.product.bits)
             ]
         )
-    if s.words % 2 == 1:
+    if s.product.words % 2 == 1:
         codes[T.ramp((tile * s.steps + s.steps - 1) * TILE + r * TILE_LANES, 1, TILE_LANES)] = row_of_codes(
-            [neighbours(planes[s.words - 1, p, tile * s.rows + r], None) for p in range(s.bits)]
+            [neighbours(planes[s.product.words - 1, p, tile * s.rows + r], None) for p in range(s.product.bits)]
         )
 
 
 @script.macro
-def _expand_positions(s: _Product, positions: Any, columns: Any, run: Any, first: Any, last: Any) -> None:
+def _expand_positions(s: _Cut, positions: Any, columns: Any, run: Any, first: Any, last: Any) -> None:
     """Bytes of a block of panels along one run."""
     for step in T.serial(T.min(RUN, s.steps - run * RUN)):
         for p in T.unroll(s.width):
@@ -152,12 +150,12 @@ def _expand_positions(s: _Product, positions: Any, columns: Any, run: Any, first
                 (step * s.width + p) * TILE,
                 bits_table(),
                 positions[panel, word, T.ramp(0, 1, PANEL)],
-                positions[panel, T.min(word + 1, s.words - 1), T.ramp(0, 1, PANEL)],
+                positions[panel, T.min(word + 1, s.product.words - 1), T.ramp(0, 1, PANEL)],
             )
 
 
 @script.macro
-def _multiply_block(s: _Product, codes: Any, positions: Any, columns: Any, sums: Any, first: Any, last: Any) -> None:
+def _multiply_block(s: _Cut, codes: Any, positions: Any, columns: Any, sums: Any, first: Any, last: Any) -> None:
     """Sums of every group of row tiles with ``width`` panels from ``first`` on; past ``last`` they mean nothing."""
     for run in T.serial((s.steps + RUN - 1) // RUN):
         _expand_positions(s, positions, columns, run, first, last)
@@ -176,62 +174,49 @@ def _multiply_block(s: _Product, codes: Any, positions: Any, columns: Any, sums:
             store_sums(sums, group * TILES * TILE, s.width)
 
 
-def _kernel(s: _Product) -> tirx.PrimFunc:
-    """Codes, the sums of codes inside each tap, then blocks of panels."""
+def _kernel(s: _Cut) -> tirx.PrimFunc:
+    """The loop nest."""
+    p = s.product
 
     @script.prim_func(s_tir=True)
     def product(
-        planes: T.Buffer((s.words, s.bits, s.kept), "int32"),
-        positions: T.Buffer((s.panels + s.mask_panels, s.words, PANEL), "int32"),
-        result: T.Buffer((s.kept, s.channels, s.kernel[0], s.kernel[1]), "int32"),
+        planes: T.Buffer((p.words, p.bits, p.kept), "int32"),
+        positions: T.Buffer((p.panels, p.words, PANEL), "int32"),
+        result: T.Buffer((p.kept, p.channels, p.kernel[0], p.kernel[1]), "int32"),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         codes = T.alloc_buffer((s.row_tiles * s.steps * TILE,), "int32")
-        inside = T.alloc_buffer((s.kept, s.mask_panels * PANEL), "int32")
+        inside = T.alloc_buffer((p.kept, p.mask_panels * PANEL), "int32")
         T.evaluate(request_tiles())
-        for c in T.parallel(s.kept):
+        for c in T.parallel(p.kept):
             _expand_codes(s, planes, codes, c // s.rows, c % s.rows)
-        for job in T.parallel((s.mask_panels + s.width - 1) // s.width):
+        for job in T.parallel((p.mask_panels + s.width - 1) // s.width):
             columns = T.alloc_buffer((RUN * s.width * TILE,), "int32")
             sums = T.alloc_buffer((s.groups * TILES * TILE,), "int32")
             configure_tiles(s.rows)
-            _multiply_block(s, codes, positions, columns, sums, s.panels + job * s.width, s.panels + s.mask_panels - 1)
+            _multiply_block(s, codes, positions, columns, sums, p.channel_panels + job * s.width, p.panels - 1)
             for tile, r in T.grid(s.row_tiles, s.rows):
-                for p in T.serial(T.min(s.width, s.mask_panels - job * s.width)):
-                    inside[tile * s.rows + r, T.ramp((job * s.width + p) * PANEL, 1, PANEL)] = sums[
-                        T.ramp(s.sums_begin(tile, p, r), 1, TILE_LANES)
+                for panel in T.serial(T.min(s.width, p.mask_panels - job * s.width)):
+                    inside[tile * s.rows + r, T.ramp((job * s.width + panel) * PANEL, 1, PANEL)] = sums[
+                        T.ramp(s.sums_begin(tile, panel, r), 1, TILE_LANES)
                     ]
             T.evaluate(release_tiles())
         for job in T.parallel(s.blocks * s.tap_jobs):
             columns = T.alloc_buffer((RUN * s.width * TILE,), "int32")
             sums = T.alloc_buffer((s.groups * TILES * TILE,), "int32")
             configure_tiles(s.rows)
-            for t in T.serial(s.taps // s.tap_jobs):
-                tap: T.let = job % s.tap_jobs * (s.taps // s.tap_jobs) + t
+            for t in T.serial(p.taps // s.tap_jobs):
+                tap: T.let = job % s.tap_jobs * (p.taps // s.tap_jobs) + t
                 block: T.let = job // s.tap_jobs * s.width
-                _multiply_block(s, codes, positions, columns, sums, tap * s.per_tap + block, (tap + 1) * s.per_tap - 1)
+                _multiply_block(
+                    s, codes, positions, columns, sums, tap * p.tap_panels + block, (tap + 1) * p.tap_panels - 1
+                )
                 for tile, r in T.grid(s.row_tiles, s.rows):
-                    for p in T.serial(T.min(s.width, s.per_tap - block)):
+                    for panel in T.serial(T.min(s.width, p.tap_panels - block)):
                         for lane in T.vectorized(PANEL):
-                            result[
-                                tile * s.rows + r, (block + p) * PANEL + lane, tap // s.kernel[1], tap % s.kernel[1]
-                            ] = sums[s.sums_begin(tile, p, r) + lane] * 2 - inside[tile * s.rows + r, tap]
+                            result[tile * s.rows + r, (block + panel) * PANEL + lane, p.tap(tap)[0], p.tap(tap)[1]] = (
+                                sums[s.sums_begin(tile, panel, r) + lane] * 2 - inside[tile * s.rows + r, tap]
+                            )
             T.evaluate(release_tiles())
 
     return product
-
-
-class AmxWeightGradRule:
-    """Takes ``bitplane_weight_grad`` with a multiple of 16 input channels where tiles can be filled."""
-
-    ops: ClassVar[frozenset[str]] = frozenset({"bitplane_weight_grad"})
-
-    def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """A hand-written loop nest: codes, the sums of codes inside each tap, then blocks of panels."""
-        arguments = arguments_of(function)
-        words, bits, kept = (int(d) for d in function.params[0].shape)
-        if arguments is None or not features.has_amx or bits > MAXIMUM_BITS or arguments[2] % PANEL:
-            return None
-        _, _, channels, kernel = arguments
-        rows = largest_divisor(kept, TILE_ROWS)
-        return None if rows < MINIMUM_ROWS else _kernel(_Product(words, bits, kept, channels, kernel, rows))

@@ -9,8 +9,8 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from fqt_deploy.targets import script
-from fqt_deploy.targets.cpu.products.amx_convolution_cut import Cut, TileConvolution, image_extent
-from fqt_deploy.targets.cpu.products.amx_tiles import TILE_DEPTH, TILE_LANES
+from fqt_deploy.targets.cpu.products.tile_registers.byte_convolution_cut import ByteConvolution, Cut, image_extent
+from fqt_deploy.targets.cpu.products.tile_registers.registers import TILE_DEPTH, TILE_LANES
 
 
 @dataclass(frozen=True)
@@ -22,30 +22,34 @@ class ConvolutionImage:
         cut: how it is cut.
     """
 
-    c: TileConvolution
+    c: ByteConvolution
     cut: Cut
 
     @property
     def height(self) -> int:
         """Rows of one sample."""
         c = self.c
-        return c.source_hw[0] if self.cut.along_samples else image_extent(self.cut.band, c.stride[0], c.kernel[0])
+        return (
+            c.source_hw[0] if self.cut.along_samples else image_extent(self.cut.band, c.stride[0], c.product.kernel[0])
+        )
 
     @property
     def width(self) -> int:
         """Columns of one sample."""
         c = self.c
-        return c.source_hw[1] if self.cut.along_samples else image_extent(c.output_hw[1], c.stride[1], c.kernel[1])
+        return (
+            c.source_hw[1] if self.cut.along_samples else image_extent(c.output_hw[1], c.stride[1], c.product.kernel[1])
+        )
 
     @property
     def lanes(self) -> int:
         """Words of four bytes of one position."""
-        return self.c.depth // 4
+        return self.c.product.depth // 4
 
     @property
     def pairs(self) -> int:
         """Tiles along the channels: pairs of packed words."""
-        return self.c.depth // TILE_DEPTH
+        return self.c.product.depth // TILE_DEPTH
 
     @property
     def per_sample(self) -> int:
@@ -76,7 +80,7 @@ class ConvolutionImage:
     @property
     def row_bytes(self) -> int:
         """Between the rows of a tile."""
-        return 4 * self.per_sample if self.cut.along_samples else self.c.stride[1] * self.c.depth
+        return 4 * self.per_sample if self.cut.along_samples else self.c.stride[1] * self.c.product.depth
 
     def position_begin(self, g: Any, h: Any, v: Any) -> Any:
         """Where a position of a sample of the job begins."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 from tvm import tirx
 from tvm.script import tirx as T
 
-from fqt_deploy.ops.lib.packed_words import PANEL, WORD
+from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets import script
-from fqt_deploy.targets.cpu.products.amx_convolution_cut import TILES, TileConvolution, cut_convolution
-from fqt_deploy.targets.cpu.products.amx_image import ConvolutionImage, expand_image
-from fqt_deploy.targets.cpu.products.amx_tiles import (
+from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.products.form import NO_CHOICE, TILE_REGISTERS
+from fqt_deploy.targets.cpu.products.tile_registers.byte_convolution_cut import TILES, ByteConvolution, cut_convolution
+from fqt_deploy.targets.cpu.products.tile_registers.byte_image import ConvolutionImage, expand_image
+from fqt_deploy.targets.cpu.products.tile_registers.registers import (
     TILE,
     TILE_LANES,
     clear_sums,
@@ -25,6 +28,10 @@ from fqt_deploy.targets.cpu.products.amx_tiles import (
     signs_table,
     store_sums,
 )
+from fqt_deploy.targets.products import PackedConvolution
+from fqt_deploy.targets.tuning_log import Tile
+
+Product = TypeVar("Product", bound=PackedConvolution)
 
 POSITIONS_TO_EXPAND = 256
 """A job of so many positions expands the weights for itself, in its cache; smaller ones share what is expanded once."""
@@ -36,11 +43,11 @@ class _Product(ConvolutionImage):
 
     @property
     def taps(self) -> int:
-        return self.c.kernel[0] * self.c.kernel[1]
+        return self.c.product.taps
 
     @property
     def words(self) -> int:
-        return self.c.depth // WORD
+        return self.c.product.words
 
     @property
     def panels(self) -> int:
@@ -49,7 +56,7 @@ class _Product(ConvolutionImage):
 
     @property
     def all_blocks(self) -> int:
-        return self.c.columns // (self.panels * PANEL)
+        return self.c.product.columns // (self.panels * PANEL)
 
     @property
     def block_jobs(self) -> int:
@@ -72,7 +79,7 @@ class _Product(ConvolutionImage):
 
     @property
     def jobs(self) -> int:
-        return self.c.samples // self.cut.group * self.bands * self.block_jobs
+        return self.c.product.samples // self.cut.group * self.bands * self.block_jobs
 
     def sample(self, job: Any) -> Any:
         """The first sample of a job."""
@@ -111,7 +118,7 @@ def _multiply_tap(p: _Product, image: Any, columns: Any, begin: Any, tile: Any, 
                 p.tile_begin(tile, kh, kw) + u * TILE_LANES,
                 p.row_bytes,
                 columns,
-                begin + ((kh * p.c.kernel[1] + kw) * p.pairs + u) * p.panels * TILE,
+                begin + ((kh * p.c.product.kernel[1] + kw) * p.pairs + u) * p.panels * TILE,
                 p.c.instruction,
             )
         else:
@@ -121,7 +128,7 @@ def _multiply_tap(p: _Product, image: Any, columns: Any, begin: Any, tile: Any, 
                 p.tile_begin(second, kh, kw) + u * TILE_LANES,
                 p.row_bytes,
                 columns,
-                begin + ((kh * p.c.kernel[1] + kw) * p.pairs + u) * p.panels * TILE,
+                begin + ((kh * p.c.product.kernel[1] + kw) * p.pairs + u) * p.panels * TILE,
                 p.c.instruction,
             )
 
@@ -147,7 +154,7 @@ def _multiply_block(
         tile: T.let = t * p.cut.row_tiles
         second: T.let = T.min(tile + 1, p.tiles - 1)
         clear_sums()
-        for kh, kw in T.grid(p.c.kernel[0], p.c.kernel[1]):
+        for kh, kw in T.grid(p.c.product.kernel[0], p.c.product.kernel[1]):
             if p.reads(tile, kh, kw):
                 _multiply_tap(p, image, columns, begin, tile, second, kh, kw)
         store_sums(sums, 0, p.panels)
@@ -177,18 +184,40 @@ def _run_job(p: _Product, operand: Any, weight: Any, columns: Any, result: Any, 
     T.evaluate(release_tiles())
 
 
-def tile_convolution(c: TileConvolution) -> tirx.PrimFunc | None:
-    """The kernel of operand, packed weight and result; None if tiles would be too empty."""
-    cut = cut_convolution(c)
-    if cut is None:
-        return None
-    p = _Product(c, cut)
+class TileForm(ABC, Generic[Product]):
+    """The form of a convolution in either direction."""
+
+    name: ClassVar[str] = TILE_REGISTERS
+
+    @abstractmethod
+    def expanded(self, product: Product) -> ByteConvolution:
+        """The product as a convolution of bytes."""
+
+    def accepts(self, product: Product, features: CpuFeatures) -> bool:
+        """Where there are tile registers, and their tiles would not be too empty."""
+        return features.has_amx and cut_convolution(self.expanded(product)) is not None
+
+    def tiles(self, product: Product, features: CpuFeatures) -> tuple[Tile, ...]:
+        """Nothing to choose: tiles are as large as registers."""
+        return NO_CHOICE
+
+    def kernel(self, product: Product, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
+        """The kernel of operand, packed weight and result."""
+        expanded = self.expanded(product)
+        cut = cut_convolution(expanded)
+        assert cut is not None, "an accepted product can be cut"
+        return _kernel(_Product(expanded, cut))
+
+
+def _kernel(p: _Product) -> tirx.PrimFunc:
+    """The loop nest."""
+    c = p.c
 
     @script.prim_func(s_tir=True)
     def kernel(
         operand: T.Buffer(c.operand, "int32"),
-        weight: T.Buffer((c.columns // PANEL, p.taps * p.words, PANEL), "int32"),
-        result: T.Buffer((c.samples, c.output_hw[0], c.output_hw[1], c.columns), c.dtype),
+        weight: T.Buffer((c.product.panels, c.product.contraction, PANEL), "int32"),
+        result: T.Buffer((c.product.samples, c.output_hw[0], c.output_hw[1], c.product.columns), c.dtype),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         if p.own_weights:

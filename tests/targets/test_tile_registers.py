@@ -8,18 +8,19 @@ import torch
 import tvm
 
 from fqt_deploy.ops.op import FQT_OPS
-from fqt_deploy.targets.cpu.products.amx_binary_conv2d import AmxBinaryConv2dRule
-from fqt_deploy.targets.cpu.products.amx_convolution_cut import Cut, TileConvolution, cut_convolution
-from fqt_deploy.targets.cpu.products.amx_input_grad import AmxInputGradRule
-from fqt_deploy.targets.cpu.products.amx_tiles import SIGNED_ROWS, UNSIGNED_ROWS
-from fqt_deploy.targets.cpu.products.amx_weight_grad import AmxWeightGradRule
+from fqt_deploy.targets.cpu.products.tile_registers.byte_convolution_cut import Cut, cut_convolution
+from fqt_deploy.targets.cpu.products.tile_registers.convolution import TileConvolution
+from fqt_deploy.targets.cpu.products.tile_registers.input_gradient import TileInputGradient
+from fqt_deploy.targets.cpu.products.tile_registers.registers import SIGNED_ROWS, UNSIGNED_ROWS
+from fqt_deploy.targets.cpu.products.tile_registers.weight_gradient import TileWeightGradient
+from fqt_deploy.targets.products import BitConvolution
 from fqt_deploy.targets.registry import make_target
-from tests.targets.rule_kernel import scheduled
+from tests.targets.op_kernel import in_form
 
-RULES = {
-    "binary_conv2d": (AmxBinaryConv2dRule(), SIGNED_ROWS),
-    "bitplane_conv2d_input_grad": (AmxInputGradRule(), UNSIGNED_ROWS),
-    "bitplane_weight_grad": (AmxWeightGradRule(), UNSIGNED_ROWS),
+FORMS = {
+    "binary_conv2d": (TileConvolution(), SIGNED_ROWS),
+    "bitplane_conv2d_input_grad": (TileInputGradient(), UNSIGNED_ROWS),
+    "bitplane_weight_grad": (TileWeightGradient(), UNSIGNED_ROWS),
 }
 
 MANY_POSITIONS = (
@@ -29,7 +30,7 @@ MANY_POSITIONS = (
 """So many that each job expands the weights for itself; with the samples of the ops all share what is expanded once."""
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", FORMS)
 def test_tiles_are_loaded_multiplied_and_left_empty(name):
     """Without a spill: each tile of sums is stored where its kernel says so, and nothing else is."""
     if not make_target("cpu").features.is_x86:
@@ -37,45 +38,41 @@ def test_tiles_are_loaded_multiplied_and_left_empty(name):
     features = replace(make_target("cpu").features, has_amx=True)
     target = tvm.target.Target({"kind": "llvm", "mcpu": "sapphirerapids"})
     samples = [*FQT_OPS[name].sample_inputs(), *([MANY_POSITIONS] if name == "binary_conv2d" else [])]
-    functions = [scheduled(RULES[name][0], name, arguments, features) for arguments in samples]
+    functions = [in_form(FORMS[name][0], name, arguments, features) for arguments in samples]
     taken = [f for f in functions if f is not None]
     assert taken
     for function in taken:
         module = tvm.compile(tvm.IRModule({"main": function.with_attr("tirx.is_scheduled", True)}), target)
         code = module.mod.inspect_source("asm")
-        assert RULES[name][1] in code
+        assert FORMS[name][1] in code
         products = len(re.findall(r"\ttdpb", code))
         assert products % 4 == 0
         assert len(re.findall(r"\ttileloadd", code)) <= products + products // 4 + 4 * code.count("\ttilestored")
         assert code.count("\tldtilecfg") == code.count("\ttilerelease") > 0
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", FORMS)
 def test_only_where_there_are_tile_registers(name):
     features = replace(make_target("cpu").features, has_amx=False)
     assert all(
-        scheduled(RULES[name][0], name, arguments, features) is None for arguments in FQT_OPS[name].sample_inputs()
+        in_form(FORMS[name][0], name, arguments, features) is None for arguments in FQT_OPS[name].sample_inputs()
     )
 
 
 def convolution(samples, extent, depth, columns, kernel=3, stride=1, padding=1):
     outputs = (extent + 2 * padding - kernel) // stride + 1
-    return TileConvolution(
+    product = BitConvolution(
         samples=samples,
-        source_hw=[extent, extent],
+        image=(extent, extent),
+        output=(outputs, outputs),
+        kernel=(kernel, kernel),
+        stride=(stride, stride),
+        padding=(padding, padding),
         depth=depth,
-        output_hw=[outputs, outputs],
         columns=columns,
-        kernel=[kernel, kernel],
-        stride=[stride, stride],
-        spread=[1, 1],
-        border=[padding, padding],
-        flipped=False,
-        instruction=SIGNED_ROWS,
-        operand=(samples, extent, extent, depth // 32),
-        row=lambda *_: None,
         dtype="int16",
     )
+    return TileConvolution().expanded(product)
 
 
 CUTS = {
@@ -97,6 +94,6 @@ def test_tiles_are_cut_along_what_fills_them(case):
     cut = cut_convolution(c)
     assert (None if cut is None else (cut.along_samples, cut.rows, cut.row_tiles)) == expected
     if isinstance(cut, Cut):
-        assert c.samples % cut.group == 0
+        assert c.product.samples % cut.group == 0
         assert c.output_hw[0] % cut.band == 0
-        assert c.columns // 16 % (4 // cut.row_tiles * cut.blocks) == 0
+        assert c.product.panels % (4 // cut.row_tiles * cut.blocks) == 0

@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
-from fqt_deploy.targets.cpu.products.nibble_table import (
+from fqt_deploy.targets.cpu.products.byte_shuffle.nibble_table import (
     ENTRIES,
     NIBBLES,
     PAIR_TABLES,
@@ -26,7 +26,9 @@ from fqt_deploy.targets.cpu.products.nibble_table import (
     separate_sums,
     shuffles_pay,
 )
-from fqt_deploy.targets.cpu.products.register_tile import arguments_of
+from fqt_deploy.targets.cpu.products.form import BYTE_SHUFFLE, NO_CHOICE
+from fqt_deploy.targets.products import BitWeightGradient
+from fqt_deploy.targets.tuning_log import Tile
 
 RUN_WORDS = 16
 """Words of positions whose tables are alive at once: with four channels, 8 KB."""
@@ -36,51 +38,41 @@ JOBS = 8
 """Independent pieces to cut a product into: work for that many threads."""
 
 
-class NibbleWeightGradRule:
-    """Takes ``bitplane_weight_grad`` of up to 4 bits where a byte shuffle is the best there is."""
+class ShuffleWeightGradient:
+    """Pieces of positions, groups of channels and groups of columns."""
 
-    ops: ClassVar[frozenset[str]] = frozenset({"bitplane_weight_grad"})
+    name: ClassVar[str] = BYTE_SHUFFLE
 
-    def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """A hand-written loop nest over pieces of positions, groups of channels and groups of columns.
+    def accepts(self, product: BitWeightGradient, features: CpuFeatures) -> bool:
+        """Where a byte shuffle is the best there is for so many bits."""
+        return shuffles_pay(features, product.bits)
 
-        Tables are built once for each group of columns, and indices once for each group of channels: what is cheapest.
-        """
-        arguments = arguments_of(function)
-        words, bits, kept = (int(d) for d in function.params[0].shape)
-        if arguments is None or not shuffles_pay(features, bits):
-            return None
-        _, _, channels, kernel = arguments
+    def tiles(self, product: BitWeightGradient, features: CpuFeatures) -> tuple[Tile, ...]:
+        """Nothing to choose."""
+        return NO_CHOICE
+
+    def kernel(self, product: BitWeightGradient, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
+        """Tables are built once for each group of columns, indices once for each of channels: what is cheapest."""
         shuffle = ByteShuffle(features.vector_bits // 8, features.is_x86)
-        panels = int(function.params[1].shape[0])
-        vectors = -(-panels * PANEL // shuffle.width)
-        pieces = next(p for p in (8, 4, 2, 1) if p == 1 or words >= p * PIECE_WORDS)
+        pieces = next(p for p in (8, 4, 2, 1) if p == 1 or product.words >= p * PIECE_WORDS)
+        vectors = -(-product.panels * PANEL // shuffle.width)
         groups = [(JOBS // pieces // columns, columns) for columns in (1, 2, 4, 8) if columns <= JOBS // pieces]
-        row_groups, column_groups = min(groups, key=lambda group: group[0] * vectors + group[1] * kept)
-        return _product(
-            CodeProduct(words, bits, kept, channels, kernel, panels, shuffle, pieces, row_groups, column_groups)
-        )
+        row_groups, column_groups = min(groups, key=lambda group: group[0] * vectors + group[1] * product.kept)
+        return _kernel(_Cut(product, shuffle, pieces, row_groups, column_groups))
 
 
 @dataclass(frozen=True)
-class CodeProduct:
-    """The product of kept channels' codes with positions' bits, and how it is cut.
+class _Cut:
+    """How the product is cut.
 
     Attributes:
-        words, bits, kept: of the codes: words of positions, bit-planes, channels.
-        channels, kernel: of the layer's weight: input channels, taps.
-        panels: of sixteen columns each: every tap of every input channel, then the masks of the taps.
+        product: what is computed.
         shuffle: the processor's vectors.
         pieces: of the positions, each with sums of its own.
         row_groups, column_groups: of kept channels and of columns.
     """
 
-    words: int
-    bits: int
-    kept: int
-    channels: int
-    kernel: list[int]
-    panels: int
+    product: BitWeightGradient
     shuffle: ByteShuffle
     pieces: int
     row_groups: int
@@ -94,22 +86,22 @@ class CodeProduct:
     @property
     def rows(self) -> int:
         """Channels of a tile."""
-        return next(r for r in (4, 2, 1) if self.kept % r == 0)
+        return next(r for r in (4, 2, 1) if self.product.kept % r == 0)
 
     @property
     def vectors(self) -> int:
         """Registers of columns; the last one may reach beyond the last panel."""
-        return -(-self.panels * PANEL // self.shuffle.width)
+        return -(-self.product.panels * PANEL // self.shuffle.width)
 
     @property
     def chunk(self) -> int:
         """Lookups whose sums fit into a byte."""
-        return lookups_of_a_byte(self.bits)
+        return lookups_of_a_byte(self.product.bits)
 
     @property
     def group_tiles(self) -> int:
         """Tiles of a group of channels."""
-        return -(-self.kept // (self.rows * self.row_groups))
+        return -(-self.product.kept // (self.rows * self.row_groups))
 
     @property
     def group_vectors(self) -> int:
@@ -119,7 +111,7 @@ class CodeProduct:
     @property
     def piece_words(self) -> int:
         """Words of a piece of positions."""
-        return -(-self.words // self.pieces)
+        return -(-self.product.words // self.pieces)
 
     def piece(self, job: Any) -> Any:
         """Which piece of positions a job takes."""
@@ -128,7 +120,7 @@ class CodeProduct:
     def tile_range(self, job: Any) -> tuple[Any, Any]:
         """First tile of a job and how many there are."""
         first = job // self.column_groups % self.row_groups * self.group_tiles
-        return first, T.max(T.min(self.group_tiles, self.kept // self.rows - first), 0)
+        return first, T.max(T.min(self.group_tiles, self.product.kept // self.rows - first), 0)
 
     def vector_range(self, job: Any) -> tuple[Any, Any]:
         """First register of columns of a job and how many there are."""
@@ -138,16 +130,16 @@ class CodeProduct:
     def run_words(self, job: Any, run: Any) -> tuple[Any, Any]:
         """First word of a run of positions of a job and how many there are."""
         first = self.piece(job) * self.piece_words + run * RUN_WORDS
-        return first, T.min(T.min(RUN_WORDS, self.piece_words - run * RUN_WORDS), self.words - first)
+        return first, T.min(T.min(RUN_WORDS, self.piece_words - run * RUN_WORDS), self.product.words - first)
 
     def quarter(self, positions: Any, vector: Any, word: Any, q: Any) -> Any:
         """A word of the columns of a quarter; past the last panel, of whatever is there."""
         at = vector * self.shuffle.width + q * self.shuffle.quarter
-        return positions[T.min(at // PANEL, self.panels - 1), word, T.ramp(at % PANEL, 1, self.shuffle.quarter)]
+        return positions[T.min(at // PANEL, self.product.panels - 1), word, T.ramp(at % PANEL, 1, self.shuffle.quarter)]
 
     def plane(self, planes: Any, word: Any, p: Any, channel: Any) -> Any:
         """A word of bit-plane ``p``; zeros beyond the last plane."""
-        return tirx.if_then_else(p < self.bits, planes[word, T.min(p, self.bits - 1), channel], 0)
+        return tirx.if_then_else(p < self.product.bits, planes[word, T.min(p, self.product.bits - 1), channel], 0)
 
     def found(self, tables: Any, indices: Any, row: Any, vector: Any, word: Any, k: Any) -> Any:
         """Sum of the lookups of chunk ``k`` of a word."""
@@ -168,9 +160,8 @@ class CodeProduct:
 
     def signed(self, counts: Any, channel: Any, tap: Any, i: Any) -> Any:
         """A sum of signs is twice the sum where the sign is positive, minus that of the mask."""
-        taps = self.kernel[0] * self.kernel[1]
-        positive = self.total(counts, channel, tap * self.channels + i)
-        return 2 * positive - self.total(counts, channel, taps * self.channels + tap)
+        positive = self.total(counts, channel, tap * self.product.channels + i)
+        return 2 * positive - self.total(counts, channel, self.product.taps * self.product.channels + tap)
 
 
 @script.macro
@@ -192,19 +183,20 @@ def _add_run(
             ] + c.shuffle.words(sums[r, q % 2, c.shuffle.half_lanes], q // 2)
 
 
-def _product(c: CodeProduct) -> tirx.PrimFunc:
-    """The kernel; channels of a tile times one register of columns."""
+def _kernel(c: _Cut) -> tirx.PrimFunc:
+    """The loop nest: channels of a tile times one register of columns."""
+    p = c.product
 
     @script.prim_func(s_tir=True)
     def product(
-        planes: T.Buffer((c.words, c.bits, c.kept), "int32"),
-        positions: T.Buffer((c.panels, c.words, PANEL), "int32"),
-        result: T.Buffer((c.kept, c.channels, c.kernel[0], c.kernel[1]), "int32"),
+        planes: T.Buffer((p.words, p.bits, p.kept), "int32"),
+        positions: T.Buffer((p.panels, p.words, PANEL), "int32"),
+        result: T.Buffer((p.kept, p.channels, p.kernel[0], p.kernel[1]), "int32"),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
-        pair_tables = T.alloc_buffer((plane_pairs(c.bits), PAIR_TABLES, ENTRIES), "uint8")
-        counts = T.alloc_buffer((c.pieces, c.kept, c.vectors * c.shuffle.width), "int32")
-        fill_pair_tables(pair_tables, c.bits)
+        pair_tables = T.alloc_buffer((plane_pairs(p.bits), PAIR_TABLES, ENTRIES), "uint8")
+        counts = T.alloc_buffer((c.pieces, p.kept, c.vectors * c.shuffle.width), "int32")
+        fill_pair_tables(pair_tables, p.bits)
         for job in T.parallel(c.jobs):
             tables = T.alloc_buffer((c.rows * RUN_WORDS, NIBBLES, ENTRIES), "uint8")
             indices = T.alloc_buffer((c.group_vectors, RUN_WORDS, NIBBLES, c.shuffle.width), "uint8")
@@ -227,14 +219,14 @@ def _product(c: CodeProduct) -> tirx.PrimFunc:
                 for tile in T.serial(c.tile_range(job)[1]):
                     row: T.let = (first_tile + tile) * c.rows
                     for w, r in T.grid(length, c.rows):
-                        codes = T.alloc_buffer((2 * plane_pairs(c.bits),), "int32")
-                        for p in T.unroll(2 * plane_pairs(c.bits)):
-                            codes[p] = c.plane(planes, begin + w, p, row + r)
-                        fill_tables(tables, r * RUN_WORDS + w, pair_tables, codes, c.bits)
+                        codes = T.alloc_buffer((2 * plane_pairs(p.bits),), "int32")
+                        for plane in T.unroll(2 * plane_pairs(p.bits)):
+                            codes[plane] = c.plane(planes, begin + w, plane, row + r)
+                        fill_tables(tables, r * RUN_WORDS + w, pair_tables, codes, p.bits)
                     for v in T.serial(c.vector_range(job)[1]):
                         _add_run(counts, tables, indices, c.piece(job), row, v, first_vector + v, length, c)
-        for channel in T.parallel(c.kept):
-            for tap, i in T.grid(c.kernel[0] * c.kernel[1], c.channels):
-                result[channel, i, tap // c.kernel[1], tap % c.kernel[1]] = c.signed(counts, channel, tap, i)
+        for channel in T.parallel(p.kept):
+            for tap, i in T.grid(p.taps, p.channels):
+                result[channel, i, p.tap(tap)[0], p.tap(tap)[1]] = c.signed(counts, channel, tap, i)
 
     return product

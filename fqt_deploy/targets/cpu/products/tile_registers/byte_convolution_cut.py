@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fqt_deploy.ops.lib.packed_words import PANEL
-from fqt_deploy.targets.cpu.products.amx_tiles import TILE_DEPTH, TILE_ROWS
-from fqt_deploy.targets.cpu.products.register_tile import largest_divisor
+from fqt_deploy.targets.cpu.products.tile_registers.registers import TILE_DEPTH, TILE_ROWS
+from fqt_deploy.targets.cpu.register_tile import largest_divisor
+from fqt_deploy.targets.products import Extents, PackedConvolution
 
 IMAGE_BYTES = 1 << 19
 """Of one job: with the weights of its columns, less than the second-level cache."""
@@ -23,16 +24,13 @@ TILES = 4
 
 
 @dataclass(frozen=True)
-class TileConvolution:
+class ByteConvolution:
     """A convolution of bytes with signs, over an image that may be a strided one spread out with zeros.
 
     Attributes:
-        samples: N.
+        product: what is computed: samples, kernel, depth and columns.
         source_hw: height and width of the operand.
-        depth: channels of the operand, a multiple of 64.
         output_hw: height and width of the result.
-        columns: channels of the result, a multiple of 32.
-        kernel: KH, KW.
         stride: of the result's positions in the image.
         spread: distance of the operand's positions in the image; others are zero.
         border: zeros above and left of the image.
@@ -43,15 +41,12 @@ class TileConvolution:
         dtype: of the result.
     """
 
-    samples: int
-    source_hw: list[int]
-    depth: int
-    output_hw: list[int]
-    columns: int
-    kernel: list[int]
-    stride: list[int]
-    spread: list[int]
-    border: list[int]
+    product: PackedConvolution
+    source_hw: Extents
+    output_hw: Extents
+    stride: Extents
+    spread: Extents
+    border: Extents
     flipped: bool
     instruction: str
     operand: tuple[int, ...]
@@ -81,15 +76,15 @@ class Cut:
     blocks: int
 
 
-def cut_convolution(c: TileConvolution) -> Cut | None:
+def cut_convolution(c: ByteConvolution) -> Cut | None:
     """Tiles of sixteen positions of a row if rows are such, else of sixteen samples; None if all are too empty."""
     # bytes of a single tap are used too seldom to be worth making: popcounts are faster
-    if c.depth % TILE_DEPTH or c.columns % (2 * PANEL) or c.kernel == [1, 1]:
+    if c.product.depth % TILE_DEPTH or c.product.columns % (2 * PANEL) or c.product.kernel == (1, 1):
         return None
     return _along_row(c, TILE_ROWS) or _along_samples(c) or _along_row(c, MINIMUM_ROWS)
 
 
-def _along_row(c: TileConvolution, least: int) -> Cut | None:
+def _along_row(c: ByteConvolution, least: int) -> Cut | None:
     """Tiles of at least ``least`` rows of one sample, over as many bands of an image as fit the cache."""
     height, width = c.output_hw
     rows = largest_divisor(width, TILE_ROWS)
@@ -99,11 +94,11 @@ def _along_row(c: TileConvolution, least: int) -> Cut | None:
     return _cut(c, along_samples=False, rows=rows, group=1, band=fitting[-1], image_bytes=_image_bytes(c, fitting[-1]))
 
 
-def _along_samples(c: TileConvolution) -> Cut | None:
+def _along_samples(c: ByteConvolution) -> Cut | None:
     """Tiles of sixteen samples, over the whole image."""
-    image_bytes = c.source_hw[0] * c.source_hw[1] * c.depth
+    image_bytes = c.source_hw[0] * c.source_hw[1] * c.product.depth
     # two tiles of rows for two of columns are fewer loads than one for four
-    groups = [g for g in (2 * TILE_ROWS, TILE_ROWS) if c.samples % g == 0 and g * image_bytes <= IMAGE_BYTES]
+    groups = [g for g in (2 * TILE_ROWS, TILE_ROWS) if c.product.samples % g == 0 and g * image_bytes <= IMAGE_BYTES]
     if not groups:
         return None
     plan = _cut(c, along_samples=True, rows=TILE_ROWS, group=groups[0], band=c.output_hw[0], image_bytes=image_bytes)
@@ -111,23 +106,23 @@ def _along_samples(c: TileConvolution) -> Cut | None:
     return None if plan.row_tiles == 2 and plan.group % (2 * plan.rows) else plan
 
 
-def _cut(c: TileConvolution, *, along_samples: bool, rows: int, group: int, band: int, image_bytes: int) -> Cut:
+def _cut(c: ByteConvolution, *, along_samples: bool, rows: int, group: int, band: int, image_bytes: int) -> Cut:
     """As many samples in a job as make reading the weight worth it, and columns apart where there are few jobs."""
     positions = band * c.output_hw[1]
-    while group * positions < POSITIONS and c.samples % (2 * group) == 0 and 2 * group * image_bytes <= IMAGE_BYTES:
+    samples, columns = c.product.samples, c.product.columns
+    while group * positions < POSITIONS and samples % (2 * group) == 0 and 2 * group * image_bytes <= IMAGE_BYTES:
         group *= 2
     tiles = group // rows if along_samples else group * positions // rows
-    row_tiles = 1 if tiles % 2 and c.columns % (TILES * PANEL) == 0 else 2
-    all_blocks = c.columns // (TILES // row_tiles * PANEL)
-    pieces = c.samples // group * (c.output_hw[0] // band)
+    row_tiles = 1 if tiles % 2 and columns % (TILES * PANEL) == 0 else 2
+    all_blocks = columns // (TILES // row_tiles * PANEL)
+    pieces = samples // group * (c.output_hw[0] // band)
     split = next((s for s in range(1, all_blocks + 1) if all_blocks % s == 0 and s * pieces >= JOBS), all_blocks)
     return Cut(along_samples, rows, row_tiles, group, band, all_blocks // split)
 
 
-def _image_bytes(c: TileConvolution, band: int) -> int:
-    return (
-        image_extent(band, c.stride[0], c.kernel[0]) * image_extent(c.output_hw[1], c.stride[1], c.kernel[1]) * c.depth
-    )
+def _image_bytes(c: ByteConvolution, band: int) -> int:
+    (kernel_h, kernel_w), (down, across) = c.product.kernel, c.stride
+    return image_extent(band, down, kernel_h) * image_extent(c.output_hw[1], across, kernel_w) * c.product.depth
 
 
 def image_extent(positions: int, stride: int, kernel: int) -> int:

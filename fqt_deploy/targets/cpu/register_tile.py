@@ -1,19 +1,12 @@
-"""What the popcount products share: accumulators of a tile stay in vector registers over the whole contraction."""
+"""Schedules of register tiles: accumulators stay in vector registers over the whole contraction."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tvm import s_tir, te, tirx
 
 from fqt_deploy.targets.cpu.generic.elementwise import PARALLEL_ELEMENTS, schedule_spatial
-
-
-def arguments_of(function: tirx.PrimFunc) -> list[Any] | None:
-    """The arguments of the kernel's op, tensors None; None if something was inlined into it."""
-    text = function.attrs.get("fqt.arguments")
-    return None if text is None else list(json.loads(str(text)))
 
 
 def placeholders(function: tirx.PrimFunc) -> list[te.Tensor]:

@@ -15,9 +15,8 @@ from tvm.script import tirx as T
 from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
-from fqt_deploy.targets.cpu.products.nibble_binary_conv2d_cut import PairedConvolution
-from fqt_deploy.targets.cpu.products.nibble_convolution import ShuffleRule
-from fqt_deploy.targets.cpu.products.nibble_table import (
+from fqt_deploy.targets.cpu.products.byte_shuffle.convolution_cut import PairedConvolution
+from fqt_deploy.targets.cpu.products.byte_shuffle.nibble_table import (
     ENTRIES,
     NIBBLES,
     PAIR_TABLES,
@@ -27,7 +26,8 @@ from fqt_deploy.targets.cpu.products.nibble_table import (
     pair_nibbles,
     shuffles_pay,
 )
-from fqt_deploy.targets.cpu.products.register_tile import arguments_of, largest_divisor
+from fqt_deploy.targets.cpu.products.byte_shuffle.shuffled_convolution import ShuffleForm, job_extents
+from fqt_deploy.targets.products import BitConvolution
 from fqt_deploy.targets.tuning_log import Tile
 
 KINDS = 4
@@ -38,49 +38,32 @@ MAXIMUM_TERMS = 65535
 """Differences of one position are counted in 16 bits."""
 JOBS = 16
 """Independent pieces to cut a product into: work for that many threads."""
-JOB_POSITIONS = 64
-"""Positions of a job where rows of an image have no meaning: one tap."""
 
 
-class NibbleBinaryConv2dRule(ShuffleRule):
-    """Takes ``binary_conv2d`` with a multiple of 16 output channels where an x86 byte shuffle is the best there is."""
+class ShuffleConvolution(ShuffleForm[BitConvolution]):
+    """Bands of image rows are jobs."""
 
-    ops: ClassVar[frozenset[str]] = frozenset({"binary_conv2d"})
     choices: ClassVar[tuple[Tile, ...]] = ((4, 4), (4, 8), (4, 2), (2, 4), (2, 8), (2, 16), (1, 8), (1, 16))
     """Registers of columns that look up one table, pairs that read a block of the weight in turn."""
 
-    def product(self, cut: Any) -> tirx.PrimFunc:
-        """Tables, indices of the weight, then jobs in parallel."""
-        return _product(cut)
+    def accepts(self, product: BitConvolution, features: CpuFeatures) -> bool:
+        """Whole panels, where an x86 byte shuffle is the best there is; ARM counts bits as fast as it shuffles."""
+        counts_fit = product.depth * product.taps <= MAXIMUM_TERMS
+        return product.has_whole_panels and counts_fit and features.is_x86 and shuffles_pay(features, 1)
 
-    def cut(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile) -> PairedConvolution | None:
-        """Bands of image rows are jobs; ARM counts bits as fast as it shuffles bytes."""
-        arguments = arguments_of(function)
-        if arguments is None or arguments[3] % PANEL or not (features.is_x86 and shuffles_pay(features, 1)):
-            return None
-        _, _, channels, outputs, kernel, stride, padding = arguments
-        if channels * kernel[0] * kernel[1] > MAXIMUM_TERMS:
-            return None
-        samples, height, width, words = (int(d) for d in function.params[0].shape)
-        _, oh, ow, _ = (int(d) for d in function.params[-1].shape)
-        is_flat = kernel == [1, 1] and stride == [1, 1] and padding == [0, 0]
-        band = max(b for b in range(1, oh + 1) if oh % b == 0 and (b == 1 or samples * oh >= JOBS * b))
-        return PairedConvolution(
-            samples=samples,
-            image=[height, width],
-            words=words,
-            channels=channels,
-            out=[oh, ow],
-            outputs=outputs,
-            kernel=kernel,
-            stride=stride,
-            padding=padding,
-            is_flat=is_flat,
-            job=[1, largest_divisor(samples * oh * ow, JOB_POSITIONS)] if is_flat else [band, ow],
-            shuffle=ByteShuffle.for_columns(outputs, features),
-            tile=tile,
-            dtype=str(function.params[-1].dtype),
-        )
+    def cut(self, product: BitConvolution, tile: Tile, features: CpuFeatures) -> PairedConvolution:
+        """As many rows in a band as leave jobs enough."""
+        height, width = product.output
+        band = max(
+            b for b in range(1, height + 1)
+            if height % b == 0 and (b == 1 or product.samples * height >= JOBS * b)
+        )  # fmt: skip
+        shuffle = ByteShuffle.for_columns(product.columns, features)
+        return PairedConvolution(product, job_extents(product, band, width), shuffle, tile)
+
+    def kernel(self, product: BitConvolution, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
+        """Tables, indices of the weight, then jobs in parallel."""
+        return _kernel(self.cut(product, tile, features))
 
 
 def _differences(kind: Any, pair: Any) -> Any:
@@ -103,17 +86,17 @@ def _table_offsets(kind: Any, pairs: Any) -> Any:
 @script.macro
 def _prepare(offsets: Any, inside: Any, x: Any, index: Any, c: Any) -> None:
     """Note where the tables of a job's pairs begin, and the bits of each position's taps inside the image."""
-    for h, t, w in T.grid(c.extent[0], c.extent[1], c.words):
+    for h, t, w in T.grid(c.extent[0], c.extent[1], c.product.words):
         for parity in T.unroll(2):
             offsets[h, t, w, parity, T.ramp(0, 1, 4)] = _table_offsets(
                 c.kind(index, h, t),
-                pair_nibbles(c.word_at(x, index, h, t, w), c.word_at(x, index, h, t + c.stride[1], w), parity),
+                pair_nibbles(c.word_at(x, index, h, t, w), c.word_at(x, index, h, t + c.product.stride[1], w), parity),
             )
     for h, t in T.grid(c.job[0], c.job[1]):
         inside[h, t] = 0
-        for kh, kw in T.grid(c.kernel[0], c.kernel[1]):
+        for kh, kw in T.grid(c.product.kernel[0], c.product.kernel[1]):
             inside[h, t] = inside[h, t] + tirx.Select(
-                c.is_inside(index, h * c.stride[0] + kh, t * c.stride[1] + kw), c.channels, 0
+                c.is_inside(index, h * c.product.stride[0] + kh, t * c.product.stride[1] + kw), c.product.depth, 0
             )
 
 
@@ -136,7 +119,7 @@ def _count_block(
                     table: T.let = tables[T.ramp(at, 1, ENTRIES)]
                     for v in T.unroll(c.group):
                         one: T.let = c.shuffle.look_up(
-                            table, indices[vector + v, (tap + t) * c.words + word + w, j, c.shuffle.byte_lanes]
+                            table, indices[vector + v, (tap + t) * c.product.words + word + w, j, c.shuffle.byte_lanes]
                         )
                         found[v, c.shuffle.byte_lanes] = tirx.Select(i == 0, one, found[v, c.shuffle.byte_lanes] + one)
             for v in T.unroll(c.group):
@@ -175,32 +158,33 @@ def _write(result: Any, counts: Any, inside: Any, index: Any, at_run: Any, pair:
                     differing: T.let = c.shuffle.words(counts[at_run, v, second, q % 2, c.shuffle.half_lanes], q // 2)
                     begin: T.let = (vector + v) * c.shuffle.width + q * c.shuffle.quarter
                     result[n, y, z, T.ramp(begin, 1, c.shuffle.quarter)] = T.cast(
-                        terms - T.broadcast(2, c.shuffle.quarter) * differing, f"{c.dtype}x{c.shuffle.quarter}"
+                        terms - T.broadcast(2, c.shuffle.quarter) * differing, f"{c.product.dtype}x{c.shuffle.quarter}"
                     )
 
 
-def _product(c: PairedConvolution) -> tirx.PrimFunc:
-    """The kernel."""
+def _kernel(c: PairedConvolution) -> tirx.PrimFunc:
+    """The loop nest."""
+    p = c.product
 
     @script.prim_func(s_tir=True)
     def product(
-        x: T.Buffer((c.samples, c.image[0], c.image[1], c.words), "int32"),
-        weight: T.Buffer((c.outputs // PANEL, c.taps * c.words, PANEL), "int32"),
-        result: T.Buffer((c.samples, c.out[0], c.out[1], c.outputs), c.dtype),
+        x: T.Buffer((p.samples, p.image[0], p.image[1], p.words), "int32"),
+        weight: T.Buffer((p.panels, p.contraction, PANEL), "int32"),
+        result: T.Buffer((p.samples, p.output[0], p.output[1], p.columns), p.dtype),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         tables = T.alloc_buffer((KINDS * PAIR_TABLES * ENTRIES,), "uint8")
-        indices = T.alloc_buffer((c.vectors, c.taps * c.words, NIBBLES, c.shuffle.width), "uint8")
+        indices = T.alloc_buffer((c.vectors, p.contraction, NIBBLES, c.shuffle.width), "uint8")
         for kind, pair in T.grid(KINDS, PAIR_TABLES):
             tables[T.ramp((kind * PAIR_TABLES + pair) * ENTRIES, 1, ENTRIES)] = _differences(kind, pair)
-        fill_weight_indices(indices, weight, c.shuffle, c.vectors, c.taps * c.words)
+        fill_weight_indices(indices, weight, c.shuffle, c.vectors, p.contraction)
         for index in T.parallel(c.jobs):
-            offsets = T.alloc_buffer((c.extent[0], c.extent[1], c.words, 2, 4), "int32")
+            offsets = T.alloc_buffer((c.extent[0], c.extent[1], p.words, 2, 4), "int32")
             inside = T.alloc_buffer((c.job[0], c.job[1]), "int32")
             _prepare(offsets, inside, x, index, c)
-            for group, run in T.grid(c.vectors // c.group, c.job[0] * c.row_pairs // c.run):
+            for group, run in T.grid(c.vectors // c.group, c.turns // c.run):
                 counts = T.alloc_buffer((c.run, c.group, 2, 2, c.shuffle.width // 2), "uint16")
-                for block, piece, i in T.grid(c.taps // c.block[0], c.words // c.block[1], c.run):
+                for block, piece, i in T.grid(p.taps // c.block[0], p.words // c.block[1], c.run):
                     _count_block(
                         counts, tables, offsets, indices, i, run * c.run + i, group * c.group,
                         block * c.block[0], piece * c.block[1], c,

@@ -10,9 +10,8 @@ from tvm.script import tirx as T
 from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
-from fqt_deploy.targets.cpu.products.nibble_convolution import ShuffleRule
-from fqt_deploy.targets.cpu.products.nibble_input_grad_cut import CodeConvolution
-from fqt_deploy.targets.cpu.products.nibble_table import (
+from fqt_deploy.targets.cpu.products.byte_shuffle.input_gradient_cut import CodeConvolution
+from fqt_deploy.targets.cpu.products.byte_shuffle.nibble_table import (
     ENTRIES,
     NIBBLES,
     PAIR_TABLES,
@@ -27,54 +26,38 @@ from fqt_deploy.targets.cpu.products.nibble_table import (
     separate_sums,
     shuffles_pay,
 )
-from fqt_deploy.targets.cpu.products.register_tile import arguments_of, largest_divisor
+from fqt_deploy.targets.cpu.products.byte_shuffle.shuffled_convolution import ShuffleForm, job_extents
+from fqt_deploy.targets.products import BitInputGradient
 from fqt_deploy.targets.tuning_log import Tile
 
 BAND_BYTES = 1 << 18
 """Tables of one band: they are read from the second-level cache."""
-JOB_POSITIONS = 64
-"""Positions of a job where rows of an image have no meaning: one tap."""
 
 
-class NibbleInputGradRule(ShuffleRule):
-    """Takes ``bitplane_conv2d_input_grad`` of up to 4 bits, a multiple of 16 input channels."""
+class ShuffleInputGradient(ShuffleForm[BitInputGradient]):
+    """Bands of image rows are jobs; where no gradient is, between strides or in padding, tables are empty."""
 
-    ops: ClassVar[frozenset[str]] = frozenset({"bitplane_conv2d_input_grad"})
     choices: ClassVar[tuple[Tile, ...]] = ((4, 16), (4, 4), (4, 32), (2, 16), (2, 32), (1, 16), (1, 32))
     """Registers of columns that look up one table, positions that read a block of the weight in turn."""
 
-    def product(self, cut: Any) -> tirx.PrimFunc:
-        """Tables, indices of the weight, then jobs in parallel."""
-        return _product(cut)
+    def accepts(self, product: BitInputGradient, features: CpuFeatures) -> bool:
+        """Whole panels, where a byte shuffle is the best there is for so many bits."""
+        return product.has_whole_panels and shuffles_pay(features, product.bits)
 
-    def cut(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile) -> CodeConvolution | None:
-        """Bands of image rows are jobs; where no gradient is, between strides or in padding, tables are empty."""
-        arguments = arguments_of(function)
-        samples, oh, ow, bits, words = (int(d) for d in function.params[0].shape)
-        if arguments is None or arguments[2] % PANEL or not shuffles_pay(features, bits):
-            return None
-        _, _, channels, _, hw, kernel, stride, padding = arguments
-        is_flat = kernel == [1, 1] and stride == [1, 1]
-        row_bytes = (hw[1] + kernel[1] - 1) * words * NIBBLES * ENTRIES
+    def cut(self, product: BitInputGradient, tile: Tile, features: CpuFeatures) -> CodeConvolution:
+        """As many rows in a band as tables in the cache reach for."""
+        (height, width), (kernel_h, kernel_w) = product.image, product.kernel
+        row_bytes = (width + kernel_w - 1) * product.words * NIBBLES * ENTRIES
         band = max(
-            b for b in range(1, hw[0] + 1)
-            if hw[0] % b == 0 and (b == 1 or (b + kernel[0] - 1) * row_bytes <= BAND_BYTES)
+            b for b in range(1, height + 1)
+            if height % b == 0 and (b == 1 or (b + kernel_h - 1) * row_bytes <= BAND_BYTES)
         )  # fmt: skip
-        return CodeConvolution(
-            samples=samples,
-            gradient=[oh, ow],
-            bits=bits,
-            words=words,
-            channels=channels,
-            hw=hw,
-            kernel=kernel,
-            stride=stride,
-            padding=padding,
-            is_flat=is_flat,
-            job=[1, largest_divisor(samples * oh * ow, JOB_POSITIONS)] if is_flat else [band, hw[1]],
-            shuffle=ByteShuffle.for_columns(channels, features),
-            tile=tile,
-        )
+        shuffle = ByteShuffle.for_columns(product.columns, features)
+        return CodeConvolution(product, job_extents(product, band, width), shuffle, tile)
+
+    def kernel(self, product: BitInputGradient, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
+        """Tables, indices of the weight, then jobs in parallel."""
+        return _kernel(self.cut(product, tile, features))
 
 
 @script.macro
@@ -82,15 +65,15 @@ def _build_tables(tables: Any, sums: Any, planes: Any, pair_tables: Any, index: 
     """Tables and sums of the codes of every gradient that a job reads."""
     for h, v in T.grid(c.extent[0], c.extent[1]):
         sums[h, v] = 0
-        if c.exists(c.source(index, h, v)[1], c.source(index, h, v)[2]):
-            for w in T.serial(c.words):
-                codes = T.alloc_buffer((2 * plane_pairs(c.bits),), "int32")
-                for p in T.unroll(2 * plane_pairs(c.bits)):
+        if c.product.has_gradient(c.source(index, h, v)[1], c.source(index, h, v)[2]):
+            for w in T.serial(c.product.words):
+                codes = T.alloc_buffer((2 * plane_pairs(c.product.bits),), "int32")
+                for p in T.unroll(2 * plane_pairs(c.product.bits)):
                     codes[p] = c.plane(planes, index, h, v, w, p)
-                fill_tables(tables, c.table_at(h, v, w), pair_tables, codes, c.bits)
+                fill_tables(tables, c.table_at(h, v, w), pair_tables, codes, c.product.bits)
                 sums[h, v] = sums[h, v] + c.code_sum(planes, index, h, v, w)
         else:
-            for w, j in T.grid(c.words, NIBBLES):
+            for w, j in T.grid(c.product.words, NIBBLES):
                 tables[c.table_at(h, v, w), j, T.ramp(0, 1, ENTRIES)] = T.broadcast(T.uint8(0), ENTRIES)
 
 
@@ -122,26 +105,27 @@ def _add_block(
             ) * c.shuffle.words(sums[v, q % 2, c.shuffle.half_lanes], q // 2)
 
 
-def _product(c: CodeConvolution) -> tirx.PrimFunc:
-    """The kernel."""
+def _kernel(c: CodeConvolution) -> tirx.PrimFunc:
+    """The loop nest."""
+    p = c.product
 
     @script.prim_func(s_tir=True)
     def product(
-        planes: T.Buffer((c.samples, c.gradient[0], c.gradient[1], c.bits, c.words), "int32"),
-        weight: T.Buffer((c.channels // PANEL, c.taps * c.words, PANEL), "int32"),
-        result: T.Buffer((c.samples, c.hw[0], c.hw[1], c.channels), "int32"),
+        planes: T.Buffer((p.samples, p.output[0], p.output[1], p.bits, p.words), "int32"),
+        weight: T.Buffer((p.panels, p.contraction, PANEL), "int32"),
+        result: T.Buffer((p.samples, p.image[0], p.image[1], p.columns), "int32"),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
-        pair_tables = T.alloc_buffer((plane_pairs(c.bits), PAIR_TABLES, ENTRIES), "uint8")
-        indices = T.alloc_buffer((c.vectors, c.taps * c.words, NIBBLES, c.shuffle.width), "uint8")
-        fill_pair_tables(pair_tables, c.bits)
-        fill_weight_indices(indices, weight, c.shuffle, c.vectors, c.taps * c.words)
+        pair_tables = T.alloc_buffer((plane_pairs(p.bits), PAIR_TABLES, ENTRIES), "uint8")
+        indices = T.alloc_buffer((c.vectors, p.contraction, NIBBLES, c.shuffle.width), "uint8")
+        fill_pair_tables(pair_tables, p.bits)
+        fill_weight_indices(indices, weight, c.shuffle, c.vectors, p.contraction)
         for index in T.parallel(c.jobs):
-            tables = T.alloc_buffer((c.extent[0] * c.extent[1] * c.words, NIBBLES, ENTRIES), "uint8")
+            tables = T.alloc_buffer((c.extent[0] * c.extent[1] * p.words, NIBBLES, ENTRIES), "uint8")
             code_sums = T.alloc_buffer((c.extent[0], c.extent[1]), "int32")
             _build_tables(tables, code_sums, planes, pair_tables, index, c)
-            for group, run in T.grid(c.vectors // c.group, c.positions // c.run):
-                for block, piece, i in T.grid(c.taps // c.block[0], c.words // c.block[1], c.run):
+            for group, run in T.grid(c.vectors // c.group, c.turns // c.run):
+                for block, piece, i in T.grid(p.taps // c.block[0], p.words // c.block[1], c.run):
                     _add_block(
                         result, tables, code_sums, indices, index, run * c.run + i,
                         group * c.group, block * c.block[0], piece * c.block[1], c,

@@ -13,17 +13,17 @@ from fqt_deploy.ops.lib.convolution_shape import output_extents
 from fqt_deploy.ops.lib.packed_words import pack_last_axis, to_panels
 from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.targets.cpu.options import CpuOptions
-from fqt_deploy.targets.cpu.products.nibble_binary_conv2d import NibbleBinaryConv2dRule
-from fqt_deploy.targets.cpu.products.nibble_input_grad import NibbleInputGradRule
-from fqt_deploy.targets.cpu.products.nibble_table import lookups_of_a_byte, lookups_of_a_half
-from fqt_deploy.targets.cpu.products.nibble_weight_grad import NibbleWeightGradRule
+from fqt_deploy.targets.cpu.products.byte_shuffle.convolution import ShuffleConvolution
+from fqt_deploy.targets.cpu.products.byte_shuffle.input_gradient import ShuffleInputGradient
+from fqt_deploy.targets.cpu.products.byte_shuffle.nibble_table import lookups_of_a_byte, lookups_of_a_half
+from fqt_deploy.targets.cpu.products.byte_shuffle.weight_gradient import ShuffleWeightGradient
 from fqt_deploy.targets.registry import make_target
-from tests.targets.rule_kernel import scheduled
+from tests.targets.op_kernel import in_form
 
-RULES = {
-    "binary_conv2d": NibbleBinaryConv2dRule(),
-    "bitplane_conv2d_input_grad": NibbleInputGradRule(),
-    "bitplane_weight_grad": NibbleWeightGradRule(),
+FORMS = {
+    "binary_conv2d": ShuffleConvolution(),
+    "bitplane_conv2d_input_grad": ShuffleInputGradient(),
+    "bitplane_weight_grad": ShuffleWeightGradient(),
 }
 LEVELS = ("x86-64-v3", "x86-64-v4")
 
@@ -36,7 +36,7 @@ def target_of(level):
 
 
 def check(name, arguments, target):
-    function = scheduled(RULES[name], name, arguments, target.features)
+    function = in_form(FORMS[name], name, arguments, target.features)
     assert function is not None
     kernel = tvm.compile(tvm.IRModule({"main": function.with_attr("tirx.is_scheduled", True)}), target.tvm_target)
     expected = FQT_OPS[name](*arguments).reference()
@@ -86,6 +86,9 @@ CASES = {
     ),
     "between strides": (
         "bitplane_conv2d_input_grad", input_grad_arguments(3, [6, 6], 192, 64, [3, 3], [2, 2], [1, 1], 3)
+    ),
+    "a border around one tap": (
+        "bitplane_conv2d_input_grad", input_grad_arguments(3, [5, 6], 32, 32, [1, 1], [1, 1], [1, 2], 2)
     ),
     "positions in pieces": ("bitplane_weight_grad", weight_grad_arguments(300, 4, 8, 48, [3, 3])),
     "several groups": ("bitplane_weight_grad", weight_grad_arguments(17, 4, 64, 64, [3, 3])),
@@ -137,7 +140,7 @@ def test_the_largest_sums_fit(bits):
 def test_only_where_nothing_else_is_faster(lack):
     features = replace(make_target("cpu").features, has_byte_shuffle=True, has_vpopcnt=False)
     for name, arguments in CASES.values():
-        assert scheduled(RULES[name], name, arguments, replace(features, **lack)) is None
+        assert in_form(FORMS[name], name, arguments, replace(features, **lack)) is None
 
 
 def test_sums_stay_in_registers():
@@ -145,7 +148,7 @@ def test_sums_stay_in_registers():
     target = target_of("x86-64-v3")
     for case in ("tap by tap", "several groups"):
         name, arguments = CASES[case]
-        function = scheduled(RULES[name], name, arguments, target.features).with_attr("tirx.is_scheduled", True)
+        function = in_form(FORMS[name], name, arguments, target.features).with_attr("tirx.is_scheduled", True)
         code = tvm.compile(tvm.IRModule({"main": function}), target.tvm_target).mod.inspect_source("asm")
         loops = [block for block in code.split("\n.LBB") if block.count("\tvpshufb") in (8, 16, 32)]
         assert loops

@@ -1,0 +1,64 @@
+"""The schedule rule of the 1-bit products: the forms that each of them has, the best first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from tvm import tirx
+
+from fqt_deploy.targets.base import TileChoice
+from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.products.byte_shuffle.convolution import ShuffleConvolution
+from fqt_deploy.targets.cpu.products.byte_shuffle.input_gradient import ShuffleInputGradient
+from fqt_deploy.targets.cpu.products.byte_shuffle.weight_gradient import ShuffleWeightGradient
+from fqt_deploy.targets.cpu.products.form import Form
+from fqt_deploy.targets.cpu.products.popcount.convolution import PopcountConvolution
+from fqt_deploy.targets.cpu.products.popcount.input_gradient import PopcountInputGradient
+from fqt_deploy.targets.cpu.products.popcount.weight_gradient import PopcountWeightGradient
+from fqt_deploy.targets.cpu.products.table_lookup.input_gradient import TableInputGradient
+from fqt_deploy.targets.cpu.products.table_lookup.weight_gradient import TableWeightGradient
+from fqt_deploy.targets.cpu.products.tile_registers.convolution import TileConvolution
+from fqt_deploy.targets.cpu.products.tile_registers.input_gradient import TileInputGradient
+from fqt_deploy.targets.cpu.products.tile_registers.weight_gradient import TileWeightGradient
+from fqt_deploy.targets.products import BitProduct, product_of
+from fqt_deploy.targets.tuning_log import Tile
+
+FORMS: Mapping[str, tuple[Form[Any], ...]] = {
+    "binary_conv2d": (TileConvolution(), ShuffleConvolution(), PopcountConvolution()),
+    "bitplane_conv2d_input_grad": (
+        TileInputGradient(), TableInputGradient(), ShuffleInputGradient(), PopcountInputGradient(),
+    ),
+    "bitplane_weight_grad": (
+        TileWeightGradient(), TableWeightGradient(), ShuffleWeightGradient(), PopcountWeightGradient(),
+    ),
+}  # fmt: skip
+"""Op -> forms of its product; the first one that accepts the product computes it."""
+
+
+class BitProductRule:
+    """Takes the 1-bit products that some form accepts."""
+
+    ops: ClassVar[frozenset[str]] = frozenset(FORMS)
+
+    def choice(self, function: tirx.PrimFunc, features: CpuFeatures) -> TileChoice | None:
+        """The form of a product and its tiles."""
+        found = _formed(function, features)
+        return None if found is None else TileChoice(found[1].name, found[1].tiles(found[0], features))
+
+    def apply(self, function: tirx.PrimFunc, features: CpuFeatures, tile: Tile | None = None) -> tirx.PrimFunc | None:
+        """The kernel in that form, with ``tile`` or the form's own choice."""
+        found = _formed(function, features)
+        if found is None:
+            return None
+        product, form = found
+        return form.kernel(product, form.tiles(product, features)[0] if tile is None else tile, features)
+
+
+def _formed(function: tirx.PrimFunc, features: CpuFeatures) -> tuple[BitProduct, Form[Any]] | None:
+    """The product and the form that it takes; None if there is none, or something was inlined into the product."""
+    product = product_of(function)
+    if product is None:
+        return None
+    forms = FORMS[str(function.attrs["fqt.op"])]
+    return next(((product, form) for form in forms if form.accepts(product, features)), None)

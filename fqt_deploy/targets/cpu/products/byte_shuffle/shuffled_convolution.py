@@ -1,0 +1,95 @@
+"""What the convolutions by byte shuffles have in common, whichever way they go."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+from tvm import tirx
+
+from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.products.byte_shuffle.nibble_table import ByteShuffle
+from fqt_deploy.targets.cpu.products.form import BYTE_SHUFFLE
+from fqt_deploy.targets.cpu.register_tile import largest_divisor
+from fqt_deploy.targets.products import Extents, PackedConvolution
+from fqt_deploy.targets.tuning_log import Tile
+
+Product = TypeVar("Product", bound=PackedConvolution)
+
+JOB_POSITIONS = 64
+"""Positions of a job where rows of an image have no meaning: one tap."""
+
+
+@dataclass(frozen=True)
+class ShuffledConvolution(ABC, Generic[Product]):
+    """A convolution whose columns look up bytes, and how it is cut into jobs.
+
+    Attributes:
+        product: what is computed.
+        job: rows and columns of positions of one job.
+        shuffle: the processor's vectors.
+        tile: at most so many registers of columns in a group, and so many positions (or pairs of them) in a run.
+    """
+
+    product: Product
+    job: Extents
+    shuffle: ByteShuffle
+    tile: Tile
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether positions are taken one after another, whatever image they belong to: a product of matrices."""
+        return self.product.is_pointwise
+
+    @property
+    @abstractmethod
+    def turns(self) -> int:
+        """What of a job reads a block of the weight in turn: positions, or pairs of them."""
+
+    @property
+    def run(self) -> int:
+        """How many of them do so while the block is in the first-level cache."""
+        return largest_divisor(self.turns, self.tile[1])
+
+    @property
+    def vectors(self) -> int:
+        """Registers of columns."""
+        return self.product.columns // self.shuffle.width
+
+    @property
+    def group(self) -> int:
+        """Registers of columns that one table is looked up for: their indices are operands in memory."""
+        return largest_divisor(self.vectors, self.tile[0])
+
+
+def job_extents(product: PackedConvolution, band: int, width: int) -> Extents:
+    """Rows and columns of a job: some positions of a product of matrices, else a band of an image so wide."""
+    return (1, largest_divisor(product.positions, JOB_POSITIONS)) if product.is_pointwise else (band, width)
+
+
+class ShuffleForm(ABC, Generic[Product]):
+    """The form of one of these convolutions.
+
+    Attributes:
+        choices: tiles worth measuring; the first is taken where nothing was measured.
+    """
+
+    name: ClassVar[str] = BYTE_SHUFFLE
+    choices: ClassVar[tuple[Tile, ...]]
+
+    @abstractmethod
+    def cut(self, product: Product, tile: Tile, features: CpuFeatures) -> ShuffledConvolution[Product]:
+        """The convolution and how it is cut, with ``group`` and ``run`` of at most ``tile``."""
+
+    @abstractmethod
+    def kernel(self, product: Product, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
+        """Tables, indices of the weight, then jobs in parallel."""
+
+    def tiles(self, product: Product, features: CpuFeatures) -> tuple[Tile, ...]:
+        """Choices that lead to different groups and runs."""
+        found: dict[tuple[int, int], Tile] = {}
+        for tile in self.choices:
+            cut = self.cut(product, tile, features)
+            found.setdefault((cut.group, cut.run), tile)
+        return tuple(found.values())

@@ -1,0 +1,1 @@
+"""Products of bits by popcount: LLVM vectorizes it for every processor."""

@@ -1,0 +1,152 @@
+"""1-bit convolution by popcount: a register tile of positions and channels over a zero-padded copy of the bits."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from tvm import te, tirx
+
+from fqt_deploy.ops.lib.packed_words import PANEL, popcount
+from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.products.form import POPCOUNT
+from fqt_deploy.targets.cpu.register_tile import (
+    largest_divisor,
+    new_schedule,
+    schedule_helpers,
+    schedule_padding,
+    schedule_tile,
+)
+from fqt_deploy.targets.products import BitConvolution
+from fqt_deploy.targets.tuning_log import Tile
+
+SHORT_CONTRACTION = 40
+"""Words that LLVM unrolls: with them in registers, sixteen accumulators are spilled, and half as many are faster."""
+
+
+class PopcountConvolution:
+    """Differing bits of the padded image, subtracted from a constant for each kind of border."""
+
+    name: ClassVar[str] = POPCOUNT
+
+    def accepts(self, product: BitConvolution, features: CpuFeatures) -> bool:
+        """Everywhere, whole panels."""
+        return product.has_whole_panels
+
+    def tiles(self, product: BitConvolution, features: CpuFeatures) -> tuple[Tile, ...]:
+        """Positions and vectors of 16 channels, as many as there are accumulators or fewer."""
+        width, panels = product.output[1], product.panels
+        limits = [(rows, count) for rows in (8, 4, 2, 1) for count in (1, 2, 4, 8)]
+        found = [(largest_divisor(width, rows), largest_divisor(panels, count)) for rows, count in limits]
+        fitting = [(rows, count) for rows, count in found if rows * count <= features.accumulators]
+        return tuple(dict.fromkeys([_default_tile(product, features), *fitting]))
+
+    def kernel(self, product: BitConvolution, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
+        """Counts of differing bits in registers; constants are computed before."""
+        p = product
+        (oh, ow), (kernel_h, kernel_w), stride, padding = p.output, p.kernel, p.stride, p.padding
+        x = te.placeholder((p.samples, *p.image, p.words), "int32", name="operand0")
+        w = te.placeholder((p.panels, p.contraction, PANEL), "int32", name="operand1")
+        image = _padded(x, p) if p.is_padded else x
+        kh, kw = te.reduce_axis((0, kernel_h), "kh"), te.reduce_axis((0, kernel_w), "kw")
+        k = te.reduce_axis((0, p.words), "k")
+        total = te.compute(
+            (p.samples, oh, ow, p.columns),
+            lambda i, y, z, o: te.sum(
+                popcount(
+                    image[i, y * stride[0] + kh, z * stride[1] + kw, k]
+                    ^ w[o // PANEL, (kh * kernel_w + kw) * p.words + k, o % PANEL]
+                ),
+                axis=[kh, kw, k],
+            ),
+            name="total",
+        )
+        row_class, row_examples = _border_classes(oh, p.image[0], kernel_h, stride[0], padding[0], "row_class")
+        column_class, column_examples = _border_classes(ow, p.image[1], kernel_w, stride[1], padding[1], "column_class")
+        constants = _constants(w, p, row_examples, column_examples)
+
+        def finish(i: Any, y: Any, z: Any, o: Any) -> Any:
+            largest = constants[row_class[y], column_class[z], o] if p.is_padded else p.depth * p.taps
+            return (largest - 2 * total[i, y, z, o]).astype(p.dtype)
+
+        schedule = new_schedule([x, w, te.compute(total.shape, finish, name="result")])
+        schedule_tile(
+            schedule,
+            schedule.get_sblock("total"),
+            schedule.get_sblock("result"),
+            largest_divisor(ow, tile[0]),
+            largest_divisor(p.panels, tile[1]),
+            unrolled=1,
+            inner_axes=0,
+        )
+        if p.is_padded:
+            schedule_padding(schedule, schedule.get_sblock("padded"))
+            schedule_helpers(schedule, ("ones", "row_class", "column_class", "constants"))
+        return schedule.mod["main"]
+
+
+def _default_tile(product: BitConvolution, features: CpuFeatures) -> Tile:
+    """Positions times vectors: as many as there are accumulators; four times two if the contraction is short."""
+    most, positions = (8, 4) if product.contraction <= SHORT_CONTRACTION else (features.accumulators, 8)
+    accumulators = min(most, features.accumulators)
+    rows = largest_divisor(product.output[1], min(positions, accumulators))
+    return rows, largest_divisor(product.panels, max(1, accumulators // rows))
+
+
+def _padded(x: te.Tensor, p: BitConvolution) -> te.Tensor:
+    """The bits with words of zeros around."""
+    (height, width), padding = p.image, p.padding
+
+    def shifted(b: Any, h: Any, v: Any, word: Any) -> Any:
+        y, z = h - padding[0], v - padding[1]
+        inside = tirx.all(y >= 0, y < height, z >= 0, z < width)
+        return tirx.if_then_else(inside, x[b, y, z, word], 0)
+
+    shape = (p.samples, height + 2 * padding[0], width + 2 * padding[1], p.words)
+    return te.compute(shape, shifted, name="padded")
+
+
+def _constants(w: te.Tensor, p: BitConvolution, rows: list[int], columns: list[int]) -> te.Tensor:
+    """[row class, column class, channel]: the sum if no bit differed, with what padded taps count taken back."""
+    word = te.reduce_axis((0, p.words), "word")
+    taps = te.compute(
+        (p.taps, p.columns),
+        lambda t, o: te.sum(popcount(w[o // PANEL, t * p.words + word, o % PANEL]), axis=word),
+        name="ones",
+    )
+    a, b = te.reduce_axis((0, p.kernel[0]), "a"), te.reduce_axis((0, p.kernel[1]), "b")
+
+    def constant(r: Any, c: Any, o: Any) -> Any:
+        inside, _, _ = p.input_position((_chosen(r, rows), _chosen(c, columns)), (a, b))
+        outside = 2 * taps[a * p.kernel[1] + b, o]
+        return te.sum(tirx.if_then_else(inside, p.depth, outside), axis=[a, b])
+
+    return te.compute((len(rows), len(columns), p.columns), constant, name="constants")
+
+
+def _border_classes(
+    outputs: int, extent: int, kernel: int, stride: int, padding: int, name: str
+) -> tuple[te.Tensor, list[int]]:
+    """Output positions along one axis by which of their taps lie inside: class of each, an example of each class."""
+    patterns: dict[tuple[bool, ...], int] = {}
+    classes = []
+    for position in range(outputs):
+        taps = tuple(0 <= position * stride + tap - padding < extent for tap in range(kernel))
+        classes.append(patterns.setdefault(taps, len(patterns)))
+    examples = [classes.index(number) for number in range(len(patterns))]
+    ends = [i for i in range(1, outputs) if classes[i] != classes[i - 1]]
+
+    def class_at(position: Any) -> Any:
+        found: Any = classes[-1]
+        for end in reversed(ends):
+            found = tirx.Select(position < end, classes[end - 1], found)
+        return found if isinstance(found, tirx.Select) else tirx.const(found, "int32")
+
+    return te.compute((outputs,), class_at, name=name), examples
+
+
+def _chosen(index: Any, values: list[int]) -> Any:
+    """``values[index]`` as an expression."""
+    found: Any = tirx.const(values[-1], "int32")
+    for i, value in enumerate(values[:-1]):
+        found = tirx.Select(index.equal(i), value, found)
+    return found

@@ -1,0 +1,194 @@
+"""Weight-gradient product by table: tables of a few channels' codes over a run of positions, for many panels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from fqt_deploy.ops.lib.packed_words import PANEL
+from fqt_deploy.targets import script
+from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.products.form import TABLE_LOOKUP
+from fqt_deploy.targets.cpu.products.table_lookup.lookup import (
+    HALVES,
+    MINIMUM_USES,
+    WORDS,
+    add_products,
+    can_look_up,
+    subset_sums,
+)
+from fqt_deploy.targets.cpu.register_tile import largest_divisor
+from fqt_deploy.targets.products import BitWeightGradient
+from fqt_deploy.targets.tuning_log import Tile
+
+RUN_WORDS = 16
+"""Words of positions whose tables are alive at once: with eight channels, 16 KB."""
+ROWS = 8
+"""Kept channels of a tile at most."""
+JOBS = 8
+"""Independent pieces to cut a product into, where it is large enough: work for that many threads."""
+
+
+class TableWeightGradient:
+    """Tiles of kept channels and groups of panels."""
+
+    name: ClassVar[str] = TABLE_LOOKUP
+
+    def accepts(self, product: BitWeightGradient, features: CpuFeatures) -> bool:
+        """Whole panels, where a table is used often enough."""
+        return product.has_whole_panels and can_look_up(features, product.bits, product.channel_panels)
+
+    def tiles(self, product: BitWeightGradient, features: CpuFeatures) -> tuple[Tile, ...]:
+        """Kept channels and panels, as many as there are accumulators."""
+        rows = _tile_rows(product, ROWS)
+        return ((rows, largest_divisor(product.channel_panels, features.accumulators // rows)),)
+
+    def kernel(self, product: BitWeightGradient, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
+        """Tables of a run of positions, then groups of panels; jobs share the panels, and the kept channels."""
+        return _kernel(_Cut(product, _tile_rows(product, tile[0]), largest_divisor(product.channel_panels, tile[1])))
+
+
+def _tile_rows(product: BitWeightGradient, most: int) -> int:
+    """Kept channels of a tile."""
+    return next(r for r in (8, 4, 2, 1) if r <= most and product.kept % r == 0)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How the product is cut.
+
+    Attributes:
+        product: what is computed.
+        rows: kept channels of a tile.
+        tile: panels of a tile.
+    """
+
+    product: BitWeightGradient
+    rows: int
+    tile: int
+
+    @property
+    def per_job(self) -> int:
+        """Panels of a job: whole tiles."""
+        panels = self.product.channel_panels
+        groups = max(1, min(panels // MINIMUM_USES, -(-JOBS * self.rows // self.product.kept)))
+        return -(-panels // (groups * self.tile)) * self.tile
+
+    @property
+    def panel_jobs(self) -> int:
+        """Jobs over the same kept channels."""
+        return -(-self.product.channel_panels // self.per_job)
+
+    @property
+    def jobs(self) -> int:
+        """Independent ones."""
+        return self.panel_jobs * (self.product.kept // self.rows)
+
+    @property
+    def run(self) -> int:
+        """Words of positions whose tables are alive at once."""
+        return min(RUN_WORDS, self.product.words)
+
+    def channel(self, job: Any, r: Any) -> Any:
+        """A kept channel of a job."""
+        return job // self.panel_jobs * self.rows + r
+
+    def panel(self, job: Any, number: Any) -> Any:
+        """A panel of a job."""
+        return job % self.panel_jobs * self.per_job + number
+
+    def place(self, panel: Any, lane: Any) -> tuple[Any, Any, Any]:
+        """Channel of the input, row and column of the kernel of a lane of a panel."""
+        tap, part = panel // self.product.tap_panels, panel % self.product.tap_panels
+        return (part * PANEL + lane, *self.product.tap(tap))
+
+    def mask(self, panel: Any) -> tuple[Any, Any]:
+        """Panel and lane of the masks of a panel's tap."""
+        tap = panel // self.product.tap_panels
+        return tap // PANEL, tap % PANEL
+
+    def codes(self, planes: Any, word: Any, channel: Any) -> list[Any]:
+        """A word of every plane of a kept channel."""
+        return [planes[word, plane, channel] for plane in range(self.product.bits)]
+
+
+@script.macro
+def _add_words(
+    c: _Cut, tables: Any, positions: Any, total: Any, panel: Any, begin: Any, w: Any, count: Any, together: Any
+) -> None:
+    """Add the products of ``together`` words from ``w`` on of a run."""
+    add_products(
+        total,
+        c.rows,
+        count,
+        together,
+        lambda p, u: positions[panel + p, begin + w + u, T.ramp(0, 1, PANEL)],
+        lambda r, u, half: tables[w + u, r, half, T.ramp(0, 1, 64)],
+    )
+
+
+@script.macro
+def _accumulate(
+    c: _Cut, tables: Any, positions: Any, counts: Any, panel: Any, into: Any, begin: Any, count: Any
+) -> None:
+    """Add ``count`` panels' products over the run of words from ``begin`` to ``counts[into:]``."""
+    total = T.alloc_buffer((c.rows, count, PANEL), "int32")
+    for r in T.unroll(c.rows):
+        for p in T.unroll(count):
+            total[r, p, T.ramp(0, 1, PANEL)] = counts[into + p, r, T.ramp(0, 1, PANEL)]
+    for pair in T.serial(T.min(c.run, c.product.words - begin) // WORDS):
+        _add_words(c, tables, positions, total, panel, begin, pair * WORDS, count, WORDS)
+    if T.min(c.run, c.product.words - begin) % WORDS == 1:
+        _add_words(c, tables, positions, total, panel, begin, T.min(c.run, c.product.words - begin) - 1, count, 1)
+    for r in T.unroll(c.rows):
+        for p in T.unroll(count):
+            counts[into + p, r, T.ramp(0, 1, PANEL)] = total[r, p, T.ramp(0, 1, PANEL)]
+
+
+@script.macro
+def _add_run(c: _Cut, tables: Any, planes: Any, positions: Any, counts: Any, masks: Any, job: Any, begin: Any) -> None:
+    """Build the tables of a run, and add its products with the masks and the panels of a job."""
+    for w in T.serial(T.min(c.run, c.product.words - begin)):
+        for r in T.unroll(c.rows):
+            for half in T.unroll(HALVES):
+                tables[w, r, half, T.ramp(0, 1, 64)] = subset_sums(c.codes(planes, begin + w, c.channel(job, r)), half)
+    for panel in T.serial(c.product.mask_panels):
+        _accumulate(c, tables, positions, masks, c.product.channel_panels + panel, panel, begin, 1)
+    for group in T.serial(c.per_job // c.tile):
+        if c.panel(job, group * c.tile) < c.product.channel_panels:
+            _accumulate(c, tables, positions, counts, c.panel(job, group * c.tile), group * c.tile, begin, c.tile)
+
+
+def _kernel(c: _Cut) -> tirx.PrimFunc:
+    """The loop nest."""
+    p = c.product
+
+    @script.prim_func(s_tir=True)
+    def product(
+        planes: T.Buffer((p.words, p.bits, p.kept), "int32"),
+        positions: T.Buffer((p.panels, p.words, PANEL), "int32"),
+        result: T.Buffer((p.kept, p.channels, p.kernel[0], p.kernel[1]), "int32"),
+    ):
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        for job in T.parallel(c.jobs):
+            counts = T.alloc_buffer((c.per_job, c.rows, PANEL), "int32")
+            masks = T.alloc_buffer((p.mask_panels, c.rows, PANEL), "int32")
+            tables = T.alloc_buffer((c.run, c.rows, HALVES, 64), "int8")
+            for panel, r in T.grid(c.per_job, c.rows):
+                counts[panel, r, T.ramp(0, 1, PANEL)] = T.broadcast(0, PANEL)
+            for panel, r in T.grid(p.mask_panels, c.rows):
+                masks[panel, r, T.ramp(0, 1, PANEL)] = T.broadcast(0, PANEL)
+            for piece in T.serial((p.words + c.run - 1) // c.run):
+                _add_run(c, tables, planes, positions, counts, masks, job, piece * c.run)
+            for r, panel in T.grid(c.rows, c.per_job):
+                at: T.let = c.panel(job, panel)
+                if at < p.channel_panels:
+                    for lane in T.vectorized(PANEL):
+                        result[c.channel(job, r), c.place(at, lane)[0], c.place(at, lane)[1], c.place(at, lane)[2]] = (
+                            counts[panel, r, lane] * 2 - masks[c.mask(at)[0], r, c.mask(at)[1]]
+                        )
+
+    return product

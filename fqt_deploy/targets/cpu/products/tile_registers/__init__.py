@@ -1,0 +1,1 @@
+"""Products of bits and codes as bytes in tile registers (AMX)."""

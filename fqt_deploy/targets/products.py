@@ -1,0 +1,301 @@
+"""What products of packed bits compute: read once from a kernel's function, for all forms on all targets.
+
+Signs are bits, and the codes of quantized gradients are bit-planes. The weight of a convolution lies in panels of
+sixteen columns, the channels of the result; its depth, the channels that are summed, is packed into words. What each op
+computes is said in ``ops/``; here is what all of its kernels start from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from fqt_deploy.ops.lib import convolution_shape
+from fqt_deploy.ops.lib.packed_words import PANEL, panel_count, word_count
+from fqt_deploy.targets.kernel_arguments import arguments_of
+
+Extents = tuple[int, int]
+"""Vertical and horizontal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """The taps of a layer's kernel, row after row.
+
+    Attributes:
+        kernel: how many there are vertically and horizontally.
+    """
+
+    kernel: Extents
+
+    @property
+    def taps(self) -> int:
+        """Taps of the kernel."""
+        return self.kernel[0] * self.kernel[1]
+
+    def tap(self, number: Any) -> tuple[Any, Any]:
+        """Row and column of a tap of the kernel."""
+        return number // self.kernel[1], number % self.kernel[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution(Kernel):
+    """Where a convolution reads and writes, as its layer runs it forward; its gradients say so of the same layer.
+
+    Attributes:
+        samples: number of images.
+        image: height and width of the input.
+        output: height and width of the result.
+        stride: distance of the positions that neighbouring results read.
+        padding: zeros above and below, left and right.
+    """
+
+    samples: int
+    image: Extents
+    output: Extents
+    stride: Extents
+    padding: Extents
+
+    @property
+    def positions(self) -> int:
+        """Positions of the result, of all samples."""
+        return self.samples * self.output[0] * self.output[1]
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether some tap of some position may lie outside of the image."""
+        return any(self.padding)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each position of the result reads the position of the image with its own number, and no other."""
+        return self.kernel == (1, 1) and self.stride == (1, 1) and not self.is_padded
+
+    def input_position(self, position: tuple[Any, Any], tap: tuple[Any, Any]) -> tuple[Any, Any, Any]:
+        """Whether a tap of a position of the result lies in the image, and row and column there."""
+        return convolution_shape.input_position(
+            *position, *tap, list(self.image), list(self.stride), list(self.padding)
+        )
+
+    def output_position(self, position: tuple[Any, Any], tap: tuple[Any, Any]) -> tuple[Any, Any, Any]:
+        """Whether a position of the image is read through a tap, and row and column of the result that reads it."""
+        return convolution_shape.output_position(
+            *position, *tap, list(self.output), list(self.stride), list(self.padding)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedConvolution(Convolution):
+    """A convolution with a packed weight [panels, taps * words, 16], in either direction.
+
+    Attributes:
+        depth: channels that are summed.
+        columns: channels of the result.
+    """
+
+    depth: int
+    columns: int
+
+    @property
+    def words(self) -> int:
+        """Packed words of the channels of one position."""
+        return word_count(self.depth)
+
+    @property
+    def contraction(self) -> int:
+        """Packed words that one element of the result is summed over."""
+        return self.taps * self.words
+
+    @property
+    def panels(self) -> int:
+        """Panels of sixteen columns; the last one may be filled in part."""
+        return panel_count(self.columns)
+
+    @property
+    def has_whole_panels(self) -> bool:
+        """Whether all panels are full."""
+        return self.columns % PANEL == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitConvolution(PackedConvolution):
+    """Signs times signs, ``binary_conv2d``: [N, H, W, words] and a weight to [N, OH, OW, columns].
+
+    Attributes:
+        dtype: of the result.
+    """
+
+    dtype: str
+
+    @staticmethod
+    def of(function: tirx.PrimFunc, arguments: dict[str, Any]) -> BitConvolution:
+        """The convolution that ``function`` computes."""
+        x, _, result = function.params
+        return BitConvolution(
+            **_layer(arguments),
+            samples=int(x.shape[0]),
+            image=_spatial(x),
+            output=_spatial(result),
+            depth=arguments["in_channels"],
+            columns=arguments["out_channels"],
+            dtype=str(result.dtype),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitInputGradient(PackedConvolution):
+    """Codes times signs, ``bitplane_conv2d_input_grad``: [N, OH, OW, bits, words] and a weight to [N, H, W, columns].
+
+    It is a convolution of the gradient, its positions ``stride`` apart, with the kernel turned around.
+
+    Attributes:
+        bits: bit-planes of a code.
+    """
+
+    bits: int
+
+    @property
+    def border(self) -> Extents:
+        """Rows above and columns left of the gradient that the first position of the result reads; may be negative."""
+        return self.kernel[0] - 1 - self.padding[0], self.kernel[1] - 1 - self.padding[1]
+
+    def has_gradient(self, y: Any, z: Any) -> Any:
+        """Whether there is a gradient at a row and a column of the spread gradient: it has one every ``stride``."""
+        axes = tuple(zip((y, z), self.output, self.stride, strict=True))
+        inside = (tirx.all(at >= 0, at < extent * step) for at, extent, step in axes)
+        return tirx.all(*inside, *((at % step).equal(0) for at, _, step in axes))
+
+    @staticmethod
+    def of(function: tirx.PrimFunc, arguments: dict[str, Any]) -> BitInputGradient:
+        """The gradient that ``function`` computes."""
+        planes, _, result = function.params
+        return BitInputGradient(
+            **_layer(arguments),
+            samples=int(planes.shape[0]),
+            image=_spatial(result),
+            output=_spatial(planes),
+            depth=arguments["out_channels"],
+            columns=arguments["in_channels"],
+            bits=int(planes.shape[3]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitWeightGradient(Kernel):
+    """Codes times bits, ``bitplane_weight_grad``: a matrix product over positions.
+
+    The codes are [words, bits, kept]. The other operand, [panels, words, 16], has a row for every tap and channel of
+    the input, and behind them one for every tap that says which positions lie inside of the image.
+
+    Attributes:
+        words: packed words along the positions.
+        bits: bit-planes of a code.
+        kept: channels of the gradient.
+        channels: channels of the input.
+    """
+
+    words: int
+    bits: int
+    kept: int
+    channels: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the second operand that mean something."""
+        return self.taps * (self.channels + 1)
+
+    @property
+    def panels(self) -> int:
+        """Panels of sixteen rows; the last one may be filled in part."""
+        return panel_count(self.rows)
+
+    @property
+    def has_whole_panels(self) -> bool:
+        """Whether every panel is of one tap, or of masks alone."""
+        return self.channels % PANEL == 0
+
+    @property
+    def tap_panels(self) -> int:
+        """Panels of the channels of one tap, if panels are whole."""
+        return self.channels // PANEL
+
+    @property
+    def channel_panels(self) -> int:
+        """Panels of the channels of all taps, if panels are whole."""
+        return self.taps * self.channels // PANEL
+
+    @property
+    def mask_panels(self) -> int:
+        """Panels behind them that say which positions lie inside, if panels are whole."""
+        return panel_count(self.taps)
+
+    @staticmethod
+    def of(function: tirx.PrimFunc, arguments: dict[str, Any]) -> BitWeightGradient:
+        """The gradient that ``function`` computes."""
+        words, bits, kept = (int(d) for d in function.params[0].shape)
+        channels, kernel = arguments["in_channels"], _extents(arguments, "kernel")
+        return BitWeightGradient(words=words, bits=bits, kept=kept, channels=channels, kernel=kernel)
+
+
+BitProduct = BitConvolution | BitInputGradient | BitWeightGradient
+
+BIT_PRODUCTS: dict[str, Callable[[tirx.PrimFunc, dict[str, Any]], BitProduct]] = {
+    "binary_conv2d": BitConvolution.of,
+    "bitplane_conv2d_input_grad": BitInputGradient.of,
+    "bitplane_weight_grad": BitWeightGradient.of,
+}
+"""Op -> reader of its function and arguments."""
+
+
+def numbered_position(number: Any, extents: Extents) -> tuple[Any, Any, Any]:
+    """Sample, row and column of a position, where all positions of all images of ``extents`` are numbered."""
+    height, width = extents
+    return number // (height * width), number // width % height, number % width
+
+
+def product_of(function: tirx.PrimFunc) -> BitProduct | None:
+    """The product that ``function``, a kernel of one of ``BIT_PRODUCTS``, computes; None if something was inlined."""
+    arguments = arguments_of(function)
+    return None if arguments is None else BIT_PRODUCTS[str(function.attrs["fqt.op"])](function, arguments)
+
+
+def convolution_of(
+    function: tirx.PrimFunc, *, image: Any = None, output: Any = None, kernel: Any = None
+) -> Convolution | None:
+    """The convolution that another kernel belongs to; None if something was inlined into its op.
+
+    Args:
+        function: whose first operand counts the samples, and whose arguments say ``stride`` and ``padding``.
+        image: operand [N, H, W, ...] of the image's extents.
+        output: operand [N, OH, OW, ...] of the result's; None if they are the argument ``output_hw``.
+        kernel: operand [O, I, KH, KW]; None if the taps are the argument ``kernel``.
+    """
+    arguments = arguments_of(function)
+    if arguments is None:
+        return None
+    return Convolution(
+        samples=int(function.params[0].shape[0]),
+        image=_spatial(image),
+        output=_extents(arguments, "output_hw") if output is None else _spatial(output),
+        kernel=_extents(arguments, "kernel") if kernel is None else (int(kernel.shape[2]), int(kernel.shape[3])),
+        stride=_extents(arguments, "stride"),
+        padding=_extents(arguments, "padding"),
+    )
+
+
+def _layer(arguments: dict[str, Any]) -> dict[str, Extents]:
+    """What all convolutions of bits say of their layer."""
+    return {name: _extents(arguments, name) for name in ("kernel", "stride", "padding")}
+
+
+def _extents(arguments: dict[str, Any], name: str) -> Extents:
+    vertical, horizontal = arguments[name]
+    return vertical, horizontal
+
+
+def _spatial(operand: Any) -> Extents:
+    """Height and width of an operand [N, H, W, ...]."""
+    return int(operand.shape[1]), int(operand.shape[2])
