@@ -29,6 +29,8 @@ def quiet_export() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
         # recurrent layers keep a list of their parameters
         warnings.filterwarnings("ignore", message=r"The tensor attributes .*_flat_weights", category=UserWarning)
+        # side_effects.py tells those that matter from those that keep a value for whoever looks at it later
+        warnings.filterwarnings("ignore", message=r"The tensor attributes? .* assigned during", category=UserWarning)
         for handler in handlers:
             handler.addFilter(_reject)
         try:
