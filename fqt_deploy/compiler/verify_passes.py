@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.capture.tracing import module_mode
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.ops.aten_reductions import REDUCTIONS
@@ -195,9 +196,9 @@ def _cancellation_floor(node: fx.Node, values: dict[fx.Node, Any], position: int
 
 def _eager(source: ModelSource) -> dict[str, Tensor]:
     """Loss, gradients and updated buffers of one forward and backward pass in eager PyTorch."""
-    model: nn.Module = copy.deepcopy(source.module).train()
-    x, y = source.example_inputs
-    with torch.enable_grad():
+    model: nn.Module = copy.deepcopy(source.module)
+    x, y = (given.clone() for given in source.example_inputs)
+    with module_mode(model, training=True), torch.enable_grad():
         loss = source.loss_fn(model(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
     gradients = {f"grad/{n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
