@@ -6,8 +6,6 @@ a sample's logits may depend on no other sample, on no random number, and must l
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, fx
 
@@ -90,13 +88,6 @@ def _with_another_sample(x: Tensor) -> list[Tensor]:
     return [noisy, unknown]
 
 
-class _Values(fx.Interpreter):
-    """Keeps the value of every node."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
-
-
 def _run(graph: TrainingGraph, x: Tensor) -> Tensor:
     with torch.no_grad():
         outputs: tuple[Tensor, ...] = graph.module(*_arguments(graph, x))
@@ -109,23 +100,23 @@ def _arguments(graph: TrainingGraph, x: Tensor) -> list[Tensor]:
 
 def _first_mixing_node(graph: TrainingGraph, x: Tensor) -> fx.Node | None:
     """The first node where a value that has no sample axis left differs: where samples were mixed."""
-    values: list[dict[fx.Node, object]] = []
-    with torch.no_grad():
-        for given in (x, _with_another_sample(x)[0]):
-            interpreter = _Values(graph.module)
-            interpreter.run(*_arguments(graph, given))
-            values.append(interpreter.env)
-    batch = x.shape[0]
-    mixing: Callable[[object, object], bool] = lambda a, b: (  # noqa: E731
-        isinstance(a, Tensor) and isinstance(b, Tensor) and _mixes(a, b, batch)
-    )
-    node: fx.Node
-    for node in graph.graph.nodes:
-        if node.op == "call_function":
-            pairs = zip(*(torch.utils._pytree.tree_leaves(v.get(node)) for v in values), strict=False)
-            if any(mixing(a, b) for a, b in pairs):
+    reference = _values(graph, x)
+    for other in _with_another_sample(x):
+        changed = _values(graph, other)
+        node: fx.Node
+        for node in graph.graph.nodes:
+            leaves = [torch.utils._pytree.tree_leaves(values.get(node)) for values in (reference, changed)]
+            pairs = [pair for pair in zip(*leaves, strict=True) if isinstance(pair[0], Tensor)]
+            if node.op == "call_function" and any(_mixes(a, b, x.shape[0]) for a, b in pairs):
                 return node
     return None
+
+
+def _values(graph: TrainingGraph, x: Tensor) -> dict[fx.Node, object]:
+    interpreter = fx.Interpreter(graph.module, garbage_collect_values=False)
+    with torch.no_grad():
+        interpreter.run(*_arguments(graph, x))
+    return interpreter.env
 
 
 def _mixes(a: Tensor, b: Tensor, batch: int) -> bool:

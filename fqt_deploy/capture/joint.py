@@ -16,7 +16,8 @@ from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 
 from fqt_deploy.capture.check_model import check_model, require_gradients
 from fqt_deploy.capture.decompositions import decompositions
-from fqt_deploy.capture.export_guard import quiet_export, refuse_custom_functions
+from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export, refuse_custom_functions
+from fqt_deploy.capture.label_range import find_labels
 from fqt_deploy.capture.model_state import constant_name, constant_state, model_state
 from fqt_deploy.capture.side_effects import moving, observe_forward, refuse_lost
 from fqt_deploy.capture.tied_parameters import canonical_names, merge_equal_inputs, sum_tied_gradients
@@ -78,7 +79,7 @@ def capture_training_graph(
     check_model(model, loss_fn)
     step = _StepModule(model, loss_fn)
     with contextlib.ExitStack() as stack:
-        for context in (module_mode(model, training=True), torch.enable_grad(), quiet_export()):
+        for context in (module_mode(model, training=True), torch.enable_grad(), quiet_export(), every_frame_recorded()):
             stack.enter_context(context)
         with refuse_custom_functions():
             effects = observe_forward(step, example_inputs, "training")
@@ -92,6 +93,7 @@ def capture_training_graph(
             raise trace_error("training", error) from error
     graph = _training_graph(model, traced, constants, batch=int(example_inputs[0].shape[0]))
     refuse_lost(step, effects, {"model." + n.removeprefix("buffer/") for n in graph.outputs if n.startswith("buffer/")})
+    find_labels(graph, example_inputs[1])
     return graph
 
 

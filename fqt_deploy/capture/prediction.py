@@ -7,7 +7,8 @@ from torch import Tensor, fx, nn
 
 from fqt_deploy.capture.check_prediction import refuse_mixed_samples, refuse_moving_state, refuse_random
 from fqt_deploy.capture.decompositions import decompositions
-from fqt_deploy.capture.export_guard import quiet_export
+from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export
+from fqt_deploy.capture.label_range import find_labels
 from fqt_deploy.capture.model_state import constant_name, constant_state, model_state
 from fqt_deploy.capture.side_effects import observe_forward
 from fqt_deploy.capture.tied_parameters import canonical_names, merge_equal_inputs
@@ -36,7 +37,7 @@ def capture_prediction_graph(model: nn.Module, x: Tensor) -> TrainingGraph:
             own sample and the state, or changes the state.
     """
     predict = _PredictModule(model)
-    with module_mode(model, training=False), torch.no_grad(), quiet_export():
+    with module_mode(model, training=False), torch.no_grad(), quiet_export(), every_frame_recorded():
         refuse_moving_state(observe_forward(predict, (x,), "prediction"))
         with plain_ops():
             graph = _trace(predict, model, x)
@@ -79,4 +80,6 @@ def _trace(predict: nn.Module, model: nn.Module, x: Tensor) -> TrainingGraph:
     reduce_provenance(graph)
     module = fx.GraphModule(graph, graph.graph)
     state = model_state(model) | constant_state(constants.values())
-    return data_first(TrainingGraph(module, inputs, ["logits"], state, batch=int(x.shape[0])))
+    captured = data_first(TrainingGraph(module, inputs, ["logits"], state, batch=int(x.shape[0])))
+    find_labels(captured)  # there are none: an assertion is about something else
+    return captured

@@ -75,7 +75,7 @@ def observe_forward(module: nn.Module, args: tuple[Tensor, ...], what: str, pref
         drawn = generators != generator_states()
     if drawn:
         message = "forward draws numbers from Python's or NumPy's generator, which a trace takes as constants"
-        _refuse(module, "", message, hint="draw them with torch, such as torch.rand_like(x)")
+        _refuse(module, prefix[:-1], message, hint="draw them with torch, such as torch.rand_like(x)")
     first, second = records
     if first.through_data:
         message, line = "forward writes through .data, which no trace records", first.through_data[0]

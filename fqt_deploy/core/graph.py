@@ -66,6 +66,23 @@ class LayerRecord:
     weight: str = ""
 
 
+@dataclass(frozen=True)
+class LabelUse:
+    """The labels that a loss takes.
+
+    Attributes:
+        low: the least.
+        high: one more than the largest.
+        ignore_index: one more label, which the loss leaves out; None if there is none.
+        class_axis: axis of the logits along which the classes lie; None if labels index something else.
+    """
+
+    low: int
+    high: int
+    ignore_index: int | None = None
+    class_axis: int | None = None
+
+
 @dataclass
 class TrainingGraph:
     """A joint forward, backward and optimizer graph.
@@ -85,6 +102,7 @@ class TrainingGraph:
         layers: one record per convolution or linear layer, in forward order.
         selection: which gradients are kept, as the option ``agp`` names it; None if all are.
         selection_note: why it is not what is chosen by default.
+        labels: the labels that the loss takes; None if it takes any number, or ``y`` are no labels.
     """
 
     module: fx.GraphModule
@@ -96,6 +114,7 @@ class TrainingGraph:
     layers: list[LayerRecord] = field(default_factory=list)
     selection: str | None = None
     selection_note: str = ""
+    labels: LabelUse | None = None
 
     @property
     def graph(self) -> fx.Graph:
