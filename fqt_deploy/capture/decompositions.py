@@ -58,8 +58,13 @@ def _split(x: Tensor, sizes: list[int], axis: int = 0) -> list[Tensor]:
     return [aten.slice(x, axis, start, start + size) for start, size in zip(starts, sizes, strict=True)]
 
 
+def _copy(destination: Tensor, source: Tensor, _: bool = False) -> Tensor:
+    return source.to(destination.dtype).expand(destination.shape).clone()
+
+
 _OWN: dict[Any, Callable[..., Any]] = {
     aten.any.dim: _any_along,
+    aten.copy.default: _copy,
     aten.native_group_norm.default: _group_norm,
     aten.split_with_sizes.default: _split,
 }

@@ -6,14 +6,19 @@ import contextlib
 import io
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
 import torch
+from torch import fx
 
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
+
+_TORCH = f"{Path(torch.__file__).parent}/"
 
 
 @contextlib.contextmanager
@@ -29,6 +34,8 @@ def quiet_export() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
         # recurrent layers keep a list of their parameters
         warnings.filterwarnings("ignore", message=r"The tensor attributes .*_flat_weights", category=UserWarning)
+        # side_effects.py tells those that matter from those that keep a value for whoever looks at it later
+        warnings.filterwarnings("ignore", message=r"The tensor attributes? .* assigned during", category=UserWarning)
         for handler in handlers:
             handler.addFilter(_reject)
         try:
@@ -48,6 +55,21 @@ def _torch_handlers() -> list[logging.Handler]:
 
 def _reject(_: logging.LogRecord) -> bool:
     return False
+
+
+@contextlib.contextmanager
+def every_frame_recorded() -> Iterator[None]:
+    """Within this context each traced node knows all lines that led to it.
+
+    PyTorch keeps those of functions called ``forward``, and so none of a loss or of a model's other methods.
+    """
+
+    def from_first_forward(_: fx.proxy.TracerBase, frames: traceback.StackSummary) -> traceback.StackSummary:
+        first = next((i for i, frame in enumerate(frames) if frame.name == "forward"), len(frames))
+        return traceback.StackSummary.from_list([f for f in frames[first:] if not f.filename.startswith(_TORCH)])
+
+    with mock.patch.object(fx.proxy.TracerBase, "_filter_traceback_frames", from_first_forward):
+        yield
 
 
 @contextlib.contextmanager

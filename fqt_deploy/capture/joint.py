@@ -16,8 +16,10 @@ from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 
 from fqt_deploy.capture.check_model import check_model, require_gradients
 from fqt_deploy.capture.decompositions import decompositions
-from fqt_deploy.capture.export_guard import quiet_export, refuse_custom_functions
+from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export, refuse_custom_functions
+from fqt_deploy.capture.label_range import find_labels
 from fqt_deploy.capture.model_state import constant_name, constant_state, model_state
+from fqt_deploy.capture.side_effects import moving, observe_forward, refuse_lost
 from fqt_deploy.capture.tied_parameters import canonical_names, merge_equal_inputs, sum_tied_gradients
 from fqt_deploy.capture.traced_graph import data_first, reduce_provenance
 from fqt_deploy.capture.tracing import module_mode, one_tensor, plain_ops, trace_error
@@ -28,16 +30,22 @@ aten = torch.ops.aten
 
 
 class _StepModule(nn.Module):
-    """Model and loss as one module that returns ``(loss, outputs)``."""
+    """Model and loss as one module that returns ``(loss, outputs)``.
+
+    Attributes:
+        assigned: names of the buffers that forward assigns to; they are written once, at its end.
+    """
 
     def __init__(self, model: nn.Module, loss_fn: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
         self.model = model
         self.loss_fn = loss_fn
+        self.assigned: frozenset[str] = frozenset()
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = one_tensor(self.model(x), "training")
-        loss = self.loss_fn(outputs, y)
+        with moving(self, self.assigned):
+            outputs = one_tensor(self.model(x), "training")
+            loss = self.loss_fn(outputs, y)
         if not isinstance(loss, Tensor):
             raise FqtError(f"the loss is of type {type(loss).__name__}; it must be a scalar tensor", code="FQT105")
         if loss.dim() or loss.dtype != torch.float32:
@@ -56,7 +64,8 @@ def capture_training_graph(
     """Trace forward, loss and backward of ``model`` on ``example_inputs``.
 
     Args:
-        model: the user's model; it is put into training mode for the trace and back afterwards.
+        model: the user's model; it is put into training mode for the trace and back afterwards. Parts of it that are in
+            evaluation mode stay in it, see ``module_mode``.
         loss_fn: ``(outputs, targets) -> scalar loss``.
         example_inputs: ``(x, y)``; their shapes and dtypes become those of the compiled step.
 
@@ -69,18 +78,23 @@ def capture_training_graph(
     """
     check_model(model, loss_fn)
     step = _StepModule(model, loss_fn)
-    with module_mode(step, training=True), torch.enable_grad(), quiet_export(), plain_ops():
+    with contextlib.ExitStack() as stack:
+        for context in (module_mode(model, training=True), torch.enable_grad(), quiet_export(), every_frame_recorded()):
+            stack.enter_context(context)
         with refuse_custom_functions():
+            effects = observe_forward(step, example_inputs, "training")
+            stack.enter_context(plain_ops())
+            step.assigned = effects.assigned
             module, constants = _export(step, example_inputs)
         try:
-            with contextlib.ExitStack() as stack:
-                joint = aot_export_joint_with_descriptors(
-                    stack, module, example_inputs, decompositions=decompositions()
-                )
-                traced = joint.graph_module
+            joint = aot_export_joint_with_descriptors(stack, module, example_inputs, decompositions=decompositions())
+            traced = joint.graph_module
         except Exception as error:
             raise trace_error("training", error) from error
-    return _training_graph(model, traced, constants, batch=int(example_inputs[0].shape[0]))
+    graph = _training_graph(model, traced, constants, batch=int(example_inputs[0].shape[0]))
+    refuse_lost(step, effects, {"model." + n.removeprefix("buffer/") for n in graph.outputs if n.startswith("buffer/")})
+    find_labels(graph, example_inputs[1])
+    return graph
 
 
 def _export(step: nn.Module, args: tuple[Tensor, ...]) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -141,6 +155,25 @@ def _replace_tangent(traced: fx.GraphModule, node: fx.Node) -> None:
     traced.graph.erase_node(node)
 
 
+def _refuse_changed_argument(changed: Any, node: fx.Node) -> None:
+    """FQT104 if what a forward pass changes in place is a parameter or an input: of the state, buffers may move."""
+    kind = type(changed).__name__
+    if kind == "PlainAOTInput":
+        raise FqtError(
+            f"forward or loss changes its input {'xy'[changed.idx]} in place",
+            code="FQT104",
+            node=node,
+            hint="write x = x * 2 in place of x *= 2",
+        )
+    if kind == "ParamAOTInput":
+        raise FqtError(
+            f"forward changes the parameter {changed.target.removeprefix('model.')}, which only the optimizer may",
+            code="FQT104",
+            node=node,
+            hint="compute with a changed value, such as self.weight.clamp(-1, 1), and leave the parameter",
+        )
+
+
 def _named_outputs(output: fx.Node) -> tuple[list[str], list[fx.Node]]:
     names: list[str] = []
     nodes: list[fx.Node] = []
@@ -153,6 +186,7 @@ def _named_outputs(output: fx.Node) -> tuple[list[str], list[fx.Node]]:
         if kind == "PlainAOTOutput":
             names.append(("loss", "logits")[described.idx])
         elif kind == "InputMutationAOTOutput":
+            _refuse_changed_argument(described.mutated_input, node)
             names.append("buffer/" + described.mutated_input.target.removeprefix("model."))
         else:
             names.append("grad/" + described.grad_of.target.removeprefix("model."))

@@ -25,13 +25,18 @@ def plain_ops() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def module_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
-    """Within this context all modules of ``module`` are in one mode."""
-    before = {m: m.training for m in module.modules()}
-    if training:
-        module.train()
-    else:
-        module.eval()
+def module_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Within this context ``model`` is in training or in evaluation mode.
+
+    A model that comes in training mode, as models are made, trains as it comes: parts of it that are in evaluation
+    mode, such as a frozen body with its batch normalization and dropout, stay in it. A model that comes in evaluation
+    mode as a whole is trained as after ``model.train()``.
+    """
+    before = {m: m.training for m in model.modules()}
+    model.train(training)
+    if training and before[model]:
+        for m, was in before.items():
+            m.training = m.training and was
     try:
         yield
     finally:
@@ -57,7 +62,7 @@ def trace_error(what: str, error: Exception) -> FqtError:
     told = FqtError(
         f"cannot trace the {what} step: {type(error).__name__}: {cause}",
         code="FQT104",
-        hint="the model must be traceable by torch.export: no data-dependent control flow, no Python side effects",
+        hint="the model must be traceable by torch.export: no data-dependent control flow, no `.data`",
     )
     told.location = SourceLocation.of_error(error)
     return told

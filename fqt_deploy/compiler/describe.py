@@ -62,7 +62,7 @@ def describe_model(
     logits = _spec("logits", predict.output("logits").meta["val"])
     state = tuple(StateSpec(t.name, tuple(t.initial.shape), _dtype(t.initial), t.role) for t in train.state.values())
     optimizer = options.optimizer.describe()
-    layers = layer_decisions(train)
+    layers, labels = layer_decisions(train), train.labels
     numerics = {**options.numerics(), "agp": train.selection}
     identity = [
         [asdict(spec) for spec in (*inputs, logits, *state)],
@@ -81,7 +81,7 @@ def describe_model(
         },
         inputs=inputs,
         logits=logits,
-        classes=_classes(inputs[1], logits),
+        classes=_classes(train, logits),
         state=state,
         predict_state=tuple(name for name in predict.inputs if name in predict.state),
         module_names=_module_names(source.module, {t.name for t in state}),
@@ -91,6 +91,9 @@ def describe_model(
         optimizer=OptimizerInfo(optimizer["name"], optimizer["hyperparameters"], tuple(optimizer["groups"])),
         seed=options.seed,
         fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        label_range=(labels.low, labels.high) if labels is not None else None,
+        ignore_index=labels.ignore_index if labels is not None else None,
+        class_axis=labels.class_axis if labels is not None else None,
     )
 
 
@@ -109,10 +112,10 @@ def layer_decisions(graph: TrainingGraph) -> tuple[LayerDecision, ...]:
     )
 
 
-def _classes(y: TensorSpec, logits: TensorSpec) -> int | None:
-    """Number of classes, when targets are indices into the logits' last axis."""
-    indices = y.dtype == "int64" and len(y.shape) == len(logits.shape) - 1
-    return logits.shape[-1] if indices else None
+def _classes(train: TrainingGraph, logits: TensorSpec) -> int | None:
+    """Number of classes, when labels index an axis of the logits."""
+    axis = train.labels.class_axis if train.labels is not None else None
+    return None if axis is None else logits.shape[axis]
 
 
 def _spec(name: str, tensor: torch.Tensor) -> TensorSpec:

@@ -26,6 +26,7 @@ CODES: dict[str, str] = {
     "FQT104": "the model cannot be traced",
     "FQT105": "the model's output or loss has the wrong type",
     "FQT106": "a trainable parameter receives no gradient",
+    "FQT107": "a prediction depends on more than its own sample and the state",
     # options and legality
     "FQT201": "the model uses operators that have no lowering",
     "FQT202": "an option has a value that it cannot have",

@@ -69,6 +69,23 @@ class LayerRecord:
     weight: str = ""
 
 
+@dataclass(frozen=True)
+class LabelUse:
+    """The labels that a loss takes.
+
+    Attributes:
+        low: the least.
+        high: one more than the largest.
+        ignore_index: one more label, which the loss leaves out; None if there is none.
+        class_axis: axis of the logits along which the classes lie; None if labels index something else.
+    """
+
+    low: int
+    high: int
+    ignore_index: int | None = None
+    class_axis: int | None = None
+
+
 @dataclass
 class TrainingGraph:
     """A joint forward, backward and optimizer graph.
@@ -89,6 +106,7 @@ class TrainingGraph:
         selection: which gradients are kept, as the option ``agp`` names it; None if all are.
         selection_note: why it is not what is chosen by default.
         refused: nodes that a pass cannot rewrite, with the error that says why: the pipeline raises them all at once.
+        labels: the labels that the loss takes; None if it takes any number, or ``y`` are no labels.
     """
 
     module: fx.GraphModule
@@ -101,6 +119,7 @@ class TrainingGraph:
     selection: str | None = None
     selection_note: str = ""
     refused: dict[fx.Node, FqtError] = field(default_factory=dict)
+    labels: LabelUse | None = None
 
     @property
     def graph(self) -> fx.Graph:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -118,7 +118,11 @@ class Manifest:
         versions: of the packages that compiled it.
         inputs: ``x`` and ``y``.
         logits: what ``predict`` returns.
-        classes: number of valid labels, when ``y`` are class indices; else None.
+        classes: number of classes, when ``y`` are class indices; else None.
+        label_range: the least label and the one after the largest, as the loss indexes by them; None:
+            ``[0, classes)``, or any number where ``classes`` is None too.
+        ignore_index: a label outside that range that the loss leaves out; None if there is none.
+        class_axis: axis of the logits that the classes lie along; None: the last.
         state: the state in argument order of ``train_step``.
         predict_state: names of the state that ``predict`` takes, in order.
         module_names: names in the module's state dict -> names of the state; tied parameters have several names.
@@ -146,6 +150,9 @@ class Manifest:
     seed: int
     fingerprint: str
     schema_version: int = field(default=SCHEMA_VERSION)
+    label_range: tuple[int, ...] | None = None
+    ignore_index: int | None = None
+    class_axis: int | None = None
 
     @property
     def batch(self) -> int:
@@ -210,10 +217,13 @@ def _build_dataclass(expected: type, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise _misfit(where, "an object", data)
     hints = get_type_hints(expected)
-    if set(data) != set(hints):
-        difference = ", ".join(sorted(set(data) ^ set(hints)))
-        raise FqtError(f"{where} of manifest.json has missing or unknown fields: {difference}", code="FQT502")
-    return expected(**{name: _build(hint, data[name], f"{where}.{name}") for name, hint in hints.items()})
+    # Only the manifest itself has grown since its first version; what an older one lacks has a default.
+    optional = {f.name for f in fields(expected) if f.default is not MISSING} if expected is Manifest else set()
+    if difference := (set(data) ^ set(hints)) - (optional - set(data)):
+        raise FqtError(
+            f"{where} of manifest.json has missing or unknown fields: {', '.join(sorted(difference))}", code="FQT502"
+        )
+    return expected(**{name: _build(hints[name], value, f"{where}.{name}") for name, value in data.items()})
 
 
 def _misfit(where: str, expected: str, data: Any) -> FqtError:

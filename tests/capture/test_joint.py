@@ -33,7 +33,7 @@ class Straight(nn.Module):
         h = self.body(x.flatten(1))
         h = h + (h.sign() - h).detach()
         with torch.no_grad():
-            scale = h.abs().mean() + self.head.weight.mean()
+            scale = h.abs().mean(1, keepdim=True) + self.head.weight.mean()
         return self.head(h) * scale
 
 

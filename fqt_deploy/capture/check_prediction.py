@@ -1,0 +1,133 @@
+"""What a prediction must be like: a function of its own sample and of the state, and nothing else.
+
+Predictions of any number of samples are computed in batches of the compiled size, the last one filled up with zeros. So
+a sample's logits may depend on no other sample, on no random number, and must leave the state as it is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from fqt_deploy.capture.side_effects import Effects
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.graph import TrainingGraph
+
+_CODE = "FQT107"
+
+
+def refuse_random(graph: TrainingGraph) -> None:
+    """FQT107 at the first operator of an evaluation graph that draws random numbers."""
+    for node in graph.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise FqtError(
+                f"evaluation mode draws random numbers ({node.target}), so no prediction could be repeated",
+                code=_CODE,
+                node=node,
+                hint="draw in training alone: nn.Dropout does, F.dropout takes training=self.training",
+            )
+
+
+def refuse_moving_state(effects: Effects) -> None:
+    """FQT107 for a buffer that forward changes in evaluation mode."""
+    for name, line in effects.moved.items():
+        short = name.removeprefix("model.")
+        error = FqtError(
+            f"forward changes the buffer {short} in evaluation mode, and predictions leave the state as it is",
+            code=_CODE,
+            hint="change it under `if self.training:`",
+        )
+        error.location = line
+        raise error
+
+
+def refuse_mixed_samples(graph: TrainingGraph, x: Tensor) -> None:
+    """FQT107 if logits of one sample depend on another sample.
+
+    The graph is run with one sample replaced, by other values and by NaN, which passes through what clips or saturates;
+    the logits of all others must stay as they are, bit for bit.
+
+    Args:
+        graph: as captured.
+        x: a batch of at least two samples.
+    """
+    logits = _run(graph, x)
+    batch = x.shape[0]
+    if logits.shape[0] % batch:
+        raise FqtError(
+            f"the model returns {logits.shape[0]} rows for {batch} samples in evaluation mode",
+            code=_CODE,
+            hint="return logits whose first axis is the batch",
+        )
+    rows = logits.shape[0] // batch
+    reached = torch.zeros(batch, dtype=torch.bool)
+    for other in _with_another_sample(x):
+        changed = _run(graph, other).view(batch, -1) != logits.view(batch, -1)
+        reached |= changed.any(1)
+    if reached[1:].any():
+        node = _first_mixing_node(graph, x)
+        raise FqtError(
+            "in evaluation mode the logits of a sample depend on the other samples of the batch"
+            + (f" ({rows} rows a sample)" if rows > 1 else ""),
+            code=_CODE,
+            node=node,
+            hint="predict from the sample alone, as batch normalization does with track_running_stats=True",
+        )
+
+
+def _with_another_sample(x: Tensor) -> list[Tensor]:
+    """``x`` with other values in sample 0."""
+    generator = torch.Generator().manual_seed(0)
+    if not x.is_floating_point():
+        rolled = x.clone()
+        rolled[0] = x.flatten()[torch.randint(0, x.numel(), x[0].shape, generator=generator)]
+        return [rolled]
+    noisy, unknown = x.clone(), x.clone()
+    noisy[0] = torch.randn(x[0].shape, generator=generator) * 1e3  # large: some sums are clipped
+    unknown[0] = float("nan")
+    return [noisy, unknown]
+
+
+def _run(graph: TrainingGraph, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        outputs: tuple[Tensor, ...] = graph.module(*_arguments(graph, x))
+    return outputs[0].contiguous()
+
+
+def _arguments(graph: TrainingGraph, x: Tensor) -> list[Tensor]:
+    return [x if name == "x" else graph.state[name].initial.detach() for name in graph.inputs]
+
+
+def _first_mixing_node(graph: TrainingGraph, x: Tensor) -> fx.Node | None:
+    """The first node where a value that has no sample axis left differs: where samples were mixed."""
+    reference = _values(graph, x)
+    for other in _with_another_sample(x):
+        changed = _values(graph, other)
+        node: fx.Node
+        for node in graph.graph.nodes:
+            leaves = [torch.utils._pytree.tree_leaves(values.get(node)) for values in (reference, changed)]
+            pairs = [pair for pair in zip(*leaves, strict=True) if isinstance(pair[0], Tensor)]
+            if node.op == "call_function" and any(_mixes(a, b, x.shape[0]) for a, b in pairs):
+                return node
+    return None
+
+
+def _values(graph: TrainingGraph, x: Tensor) -> dict[fx.Node, object]:
+    interpreter = fx.Interpreter(graph.module, garbage_collect_values=False)
+    with torch.no_grad():
+        interpreter.run(*_arguments(graph, x))
+    return interpreter.env
+
+
+def _mixes(a: Tensor, b: Tensor, batch: int) -> bool:
+    """Whether all of a value differs that should differ in one part of ``batch`` along some axis."""
+    if not a.numel() or torch.equal(a, b):
+        return False
+    changed = a != b
+    for axis in range(a.dim()):
+        if a.shape[axis] % batch == 0:
+            parts = changed.movedim(axis, 0)
+            for view in (parts.reshape(batch, -1), parts.reshape(-1, batch, *parts.shape[1:]).transpose(0, 1)):
+                if not view.reshape(batch, -1)[1:].any():
+                    return False
+    return True

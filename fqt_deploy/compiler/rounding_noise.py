@@ -1,0 +1,74 @@
+"""How much a value owes to rounding: what it changes by if all numbers on the way to it change in their last digits.
+
+A sum whose terms cancel is rounding noise, of a size that only its terms know. It is measured: the computation is
+repeated with every operand and every value on the way multiplied by one plus or minus a few units of the last place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+_UNIT = 2.0**-22
+"""Relative change of a number: two units in the last place of float32."""
+_RUNS = 3
+SLACK = 32.0
+"""How many times the noise an error may be: a long sum in another order, or another formula, rounds more often."""
+
+
+def rounding_noise(root: fx.Node, known: Mapping[fx.Node, Any]) -> list[float]:
+    """The norm of what rounding changes in each floating point result of ``root``; 0 for others.
+
+    Args:
+        root: the node; what it depends on and is not ``known`` is computed again.
+        known: values of the nodes that it starts from.
+    """
+    given = {node: value for node, value in known.items() if node is not root}
+    expected = _tensors(_evaluate(root, given, None))
+    noise = [0.0] * len(expected)
+    for run in range(_RUNS):
+        changed = _tensors(_evaluate(root, given, torch.Generator().manual_seed(run)))
+        for i, (a, b) in enumerate(zip(changed, expected, strict=True)):
+            if b.dtype.is_floating_point:
+                difference = (a.double() - b.double()).nan_to_num(0.0, 0.0, 0.0)
+                noise[i] = max(noise[i], float(difference.norm()))
+    return noise
+
+
+def _evaluate(root: fx.Node, known: Mapping[fx.Node, Any], generator: torch.Generator | None) -> Any:
+    """The value of ``root``, with every number on the way changed if there is a generator."""
+    values: dict[fx.Node, Any] = {}
+    pending = [root]
+    with torch.no_grad():
+        while pending:
+            node = pending[-1]
+            missing = [operand for operand in node.all_input_nodes if operand not in values]
+            if node in known:
+                values[node] = _changed(known[node], generator)
+            elif missing:
+                pending += missing
+                continue
+            elif node not in values:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                result = node.target(*args, **kwargs)  # type: ignore[operator]
+                values[node] = _changed(result, None if node is root else generator)
+            pending.pop()
+    return values[root]
+
+
+def _changed(value: Any, generator: torch.Generator | None) -> Any:
+    def change(tensor: Tensor) -> Tensor:
+        tensor = tensor.contiguous()
+        if generator is None or tensor.dtype != torch.float32:
+            return tensor
+        signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
+        return tensor * (1 + _UNIT * signs)
+
+    return torch.utils._pytree.tree_map_only(Tensor, change, value)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else [v for v in value if isinstance(v, Tensor)]

@@ -1,0 +1,62 @@
+"""A prediction is a function of its own sample: what mixes samples or draws numbers in evaluation mode is refused."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fqt_deploy.capture.prediction import capture_prediction_graph
+from fqt_deploy.core.diagnostics import FqtError
+
+X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Predicting(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.a, self.code = nn.Linear(192, 5), forward
+
+    def forward(self, x):
+        return self.code(self, x.flatten(1))
+
+
+REFUSED = {
+    "dropout": (lambda m, x: F.dropout(m.a(x)), "draws random numbers"),
+    "noise": (lambda m, x: m.a(x) + torch.randn(5), "draws random numbers"),
+    "mean over the batch": (lambda m, x: m.a(x) - x.mean(), "the other samples"),
+    "largest of the batch": (lambda m, x: m.a(x) - m.a(x).amax(0), "the other samples"),
+    "attention between samples": (lambda m, x: (m.a(x) @ m.a(x).T).softmax(1) @ m.a(x), "the other samples"),
+    "reversed": (lambda m, x: m.a(x).flip(0), "the other samples"),
+}
+
+
+@pytest.mark.parametrize("batch", [6, 1])
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_function_of_the_sample_is_refused_with_its_line(case, batch):
+    forward, said = REFUSED[case]
+    with pytest.raises(FqtError, match=said) as caught:
+        capture_prediction_graph(Predicting(forward), X[:batch])
+    assert caught.value.code == "FQT107"
+    assert caught.value.location.path.name == "test_check_prediction.py"
+
+
+def test_rows_that_belong_to_no_sample_are_refused():
+    with pytest.raises(FqtError, match="returns 5 rows for 6 samples"):
+        capture_prediction_graph(Predicting(lambda m, x: m.a(x).sum(0)), X)
+
+
+@pytest.mark.parametrize("batch", [6, 1])
+def test_batch_statistics_in_evaluation_are_refused_and_those_of_a_sample_are_not(batch):
+    def net(norm):
+        return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+
+    with pytest.raises(FqtError, match="FQT107") as caught:
+        capture_prediction_graph(net(nn.BatchNorm2d(4, track_running_stats=False)), X[:batch])
+    assert "module 1" in caught.value.render()
+    for norm in (nn.BatchNorm2d(4), nn.InstanceNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm([4, 6, 6])):
+        assert capture_prediction_graph(net(norm), X[:batch]).outputs == ["logits"]
+
+
+def test_a_model_of_one_sample_has_no_other_samples():
+    graph = capture_prediction_graph(Predicting(lambda m, x: m.a(x.view(1, 192)) - x.mean()), X[:1])
+    assert graph.outputs == ["logits"]

@@ -1,0 +1,187 @@
+"""Labels that a loss takes: what it can index by, not the shape of the logits."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fqt_deploy.capture.joint import capture_training_graph
+from fqt_deploy.capture.label_values import HIGHEST, LOWEST, Condition, Index
+from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.compiler.describe import describe_model
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.graph import LabelUse
+from fqt_deploy.core.options import CompileOptions
+
+WEIGHT = torch.linspace(0.5, 2, 5)
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def labels(*shape, low=0, high=5):
+    return torch.randint(low, high, shape, generator=GENERATOR)
+
+
+def captured(loss_fn, y, x_shape=None):
+    """The graph of a linear layer with 5 outputs on the last axis."""
+    x = torch.randn(*(x_shape or y.shape), 4, generator=GENERATOR)
+    torch.manual_seed(0)
+    return capture_training_graph(nn.Linear(4, 5), loss_fn, (x, y))
+
+
+TAKEN = {
+    "cross-entropy": (F.cross_entropy, labels(8), LabelUse(0, 5, -100, 1)),
+    "weights, smoothing, void": (
+        lambda o, y: F.cross_entropy(o, y, weight=WEIGHT, label_smoothing=0.1, ignore_index=255),
+        labels(8), LabelUse(0, 5, 255, 1),
+    ),
+    "a class is left out": (lambda o, y: F.cross_entropy(o, y, ignore_index=2), labels(8), LabelUse(0, 5, None, 1)),
+    "numbered from 1": (lambda o, y: F.cross_entropy(o, y - 1), labels(8, low=1, high=6), LabelUse(1, 6, -99, 1)),
+    "clamped": (lambda o, y: F.cross_entropy(o, y.clamp(0, 4)), labels(8), None),
+    "clamped from below": (lambda o, y: F.cross_entropy(o, y.clamp(min=0)), labels(8), LabelUse(LOWEST, 5, None, 1)),
+    "clamped to what is left out": (
+        lambda o, y: F.cross_entropy(o, y.clamp(min=-1), ignore_index=-1), labels(8), LabelUse(LOWEST, 5, None, 1),
+    ),
+    "remainder": (lambda o, y: F.cross_entropy(o, y % 5), labels(8, high=20), None),
+    "replaced": (lambda o, y: F.cross_entropy(o, torch.where(y == 9, -100, y)), labels(7), LabelUse(0, 5, -100, 1)),
+    "replaced, and seen": (
+        lambda o, y: F.cross_entropy(o, torch.where((y == 9) | (y == 8), -100, y)),
+        torch.tensor([0, 4, 9]), LabelUse(0, 5, 9, 1),
+    ),
+    "replaced below": (
+        lambda o, y: F.cross_entropy(o, torch.where(y < 0, 0, y)), labels(8), LabelUse(LOWEST, 5, None, 1),
+    ),
+    "regression": (lambda o, y: F.mse_loss(o[:, 0], y.float()), labels(8), None),
+    "one logit": (lambda o, y: F.binary_cross_entropy_with_logits(o[:, 0], (y > 2).float()), labels(8), None),
+    "counts": (lambda o, y: F.poisson_nll_loss(o[:, 0], y.float()), labels(8, high=90), None),
+    "real targets": (lambda o, y: F.mse_loss(o[:, 0], y), torch.randn(8), None),
+    "tokens": (lambda o, y: F.cross_entropy(o.transpose(1, 2), y), labels(8, 6), LabelUse(0, 5, -100, 2)),
+    "tokens, flattened": (
+        lambda o, y: F.cross_entropy(o.flatten(0, 1), y.flatten(), ignore_index=-1),
+        labels(8, 6), LabelUse(0, 5, -1, 2),
+    ),
+    "as many tokens as classes": (
+        lambda o, y: F.cross_entropy(o.transpose(1, 2), y), labels(8, 5), LabelUse(0, 5, -100, 2),
+    ),
+    "as many classes as tokens": (F.cross_entropy, labels(8, 5), LabelUse(0, 5, -100, 1)),
+    "pixels": (
+        lambda o, y: F.cross_entropy(o.permute(0, 3, 1, 2), y, ignore_index=255),
+        labels(4, 3, 3), LabelUse(0, 5, 255, 3),
+    ),
+    "the next token": (
+        lambda o, y: F.cross_entropy(o[:, :-1].reshape(-1, 5), y[:, 1:].reshape(-1)),
+        labels(8, 6), LabelUse(0, 5, -100, 2),
+    ),
+    "one_hot": (
+        lambda o, y: -(F.one_hot(y, 5) * o.log_softmax(1)).sum(1).mean(), labels(8), LabelUse(0, 5, None, 1),
+    ),
+    "one_hot squared": (lambda o, y: F.mse_loss(o, F.one_hot(y, 5).float()), labels(8), LabelUse(0, 5, None, 1)),
+    "gather": (
+        lambda o, y: -o.log_softmax(1).gather(1, y[:, None]).mean(), labels(8), LabelUse(0, 5, None, 1),
+    ),
+    "index": (lambda o, y: -o[torch.arange(8), y].mean(), labels(8), LabelUse(0, 5, None, 1)),
+    "margin": (F.multi_margin_loss, labels(8), LabelUse(0, 5, None, 1)),
+    "fewer classes in one of two": (
+        lambda o, y: F.cross_entropy(o, y) + F.cross_entropy(o[:, :3], y), labels(8, high=3), LabelUse(0, 3, -100, 1),
+    ),
+    "weighted mean": (
+        lambda o, y: (F.cross_entropy(o, y, reduction="none") * (y != 3)).sum() / (y != 3).sum().clamp(min=1),
+        labels(8), LabelUse(0, 5, -100, 1),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_labels_are_what_the_loss_indexes_by(case):
+    loss_fn, y, expected = TAKEN[case]
+    assert captured(loss_fn, y).labels == expected
+
+
+REFUSED = {
+    "halved": (lambda o, y: F.cross_entropy(o, y // 2), labels(8)),
+    "doubled": (lambda o, y: F.cross_entropy(o, y * 2), labels(8, high=2)),
+    "chosen by another label": (
+        lambda o, y: F.cross_entropy(
+            o[:, 1:].reshape(-1, 5), torch.where(y[:, 1:] == 7, -100, y[:, :-1]).reshape(-1)
+        ), labels(8, 6),
+    ),
+    "several void ones": (
+        lambda o, y: F.cross_entropy(o, torch.where((y == 9) | (y == 8), -100, y)), torch.tensor([0, 8, 9]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_labels_that_cannot_be_bounded_are_refused(case):
+    with pytest.raises(FqtError) as caught:
+        captured(*REFUSED[case])
+    assert caught.value.code == "FQT203"
+
+
+def asserting(condition):
+    def loss_fn(o, y):
+        torch._assert_async(condition(o, y), "must hold")
+        return F.cross_entropy(o, y)
+
+    return loss_fn
+
+
+def test_assertions_about_labels_bound_them_and_others_are_refused():
+    bounded = asserting(lambda o, y: (y >= 1).all())
+    graph = captured(bounded, labels(8, low=1))
+    assert graph.labels == LabelUse(1, 5, None, 1)  # -100 is asserted away
+    assert not [n for n in graph.graph.nodes if "assert" in str(n.target)]
+    with pytest.raises(FqtError, match="FQT104: the model asserts something") as caught:
+        captured(asserting(lambda o, y: (o > -1e9).all()), labels(8))
+    assert caught.value.location.path.name == "test_label_range.py"
+
+
+@pytest.mark.parametrize(
+    ("index", "extent", "low", "high", "skipped"),
+    [
+        (Index(), 5, 0, 5, []),
+        (Index(shift=-1), 5, 1, 6, []),
+        (Index(replaced={-100: 0}), 5, 0, 5, [-100]),
+        (Index().at_least(0), 5, LOWEST, 5, []),
+        (Index().at_least(-1), 5, 0, 5, []),
+        (Index().at_least(0).at_most(4), 5, LOWEST, HIGHEST, []),
+        (Index(shift=2).at_most(9), 5, -2, 3, []),
+    ],
+)
+def test_legal_labels_of_an_index(index, extent, low, high, skipped):
+    legal = index.legal(extent)
+    assert (legal.low, legal.high, sorted(legal.skipped)) == (low, high, skipped)
+    for label in range(-110, 20):  # the definition itself
+        value = index.replaced.get(label, label + index.shift)
+        if index.below and label < index.below[0]:
+            value = index.below[1]
+        if index.above and label >= index.above[0]:
+            value = index.above[1]
+        assert legal.takes(label) == (0 <= value < extent), label
+
+
+def test_a_condition_on_a_bounded_index_knows_where_the_bound_is_it():
+    assert Index().at_least(-1).differs_from(-1) == Condition(low=-1, without=frozenset({-1}))
+    assert Index().at_least(0).differs_from(-100) == Condition()
+    assert Index(replaced={9: -100}).differs_from(-100) == Condition(without=frozenset({9, -100}))
+
+
+def test_the_manifest_says_which_labels_there_are(pixel_source):
+    source, options = pixel_source, CompileOptions(recipe="none", exclude=("*",))
+    lowered = lower_model(source, options)
+    manifest = describe_model(source, options, lowered.train, lowered.predict, target={})
+    assert (manifest.classes, manifest.label_range, manifest.ignore_index, manifest.class_axis) == (4, (0, 4), 255, 1)
+    assert type(manifest).from_json(manifest.to_json()) == manifest
+    old = {"label_range", "ignore_index", "class_axis"}
+    text = json.dumps({k: v for k, v in json.loads(manifest.to_json()).items() if k not in old})
+    assert type(manifest).from_json(text).label_range is None
+
+
+@pytest.fixture
+def pixel_source():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+    y = labels(4, 8, 8, high=4)
+    y[:, :2] = 255
+    return ModelSource(model, lambda o, y: F.cross_entropy(o, y, ignore_index=255), (torch.randn(4, 3, 8, 8), y))
