@@ -6,6 +6,7 @@ from tvm import tirx
 
 from fqt_deploy.ops.lib.packed_words import panel_count, word_count
 from fqt_deploy.ops.op import FQT_OPS
+from fqt_deploy.targets.cpu.options import CpuOptions
 from fqt_deploy.targets.cpu.products.bit_product_rule import FORMS
 from fqt_deploy.targets.kernel_arguments import ARGUMENTS
 from fqt_deploy.targets.products import (
@@ -131,7 +132,7 @@ SIZED = {
 @pytest.mark.parametrize("processor", TAKEN)
 def test_each_processor_takes_the_form_that_its_instructions_are_for(processor, monkeypatch):
     monkeypatch.setattr("fqt_deploy.targets.cpu.features._missing_here", lambda names, toolchain: [])
-    target = make_target("cpu", processor)
+    target = make_target("cpu", CpuOptions(mcpu=processor))
     found = []
     for name, arguments in SIZED.items():
         rule, choice = target.tunable_rule(op_function(name, arguments))
