@@ -10,6 +10,8 @@ from torch import fx
 
 from fqt_deploy.codegen.kernel_grouping import Kernel, View
 from fqt_deploy.codegen.memory_plan import Lifetime
+from fqt_deploy.core.call import call_of
+from fqt_deploy.core.graph import behind_views
 
 aten = torch.ops.aten
 
@@ -36,10 +38,10 @@ class Buffer:
 
 def buffer_of(node: fx.Node) -> Buffer:
     """The buffer that ``node``, perhaps a view or one of several results, lies in."""
-    while node.target is aten.view.default:
-        node = node.args[0]  # type: ignore[assignment]
+    node = behind_views(node)
     if node.target is operator.getitem:
-        return Buffer(node.args[0], node.args[1])  # type: ignore[arg-type]
+        item = call_of(node)
+        return Buffer(item.source, item.index)
     return Buffer(node)
 
 

@@ -72,7 +72,7 @@ def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
         "tirx.noalias": kind_of(kernel.root) is not Kind.UPDATE,
     }
     if not kernel.members:
-        attributes[ARGUMENTS] = encoded(kernel.root.target, kernel.root.args, kernel.root.kwargs)
+        attributes[ARGUMENTS] = encoded(definition_of(kernel.root).target, kernel.root.args, kernel.root.kwargs)
     return function.with_attrs(attributes)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.call import call_of, source_of
+from fqt_deploy.core.graph import TrainingGraph, behind_views
 from fqt_deploy.ops.aten.aten_op import moves_elements
 from fqt_deploy.ops.op import Kind, op_of
 from fqt_deploy.ops.traits import Layout
@@ -135,14 +136,13 @@ def _placed(steps: list[Kernel | View], updates: list[Kernel]) -> list[Kernel | 
 def overwritten(update: fx.Node) -> list[fx.Node]:
     """The operands that an update replaces by its results, in order."""
     results = update.meta["val"]
-    return list(update.args[: len(results) if isinstance(results, (tuple, list)) else 1])
+    operands = list(call_of(update).values().values())
+    return operands[: len(results) if isinstance(results, (tuple, list)) else 1]
 
 
 def storage_of(node: fx.Node) -> fx.Node:
     """The node whose memory ``node`` lies in: views and results of a tuple have none of their own."""
-    while node.target in (aten.view.default, operator.getitem):
-        node = node.args[0]  # type: ignore[assignment]
-    return node
+    return behind_views(node, operator.getitem)
 
 
 class _Grouping:
@@ -159,9 +159,9 @@ class _Grouping:
             if kind_of(node) is not Kind.ELEMENTWISE:
                 self._shorten(node)
                 self.materialized.add(node)
-            elif node.target is aten.view.default and node.args[0] in self.materialized:
+            elif node.target is aten.view.default and source_of(node) in self.materialized:
                 self.materialized.add(node)
-                self.views[node] = node.args[0]  # type: ignore[assignment]
+                self.views[node] = source_of(node)
             else:
                 self._shorten(node)
                 self.expressions[node] = self._expression(node)
@@ -263,7 +263,7 @@ class _Grouping:
     def _computable_in_update(self, node: fx.Node, update: fx.Node) -> bool:
         """Whether gradient ``node`` reads overwritten state only at the element that is being overwritten."""
         own = {storage_of(operand) for operand in overwritten(update)}
-        extent = _elements(update.args[0])
+        extent = _elements(source_of(update))
 
         def positional(current: fx.Node) -> bool:
             if current in self.materialized:
@@ -323,7 +323,7 @@ def _work(node: fx.Node) -> int:
 def _window(node: fx.Node) -> int:
     """How many elements of its operand one output element reads."""
     if node.target in (fqt.max_pool2d.default, fqt.max_pool2d_argmax.default, fqt.avg_pool2d.default):
-        height, width = node.args[1]  # type: ignore[misc]
+        height, width = call_of(node).kernel
         return int(height) * int(width)
     return 1
 

@@ -19,6 +19,7 @@ from fqt_deploy.codegen.buffers import Buffer, buffer_lifetimes, buffer_of, buff
 from fqt_deploy.codegen.kernel_function import definition_of, kernel_function, kernel_key, kernel_op_name
 from fqt_deploy.codegen.kernel_grouping import Kernel, View, group_kernels, kind_of, overwritten
 from fqt_deploy.codegen.memory_plan import MemoryPlan, plan_memory
+from fqt_deploy.core.call import call_of
 from fqt_deploy.core.diagnostics import SourceLocation
 from fqt_deploy.core.graph import TrainingGraph, shape
 from fqt_deploy.core.manifest import KernelInfo
@@ -108,7 +109,7 @@ class _Emitter:
 
     @staticmethod
     def _outputs(graph: TrainingGraph) -> list[tuple[str, fx.Node]]:
-        return list(zip(graph.outputs, graph.output_node().args[0], strict=True))  # type: ignore[arg-type]
+        return list(graph.results().items())
 
     def _allocate(
         self, steps: list[Kernel | View], results: list[fx.Node], written: dict[fx.Node, list[fx.Node]]
@@ -159,7 +160,7 @@ class _Emitter:
         values[kernel.root] = results[0]
         for user in kernel.root.users:
             if user.target is operator.getitem:
-                values[user] = results[user.args[1]]
+                values[user] = results[call_of(user).index]
         return _info(kernel, symbol.name_hint)
 
 
@@ -187,8 +188,8 @@ def destinations(graph: TrainingGraph) -> dict[fx.Node, list[fx.Node]]:
     for node in graph.graph.nodes:
         if kind_of(node) is Kind.UPDATE:
             found[node] = overwritten(node)
-    for label, node in zip(graph.outputs, graph.output_node().args[0], strict=True):  # type: ignore[arg-type]
-        if label in graph.state and isinstance(node, fx.Node) and node.target is aten.clone.default:
+    for label, node in graph.results().items():
+        if label in graph.state and node.target is aten.clone.default:
             found[node] = [graph.placeholder(label)]
     return found
 

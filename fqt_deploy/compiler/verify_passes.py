@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.capture.tracing import module_mode
 from fqt_deploy.compiler.rounding_noise import SLACK, rounding_noise
+from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.ops.aten.reductions import Reduction
@@ -118,7 +119,7 @@ class PassVerifier:
                     values[node] = self._values.get(node, self.given[name])
                 elif node.op == "call_function":
                     values[node] = self._value(node, values, errors)
-        outputs = dict(zip(graph.outputs, graph.output_node().args[0], strict=True))  # type: ignore[arg-type]
+        outputs = graph.results()
         if errors is not None:
             for name in [n for n in outputs if n in self._outputs]:
                 _compare(errors, name, outputs[name], values, self._outputs[name], self._values)
@@ -182,8 +183,8 @@ def _compare(
 def _is_adams_parameter(node: fx.Node, position: int) -> bool:
     """Whether result ``position`` of ``node`` is the parameter that an Adam update writes."""
     while node.target in (torch.ops.aten.view.default, operator.getitem):
-        position = node.args[1] if node.target is operator.getitem else position  # type: ignore[assignment]
-        node = node.all_input_nodes[0]
+        position = call_of(node).index if node.target is operator.getitem else position
+        node = source_of(node)
     return node.target is torch.ops.fqt.adam_update.default and position == 0
 
 

@@ -12,6 +12,7 @@ from onnx import FunctionProto, ModelProto, helper, numpy_helper
 from torch import fx
 
 from fqt_deploy import __version__
+from fqt_deploy.core.call import call_of
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Stage, TrainingGraph
 from fqt_deploy.core.onnx_names import NEXT
@@ -71,7 +72,7 @@ def to_onnx(graph: TrainingGraph, name: str, initial: Initial, *, training: bool
 
 
 def _outputs(graph: TrainingGraph) -> list[tuple[str, fx.Node]]:
-    return list(zip(graph.outputs, graph.output_node().args[0], strict=True))  # type: ignore[arg-type]
+    return list(graph.results().items())
 
 
 def _output_name(graph: TrainingGraph, label: str) -> str:
@@ -141,7 +142,7 @@ def _write_function(
         return
     users: dict[int, fx.Node] = {}
     for user in node.users:
-        users.setdefault(user.args[1], user)  # type: ignore[arg-type]
+        users.setdefault(call_of(user).index, user)
     outputs = [
         names.get(users[i], f"{label_of(node)}:{i}") if i in users else f"{label_of(node)}:{i}"
         for i in range(len(results))
@@ -149,7 +150,7 @@ def _write_function(
     writer.node(op.name, inputs, outputs, written.attributes, DOMAIN)
     operands = [writer.typed(name, result) for name, result in zip(outputs, results, strict=True)]
     for user in node.users:
-        values[user] = operands[user.args[1]]  # type: ignore[index]
+        values[user] = operands[call_of(user).index]
 
 
 def _named(writer: GraphWriter, operand: Any) -> str:

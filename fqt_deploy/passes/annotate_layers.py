@@ -17,6 +17,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import fx
 
+from fqt_deploy.core.call import call_of
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 from fqt_deploy.core.graph import LayerRecord, TrainingGraph, shape
 from fqt_deploy.passes.pass_base import Pass
@@ -53,7 +54,7 @@ class AnnotateLayers(Pass):
         owners = {graph.placeholder(n): n for n in graph.inputs if n.startswith("param/")}
         by_weight: dict[str, LayerRecord] = {}
         for node in graph.calls(*FORWARD):
-            weight = owners.get(node.args[1])  # type: ignore[arg-type]
+            weight = owners.get(call_of(node).w)
             if weight is None:
                 continue
             record = by_weight.get(weight)
@@ -62,7 +63,7 @@ class AnnotateLayers(Pass):
                 graph.layers.append(record)
             node.meta.update(record=record, direction="forward", layer=record.path)
         for node in graph.calls(*INPUT_GRAD):
-            if (record := by_weight.get(owners.get(node.args[1], ""))) is not None:  # type: ignore[call-overload]
+            if (record := by_weight.get(owners.get(call_of(node).w, ""))) is not None:
                 node.meta.update(record=record, direction="input_grad", layer=record.path)
         for weight, record in by_weight.items():
             for node in _weight_gradients(graph, weight):

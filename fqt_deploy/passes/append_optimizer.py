@@ -95,7 +95,7 @@ class AppendOptimizer(Pass):
         gradient = viewed(gradient, flat)
         if isinstance(o, (Adam, AdamW)):
             state = [(f"param/{path}", parameter), moment("adam_m"), moment("adam_v")]
-            options = (group, *o.betas, o.eps, o.weight_decay, isinstance(o, AdamW))
+            options: tuple[Any, ...] = (group, *o.betas, o.eps, o.weight_decay, isinstance(o, AdamW))
             result = emit(
                 fqt.adam_update.default, *[viewed(n, flat) for _, n in state], gradient, rates, count, *options
             )

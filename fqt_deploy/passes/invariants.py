@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import fx
 
 from fqt_deploy.core.diagnostics import InvariantError
 from fqt_deploy.core.graph import TrainingGraph
@@ -15,11 +16,11 @@ from fqt_deploy.passes.legality import ops_are_legal_in_stage
 def inputs_and_outputs_are_named(graph: TrainingGraph) -> None:
     """Placeholders and outputs correspond one to one to the graph's names."""
     placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
-    outputs = graph.output_node().args[0]
+    outputs: Any = graph.output_node().args[0]
     if len(placeholders) != len(graph.inputs):
         raise InvariantError(f"{len(placeholders)} placeholders for {len(graph.inputs)} inputs")
-    if len(outputs) != len(graph.outputs):  # type: ignore[arg-type]
-        raise InvariantError(f"{len(outputs)} output values for {len(graph.outputs)} outputs")  # type: ignore[arg-type]
+    if len(outputs) != len(graph.outputs):
+        raise InvariantError(f"{len(outputs)} output values for {len(graph.outputs)} outputs")
 
 
 def nodes_are_inputs_calls_and_one_output(graph: TrainingGraph) -> None:
@@ -41,8 +42,8 @@ def every_value_has_a_shape(graph: TrainingGraph) -> None:
 def updated_state_keeps_its_type(graph: TrainingGraph) -> None:
     """An output that is the next value of a state tensor has that tensor's shape and dtype."""
     inputs = dict(zip(graph.inputs, (n for n in graph.graph.nodes if n.op == "placeholder"), strict=True))
-    for name, node in zip(graph.outputs, graph.output_node().args[0], strict=True):  # type: ignore[arg-type]
-        if name in inputs and isinstance(node, fx.Node):
+    for name, node in graph.results().items():
+        if name in inputs:
             old, new = inputs[name].meta["val"], node.meta["val"]
             if (old.shape, old.dtype) != (new.shape, new.dtype):
                 raise InvariantError(

@@ -19,7 +19,9 @@ A matrix product becomes ``linear`` (second operand transposed), ``linear_weight
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -44,7 +46,7 @@ class NormalizeProducts(Pass):
 
     def run(self, graph: TrainingGraph) -> bool:
         """Rewrite every contraction; a convolution that has no lowering is an FQT203 error."""
-        rewrites = {
+        rewrites: dict[Any, Callable[[TrainingGraph, fx.Node], None]] = {
             aten.convolution.default: _convolution,
             aten.convolution_backward.default: _convolution_backward,
             aten.addmm.default: _addmm,

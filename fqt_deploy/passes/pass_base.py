@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from torch import fx
 
+from fqt_deploy.core.call import call_of
 from fqt_deploy.core.diagnostics import FqtError, InvariantError, together
 from fqt_deploy.core.graph import Stage, TrainingGraph
 
@@ -64,7 +65,10 @@ def rewrite_each(graph: TrainingGraph, nodes: Iterable[fx.Node], rewrite: Callab
 
 def _of_refused(operand: fx.Node, graph: TrainingGraph) -> bool:
     """Whether ``operand`` is a further result of a refused node, such as the positions of a maximum."""
-    return operand.target is operator.getitem and operand.args[0] in graph.refused and operand.args[1] != 0
+    if operand.target is not operator.getitem:
+        return False
+    item = call_of(operand)
+    return bool(item.source in graph.refused and item.index != 0)
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ class _Sinker:
         if node.target in _SIZED:
             first, *rest = call_of(node).size
             sizes["size"] = [first // self.graph.batch * keep, *rest]
-        args, kwargs = fx.map_arg(changed(node, sizes), operand)  # type: ignore[arg-type, misc]
+        args, kwargs = fx.map_arg(changed(node, sizes), operand)
         copy = emit(node.target, *args, **kwargs)
         copy.meta.update({k: node.meta[k] for k in ("record", "direction") if k in node.meta})
         return copy
