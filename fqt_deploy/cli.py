@@ -73,10 +73,13 @@ def _list_passes() -> None:
 
 def _list_ops() -> None:
     import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
+    from fqt_deploy.ops.aten.aten_op import aten_ops
     from fqt_deploy.ops.op import FQT_OPS
 
     for name, op in sorted(FQT_OPS.items()):
-        click.echo(f"fqt.{name:28} {op.traits.kind.value:12} {_summary(op)}")
+        click.echo(f"fqt.{name:36} {op.traits.kind.value:12} {_summary(op)}")
+    for target, aten in sorted(aten_ops().items(), key=lambda item: str(item[0])):
+        click.echo(f"{target!s:40} {aten.traits.kind.value:12} {', '.join(aten.honoured())}")
 
 
 def _list_targets() -> None:

@@ -23,7 +23,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--update-golden",
         action="store_true",
-        help="write the results below the cases of tests/passes/golden instead of comparing",
+        help="write the golden files, and the results below the cases of tests/passes/golden, instead of comparing",
     )
 
 
@@ -46,6 +46,21 @@ def no_log_of_the_user(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "default_log", lambda: tmp_path_factory.getbasetemp() / "tuned_tiles.jsonl")
         yield
+
+
+@pytest.fixture
+def golden(request):
+    """Compares text with a file beside the test, or writes it."""
+
+    def check(name: str, text: str) -> None:
+        path = request.path.parent / "golden" / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        assert path.is_file(), f"no {path.name}; pytest --update-golden writes it"
+        assert text == path.read_text(), f"{path.name} differs; if it should, pytest --update-golden"
+
+    return check
 
 
 @pytest.fixture(scope="session")

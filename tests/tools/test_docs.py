@@ -11,6 +11,7 @@ from fqt_deploy.core.diagnostics import CODES
 from fqt_deploy.core.manifest import SCHEMA_VERSION, Manifest
 from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.passes.pipelines import all_passes
+from tools import operator_tables
 from tools.option_tables import BEGIN, END, README, rewritten
 
 ROOT = Path(__file__).parents[2]
@@ -59,3 +60,7 @@ def test_every_function_of_the_c_header_is_in_its_document():
     functions = re.findall(r"^FQT_API .*?(fqt_\w+)\(", header, re.MULTILINE)
     assert len(functions) > 15
     assert [name for name in functions if f"`{name}`" not in text("c_api.md")] == []
+
+
+def test_the_list_of_operators_is_that_of_the_definitions():
+    assert text("operators.md") == operator_tables.document(), "run python -m tools.operator_tables"

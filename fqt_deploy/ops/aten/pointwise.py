@@ -6,6 +6,7 @@ The rows themselves are in ``arithmetic.py``, ``comparison.py``, ``transcendenta
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -109,11 +110,16 @@ def pointwise(
         facts = {
             "expression": staticmethod(expression), "nodes": onnx if isinstance(onnx, str) else staticmethod(onnx),
             "flops": flops, "compares": compares, "keeps": keeps, "names": tuple(operands), "keywords": keywords,
-            "__doc__": f"``{target}``.",
+            "__doc__": f"``{target}``.", "__module__": _calling_module(),
         }  # fmt: skip
         cls = type(str(target), (Pointwise,), facts)
         traits = Traits(kind=Kind.ELEMENTWISE, batch=broadcast, zero=zero, layout=Layout.ELEMENTWISE)
         enter(cls, target, traits, samples)
+
+
+def _calling_module() -> str:
+    """The module whose row is being defined."""
+    return str(sys._getframe(2).f_globals["__name__"])
 
 
 def read_broadcast(tensor: te.Tensor, index: tuple[Any, ...]) -> Any:

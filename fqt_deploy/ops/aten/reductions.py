@@ -135,7 +135,8 @@ def _reduce(form: _Form, x: te.Tensor, axes: list[int], kept: list[int], dtype: 
 def _define(target: Any, form: _Form, samples: Samples) -> None:
     names = [argument.name for argument in target._schema.arguments]
     facts = {
-        "form": form, "operand_name": names[0], "has_keepdim": "keepdim" in names, "__doc__": f"``{target}``.",
+        "form": form, "operand_name": names[0], "has_keepdim": "keepdim" in names, "__module__": __name__,
+        "__doc__": f"``{target}``.",
         "axes_name": next((name for name in ("dim", "dims") if name in names), None),
     }  # fmt: skip
     traits = Traits(kind=Kind.ROOT, batch=_batch, zero=zero_with_any(names[0]), layout=Layout.REDUCTION)
