@@ -45,6 +45,7 @@ class OnnxLibrary(HostMemory):
         self, path: Path, model: ModelProto, manifest: Manifest, infer: Path | None = None, plugin: Path | None = None
     ) -> None:
         self.path = path
+        self.build = None
         self._manifest = manifest
         self._ort = _onnxruntime()
         self._plugin = plugin
@@ -104,8 +105,9 @@ class OnnxSession(Session):
         Raises:
             FqtError: also FQT501 without it.
         """
-        self._onnx.prepare_prediction(self._state)
-        return super().predict(x)
+        with self._turn:
+            self._onnx.prepare_prediction(self._state)
+            return super().predict(x)
 
     def save(self, path: Path | str) -> None:
         """Write the model with the state, seed and learning rates of now as its initial values."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.manifest_laws import broken_law
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised when an older runtime could not run a newer artifact."""
+OLDEST_SCHEMA = 2
+"""The oldest version that is still read: what it lacks has defaults."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,21 @@ class OptimizerInfo:
 
 
 @dataclass(frozen=True)
+class LabelRange:
+    """The labels that a loss takes.
+
+    Attributes:
+        low: the least.
+        high: one more than the largest.
+        ignore_index: one more label, which the loss leaves out; None if there is none.
+    """
+
+    low: int
+    high: int
+    ignore_index: int | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything about an artifact that is not code or numbers.
 
@@ -118,7 +136,11 @@ class Manifest:
         versions: of the packages that compiled it.
         inputs: ``x`` and ``y``.
         logits: what ``predict`` returns.
-        classes: number of valid labels, when ``y`` are class indices; else None.
+        classes: number of classes, when ``y`` are class indices; else None.
+        label_range: the least label and the one after the largest, as the loss indexes by them; None:
+            ``[0, classes)``, or any number where ``classes`` is None too.
+        ignore_index: a label outside that range that the loss leaves out; None if there is none.
+        class_axis: axis of the logits that the classes lie along; None: the last.
         state: the state in argument order of ``train_step``.
         predict_state: names of the state that ``predict`` takes, in order.
         module_names: names in the module's state dict -> names of the state; tied parameters have several names.
@@ -146,6 +168,16 @@ class Manifest:
     seed: int
     fingerprint: str
     schema_version: int = field(default=SCHEMA_VERSION)
+    label_range: tuple[int, ...] | None = None
+    ignore_index: int | None = None
+    class_axis: int | None = None
+
+    @property
+    def labels(self) -> LabelRange | None:
+        """The labels that the loss takes; None if ``y`` are no labels."""
+        if self.label_range is not None:
+            return LabelRange(self.label_range[0], self.label_range[1], self.ignore_index)
+        return None if self.classes is None else LabelRange(0, self.classes, self.ignore_index)
 
     @property
     def batch(self) -> int:
@@ -165,21 +197,24 @@ class Manifest:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+            json.dumps(data, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be shown
+        except (ValueError, RecursionError) as error:
             raise FqtError(f"manifest.json is not valid JSON: {error}", code="FQT502") from None
         version = data.get("schema_version") if isinstance(data, dict) else None
-        if not isinstance(version, int):
+        if not isinstance(version, int) or isinstance(version, bool):
             raise FqtError("manifest.json is not a manifest: it has no schema_version", code="FQT502")
-        if version != SCHEMA_VERSION:
+        if not OLDEST_SCHEMA <= version <= SCHEMA_VERSION:
             newer = version > SCHEMA_VERSION
             raise FqtError(
-                f"the artifact has schema version {version}, this runtime reads {SCHEMA_VERSION}",
+                f"the artifact has schema version {version}, this runtime reads {OLDEST_SCHEMA} to {SCHEMA_VERSION}",
                 code="FQT503",
                 hint="install a newer fqt-deploy" if newer else "compile the model again with the installed version",
             )
         built = _build(cls, data, "manifest")
         assert isinstance(built, Manifest)
-        return built
+        if said := broken_law(built):
+            raise FqtError(f"manifest.json contradicts itself: {said}", code="FQT502")
+        return replace(built, schema_version=SCHEMA_VERSION)
 
 
 def _build(expected: Any, data: Any, where: str) -> Any:
@@ -210,10 +245,13 @@ def _build_dataclass(expected: type, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise _misfit(where, "an object", data)
     hints = get_type_hints(expected)
-    if set(data) != set(hints):
-        difference = ", ".join(sorted(set(data) ^ set(hints)))
-        raise FqtError(f"{where} of manifest.json has missing or unknown fields: {difference}", code="FQT502")
-    return expected(**{name: _build(hint, data[name], f"{where}.{name}") for name, hint in hints.items()})
+    # Only the manifest itself has grown since its first version; what an older one lacks has a default.
+    optional = {f.name for f in fields(expected) if f.default is not MISSING} if expected is Manifest else set()
+    if difference := (set(data) ^ set(hints)) - (optional - set(data)):
+        raise FqtError(
+            f"{where} of manifest.json has missing or unknown fields: {', '.join(sorted(difference))}", code="FQT502"
+        )
+    return expected(**{name: _build(hints[name], value, f"{where}.{name}") for name, value in data.items()})
 
 
 def _misfit(where: str, expected: str, data: Any) -> FqtError:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.manifest import TensorSpec
+from fqt_deploy.core.manifest import LabelRange, TensorSpec
 from fqt_deploy.runtime.arrays import ALIGNMENT, aligned_copy, check_input, empty_aligned, is_ready
 
 SPEC = TensorSpec("x", (4, 1, 8, 8), "float32")
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_refused(value, code, said):
 @pytest.mark.parametrize("label", [-1, 10, 2**40])
 def test_labels_out_of_range_are_refused(label):
     with pytest.raises(FqtError, match=rf"FQT507: y\[2\] is {label}; labels go from 0 to 9"):
-        check_input(TensorSpec("y", (4,), "int64"), np.array([0, 9, label, label]), classes=10)
+        check_input(TensorSpec("y", (4,), "int64"), np.array([0, 9, label, label]), labels=LabelRange(0, 10))
 
 
 def test_large_values_are_not_taken_for_infinity():

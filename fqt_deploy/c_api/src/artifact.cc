@@ -18,7 +18,8 @@
 namespace fqt {
 namespace {
 
-constexpr int64_t kSchemaVersion = 2;
+constexpr int64_t kSchemaVersion = 3;
+constexpr int64_t kOldestSchema = 2;
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kLibrary = "step.so";
 constexpr const char* kState = "state.safetensors";
@@ -33,9 +34,9 @@ TensorSpec ParseSpec(const Json& json) {
 
 void CheckVersion(const Json& json) {
   const int64_t version = json["schema_version"].Int();
-  if (version == kSchemaVersion) return;
+  if (version >= kOldestSchema && version <= kSchemaVersion) return;
   throw Error(kOtherVersion, "the artifact has schema version " + std::to_string(version) + ", this runtime reads " +
-                                 std::to_string(kSchemaVersion) +
+                                 std::to_string(kOldestSchema) + " to " + std::to_string(kSchemaVersion) +
                                  (version > kSchemaVersion ? "; install a newer fqt_runtime" : "; compile it again"));
 }
 
