@@ -19,6 +19,10 @@ from typing import Any
 
 from fqt_deploy.core.diagnostics import FqtError
 
+_LIMIT = "_ZN3tvm7runtime9threading17SetMaxConcurrencyEi"
+_RESTART = "_ZN3tvm7runtime9threading15ResetThreadPoolEv"
+"""``tvm::runtime::threading::SetMaxConcurrency(int)`` and ``ResetThreadPool()``."""
+
 _first_process: int | None = None
 
 
@@ -31,7 +35,7 @@ def enter_process() -> None:
     global _first_process
     if _first_process is None:
         _first_process = os.getpid()
-        os.register_at_fork(after_in_child=_end_without_workers)
+        os.register_at_fork(before=_end_workers, after_in_parent=_allow_workers, after_in_child=_end_without_statics)
     elif _first_process != os.getpid():
         raise FqtError(
             "this process was forked from one that had computed already; the worker threads were not forked with it",
@@ -40,8 +44,28 @@ def enter_process() -> None:
         )
 
 
-def _end_without_workers() -> None:
-    """Let a forked process end without TVM's cleaning up, which would wait for workers that it does not have."""
+def _end_workers() -> None:
+    """Before the main thread forks, end its workers: a child without them could not even end."""
+    _limit_workers(1)
+
+
+def _allow_workers() -> None:
+    _limit_workers(0)
+
+
+def _limit_workers(most: int) -> None:
+    """Start TVM's pool of the main thread anew with at most so many threads; 0: as many as are configured."""
+    if threading.get_ident() != threading.main_thread().ident:
+        return
+    with contextlib.suppress(AttributeError):  # TVM's library is not in this process: ONNX Runtime computes
+        process = ctypes.CDLL(None)
+        limit, restart = process[_LIMIT], process[_RESTART]
+        limit(most)
+        restart()
+
+
+def _end_without_statics() -> None:
+    """Let a forked process end without TVM's static destructors, which wait for the workers of other threads."""
     with contextlib.suppress(AttributeError):  # only glibc has it: there, what is registered last is called first
         process = ctypes.CDLL(None)
         process.on_exit(process._exit, None)
