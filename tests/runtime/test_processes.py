@@ -1,12 +1,16 @@
 """Forks, threads and the end of the process: a coded error or a clean end, never a hang or a crash."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
+
+import fqt_deploy
+from fqt_deploy.runtime.artifact import read_artifact, read_sums, write_artifact
 
 START = """
 import os, sys, threading, time
@@ -141,12 +145,7 @@ def test_impossible_numbers_of_threads_are_refused(artifact, given):
 
 
 def test_a_session_keeps_its_build_when_it_is_compiled_again(artifact, session, tmp_path):
-    """The same path, another library: the old session goes on, a new one gets the new code, and saving mixes nothing."""
-    import shutil
-
-    import fqt_deploy
-    from fqt_deploy.runtime.artifact import read_artifact, read_sums, write_artifact
-
+    """The same path, another library: the old session goes on, a new one gets the new code, nothing is mixed."""
     folder = tmp_path / "step"
     shutil.copytree(artifact, folder)
     old = fqt_deploy.load(folder)
