@@ -17,6 +17,7 @@ enum Code {
   kNotFinite = 506,
   kBadLabel = 507,
   kCannotWrite = 508,
+  kWrongThread = 512,
   kBug = 900,
 };
 
