@@ -78,7 +78,10 @@ def _read_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     with file:
         if missing := [name for name in ("x", "y") if name not in file]:
             raise ValueError(f"it has no array {missing[0]!r}")
-        return file["x"], file["y"]
+        x, y = file["x"], file["y"]
+        if not (isinstance(x, np.ndarray) and isinstance(y, np.ndarray)):
+            raise ValueError("x and y are no arrays")  # NumPy gives the bytes of what it does not know
+        return x, y
 
 
 def _as_targets(path: Path, y: NDArray[Any], dtype: str) -> NDArray[Any]:
