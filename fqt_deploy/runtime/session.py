@@ -135,7 +135,10 @@ class Session:
         check_values(spec.name, x)
         rows = self.manifest.logits.shape[0] // batch  # more than one where a sample is a sequence
         logits = np.empty((samples * rows, *self.manifest.logits.shape[1:]), dtype=self.manifest.logits.dtype)
-        padded = empty_aligned(spec.shape, spec.dtype)
+        try:
+            padded = empty_aligned(spec.shape, spec.dtype)
+        except MemoryError as error:
+            raise FqtError(f"a batch of {spec.name} needs too much memory: {error}", code="FQT406") from None
         for start in range(0, samples, batch):
             count = min(batch, samples - start)
             padded[:count] = x[start : start + count]

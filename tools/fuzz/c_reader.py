@@ -16,7 +16,7 @@ from tools.fuzz import inputs
 from tools.fuzz.python_readers import LIMIT, Finding
 
 KINDS = ("bundle", "checkpoint")
-_SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1", "-Wno-error")
+_SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1", "-O0", "-Wno-error")
 _OPTIONS = {
     "ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=0:handle_segv=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",

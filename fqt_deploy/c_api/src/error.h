@@ -9,6 +9,7 @@ namespace fqt {
 enum Code {
   kBadOption = 202,
   kOtherMachine = 402,
+  kNoMemory = 406,
   kNoArtifact = 501,
   kDamaged = 502,
   kOtherVersion = 503,
