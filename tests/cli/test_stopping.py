@@ -136,9 +136,19 @@ def test_standard_streams_may_be_closed(digits_artifact, data, tmp_path, closed)
     assert session.step_count > 0
 
 
-@pytest.mark.parametrize(("number", "delay"), [(signal.SIGINT, 0.15), (signal.SIGINT, 0.5), (signal.SIGTERM, 0.3)])
+def catches(process, number):
+    """Whether the process has a handler for a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize(("number", "delay"), [(signal.SIGINT, 0.0), (signal.SIGINT, 0.4), (signal.SIGTERM, 0.3)])
 def test_ended_while_loading(digits_artifact, data, tmp_path, number, delay):
     process = start(digits_artifact, data, tmp_path / "checkpoint", "--epochs", 10**6)
+    for expected in (True, False):  # the interpreter catches Ctrl-C from its start to the first lines of the command
+        while catches(process, signal.SIGINT) != expected:
+            time.sleep(0.001)
     time.sleep(delay)
     process.send_signal(number)
     told = process.communicate(timeout=60)[1]
