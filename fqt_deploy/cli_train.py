@@ -1,32 +1,37 @@
 """fqt-train: train a compiled step on arrays from a file; needs neither PyTorch nor the compiler.
 
 Exit codes: 0 success, 1 a mistake that the person can repair, 2 wrong usage; after saving a checkpoint, 130 when
-interrupted and 143 when told to terminate.
+interrupted, 143 when told to terminate and 129 when the terminal is gone.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import sys
+
+if os.path.basename(sys.argv[0]) == "fqt-train":
+    # Until the command handles it, Ctrl-C ends the program without a traceback; imports take most of that time.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import contextlib
+import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 
 from fqt_deploy import __version__
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.runtime import Session, load
-from fqt_deploy.runtime.arrays import check_values
+
+if TYPE_CHECKING:
+    from fqt_deploy.runtime import Session
+    from fqt_deploy.runtime.data_file import Data
 
 EXAMPLES = """
 \b
@@ -37,28 +42,56 @@ Examples:
 
 \b
 The data file is written by numpy.savez(file, x=..., y=...): x [samples, ...] of the model's input type (uint8 images
-are scaled to [0, 1]), y [samples, ...] of the target type. A checkpoint is saved after every epoch. Ctrl-C, and SIGTERM
-from a scheduler, finish the step, save a checkpoint and end; a second one ends at once.
+are scaled to [0, 1]), y [samples, ...] of the target type. A checkpoint is saved after every epoch. Ctrl-C, SIGTERM
+from a scheduler and the end of the terminal finish the step, save a checkpoint and end; a second one ends at once.
 """
 
 
-_STOPPED: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_STOPPED: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 """Signals that end training after the step in progress, with what is said then."""
 
 
-@dataclass(frozen=True)
-class Data:
-    """Samples and targets, one each a row."""
+class _Stopped(BaseException):
+    """A signal that ends the program at once: nothing is being trained, or it is the second one."""
 
-    x: NDArray[np.generic]
-    y: NDArray[np.generic]
+
+class _Signals:
+    """Takes the signals in ``_STOPPED`` while the command runs.
+
+    Attributes:
+        received: the first one; 0 before.
+        training: whether a step may be in progress, which is finished first.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.training = False
+
+    def note(self, number: int, _: FrameType | None) -> None:
+        """The handler."""
+        first, self.received = not self.received, self.received or number
+        if not (first and self.training):
+            raise _Stopped
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Within this context they are handled here; what is ignored, as SIGHUP under nohup, stays so."""
+        numbers = [n for n in _STOPPED if signal.getsignal(n) is not signal.SIG_IGN]
+        if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+            numbers = []
+        previous = {number: signal.signal(number, self.note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 @click.command(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("artifact", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--data", required=True, type=click.Path(path_type=Path), metavar="FILE.npz", help="Training data.")
 @click.option("--eval-data", type=click.Path(path_type=Path), metavar="FILE.npz", help="Report accuracy on these.")
-@click.option("--epochs", default=1, show_default=True, type=click.IntRange(min=1), help="Passes over the data.")
+@click.option("--epochs", default=1, show_default=True, type=click.IntRange(1, 10**9), help="Passes over the data.")
 @click.option("--lr", type=float, help="Learning rate.  [default: as compiled]")
 @click.option("--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True)
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="[default: DIR/checkpoint.safetensors]")
@@ -79,138 +112,151 @@ def main(
     """Train the compiled step in DIR."""
     if resume and overwrite:
         raise click.UsageError("--resume continues from the checkpoint that --overwrite would replace")
+    _open_standard_streams()
+    signals = _Signals()
+    path = checkpoint or artifact / "checkpoint.safetensors"
     try:
-        session = load(artifact)
-        path = checkpoint or artifact / "checkpoint.safetensors"
-        check_writable(path)
-        if path.exists() and not (resume or overwrite):
+        with signals.taken():
+            run = _Run(artifact, data, eval_data, epochs, lr, schedule == "cosine", path, resume, overwrite)
+            run.finish(signals)
+    except _Stopped:
+        _tell(_STOPPED[signals.received])
+    except FqtError as error:
+        _tell(error.render())
+        sys.exit(1)
+    if signals.received:
+        sys.exit(128 + signals.received)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the command line asks for."""
+
+    artifact: Path
+    data: Path
+    eval_data: Path | None
+    epochs: int
+    lr: float | None
+    cosine: bool
+    checkpoint: Path
+    resume: bool
+    overwrite: bool
+
+    def finish(self, signals: _Signals) -> None:
+        """Train, as the only writer of the checkpoint, and evaluate unless a signal has ended it."""
+        # These imports take a while: signals are handled by now.
+        from fqt_deploy.runtime import load
+        from fqt_deploy.runtime.artifact import sweep_artifact, unreplaced
+        from fqt_deploy.runtime.data_file import read_data
+        from fqt_deploy.runtime.locks import only_writer
+        from fqt_deploy.runtime.training import accuracy
+
+        with contextlib.ExitStack() as stack:
+            sweep_artifact(self.artifact)
+            stack.enter_context(unreplaced(self.artifact))
+            session = load(self.artifact)
+            check_writable(self.checkpoint)
+            stack.enter_context(only_writer(self.checkpoint))
+            self._check_replaceable()
+            if self.eval_data is not None and session.manifest.classes is None:
+                raise FqtError(
+                    "accuracy needs targets that are class labels", code="FQT510", hint="leave --eval-data out"
+                )
+            _tell("reading the data ...")
+            train = read_data(self.data, session.manifest)
+            held_out = read_data(self.eval_data, session.manifest) if self.eval_data is not None else None
+            if self.resume:
+                session.load_checkpoint(self.checkpoint)
+            if self.lr is not None:
+                session.lr = self.lr
+            self._train(session, train, signals)
+            if signals.received:
+                _tell(f"{_STOPPED[signals.received]}: saved {self.checkpoint}; continue with --resume")
+            elif held_out is not None:
+                _tell("evaluating ...")
+                share, count = accuracy(session, held_out)
+                _print(f"accuracy {100 * share:.2f} % on {count} {'samples' if held_out.y.ndim == 1 else 'labels'}")
+
+    def _check_replaceable(self) -> None:
+        """FQT508 unless a checkpoint may be written: over an earlier one only when asked, over anything else never."""
+        from fqt_deploy.runtime.checkpoint import is_checkpoint
+        from fqt_deploy.runtime.files import sweep
+
+        sweep(Path(os.path.realpath(self.checkpoint)))
+        if self.resume or not self.checkpoint.exists():
+            return
+        if not is_checkpoint(self.checkpoint):
             raise FqtError(
-                f"{path} holds the checkpoint of an earlier run, and would be overwritten",
+                f"{self.checkpoint} is no checkpoint, and would be overwritten",
+                code="FQT508",
+                hint="choose another --checkpoint, or remove the file",
+            )
+        if not self.overwrite:
+            raise FqtError(
+                f"{self.checkpoint} holds the checkpoint of an earlier run, and would be overwritten",
                 code="FQT508",
                 hint="--resume continues from it; --overwrite starts anew; or choose another --checkpoint",
             )
-        if eval_data is not None and session.manifest.classes is None:
-            raise FqtError("accuracy needs targets that are class labels", code="FQT510", hint="leave --eval-data out")
-        _tell("reading the data")
-        train = read_data(data, session)
-        held_out = read_data(eval_data, session) if eval_data is not None else None
-        if resume:
-            session.load_checkpoint(path)
-        if lr is not None:
-            session.lr = lr
-        if stopped_by := _train(session, train, epochs, schedule == "cosine", path):
-            click.echo(f"{_STOPPED[stopped_by]}: saved {path}; continue with --resume", err=True)
-            sys.exit(128 + stopped_by)
-        if held_out is not None:
-            _tell("evaluating")
-            correct = session.predict(held_out.x).argmax(-1) == held_out.y
-            click.echo(f"accuracy {100 * correct.mean():.2f} % on {len(held_out.x)} samples")
-    except FqtError as error:
-        click.echo(error.render(), err=True)
-        sys.exit(1)
 
+    def _train(self, session: Session, data: Data, signals: _Signals) -> None:
+        from fqt_deploy.runtime.training import train
 
-def read_data(path: Path, session: Session) -> Data:
-    """Arrays ``x`` and ``y`` of an npz file, as the step takes them.
+        batch = session.manifest.batch
+        total = self.epochs * (len(data.x) // batch)
+        started, begin = session.step_count, time.perf_counter()
+        if started >= total:
+            _tell(f"{started} of {total} steps are done already: nothing to train ...")
+        with _progress(total, started) as show_text:
 
-    Raises:
-        FqtError: FQT510 if the file does not hold them, FQT506 or FQT507 for NaN or labels out of range in them.
-    """
-    try:
-        file = np.load(path)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one array, not x and y")
-        with file:
-            if missing := [name for name in ("x", "y") if name not in file]:
-                raise ValueError(f"it has no array {missing[0]!r}")
-            x, y = file["x"], file["y"]
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise FqtError(
-            f"cannot read {path}: {error}", code="FQT510", hint="numpy.savez(file, x=..., y=...) writes it"
-        ) from None
-    if x.dtype == np.uint8:
-        x = x.astype(np.float32) / 255
-    inputs, targets = session.manifest.inputs
-    if y.dtype.kind in "iu":
-        y = y.astype(targets.dtype)
-    for name, array, spec in (("x", x, inputs), ("y", y, targets)):
-        if array.ndim != len(spec.shape) or array.shape[1:] != spec.shape[1:] or str(array.dtype) != spec.dtype:
-            raise FqtError(
-                f"{name} in {path} is {array.dtype} {list(array.shape)}; the step takes {spec.dtype} samples of "
-                f"{list(spec.shape[1:])}",
-                code="FQT510",
-            )
-    if len(x) != len(y) or len(x) < session.manifest.batch:
-        raise FqtError(
-            f"{path} holds {len(x)} samples and {len(y)} targets; a batch takes {session.manifest.batch}", code="FQT510"
-        )
-    try:
-        check_values("x", x)
-        check_values("y", y, classes=session.manifest.classes)
-    except FqtError as error:
-        raise FqtError(f"in {path}, {error.message}", code=error.code, hint=error.hint) from None
-    return Data(x, y)
+            def show(step: int, epoch: int, loss: float) -> None:
+                speed = (step - started) * batch / (time.perf_counter() - begin)
+                show_text(step, f"epoch {epoch + 1}/{self.epochs}  loss {loss:.4f}  {speed:.0f} samples/s")
+
+            signals.training = True
+            try:
+                train(
+                    session,
+                    data,
+                    epochs=self.epochs,
+                    cosine=self.cosine,
+                    checkpoint=self.checkpoint,
+                    show=show,
+                    stopped=lambda: signals.received != 0,
+                )
+            finally:
+                signals.training = False
 
 
 def check_writable(checkpoint: Path) -> None:
     """FQT508 unless a checkpoint can be written there: better known before an epoch than after it."""
-    folder = checkpoint.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or checkpoint.is_dir():
+    real = Path(os.path.realpath(checkpoint))
+    if not real.parent.is_dir() or not os.access(real.parent, os.W_OK) or (real.exists() and not real.is_file()):
         raise FqtError(f"cannot write {checkpoint}", code="FQT508", hint="choose another --checkpoint")
 
 
-def _train(session: Session, data: Data, epochs: int, cosine: bool, checkpoint: Path) -> int:
-    """Run the steps that are left, and return the signal that ended them early or 0; a checkpoint follows every epoch.
-
-    The order of the samples depends on seed and epoch alone, so a resumed run sees the batches it would have seen.
-    """
-    batch = session.manifest.batch
-    steps = len(data.x) // batch
-    initial = session.lr if isinstance(session.lr, tuple) else (session.lr,)
-    started, begin = session.step_count, time.perf_counter()
-    if started >= epochs * steps:
-        _tell(f"{started} of {epochs * steps} steps are done already: nothing to train")
-    with _stoppable() as stop, _progress(epochs * steps, started) as show:
-        while session.step_count < epochs * steps:
-            epoch, position = divmod(session.step_count, steps)
-            order = np.random.default_rng([session.seed, epoch]).permutation(len(data.x))
-            if cosine:
-                factor = 0.5 * (1 + math.cos(math.pi * session.step_count / (epochs * steps)))
-                session.lr = [rate * factor for rate in initial]
-            rows = order[position * batch : (position + 1) * batch]
-            loss = session.step(data.x[rows], data.y[rows], check=True)
-            speed = (session.step_count - started) * batch / (time.perf_counter() - begin)
-            show(session.step_count, f"epoch {epoch + 1}/{epochs}  loss {loss:.4f}  {speed:.0f} samples/s")
-            if stop or position == steps - 1:
-                rates = session.lr
-                session.lr = list(initial)  # a schedule starts again from the initial rate
-                session.save_checkpoint(checkpoint)
-                session.lr = rates
-            if stop:
-                return stop[0]
-    return 0
+def _open_standard_streams() -> None:
+    """Point standard streams that are closed at nothing: else the next file would be opened in their place."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the program runs
 
 
 def _tell(text: str) -> None:
-    click.echo(f"{text} ...", err=True)
+    """Say how it goes; where nobody reads it any more, that is no reason to end."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
-@contextmanager
-def _stoppable() -> Iterator[list[int]]:
-    """A list that takes the first of the signals in ``_STOPPED``; a second one ends the program at once."""
-    signals: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        if signals:
-            raise KeyboardInterrupt
-        signals.append(number)
-
-    previous = {number: signal.signal(number, note) for number in _STOPPED}
+def _print(text: str) -> None:
     try:
-        yield signals
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        click.echo(text)
+    except OSError as error:
+        raise FqtError(f"cannot write {text!r} to standard output: {error.strerror}", code="FQT508") from None
 
 
 @contextmanager
@@ -222,10 +268,25 @@ def _progress(total: int, completed: int) -> Iterator[Callable[[int, str], None]
         def line(step: int, text: str) -> None:
             if step == total or time.perf_counter() - last[0] > 5:
                 last[0] = time.perf_counter()
-                click.echo(f"step {step}/{total}  {text}", err=True)
+                _tell(f"step {step}/{total}  {text}")
 
         yield line
         return
-    with click.progressbar(length=total, file=sys.stderr, item_show_func=lambda text: text) as bar:
+
+    def advance(step: int, text: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal is gone
+            bar.update(step - bar.pos, text)
+
+    bar = click.progressbar(length=total, file=sys.stderr, item_show_func=lambda text: text)
+    with contextlib.suppress(OSError):
+        bar.__enter__()
         bar.update(completed)
-        yield lambda step, text: bar.update(step - bar.pos, text)
+    try:
+        yield advance
+    finally:
+        with contextlib.suppress(OSError):
+            bar.render_finish()
+
+
+if __name__ == "__main__":
+    main()

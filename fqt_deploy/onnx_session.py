@@ -18,7 +18,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.onnx_names import MANIFEST_KEY, NEXT
 from fqt_deploy.runtime.arrays import aligned_copy
-from fqt_deploy.runtime.files import Arrays, replace_file, state_misfit
+from fqt_deploy.runtime.files import Arrays, read_file, replace_file, state_misfit
 from fqt_deploy.runtime.host_memory import HostMemory
 from fqt_deploy.runtime.session import Session
 from fqt_deploy.runtime.threads import configure_threads
@@ -45,6 +45,7 @@ class OnnxLibrary(HostMemory):
         self, path: Path, model: ModelProto, manifest: Manifest, infer: Path | None = None, plugin: Path | None = None
     ) -> None:
         self.path = path
+        self.build = None
         self._manifest = manifest
         self._ort = _onnxruntime()
         self._plugin = plugin
@@ -63,16 +64,25 @@ class OnnxLibrary(HostMemory):
         """
         names = [spec.name for spec in self._manifest.state]
         binding = self._train.io_binding()
-        for name, array in zip(("x", "y", "seed", "lr", *names), arrays, strict=True):
-            binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
         results = ["loss", "logits", *(name + NEXT for name in names)]
-        for name in results:
-            binding.bind_output(name, "cpu")
-        self._train.run_with_iobinding(binding)
-        loss, logits, *updated = binding.get_outputs()
-        for array, new in zip(arrays[-len(names) :], updated, strict=True):
-            array[...] = new.numpy()
-        return float(loss.numpy()), logits.numpy()
+        try:
+            for name, array in zip(("x", "y", "seed", "lr", *names), arrays, strict=True):
+                binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
+            for name in results:
+                binding.bind_output(name, "cpu")
+            self._train.run_with_iobinding(binding)
+            loss, logits, *updated = (value.numpy() for value in binding.get_outputs())
+        except _failures() as error:
+            raise FqtError(f"ONNX Runtime cannot run {self.path}: {_shown(error)}", code="FQT502") from None
+        state = arrays[-len(names) :]
+        for name, array, new in zip(names, state, updated, strict=True):
+            if (array.shape, array.dtype) != (new.shape, new.dtype):
+                raise FqtError(f"{self.path} computes {new.dtype}{list(new.shape)} as {name}", code="FQT502")
+        if loss.size != 1:
+            raise FqtError(f"{self.path} computes {loss.size} losses", code="FQT502")
+        for array, new in zip(state, updated, strict=True):
+            array[...] = new
+        return float(loss.item()), logits
 
     def prepare_prediction(self, state: Mapping[str, Array]) -> None:
         """Let ``predict`` use these values in place of the constants of the inference file."""
@@ -104,8 +114,9 @@ class OnnxSession(Session):
         Raises:
             FqtError: also FQT501 without it.
         """
-        self._onnx.prepare_prediction(self._state)
-        return super().predict(x)
+        with self._turn:
+            self._onnx.prepare_prediction(self._state)
+            return super().predict(x)
 
     def save(self, path: Path | str) -> None:
         """Write the model with the state, seed and learning rates of now as its initial values."""
@@ -129,7 +140,7 @@ def load_onnx(path: Path | str, *, infer: Path | str | None = None, plugin: Path
     path = Path(path)
     model = _read_model(path)
     manifest = _manifest(model, path)
-    stored = _initializers(model)
+    stored = _initializers(model, path)
     state = {spec.name: aligned_copy(stored[spec.name]) for spec in manifest.state if spec.name in stored}
     if misfit := state_misfit(manifest.state, state):
         raise FqtError(f"{path}: {misfit}", code="FQT502")
@@ -137,7 +148,13 @@ def load_onnx(path: Path | str, *, infer: Path | str | None = None, plugin: Path
         path, model, manifest, None if infer is None else Path(infer), None if plugin is None else Path(plugin)
     )
     session = OnnxSession(manifest, library, state, model)
-    session.seed, session.lr = int(stored["seed"]), stored["lr"].tolist()
+    for name in ("seed", "lr"):
+        if name not in stored:
+            raise FqtError(f"{path} has no {name}", code="FQT502")
+    try:
+        session.seed, session.lr = stored["seed"].item(), stored["lr"].tolist()
+    except (FqtError, ValueError) as error:
+        raise FqtError(f"{path} is damaged: {error}", code="FQT502") from None
     return session
 
 
@@ -157,17 +174,20 @@ def _read_model(path: Path) -> ModelProto:
     except ImportError as error:
         raise FqtError(f"{error.name} is missing", code="FQT509", hint="pip install onnx onnxruntime") from None
     try:
-        return onnx.load(path)
-    except OSError as error:
-        raise FqtError(f"cannot read {path}: {error.strerror}", code="FQT502") from None
-    except DecodeError:
+        model = onnx.ModelProto()
+        model.ParseFromString(read_file(path))  # never the arrays of other files that it may name
+        return model
+    except (DecodeError, ValueError):
         raise FqtError(f"{path} is damaged, or not an ONNX file", code="FQT502") from None
 
 
-def _initializers(model: ModelProto) -> Arrays:
+def _initializers(model: ModelProto, path: Path) -> Arrays:
     from onnx import numpy_helper
 
-    return {tensor.name: np.array(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
+    try:
+        return {tensor.name: np.array(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
+    except (ValueError, TypeError, KeyError, OSError, OverflowError, MemoryError) as error:
+        raise FqtError(f"{path} is damaged: {_shown(error)}", code="FQT502") from None
 
 
 def _set_initializers(model: ModelProto, values: Mapping[str, Array]) -> None:
@@ -190,15 +210,32 @@ def _session(content: bytes, path: Path, plugin: Path | None) -> InferenceSessio
             options.register_custom_ops_library(str(plugin))
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except _failures() as error:
-        raise FqtError(f"ONNX Runtime cannot load {path}: {error}", code="FQT502") from None
+        raise FqtError(f"ONNX Runtime cannot load {path}: {_shown(error)}", code="FQT502") from None
+
+
+def _shown(error: Exception) -> str:
+    """What ``error`` says, in characters that can be printed: it repeats names from the file."""
+    return str(error).encode(errors="backslashreplace").decode()
 
 
 def _failures() -> tuple[type[Exception], ...]:
     """ONNX Runtime's exceptions, which have no base of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
-    return tuple(getattr(state, name) for name in names)
+    names = (
+        "EPFail",
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "ModelLoaded",
+        "NoSuchFile",
+        "NotImplemented",
+        "RuntimeException",
+    )
+    # Its own messages are not always text, and it fails in its Python part too.
+    others = (RuntimeError, ValueError, TypeError, AttributeError, KeyError)
+    return (*(getattr(state, name) for name in names if hasattr(state, name)), *others)
 
 
 def _onnxruntime() -> ModuleType:

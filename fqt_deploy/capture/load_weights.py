@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import struct
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 
 from fqt_deploy.core.diagnostics import FqtError
 
+_DAMAGE = (OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+           AssertionError, MemoryError, SyntaxError, struct.error, zipfile.BadZipFile)  # fmt: skip
+"""What torch.load and safetensors raise, by kind of damage."""
 _SHOWN = 8
 """How many names an error lists before it counts the rest."""
 
@@ -42,7 +47,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     found = [f"{len(names)} {what}: {_listed(names)}" for what, names in problems.items() if names]
     if found:
         raise FqtError(f"{path.name} does not fit the model: {'; '.join(found)}", code="FQT102")
-    model.load_state_dict(dict(state), strict=False)
+    if bad := [name for name, tensor in state.items() if tensor.is_floating_point() and bool(tensor.isnan().any())]:
+        raise FqtError(f"{path.name} holds NaN in {_listed(bad)}", code="FQT102", hint="train from better weights")
+    try:
+        model.load_state_dict(dict(state), strict=False)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:  # sparse, quantized, without data
+        raise FqtError(f"{path.name} does not fit the model: {error}", code="FQT102") from error
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
@@ -59,7 +69,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             code="FQT102",
             hint="save it as torch.save(model.state_dict(), file): other objects are never unpickled",
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
+    except (*_DAMAGE, safetensors.SafetensorError) as error:
         raise FqtError(f"cannot read {path.name}: {error}", code="FQT102") from error
     if isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         return state

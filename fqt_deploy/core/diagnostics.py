@@ -60,6 +60,7 @@ CODES: dict[str, str] = {
     "FQT509": "the runtime library is missing",
     "FQT510": "the data file cannot be used",
     "FQT511": "the loss is not finite",
+    "FQT512": "the session cannot be used in this process or thread",
     # bugs in the compiler
     "FQT900": "a compiler pass broke an invariant; please report it",
 }

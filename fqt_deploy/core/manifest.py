@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.manifest_laws import broken_law
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised when an older runtime could not run a newer artifact."""
+OLDEST_SCHEMA = 2
+"""The oldest version that is still read: what it lacks has defaults."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,21 @@ class OptimizerInfo:
 
 
 @dataclass(frozen=True)
+class LabelRange:
+    """The labels that a loss takes.
+
+    Attributes:
+        low: the least.
+        high: one more than the largest.
+        ignore_index: one more label, which the loss leaves out; None if there is none.
+    """
+
+    low: int
+    high: int
+    ignore_index: int | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything about an artifact that is not code or numbers.
 
@@ -155,6 +173,13 @@ class Manifest:
     class_axis: int | None = None
 
     @property
+    def labels(self) -> LabelRange | None:
+        """The labels that the loss takes; None if ``y`` are no labels."""
+        if self.label_range is not None:
+            return LabelRange(self.label_range[0], self.label_range[1], self.ignore_index)
+        return None if self.classes is None else LabelRange(0, self.classes, self.ignore_index)
+
+    @property
     def batch(self) -> int:
         """Samples in one step."""
         return self.inputs[0].shape[0]
@@ -172,21 +197,24 @@ class Manifest:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+            json.dumps(data, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be shown
+        except (ValueError, RecursionError) as error:
             raise FqtError(f"manifest.json is not valid JSON: {error}", code="FQT502") from None
         version = data.get("schema_version") if isinstance(data, dict) else None
-        if not isinstance(version, int):
+        if not isinstance(version, int) or isinstance(version, bool):
             raise FqtError("manifest.json is not a manifest: it has no schema_version", code="FQT502")
-        if version != SCHEMA_VERSION:
+        if not OLDEST_SCHEMA <= version <= SCHEMA_VERSION:
             newer = version > SCHEMA_VERSION
             raise FqtError(
-                f"the artifact has schema version {version}, this runtime reads {SCHEMA_VERSION}",
+                f"the artifact has schema version {version}, this runtime reads {OLDEST_SCHEMA} to {SCHEMA_VERSION}",
                 code="FQT503",
                 hint="install a newer fqt-deploy" if newer else "compile the model again with the installed version",
             )
         built = _build(cls, data, "manifest")
         assert isinstance(built, Manifest)
-        return built
+        if said := broken_law(built):
+            raise FqtError(f"manifest.json contradicts itself: {said}", code="FQT502")
+        return replace(built, schema_version=SCHEMA_VERSION)
 
 
 def _build(expected: Any, data: Any, where: str) -> Any:

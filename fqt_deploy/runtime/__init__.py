@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fqt_deploy.runtime.artifact import read_artifact
+from fqt_deploy.runtime.artifact import read_artifact, unreplaced
 from fqt_deploy.runtime.cuda_library import CudaLibrary
 from fqt_deploy.runtime.library import Library
 from fqt_deploy.runtime.session import Session
@@ -16,8 +16,10 @@ def load(folder: Path | str) -> Session:
     """Load an artifact, ready to train.
 
     Raises:
-        FqtError: FQT501 to FQT503 or FQT509 if it cannot be used, FQT402 to FQT406 if this machine cannot run it.
+        FqtError: FQT501 to FQT503 or FQT509 if it cannot be used, FQT402 to FQT406 if this machine cannot run it,
+            FQT508 if it is being replaced.
     """
-    manifest, state, path = read_artifact(folder)
-    library = CudaLibrary(path, manifest) if manifest.target["name"] == "cuda" else Library(path)
+    with unreplaced(Path(folder)):
+        manifest, state, path = read_artifact(folder)
+        library = CudaLibrary(path, manifest) if manifest.target["name"] == "cuda" else Library(path)
     return Session(manifest, library, state)

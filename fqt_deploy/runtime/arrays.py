@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.manifest import TensorSpec
+from fqt_deploy.core.manifest import LabelRange, TensorSpec
 
 Array = NDArray[Any]
 
@@ -37,7 +37,16 @@ def aligned_copy(value: Array) -> Array:
 def is_ready(value: Array) -> bool:
     """Whether the step can use ``value`` where it lies; read-only memory cannot be passed to it."""
     flags = value.flags
-    return bool(flags.c_contiguous and flags.writeable and value.dtype.isnative and value.ctypes.data % ALIGNMENT == 0)
+    lies_right = flags.c_contiguous and flags.writeable and value.dtype.isnative and value.ctypes.data % ALIGNMENT == 0
+    return bool(lies_right and (1 not in value.shape or value.strides == _plain_strides(value)))
+
+
+def _plain_strides(value: Array) -> tuple[int, ...]:
+    """Strides without freedom: NumPy leaves those of single elements as they come, even negative."""
+    strides = [value.itemsize]
+    for extent in reversed(value.shape[1:]):
+        strides.append(strides[-1] * extent)
+    return tuple(reversed(strides)) if value.ndim else ()
 
 
 def as_numpy(name: str, value: Any) -> Array:
@@ -48,36 +57,51 @@ def as_numpy(name: str, value: Any) -> Array:
         value: a NumPy array, or anything with ``__dlpack__`` in main memory; a torch tensor's gradient is ignored.
 
     Raises:
-        FqtError: FQT505 if it is neither.
+        FqtError: FQT505 if it is neither, or some of it is masked.
     """
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.getmaskarray(value).any():
+            raise FqtError(
+                f"{name} is a masked array, and {int(np.ma.getmaskarray(value).sum())} values are masked",
+                code="FQT505",
+                hint="put numbers in their place: x.filled(0)",
+            )
+        return np.asarray(value.data)
     if isinstance(value, np.ndarray):
-        return value
+        return np.asarray(value)
     if not hasattr(value, "__dlpack__"):
         raise FqtError(
             f"{name} is of type {type(value).__name__}", code="FQT505", hint="pass a NumPy array or a CPU tensor"
         )
     try:
-        return np.from_dlpack(value.detach() if hasattr(value, "detach") else value)
+        return np.from_dlpack(_settled(value))
     except (BufferError, RuntimeError, TypeError, ValueError) as error:  # on another device, or a type NumPy lacks
         raise FqtError(
             f"{name} cannot be read as an array: {error}", code="FQT505", hint="pass a NumPy array or a CPU tensor"
         ) from None
 
 
-def check_input(spec: TensorSpec, value: Any, *, classes: int | None = None) -> Array:
+def _settled(value: Any) -> Any:
+    """A tensor as its memory must be read: PyTorch notes detachment, negation and conjugation beside it."""
+    for method in ("detach", "resolve_conj", "resolve_neg"):
+        value = getattr(value, method)() if hasattr(value, method) else value
+    return value
+
+
+def check_input(spec: TensorSpec, value: Any, *, labels: LabelRange | None = None) -> Array:
     """``value`` as the step wants it: itself if it lies right, else an aligned copy.
 
     Args:
         spec: name, shape and dtype that the artifact was compiled for.
         value: see ``as_numpy``.
-        classes: if given, the values are labels from 0 to below it.
+        labels: if given, the values are labels, and these are legal.
 
     Raises:
         FqtError: FQT505 for another shape or type, FQT506 for NaN or infinity, FQT507 for a label out of range.
     """
     array = as_numpy(spec.name, value)
     check_layout(spec, array)
-    check_values(spec.name, array, classes=classes)
+    check_values(spec.name, array, labels=labels)
     return array if is_ready(array) else aligned_copy(array)
 
 
@@ -99,21 +123,36 @@ def check_layout_of(spec: TensorSpec, shape: tuple[int, ...], dtype: str) -> Non
     raise FqtError(f"{spec.name} is {got}, expected {expected}", code="FQT505", hint=hint)
 
 
-def check_values(name: str, array: Array, *, classes: int | None = None) -> None:
-    """FQT506 for NaN or infinity in floats, FQT507 for labels outside ``[0, classes)``; both name the first."""
+def check_values(name: str, array: Array, *, labels: LabelRange | None = None) -> None:
+    """FQT506 for NaN or infinity in floats, FQT507 for labels that are not legal; both name the first."""
     # A sum is one pass without a temporary array; it is finite unless a value is not, or it overflows.
     if array.dtype.kind == "f" and not np.isfinite(_sum(array)):
         bad = np.flatnonzero(~np.isfinite(array))
         if bad.size:
             where = _position(array, int(bad[0]))
             raise FqtError(f"{name}{where} is {array.flat[bad[0]]}; {bad.size} such values", code="FQT506")
-    if classes is not None and array.size and (array.min() < 0 or array.max() >= classes):
-        bad = np.flatnonzero((array < 0) | (array >= classes))
-        where = _position(array, int(bad[0]))
+    if labels is not None and array.size and (array.min() < labels.low or array.max() >= labels.high):
+        wrong = (array < labels.low) | (array >= labels.high)
+        if labels.ignore_index is not None:
+            wrong &= array != labels.ignore_index
+        bad = np.flatnonzero(wrong)
+        if bad.size:
+            where = _position(array, int(bad[0]))
+            also = "" if labels.ignore_index is None else f", or are {labels.ignore_index}, which is left out"
+            raise FqtError(
+                f"{name}{where} is {array.flat[bad[0]]}; labels go from {labels.low} to {labels.high - 1}{also}",
+                code="FQT507",
+                hint="number the classes from 0" if labels.low == 0 else None,
+            )
+
+
+def check_no_nan(name: str, array: Array) -> None:
+    """FQT506 for NaN in an array of the state; infinity may be meant, as in an attention mask."""
+    if array.dtype.kind == "f" and np.isnan(_sum(array)) and np.isnan(array).any():
         raise FqtError(
-            f"{name}{where} is {array.flat[bad[0]]}; labels go from 0 to {classes - 1}",
-            code="FQT507",
-            hint="number the classes from 0",
+            f"{name} holds {int(np.isnan(array).sum())} values that are NaN",
+            code="FQT506",
+            hint="training has diverged: lower the learning rate, and go on from an older checkpoint",
         )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import re
-import shutil
-import tempfile
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,15 +17,9 @@ from numpy.typing import NDArray
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.runtime.arrays import aligned_copy
-from fqt_deploy.runtime.files import (
-    Arrays,
-    current_umask,
-    read_tensors,
-    state_misfit,
-    sync_folder,
-    tensors_to_bytes,
-    write_synced,
-)
+from fqt_deploy.runtime.files import Arrays, read_file, read_tensors, state_misfit, tensors_to_bytes
+from fqt_deploy.runtime.folders import replace_folder, sweep_folders
+from fqt_deploy.runtime.locks import lock_folder
 from fqt_deploy.runtime.processor import missing_extensions
 
 MANIFEST, LIBRARY, STATE, SUMS = "manifest.json", "step.so", "state.safetensors", "SHA256SUMS"
@@ -35,6 +30,8 @@ BUNDLED_RUNTIME = f"lib/{RUNTIME_LIBRARY}"
 CUDA_RUNTIME_LIBRARY = "libtvm_runtime_cuda.so"
 """Beside it, where the target is a GPU."""
 
+_MEMBERS = (MANIFEST, LIBRARY, STATE, SUMS, "lib", "licenses")
+"""What an artifact may hold whose ``SUMS`` cannot be read."""
 _LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^\n]+)")
 
 
@@ -52,17 +49,30 @@ def read_artifact(folder: Path | str) -> tuple[Manifest, Arrays, Path]:
             another version, FQT402 if it was compiled for another kind of machine.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).is_file():  # nor a pipe, which would have no end
         lacks = f"has no {MANIFEST}" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
         raise FqtError(f"{folder} {lacks}", code="FQT501", hint="make an artifact with fqt-compile")
     # The version comes first: what else to expect depends on it.
-    manifest = Manifest.from_json(_read(folder / MANIFEST))
+    manifest = Manifest.from_json(read_file(folder / MANIFEST))
     check_members(folder)
     _check_machine(folder, manifest.target)
     arrays, _ = read_tensors(folder / STATE)
     if misfit := state_misfit(manifest.state, arrays):
         raise FqtError(f"{folder / STATE}: {misfit}", code="FQT502")
     return manifest, {spec.name: aligned_copy(arrays.pop(spec.name)) for spec in manifest.state}, folder / LIBRARY
+
+
+@contextmanager
+def unreplaced(folder: Path) -> Iterator[None]:
+    """Within this context the artifact ``folder`` stays as it is: members of two builds are never read together.
+
+    Raises:
+        FqtError: FQT508 if it is being replaced by another process.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):  # what is no folder has its own error; a file system without locks is read without
+            stack.enter_context(lock_folder(folder, shared=True))
+        yield
 
 
 def _check_machine(folder: Path, target: Mapping[str, str]) -> None:
@@ -88,7 +98,7 @@ def check_members(folder: Path) -> None:
     if missing := [name for name in (MANIFEST, LIBRARY, STATE) if name not in sums]:
         raise FqtError(f"{folder / SUMS} does not list {missing[0]}", code="FQT502")
     for name, expected in sums.items():
-        if hashlib.sha256(_read(folder / name)).hexdigest() != expected:
+        if hashlib.sha256(read_file(folder / name)).hexdigest() != expected:
             raise FqtError(
                 f"{folder / name} is not the file that {SUMS} was written for",
                 code="FQT502",
@@ -99,7 +109,7 @@ def check_members(folder: Path) -> None:
 def read_sums(folder: Path) -> dict[str, str]:
     """Digest by member, a path relative to ``folder``; FQT502 if ``SUMS`` is missing or malformed."""
     sums: dict[str, str] = {}
-    for number, line in enumerate(_read(folder / SUMS).decode(errors="replace").splitlines(), 1):
+    for number, line in enumerate(read_file(folder / SUMS).decode(errors="replace").splitlines(), 1):
         match = _LINE.fullmatch(line)
         if match is None or not _stays_inside(match["name"]):
             raise FqtError(f"line {number} of {folder / SUMS} is malformed", code="FQT502")
@@ -116,8 +126,8 @@ def write_artifact(
     folder: Path | str,
     manifest: Manifest,
     state: Mapping[str, NDArray[Any]],
-    library: Path,
-    companions: Mapping[str, Path],
+    library: Path | bytes,
+    companions: Mapping[str, Path] | Mapping[str, bytes],
 ) -> None:
     """Write an artifact, whole or not at all; an older artifact in its place is replaced.
 
@@ -125,35 +135,88 @@ def write_artifact(
         folder: to write; its parent is created.
         manifest: what it holds.
         state: by name, as the manifest says.
-        library: where ``step.so`` lies.
-        companions: the other members, such as TVM's runtime library: where each lies, by its path in the artifact.
+        library: where ``step.so`` lies, or its content.
+        companions: the other members, such as TVM's runtime library, by their paths in the artifact: the same.
 
     Raises:
-        FqtError: FQT508 if the folder holds something else, or cannot be written.
+        FqtError: FQT508 if the folder holds something else, is in use by another process, or cannot be written.
     """
-    folder = Path(folder).absolute()
+    shown, folder = folder, Path(os.path.realpath(folder))  # where it is a symbolic link, what that points to
     if misfit := state_misfit(manifest.state, state):
         raise FqtError(f"the state does not fit the manifest: {misfit}", code="FQT900")
     check_replaceable(folder)
     files = {
         MANIFEST: manifest.to_json().encode(),
-        LIBRARY: _read(library),
+        LIBRARY: library if isinstance(library, bytes) else read_file(library),
         STATE: tensors_to_bytes({spec.name: state[spec.name] for spec in manifest.state}),
-        **{name: _read(path) for name, path in companions.items()},
+        **{name: source if isinstance(source, bytes) else read_file(source) for name, source in companions.items()},
     }
     files[SUMS] = "".join(f"{hashlib.sha256(c).hexdigest()}  {name}\n" for name, c in files.items()).encode()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Folders can be renamed only within one file system, hence a sibling.
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as workspace:
-            _replace_folder(folder, files, Path(workspace))
+        replace_folder(folder, files, keep=_is_no_member)
     except OSError as error:
-        raise FqtError(f"cannot write {folder}: {error.strerror or error}", code="FQT508") from None
+        raise FqtError(f"cannot write {shown}: {error.strerror or error}", code="FQT508") from None
+
+
+def sweep_artifact(folder: Path) -> None:
+    """Remove what a killed compilation into ``folder`` left beside it."""
+    sweep_folders(Path(os.path.realpath(folder)), keep=_is_no_member)
+
+
+def _is_no_member(path: Path) -> bool:
+    """Whether the file or folder ``path`` lies in an artifact without being part of it, as checkpoints do."""
+    try:
+        names = list(read_sums(path.parent))
+    except FqtError:
+        names = []
+    return path.name not in {PurePosixPath(name).parts[0] for name in (*_MEMBERS, *names)}
 
 
 def companions(folder: Path) -> dict[str, Path]:
     """The members of an artifact that ``write_artifact`` takes as ``companions``."""
     return {name: folder / name for name in read_sums(folder) if name not in (MANIFEST, LIBRARY, STATE)}
+
+
+class Build:
+    """The compiled members of an artifact, held open: they stay what they are when the artifact is compiled again.
+
+    Args:
+        folder: the artifact.
+
+    Raises:
+        FqtError: FQT502 if a member cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._sums = {name: digest for name, digest in read_sums(folder).items() if name not in (MANIFEST, STATE)}
+        self._descriptors: dict[str, int] = {}
+        weakref.finalize(self, _close_all, self._descriptors)
+        for name in self._sums:
+            try:
+                self._descriptors[name] = os.open(folder / name, os.O_RDONLY)
+            except OSError as error:
+                raise FqtError(f"cannot read {folder / name}: {error.strerror}", code="FQT502") from None
+
+    def contents(self) -> dict[str, bytes]:
+        """The content of each member; FQT502 if a file was overwritten in place."""
+        found = {}
+        for name, descriptor in self._descriptors.items():
+            size = os.fstat(descriptor).st_size
+            found[name] = os.pread(descriptor, size, 0)
+            if hashlib.sha256(found[name]).hexdigest() != self._sums[name]:
+                raise FqtError(
+                    f"{self._folder / name} was overwritten after it was loaded",
+                    code="FQT502",
+                    hint="save a checkpoint; it resumes with the artifact that was loaded",
+                )
+        return found
+
+
+def _close_all(descriptors: Mapping[str, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
 
 
 def check_replaceable(folder: Path) -> None:
@@ -164,49 +227,8 @@ def check_replaceable(folder: Path) -> None:
         raise FqtError(f"{folder} is a file", code="FQT508", hint="choose another output")
     manifest = folder / MANIFEST
     # Other programs keep a file of this name too: those folders are not ours to replace.
-    ours = manifest.is_file() and b'"schema_version"' in _read(manifest)
+    ours = manifest.is_file() and b'"schema_version"' in read_file(manifest)
     if not ours and any(folder.iterdir()):
         raise FqtError(
             f"{folder} is not empty and not an artifact", code="FQT508", hint="choose another output, or remove it"
         )
-
-
-def _replace_folder(folder: Path, files: Mapping[str, bytes], workspace: Path) -> None:
-    """Put a folder with ``files`` in the place of ``folder``; what else lay in an older artifact moves along."""
-    new, old = workspace / "new", workspace / "old"
-    new.mkdir()
-    new.chmod(0o777 & ~current_umask())
-    for name, content in files.items():
-        (new / name).parent.mkdir(exist_ok=True)
-        write_synced(new / name, content)
-    # Training leaves its checkpoints in the artifact: they are not ours to remove.
-    members = {PurePosixPath(name).parts[0] for name in (*files, *_old_members(folder))}
-    others = [path for path in folder.iterdir() if path.name not in members] if folder.is_dir() else []
-    for path in others:
-        (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
-    for inner in (*(path for path in new.iterdir() if path.is_dir()), new):
-        sync_folder(inner)
-    if folder.exists():
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    sync_folder(folder.parent)
-
-
-def _old_members(folder: Path) -> list[str]:
-    """Members of the artifact that is to be replaced; none are known if it is damaged."""
-    try:
-        return list(read_sums(folder))
-    except FqtError:
-        return []
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise FqtError(f"cannot read {path}: {error.strerror}", code="FQT502") from None

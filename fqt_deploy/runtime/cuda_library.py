@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.manifest import Manifest, TensorSpec
+from fqt_deploy.core.manifest import LabelRange, Manifest, TensorSpec
 from fqt_deploy.runtime.arrays import check_input, check_layout_of
-from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME
+from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME, Build
 from fqt_deploy.runtime.cuda_runtime import CudaRuntime
 from fqt_deploy.runtime.library import load_machine, load_runtime
 
@@ -42,6 +42,7 @@ class CudaLibrary:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
+        self.build = Build(path.parent)
         self._cuda = CudaRuntime(manifest.target["mcpu"].split(","), ptx=manifest.target.get("ptx") != "none")
         self._ffi = load_runtime((path.absolute().parent / BUNDLED_RUNTIME).parent, cuda=True)
         self._device = self._ffi.device("cuda", 0)
@@ -74,21 +75,21 @@ class CudaLibrary:
         array = np.ascontiguousarray(np.broadcast_to(value, tuple(tensor.shape)), dtype=str(tensor.dtype))
         self._cuda.copy_in(tensor.data_ptr(), array)
 
-    def batch(self, spec: TensorSpec, value: Any, *, classes: int | None = None) -> Any:
+    def batch(self, spec: TensorSpec, value: Any, *, labels: LabelRange | None = None) -> Any:
         """An input on the device: an aligned CUDA tensor itself, the values of anything else, of arrays after a check.
 
         Args:
             spec: name, shape and dtype.
             value: a NumPy array, a CPU tensor, or a tensor on the first GPU with ``__dlpack__``; the values of the
                 latter are not checked: that would wait for the device.
-            classes: see ``check_input``.
+            labels: see ``check_input``.
 
         Raises:
             FqtError: FQT505 to FQT507, see ``check_input``.
         """
         if not is_on_gpu(value):
             target = self._inputs[spec.name]
-            self._cuda.copy_in(target.data_ptr(), check_input(spec, value, classes=classes))
+            self._cuda.copy_in(target.data_ptr(), check_input(spec, value, labels=labels))
             return target
         tensor = self._imported(spec, value)
         check_layout_of(spec, tuple(tensor.shape), str(tensor.dtype))
@@ -136,6 +137,8 @@ class CudaLibrary:
         """Put all kernels on the stream; results are copied out of memory that the virtual machine uses again."""
         loss, logits = self._train_step(x, y, *operands)
         for target, source in ((self._loss, loss), (self._logits, logits)):
+            if (tuple(source.shape), str(source.dtype)) != (tuple(target.shape), str(target.dtype)):
+                raise FqtError(f"{self.path} computes other results than the manifest says", code="FQT502")
             self._cuda.copy(target.data_ptr(), source.data_ptr(), _size(source))
 
     def _recorded_inputs(self, x: Any, y: Any) -> tuple[Any, Any]:

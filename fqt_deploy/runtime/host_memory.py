@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fqt_deploy.core.manifest import TensorSpec
+from fqt_deploy.core.manifest import LabelRange, TensorSpec
 from fqt_deploy.runtime.arrays import aligned_copy, check_input, is_ready
 
 Array = NDArray[Any]
@@ -27,6 +27,6 @@ class HostMemory:
         """Overwrite what ``place`` returned."""
         operand[...] = value
 
-    def batch(self, spec: TensorSpec, value: Any, *, classes: int | None = None) -> Array:
+    def batch(self, spec: TensorSpec, value: Any, *, labels: LabelRange | None = None) -> Array:
         """An input of the step, checked; see ``check_input``."""
-        return check_input(spec, value, classes=classes)
+        return check_input(spec, value, labels=labels)

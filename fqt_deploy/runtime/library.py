@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME, CUDA_RUNTIME_LIBRARY, RUNTIME_LIBRARY
+from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME, CUDA_RUNTIME_LIBRARY, RUNTIME_LIBRARY, Build
+from fqt_deploy.runtime.calls import call
 from fqt_deploy.runtime.host_memory import HostMemory
 from fqt_deploy.runtime.threads import configure_threads
 
@@ -24,6 +27,8 @@ _LIBRARIES = (
     (CUDA_RUNTIME_LIBRARY, "device_api.cuda"),
 )
 """TVM's libraries, each with a function that it registers."""
+_BUILDS: dict[str, list[tuple[int, int]]] = {}
+"""Device and file number of each library that a path has named in this process."""
 _CPU, _POOLED = 1, 2  # DLPack's device type; the virtual machine's allocator that keeps freed blocks
 
 
@@ -39,6 +44,7 @@ class Library(HostMemory):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.build = Build(path.absolute().parent)
         ffi = load_runtime((path.absolute().parent / BUNDLED_RUNTIME).parent)
         self._from_dlpack = ffi.from_dlpack
         machine = load_machine(ffi, path, (_CPU, 0, _POOLED))
@@ -53,12 +59,33 @@ class Library(HostMemory):
         Returns:
             The loss, and the logits, which share memory with nothing else.
         """
-        loss, logits = self._train_step(*map(self._from_dlpack, arrays))
-        return float(_owned(loss)), _owned(logits)
+        loss, logits = self._run(self._train_step, arrays)
+        return float(loss), logits
 
     def predict(self, *arrays: Array) -> Array:
         """Logits of ``x, *predict_state``; arguments as for ``train_step``."""
-        return _owned(self._predict(*map(self._from_dlpack, arrays)))
+        (logits,) = self._run(self._predict, arrays)
+        return logits
+
+    def _run(self, function: Any, arrays: tuple[Array, ...]) -> list[Array]:
+        """What ``function`` of the library returns for ``arrays``.
+
+        Raises:
+            FqtError: FQT502 if it takes arrays of other shapes or types; it checks all before it computes anything.
+        """
+        try:
+            return cast("list[Array]", call(_call_owned, function, self._from_dlpack, arrays))
+        except (RuntimeError, ValueError, TypeError) as error:  # what tvm_ffi raises, by kind of misfit
+            raise FqtError(
+                f"{self.path} does not take what the manifest says: {str(error).strip().splitlines()[-1]}",
+                code="FQT502",
+                hint="compile the model again",
+            ) from None
+
+
+def _call_owned(function: Any, from_dlpack: Any, arrays: tuple[Array, ...]) -> list[Array]:
+    result = function(*map(from_dlpack, arrays))
+    return [_owned(tensor) for tensor in (result if isinstance(result, (tuple, list, Sequence)) else (result,))]
 
 
 def _owned(tensor: Any) -> Array:
@@ -78,7 +105,7 @@ def load_machine(ffi: ModuleType, path: Path, devices: tuple[int, ...]) -> Any:
         FqtError: FQT502 if the library cannot be loaded.
     """
     try:
-        machine = ffi.load_module(str(path.resolve()))["vm_load_executable"]()
+        machine = ffi.load_module(spelling(path))["vm_load_executable"]()
         machine["vm_initialization"](*devices)
         for name in ("train_step", "predict"):
             machine[name]
@@ -89,6 +116,22 @@ def load_machine(ffi: ModuleType, path: Path, devices: tuple[int, ...]) -> Any:
             hint="compile the model again, for this machine",
         ) from None
     return machine
+
+
+def spelling(path: Path) -> str:
+    """A name of the file ``path`` that the dynamic linker has not yet seen for another file.
+
+    It knows libraries by the names they were loaded under: without this it would take a library that was compiled again
+    for the one that is still loaded.
+    """
+    real = os.path.realpath(path)
+    status = os.stat(real)
+    builds = _BUILDS.setdefault(real, [])
+    if (status.st_dev, status.st_ino) not in builds:
+        builds.append((status.st_dev, status.st_ino))
+    folder, name = os.path.split(real)
+    number = builds.index((status.st_dev, status.st_ino))
+    return f"{folder}/" + "".join("./" if digit == "1" else "/" for digit in f"{number:b}") * (number > 0) + name
 
 
 def load_runtime(bundled: Path, *, cuda: bool = False) -> ModuleType:

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.manifest import Manifest, TensorSpec
-from fqt_deploy.runtime.arrays import as_numpy, check_layout, check_values, empty_aligned
-from fqt_deploy.runtime.artifact import companions, write_artifact
+from fqt_deploy.core.manifest import LabelRange, Manifest, TensorSpec
+from fqt_deploy.core.manifest_laws import LARGEST_RATE
+from fqt_deploy.runtime.arrays import as_numpy, check_layout, check_no_nan, check_values, empty_aligned
+from fqt_deploy.runtime.artifact import LIBRARY, Build, write_artifact
+from fqt_deploy.runtime.calls import Turn, enter_process
 from fqt_deploy.runtime.checkpoint import load_checkpoint, save_checkpoint
 from fqt_deploy.runtime.cuda_library import CudaLibrary, is_on_gpu
 
 Array = NDArray[Any]
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class StepFunctions(Protocol):
     """What computes a session's steps: a compiled library, or another runtime."""
 
     path: Path
+
+    @property
+    def build(self) -> Build | None:
+        """The artifact's compiled members; None if there are none."""
 
     def place(self, array: Array) -> Any:
         """An operand of the step with this value."""
@@ -36,7 +45,7 @@ class StepFunctions(Protocol):
     def assign(self, operand: Any, value: Any) -> None:
         """Overwrite an operand."""
 
-    def batch(self, spec: TensorSpec, value: Any, *, classes: int | None = None) -> Any:
+    def batch(self, spec: TensorSpec, value: Any, *, labels: LabelRange | None = None) -> Any:
         """An input of the step, checked."""
 
     def train_step(self, *operands: Any) -> tuple[float, Any]:
@@ -46,8 +55,19 @@ class StepFunctions(Protocol):
         """Logits of ``x, *predict_state``."""
 
 
+def _alone(method: _Method) -> _Method:
+    """The method, refused with FQT512 while another thread is in one of the same session."""
+
+    @functools.wraps(method)
+    def guarded(self: Session, *arguments: Any, **options: Any) -> Any:
+        with self._turn:
+            return method(self, *arguments, **options)
+
+    return cast("_Method", guarded)
+
+
 class Session:
-    """A compiled model with its state; not for use by several threads at once.
+    """A compiled model with its state; not for use by several threads at once, which is refused with FQT512.
 
     Args:
         manifest: what the library takes.
@@ -57,6 +77,7 @@ class Session:
 
     def __init__(self, manifest: Manifest, library: StepFunctions, state: Mapping[str, Array]) -> None:
         self.manifest = manifest
+        self._turn = Turn()
         self._library = library
         self._state = {spec.name: library.place(state[spec.name]) for spec in manifest.state}
         self._seed = library.place(np.zeros((), "int64"))
@@ -65,6 +86,7 @@ class Session:
         self.lr = [group["lr"] for group in manifest.optimizer.groups]
         self._last_logits: Any = None
 
+    @_alone
     def step(self, x: Any, y: Any, *, check: bool = False) -> float:
         """Train on one batch and return its loss; if an input is refused, nothing has changed.
 
@@ -76,11 +98,14 @@ class Session:
 
         Raises:
             FqtError: FQT505 for another shape or type, FQT506 for NaN or infinity, FQT507 for a label out of range,
-                FQT511 for the loss.
+                FQT511 for the loss, FQT512 in a forked process or while another thread is in a call.
         """
+        enter_process()
         inputs, targets = self.manifest.inputs
-        batch = self._library.batch(inputs, x), self._library.batch(targets, y, classes=self.manifest.classes)
-        value, self._last_logits = self._library.train_step(*batch, self._seed, self._lr, *self._state.values())
+        batch = self._library.batch(inputs, x), self._library.batch(targets, y, labels=self.manifest.labels)
+        value, logits = self._library.train_step(*batch, self._seed, self._lr, *self._state.values())
+        self._check_logits(logits)
+        self._last_logits = logits
         if check and not math.isfinite(value):
             raise FqtError(
                 f"the loss is {value} in step {self.step_count}",
@@ -89,6 +114,7 @@ class Session:
             )
         return float(value)
 
+    @_alone
     def predict(self, x: Any) -> Array:
         """Logits of any number of samples, evaluated in batches of the compiled size.
 
@@ -96,8 +122,9 @@ class Session:
             x: inputs, as ``manifest.inputs[0]`` but for the first extent. A tensor on the GPU must be one whole batch.
 
         Raises:
-            FqtError: FQT505 for another shape or type, FQT506 for NaN or infinity.
+            FqtError: FQT505 for another shape or type, FQT506 for NaN or infinity, FQT512 as for ``step``.
         """
+        enter_process()
         spec, batch = self.manifest.inputs[0], self.manifest.batch
         state = [self._state[name] for name in self.manifest.predict_state]
         if is_on_gpu(x) and isinstance(self._library, CudaLibrary):
@@ -108,14 +135,29 @@ class Session:
         check_values(spec.name, x)
         rows = self.manifest.logits.shape[0] // batch  # more than one where a sample is a sequence
         logits = np.empty((samples * rows, *self.manifest.logits.shape[1:]), dtype=self.manifest.logits.dtype)
-        padded = empty_aligned(spec.shape, spec.dtype)
+        try:
+            padded = empty_aligned(spec.shape, spec.dtype)
+        except MemoryError as error:
+            raise FqtError(f"a batch of {spec.name} needs too much memory: {error}", code="FQT406") from None
         for start in range(0, samples, batch):
             count = min(batch, samples - start)
             padded[:count] = x[start : start + count]
             padded[count:] = 0
             part = self._library.predict(self._library.batch(spec, padded), *state)
+            self._check_logits(part)
             logits[start * rows : (start + count) * rows] = part[: count * rows]
         return logits
+
+    def _check_logits(self, logits: Any) -> None:
+        """FQT502 unless the library computes what the manifest says."""
+        spec = self.manifest.logits
+        if tuple(logits.shape) != spec.shape or str(logits.dtype) != spec.dtype:
+            raise FqtError(
+                f"{self._library.path} computes {logits.dtype}{list(logits.shape)} as logits; the manifest says "
+                f"{spec.dtype}{list(spec.shape)}",
+                code="FQT502",
+                hint="compile the model again",
+            )
 
     @property
     def last_logits(self) -> Array | None:
@@ -134,9 +176,14 @@ class Session:
 
     @seed.setter
     def seed(self, value: int) -> None:
-        if not -(2**63) <= value < 2**63:
+        try:
+            number = operator.index(value)
+        except TypeError:
+            raise FqtError(f"the seed {value!r} is no integer", code="FQT202") from None
+        if not -(2**63) <= number < 2**63:
             raise FqtError(f"the seed {value} does not fit into 64 bits", code="FQT202")
-        self._library.assign(self._seed, value)
+        with self._turn:
+            self._library.assign(self._seed, number)
 
     @property
     def lr(self) -> float | tuple[float, ...]:
@@ -145,15 +192,26 @@ class Session:
 
     @lr.setter
     def lr(self, value: float | Sequence[float]) -> None:
+        rates = self._checked_rates(value)
+        with self._turn:
+            self._rates = rates
+            self._library.assign(self._lr, rates)
+
+    def _checked_rates(self, value: Any) -> tuple[float, ...]:
+        """One learning rate for each group; FQT202 if there are others, or one that float32 cannot hold."""
         groups = len(self.manifest.optimizer.groups)
-        rates = tuple(map(float, value)) if isinstance(value, (Sequence, np.ndarray)) else (float(value),) * groups
+        try:
+            several = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str) and np.ndim(value) > 0
+            rates = tuple(map(float, value)) if several else (float(value),) * groups
+        except (TypeError, ValueError, OverflowError):
+            raise FqtError(f"the learning rate is {value!r}", code="FQT202", hint="it must be a number") from None
         if len(rates) != groups:
             raise FqtError(f"{len(rates)} learning rates for {groups} parameter groups", code="FQT202")
-        if bad := [rate for rate in rates if not (math.isfinite(rate) and rate >= 0)]:
+        if bad := [rate for rate in rates if not 0 <= rate <= LARGEST_RATE]:
             raise FqtError(f"the learning rate is {bad[0]}", code="FQT202", hint="it must be finite and not negative")
-        self._rates = rates
-        self._library.assign(self._lr, rates)
+        return rates
 
+    @_alone
     def state_dict(self) -> dict[str, Array]:
         """Copies of parameters and buffers by their names in the module."""
         return {name: self._library.fetch(self._state[key]) for name, key in self.manifest.module_names.items()}
@@ -165,6 +223,7 @@ class Session:
         """
         return dict(self._state)
 
+    @_alone
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
         """Set parameters and buffers; optimizer state and step count stay.
 
@@ -173,7 +232,8 @@ class Session:
                 be there though the compiled model has none.
 
         Raises:
-            FqtError: FQT504 for missing or unexpected names and for other shapes or types; nothing has changed.
+            FqtError: FQT504 for missing or unexpected names and for other shapes or types, FQT506 for NaN and for
+                numbers that the type cannot hold; nothing has changed.
         """
         names = self.manifest.module_names
         optional = {name for name in values if name.rpartition(".")[2] == "num_batches_tracked"}
@@ -181,26 +241,27 @@ class Session:
             raise FqtError(f"no value for {', '.join(missing)}", code="FQT504")
         if unexpected := sorted(values.keys() - names.keys() - optional):
             raise FqtError(f"the model has no {', '.join(unexpected)}", code="FQT504")
-        arrays = {key: as_numpy(name, values[name]) for name, key in names.items()}
         specs = {spec.name: spec for spec in self.manifest.state}
-        for key, array in arrays.items():
-            own = specs[key]
-            if array.shape != own.shape or not np.can_cast(array.dtype, own.dtype, "same_kind"):
-                got, expected = f"{array.dtype}{list(array.shape)}", f"{own.dtype}{list(own.shape)}"
-                raise FqtError(f"{key.partition('/')[2]} is {got}, expected {expected}", code="FQT504")
+        arrays = {key: _fitting(name, as_numpy(name, values[name]), specs[key]) for name, key in names.items()}
         for key, array in arrays.items():
             self._library.assign(self._state[key], array)
 
+    @_alone
     def save_checkpoint(self, path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
         """Write everything a resumed run needs: all state, step count, seed and learning rates.
 
         Args:
             path: the file; replaced whole or not at all.
             metadata: text to keep with it.
+
+        Raises:
+            FqtError: FQT506 if the state holds NaN, FQT508 if the file cannot be written or another process trains
+                it; the file is as it was.
         """
         own = {"seed": str(self.seed), "lr": json.dumps(self._rates)}
         save_checkpoint(path, self.manifest, self._fetched(), {**(metadata or {}), **own})
 
+    @_alone
     def load_checkpoint(self, path: Path | str) -> dict[str, str]:
         """Go on where ``save_checkpoint`` was called; returns its metadata.
 
@@ -209,21 +270,56 @@ class Session:
         """
         arrays, metadata = load_checkpoint(path, self.manifest)
         try:
-            seed, rates = int(metadata.pop("seed")), [float(rate) for rate in json.loads(metadata.pop("lr"))]
-        except (KeyError, TypeError, ValueError) as error:
+            seed, rates = int(metadata.pop("seed")), self._checked_rates(_list(json.loads(metadata.pop("lr"))))
+            if not -(2**63) <= seed < 2**63:
+                raise ValueError(f"the seed {seed}")
+        except (KeyError, TypeError, ValueError, RecursionError, FqtError) as error:
             raise FqtError(f"{path} is damaged: {error} in its metadata", code="FQT502") from None
         self.lr, self.seed = rates, seed
         for name, array in arrays.items():
             self._library.assign(self._state[name], array)
         return metadata
 
+    @_alone
     def save(self, folder: Path | str) -> None:
-        """Write an artifact with the state, seed and learning rates of now; an artifact that is there is replaced."""
+        """Write an artifact with the state, seed and learning rates of now; an artifact that is there is replaced.
+
+        Its code is the one that this session runs, also where the artifact it came from has been compiled again.
+
+        Raises:
+            FqtError: FQT502 if that code was overwritten in place, FQT506 if the state holds NaN, FQT508 if the folder
+                holds something else, is in use by another process, or cannot be written.
+        """
         groups = tuple({**g, "lr": lr} for g, lr in zip(self.manifest.optimizer.groups, self._rates, strict=True))
         optimizer = dataclasses.replace(self.manifest.optimizer, groups=groups)
         manifest = dataclasses.replace(self.manifest, seed=self.seed, optimizer=optimizer)
-        library = self._library.path
-        write_artifact(folder, manifest, self._fetched(), library, companions(library.parent))
+        assert self._library.build is not None
+        members = self._library.build.contents()
+        state = self._fetched()
+        for name, array in state.items():
+            check_no_nan(name, array)
+        write_artifact(folder, manifest, state, members.pop(LIBRARY), members)
 
     def _fetched(self) -> dict[str, Array]:
         return {name: self._library.fetch(operand) for name, operand in self._state.items()}
+
+
+def _fitting(name: str, array: Array, spec: TensorSpec) -> Array:
+    """``array`` in the type of ``spec``; FQT504 for another shape or kind, FQT506 for values it cannot hold."""
+    if array.shape != spec.shape or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+        got, expected = f"{array.dtype}{list(array.shape)}", f"{spec.dtype}{list(spec.shape)}"
+        raise FqtError(f"{name} is {got}, expected {expected}", code="FQT504")
+    check_no_nan(name, array)
+    with np.errstate(over="ignore"):
+        cast: Array = array.astype(spec.dtype)
+    same_kind = array.dtype.kind == cast.dtype.kind
+    changed = np.isinf(cast) & ~np.isinf(array) if cast.dtype.kind == "f" else cast != array
+    if same_kind and changed.any():
+        raise FqtError(f"{name} holds {array[changed].flat[0]}, which {spec.dtype} cannot hold", code="FQT506")
+    return cast
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError("lr is no list")
+    return value

@@ -6,18 +6,30 @@ import os
 
 from fqt_deploy.core.diagnostics import FqtError
 
+MOST_THREADS = 1024
+"""More than any machine has cores; as many as the limits of a usual system let a process start."""
+SPIN = 100
+"""How often an idle worker looks for work before it sleeps: some tens of microseconds, the gap between two kernels."""
+
 
 def configure_threads() -> int:
     """Hand ``FQT_NUM_THREADS`` (default: the processors available to this process) to TVM and return it.
 
-    Threads are not bound to cores: binding hurts wherever another process, such as PyTorch's pool, is active.
+    Threads are not bound to cores: binding hurts wherever another process, such as PyTorch's pool, is active. They spin
+    for a short time only, and not at all where there are more of them than cores: a worker that spins takes the core
+    from one that computes, and the process cannot end before it sleeps.
 
     Raises:
-        FqtError: FQT202 if it is not a positive integer.
+        FqtError: FQT202 if it is not an integer from 1 to ``MOST_THREADS``.
     """
-    given = os.environ.get("FQT_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-    if not given.isdecimal() or int(given) < 1:
-        raise FqtError(f"FQT_NUM_THREADS is {given!r}; it must be a positive integer", code="FQT202")
-    os.environ["TVM_NUM_THREADS"] = given
+    available = len(os.sched_getaffinity(0))
+    given = os.environ.get("FQT_NUM_THREADS", str(min(available, MOST_THREADS)))
+    digits = given.lstrip("0") if given.isascii() and given.isdecimal() else ""
+    if not digits or len(digits) > len(str(MOST_THREADS)) or int(digits) > MOST_THREADS:
+        raise FqtError(
+            f"FQT_NUM_THREADS is {given[:40]!r}; it must be an integer from 1 to {MOST_THREADS}", code="FQT202"
+        )
+    os.environ["TVM_NUM_THREADS"] = digits
     os.environ.setdefault("TVM_BIND_THREADS", "0")
-    return int(given)
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0" if int(digits) > available else str(SPIN))
+    return int(digits)

@@ -81,9 +81,9 @@ def _tile(line: str, place: str) -> TunedTile | None:
         if isinstance(found, dict) and found.keys() == _OLD_FIELDS:
             return None
         tile = TunedTile(**{**found, "tile": tuple(found["tile"])})
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         tile = None
-    if tile is None or not all(isinstance(extent, int) and extent >= 1 for extent in tile.tile):
+    if tile is None or not _is_possible(tile):
         names = ", ".join(field.name for field in fields(TunedTile))
         raise FqtError(
             f"{place} is not a line of a tuning log: it needs {names}",
@@ -91,6 +91,17 @@ def _tile(line: str, place: str) -> TunedTile | None:
             hint="remove the line; --tune measures again what is missing",
         )
     return tile
+
+
+def _is_possible(tile: TunedTile) -> bool:
+    """Whether the fields are of their types, and extents such as a kernel may have."""
+    texts = (tile.processor, tile.rule, tile.kernel)
+    numbers = (tile.threads, tile.microseconds, tile.default_microseconds)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, (int, float)) and number >= 0 for number in numbers)
+        and all(type(extent) is int and 1 <= extent < 2**31 for extent in tile.tile)
+    )
 
 
 def append_tiles(path: Path, tiles: Iterable[TunedTile]) -> None:

@@ -1,9 +1,11 @@
 """``fqt-train`` as a process that is told to stop: it saves what it has, and resuming is as if nobody had."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +47,8 @@ def uninterrupted(digits_artifact, data, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "hung up")],
 )
 def test_a_signal_saves_a_checkpoint_that_resumes(digits_artifact, data, uninterrupted, tmp_path, number, code, said):
     checkpoint = tmp_path / "checkpoint"
@@ -64,3 +67,102 @@ def test_a_signal_saves_a_checkpoint_that_resumes(digits_artifact, data, uninter
     after = load_file(checkpoint)
     assert after.keys() == uninterrupted[1].keys()
     assert all(np.array_equal(after[name], uninterrupted[1][name]) for name in after)
+
+
+def training(process):
+    """Wait for the first line that tells of a step."""
+    while not process.stderr.readline().startswith("step "):
+        assert process.poll() is None
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_there_is_one_writer(digits_artifact, data, tmp_path, paused):
+    checkpoint, link = tmp_path / "checkpoint", tmp_path / "link"
+    link.symlink_to(checkpoint)
+    first = start(digits_artifact, data, checkpoint, "--epochs", 10**6)
+    try:
+        training(first)
+        if paused:
+            first.send_signal(signal.SIGSTOP)
+        for path in (checkpoint, link):
+            second = start(digits_artifact, data, path, "--overwrite")
+            told = second.communicate(timeout=60)[1]
+            assert second.returncode == 1
+            assert "error[FQT508]" in told
+            assert f"process {first.pid}" in told
+        with pytest.raises(fqt_deploy.FqtError, match="FQT508"):
+            fqt_deploy.load(digits_artifact).save_checkpoint(checkpoint)
+        with pytest.raises(fqt_deploy.FqtError, match=r"FQT508.*is being trained"):
+            fqt_deploy.load(digits_artifact).save(digits_artifact)
+    finally:
+        first.kill()
+        first.wait()
+    last = start(digits_artifact, data, checkpoint, "--epochs", 1, "--overwrite")
+    assert last.wait(60) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "link"]
+
+
+def test_a_link_is_followed(digits_artifact, data, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "checkpoint").symlink_to(tmp_path / "disk" / "real")
+    finish(start(digits_artifact, data, tmp_path / "checkpoint", "--epochs", 1))
+    assert (tmp_path / "checkpoint").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]
+
+
+@pytest.mark.parametrize("content", [b"my thesis", b"", None])
+def test_only_a_checkpoint_is_overwritten(digits_artifact, data, tmp_path, content):
+    path = tmp_path / "precious"
+    path.write_bytes((digits_artifact / "state.safetensors").read_bytes() if content is None else content)
+    before = path.read_bytes()
+    process = start(digits_artifact, data, path, "--overwrite")
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "error[FQT508]" in told
+    assert "is no checkpoint" in told
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-", "2>/dev/full", "2>&1 | head -n 1 > /dev/null"])
+def test_standard_streams_may_be_closed(digits_artifact, data, tmp_path, closed):
+    checkpoint = tmp_path / "checkpoint"
+    program = Path(sys.executable).with_name("fqt-train")
+    command = f"{program} {digits_artifact} --data {data} --eval-data {data} --checkpoint {checkpoint} {closed}"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, timeout=60, check=False)
+    if "|" not in closed:
+        assert done.returncode == 0, done.stderr
+    session = fqt_deploy.load(digits_artifact)
+    session.load_checkpoint(checkpoint)
+    assert session.step_count > 0
+
+
+def catches(process, number):
+    """Whether the process has a handler for a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize(("number", "delay"), [(signal.SIGINT, 0.0), (signal.SIGINT, 0.4), (signal.SIGTERM, 0.3)])
+def test_ended_while_loading(digits_artifact, data, tmp_path, number, delay):
+    process = start(digits_artifact, data, tmp_path / "checkpoint", "--epochs", 10**6)
+    for expected in (True, False):  # the interpreter catches Ctrl-C from its start to the first lines of the command
+        while catches(process, signal.SIGINT) != expected:
+            time.sleep(0.001)
+    time.sleep(delay)
+    process.send_signal(number)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode in (-number, 128 + number), told
+    assert "Traceback" not in told
+
+
+def test_what_a_killed_writer_left_is_swept(digits_artifact, data, tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    dead, alive, others = (tmp_path / name for name in (".checkpoint.abcd1234.part", ".checkpoint.efgh5678.part", ".x"))
+    for path in (dead, alive, others):
+        path.write_bytes(b"part")
+    (tmp_path / ".checkpoint.lock").write_text("1")
+    with alive.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        finish(start(digits_artifact, data, checkpoint, "--epochs", 1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [alive.name, others.name, "checkpoint"]

@@ -6,6 +6,7 @@ import pytest
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import (
+    OLDEST_SCHEMA,
     SCHEMA_VERSION,
     KernelInfo,
     LayerDecision,
@@ -90,7 +91,7 @@ def test_what_may_be_absent():
     assert Manifest.from_json(changed("layers", 0, "source", value=None)).layers[0].source is None
 
 
-@pytest.mark.parametrize(("version", "hint"), [(SCHEMA_VERSION + 1, "newer"), (SCHEMA_VERSION - 1, "compile")])
+@pytest.mark.parametrize(("version", "hint"), [(SCHEMA_VERSION + 1, "newer"), (OLDEST_SCHEMA - 1, "compile")])
 def test_another_version_is_told_before_anything_else(version, hint):
     with pytest.raises(FqtError, match="FQT503") as caught:
         Manifest.from_json(json.dumps({"schema_version": version, "unheard_of": 1}))

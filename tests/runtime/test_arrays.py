@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.manifest import TensorSpec
+from fqt_deploy.core.manifest import LabelRange, TensorSpec
 from fqt_deploy.runtime.arrays import ALIGNMENT, aligned_copy, check_input, empty_aligned, is_ready
 
 SPEC = TensorSpec("x", (4, 1, 8, 8), "float32")
@@ -106,9 +106,38 @@ def test_what_does_not_fit_is_refused(value, code, said):
 @pytest.mark.parametrize("label", [-1, 10, 2**40])
 def test_labels_out_of_range_are_refused(label):
     with pytest.raises(FqtError, match=rf"FQT507: y\[2\] is {label}; labels go from 0 to 9"):
-        check_input(TensorSpec("y", (4,), "int64"), np.array([0, 9, label, label]), classes=10)
+        check_input(TensorSpec("y", (4,), "int64"), np.array([0, 9, label, label]), labels=LabelRange(0, 10))
 
 
 def test_large_values_are_not_taken_for_infinity():
     large = np.full(SPEC.shape, 3e38, dtype=np.float32)
     assert (check_input(SPEC, large) == large).all()
+
+
+def test_masked_values_are_refused():
+    masked = np.ma.masked_greater(values(), 250)
+    with pytest.raises(FqtError, match=r"FQT505: x is a masked array, and 5 values are masked"):
+        check_input(SPEC, masked)
+
+
+@pytest.mark.parametrize("extent", [1, 4])
+def test_negative_strides_are_read_rightly(extent):
+    spec = TensorSpec("x", (extent, 3), "float32")
+    array = aligned_copy(np.arange(3.0 * extent, dtype=np.float32).reshape(extent, 3))[::-1]
+    taken = check_input(spec, array)
+    np.testing.assert_array_equal(taken, array)
+    assert taken.strides == (12, 4)
+
+
+def test_negated_tensors_are_read_rightly():
+    tensor = torch._neg_view(torch.from_numpy(values()))
+    np.testing.assert_array_equal(check_input(SPEC, tensor), -values())
+    conjugate = torch.complex(torch.zeros(SPEC.shape), torch.from_numpy(values())).conj().imag
+    np.testing.assert_array_equal(check_input(SPEC, conjugate), -values())
+
+
+def test_an_ignored_label_is_legal():
+    spec, labels = TensorSpec("y", (4,), "int64"), LabelRange(1, 5, -100)
+    assert (check_input(spec, np.array([1, 4, -100, 2]), labels=labels) == [1, 4, -100, 2]).all()
+    with pytest.raises(FqtError, match=r"FQT507: y\[3\] is -1; labels go from 1 to 4, or are -100"):
+        check_input(spec, np.array([1, 4, -100, -1]), labels=labels)

@@ -12,7 +12,7 @@ import pytest
 
 import fqt_deploy
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.manifest import SCHEMA_VERSION, Manifest
+from fqt_deploy.core.manifest import OLDEST_SCHEMA, SCHEMA_VERSION, Manifest
 from fqt_deploy.runtime.artifact import companions, read_artifact, read_sums, write_artifact
 
 OTHER_ARCH = {"x86_64": "aarch64", "aarch64": "x86_64"}[platform.machine()]
@@ -92,7 +92,7 @@ def test_a_damaged_library_is_not_loaded(artifact):
     refused(artifact, "FQT502", "step.so is not the file")
 
 
-@pytest.mark.parametrize(("version", "hint"), [(SCHEMA_VERSION + 1, "newer"), (SCHEMA_VERSION - 1, "compile")])
+@pytest.mark.parametrize(("version", "hint"), [(SCHEMA_VERSION + 1, "newer"), (OLDEST_SCHEMA - 1, "compile")])
 def test_other_versions_are_refused_whatever_else_they_hold(artifact, version, hint):
     change_manifest(artifact, schema_version=version, unheard_of=True)
     (artifact / "SHA256SUMS").unlink()

@@ -7,7 +7,7 @@ import pytest
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
-from fqt_deploy.runtime import artifact as module
+from fqt_deploy.runtime import folders as module
 from fqt_deploy.runtime.artifact import companions, read_artifact, write_artifact
 
 

@@ -96,3 +96,50 @@ def test_other_formats_are_refused(session, tmp_path):
     save_file(load_file(tmp_path / "c"), tmp_path / "c", header)
     with pytest.raises(FqtError, match=r"FQT503.*99"):
         load_checkpoint(tmp_path / "c", session.manifest)
+
+
+def test_every_flipped_bit_is_seen(session, tmp_path):
+    session.save_checkpoint(tmp_path / "c")
+    content = bytearray((tmp_path / "c").read_bytes())
+    generator = np.random.default_rng(0)
+    for place in [*range(0, 400, 7), *generator.integers(0, len(content), 60)]:
+        content[place] ^= 1 << int(generator.integers(8))
+        (tmp_path / "flipped").write_bytes(content)
+        with pytest.raises(FqtError, match=r"FQT50[234]"):
+            load_checkpoint(tmp_path / "flipped", session.manifest)
+        content[:] = (tmp_path / "c").read_bytes()
+
+
+def test_checkpoints_without_a_digest_are_read(session, tmp_path):
+    session.step(*batches(1)[0])
+    header = {"fqt_fingerprint": session.manifest.fingerprint, "fqt_format": "1", "seed": "3", "lr": "[0.5]"}
+    save_file({name: np.array(array) for name, array in session._state.items()}, tmp_path / "old", header)
+    session.load_checkpoint(tmp_path / "old")
+    assert (session.seed, session.lr, session.step_count) == (3, 0.5, 1)
+    save_file({n: np.array(a) for n, a in session._state.items()}, tmp_path / "new", header | {"fqt_format": "2"})
+    with pytest.raises(FqtError, match=r"FQT502.*digest"):
+        session.load_checkpoint(tmp_path / "new")
+
+
+def test_nan_is_neither_saved_nor_loaded(session, tmp_path):
+    session.save_checkpoint(tmp_path / "c")
+    before = (tmp_path / "c").read_bytes()
+    good = session.state_dict()
+    with pytest.raises(FqtError, match=r"FQT506.*head.bias holds 1 values that are NaN"):
+        session.load_state_dict(good | {"head.bias": np.array([np.nan, *range(9)], np.float32)})
+    with pytest.raises(FqtError, match=r"FQT506.*1e\+300"):
+        session.load_state_dict(good | {"head.bias": np.full(10, 1e300)})
+    assert all(np.array_equal(good[name], array) for name, array in session.state_dict().items())
+    session._state["param/head.bias"][0] = np.nan
+    for save in (session.save_checkpoint, session.save):
+        with pytest.raises(FqtError, match="FQT506"):
+            save(tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == before
+
+
+@pytest.mark.parametrize("metadata", [{"lr": "[-1]"}, {"lr": "[1e300]"}, {"lr": "[NaN]"}, {"seed": "9" * 30}])
+def test_a_refused_checkpoint_changes_nothing(session, tmp_path, metadata):
+    session.lr, session.seed = 0.25, 5
+    save_checkpoint(tmp_path / "c", session.manifest, session._state, {"seed": "0", "lr": "[0.1]"} | metadata)
+    refuses(session, tmp_path / "c", "FQT502")
+    assert (session.lr, session.seed) == (0.25, 5)

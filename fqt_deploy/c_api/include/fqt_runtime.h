@@ -1,8 +1,8 @@
 /* fqt_runtime: load an artifact of fqt-compile and train it, from C. Plain C99; needs no Python.
  *
  * Functions that can fail return 0, or N for the error FQTN of docs/errors.md; fqt_last_error() then says what is wrong.
- * After an error nothing has changed. A session is for one thread at a time, always the same one: worker threads belong
- * to the thread that calls. The number of workers is FQT_NUM_THREADS, read by the first fqt_load of the process.
+ * After an error nothing has changed. A session is for one thread at a time; a second one is refused, and so is a process
+ * that was forked after a step. The number of workers is FQT_NUM_THREADS, read by the first fqt_load of the process.
  */
 #ifndef FQT_RUNTIME_H
 #define FQT_RUNTIME_H

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <map>
 #include <set>
 #include <sstream>
@@ -18,7 +19,9 @@
 namespace fqt {
 namespace {
 
-constexpr int64_t kSchemaVersion = 2;
+constexpr int64_t kSchemaVersion = 3;
+constexpr int64_t kOldestSchema = 2;
+constexpr size_t kLargestArray = size_t{1} << 46;  // bytes; no address lies farther
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kLibrary = "step.so";
 constexpr const char* kState = "state.safetensors";
@@ -27,16 +30,72 @@ constexpr const char* kSums = "SHA256SUMS";
 TensorSpec ParseSpec(const Json& json) {
   TensorSpec spec{json["name"].String(), json["dtype"].String(), {}};
   for (const Json& extent : json["shape"].Items()) spec.shape.push_back(extent.Int());
-  spec.Bytes();  // an error for an impossible one
+  if (spec.Extent() >= kLargestArray) throw Error(kDamaged, spec.name + " has an impossible shape");
   return spec;
 }
 
 void CheckVersion(const Json& json) {
   const int64_t version = json["schema_version"].Int();
-  if (version == kSchemaVersion) return;
+  if (version >= kOldestSchema && version <= kSchemaVersion) return;
   throw Error(kOtherVersion, "the artifact has schema version " + std::to_string(version) + ", this runtime reads " +
-                                 std::to_string(kSchemaVersion) +
+                                 std::to_string(kOldestSchema) + " to " + std::to_string(kSchemaVersion) +
                                  (version > kSchemaVersion ? "; install a newer fqt_runtime" : "; compile it again"));
+}
+
+[[noreturn]] void Contradiction(const std::string& what) {
+  throw Error(kDamaged, "manifest.json contradicts itself: " + what);
+}
+
+std::optional<int64_t> OptionalInt(const Json& json, const char* key) {
+  if (!json.Has(key) || json[key].IsNull()) return std::nullopt;
+  return json[key].Int();
+}
+
+// The labels of a manifest whose shapes have been parsed.
+std::optional<LabelRange> ParseLabels(const Json& json, const Manifest& manifest) {
+  const std::optional<int64_t> classes = OptionalInt(json, "classes"), ignored = OptionalInt(json, "ignore_index");
+  const std::vector<int64_t>& shape = manifest.logits.shape;
+  const auto rank = static_cast<int64_t>(shape.size());
+  int64_t axis = OptionalInt(json, "class_axis").value_or(rank - 1);
+  if (axis < -rank || axis >= rank) Contradiction("class_axis is none of the logits");
+  if (axis < 0) axis += rank;
+  if (classes && *classes != shape[static_cast<size_t>(axis)]) Contradiction("classes and logits differ");
+  std::optional<LabelRange> labels;
+  if (classes) labels = LabelRange{0, *classes, ignored};
+  if (json.Has("label_range") && !json["label_range"].IsNull()) {
+    const std::vector<Json> bounds = json["label_range"].Items();
+    if (bounds.size() != 2 || bounds[0].Int() >= bounds[1].Int()) Contradiction("label_range is empty");
+    labels = LabelRange{bounds[0].Int(), bounds[1].Int(), ignored};
+  }
+  if (labels && manifest.y.dtype != "int64") Contradiction("labels are not of type int64");
+  return labels;
+}
+
+// What holds in every manifest: core/manifest_laws.py.
+void CheckLaws(const Manifest& manifest) {
+  const std::vector<int64_t>&x = manifest.x.shape, &y = manifest.y.shape, &logits = manifest.logits.shape;
+  if (manifest.x.name != "x" || manifest.y.name != "y") Contradiction("the inputs are not x and y");
+  if (x.empty() || manifest.x.Elements() == 0 || y.empty() || y[0] != x[0]) {
+    Contradiction("x and y are not of one batch");
+  }
+  if (logits.empty() || manifest.logits.Elements() == 0 || logits[0] % x[0] != 0) {
+    Contradiction("logits are not of this batch");
+  }
+  std::set<std::string> names;
+  for (const TensorSpec& spec : manifest.state) {
+    if (!names.insert(spec.name).second) Contradiction("two arrays of the state have one name");
+  }
+  for (const std::string& name : manifest.predict_state) {
+    if (names.count(name) == 0) Contradiction("the state has no " + name);
+  }
+  const bool counts = std::any_of(manifest.state.begin(), manifest.state.end(), [](const TensorSpec& spec) {
+    return spec.name == "step" && spec.shape.empty() && (spec.dtype == "int32" || spec.dtype == "int64");
+  });
+  if (!counts) Contradiction("the state has no step count");
+  if (manifest.rates.empty()) Contradiction("there is no learning rate");
+  for (double rate : manifest.rates) {
+    if (!(rate >= 0 && rate <= std::numeric_limits<float>::max())) Contradiction("a learning rate is out of range");
+  }
 }
 
 Manifest ParseManifest(const Json& json) {
@@ -44,18 +103,16 @@ Manifest ParseManifest(const Json& json) {
   manifest.name = json["name"].String();
   manifest.fingerprint = json["fingerprint"].String();
   const std::vector<Json> inputs = json["inputs"].Items();
-  if (inputs.size() != 2) throw Error(kDamaged, "manifest.json must have two inputs");
+  if (inputs.size() != 2) Contradiction("the inputs are not x and y");
   manifest.x = ParseSpec(inputs[0]);
   manifest.y = ParseSpec(inputs[1]);
   manifest.logits = ParseSpec(json["logits"]);
-  if (manifest.x.shape.empty() || manifest.x.shape[0] < 1 || manifest.logits.shape.empty()) {
-    throw Error(kDamaged, "inputs of manifest.json must have a batch");
-  }
-  if (!json["classes"].IsNull()) manifest.classes = json["classes"].Int();
   for (const Json& spec : json["state"].Items()) manifest.state.push_back(ParseSpec(spec));
   for (const Json& name : json["predict_state"].Items()) manifest.predict_state.push_back(name.String());
   for (const Json& group : json["optimizer"]["groups"].Items()) manifest.rates.push_back(group["lr"].Number());
   manifest.seed = json["seed"].Int();
+  CheckLaws(manifest);
+  manifest.labels = ParseLabels(json, manifest);
   return manifest;
 }
 

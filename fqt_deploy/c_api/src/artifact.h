@@ -10,12 +10,18 @@
 
 namespace fqt {
 
+// The labels that a loss takes: from `low` to before `high`, and one beside them that it leaves out.
+struct LabelRange {
+  int64_t low, high;
+  std::optional<int64_t> ignore_index;
+};
+
 // What a session needs of manifest.json.
 struct Manifest {
   std::string name;
   std::string fingerprint;
   TensorSpec x, y, logits;
-  std::optional<int64_t> classes;  // number of valid labels, when y are class indices
+  std::optional<LabelRange> labels;  // when y are class indices
   std::vector<TensorSpec> state;   // in argument order
   std::vector<std::string> predict_state;
   std::vector<double> rates;  // one for each parameter group

@@ -9,6 +9,7 @@ namespace fqt {
 enum Code {
   kBadOption = 202,
   kOtherMachine = 402,
+  kNoMemory = 406,
   kNoArtifact = 501,
   kDamaged = 502,
   kOtherVersion = 503,
@@ -17,6 +18,7 @@ enum Code {
   kNotFinite = 506,
   kBadLabel = 507,
   kCannotWrite = 508,
+  kWrongThread = 512,
   kBug = 900,
 };
 

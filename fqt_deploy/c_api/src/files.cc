@@ -1,6 +1,7 @@
 #include "files.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "error.h"
+#include "locks.h"
 
 namespace fqt {
 
@@ -51,21 +53,30 @@ void SyncFolder(const std::string& path) {
 }  // namespace
 
 void ReplaceFile(const std::string& path, const std::string& content) {
-  const std::filesystem::path parent = std::filesystem::path(path).parent_path();
-  const std::string name = path + ".XXXXXX";
+  const std::string real = RealPath(path);
+  const std::filesystem::path parent = std::filesystem::path(real).parent_path();
+  std::error_code ignored;
+  if (std::filesystem::exists(real, ignored) && !IsFile(real)) {
+    throw Error(kCannotWrite, "cannot write " + path + ": it is not a file");
+  }
+  Sweep(path);
+  // A locked file: what a killed writer leaves behind is removed by the next one.
+  const std::string name = (parent.empty() ? "." : parent.string()) + "/" + HiddenPrefix(real) + "c_XXXXXX.part";
   std::vector<char> temporary(name.begin(), name.end());
   temporary.push_back('\0');
-  const int file = mkstemp(temporary.data());
-  bool good = file >= 0 && WriteAll(file, content);
+  const int file = mkstemps(temporary.data(), 5);
+  bool good = file >= 0;
+  if (good) flock(file, LOCK_EX);
+  good = good && WriteAll(file, content);
   if (file >= 0) {
     const mode_t mask = umask(0);
     umask(mask);
-    good = fchmod(file, 0666 & ~mask) == 0 && good;  // mkstemp makes it private
-    good = close(file) == 0 && good;
-    good = good && rename(temporary.data(), path.c_str()) == 0;
+    good = fchmod(file, 0666 & ~mask) == 0 && good;  // mkstemps makes it private
+    good = good && rename(temporary.data(), real.c_str()) == 0;
   }
+  const std::string reason = std::strerror(errno);
+  if (file >= 0) close(file);
   if (!good) {
-    const std::string reason = std::strerror(errno);
     if (file >= 0) unlink(temporary.data());
     throw Error(kCannotWrite, "cannot write " + path + ": " + reason);
   }

@@ -29,7 +29,7 @@ int Guarded(Action action) {
   } catch (const fqt::Error& error) {
     return Failed(error.code, error.what());
   } catch (const std::bad_alloc&) {
-    return Failed(fqt::kBug, "out of memory");
+    return Failed(fqt::kNoMemory, "the memory is too small");
   } catch (const std::exception& error) {
     return Failed(fqt::kBug, error.what());
   }

@@ -14,7 +14,34 @@ struct Json::Value {
   ffi::Any any;
 };
 
+namespace {
+
+constexpr int kDeepest = 100;  // of lists and objects in each other: the parser calls itself for each
+
+// Whether `text` nests deeper than that; strings are left out.
+bool IsTooDeep(const std::string& text) {
+  int depth = 0;
+  bool quoted = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (quoted) {
+      if (c == '\\') ++i;
+      if (c == '"') quoted = false;
+    } else if (c == '"') {
+      quoted = true;
+    } else if (c == '[' || c == '{') {
+      if (++depth > kDeepest) return true;
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
 Json Json::Parse(const std::string& text, const std::string& name) {
+  if (IsTooDeep(text)) throw Error(kDamaged, name + " is not valid: it nests too deep");
   ffi::String problem;
   ffi::Any value = ffi::json::Parse(ffi::String(text), &problem);
   if (!problem.empty()) throw Error(kDamaged, name + " is not valid JSON: " + std::string(problem));

@@ -1,6 +1,7 @@
 #include "session.h"
 
 #include <sched.h>
+#include <sys/stat.h>
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/module.h>
@@ -11,11 +12,19 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <utility>
 
+#include "calls.h"
 #include "dlpack_tensor.h"
 #include "error.h"
 #include "files.h"
 #include "json.h"
+#include "locks.h"
+#include "sha256.h"
 
 namespace fqt {
 
@@ -24,21 +33,30 @@ namespace ffi = tvm::ffi;
 namespace {
 
 constexpr int kPooledAllocator = 2;
-constexpr const char* kCheckpointFormat = "1";
+constexpr const char* kCheckpointFormat = "2";
+constexpr const char* kFormatWithoutDigest = "1";
+constexpr const char* kDigest = "fqt_sha256";
+const std::string kNoDigest(64, '0');
 
-// Hand FQT_NUM_THREADS to TVM, which reads its own variable when it starts its workers.
+constexpr long kMostThreads = 1024;
+
+// Hand FQT_NUM_THREADS to TVM, which reads its own variables when it starts its workers: runtime/threads.py.
 void ConfigureThreads() {
   const char* given = std::getenv("FQT_NUM_THREADS");
-  cpu_set_t available;
-  CPU_ZERO(&available);
-  sched_getaffinity(0, sizeof available, &available);
-  const std::string threads = given != nullptr ? given : std::to_string(CPU_COUNT(&available));
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  sched_getaffinity(0, sizeof set, &set);
+  const long available = std::max(1, CPU_COUNT(&set));
+  std::string threads = given != nullptr ? given : std::to_string(std::min(available, kMostThreads));
   const bool digits = !threads.empty() && threads.find_first_not_of("0123456789") == std::string::npos;
-  if (!digits || threads.find_first_not_of('0') == std::string::npos) {
-    throw Error(kBadOption, "FQT_NUM_THREADS is '" + threads + "'; it must be a positive integer");
+  threads.erase(0, std::min(threads.find_first_not_of('0'), threads.size()));
+  const long count = digits && !threads.empty() && threads.size() < 6 ? std::stol(threads) : 0;
+  if (count < 1 || count > kMostThreads) {
+    throw Error(kBadOption, "FQT_NUM_THREADS must be an integer from 1 to " + std::to_string(kMostThreads));
   }
   setenv("TVM_NUM_THREADS", threads.c_str(), 1);
   setenv("TVM_BIND_THREADS", "0", 0);  // bound threads are slow wherever another process is active
+  setenv("TVM_THREAD_POOL_SPIN_COUNT", count > available ? "0" : "100", 0);  // how long idle workers keep a core
 }
 
 void CheckSize(const TensorSpec& spec, size_t expected, size_t bytes) {
@@ -62,15 +80,47 @@ void CheckFinite(const TensorSpec& spec, const char* data, size_t bytes) {
   if (spec.dtype == "float64") CheckFloats(spec, reinterpret_cast<const double*>(data), bytes / sizeof(double));
 }
 
-void CheckLabels(const TensorSpec& spec, const char* data, int64_t classes) {
+void CheckLabels(const TensorSpec& spec, const char* data, const LabelRange& labels) {
   for (size_t i = 0; i < spec.Elements(); ++i) {
     int64_t label;
     std::memcpy(&label, data + i * sizeof label, sizeof label);
-    if (label < 0 || label >= classes) {
+    if ((label < labels.low || label >= labels.high) && labels.ignore_index != label) {
       throw Error(kBadLabel, spec.name + "[" + std::to_string(i) + "] is " + std::to_string(label) +
-                                 "; labels go from 0 to " + std::to_string(classes - 1));
+                                 "; labels go from " + std::to_string(labels.low) + " to " +
+                                 std::to_string(labels.high - 1));
     }
   }
+}
+
+template <typename T>
+bool HasNan(const char* data, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += sizeof(T)) {
+    T value;
+    std::memcpy(&value, data + i, sizeof value);
+    if (std::isnan(value)) return true;
+  }
+  return false;
+}
+
+// kNotFinite for NaN in an array of the state; infinity may be meant, as in an attention mask.
+void CheckNoNan(const TensorSpec& spec, const char* data, const std::string& where) {
+  const bool found = (spec.dtype == "float32" && HasNan<float>(data, spec.Bytes())) ||
+                     (spec.dtype == "float64" && HasNan<double>(data, spec.Bytes()));
+  if (found) throw Error(kNotFinite, spec.name + where + " holds NaN: training has diverged");
+}
+
+// A checkpoint's digest is computed with zeros in place of itself; npos if `content` has no place for it.
+size_t DigestPlace(const std::string& content) {
+  uint64_t header = 0;
+  if (content.size() >= sizeof header) std::memcpy(&header, content.data(), sizeof header);
+  const std::string key = std::string("\"") + kDigest + "\":\"";
+  const size_t found = content.find(key);
+  const bool inside = found != std::string::npos && found < sizeof header + header;
+  return inside && found + key.size() + kNoDigest.size() <= content.size() ? found + key.size() : std::string::npos;
+}
+
+std::string DigestOf(std::string content, size_t place) {
+  return Sha256(content.replace(place, kNoDigest.size(), kNoDigest));
 }
 
 std::string FormatRates(const std::vector<double>& rates) {
@@ -82,11 +132,65 @@ std::string FormatRates(const std::vector<double>& rates) {
   return text + "]";
 }
 
-ffi::Any Call(const ffi::Function& function, const std::vector<ffi::Tensor>& arguments) {
-  const std::vector<ffi::AnyView> views(arguments.begin(), arguments.end());
-  ffi::Any result;
-  function.CallPacked(views.data(), static_cast<int32_t>(views.size()), &result);
-  return result;
+// What `function` returns: arrays, each checked to be of the spec beside it.
+std::vector<ffi::Tensor> Call(const ffi::Function& function, const std::vector<ffi::Tensor>& arguments,
+                              const std::vector<TensorSpec>& specs) {
+  std::vector<ffi::Tensor> results;
+  try {
+    const std::vector<ffi::AnyView> views(arguments.begin(), arguments.end());
+    ffi::Any result;
+    function.CallPacked(views.data(), static_cast<int32_t>(views.size()), &result);
+    if (specs.size() == 1) {
+      results.push_back(result.cast<ffi::Tensor>());
+    } else {
+      for (const ffi::Tensor& tensor : result.cast<ffi::Array<ffi::Tensor>>()) results.push_back(tensor);
+    }
+  } catch (const ffi::Error& error) {  // it checks all arguments before it computes anything
+    throw Error(kDamaged, "step.so cannot run on what the manifest says: " + std::string(error.message()));
+  }
+  bool good = results.size() == specs.size();
+  for (size_t i = 0; good && i < specs.size(); ++i) {
+    const DLDataType found = results[i].dtype(), wanted = DataTypeOf(specs[i].dtype);
+    const ffi::ShapeView shape = results[i].shape();
+    good = found.code == wanted.code && found.bits == wanted.bits && found.lanes == 1 &&
+           std::equal(shape.begin(), shape.end(), specs[i].shape.begin(), specs[i].shape.end());
+  }
+  if (!good) throw Error(kDamaged, "step.so computes other results than the manifest says; compile the model again");
+  return results;
+}
+
+// A name of `path` that the dynamic linker has not yet seen for another file: it knows libraries by their names.
+std::string Spelling(const std::string& path) {
+  static std::mutex mutex;
+  static std::map<std::string, std::vector<std::pair<dev_t, ino_t>>> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::error_code error;
+  const std::filesystem::path real = std::filesystem::canonical(path, error);
+  struct stat status;
+  if (error || stat(path.c_str(), &status) != 0) throw Error(kDamaged, "cannot read " + path);
+  std::vector<std::pair<dev_t, ino_t>>& builds = known[real.string()];
+  const std::pair<dev_t, ino_t> build(status.st_dev, status.st_ino);
+  auto number = static_cast<size_t>(std::find(builds.begin(), builds.end(), build) - builds.begin());
+  if (number == builds.size()) builds.push_back(build);
+  std::string name = real.parent_path().string() + "/";
+  for (; number > 0; number /= 2) name += number % 2 ? "./" : "/";
+  return name + real.filename().string();
+}
+
+}  // namespace
+
+namespace {
+
+// The step count in `data`, which may lie anywhere.
+int64_t CountOf(const TensorSpec& spec, const char* data) {
+  if (spec.dtype == "int32") {
+    int32_t count;
+    std::memcpy(&count, data, sizeof count);
+    return count;
+  }
+  int64_t count;
+  std::memcpy(&count, data, sizeof count);
+  return count;
 }
 
 }  // namespace
@@ -99,6 +203,18 @@ struct Session::Impl {
   std::vector<ffi::Tensor> predict_state;
   std::vector<double> rates;
   size_t step_index;
+  std::mutex turn;
+
+  std::unique_lock<std::mutex> TakeTurn() {
+    std::unique_lock<std::mutex> lock(turn, std::try_to_lock);
+    if (!lock) throw Error(kWrongThread, "another thread is using this session; give each thread one of its own");
+    return lock;
+  }
+
+  void SetRates(const std::vector<double>& values) {
+    rates = values;
+    std::copy(rates.begin(), rates.end(), reinterpret_cast<float*>(Data(lr)));
+  }
 
   void CopyState(const std::vector<Tensor>& tensors) {
     for (const Tensor& tensor : tensors) {
@@ -115,6 +231,7 @@ struct Session::Impl {
 };
 
 Session::Session(const std::string& folder) : impl_(std::make_unique<Impl>()) {
+  const FolderLock unreplaced(folder);
   Artifact artifact = ReadArtifact(folder);
   Impl& my = *impl_;
   my.manifest = std::move(artifact.manifest);
@@ -133,7 +250,7 @@ Session::Session(const std::string& folder) : impl_(std::make_unique<Impl>()) {
   SetRates(my.manifest.rates);
   ConfigureThreads();
   try {
-    const ffi::Module library = ffi::Module::LoadFromFile(artifact.library);
+    const ffi::Module library = ffi::Module::LoadFromFile(Spelling(artifact.library));
     const auto machine = library->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
     machine->GetFunction("vm_initialization").value()(static_cast<int>(kDLCPU), 0, kPooledAllocator);
     my.train_step = machine->GetFunction("train_step").value();
@@ -149,21 +266,29 @@ const Manifest& Session::manifest() const { return impl_->manifest; }
 
 float Session::Step(const void* x, size_t x_bytes, const void* y, size_t y_bytes) {
   Impl& my = *impl_;
+  const auto turn = my.TakeTurn();
+  EnterProcess();
   CheckSize(my.manifest.x, my.manifest.x.Bytes(), x_bytes);
   CheckSize(my.manifest.y, my.manifest.y.Bytes(), y_bytes);
   std::memcpy(Data(my.x), x, x_bytes);
   std::memcpy(Data(my.y), y, y_bytes);
   CheckFinite(my.manifest.x, Data(my.x), x_bytes);
   CheckFinite(my.manifest.y, Data(my.y), y_bytes);
-  if (my.manifest.classes) CheckLabels(my.manifest.y, Data(my.y), *my.manifest.classes);
+  if (my.manifest.labels) CheckLabels(my.manifest.y, Data(my.y), *my.manifest.labels);
   std::vector<ffi::Tensor> arguments{my.x, my.y, my.seed, my.lr};
   arguments.insert(arguments.end(), my.state.begin(), my.state.end());
-  const auto results = Call(my.train_step, arguments).cast<ffi::Array<ffi::Tensor>>();
-  return *reinterpret_cast<const float*>(Data(results[0]));
+  float loss = 0;
+  CallFromOneThread([&] {
+    const auto results = Call(my.train_step, arguments, {{"loss", "float32", {}}, my.manifest.logits});
+    loss = *reinterpret_cast<const float*>(Data(results[0]));
+  });
+  return loss;
 }
 
 void Session::Predict(const void* x, size_t x_bytes, void* logits, size_t logits_bytes) {
   Impl& my = *impl_;
+  const auto turn = my.TakeTurn();
+  EnterProcess();
   const size_t batch = static_cast<size_t>(my.manifest.x.shape[0]);
   const size_t row = my.manifest.x.Bytes() / batch, result_row = my.manifest.logits.Bytes() / batch;
   if (row == 0 || x_bytes % row != 0) {
@@ -181,8 +306,10 @@ void Session::Predict(const void* x, size_t x_bytes, void* logits, size_t logits
     CheckFinite(my.manifest.x, Data(my.x), batch * row);
     std::vector<ffi::Tensor> arguments{my.x};
     arguments.insert(arguments.end(), my.predict_state.begin(), my.predict_state.end());
-    const auto result = Call(my.predict, arguments).cast<ffi::Tensor>();
-    std::memcpy(static_cast<char*>(logits) + start * result_row, Data(result), count * result_row);
+    CallFromOneThread([&] {
+      const auto results = Call(my.predict, arguments, {my.manifest.logits});
+      std::memcpy(static_cast<char*>(logits) + start * result_row, Data(results[0]), count * result_row);
+    });
   }
 }
 
@@ -190,17 +317,22 @@ const std::vector<double>& Session::rates() const { return impl_->rates; }
 
 void Session::SetRates(const std::vector<double>& rates) {
   Impl& my = *impl_;
+  CheckRates(rates);
+  const auto turn = my.TakeTurn();
+  my.SetRates(rates);
+}
+
+void Session::CheckRates(const std::vector<double>& rates) const {
+  const Impl& my = *impl_;
   if (rates.size() != my.manifest.rates.size()) {
     throw Error(kBadOption, std::to_string(rates.size()) + " learning rates for " +
                                 std::to_string(my.manifest.rates.size()) + " parameter groups");
   }
   for (double rate : rates) {
-    if (!(std::isfinite(rate) && rate >= 0)) {
+    if (!(rate >= 0 && rate <= std::numeric_limits<float>::max())) {
       throw Error(kBadOption, "the learning rate is " + std::to_string(rate) + "; it must be finite and not negative");
     }
   }
-  my.rates = rates;
-  std::copy(rates.begin(), rates.end(), reinterpret_cast<float*>(Data(my.lr)));
 }
 
 int64_t Session::seed() const { return *reinterpret_cast<const int64_t*>(Data(impl_->seed)); }
@@ -209,23 +341,30 @@ void Session::SetSeed(int64_t seed) { *reinterpret_cast<int64_t*>(Data(impl_->se
 
 int64_t Session::StepCount() const {
   const Impl& my = *impl_;
-  const char* data = Data(my.state[my.step_index]);
-  if (my.manifest.state[my.step_index].dtype == "int32") return *reinterpret_cast<const int32_t*>(data);
-  return *reinterpret_cast<const int64_t*>(data);
+  return CountOf(my.manifest.state[my.step_index], Data(my.state[my.step_index]));
 }
 
 void Session::SaveCheckpoint(const std::string& path) const {
-  const Impl& my = *impl_;
+  Impl& my = *impl_;
+  const auto turn = my.TakeTurn();
+  CheckNoOtherWriter(path);
   std::vector<Tensor> tensors;
   for (size_t i = 0; i < my.state.size(); ++i) tensors.push_back({my.manifest.state[i], Data(my.state[i])});
-  ReplaceFile(path, FormatTensors(tensors, {{"fqt_fingerprint", my.manifest.fingerprint},
-                                            {"fqt_format", kCheckpointFormat},
-                                            {"seed", std::to_string(seed())},
-                                            {"lr", FormatRates(my.rates)}}));
+  for (const Tensor& tensor : tensors) CheckNoNan(tensor.spec, tensor.data, "");
+  std::string content = FormatTensors(tensors, {{"fqt_fingerprint", my.manifest.fingerprint},
+                                                {"fqt_format", kCheckpointFormat},
+                                                {kDigest, kNoDigest},
+                                                {"seed", std::to_string(seed())},
+                                                {"lr", FormatRates(my.rates)}});
+  const size_t place = DigestPlace(content);
+  content.replace(place, kNoDigest.size(), Sha256(content));
+  ReplaceFile(path, content);
 }
 
 void Session::LoadCheckpoint(const std::string& path) {
   Impl& my = *impl_;
+  const auto turn = my.TakeTurn();
+  Sweep(path);
   const std::string content = ReadFile(path);
   const TensorFile file = ParseTensors(content, path);
   const auto entry = [&](const char* key) {
@@ -235,8 +374,15 @@ void Session::LoadCheckpoint(const std::string& path) {
   if (entry("fqt_fingerprint").empty() || entry("fqt_format").empty()) {
     throw Error(kForeignCheckpoint, path + " is not a checkpoint");
   }
-  if (entry("fqt_format") != kCheckpointFormat) {
-    throw Error(kOtherVersion, path + " has format " + entry("fqt_format") + ", this runtime reads " + kCheckpointFormat);
+  const bool old = entry("fqt_format") == kFormatWithoutDigest;
+  if (!old && entry("fqt_format") != kCheckpointFormat) {
+    throw Error(kOtherVersion, path + " has format " + entry("fqt_format") + ", this runtime reads " +
+                                   kFormatWithoutDigest + " to " + kCheckpointFormat);
+  }
+  const std::string digest = entry(kDigest);
+  const size_t place = DigestPlace(content);
+  if (digest.empty() ? !old : place == std::string::npos || DigestOf(content, place) != digest) {
+    throw Error(kDamaged, path + " is damaged: its digest is another; go on from an older one");
   }
   if (entry("fqt_fingerprint") != my.manifest.fingerprint) {
     throw Error(kForeignCheckpoint,
@@ -254,7 +400,18 @@ void Session::LoadCheckpoint(const std::string& path) {
   for (const Json& rate : Json::Parse(entry("lr"), "lr in the metadata of " + path).Items()) {
     rates.push_back(rate.Number());
   }
-  SetRates(rates);  // may refuse: the rest cannot
+  try {
+    CheckRates(rates);
+  } catch (const Error& error) {
+    throw Error(kDamaged, path + " is damaged: " + error.what());
+  }
+  for (const Tensor& tensor : file.tensors) {
+    CheckNoNan(tensor.spec, tensor.data, " in " + path);
+    if (tensor.spec.name == "step" && CountOf(tensor.spec, tensor.data) < 0) {
+      throw Error(kDamaged, path + " is damaged: it has taken less than no step");
+    }
+  }
+  my.SetRates(rates);  // nothing is refused from here on
   SetSeed(seed);
   my.CopyState(file.tensors);
 }

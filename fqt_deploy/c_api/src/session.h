@@ -30,6 +30,7 @@ class Session {
 
  private:
   struct Impl;
+  void CheckRates(const std::vector<double>& rates) const;  // kBadOption
   std::unique_ptr<Impl> impl_;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "error.h"
 #include "json.h"
@@ -57,6 +58,12 @@ size_t TensorSpec::Bytes() const {
   return bytes;
 }
 
+size_t TensorSpec::Extent() const {
+  TensorSpec full = *this;
+  for (int64_t& extent : full.shape) extent = extent == 0 ? 1 : extent;
+  return full.Bytes();
+}
+
 std::string TensorSpec::Describe() const {
   std::string text = dtype + "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
@@ -75,7 +82,7 @@ TensorFile ParseTensors(const std::string& content, const std::string& name) {
   const uint64_t available = content.size() - sizeof size - size;
   const Json header = Json::Parse(content.substr(sizeof size, size), "the header of " + name);
   TensorFile file;
-  uint64_t used = 0;
+  std::vector<std::pair<int64_t, int64_t>> pieces;
   for (const std::string& key : header.Keys()) {
     if (key == "__metadata__") {
       for (const std::string& entry : header[key].Keys()) file.metadata[entry] = header[key][entry].String();
@@ -91,10 +98,18 @@ TensorFile ParseTensors(const std::string& content, const std::string& name) {
         static_cast<size_t>(end - begin) != spec.Bytes()) {
       throw Error(kDamaged, name + " is damaged: " + key + " does not lie inside it");
     }
-    used += static_cast<uint64_t>(end - begin);
+    pieces.emplace_back(begin, end);
     file.tensors.push_back({std::move(spec), data + begin});
   }
-  if (used != available) throw Error(kDamaged, name + " is damaged: it is longer than its arrays");
+  std::sort(pieces.begin(), pieces.end());
+  int64_t used = 0;
+  for (const auto& [begin, end] : pieces) {
+    if (begin != used) throw Error(kDamaged, name + " is damaged: its arrays overlap, or leave a gap");
+    used = end;
+  }
+  if (static_cast<uint64_t>(used) != available) {
+    throw Error(kDamaged, name + " is damaged: it is longer than its arrays");
+  }
   return file;
 }
 

@@ -16,6 +16,7 @@ struct TensorSpec {
 
   size_t Elements() const;
   size_t Bytes() const;
+  size_t Extent() const;  // bytes where extents of zero count as one: these hide no impossible ones
   std::string Describe() const;  // "float32[8, 10]"
 };
 

@@ -1,0 +1,105 @@
+"""What holds in every manifest beyond the types of its fields: a runtime indexes memory by its numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fqt_deploy.core.manifest import Manifest, TensorSpec
+
+ITEM_SIZES = {
+    "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8,
+    "float32": 4, "float64": 8,
+}  # fmt: skip
+"""Bytes of one element, by NumPy's name of the type; the C interface knows the same."""
+LARGEST_ARRAY = 2**46
+"""Bytes; no address lies farther, so that sizes never overflow."""
+LARGEST_RATE = 3.4028234663852886e38
+"""The largest number of float32, in which a step takes its learning rates."""
+_INT64 = range(-(2**63), 2**63)
+
+
+def broken_law(manifest: Manifest) -> str | None:
+    """The first law that ``manifest`` breaks, as a sentence; None if it breaks none."""
+    return next((said for law in _LAWS for said in law(manifest)), None)
+
+
+def _arrays_are_possible(manifest: Manifest) -> Iterator[str]:
+    for spec in (*manifest.inputs, manifest.logits, *manifest.state):
+        if spec.dtype not in ITEM_SIZES:
+            yield f"{spec.name} has the unknown type {spec.dtype!r}"
+        elif any(extent < 0 for extent in spec.shape) or not _fits(spec):
+            yield f"{spec.name} has the impossible shape {list(spec.shape)}"
+
+
+def _fits(spec: TensorSpec) -> bool:
+    # An extent of zero hides no impossible one.
+    return math.prod(max(extent, 1) for extent in spec.shape) * ITEM_SIZES[spec.dtype] < LARGEST_ARRAY
+
+
+def _inputs_have_a_batch(manifest: Manifest) -> Iterator[str]:
+    if [spec.name for spec in manifest.inputs] != ["x", "y"]:
+        yield "the inputs are not x and y"
+        return
+    x, y = manifest.inputs
+    if not x.shape or 0 in x.shape or not y.shape or y.shape[0] != x.shape[0]:
+        yield f"x {list(x.shape)} and y {list(y.shape)} are not of one batch"
+    elif not manifest.logits.shape or 0 in manifest.logits.shape or manifest.logits.shape[0] % x.shape[0]:
+        yield f"logits {list(manifest.logits.shape)} are not of a batch of {x.shape[0]}"
+
+
+def _labels_index_the_logits(manifest: Manifest) -> Iterator[str]:
+    y, shape = manifest.inputs[1], manifest.logits.shape
+    axis = -1 if manifest.class_axis is None else manifest.class_axis
+    if not -len(shape) <= axis < len(shape):
+        yield f"class_axis is {axis} with logits {list(shape)}"
+    elif manifest.classes is not None and manifest.classes != shape[axis]:
+        yield f"there are {manifest.classes} classes and logits {list(shape)}"
+    if manifest.classes is None and manifest.label_range is None:
+        return
+    if not y.dtype.startswith(("int", "uint")):
+        yield f"labels are of type {y.dtype}"
+    if manifest.label_range is not None:
+        bounds = manifest.label_range
+        if len(bounds) != 2 or bounds[0] >= bounds[1] or any(bound not in _INT64 for bound in bounds):
+            yield f"label_range is {list(bounds)}"
+    if manifest.ignore_index is not None and manifest.ignore_index not in _INT64:
+        yield f"ignore_index is {manifest.ignore_index}"
+
+
+def _names_are_of_the_state(manifest: Manifest) -> Iterator[str]:
+    names = {spec.name for spec in manifest.state}
+    if len(names) != len(manifest.state):
+        yield "two arrays of the state have one name"
+    for name in (*manifest.predict_state, *manifest.module_names.values()):
+        if name not in names:
+            yield f"the state has no {name}"
+    if not any(
+        spec.name == "step" and spec.shape == () and spec.dtype in ("int32", "int64") for spec in manifest.state
+    ):
+        yield "the state has no step count"
+
+
+def _numbers_are_possible(manifest: Manifest) -> Iterator[str]:
+    if manifest.seed not in _INT64:
+        yield f"the seed {manifest.seed} does not fit into 64 bits"
+    if not manifest.optimizer.groups:
+        yield "there is no learning rate"
+    for group in manifest.optimizer.groups:
+        rate = group.get("lr")
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= LARGEST_RATE:
+            yield f"a learning rate is {str(rate)[:40]}"
+
+
+def _the_target_is_named(manifest: Manifest) -> Iterator[str]:
+    required = ("name", "mcpu") if manifest.target.get("name") == "cuda" else ("name",)
+    if missing := [key for key in required if key not in manifest.target]:
+        yield f"the target has no {missing[0]}"
+
+
+_LAWS: tuple[Callable[[Manifest], Iterator[str]], ...] = (
+    _arrays_are_possible, _inputs_have_a_batch, _labels_index_the_logits, _names_are_of_the_state,
+    _numbers_are_possible, _the_target_is_named,
+)  # fmt: skip
