@@ -95,7 +95,7 @@ def _tile(line: str, place: str) -> TunedTile | None:
 
 def _is_possible(tile: TunedTile) -> bool:
     """Whether the fields are of their types, and extents such as a kernel may have."""
-    texts = (tile.processor, tile.rule, tile.kernel)
+    texts = (tile.processor, tile.form, tile.kernel)
     numbers = (tile.threads, tile.microseconds, tile.default_microseconds)
     return (
         all(isinstance(text, str) for text in texts)
