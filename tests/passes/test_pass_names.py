@@ -57,7 +57,7 @@ WRONG = {
     "normalize-views insert-scq": ("FQT209", "column 17: expected ',' and another pass, found 'insert-scq'", None),
     "insert-scq{bitz=3}": ("FQT209", "column 12: insert-scq has no 'bitz'", "did you mean 'bits'?"),
     "insert-scq{bits=7}": ("FQT209", "column 17: bits is '7'; it must be one of 1, 2, 3, 4, 8", None),
-    "insert-scq{grid=fine}": ("FQT209", "column 17: grid is 'fine'; it must be one of minmax, zero", None),
+    "insert-scq{grid=fine}": ("FQT209", "column 17: grid is 'fine'; it must be one of zero, minmax", None),
     "insert-scq{bits=3": ("FQT209", "column 18: expected '}' or an option, found the end", None),
     "insert-scq{bits}": ("FQT209", "column 16: expected '=', found '}'", None),
     "insert-scq{bits=3 bits=4}": ("FQT209", "column 19: bits is given twice", None),
@@ -67,7 +67,7 @@ WRONG = {
     "append-optimizer{optimizer=adagrad}": ("FQT209", "column 28: there is no optimizer 'adagrad'", "there are: adam"),
     "append-optimizer{optimizer=sgd{betas=[1 2]}}": ("FQT209", "column 32: sgd has no 'betas'", None),
     "append-optimizer{optimizer=adam{betas=[0.1]}}": ("FQT209", "column 39: betas has 2 values, 1 are given", None),
-    "append-optimizer{optimizer=sgd{lr=-1}}": ("FQT202", "lr is -1.0; it must be at least 0", None),
+    "append-optimizer{optimizer=sgd{lr=-1}}": ("FQT202", "lr is -1.0; it must be a number of at least 0", None),
     "normalize-views\nfold-packing": ("FQT209", "the passes are given in one line", None),
 }
 

@@ -118,7 +118,6 @@ def test_all_that_is_refused_is_told_at_once(graph_after):
         ("FQT203", "dilated", "cannot lower a convolution with dilation [2, 2]"),
         ("FQT203", "mean", "cannot lower pooling with ceil_mode"),
         ("FQT201", "", "aten.cumsum.default (forward) cannot be lowered"),
-        ("FQT201", "", "aten.flip.default (backward) cannot be lowered"),
     ]
     assert all(part.location is not None and part.hint for part in caught.value.parts)
     assert caught.value.render().endswith("\n7 errors")

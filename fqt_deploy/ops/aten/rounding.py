@@ -37,16 +37,20 @@ for _target, _expression, _onnx in _ROUNDINGS:
 
 
 def _fmod(a: Any, b: Any) -> Any:
-    """The remainder of a division that is rounded toward zero: the sign of ``a``."""
-    return tirx.fmod(a, b) if "float" in dtype_of(a) else tirx.truncmod(a, b)
+    """The remainder of a division that is rounded toward zero: the sign of ``a``.
+
+    By the C library's function, which is exact: TVM has no lowering of its own ``fmod`` for LLVM.
+    """
+    return tirx.call_pure_extern("float32", "fmodf", a, b) if "float" in dtype_of(a) else tirx.truncmod(a, b)
 
 
 def _remainder(a: Any, b: Any) -> Any:
     """The remainder of a division that is rounded down: the sign of ``b``."""
     if "float" not in dtype_of(a):
         return tirx.floormod(a, b)
-    rest = tirx.fmod(a, b)
-    return tirx.Select(tirx.And(rest != 0.0, (rest < 0.0) != (b < 0.0)), rest + b, rest)
+    rest = _fmod(a, b)
+    opposite = tirx.Or(tirx.And(rest < 0.0, b > 0.0), tirx.And(rest > 0.0, b < 0.0))
+    return tirx.Select(opposite, rest + b, rest)
 
 
 def _fmod_onnx(graph: OnnxWriter, dtype: str, a: str, b: str) -> str:
