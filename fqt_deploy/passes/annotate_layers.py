@@ -23,7 +23,7 @@ from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 from fqt_deploy.core.graph import LayerRecord, TrainingGraph, shape
 from fqt_deploy.ops.traits import SampleAxis
-from fqt_deploy.passes.batch_axis import sample_axes
+from fqt_deploy.passes.batch_axis import descendants, sample_axes
 from fqt_deploy.passes.pass_base import Pass
 
 aten = torch.ops.aten
@@ -95,8 +95,7 @@ class AnnotateLayers(Pass):
             return False, "its weight is [in, out], and bits are packed along the last axis"
         if contraction < MINIMUM_CONTRACTION:
             return False, f"a contraction over {contraction} elements is too short to gain"
-        rows = [source_of(n) for n in products if n.meta["direction"] != "input_grad"]
-        if any((where := axes.get(x)) is None or where.axis != 0 for x in rows):
+        if not _rows_are_of_samples(products, axes, descendants(graph.placeholder("x"), graph)):
             return False, "its rows are not grouped by sample"
         if self.include:
             chosen = next((g for g in self.include if fnmatchcase(record.path, g)), None)
@@ -107,6 +106,13 @@ class AnnotateLayers(Pass):
         if record in last:
             return False, f"the last {'convolution' if record.kind == 'conv2d' else 'linear layer'} stays in fp32"
         return True, "default"
+
+
+def _rows_are_of_samples(products: list[fx.Node], axes: dict[fx.Node, SampleAxis], from_data: set[fx.Node]) -> bool:
+    """Whether every product reads samples on its leading axis, or, as the first step of a recurrence, no data."""
+    rows = [source_of(product) for product in products if product.meta["direction"] != "input_grad"]
+    places = [axes.get(x) for x in rows if x in axes or x in from_data]
+    return bool(places) and all(where is not None and where.axis == 0 for where in places)
 
 
 def mark_products(graph: TrainingGraph) -> None:

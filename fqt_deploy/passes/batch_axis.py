@@ -72,6 +72,15 @@ def resized(extents: list[int], where: SampleAxis, samples: int, keep: int) -> l
     return [*extents[: where.axis], extents[where.axis] // samples * keep, *extents[where.axis + 1 :]]
 
 
+def descendants(root: fx.Node, graph: TrainingGraph) -> set[fx.Node]:
+    """All call nodes that depend on ``root``, without itself."""
+    found = {root}
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and any(a in found for a in node.all_input_nodes):
+            found.add(node)
+    return found - {root}
+
+
 def samples_first(emit: Emitter, value: fx.Node, where: SampleAxis, samples: int) -> fx.Node:
     """``value`` as [samples, groups outside of them, elements inside]; [samples, elements] if samples are outermost."""
     extents = shape(value)

@@ -21,6 +21,7 @@ from torch import fx
 
 from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
+from fqt_deploy.ops.traits import LEADING
 from fqt_deploy.passes.annotate_layers import products_of
 from fqt_deploy.passes.batch_axis import sample_axes
 from fqt_deploy.passes.normalize_views import NormalizeViews
@@ -40,20 +41,24 @@ class OrderRows(Pass):
     def run(self, graph: TrainingGraph) -> bool:
         """Rewrite all three directions; where a layer's rows lie is known from its forward product."""
         axes = sample_axes(graph)
-        groups: dict[tuple[str, object], int] = {}
-        for node in products_of(graph, "forward"):
-            groups[node.meta["layer"], node.meta.get("seq_nr")] = axes[source_of(node)].outer
+        forward = {(n.meta["layer"], n.meta.get("seq_nr")): source_of(n) for n in products_of(graph, "forward")}
         changed = False
         for direction in ("forward", "input_grad", "weight_grad"):
             for node in products_of(graph, direction):
-                key = node.meta["layer"], node.meta.get("seq_nr")
-                outer = axes[source_of(node)].outer if direction == "weight_grad" else groups[key]
-                if outer > 1:
-                    _reorder(graph, node, outer)
+                rows = forward.get((node.meta["layer"], node.meta.get("seq_nr")), source_of(node))
+                where = axes.get(rows) or axes.get(_gradient(node), LEADING)
+                if where.outer > 1:
+                    _reorder(graph, node, where.outer)
                     changed = True
         if changed:
             NormalizeViews().run(graph)
         return changed
+
+
+def _gradient(node: fx.Node) -> fx.Node:
+    """The gradient that a backward product reads; what a forward product reads."""
+    call = call_of(node)
+    return call.g if "g" in call else source_of(node)
 
 
 def _reorder(graph: TrainingGraph, node: fx.Node, outer: int) -> None:

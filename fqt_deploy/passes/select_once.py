@@ -25,7 +25,7 @@ from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
 from fqt_deploy.ops.traits import SampleAxis
-from fqt_deploy.passes.batch_axis import resized, sample_axes, samples_back, samples_first
+from fqt_deploy.passes.batch_axis import descendants, resized, sample_axes, samples_back, samples_first
 from fqt_deploy.passes.insert_scq import random_key
 from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.shrink_backward import (
@@ -33,7 +33,6 @@ from fqt_deploy.passes.shrink_backward import (
     ShrinkPlan,
     batch_norm_rows,
     cannot_select,
-    descendants,
     plan_shrink,
 )
 
@@ -79,8 +78,7 @@ class SelectOnce(Pass):
         if graph.selection is not None:
             return False
         try:
-            root, where = classifier_input_gradient(graph)
-            plan = plan_shrink(graph, root, where)
+            plan = plan_selection(graph)
             selections = self.selections(graph, plan)
             _check_batch_norms(graph, plan, selections)
         except FqtError as error:
@@ -136,30 +134,41 @@ class SelectOnce(Pass):
         return weight
 
 
-def classifier_input_gradient(graph: TrainingGraph) -> tuple[fx.Node, SampleAxis]:
-    """The gradient of the input of the full-precision layers at the end of the model, and where it has its samples.
-
-    Where the last layer is binarized, that of its output.
+def plan_selection(graph: TrainingGraph) -> ShrinkPlan:
+    """The plan for a selection as deep as the full-precision layers at the end of the model allow.
 
     Raises:
-        FqtError: FQT205 if there is none, or its samples are nowhere.
+        FqtError: FQT205 if there is no place for one.
     """
-    products = [n for n in graph.graph.nodes if n.meta.get("direction") == "input_grad"]
-    found: tuple[fx.Node, fx.Node] | None = None  # a gradient, and the value that it is the gradient of
-    for node in products:  # backward order: the last layer first
+    candidates = classifier_input_gradients(graph)
+    if not candidates:
+        raise FqtError("no layer of the model has a gradient to select samples by", code="FQT205")
+    for gradient, where in candidates:
+        try:
+            if where is None:
+                raise cannot_select(gradient, "a classifier whose rows are not grouped by sample")
+            return plan_shrink(graph, gradient, where)
+        except FqtError as error:
+            refusal = error
+    raise refusal
+
+
+def classifier_input_gradients(graph: TrainingGraph) -> list[tuple[fx.Node, SampleAxis | None]]:
+    """The gradients of the inputs of the full-precision layers at the end, from the deepest, and where samples lie.
+
+    Where the last layer is binarized, the gradient of its output alone.
+    """
+    found: list[tuple[fx.Node, fx.Node]] = []  # gradients, and the values that they are gradients of
+    for node in graph.graph.nodes:  # backward order: the last layer first
+        if node.meta.get("direction") != "input_grad":
+            continue
         forward = _forward_of(graph, node)
         if node.meta["record"].binarized:
-            found = found or (unscaled_gradient(node), forward)
+            found = found or [(unscaled_gradient(node), forward)]
             break
-        found = node, source_of(forward)
-    if found is None:
-        raise FqtError("no layer of the model has a gradient to select samples by", code="FQT205")
-    gradient, value = found
+        found.insert(0, (node, source_of(forward)))
     axes = sample_axes(graph)
-    where = axes.get(gradient) or axes.get(value)
-    if where is None:
-        raise cannot_select(gradient, "a classifier whose rows are not grouped by sample")
-    return gradient, where
+    return [(gradient, axes.get(gradient) or axes.get(value)) for gradient, value in found]
 
 
 def unscaled_gradient(product: fx.Node) -> fx.Node:

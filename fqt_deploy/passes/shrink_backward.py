@@ -12,7 +12,7 @@ from fqt_deploy.core.call import call_of, update
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, TrainingGraph, propagate, shape
 from fqt_deploy.ops.traits import SampleAxis
-from fqt_deploy.passes.batch_axis import alignment, following, gather_samples, resized
+from fqt_deploy.passes.batch_axis import alignment, descendants, following, gather_samples, resized
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
@@ -124,15 +124,6 @@ class ShrinkBackward:
             update(node, projected=True)
         node.meta["samples"] = keep
         propagate(node)
-
-
-def descendants(root: fx.Node, graph: TrainingGraph) -> set[fx.Node]:
-    """All call nodes that depend on ``root``, without itself."""
-    found = {root}
-    for node in graph.graph.nodes:
-        if node.op == "call_function" and any(a in found for a in node.all_input_nodes):
-            found.add(node)
-    return found - {root}
 
 
 def batch_norm_rows(node: fx.Node) -> int | None:
