@@ -25,6 +25,7 @@ from fqt_deploy.core.graph import LayerRecord, TrainingGraph, shape
 from fqt_deploy.ops.traits import SampleAxis
 from fqt_deploy.passes.batch_axis import descendants, sample_axes
 from fqt_deploy.passes.pass_base import Pass
+from fqt_deploy.passes.zero_padding import padding_before
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
@@ -103,9 +104,18 @@ class AnnotateLayers(Pass):
         convolutions = [r for r in graph.layers if r.kind == "conv2d"]
         if convolutions and record is convolutions[0]:
             return False, "the first convolution stays in fp32"
+        if any(_padded_outside(n, record) for n in forward):
+            return False, "zeros are padded in front of it, and no sign is 0: give it the padding, or --include it"
         if record in last:
             return False, f"the last {'convolution' if record.kind == 'conv2d' else 'linear layer'} stays in fp32"
         return True, "default"
+
+
+def _padded_outside(product: fx.Node, record: LayerRecord) -> bool:
+    """Whether zeros in front of a convolution are those of another module, not its own ``padding``."""
+    zeros = padding_before(product)
+    owner = record.weight.removeprefix("param/").rpartition(".")[0]
+    return zeros is not None and zeros.node.meta["layer"] not in (record.path, owner)
 
 
 def _rows_are_of_samples(products: list[fx.Node], axes: dict[fx.Node, SampleAxis], from_data: set[fx.Node]) -> bool:

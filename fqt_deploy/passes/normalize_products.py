@@ -89,7 +89,12 @@ def _geometry(node: fx.Node, weight: fx.Node, arguments: tuple[Any, ...]) -> tup
             node=node,
             hint="supported: Conv2d with groups=1 and dilation=1",
         )
-    return list(stride), list(padding)
+    return _both(stride), _both(padding)
+
+
+def _both(extents: Any) -> list[int]:
+    """Numbers for height and width; one number, as ``padding="valid"`` is traced, stands for both."""
+    return [*extents] if len(extents) == 2 else [*extents] * 2
 
 
 def _convolution(graph: TrainingGraph, node: fx.Node) -> None:

@@ -13,6 +13,7 @@ from fqt_deploy.passes.check_operators import CheckOperators
 from fqt_deploy.passes.decompose_composites import DecomposeComposites
 from fqt_deploy.passes.decompose_variance import DecomposeVariance
 from fqt_deploy.passes.fold_packing import FoldPacking
+from fqt_deploy.passes.fold_padding import FoldPadding
 from fqt_deploy.passes.insert_agp import InsertAGP
 from fqt_deploy.passes.insert_scq import InsertSCQ
 from fqt_deploy.passes.lower_to_1bit import LowerTo1Bit
@@ -64,6 +65,7 @@ def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
         AppendOptimizer(options.optimizer),
         ReplaceDropout(),
         # 1-bit training
+        FoldPadding(),
         OrderRows(),
         BinarizeForward(),
         *([SelectNested(bits, required=agp == "nested")] if agp in ("nested", "any") else []),
@@ -88,7 +90,7 @@ def prediction_passes(layers: Sequence[LayerRecord]) -> tuple[Pass, ...]:
     Args:
         layers: what was decided for the training step.
     """
-    return (*_NORMALIZE, AnnotateLayers(decided=tuple(layers)), BinarizeForward(), *_LOWER)
+    return (*_NORMALIZE, AnnotateLayers(decided=tuple(layers)), FoldPadding(), BinarizeForward(), *_LOWER)
 
 
 def all_passes() -> tuple[Pass, ...]:
