@@ -48,24 +48,22 @@ class AnnotateLayers(Pass):
     Attributes:
         include: module path globs; when given, exactly the matching layers are candidates.
         exclude: module path globs of layers to leave alone.
-        decided: what was decided for the training step, which holds for prediction too; None for that step itself.
+        binarized: names of the weights that are binarized, as decided for the training step: it holds for prediction
+            too. None where it is to be decided.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    decided: tuple[LayerRecord, ...] | None = None
+    binarized: tuple[str, ...] | None = None
 
     name = "annotate-layers"
 
     def run(self, graph: TrainingGraph) -> bool:
         """Build the records in forward order; FQT204 if a glob matches no layer."""
         mark_products(graph)
-        if self.decided is not None:
-            by_weight = {record.weight: record for record in self.decided}
+        if self.binarized is not None:
             for record in graph.layers:
-                known = by_weight.get(record.weight)
-                record.binarized = known is not None and known.binarized
-                record.reason = "the training step does not use it" if known is None else known.reason
+                record.binarized, record.reason = record.weight in self.binarized, "as in the training step"
             return False
         self._check_globs(graph.layers)
         axes, last = sample_axes(graph), last_layers(graph)
@@ -174,7 +172,8 @@ def _layers_before(nodes: list[fx.Node]) -> list[fx.Node]:
 
 def _all_layers_before(product: fx.Node) -> list[LayerRecord]:
     """The layers that ``product`` depends on, but for its own."""
-    found, pending = set(), [product]
+    found: set[fx.Node] = set()
+    pending = [product]
     while pending:
         new = set(_layers_before(list(pending.pop().all_input_nodes))) - found
         found |= new

@@ -90,7 +90,8 @@ def prediction_passes(layers: Sequence[LayerRecord]) -> tuple[Pass, ...]:
     Args:
         layers: what was decided for the training step.
     """
-    return (*_NORMALIZE, AnnotateLayers(decided=tuple(layers)), FoldPadding(), BinarizeForward(), *_LOWER)
+    decided = AnnotateLayers(binarized=tuple(record.weight for record in layers if record.binarized))
+    return (*_NORMALIZE, decided, FoldPadding(), BinarizeForward(), *_LOWER)
 
 
 def all_passes() -> tuple[Pass, ...]:

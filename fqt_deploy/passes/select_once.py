@@ -173,13 +173,13 @@ def classifier_input_gradients(graph: TrainingGraph) -> list[tuple[fx.Node, Samp
 
 def unscaled_gradient(product: fx.Node) -> fx.Node:
     """The gradient of the output of a binarized layer, from its input-gradient product: without the weight's scale."""
-    scaled = call_of(product).g
+    scaled: fx.Node = call_of(product).g
     return source_of(scaled) if scaled.target is aten.mul.Tensor else scaled
 
 
 def _forward_of(graph: TrainingGraph, product: fx.Node) -> fx.Node:
     """The forward product that ``product`` is the input gradient of: a module may be called more than once."""
-    forward = [
+    forward: list[fx.Node] = [
         n
         for n in graph.graph.nodes
         if n.meta.get("direction") == "forward" and n.meta["record"] is product.meta["record"]

@@ -141,7 +141,7 @@ class _Sinker:
         if node.target in SIZED and aligned.result is not None:
             sizes["size"] = resized(shape(node), aligned.result, self.graph.batch, keep)
         args, kwargs = changed(node, sizes)
-        copy = emit(node.target, *fx.map_arg(args, operand), **fx.map_arg(kwargs, operand))  # type: ignore[arg-type, misc]
+        copy = emit(node.target, *fx.map_arg(args, operand), **fx.map_arg(kwargs, operand))
         copy.meta.update({k: node.meta[k] for k in ("record", "direction") if k in node.meta})
         return copy
 
