@@ -37,7 +37,7 @@ class CompileOptions:
         agp: which samples or channels pruning keeps. ``topk``: the largest; ``sampled``: at random by size, unbiased;
             ``once``: samples only, chosen once for the whole backward; ``nested``: samples only, from those chosen some
             are chosen again on the way back, fewer where a sample has more gradient elements. None: ``nested``, or
-            ``sampled`` for a model that does not allow it.
+            ``once`` or ``sampled`` for a model that does not allow it.
         grid: where the quantization grid lies; None chooses by width. ``zero`` makes 0 exactly representable.
         projection: ``auto`` takes out of quantized weight gradients what batch normalization makes zero, which is noise
             alone; ``off`` leaves it in, as the paper does.
