@@ -81,7 +81,8 @@ def check_model(
         except FqtError as error:
             return CheckReport(source.name, (), error.parts)
         tell("running passes")
-        errors = [*_errors(train, training_passes(options)), *_errors(predict, prediction_passes(options))]
+        errors = _errors(train, training_passes(options))
+        errors += _errors(predict, prediction_passes(train.layers))
         if train.refused:
             AnnotateLayers().run(train)  # without the options' globs: they may match layers that are not supported
         parts = together(errors).parts if errors else ()

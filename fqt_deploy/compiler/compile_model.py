@@ -173,7 +173,7 @@ def lower_model(
         verifier = _pass_verifier(source, options, train, passes)
         observers = (observe,) if verifier is None else (observe, verifier.observe)
         Pipeline(passes, invariants, observers).run(train)
-        Pipeline(prediction_passes(options), invariants).run(predict)
+        Pipeline(prediction_passes(train.layers), invariants).run(predict)
     return LoweredModel(train, predict, tuple(times), tuple(verifier.checks) if verifier is not None else ())
 
 

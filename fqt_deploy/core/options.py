@@ -63,7 +63,7 @@ class CompileOptions:
         "Keep samples, on the way back fewer of them (nested); samples and channels by size at random (sampled); "
         "samples drawn once a step (once); or the largest samples and channels (topk).",
         section=GRADIENTS,
-        default_text="nested, or sampled where a model does not allow it",
+        default_text="nested, or once or sampled where a model does not allow it",
         in_manifest=True,
     )
     grad_bits: GradientBits | None = option(

@@ -7,17 +7,48 @@ op's samples: gathering rows commutes, zero in gives zero out, permuting commute
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 
 from fqt_deploy.core.call import Call
 
-AxisOf = Callable[[Any], int | None]
-"""The axis of an operand that holds the samples of the batch, or rows of each with samples outermost; None if none."""
+
+@dataclass(frozen=True)
+class SampleAxis:
+    """Where a value has the samples of the batch: along ``axis``, whose extent is ``outer * samples * inner``.
+
+    Attributes:
+        axis: counted from the front.
+        outer: groups that the axis holds of all samples; 1 if samples are outermost.
+    """
+
+    axis: int
+    outer: int = 1
+
+
+LEADING = SampleAxis(0)
+"""The leading axis holds the samples, or rows of each."""
+
+AxisOf = Callable[[Any], SampleAxis | None]
+"""Where an operand has the samples of the batch; None if it has none, or nobody knows."""
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """How the samples of operands meet in a call.
+
+    Taking some samples of all ``operands`` takes these samples of the (first) result.
+
+    Attributes:
+        result: where the result has them; None for a sum over all samples.
+        operands: each operand that has to have samples, and where; all others are read whole.
+    """
+
+    result: SampleAxis | None
+    operands: dict[fx.Node, SampleAxis]
 
 
 class Layout(enum.Enum):
@@ -63,75 +94,94 @@ def zero_with_all(*operands: str) -> Zero:
     return Zero(operands, enough=False)
 
 
-BatchRule = Callable[[Call, AxisOf, int], int | None]
-"""The axis of a call's (first) result that holds the samples, from those of its operands and the size of the batch."""
+BatchRule = Callable[[Call, AxisOf, int], Aligned | None]
+"""How a call treats samples, from where operands have them and how many there are; None if it mixes them."""
 
 
-def no_samples(_call: Call, _axis_of: AxisOf, _batch: int) -> int | None:
-    """No axis of the result is the batch."""
+def no_samples(_call: Call, _axis_of: AxisOf, _batch: int) -> Aligned | None:
+    """No operand may have samples."""
     return None
 
 
 @dataclass(frozen=True)
-class Leads:
-    """Samples stay on the leading axis: where ``operands`` have theirs, the (first) result has its own.
+class Rows:
+    """Every row along the samples' axis is computed by itself, from the same row of ``operands``.
 
     Attributes:
-        operands: names of the operands with one row, or some, for each sample; absent ones are None.
+        operands: names of those; absent ones are None.
+        leading: whether rows lie along the leading axis only; else along any but the last.
+        summed: whether the result is a sum over the rows.
     """
 
     operands: tuple[str, ...]
+    leading: bool = True
+    summed: bool = False
 
-    def __call__(self, call: Call, axis_of: AxisOf, batch: int) -> int | None:
-        """0 if the first operand has its samples there."""
-        extents = _extents(call)
-        if extents is not None and (not extents or extents[0] % batch):
+    def __call__(self, call: Call, axis_of: AxisOf, batch: int) -> Aligned | None:
+        """The one axis on which ``operands`` have their samples."""
+        operands = [operand for name in self.operands if isinstance(operand := getattr(call, name), fx.Node)]
+        where = only(axis_of(operand) for operand in operands)
+        if where is None or where.axis > (0 if self.leading else len(_extents(operands[0])) - 2):
             return None
-        return 0 if axis_of(getattr(call, self.operands[0])) == 0 else None
+        return Aligned(None if self.summed else where, dict.fromkeys(operands, where))
 
 
-def leads(*operands: str) -> Leads:
-    """The samples of ``operands`` are those of the result, all on the leading axis."""
-    return Leads(operands)
+def leads(*operands: str) -> Rows:
+    """Each row of the result comes from the same row of ``operands``, along the leading axis."""
+    return Rows(operands)
 
 
-def broadcast(call: Call, axis_of: AxisOf, batch: int) -> int | None:
-    """The axis of an element-wise result: that of an operand, aligned from the right."""
-    extents = _extents(call)
-    assert extents is not None
-    for operand in _nodes(call):
-        axis, of_operand = axis_of(operand), operand.meta["val"].shape
-        if axis is None or not of_operand:
-            continue
-        aligned = axis + len(extents) - len(of_operand)
-        if extents[aligned] == int(of_operand[axis]) and extents[aligned] % batch == 0:
-            return aligned
+def channels_last(*operands: str) -> Rows:
+    """Each row of the result comes from the same row of ``operands``, along any axis but the last."""
+    return Rows(operands, leading=False)
+
+
+def summed(*operands: str) -> Rows:
+    """The result is a sum over rows, the same of each of ``operands``."""
+    return Rows(operands, summed=True)
+
+
+def broadcast(call: Call, axis_of: AxisOf, batch: int) -> Aligned | None:
+    """Operands of an element-wise op, aligned from the right."""
+    extents = _extents(call.node)
+    shapes = {operand: _extents(operand) for operand in _nodes(call)}
+    where = only(_shifted(axis_of(o), len(extents) - len(shape)) for o, shape in shapes.items())
+    if where is None:
+        return None
+    found = {}
+    for operand, shape in shapes.items():
+        axis = where.axis - (len(extents) - len(shape))
+        if axis >= 0 and shape[axis] == extents[where.axis]:
+            found[operand] = SampleAxis(axis, where.outer)
+    return Aligned(where, found)
+
+
+def moved(call: Call, axis_of: AxisOf, axis: Callable[[int], int | None]) -> Aligned | None:
+    """The samples of the first operand lie along ``axis(its axis)`` of the result; None for None."""
+    source = next(iter(call.values().values()))
+    where = axis_of(source)
+    place = None if where is None else axis(where.axis)
+    return None if where is None or place is None else Aligned(SampleAxis(place, where.outer), {source: where})
+
+
+def regrouped(where: SampleAxis, source: Sequence[int], target: Sequence[int], batch: int) -> SampleAxis | None:
+    """Where a reshaped value has its samples: as many elements lie outside of them as before."""
+    outside = _product(source[: where.axis]) * where.outer
+    for axis, extent in enumerate(target):
+        before = _product(target[:axis])
+        if before and outside % before == 0 and extent and extent % (outside // before * batch) == 0:
+            return SampleAxis(axis, outside // before)
     return None
 
 
-def created(call: Call, _axis_of: AxisOf, batch: int) -> int | None:
-    """The leading axis of a constant with one row a sample: all its rows are equal."""
-    extents = _extents(call)
-    return 0 if extents and extents[0] == batch else None
+def only(places: Iterable[SampleAxis | None]) -> SampleAxis | None:
+    """The one place that there is; None if there are several, or none."""
+    found = {place for place in places if place is not None}
+    return found.pop() if len(found) == 1 else None
 
 
-def scattered(call: Call, _axis_of: AxisOf, _batch: int) -> int | None:
-    """The leading axis of rows that were scattered to the samples they belong to."""
-    return 0 if call.node.meta.get("scatters") == "samples" else None
-
-
-def moved(axis: int, order: Sequence[int]) -> int:
-    """Where a permutation by ``order`` puts ``axis``."""
-    return [int(d) % len(order) for d in order].index(axis)
-
-
-def regrouped(axis: int, source: Sequence[int], target: Sequence[int], batch: int) -> int | None:
-    """The axis of a reshaped value that holds the samples: as many elements lie outside of it as before."""
-    outside = _product(source[:axis])
-    for position, extent in enumerate(target):
-        if _product(target[:position]) == outside and extent % batch == 0 and extent:
-            return position
-    return None
+def _shifted(where: SampleAxis | None, by: int) -> SampleAxis | None:
+    return None if where is None else SampleAxis(where.axis + by, where.outer)
 
 
 def _product(extents: Sequence[int]) -> int:
@@ -141,10 +191,8 @@ def _product(extents: Sequence[int]) -> int:
     return count
 
 
-def _extents(call: Call) -> list[int] | None:
-    """Extents of the result; None for several results."""
-    value = call.node.meta["val"]
-    return [int(d) for d in value.shape] if isinstance(value, torch.Tensor) else None
+def _extents(node: fx.Node) -> list[int]:
+    return [int(d) for d in node.meta["val"].shape]
 
 
 def _nodes(call: Call) -> list[fx.Node]:

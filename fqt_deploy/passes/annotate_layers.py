@@ -13,14 +13,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import prod
+from typing import Literal
 
 import torch
 from torch import fx
 
-from fqt_deploy.core.call import call_of
+from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 from fqt_deploy.core.graph import LayerRecord, TrainingGraph, shape
+from fqt_deploy.ops.traits import SampleAxis
+from fqt_deploy.passes.batch_axis import descendants, sample_axes
 from fqt_deploy.passes.pass_base import Pass
+from fqt_deploy.passes.zero_padding import padding_before
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
@@ -37,40 +42,33 @@ MINIMUM_CONTRACTION = 32
 class AnnotateLayers(Pass):
     """Fill ``graph.layers`` and mark their products.
 
-    By default every convolution and linear layer is binarized but the first convolution and the last linear layer.
+    By default every convolution and linear layer is binarized but the first convolution and the layers that make the
+    logits.
 
     Attributes:
         include: module path globs; when given, exactly the matching layers are candidates.
         exclude: module path globs of layers to leave alone.
+        binarized: names of the weights that are binarized, as decided for the training step: it holds for prediction
+            too. None where it is to be decided.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    binarized: tuple[str, ...] | None = None
 
     name = "annotate-layers"
 
     def run(self, graph: TrainingGraph) -> bool:
         """Build the records in forward order; FQT204 if a glob matches no layer."""
-        owners = {graph.placeholder(n): n for n in graph.inputs if n.startswith("param/")}
-        by_weight: dict[str, LayerRecord] = {}
-        for node in graph.calls(*FORWARD):
-            weight = owners.get(call_of(node).w)
-            if weight is None:
-                continue
-            record = by_weight.get(weight)
-            if record is None:
-                record = by_weight[weight] = _record(node, weight, len(by_weight))
-                graph.layers.append(record)
-            node.meta.update(record=record, direction="forward", layer=record.path)
-        for node in graph.calls(*INPUT_GRAD):
-            if (record := by_weight.get(owners.get(call_of(node).w, ""))) is not None:
-                node.meta.update(record=record, direction="input_grad", layer=record.path)
-        for weight, record in by_weight.items():
-            for node in _weight_gradients(graph, weight):
-                node.meta.update(record=record, direction="weight_grad", layer=record.path)
+        mark_products(graph)
+        if self.binarized is not None:
+            for record in graph.layers:
+                record.binarized, record.reason = record.weight in self.binarized, "as in the training step"
+            return False
         self._check_globs(graph.layers)
+        axes, last = sample_axes(graph), last_layers(graph)
         for record in graph.layers:
-            record.binarized, record.reason = self._decide(record, graph)
+            record.binarized, record.reason = self._decide(record, graph, axes, last)
         return False
 
     def _check_globs(self, layers: list[LayerRecord]) -> None:
@@ -83,36 +81,116 @@ class AnnotateLayers(Pass):
                         hint=f"the layers are: {', '.join(record.path for record in layers)}",
                     )
 
-    def _decide(self, record: LayerRecord, graph: TrainingGraph) -> tuple[bool, str]:
-        products = [n for n in graph.calls(*FORWARD) if n.meta.get("record") is record]
-        contraction = 1
-        for extent in shape(products[0].args[1])[1:]:  # type: ignore[arg-type]
-            contraction *= extent
+    def _decide(
+        self, record: LayerRecord, graph: TrainingGraph, axes: dict[fx.Node, SampleAxis], last: list[LayerRecord]
+    ) -> tuple[bool, str]:
+        products = [n for n in graph.graph.nodes if n.meta.get("record") is record]
+        forward = [n for n in products if n.meta["direction"] == "forward"]
+        contraction = prod(shape(graph.placeholder(record.weight))[1:])
         excluded = next((g for g in self.exclude if fnmatchcase(record.path, g)), None)
         if excluded is not None:
             return False, f"excluded by {excluded!r}"
+        if any(n.target not in FORWARD for n in forward):
+            return False, "its weight is [in, out], and bits are packed along the last axis"
         if contraction < MINIMUM_CONTRACTION:
             return False, f"a contraction over {contraction} elements is too short to gain"
-        if record.kind == "linear" and any(shape(n)[0] % graph.batch for n in products):
+        if not _rows_are_of_samples(products, axes, descendants(graph.placeholder("x"), graph)):
             return False, "its rows are not grouped by sample"
         if self.include:
             chosen = next((g for g in self.include if fnmatchcase(record.path, g)), None)
             return (True, f"included by {chosen!r}") if chosen else (False, "not included")
         convolutions = [r for r in graph.layers if r.kind == "conv2d"]
-        linears = [r for r in graph.layers if r.kind == "linear"]
         if convolutions and record is convolutions[0]:
             return False, "the first convolution stays in fp32"
-        if linears and record is linears[-1]:
-            return False, "the last linear layer stays in fp32"
+        if any(_padded_outside(n, record) for n in forward):
+            return False, "zeros are padded in front of it, and no sign is 0: give it the padding, or --include it"
+        if record in last:
+            return False, f"the last {'convolution' if record.kind == 'conv2d' else 'linear layer'} stays in fp32"
         return True, "default"
+
+
+def _padded_outside(product: fx.Node, record: LayerRecord) -> bool:
+    """Whether zeros in front of a convolution are those of another module, not its own ``padding``."""
+    zeros = padding_before(product)
+    owner = record.weight.removeprefix("param/").rpartition(".")[0]
+    return zeros is not None and zeros.node.meta["layer"] not in (record.path, owner)
+
+
+def _rows_are_of_samples(products: list[fx.Node], axes: dict[fx.Node, SampleAxis], from_data: set[fx.Node]) -> bool:
+    """Whether every product reads samples on its leading axis, or, as the first step of a recurrence, no data."""
+    rows = [source_of(product) for product in products if product.meta["direction"] != "input_grad"]
+    places = [axes.get(x) for x in rows if x in axes or x in from_data]
+    return bool(places) and all(where is not None and where.axis == 0 for where in places)
+
+
+def mark_products(graph: TrainingGraph) -> None:
+    """Give every product of a layer its record and direction, and ``graph.layers`` the records in forward order.
+
+    ``x @ W`` with W [in, out] is a product of rows with W itself in forward, and with its transpose in backward.
+    """
+    owners = {graph.placeholder(n): n for n in graph.inputs if n.startswith("param/")}
+    by_weight: dict[str, LayerRecord] = {}
+    for node in graph.calls(*FORWARD, *INPUT_GRAD):
+        weight = owners.get(call_of(node).w)
+        if weight is None or (node.target is not fqt.linear_input_grad.default and node.target in INPUT_GRAD):
+            continue
+        if node.meta["phase"] != "forward":
+            continue
+        record = by_weight.get(weight)
+        if record is None:
+            record = by_weight[weight] = _record(node, weight, len(by_weight))
+            graph.layers.append(record)
+        node.meta.update(record=record, direction="forward", layer=record.path)
+    for node in graph.calls(*FORWARD, *INPUT_GRAD):
+        record = by_weight.get(owners.get(call_of(node).w, ""))
+        if record is not None and node.meta["phase"] != "forward":
+            node.meta.update(record=record, direction="input_grad", layer=record.path)
+    for weight, record in by_weight.items():
+        for node in _weight_gradients(graph, weight):
+            node.meta.update(record=record, direction="weight_grad", layer=record.path)
+
+
+def last_layers(graph: TrainingGraph) -> list[LayerRecord]:
+    """The layers that make the logits: met first on the way back from these, and not on the way to each other.
+
+    A part of a graph, read from a file, may have no logits, and so no last layers.
+    """
+    logits = graph.results().get("logits")
+    reached = [] if logits is None else _layers_before([logits])
+    earlier = {record.weight for product in reached for record in _all_layers_before(product)}
+    return [product.meta["record"] for product in reached if product.meta["record"].weight not in earlier]
+
+
+def _layers_before(nodes: list[fx.Node]) -> list[fx.Node]:
+    """The forward products that are found going back from ``nodes``, each way up to the first."""
+    found, pending, seen = [], list(nodes), set(nodes)
+    while pending:
+        node = pending.pop()
+        if node.meta.get("direction") == "forward":
+            found.append(node)
+            continue
+        pending += [a for a in node.all_input_nodes if a not in seen]
+        seen.update(node.all_input_nodes)
+    return found
+
+
+def _all_layers_before(product: fx.Node) -> list[LayerRecord]:
+    """The layers that ``product`` depends on, but for its own."""
+    found: set[fx.Node] = set()
+    pending = [product]
+    while pending:
+        new = set(_layers_before(list(pending.pop().all_input_nodes))) - found
+        found |= new
+        pending += new
+    return [node.meta["record"] for node in found if node.meta["record"] is not product.meta["record"]]
 
 
 def _record(node: fx.Node, weight: str, index: int) -> LayerRecord:
     path = weight.removeprefix("param/").removesuffix(".weight")
-    kind = "conv2d" if node.target is fqt.conv2d.default else "linear"
+    kind: Literal["conv2d", "linear"] = "conv2d" if node.target is fqt.conv2d.default else "linear"
     location = SourceLocation.of(node)
     source = str(location) if location else None
-    return LayerRecord(path, kind, index, source=source, weight=weight)  # type: ignore[arg-type]
+    return LayerRecord(path, kind, index, source=source, weight=weight)
 
 
 def _weight_gradients(graph: TrainingGraph, weight: str) -> list[fx.Node]:
@@ -121,15 +199,13 @@ def _weight_gradients(graph: TrainingGraph, weight: str) -> list[fx.Node]:
     if gradient not in graph.outputs:
         return []
     found: list[fx.Node] = []
-    pending: list[object] = [graph.output(gradient)]
+    pending = [graph.output(gradient)]
     while pending:
         node = pending.pop()
-        if not isinstance(node, fx.Node):
-            continue
         if node.target in WEIGHT_GRAD:
             found.append(node)
         elif node.target in (aten.view.default, aten.permute.default, aten.add.Tensor):
-            pending.extend(node.args)
+            pending.extend(node.all_input_nodes)
     return found
 
 

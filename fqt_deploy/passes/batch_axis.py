@@ -1,8 +1,10 @@
-"""Which axis of each value of a joint graph holds the samples of the batch."""
+"""Where each value of a joint graph has the samples of the batch, and how to take some of them."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -11,46 +13,116 @@ from torch import fx
 from fqt_deploy.core.call import call_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
 from fqt_deploy.ops.op import op_of
+from fqt_deploy.ops.traits import LEADING, Aligned, SampleAxis
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
 
 
-def batch_axes(graph: TrainingGraph) -> dict[fx.Node, int]:
-    """The axis of each value that is the batch, or the batch times rows of each sample (samples outermost).
+def sample_axes(graph: TrainingGraph) -> dict[fx.Node, SampleAxis]:
+    """The axis of each value that holds the samples, with rows of each or groups of all, if any.
 
-    Values without such an axis are left out. Of a batch normalization, only the first output follows the batch; its
-    statistics do not. Each op says in its definition how it treats the axis.
+    Values that no op's definition leads the samples to are left out. Of an op with several results, such as batch
+    normalization, only the first one follows the samples.
     """
-    found = {graph.placeholder(name): 0 for name in ("x", "y") if name in graph.inputs}
+    found = {graph.placeholder(name): LEADING for name in ("x", "y") if name in graph.inputs}
     for node in graph.graph.nodes:
-        if node.op == "call_function" and (axis := _axis(node, found, graph.batch)) is not None:
-            found[node] = axis
+        if node.op == "call_function" and (where := following(node, found, graph.batch)) is not None:
+            found[node] = where
     return found
 
 
-def batch_leading(graph: TrainingGraph) -> set[fx.Node]:
-    """Nodes whose leading axis is the batch, or the batch times rows of each sample."""
-    return {node for node, axis in batch_axes(graph).items() if axis == 0}
-
-
-def _axis(node: fx.Node, found: dict[fx.Node, int], batch: int) -> int | None:
-    call = call_of(node)
+def following(node: fx.Node, found: Mapping[fx.Node, SampleAxis], batch: int) -> SampleAxis | None:
+    """Where the result of ``node`` has its samples, from where values before it have theirs."""
     if node.target is operator.getitem:
+        call = call_of(node)
         return found.get(call.source) if call.index == 0 else None
-    op = op_of(node)
+    aligned = alignment(node, found, batch)
+    return None if aligned is None else aligned.result
 
-    def axis_of(operand: Any) -> int | None:
+
+def alignment(node: fx.Node, found: Mapping[fx.Node, SampleAxis], batch: int) -> Aligned | None:
+    """How the samples of ``node``'s operands meet.
+
+    Args:
+        node: a call.
+        found: where values have their samples.
+        batch: how many there are.
+
+    Returns:
+        None if the op mixes samples, or has operands with samples in places that do not fit.
+    """
+    op = op_of(node)
+    if op is None or not any(operand in found for operand in node.all_input_nodes):
+        return None
+
+    def axis_of(operand: Any) -> SampleAxis | None:
         return found.get(operand) if isinstance(operand, fx.Node) else None
 
-    return None if op is None else op.traits.batch(call, axis_of, batch)
+    aligned = op.traits.batch(call_of(node), axis_of, batch)
+    if aligned is None or any(
+        operand in found and aligned.operands.get(operand) != found[operand] for operand in node.all_input_nodes
+    ):
+        return None
+    return aligned
 
 
-def gather_samples(emit: Emitter, value: fx.Node, samples: int, index: fx.Node, keep: int) -> fx.Node:
-    """Rows of ``keep`` samples of ``value``, which has ``samples`` on its leading axis, or rows of each."""
+def resized(extents: list[int], where: SampleAxis, samples: int, keep: int) -> list[int]:
+    """``extents`` with ``keep`` samples in the place of ``samples``."""
+    return [*extents[: where.axis], extents[where.axis] // samples * keep, *extents[where.axis + 1 :]]
+
+
+def descendants(root: fx.Node, graph: TrainingGraph) -> set[fx.Node]:
+    """All call nodes that depend on ``root``, without itself."""
+    found = {root}
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and any(a in found for a in node.all_input_nodes):
+            found.add(node)
+    return found - {root}
+
+
+def samples_first(emit: Emitter, value: fx.Node, where: SampleAxis, samples: int) -> fx.Node:
+    """``value`` as [samples, groups outside of them, elements inside]; [samples, elements] if samples are outermost."""
     extents = shape(value)
-    if extents[0] == samples and len(extents) != 2:
+    outside = prod(extents[: where.axis]) * where.outer
+    inside = prod(extents) // (outside * samples)
+    if outside == 1:
+        return emit(aten.view.default, value, [samples, inside])
+    return emit(aten.permute.default, emit(aten.view.default, value, [outside, samples, inside]), [1, 0, 2])
+
+
+def samples_back(emit: Emitter, rows: fx.Node, extents: list[int]) -> fx.Node:
+    """``rows``, which are as ``samples_first`` makes them, in the shape ``extents``."""
+    if len(shape(rows)) == 3:
+        rows = emit(aten.permute.default, rows, [1, 0, 2])
+    return emit(aten.view.default, rows, extents)
+
+
+def gather_samples(
+    emit: Emitter, value: fx.Node, where: SampleAxis, samples: int, index: fx.Node, keep: int
+) -> fx.Node:
+    """The ``keep`` samples ``index`` of ``value``, which has ``samples`` of them ``where``."""
+    extents = shape(value)
+    kept = resized(extents, where, samples, keep)
+    if where == LEADING and extents[0] == samples and len(extents) != 2:
         return emit(fqt.gather_rows.default, value, index)
-    multiple = extents[0] // samples
-    rows = emit(fqt.gather_rows.default, emit(aten.view.default, value, [samples, multiple, *extents[1:]]), index)
-    return emit(aten.view.default, rows, [keep * multiple, *extents[1:]])
+    if where == LEADING:
+        grouped = emit(aten.view.default, value, [samples, extents[0] // samples, *extents[1:]])
+        return emit(aten.view.default, emit(fqt.gather_rows.default, grouped, index), kept)
+    if value.target is fqt.sign.default:  # signs of kept samples are packed again: words hold no single sample
+        return emit(fqt.sign.default, gather_samples(emit, call_of(value).x, where, samples, index, keep))
+    rows = emit(fqt.gather_rows.default, samples_first(emit, value, where, samples), index)
+    return samples_back(emit, rows, kept)
+
+
+def scatter_samples(emit: Emitter, value: fx.Node, where: SampleAxis, slot: fx.Node, keep: int) -> fx.Node:
+    """All samples, by their ``slot`` among the ``keep`` that ``value`` has ``where``; zero for the others."""
+    extents, samples = shape(value), shape(slot)[0]
+    if where != LEADING:
+        rows = emit(fqt.scatter_rows.default, samples_first(emit, value, where, keep), slot)
+        return samples_back(emit, rows, resized(extents, where, keep, samples))
+    if extents[0] == keep:
+        return emit(fqt.scatter_rows.default, value, slot)
+    grouped = emit(aten.view.default, value, [keep, extents[0] // keep, *extents[1:]])
+    scattered = emit(fqt.scatter_rows.default, grouped, slot)
+    return emit(aten.view.default, scattered, resized(extents, where, keep, samples))

@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import fx
 
+from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
 from fqt_deploy.core.options import GRADIENT_BITS
 from fqt_deploy.passes.insert_scq import random_key
@@ -60,32 +61,27 @@ class InsertAGP(Pass):
         return bool(nodes)
 
     def _prune(self, graph: TrainingGraph, dequantize: fx.Node) -> None:
-        codes, _, _, axis = dequantize.args
-        assert isinstance(codes, fx.Node)
-        groups = shape(codes)[axis]  # type: ignore[index]
+        codes, axis = call_of(dequantize).codes, call_of(dequantize).axis
+        groups = shape(codes)[axis]
         keep = max(1, round(groups / self.bits))
         if keep >= groups:
             return
         (view,) = dequantize.users
         (product,) = view.users
-        emit = Emitter(graph, product)
-        on_samples = codes.target is fqt.quantize_samples.default
-        g, scale = codes.args[0], codes.args[1] if on_samples else None
-        zero_item = codes.args[3 if on_samples else 2]
-        key, bits = codes.args[-2:]
-        low, high, *grid_options = zero_item.args[0].args  # type: ignore[union-attr]
-        record = product.meta["record"]
-        side = "samples" if on_samples else "channels"
-        index, slot, weight = self._select(graph, emit, record.index, side, (g, scale), (low, high), keep)  # type: ignore[arg-type]
+        emit, quantizer = Emitter(graph, product), call_of(codes)
+        side = "samples" if axis == 0 else "channels"
+        g, scale = quantizer.g, quantizer.alpha if axis == 0 else None
+        old_grid = source_of(quantizer.zero)
+        bounds = call_of(old_grid).low, call_of(old_grid).high
+        index, slot, weight = self._select(graph, emit, product.meta["record"].index, side, (g, scale), bounds, keep)
 
-        kept = [emit(fqt.gather_rows.default, bound, index) for bound in (low, high)]
-        grid = emit(fqt.quantization_grid.default, *kept, *grid_options)
+        low, high = (emit(fqt.gather_rows.default, bound, index) for bound in bounds)
+        grid = emit.again(old_grid, low=low, high=high)
         zero, reciprocal, step = (emit.item(grid, i) for i in range(3))
-        operands = (g, scale, index) if on_samples else (g, index)
-        new_codes = emit(codes.target, *operands, zero, reciprocal, key, bits)
+        new_codes = emit.again(codes, index=index, zero=zero, reciprocal=reciprocal)
         weighted = [emit(aten.mul.Tensor, value, weight) for value in (step, zero)]
         values = emit(fqt.dequantize.default, new_codes, *weighted, axis)
-        _replace_product(emit, product, view, values, slot, axis=axis)  # type: ignore[arg-type]
+        _replace_product(emit, product, view, values, slot, axis=axis)
 
     def _select(
         self,
@@ -115,7 +111,7 @@ class InsertAGP(Pass):
 def _sum_of_squares(emit: Emitter, g: fx.Node) -> fx.Node:
     """The third output of the statistics that SCQ already takes of ``g``."""
     statistics = next(user for user in g.users if user.target is fqt.position_statistics.default)
-    found = next((user for user in statistics.users if user.args[1] == 2), None)
+    found = next((user for user in statistics.users if call_of(user).index == 2), None)
     return found or emit.item(statistics, 2)
 
 
@@ -128,8 +124,7 @@ def _replace_product(emit: Emitter, product: fx.Node, view: fx.Node, values: fx.
     else:
         compact = [*gradient_shape[:-1], channels]
     operand = emit(aten.view.default, values, compact)
-    arguments = [operand if a is view else a for a in product.args]
-    pruned = emit(product.target, *arguments)
+    pruned = emit.again(product, g=operand)
     pruned.meta.update({k: product.meta[k] for k in ("record", "direction")})
     if axis == 0 and len(gradient_shape) == 2:
         grouped = emit(aten.view.default, pruned, [samples, positions, shape(pruned)[-1]])

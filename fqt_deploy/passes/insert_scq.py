@@ -17,11 +17,12 @@ After (paper: one scale per sample for activation gradients, one per output chan
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import fx
 
+from fqt_deploy.core.call import call_of, update
 from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
 from fqt_deploy.core.options import GRADIENT_BITS, Grid
 from fqt_deploy.passes.annotate_layers import products_of
@@ -54,10 +55,10 @@ class InsertSCQ(Pass):
         statistics: dict[fx.Node, tuple[fx.Node, ...]] = {}
         sample_side, channel_side = products_of(graph, "input_grad"), products_of(graph, "weight_grad")
         for node in sample_side:
-            gradient, scale = node.args[0].args  # type: ignore[union-attr]
-            self._quantize(graph, node, 0, gradient, scale, statistics)
+            scaled = call_of(call_of(node).g)
+            self._quantize(graph, node, 0, scaled.self, scaled.other, statistics)
         for node in channel_side:
-            self._quantize(graph, node, 2, node.args[1], None, statistics)
+            self._quantize(graph, node, 2, call_of(node).g, None, statistics)
         return bool(sample_side or channel_side)
 
     def _quantize(
@@ -65,8 +66,8 @@ class InsertSCQ(Pass):
         graph: TrainingGraph,
         node: fx.Node,
         axis: int,
-        gradient: Any,
-        scale: Any,
+        gradient: fx.Node,
+        scale: fx.Node | None,
         statistics: dict[fx.Node, tuple[fx.Node, ...]],
     ) -> None:
         """Replace ``node``'s gradient operand by its dequantized codes; groups are indices of ``axis``."""
@@ -86,8 +87,7 @@ class InsertSCQ(Pass):
         else:
             codes = emit(fqt.quantize_channels.default, g, None, zero, reciprocal, key, self.bits)
         values = emit(fqt.dequantize.default, codes, step, zero, axis)
-        viewed = emit(aten.view.default, values, shape(gradient))
-        node.update_arg(0 if axis == 0 else 1, viewed)
+        update(node, g=emit(aten.view.default, values, shape(gradient)))
 
 
 def random_key(emit: Emitter, graph: TrainingGraph, layer: int, role: str) -> fx.Node:

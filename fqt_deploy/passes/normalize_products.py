@@ -89,7 +89,12 @@ def _geometry(node: fx.Node) -> dict[str, list[int]]:
             node=node,
             hint="supported: Conv2d with groups=1 and dilation=1",
         )
-    return {"stride": list(call.stride), "padding": list(call.padding)}
+    return {"stride": _both(call.stride), "padding": _both(call.padding)}
+
+
+def _both(extents: Any) -> list[int]:
+    """Numbers for height and width; one number, as ``padding="valid"`` is traced, stands for both."""
+    return [*extents] if len(extents) == 2 else [*extents] * 2
 
 
 def _convolution(graph: TrainingGraph, node: fx.Node) -> None:
@@ -119,15 +124,28 @@ def _convolution_backward(graph: TrainingGraph, node: fx.Node) -> None:
     replace_results(graph, node, results)
 
 
-def _transposed(node: fx.Node) -> fx.Node | None:
-    """The matrix that ``node`` is the transpose of, if it is written as one."""
-    return source_of(node) if node.target is aten.permute.default else None
+def _transposed_weight(node: fx.Node) -> fx.Node | None:
+    """The matrix that ``node`` is written as the transpose of; that of a parameter with one row is a view."""
+    if node.target is aten.permute.default:
+        return source_of(node)
+    if node.target is aten.view.default and (source := source_of(node)).op == "placeholder":
+        return source if 1 in shape(source) and shape(source) == shape(node)[::-1] else None
+    return None
+
+
+def _transposed_gradient(emit: Emitter, node: fx.Node, other: fx.Node) -> fx.Node | None:
+    """The same for what is multiplied by ``other``, which is no weight; a view of one row or column is a transpose."""
+    if node.target is aten.permute.default:
+        return source_of(node)
+    if node.target is aten.view.default and 1 in shape(node) and other.op != "placeholder":
+        return emit(aten.view.default, node, shape(node)[::-1])
+    return None
 
 
 def _matmul(emit: Emitter, a: fx.Node, b: fx.Node) -> fx.Node:
-    if (w := _transposed(b)) is not None:
+    if (w := _transposed_weight(b)) is not None:
         return emit(fqt.linear.default, a, w)
-    if (g := _transposed(a)) is not None:
+    if (g := _transposed_gradient(emit, a, b)) is not None:
         return emit(fqt.linear_weight_grad.default, b, g)
     return emit(fqt.linear_input_grad.default, a, b)
 

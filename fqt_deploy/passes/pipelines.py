@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from fqt_deploy.core.graph import LayerRecord
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.passes.annotate_layers import AnnotateLayers
 from fqt_deploy.passes.append_optimizer import AppendOptimizer
@@ -10,12 +13,14 @@ from fqt_deploy.passes.check_operators import CheckOperators
 from fqt_deploy.passes.decompose_composites import DecomposeComposites
 from fqt_deploy.passes.decompose_variance import DecomposeVariance
 from fqt_deploy.passes.fold_packing import FoldPacking
+from fqt_deploy.passes.fold_padding import FoldPadding
 from fqt_deploy.passes.insert_agp import InsertAGP
 from fqt_deploy.passes.insert_scq import InsertSCQ
 from fqt_deploy.passes.lower_to_1bit import LowerTo1Bit
 from fqt_deploy.passes.normalize_layers import NormalizeLayers
 from fqt_deploy.passes.normalize_products import NormalizeProducts
 from fqt_deploy.passes.normalize_views import NormalizeViews
+from fqt_deploy.passes.order_rows import OrderRows
 from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.project_weight_grad import ProjectWeightGrad
 from fqt_deploy.passes.propagate_layout import PropagateLayout
@@ -60,9 +65,11 @@ def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
         AppendOptimizer(options.optimizer),
         ReplaceDropout(),
         # 1-bit training
+        FoldPadding(),
+        OrderRows(),
         BinarizeForward(),
-        *([SelectOnce(bits)] if agp == "once" else []),
         *([SelectNested(bits, required=agp == "nested")] if agp in ("nested", "any") else []),
+        *([SelectOnce(bits, required=agp == "once")] if agp in ("once", "any") else []),
         *([ProjectWeightGrad()] if quantized and options.projection == "auto" else []),
         *([InsertSCQ(bits, options.resolved_grid)] if quantized else []),
         *(
@@ -77,13 +84,16 @@ def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
     )
 
 
-def prediction_passes(options: CompileOptions) -> tuple[Pass, ...]:
-    """From a captured evaluation graph to one that code generation takes."""
-    return (*_NORMALIZE, AnnotateLayers(options.include, options.exclude), BinarizeForward(), *_LOWER)
+def prediction_passes(layers: Sequence[LayerRecord]) -> tuple[Pass, ...]:
+    """From a captured evaluation graph to one that code generation takes.
+
+    Args:
+        layers: what was decided for the training step.
+    """
+    decided = AnnotateLayers(binarized=tuple(record.weight for record in layers if record.binarized))
+    return (*_NORMALIZE, decided, FoldPadding(), BinarizeForward(), *_LOWER)
 
 
 def all_passes() -> tuple[Pass, ...]:
     """Every pass of every recipe, in pipeline order: a pass that runs twice has two places."""
-    default = training_passes(CompileOptions())
-    at = [p.name for p in default].index("insert-scq")
-    return (*default[:at], SelectOnce(), *default[at:], Rematerialize())
+    return (*training_passes(CompileOptions()), Rematerialize())

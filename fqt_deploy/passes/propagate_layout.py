@@ -97,6 +97,10 @@ def _sink_below_reduction(graph: TrainingGraph, node: fx.Node) -> bool:
     order = _order(source, rank)
     if order is None:
         return False
+    if "dim" not in call_of(node) and "dims" not in call_of(node):  # all axes, in whatever order
+        _, *others = node.args
+        replace(graph, node, Emitter(graph, node)(node.target, source_of(source), *others, **node.kwargs))
+        return True
     axes = [order[a] for a in reduced_axes(call_of(node))]
     keepdim = len(shape(node)) == rank
     kept = [order[a] for a in range(rank) if order[a] not in axes]

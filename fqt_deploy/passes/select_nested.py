@@ -22,17 +22,19 @@ kept elements, ``sum(e K)``, which is that of a single selection: one bit for ea
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import fx
 
+from fqt_deploy.core.call import call_of
 from fqt_deploy.core.graph import TrainingGraph, shape
 from fqt_deploy.passes.annotate_layers import WEIGHT_GRAD, products_of
-from fqt_deploy.passes.batch_axis import batch_leading
-from fqt_deploy.passes.select_once import Selection, SelectOnce, classifier_input_gradient
-from fqt_deploy.passes.shrink_backward import descendants
+from fqt_deploy.passes.batch_axis import descendants
+from fqt_deploy.passes.select_once import Selection, SelectOnce
+from fqt_deploy.passes.shrink_backward import ShrinkPlan
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,9 @@ class SelectNested(SelectOnce):
     name = "select-nested"
     selection = "nested"
 
-    def selections(self, graph: TrainingGraph) -> list[Selection]:
+    def selections(self, graph: TrainingGraph, plan: ShrinkPlan) -> list[Selection]:
         """One at each place that separates layers and where the number of samples falls."""
-        places = selection_places(graph, classifier_input_gradient(graph))
+        places = selection_places(graph, plan)
         ends = [*places[1:], None]
         sizes = [_gradient_sizes(graph, here, end) for here, end in zip(places, ends, strict=True)]
         kept = kept_samples(sizes, graph.batch, self.bits, self.exponent)
@@ -88,15 +90,15 @@ def kept_samples(sizes: list[list[int]], batch: int, bits: float, exponent: floa
     return [max(1, int(share + 1e-6)) for share in shares(low)]
 
 
-def selection_places(graph: TrainingGraph, root: fx.Node) -> list[fx.Node]:
-    """``root``, and behind it a gradient between each two layers on which alone everything behind it depends.
+def selection_places(graph: TrainingGraph, plan: ShrinkPlan) -> list[fx.Node]:
+    """The root, and behind it a gradient between each two layers on which alone everything behind it depends.
 
     Where several would do, as before and after a pooling's backward, the one with the fewest elements.
     """
-    rows = descendants(root, graph) & batch_leading(graph)
-    products = [n for n in graph.calls(*WEIGHT_GRAD) if "record" in n.meta and n.args[1] in rows | {root}]
+    root, rows = plan.root, plan.places.keys() - {plan.root}
+    products = [n for n in graph.calls(*WEIGHT_GRAD) if "record" in n.meta and call_of(n).g in plan.places]
     smallest: dict[int, fx.Node] = {}
-    for node in _dominators(root, products[-1].args[1], rows, graph) if products else []:  # type: ignore[arg-type]
+    for node in _dominators(root, call_of(products[-1]).g, rows, graph) if products else []:
         behind = descendants(node, graph)
         left = [p for p in products if p in behind]
         if not 0 < len(left) < len(products) or not _separates(node, behind, rows, left):
@@ -106,7 +108,7 @@ def selection_places(graph: TrainingGraph, root: fx.Node) -> list[fx.Node]:
     return [root, *(smallest[count] for count in sorted(smallest, reverse=True))]
 
 
-def _dominators(root: fx.Node, end: fx.Node, rows: set[fx.Node], graph: TrainingGraph) -> list[fx.Node]:
+def _dominators(root: fx.Node, end: fx.Node, rows: Set[fx.Node], graph: TrainingGraph) -> list[fx.Node]:
     """The single-output nodes between ``root`` and ``end`` that every path through ``rows`` passes, in graph order."""
     parent, depth = {root: root}, {root: 0}
     for node in graph.graph.nodes:
@@ -127,7 +129,7 @@ def _dominators(root: fx.Node, end: fx.Node, rows: set[fx.Node], graph: Training
     return [node for node in reversed(chain) if isinstance(node.meta["val"], torch.Tensor)]
 
 
-def _separates(node: fx.Node, behind: set[fx.Node], rows: set[fx.Node], left: list[fx.Node]) -> bool:
+def _separates(node: fx.Node, behind: Set[fx.Node], rows: Set[fx.Node], left: list[fx.Node]) -> bool:
     """Whether ``node`` is the only gradient that ``behind`` reads, and lies behind every product of other layers."""
     layers = {product.meta["layer"] for product in left}
     if any(n.meta.get("direction") == "input_grad" and n.meta["layer"] not in layers for n in behind):
@@ -141,4 +143,4 @@ def _gradient_sizes(graph: TrainingGraph, here: fx.Node, following: fx.Node | No
     if following is not None:
         between -= descendants(following, graph)
     products = [n for n in products_of(graph, "weight_grad") if n in between]
-    return [prod(shape(n.args[1])) // graph.batch for n in products]  # type: ignore[arg-type]
+    return [prod(shape(call_of(n).g)) // graph.batch for n in products]

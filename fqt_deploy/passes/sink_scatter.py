@@ -22,6 +22,7 @@ counted by places.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,17 +31,15 @@ from torch import fx
 
 from fqt_deploy.core.call import call_of, changed, source_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
-from fqt_deploy.ops.aten.reductions import reduced_axes
 from fqt_deploy.ops.op import op_of
-from fqt_deploy.ops.traits import Layout
-from fqt_deploy.passes.batch_axis import batch_leading, gather_samples
+from fqt_deploy.ops.traits import LEADING, Aligned, SampleAxis
+from fqt_deploy.passes.batch_axis import alignment, gather_samples, resized, scatter_samples
 from fqt_deploy.passes.pass_base import Pass
+from fqt_deploy.passes.shrink_backward import SIZED
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
 
-_SIZED = (aten.view.default, aten.expand.default)
-_SUMS = (aten.sum.dim_IntList, aten.sum.default)
 _WEIGHT_GRADS = (fqt.linear_weight_grad.default, fqt.conv2d_weight_grad.default)
 _CONSTANTS = (aten.scalar_tensor.default, aten.full.default)
 
@@ -62,20 +61,22 @@ class _Rows:
     """The kept samples of a value that is zero, or not needed, for the others.
 
     Attributes:
-        value: [K, ...], or [K times rows of a sample, ...].
+        value: with K samples.
+        where: it has them.
         slot: [N] int32, each sample's place among them, or -1.
         index: [K] int32, their numbers among the N.
         can_scatter: whether the value is zero for the other samples; of codes only sums are formed.
     """
 
     value: fx.Node
+    where: SampleAxis
     slot: fx.Node
     index: fx.Node
     can_scatter: bool = True
 
-    def of(self, value: fx.Node, *, can_scatter: bool = True) -> _Rows:
+    def of(self, value: fx.Node, where: SampleAxis = LEADING, *, can_scatter: bool = True) -> _Rows:
         """The same samples of another value."""
-        return _Rows(value, self.slot, self.index, self.can_scatter and can_scatter)
+        return _Rows(value, where, self.slot, self.index, self.can_scatter and can_scatter)
 
 
 @dataclass
@@ -84,10 +85,6 @@ class _Sinker:
 
     graph: TrainingGraph
     rows: dict[fx.Node, _Rows] = field(default_factory=dict)
-    leading: set[fx.Node] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.leading = batch_leading(self.graph)
 
     def run(self) -> bool:
         """Sink every scatter as far as it goes; whether there was one that moved."""
@@ -96,7 +93,7 @@ class _Sinker:
             if node in scatters:
                 call = call_of(node)
                 index = Emitter(self.graph, node).item(source_of(call.slot), 0)
-                self.rows[node] = _Rows(call.x, call.slot, index)
+                self.rows[node] = _Rows(call.x, LEADING, call.slot, index)
             elif node.op == "call_function" and any(a in self.rows for a in node.all_input_nodes):
                 self._sink(node)
         for node in reversed([n for n in self.rows if n not in scatters]):
@@ -111,41 +108,24 @@ class _Sinker:
         kept = [self.rows[a] for a in node.all_input_nodes if a in self.rows]
         if len({k.slot for k in kept}) > 1:
             return
-        if node.target is fqt.position_statistics.default:
-            self._position_statistics(node, kept[0])
-        elif node.target is fqt.quantize_samples.default:
-            self._quantize_samples(node, kept[0])
-        elif node.target in (fqt.quantize_channels.default, fqt.dequantize.default):
-            if source_of(node) in self.rows and _forms_weight_gradient(node):
-                self.rows[node] = kept[0].of(self._on_kept(node, kept[0]), can_scatter=False)
-        elif node.target in _WEIGHT_GRADS or self._is_sum_over_samples(node):
-            replace(self.graph, node, self._on_kept(node, kept[0]))
+        if node.target in _QUANTIZERS:
+            if source_of(node) in self.rows and kept[0].where == LEADING:
+                _QUANTIZERS[node.target](self, node, kept[0])
+            return
+        aligned = alignment(node, {a: rows.where for a, rows in self.rows.items()}, self.graph.batch)
+        if aligned is None:
+            return
+        if aligned.result is None:
+            replace(self.graph, node, self._on_kept(node, kept[0], aligned))
         elif self._stays_zero(node):
-            self.rows[node] = kept[0].of(self._on_kept(node, kept[0]))
-
-    def _is_sum_over_samples(self, node: fx.Node) -> bool:
-        return node.target in _SUMS and 0 in reduced_axes(call_of(node))
+            self.rows[node] = kept[0].of(self._on_kept(node, kept[0], aligned), aligned.result)
 
     def _stays_zero(self, node: fx.Node) -> bool:
-        """Whether the result is zero for samples for which operands are, and has the samples on its leading axis."""
+        """Whether the result is zero for samples for which operands are."""
         op = op_of(node)
-        if op is None or op.traits.batch(call_of(node), self._axis, self.graph.batch) != 0:
-            return False
-        if node.target in _SIZED and shape(node) != list(call_of(node).size):
-            return False
-        if op.traits.layout is Layout.ELEMENTWISE and not self._is_aligned(node):
-            return False
-        return op.traits.zero.holds(call_of(node), lambda operand: operand in self.rows or _is_zero(operand))
+        return op is not None and op.traits.zero.holds(call_of(node), lambda a: a in self.rows or _is_zero(a))
 
-    def _axis(self, operand: Any) -> int | None:
-        """The axis of an operand that holds the samples; what is kept of a value has them in front."""
-        return 0 if operand in self.rows or operand in self.leading else None
-
-    def _is_aligned(self, node: fx.Node) -> bool:
-        """Whether the samples of the operands that are kept are the leading axis of the result, too."""
-        return all(len(shape(a)) == len(shape(node)) for a in node.all_input_nodes if a in self.rows)
-
-    def _on_kept(self, node: fx.Node, rows: _Rows) -> fx.Node:
+    def _on_kept(self, node: fx.Node, rows: _Rows, aligned: Aligned) -> fx.Node:
         """A copy of ``node`` that reads the kept samples of its operands."""
         emit = Emitter(self.graph, node)
         (keep,) = shape(rows.index)
@@ -153,22 +133,28 @@ class _Sinker:
         def operand(a: fx.Node) -> fx.Node:
             if a in self.rows:
                 return self.rows[a].value
-            if a not in self.leading or not isinstance(a.meta["val"], torch.Tensor):
+            if a not in aligned.operands:
                 return a
-            return gather_samples(emit, a, self.graph.batch, rows.index, keep)
+            return gather_samples(emit, a, aligned.operands[a], self.graph.batch, rows.index, keep)
 
         sizes = {}
-        if node.target in _SIZED:
-            first, *rest = call_of(node).size
-            sizes["size"] = [first // self.graph.batch * keep, *rest]
-        args, kwargs = fx.map_arg(changed(node, sizes), operand)
-        copy = emit(node.target, *args, **kwargs)
+        if node.target in SIZED and aligned.result is not None:
+            sizes["size"] = resized(shape(node), aligned.result, self.graph.batch, keep)
+        args, kwargs = changed(node, sizes)
+        copy = emit(node.target, *fx.map_arg(args, operand), **fx.map_arg(kwargs, operand))
         copy.meta.update({k: node.meta[k] for k in ("record", "direction") if k in node.meta})
         return copy
 
+    def _channels(self, node: fx.Node, rows: _Rows) -> None:
+        """Codes of channels of the kept samples, where nothing but weight gradients are formed of them."""
+        if _forms_weight_gradient(node):
+            (gradient,) = (a for a in node.all_input_nodes if a in self.rows)
+            copy = self._on_kept(node, rows, Aligned(LEADING, {gradient: LEADING}))
+            self.rows[node] = rows.of(copy, can_scatter=False)
+
     def _position_statistics(self, node: fx.Node, rows: _Rows) -> None:
         """Statistics of the kept samples; those of the others are zero."""
-        statistics = self._on_kept(node, rows)
+        statistics = self._on_kept(node, rows, Aligned(LEADING, {call_of(node).g: LEADING}))
         emit = Emitter(self.graph, node)
         for item in list(node.users):
             self.rows[item] = rows.of(emit.item(statistics, call_of(item).index))
@@ -176,7 +162,7 @@ class _Sinker:
     def _quantize_samples(self, node: fx.Node, rows: _Rows) -> None:
         """Choose among the kept samples; one that was pruned has an empty range: its codes count nothing."""
         call = call_of(node)
-        if call.g not in self.rows or call.index is None:
+        if call.index is None:
             return
         emit = Emitter(self.graph, node)
         places = emit(aten.clamp_min.default, emit(fqt.gather_rows.default, rows.slot, call.index), 0)
@@ -187,12 +173,16 @@ class _Sinker:
         rows = self.rows[node]
         assert rows.can_scatter, f"{node} is read by something else than a sum"
         emit = Emitter(self.graph, node)
-        extents, keep, batch = shape(node), shape(rows.index)[0], self.graph.batch
-        value = rows.value
-        if extents[0] != batch:
-            value = emit(aten.view.default, value, [keep, extents[0] // batch, *extents[1:]])
-        scattered = emit(fqt.scatter_rows.default, value, rows.slot)
-        replace(self.graph, node, emit(aten.view.default, scattered, extents) if extents[0] != batch else scattered)
+        replace(self.graph, node, scatter_samples(emit, rows.value, rows.where, rows.slot, shape(rows.index)[0]))
+
+
+_QUANTIZERS: dict[Any, Callable[[_Sinker, fx.Node, _Rows], None]] = {
+    fqt.position_statistics.default: _Sinker._position_statistics,
+    fqt.quantize_samples.default: _Sinker._quantize_samples,
+    fqt.quantize_channels.default: _Sinker._channels,
+    fqt.dequantize.default: _Sinker._channels,
+}
+"""What reads a gradient as [samples, positions, channels], and how it does on the kept samples."""
 
 
 def _forms_weight_gradient(codes: fx.Node) -> bool:

@@ -57,7 +57,27 @@ def batch_normed():
     )  # fmt: skip
 
 
+def padded():
+    """Zeros that only one side has."""
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 2, padding="same"), nn.Flatten(), nn.Linear(288, 4)
+    )
+
+
+class Turned(nn.Module):
+    """A layer on rows of all samples, channel by channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 40), nn.Linear(160, 4)
+
+    def forward(self, x):
+        return self.head(self.body(x.flatten(2).transpose(0, 1)).transpose(0, 1).flatten(1))
+
+
 MODELS = {
+    "padded": padded,
+    "turned": Turned,
     "batch_normed": batch_normed,
     "convolutional": convolutional,
     "dense": dense,

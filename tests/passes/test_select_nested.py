@@ -7,7 +7,7 @@ from torch import nn
 
 from fqt_deploy.core.optimizer import SGD
 from fqt_deploy.passes.select_nested import kept_samples, selection_places
-from fqt_deploy.passes.select_once import classifier_input_gradient
+from fqt_deploy.passes.select_once import plan_selection
 
 fqt = torch.ops.fqt
 
@@ -54,7 +54,7 @@ class Branched(nn.Module):
 
 def test_samples_are_selected_where_a_single_gradient_carries_everything(graph_after):
     graph = graph_after(Branched(), "binarize-forward")
-    root, *places = selection_places(graph, classifier_input_gradient(graph))
+    root, *places = selection_places(graph, plan_selection(graph))
     assert root.target is fqt.linear_input_grad.default
     assert [place.target for place in places] == [torch.ops.aten.add.Tensor], "the block's two gradients added up"
 

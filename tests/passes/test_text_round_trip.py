@@ -92,7 +92,7 @@ def stages(source, options):
         texts[now.stage] = graph_text(now)
 
     Pipeline(training_passes(options), ALWAYS, (observe,)).run(graph)
-    Pipeline(prediction_passes(options), ALWAYS).run(predict)
+    Pipeline(prediction_passes(graph.layers), ALWAYS).run(predict)
     return [*texts.values(), graph_text(predict)]
 
 

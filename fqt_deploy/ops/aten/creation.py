@@ -13,7 +13,7 @@ from fqt_deploy.ops.aten.samples import MIXED, call
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.op import Kind, Operand
-from fqt_deploy.ops.traits import NEVER_ZERO, BatchRule, Layout, created, leads
+from fqt_deploy.ops.traits import NEVER_ZERO, BatchRule, Layout, broadcast, no_samples
 
 
 class _Constant(AtenOp):
@@ -40,7 +40,7 @@ def _constant(target: Any, batch: BatchRule, samples: Samples) -> Any:
     )
 
 
-@_constant(aten.full.default, created, [call([2, 2], 1.5)])
+@_constant(aten.full.default, no_samples, [call([2, 2], 1.5)])
 class Full(_Constant):
     """A number in a shape."""
 
@@ -52,7 +52,7 @@ class Full(_Constant):
         return self.fill_value
 
 
-@_constant(aten.full_like.default, leads("self"), [call(MIXED, 2.5)])
+@_constant(aten.full_like.default, broadcast, [call(MIXED, 2.5)])
 class FullLike(_Constant):
     """A number in the shape of a tensor."""
 
@@ -64,7 +64,7 @@ class FullLike(_Constant):
         return self.fill_value
 
 
-@_constant(aten.scalar_tensor.default, created, [call(3.5)])
+@_constant(aten.scalar_tensor.default, no_samples, [call(3.5)])
 class ScalarTensor(_Constant):
     """A number as a tensor."""
 
@@ -75,28 +75,28 @@ class ScalarTensor(_Constant):
         return self.s
 
 
-@_constant(aten.zeros.default, created, [call([2])])
+@_constant(aten.zeros.default, no_samples, [call([2])])
 class Zeros(_Constant):
     """Zeros in a shape."""
 
     size: list[int]
 
 
-@_constant(aten.zeros_like.default, leads("self"), [call(MIXED)])
+@_constant(aten.zeros_like.default, broadcast, [call(MIXED)])
 class ZerosLike(_Constant):
     """Zeros in the shape of a tensor."""
 
     x: Operand
 
 
-@_constant(aten.empty.memory_format, created, [call([0])])
+@_constant(aten.empty.memory_format, no_samples, [call([0])])
 class Empty(_Constant):
     """A tensor whose values mean nothing: zeros here."""
 
     size: list[int]
 
 
-@_constant(aten.ones.default, created, [call([2])])
+@_constant(aten.ones.default, no_samples, [call([2])])
 class Ones(_Constant):
     """Ones in a shape."""
 
@@ -107,7 +107,7 @@ class Ones(_Constant):
         return 1.0
 
 
-@_constant(aten.ones_like.default, leads("self"), [call(MIXED)])
+@_constant(aten.ones_like.default, broadcast, [call(MIXED)])
 class OnesLike(_Constant):
     """Ones in the shape of a tensor."""
 
@@ -137,7 +137,7 @@ class _Range(AtenOp):
         return graph.constant(first + step * np.arange(extents(result)[0]), dtype_name(result.dtype))
 
 
-@_constant(aten.arange.start_step, created, [call(1, 9, 2)])
+@_constant(aten.arange.start_step, no_samples, [call(1, 9, 2)])
 class ArangeStep(_Range):
     """From a number to before another, by a step."""
 
@@ -150,7 +150,7 @@ class ArangeStep(_Range):
         return self.start, self.step
 
 
-@_constant(aten.arange.default, created, [call(5)])
+@_constant(aten.arange.default, no_samples, [call(5)])
 class Arange(_Range):
     """From 0 to before a number."""
 

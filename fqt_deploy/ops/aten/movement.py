@@ -16,14 +16,15 @@ from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.lib.reshape_index import reshape_index
 from fqt_deploy.ops.op import Kind, Operand
-from fqt_deploy.ops.traits import NEVER_ZERO, AxisOf, Layout, leads, moved, regrouped, zero_with_any
+from fqt_deploy.ops.traits import NEVER_ZERO, Aligned, AxisOf, Layout, SampleAxis, moved, only, regrouped, zero_with_any
 
 
-def _viewed(call: Call, axis_of: AxisOf, batch: int) -> int | None:
-    axis = axis_of(call.self)
-    if axis is None:
+def _viewed(call: Call, axis_of: AxisOf, batch: int) -> Aligned | None:
+    where = axis_of(call.self)
+    if where is None:
         return None
-    return regrouped(axis, extents(call.self.meta["val"]), extents(call.node.meta["val"]), batch)
+    result = regrouped(where, extents(call.self.meta["val"]), extents(call.node.meta["val"]), batch)
+    return None if result is None else Aligned(result, {call.self: where})
 
 
 @define_aten(
@@ -46,9 +47,9 @@ class View(AtenOp):
         return graph("Reshape", self.x.name, graph.constant(extents(result), "int64"))
 
 
-def _permuted(call: Call, axis_of: AxisOf, _batch: int) -> int | None:
-    axis = axis_of(call.self)
-    return None if axis is None else moved(axis, call.dims)
+def _permuted(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
+    order = [int(d) % len(call.dims) for d in call.dims]
+    return moved(call, axis_of, order.index)
 
 
 @define_aten(
@@ -73,9 +74,9 @@ class Permute(AtenOp):
         return graph("Transpose", self.x.name, perm=[axis % len(self.dims) for axis in self.dims])
 
 
-def _expanded(call: Call, axis_of: AxisOf, batch: int) -> int | None:
-    axis, size, source = axis_of(call.self), extents(call.node.meta["val"]), extents(call.self.meta["val"])
-    return None if axis is None else axis + len(size) - len(source)
+def _expanded(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
+    added = len(extents(call.node.meta["val"])) - len(extents(call.self.meta["val"]))
+    return moved(call, axis_of, lambda axis: axis + added)
 
 
 @define_aten(
@@ -97,9 +98,9 @@ class Expand(AtenOp):
         return graph("Expand", self.x.name, graph.constant(extents(result), "int64"))
 
 
-def _sliced(call: Call, axis_of: AxisOf, _batch: int) -> int | None:
-    axis = axis_of(call.self)
-    return None if axis is None or call.dim % len(extents(call.self.meta["val"])) == axis else axis
+def _sliced(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
+    cut = call.dim % len(extents(call.self.meta["val"]))
+    return moved(call, axis_of, lambda axis: None if axis == cut else axis)
 
 
 @define_aten(
@@ -133,9 +134,9 @@ class Slice(AtenOp):
         return graph("Slice", self.x.name, *[graph.constant([bound], "int64") for bound in bounds])
 
 
-def _padded(call: Call, axis_of: AxisOf, _batch: int) -> int | None:
-    axis, rank = axis_of(call.self), len(extents(call.self.meta["val"]))
-    return axis if axis is not None and not any(call.pad[2 * (rank - 1 - axis) :][:2]) else None
+def _padded(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
+    rank = len(extents(call.self.meta["val"]))
+    return moved(call, axis_of, lambda axis: None if any(call.pad[2 * (rank - 1 - axis) :][:2]) else axis)
 
 
 @define_aten(
@@ -172,9 +173,9 @@ class ConstantPad(AtenOp):
         return graph("Pad", self.x.name, pads, filling, graph.constant(axes, "int64"))
 
 
-def _selected(call: Call, axis_of: AxisOf, _batch: int) -> int | None:
-    axis, dim = axis_of(call.self), call.dim % len(extents(call.self.meta["val"]))
-    return None if axis is None or dim == axis else axis - (dim < axis)
+def _selected(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
+    dim = call.dim % len(extents(call.self.meta["val"]))
+    return moved(call, axis_of, lambda axis: None if dim == axis else axis - (dim < axis))
 
 
 @define_aten(
@@ -199,11 +200,17 @@ class Select(AtenOp):
         return graph("Gather", self.x.name, graph.constant(self.index, "int64"), axis=self.dim % len(self.x.shape))
 
 
-def _joined(call: Call, axis_of: AxisOf, _batch: int) -> int | None:
-    axes = {axis_of(tensor) for tensor in call.tensors}
-    axis = axes.pop()
+def _joined(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
+    places = {place for tensor in call.tensors if (place := axis_of(tensor)) is not None}
     dim = call.dim % len(extents(call.node.meta["val"]))
-    return None if axes or axis is None or dim == axis else axis
+    if len(places) != 1:
+        return None
+    where = result = places.pop()
+    if dim == where.axis:  # one batch behind another: more groups of all samples
+        if len({extents(tensor.meta["val"])[dim] for tensor in call.tensors}) != 1:
+            return None
+        result = SampleAxis(dim, where.outer * len(call.tensors))
+    return Aligned(result, dict.fromkeys(call.tensors, where))
 
 
 @define_aten(
@@ -239,8 +246,17 @@ class Cat(AtenOp):
         return graph("Concat", *[graph.cast(t, dtype) for t in self.tensors], axis=self.dim % len(result.shape))
 
 
+def _along(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
+    """Rows of ``self`` and ``index`` belong together along every axis but the one that is indexed."""
+    place = only(axis_of(tensor) for tensor in (call.self, call.index))
+    source, index = extents(call.self.meta["val"]), extents(call.index.meta["val"])
+    if place is None or call.dim % len(source) == place.axis:
+        return None
+    return Aligned(place, {call.self: place, call.index: place}) if source[place.axis] == index[place.axis] else None
+
+
 @define_aten(
-    aten.gather.default, kind=Kind.ELEMENTWISE, batch=leads("self", "index"), zero=zero_with_any("self"),
+    aten.gather.default, kind=Kind.ELEMENTWISE, batch=_along, zero=zero_with_any("self"),
     layout=Layout.OPAQUE, samples=[call(MIXED, 1, PLACES)],
 )  # fmt: skip
 class Gather(AtenOp):
@@ -265,7 +281,7 @@ class Gather(AtenOp):
 
 
 @define_aten(
-    aten.scatter.value, kind=Kind.ELEMENTWISE, batch=leads("self", "index"), zero=NEVER_ZERO, layout=Layout.OPAQUE,
+    aten.scatter.value, kind=Kind.ELEMENTWISE, batch=_along, zero=NEVER_ZERO, layout=Layout.OPAQUE,
     samples=[call(MIXED, 1, PLACES[:, :1], 9.0)],
 )  # fmt: skip
 class ScatterValue(AtenOp):

@@ -14,7 +14,18 @@ from fqt_deploy.ops.aten.aten_op import AtenOp, aten, define_aten, extents
 from fqt_deploy.ops.aten.samples import MIXED, WIDE, call
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.op import Kind, Operand
-from fqt_deploy.ops.traits import NEVER_ZERO, AxisOf, Layout, zero_with_all, zero_with_any
+from fqt_deploy.ops.traits import (
+    NEVER_ZERO,
+    Aligned,
+    AxisOf,
+    Layout,
+    SampleAxis,
+    broadcast,
+    moved,
+    only,
+    zero_with_all,
+    zero_with_any,
+)
 
 _PLACES = torch.tensor([2, 0, 0, 1])
 
@@ -23,16 +34,24 @@ def _rank(call: Call) -> int:
     return len(extents(call.self.meta["val"]))
 
 
+def _together(call: Call, axis_of: AxisOf, touched: set[int]) -> Aligned | None:
+    """The samples of ``self``, and of ``src`` if there is one of its rank, on an axis that is not ``touched``."""
+    operands = [call.self, *([call.src] if "src" in call else [])]
+    place = only(axis_of(operand) for operand in operands)
+    if place is None or place.axis in touched:
+        return None
+    return Aligned(place, dict.fromkeys(operands, place))
+
+
 def _untouched(*names: str) -> Any:
     """The samples stay on their axis where none of the axes that arguments ``names`` name is theirs."""
 
-    def rule(call: Call, axis_of: AxisOf, _batch: int) -> int | None:
-        axis = axis_of(call.self)
+    def rule(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
         touched: set[int] = set()
         for name in names:
             given = getattr(call, name)
             touched |= {int(d) % _rank(call) for d in ([given] if isinstance(given, int) else given)}
-        return None if axis in touched else axis
+        return _together(call, axis_of, touched)
 
     return rule
 
@@ -65,9 +84,9 @@ class Flip(AtenOp):
         return graph("Slice", self.x.name, *[graph.constant(bound, "int64") for bound in bounds])
 
 
-def _rolled(call: Call, axis_of: AxisOf, _batch: int) -> int | None:
-    axis = axis_of(call.self)
-    return None if not call.dims or axis in {int(d) % _rank(call) for d in call.dims} else axis
+def _rolled(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
+    touched = {int(d) % _rank(call) for d in call.dims}
+    return moved(call, axis_of, lambda axis: None if not touched or axis in touched else axis)
 
 
 @define_aten(
@@ -132,10 +151,9 @@ def _before(position: Any, shift: int, extent: int) -> Any:
     return tirx.floormod(position + (extent - shift), extent) if shift else position
 
 
-def _repeated(call: Call, axis_of: AxisOf, _batch: int) -> int | None:
-    axis = axis_of(call.self)
+def _repeated(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
     new = len(call.repeats) - _rank(call)
-    return axis + new if axis is not None and call.repeats[axis + new] == 1 else None
+    return moved(call, axis_of, lambda axis: axis + new if call.repeats[axis + new] == 1 else None)
 
 
 @define_aten(
@@ -246,9 +264,16 @@ class SliceScatter(AtenOp):
         return graph("Where", graph.constant(inside.reshape(shape), "bool"), slices, self.x.name)
 
 
-def _select_scattered(call: Call, axis_of: AxisOf, _batch: int) -> int | None:
-    axis = axis_of(call.self)
-    return None if axis == call.dim % _rank(call) else axis
+def _select_scattered(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
+    """``src`` lacks the axis that is written to: behind it, its axes count one less."""
+    dim = call.dim % _rank(call)
+    of_src, of_self = axis_of(call.src), axis_of(call.self)
+    if of_src is not None:
+        of_src = SampleAxis(of_src.axis + (of_src.axis >= dim), of_src.outer)
+    place = only((of_self, of_src))
+    if place is None or place.axis == dim:
+        return None
+    return Aligned(place, {call.self: place, call.src: SampleAxis(place.axis - (place.axis > dim), place.outer)})
 
 
 @define_aten(
@@ -283,7 +308,7 @@ class SelectScatter(AtenOp):
 
 
 @define_aten(
-    aten.copy.default, kind=Kind.ELEMENTWISE, batch=_untouched(), zero=NEVER_ZERO, layout=Layout.OPAQUE,
+    aten.copy.default, kind=Kind.ELEMENTWISE, batch=broadcast, zero=NEVER_ZERO, layout=Layout.OPAQUE,
     samples=[call(MIXED, MIXED + 1), call(MIXED, MIXED[:1]), call(MIXED, torch.tensor([[1, 2, 3], [4, 5, 6]]))],
 )  # fmt: skip
 class Copy(AtenOp):

@@ -15,7 +15,7 @@ from fqt_deploy.ops.aten.samples import MIXED, WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_name, dtype_of
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.op import Kind, Traits
-from fqt_deploy.ops.traits import AxisOf, Layout, zero_with_any
+from fqt_deploy.ops.traits import Aligned, AxisOf, Layout, moved, zero_with_any
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,26 @@ def _sorted_axes(dim: Sequence[int] | None, rank: int) -> list[int]:
     return sorted(int(d) % rank for d in dim) if dim else list(range(rank))
 
 
-def _batch(call: Call, axis_of: AxisOf, _size: int) -> int | None:
-    """Where the batch is after the axes before it are gone; None if it is reduced."""
-    source = next(iter(call.values().values()))
-    axis, axes = axis_of(source), reduced_axes(call)
-    if axis is None or axis in axes:
-        return None
+def _batch(call: Call, axis_of: AxisOf, _size: int) -> Aligned | None:
+    """Where the samples are after the axes before theirs are gone; None if their axis is reduced."""
+    axes, source = reduced_axes(call), next(iter(call.values().values()))
     keepdim = len(call.node.meta["val"].shape) == len(source.meta["val"].shape)
-    return axis if keepdim else axis - sum(a < axis for a in axes)
+
+    def place(axis: int) -> int | None:
+        if axis in axes:
+            return None
+        return axis if keepdim else axis - sum(a < axis for a in axes)
+
+    return moved(call, axis_of, place)
+
+
+def _batch_of_sum(call: Call, axis_of: AxisOf, size: int) -> Aligned | None:
+    """The same; a sum may be over samples, too."""
+    source = next(iter(call.values().values()))
+    where = axis_of(source)
+    if where is not None and where.axis in reduced_axes(call):
+        return Aligned(None, {source: where})
+    return _batch(call, axis_of, size)
 
 
 def _reduce(form: _Form, x: te.Tensor, axes: list[int], kept: list[int], dtype: str, name: str) -> te.Tensor:
@@ -139,7 +151,8 @@ def _define(target: Any, form: _Form, samples: Samples) -> None:
         "__doc__": f"``{target}``.",
         "axes_name": next((name for name in ("dim", "dims") if name in names), None),
     }  # fmt: skip
-    traits = Traits(kind=Kind.ROOT, batch=_batch, zero=zero_with_any(names[0]), layout=Layout.REDUCTION)
+    batch = _batch_of_sum if form is _SUM else _batch
+    traits = Traits(kind=Kind.ROOT, batch=batch, zero=zero_with_any(names[0]), layout=Layout.REDUCTION)
     enter(type(str(target), (Reduction,), facts), target, traits, samples)
 
 

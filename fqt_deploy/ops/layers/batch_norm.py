@@ -13,13 +13,13 @@ from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, OptionalOperand, defin
 from fqt_deploy.ops.traits import (
     NEVER_ZERO,
     Layout,
-    leads,
+    channels_last,
 )
 
 aten = torch.ops.aten
 
 
-@define(kind=Kind.COMPOSITE, batch=leads("x"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.COMPOSITE, batch=channels_last("x"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class BatchNorm(FqtOp):
     """Normalize each channel by its statistics over the batch.
 

@@ -13,7 +13,7 @@ from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, OptionalOperand, defin
 from fqt_deploy.ops.traits import (
     NEVER_ZERO,
     Layout,
-    leads,
+    channels_last,
 )
 
 aten = torch.ops.aten
@@ -29,7 +29,7 @@ def _kept_samples(emit: Emitter, gradient: fx.Node, x: fx.Node) -> tuple[fx.Node
     return kept, emit(fqt.gather_rows.default, x, emit.item(slot.args[0], 0))
 
 
-@define(kind=Kind.COMPOSITE, batch=leads("gradient", "x"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.COMPOSITE, batch=channels_last("gradient", "x"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class BatchNormBackward(FqtOp):
     """Gradients with respect to input, weight and bias.
 

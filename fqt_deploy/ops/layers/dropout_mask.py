@@ -17,7 +17,7 @@ from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define
 from fqt_deploy.ops.traits import (
     NEVER_ZERO,
     Layout,
-    created,
+    no_samples,
 )
 
 
@@ -26,7 +26,7 @@ def _threshold(probability: float) -> int:
     return round(probability * 2**24)
 
 
-@define(kind=Kind.ELEMENTWISE, batch=created, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.ELEMENTWISE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class DropoutMask(FqtOp):
     """True with probability ``1 - probability``, independently for every element.
 

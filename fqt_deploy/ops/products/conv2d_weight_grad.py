@@ -17,11 +17,11 @@ from fqt_deploy.ops.products.conv2d import CONVOLUTION_SAMPLES
 from fqt_deploy.ops.traits import (
     NEVER_ZERO,
     Layout,
-    no_samples,
+    summed,
 )
 
 
-@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=summed("x", "g"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class Conv2dWeightGrad(FqtOp):
     """Correlation of the input with the output gradient.
 

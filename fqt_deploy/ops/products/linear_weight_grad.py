@@ -14,11 +14,11 @@ from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.traits import (
     NEVER_ZERO,
     Layout,
-    no_samples,
+    summed,
 )
 
 
-@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=summed("x", "g"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class LinearWeightGrad(FqtOp):
     """The transpose of ``g`` times ``x``.
 

@@ -14,11 +14,11 @@ from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.traits import (
     NEVER_ZERO,
     Layout,
-    scattered,
+    no_samples,
 )
 
 
-@define(kind=Kind.ELEMENTWISE, batch=scattered, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.ELEMENTWISE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class ScatterRows(FqtOp):
     """Row ``slot[g]`` of ``x`` for each group, zero where the slot is negative.
 

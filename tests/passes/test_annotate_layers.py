@@ -1,0 +1,79 @@
+"""Which layers run on bits: decided by what makes the logits, once, for the training step and prediction."""
+
+import torch
+from torch import nn
+
+from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.core.options import CompileOptions
+from tests.passes.selection_models import Heads, Matrices, Recurrent, pixels
+
+
+def binarized(graph):
+    return {record.path: record.binarized for record in graph.layers}
+
+
+def test_a_convolution_that_makes_the_logits_is_the_last_layer(graph_after):
+    graph = graph_after(pixels(), "annotate-layers")
+    assert binarized(graph) == {"0": False, "2": True, "4": False}
+    assert graph.layer("4").reason == "a contraction over 8 elements is too short to gain"
+    wide = nn.Sequential(
+        nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 64, 3), nn.ReLU(), nn.Conv2d(64, 4, 1), nn.Flatten()
+    )
+    assert graph_after(wide, "annotate-layers").layer("4").reason == "the last convolution stays in fp32"
+
+
+def test_a_linear_layer_inside_is_not_the_last_one(graph_after):
+    """The list of layers ends with one that a gate calls; the logits come from a convolution."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last, self.gate = nn.Conv2d(4, 64, 1), nn.Conv2d(64, 4, 1), nn.Linear(64, 64)
+
+        def forward(self, x):
+            h = torch.relu(self.first(x))
+            return self.last(h * torch.sigmoid(self.gate(h.mean((2, 3))))[..., None, None]).mean((2, 3))
+
+    assert binarized(graph_after(Gated(), "annotate-layers")) == {"first": False, "gate": True, "last": False}
+
+
+def test_every_head_is_last(graph_after):
+    assert binarized(graph_after(Heads(), "annotate-layers")) == {
+        "first": True, "second": True, "head": False, "early": False,
+    }  # fmt: skip
+
+
+def test_of_residual_branches_only_the_last_makes_the_logits(graph_after):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+
+        def forward(self, x):
+            x = x.flatten(2)
+            for layer in self.layers:
+                x = x + torch.relu(layer(x))
+            return x.flatten(1)
+
+    assert list(binarized(graph_after(Residual(), "annotate-layers")).values()) == [True, True, False]
+
+
+def test_weights_that_lie_the_other_way_are_layers_in_fp32(graph_after):
+    graph = graph_after(Matrices(), "annotate-layers")
+    assert binarized(graph) == {"first": True, "w": False, "v": False}
+    marks = {(n.meta["layer"], n.meta["direction"]) for n in graph.graph.nodes if "direction" in n.meta}
+    assert {("w", "forward"), ("w", "input_grad"), ("w", "weight_grad")} <= marks
+
+
+def test_steps_of_a_recurrence_are_one_layer(graph_after):
+    graph = graph_after(Recurrent(nn.LSTM), "annotate-layers")
+    assert binarized(graph) == {"recurrent.weight_ih_l0": True, "recurrent.weight_hh_l0": True, "head": False}
+
+
+def test_prediction_binarizes_what_the_step_does(make_source):
+    """Alone, prediction would find other layers to be last: a head is missing there."""
+    source = make_source(Heads())
+    lowered = lower_model(ModelSource(source.module, source.loss_fn, source.example_inputs), CompileOptions())
+    expected = binarized(lowered.train)
+    assert binarized(lowered.predict) == {path: expected[path] for path in ("first", "second", "head")}
