@@ -14,7 +14,7 @@ _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 """ln 2 in two parts: a multiple of the first is exact."""
 _COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-"""Of ``(exp(f) - 1 - f) / f^2`` for ``|f| <= ln 2 / 2`` (Cephes, ``expf``)."""
+"""Coefficients of ``(exp(f) - 1 - f) / f^2`` for ``|f| <= ln 2 / 2`` (Cephes, ``expf``)."""
 
 
 def exponential(x: Any) -> Any:

@@ -11,11 +11,11 @@ from fqt_deploy.ops.lib.stochastic_code import FRACTION
 
 _BYTE = np.arange(256)
 BITS = (_BYTE[:, None] >> np.arange(8)) & 1
-"""[256, 8]: the bits of every byte, 0 or 1."""
+"""The bits of every byte, 0 or 1: [256, 8]."""
 SIGNS = 2 * BITS - 1
-"""[256, 8]: the bits of every byte, -1 or +1."""
+"""The bits of every byte, -1 or +1: [256, 8]."""
 ONES = BITS.sum(1)
-"""[256]: number of ones in every byte."""
+"""The number of ones in every byte: [256]."""
 
 
 def pack(op: Body, bits: str) -> str:
@@ -78,7 +78,7 @@ def planes_of_codes(op: Body, codes: str, bits: str) -> str:
 
 
 def element_hash(op: Body, index: str, key: str) -> str:
-    """``counter_random.element_hash``: [...] uint32 and [2] int32 -> [...] uint32."""
+    """The random numbers of ``counter_random.element_hash``: [...] uint32 and [2] int32 -> [...] uint32."""
     x, words = index, op.cast(key, "uint32")
     for i, multiplier in enumerate(MULTIPLIERS):
         word = op("Gather", words, op.constant(i, "int64"), axis=0)
@@ -88,7 +88,7 @@ def element_hash(op: Body, index: str, key: str) -> str:
 
 
 def shift_right(op: Body, x: str, count: int, dtype: str = "uint32") -> str:
-    """``x >> count``."""
+    """The bits of ``x`` shifted right by ``count``."""
     return op("BitShift", x, op.constant(count, dtype), direction="RIGHT")
 
 

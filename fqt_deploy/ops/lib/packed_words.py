@@ -10,7 +10,7 @@ from torch import Tensor
 from tvm import te, tirx
 
 WORD = 32
-"""Elements in one word."""
+"""Number of elements in one word."""
 PANEL = 16
 """Rows that packed weights and positions interleave: one 512-bit register of words."""
 
@@ -26,7 +26,7 @@ def panel_count(rows: int) -> int:
 
 
 def pack_last_axis(bits: Tensor) -> Tensor:
-    """[..., C] bool -> [..., words] int32."""
+    """The bits of the last axis packed into words: [..., C] bool -> [..., ceil(C / 32)] int32."""
     padding = -bits.shape[-1] % WORD
     padded = torch.nn.functional.pad(bits.to(torch.int64), (0, padding))
     grouped = padded.reshape(*padded.shape[:-1], -1, WORD)

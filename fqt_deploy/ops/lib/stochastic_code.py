@@ -1,4 +1,4 @@
-"""One stochastically rounded code, in fixed point: shared by the four quantizers."""
+"""The stochastically rounded code of a value, in fixed point: shared by the four quantizers."""
 
 from __future__ import annotations
 

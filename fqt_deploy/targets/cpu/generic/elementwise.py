@@ -20,7 +20,7 @@ class ElementwiseRule:
     ops: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """None if a block reduces."""
+        """Returns the scheduled function, or None if one of its blocks is a reduction."""
         schedule = s_tir.Schedule(function)
         blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
         if any(not is_spatial(schedule, block) for block in blocks):

@@ -20,7 +20,7 @@ from fqt_deploy.targets.cpu.generic.elementwise import PARALLEL_ELEMENTS, extent
 
 MOVE_MASK = "llvm.x86.avx2.pmovmskb"
 PLANE_AXIS = 2
-"""Of [K, P, B, words]."""
+"""Axis of the bit-planes in packed codes, [K, P, B, words]."""
 
 
 class PackChannelsRule:

@@ -31,7 +31,7 @@ from fqt_deploy.targets.products import BitInputGradient
 from fqt_deploy.targets.tuning_log import Tile
 
 BAND_BYTES = 1 << 18
-"""Tables of one band: they are read from the second-level cache."""
+"""Upper bound of the bytes of one band's tables, which are read from the second-level cache."""
 
 
 class ShuffleInputGradient(ShuffleForm[BitInputGradient]):
@@ -45,7 +45,7 @@ class ShuffleInputGradient(ShuffleForm[BitInputGradient]):
         return product.has_whole_panels and shuffles_pay(features, product.bits)
 
     def cut(self, product: BitInputGradient, tile: Tile, features: CpuFeatures) -> CodeConvolution:
-        """As many rows in a band as tables in the cache reach for."""
+        """The product cut into bands with as many rows in a band as tables in the cache reach for."""
         (height, width), (kernel_h, kernel_w) = product.image, product.kernel
         row_bytes = (width + kernel_w - 1) * product.words * NIBBLES * ENTRIES
         band = max(
@@ -106,7 +106,7 @@ def _add_block(
 
 
 def _kernel(c: CodeConvolution) -> tirx.PrimFunc:
-    """The loop nest."""
+    """The TIR function of the gradient that is cut as ``c`` says."""
     p = c.product
 
     @script.prim_func(s_tir=True)

@@ -28,18 +28,18 @@ class CodeConvolution(ShuffledConvolution[BitInputGradient]):
 
     @property
     def turns(self) -> int:
-        """Positions of a job."""
+        """Number of positions in a job; each reads a block of the weight in turn."""
         return self.job[0] * self.job[1]
 
     @property
     def jobs(self) -> int:
-        """Independent ones."""
+        """Number of independent jobs."""
         height, width = self.product.image
         return self.product.samples * height * width // self.turns
 
     @property
     def chunk(self) -> int:
-        """Lookups whose sums fit into a byte."""
+        """Number of lookups whose sums fit together into a byte."""
         return lookups_of_a_byte(self.product.bits)
 
     @property

@@ -22,13 +22,13 @@ from fqt_deploy.targets.cpu.features import CpuFeatures
 
 MAXIMUM_BITS = 4
 MINIMUM_BITS = 3
-"""Fewer planes are multiplied faster than tables are looked up."""
+"""Least number of bit-planes: fewer are multiplied faster than tables are looked up."""
 MINIMUM_USES = 16
-"""A table costs about as much to build as ten lookups save."""
+"""Least number of uses of a table, which costs about as much to build as ten lookups save."""
 HALVES = 2
-"""Registers of table for one word: each covers sixteen codes."""
+"""Number of registers that the table of one word takes: each covers sixteen codes."""
 WORDS = 2
-"""Whose lookups are added as bytes: four times four codes of 15 are 240."""
+"""Number of words whose lookups are added as bytes: four times four codes of 15 are 240."""
 LOOKUPS = WORDS * HALVES
 _BYTES = 0x01010101
 
