@@ -1,4 +1,4 @@
-"""What this machine can do at most: the rates that rooflines are drawn with, each measured."""
+"""The ceilings of this machine: the rates that rooflines are drawn with, each measured."""
 
 from __future__ import annotations
 

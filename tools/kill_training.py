@@ -35,10 +35,10 @@ Run = Callable[[Path, bool], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of the runs that were killed.
+    """The outcome of the runs that were killed.
 
     Attributes:
-        kills: processes that were killed.
+        kills: number of processes that were killed.
         while_saving: those that left an unfinished checkpoint behind.
         runs: that were through in spite of kills.
         problems: what was lost or differs; none if all is well.
@@ -175,7 +175,7 @@ def _prepare(folder: Path, artifact: Path | None) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="in each language [default: 100]")
     parser.add_argument("--seed", type=int, default=0)

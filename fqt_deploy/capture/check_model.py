@@ -1,4 +1,4 @@
-"""What a model must be like to be trained, checked before and after it is traced."""
+"""The demands on a model that is to be trained, checked before and after it is traced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a prediction must be like: a function of its own sample and of the state, and nothing else.
+"""The demands on a prediction: it is a function of its own sample and of the state, and nothing else.
 
 Predictions of any number of samples are computed in batches of the compiled size, the last one filled up with zeros. So
 a sample's logits may depend on no other sample, on no random number, and must leave the state as it is.

@@ -1,4 +1,4 @@
-"""Along which axis of the logits the classes lie that a loss indexes by labels."""
+"""The axis of the logits along which the classes lie that a loss indexes by labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters under several names: the step stores each once, under the first."""
+"""Tied parameters, which have several names: the step stores each once, under the first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a Relax program to a shared library."""
+"""The build of a Relax program as a shared library."""
 
 from __future__ import annotations
 

@@ -28,13 +28,14 @@ BATCH_ENDS = "08"
 eight kernels in a batch on average, starting LLVM takes 5 % of the time."""
 
 PASS_CONFIG = {"tirx.disable_assert": True}
-"""Kernels trust their arguments: sessions check what is given to the step, whose every call is typed. Checks in all
-kernels would be three quarters of the library, and half of the time that LLVM takes."""
+"""TVM's settings for kernels, which trust their arguments: sessions check what is given to the step, whose every call
+is typed. Checks in all kernels would be three quarters of the library, and half of the time that LLVM takes.
+"""
 
 
 @dataclass(frozen=True)
 class KernelSources:
-    """What kernels are compiled from.
+    """The sources that kernels are compiled from.
 
     Attributes:
         texts: by symbol, a text that says all that the kernel's loop nests depend on.
@@ -50,10 +51,10 @@ class KernelSources:
 
 
 Batch = tuple[str, ...]
-"""Symbols of kernels that one object file defines."""
+"""The symbols of the kernels that one object file defines."""
 
 _inherited: list[tuple[KernelSources, Path]] = []
-"""What forked processes work on: TVM's functions cannot be sent to a process that is running already."""
+"""The work of forked processes: TVM's functions cannot be sent to a process that is running already."""
 
 
 def split_kernels(symbols: Iterable[str]) -> list[Batch]:
@@ -123,7 +124,7 @@ def _pool(kernels: KernelSources, folder: Path, workers: int) -> Iterator[Proces
 
 
 def _begin() -> None:
-    """In a process of the pool: leave Ctrl-C, which reaches the whole group, to the one that asked for the kernels.
+    """Begin a process of the pool: leave Ctrl-C, which reaches the whole group, to the one that asked for the kernels.
 
     What was inherited is never garbage: looking at it would copy its memory.
     """

@@ -1,4 +1,4 @@
-"""From lowered graphs to one TVM module: a Relax function each, and the kernels they call."""
+"""Translation of lowered graphs to one TVM module: a Relax function each, and the kernels they call."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class RelaxProgram:
         return kernel_function(self.distinct[symbol]).with_attr("global_symbol", symbol)
 
     def texts(self) -> dict[str, str]:
-        """By symbol, all that a kernel's loop nests depend on."""
+        """The texts, by symbol, that say all that a kernel's loop nests depend on."""
         return {symbol: repr(kernel_key(kernel)) for symbol, kernel in self.distinct.items()}
 
     @cached_property
@@ -195,7 +195,7 @@ def destinations(graph: TrainingGraph) -> dict[fx.Node, list[fx.Node]]:
 
 
 _KERNEL_TYPE = relax.FuncType.opaque_func(ret=relax.TupleType([]))
-"""Kernels return nothing: they write their last arguments."""
+"""The type of kernels: they return nothing, and write their last arguments."""
 
 
 def _type(value: torch.Tensor) -> Any:

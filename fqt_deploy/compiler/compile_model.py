@@ -1,4 +1,4 @@
-"""Compile one model: the only function that knows the order of the stages."""
+"""Compilation of one model: the only place that knows the order of the stages."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What a compilation left behind.
+    """The result of a compilation.
 
     Attributes:
-        manifest: as written.
+        manifest: manifest of the artifact, as written.
         output: the artifact's folder.
         pass_times: seconds by pass of the training graph, in order.
         verification: kernels and passes against PyTorch, when ``verify`` is ``numerics``.

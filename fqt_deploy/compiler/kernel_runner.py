@@ -71,7 +71,7 @@ class _Direct:
 
 @dataclass(frozen=True)
 class _Emulated:
-    """Speaks with ``c_api/verify/run_kernels.cc``."""
+    """A runner of kernels in an emulator, by ``c_api/verify/run_kernels.cc``."""
 
     process: subprocess.Popen[bytes]
 

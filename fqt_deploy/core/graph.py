@@ -19,7 +19,7 @@ Phase = Literal["forward", "backward", "optimizer"]
 
 
 class Stage(enum.IntEnum):
-    """How far the graph has been lowered; each stage has its own table of legal ops."""
+    """The stages that say how far a graph has been lowered; each stage has its own table of legal ops."""
 
     CAPTURED = 0
     """ATen ops as PyTorch traced them, tensors in PyTorch's layout."""
@@ -48,7 +48,7 @@ class StateTensor:
 
 @dataclass
 class LayerRecord:
-    """What the compiler decided about one convolution or linear layer.
+    """The decisions of the compiler about one convolution or linear layer.
 
     Attributes:
         path: module path in the user's model, such as ``features.3``.
@@ -123,7 +123,7 @@ class TrainingGraph:
 
     @property
     def graph(self) -> fx.Graph:
-        """The fx graph itself."""
+        """The fx graph of the module."""
         return self.module.graph
 
     def placeholder(self, name: str) -> fx.Node:
@@ -143,7 +143,7 @@ class TrainingGraph:
         self.output_node().args = (tuple(results.values()),)
 
     def output_node(self) -> fx.Node:
-        """The graph's output node."""
+        """The output node of the fx graph."""
         found: fx.Node = next(n for n in reversed(self.graph.nodes) if n.op == "output")
         return found
 
@@ -267,7 +267,7 @@ VIEWS = (torch.ops.aten.view.default,)
 
 
 def behind_views(node: fx.Node, *others: Any) -> fx.Node:
-    """What ``node`` is a view of; ops among ``others`` are looked through as well."""
+    """The value that ``node`` is a view of; ops among ``others`` are looked through as well."""
     while node.target in VIEWS or node.target in others:
         node = source_of(node)
     return node

@@ -34,7 +34,7 @@ class TensorSpec:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Number of elements of the array."""
         return math.prod(self.shape)
 
 
@@ -76,7 +76,7 @@ class KernelInfo:
 
 @dataclass(frozen=True)
 class LayerDecision:
-    """What the compiler decided about one convolution or linear layer.
+    """The decisions of the compiler about one convolution or linear layer.
 
     Attributes:
         path: module path.
@@ -181,7 +181,7 @@ class Manifest:
 
     @property
     def batch(self) -> int:
-        """Samples in one step."""
+        """Number of samples in one step."""
         return self.inputs[0].shape[0]
 
     def to_json(self) -> str:

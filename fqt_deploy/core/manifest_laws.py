@@ -1,4 +1,4 @@
-"""What holds in every manifest beyond the types of its fields: a runtime indexes memory by its numbers."""
+"""The laws of every manifest beyond the types of its fields: a runtime indexes memory by its numbers."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def is_ready(value: Array) -> bool:
 
 
 def _plain_strides(value: Array) -> tuple[int, ...]:
-    """Strides without freedom: NumPy leaves those of single elements as they come, even negative."""
+    """The strides of an array without freedom: NumPy leaves those of single elements as they come, even negative."""
     strides = [value.itemsize]
     for extent in reversed(value.shape[1:]):
         strides.append(strides[-1] * extent)

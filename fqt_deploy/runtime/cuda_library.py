@@ -71,7 +71,7 @@ class CudaLibrary:
         return array
 
     def assign(self, tensor: Any, value: Any) -> None:
-        """Overwrite a device tensor."""
+        """Overwrite the device tensor ``tensor`` with ``value``."""
         array = np.ascontiguousarray(np.broadcast_to(value, tuple(tensor.shape)), dtype=str(tensor.dtype))
         self._cuda.copy_in(tensor.data_ptr(), array)
 
@@ -100,7 +100,7 @@ class CudaLibrary:
         return target
 
     def train_step(self, x: Any, y: Any, *operands: Any) -> tuple[float, Any]:
-        """One step; returns the loss, and the logits, which the next step overwrites.
+        """Run one step; returns the loss, and the logits, which the next step overwrites.
 
         Args:
             x: inputs from ``batch``.
@@ -120,7 +120,7 @@ class CudaLibrary:
         return float(self.fetch(self._loss)), self._logits
 
     def predict(self, x: Any, *operands: Any) -> Array:
-        """Logits of one batch."""
+        """The logits of one batch."""
         with self._cuda.errors(), self._ffi.use_raw_stream(self._device, self._cuda.stream):
             logits = self._predict(x, *operands)
             return self.fetch(logits)

@@ -1,4 +1,4 @@
-"""Training data from a file of ``numpy.savez``."""
+"""Reader of training data in a file of ``numpy.savez``."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _DAMAGE = (
     OSError, ValueError, EOFError, TypeError, LookupError, AttributeError, RuntimeError, MemoryError, ArithmeticError,
     SyntaxError, AssertionError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
-"""What NumPy and zipfile raise, by kind of damage."""
+"""The errors that NumPy and zipfile raise, by kind of damage."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Samples and targets, one each a row."""
+    """The samples and targets of a file, one of each a row."""
 
     x: NDArray[np.generic]
     y: NDArray[np.generic]

@@ -16,7 +16,7 @@ from fqt_deploy.runtime.locks import hidden_name, lock_folder, try_lock
 
 _NEW, _OLD = "new", "old"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-"""Of Linux's renameat2."""
+"""The arguments of Linux's renameat2: the current folder, and the exchange of two names."""
 
 
 def replace_folder(folder: Path, files: Mapping[str, bytes], *, keep: Callable[[Path], bool]) -> None:

@@ -129,7 +129,7 @@ def lock_path(real: str) -> Path:
 
 
 def hidden_name(name: str) -> str:
-    """What the names of files that accompany ``name`` begin with; together they stay within a file system's limit."""
+    """The beginning of the names of files that accompany ``name``; together they stay within a file system's limit."""
     return f".{os.fsdecode(os.fsencode(name)[:200])}."
 
 

@@ -30,7 +30,7 @@ def encoded(op: OpOverload, arguments: Sequence[Any], keywords: Mapping[str, Any
 
 
 def arguments_of(function: tirx.PrimFunc) -> dict[str, Any] | None:
-    """What ``encoded`` wrote into the kernel ``function``; None if something was inlined into its op."""
+    """The arguments that ``encoded`` wrote into the kernel ``function``; None if something was inlined into its op."""
     text = function.attrs.get(ARGUMENTS)
     if text is None:
         return None

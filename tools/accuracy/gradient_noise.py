@@ -26,7 +26,7 @@ WHOLE = "(all)"
 
 @dataclass(frozen=True)
 class GradientNoise:
-    """One layer under one recipe.
+    """The noise of one layer's gradient under one recipe.
 
     Attributes:
         layer: name of the weight, or ``WHOLE``.

@@ -37,7 +37,7 @@ class NoSCQ(InsertSCQ):
     """Gradients stay fp32: what selection alone costs, so what better quantization can gain at most."""
 
     def run(self, graph: TrainingGraph) -> bool:
-        """Nothing."""
+        """Returns False: the pass changes nothing."""
         return False
 
 

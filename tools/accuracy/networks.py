@@ -14,12 +14,12 @@ from tools.examples import load_example
 from tools.training import Array
 
 HEAD = "classifier."
-"""What the names of the classifier's parameters begin with, in every network."""
+"""The beginning of the names of the classifier's parameters, in every network."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """One network.
+    """One network of the study.
 
     Attributes:
         name: as on the command line.

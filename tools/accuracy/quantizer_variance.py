@@ -31,7 +31,7 @@ LAST_PASS = "binarize-forward"
 
 @dataclass(frozen=True)
 class QuantizerVariance:
-    """One layer's activation gradient ``G`` and its quantizers, all relative to the squared norm of ``G``.
+    """The variance of quantizers of one layer's activation gradient ``G``, all relative to the squared norm of ``G``.
 
     Attributes:
         layer: module path.
@@ -136,7 +136,7 @@ class _Reader(fx.Interpreter):
         self.values: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """One node."""
+        """Run one node, and keep the gradients that are wanted."""
         result = super().run_node(n)
         if n in self.wanted:
             self.values[self.wanted[n]] = result.reshape(result.shape[0], -1, result.shape[-1]).contiguous()

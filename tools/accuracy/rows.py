@@ -44,7 +44,7 @@ TORCH_ROWS: dict[str, Settings] = {
     "torch-fp32": {"binarized": False, "bf16": False},
     "torch-bf16": {"binarized": False, "bf16": True},
 }
-"""What is trained in PyTorch instead: the 1-bit network with fp32 gradients, and the network as it is written."""
+"""Rows that are trained in PyTorch instead: the 1-bit network with fp32 gradients, and the network as it is written."""
 
 ALL_ROWS = (*ROWS, *TORCH_ROWS)
 

@@ -55,7 +55,7 @@ def run_job(job: Job, task: Task, work: Path) -> Record | None:
 
 
 def weights_path(work: Path, job: Job) -> Path:
-    """Where the weights of a finished job are kept."""
+    """The path where the weights of a finished job are kept."""
     return work / "weights" / f"{job.key}.safetensors"
 
 

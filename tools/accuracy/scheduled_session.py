@@ -47,7 +47,7 @@ class ScheduledSession:
             session.seed = value
 
     def step(self, x: Array, y: Array) -> float:
-        """One step of the session whose turn it is."""
+        """Run one step of the session whose turn it is, and return its loss."""
         due = self._sessions[sum(self._session.step_count >= end for end in self._ends)]
         if due is not self._session:
             with tempfile.TemporaryDirectory() as folder:

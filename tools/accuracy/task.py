@@ -10,8 +10,9 @@ from tools.accuracy.data import Dataset
 from tools.training import Array
 
 PHASES = ("pretrain", "transfer", "scratch")
-"""``pretrain``: the source classes; ``transfer``: the target classes, from pretrained weights; ``scratch``: the target
-classes, from random weights."""
+"""The phases: ``pretrain`` on the source classes; ``transfer``: the target classes, from pretrained weights;
+``scratch``: the target classes, from random weights.
+"""
 VALIDATION = 0.1
 """Share of the training images of a class that is held out for choices."""
 STATISTICS = 5000
@@ -21,7 +22,7 @@ SHIFT = 4
 
 @dataclass(frozen=True)
 class Part:
-    """Images ``x: [n, C, H, W] uint8`` and labels ``y: [n] int64`` from 0 on."""
+    """The images ``x: [n, C, H, W] uint8`` of a part and their labels ``y: [n] int64``, from 0 on."""
 
     x: Array
     y: Array
@@ -32,7 +33,7 @@ class Task:
     """One training task.
 
     Attributes:
-        train: trained on.
+        train: the part that is trained on.
         val: held out of the training images; every choice is made on it.
         test: reported, never looked at for a choice.
         classes: how many.

@@ -1,4 +1,4 @@
-"""Tables of what ``theory`` measured."""
+"""Tables of what the command ``theory`` measured."""
 
 from __future__ import annotations
 

@@ -110,7 +110,8 @@ PYTORCH: dict[str, tuple[str, str | None, float]] = {
     "torch eager bf16": ("bf16", None, 10),
     "torch.compile bf16 max-autotune": ("bf16", "max-autotune-no-cudagraphs", 180),
 }
-"""PyTorch's steps: precision, mode of ``torch.compile``, seconds that must be left to begin one; the surest first."""
+"""The steps of PyTorch: precision, mode of ``torch.compile``, seconds that must be left to begin one; the surest first.
+"""
 
 
 def steps(folder: Path, deadline: float, limits: Found) -> list[Found]:

@@ -138,7 +138,7 @@ class BitplaneConv2dInputGrad(FqtOp):
         return op.cast(op.channels_last(conv_transpose(op, codes, w)), "int32")
 
     def onnx_attributes(self) -> Attributes:
-        """Of a transposed convolution; ``output_padding`` are the image rows and columns that no output reads."""
+        """The attributes in ONNX; ``output_padding`` are the image rows and columns that no output reads."""
         exact_below(self.out_channels * self.kernel[0] * self.kernel[1] * (2 ** self.planes.shape[3] - 1))
         return {
             "in_channels": self.in_channels,

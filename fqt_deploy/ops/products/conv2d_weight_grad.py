@@ -90,7 +90,7 @@ class Conv2dWeightGrad(FqtOp):
             yield torch.randn(n, h, w, i, generator=r), g, kernel, stride, padding
 
     def onnx_body(self, op: Body) -> str:
-        """A convolution over the batch; positions past the kernel come from image rows that no output reads."""
+        """The ONNX body: a convolution over the batch; image rows that no output reads give positions to leave out."""
         images = op("Transpose", self.x, perm=[3, 0, 1, 2])
         gradients = op("Transpose", self.g, perm=[3, 0, 1, 2])
         taps = op("Conv", images, gradients, dilations=ints("dilations"), pads=ints("pads"))

@@ -53,13 +53,13 @@ def choose_tile(form: BitForm, left: Operand, right: Operand, *, splittable: boo
 
 
 def parts_of(form: BitForm, left: Operand, right: Operand, words: int) -> int:
-    """Into how many parts to split a long contraction with a small result, so that all multiprocessors work."""
+    """Number of parts to split a long contraction with a small result into, so that all multiprocessors work."""
     across, down = _blocks(left, right, choose_tile(form, left, right, splittable=True))
     return max(1, min(ceil_div(words, WORDS) // 4, ceil_div(4 * REFERENCE_PROCESSORS, across * down)))
 
 
 def _blocks(left: Operand, right: Operand, tile: Tile) -> tuple[int, int]:
-    """Tiles along columns and along rows."""
+    """Numbers of tiles along columns and along rows."""
     return ceil_div(right.rows, tile.width), ceil_div(left.rows, tile.height // left.planes)
 
 
@@ -94,7 +94,7 @@ def bit_product(
 
 @dataclass(frozen=True)
 class _Staged:
-    """One operand's rows in shared memory, copied by all threads of the block."""
+    """The rows of one operand in shared memory, copied by all threads of the block."""
 
     operand: Operand
     layout: SharedLayout
@@ -106,7 +106,7 @@ class _Staged:
 
     @property
     def turns(self) -> int:
-        """Chunks that a thread copies."""
+        """Number of chunks that a thread copies."""
         return ceil_div(WORDS * self.height // self.layout.chunk, self.threads)
 
     def _each(self, copy: Callable[[int, Any, Any], Any], word: Any) -> Any:
@@ -169,7 +169,7 @@ class _Tally:
     table: tirx.Buffer
 
     def _each(self, body: Callable[[int, Any], Any]) -> Any:
-        """``body(turn, row)`` for the rows of this thread."""
+        """The statements ``body(turn, row)`` for all rows of this thread."""
         threads, height, thread = self.staged.threads, self.staged.height, self.staged.thread
 
         def one(turn: int) -> Any:
@@ -255,7 +255,7 @@ class _Block:
         return _Staged(operand, layout, buffer, height, self.tile.threads, first, self.thread)
 
     def _overlapped(self, a: _Staged, b: _Staged, multiply: Callable[[Any], Any]) -> Any:
-        """All stages, with copies that run by themselves."""
+        """All stages, whose copies run while earlier words are multiplied."""
 
         def copy(stage: Any) -> Any:
             word = (self.part * self.stages + stage) * WORDS

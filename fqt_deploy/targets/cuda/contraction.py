@@ -22,7 +22,7 @@ COPY_USES = 1024
 
 @dataclass(frozen=True)
 class Side:
-    """One operand.
+    """One operand of a product.
 
     Attributes:
         load: its element, by axes.
@@ -157,7 +157,7 @@ def _side(load: Any, guard: Any, axes: tuple[Axis, ...], nest: LoopNest) -> Side
 
 
 def _row_major(axes: tuple[Axis, ...]) -> Any:
-    """Number of a position along ``axes``."""
+    """The row-major number of a position along ``axes``."""
     flat: Any = integer(0)
     for axis in axes:
         flat = flat * axis.extent + axis.var

@@ -1,4 +1,4 @@
-"""What an NVIDIA architecture offers, and which architectures there are."""
+"""The features of NVIDIA architectures, and which architectures there are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fqt_deploy.core.diagnostics import FqtError
 
 DEFAULT = ("sm_80", "sm_90a")
-"""What is compiled for unless told otherwise: A100 and H100; later devices translate the PTX of sm_80."""
+"""Architectures to compile for unless told otherwise: A100 and H100; later devices translate the PTX of sm_80."""
 
 ARCHITECTURES: dict[str, str] = {
     "sm_75": "xor",
@@ -55,7 +55,7 @@ class CudaFeatures:
 
     @property
     def requires(self) -> tuple[str, ...]:
-        """Extensions of the processor: whatever runs the driver will do."""
+        """Extensions of the processor that the code needs: none, whatever runs the driver will do."""
         return ()
 
     @property

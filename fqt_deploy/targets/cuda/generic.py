@@ -37,7 +37,7 @@ from fqt_deploy.targets.cuda.loop_nest import (
 )
 
 THREADS = 256
-"""Threads of a block: eight warps, enough blocks of which fit a multiprocessor whatever they need."""
+"""Number of threads of a block: eight warps, enough blocks of which fit a multiprocessor whatever they need."""
 CHUNK_TERMS = 64
 """A sum is split over several blocks only if each thread keeps at least this many terms."""
 
@@ -60,7 +60,7 @@ def emit(formulas: KernelFormulas) -> Any:
 
 
 def elementwise(nests: Sequence[LoopNest], private: Sequence[tirx.Buffer] = ()) -> Any:
-    """One thread an element; stages over the same axes follow each other in one thread.
+    """A launch with one thread an element; stages over the same axes follow each other in one thread.
 
     Args:
         nests: the stages.

@@ -21,7 +21,7 @@ def integer(value: int) -> Any:
 
 
 def sequence(*statements: Any) -> Any:
-    """One statement of several; None is left out."""
+    """One statement made of several; None is left out."""
     flat = [s for statement in statements if statement is not None for s in _parts(statement)]
     return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)
 
@@ -73,22 +73,22 @@ def when(condition: Any, then: Any, otherwise: Any = None) -> Any:
 
 
 def store(buffer: tirx.Buffer, value: Any, *indices: Any) -> Any:
-    """``buffer[indices] = value``."""
+    """The statement ``buffer[indices] = value``."""
     return tirx.BufferStore(buffer, value, list(indices))
 
 
 def local(shape: Sequence[int], dtype: str, name: str) -> tirx.Buffer:
-    """Registers of one thread."""
+    """A buffer in the registers of one thread."""
     return tirx.decl_buffer(shape, dtype, name, scope="local")
 
 
 def shared(shape: Sequence[int], dtype: str, name: str) -> tirx.Buffer:
-    """Memory of one block."""
+    """A buffer in the shared memory of one block."""
     return tirx.decl_buffer(shape, dtype, name, scope="shared")
 
 
 def scratch(shape: Sequence[int], dtype: str, name: str) -> tirx.Buffer:
-    """Device memory between two launches of one function."""
+    """A buffer in device memory that lives from one launch of a function to another."""
     return tirx.decl_buffer(shape, dtype, name)
 
 
@@ -98,7 +98,7 @@ def with_buffers(buffers: Sequence[tirx.Buffer], body: Any) -> Any:
 
 
 def barrier() -> Any:
-    """Wait for all threads of the block."""
+    """The statement that waits for all threads of the block."""
     return tirx.Evaluate(T.cuda.cta_sync())
 
 
@@ -128,5 +128,5 @@ def fused_multiply_add(a: Any, b: Any, c: Any) -> Any:
 
 
 def ceil_div(a: int, b: int) -> int:
-    """Quotient rounded up."""
+    """The quotient ``a / b`` rounded up."""
     return -(-a // b)

@@ -1,4 +1,4 @@
-"""How strings of bits lie in shared memory: by row, by word, or in the core matrices of the PTX ISA."""
+"""Layouts of strings of bits in shared memory: by row, by word, or in the core matrices of the PTX ISA."""
 
 from __future__ import annotations
 

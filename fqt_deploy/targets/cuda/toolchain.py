@@ -33,9 +33,9 @@ _DRIVER_FUNCTIONS = (
     "cuDeviceGetName", "cuFuncSetAttribute", "cuLaunchKernelEx", "cuModuleGetFunction", "cuModuleLoadData",
     "cuModuleUnload", "cuTensorMapEncodeTiled", "cuGetErrorName", "cuGetErrorString",
 )  # fmt: skip
-"""What TVM's CUDA runtime takes from the driver."""
+"""Functions of the driver that TVM's CUDA runtime takes."""
 _NO_DRIVER = 100
-"""``CUDA_ERROR_NO_DEVICE``: what every function of the stand-in returns."""
+"""The error ``CUDA_ERROR_NO_DEVICE``, which every function of the stand-in returns."""
 
 
 def find_nvcc() -> Path:
@@ -78,7 +78,7 @@ def compile_cuda(source: str, features: CudaFeatures) -> bytes:
 
 
 def architecture_flags(features: CudaFeatures) -> list[str]:
-    """One PTX, a binary from it for each architecture, and itself where later devices can translate it.
+    """The flags for one PTX, a binary from it for each architecture, and itself where later devices can translate it.
 
     Translating the source takes several times as long as assembling its PTX, and is done once.
     """

@@ -147,7 +147,7 @@ def _border_classes(
 
 
 def _chosen(index: Any, values: list[int]) -> Any:
-    """``values[index]`` as an expression."""
+    """The value ``values[index]`` as an expression in a variable ``index``."""
     found: Any = tirx.const(values[-1], "int32")
     for i, value in enumerate(values[:-1]):
         found = tirx.Select(index.equal(i), value, found)

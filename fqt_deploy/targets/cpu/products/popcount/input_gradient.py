@@ -15,7 +15,7 @@ from fqt_deploy.targets.tuning_log import Tile
 
 
 class PopcountInputGradient:
-    """One accumulator a plane; gradients that do not exist are planes of zeros, which count nothing."""
+    """The form by popcount: one accumulator a plane; gradients that do not exist are zeros, which count nothing."""
 
     name: ClassVar[str] = POPCOUNT
 

@@ -56,7 +56,7 @@ def _call(name: str, dtype: str, *operands: Any) -> Any:
 
 
 def subset_sums(words: list[Any], half: Any) -> Any:
-    """Table of sixteen codes: byte ``16 g + m`` is the sum of the codes of group ``g`` in subset ``m``.
+    """The table of sixteen codes: byte ``16 g + m`` is the sum of the codes of group ``g`` in subset ``m``.
 
     Args:
         words: int32 expressions, one for each bit-plane, lowest first.
