@@ -11,7 +11,7 @@ from fqt_deploy.core.option import Option, by_section
 from fqt_deploy.core.option_kinds import Kind
 
 OTHERS = "Other"
-"""Heading of what no declaration stands for: ``--version``, ``--help`` and what only lists something."""
+"""Heading of the flags that no declaration stands for: ``--version``, ``--help`` and those that only list something."""
 
 
 class SectionedCommand(click.Command):

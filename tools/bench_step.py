@@ -40,7 +40,7 @@ MINIMUM_TURN_S = 0.2
 SLOW_S = 10.0
 """A step that takes longer than this is warm after one call."""
 HOPELESS = 4
-"""Times the fastest configuration's time after which another is not the best."""
+"""Multiple of the fastest configuration's time after which another is not the best."""
 WARM_UP = 2
 MEMORY_STEPS = 3
 TOLERATED_CORES = 0.1

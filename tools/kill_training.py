@@ -30,7 +30,7 @@ from fqt_deploy.runtime.session import Session
 EPOCHS = 50
 
 Run = Callable[[Path, bool], None]
-"""Trains up to the last step; for a checkpoint, and whether to resume from it. It is called in a forked process."""
+"""A function that trains up to the last step, in a forked process: for a checkpoint, and whether to resume from it."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _state(session: Session, path: Path) -> dict[str, bytes]:
 
 
 def train_in_python(artifact: Path, data: Path) -> Run:
-    """``fqt-train``, without the start of the interpreter."""
+    """Train as ``fqt-train`` does, without the start of the interpreter."""
     options = [str(artifact), "--data", str(data), "--epochs", str(EPOCHS)]
 
     def run(checkpoint: Path, resume: bool) -> None:
@@ -140,7 +140,7 @@ def train_in_python(artifact: Path, data: Path) -> Run:
 
 
 def train_in_c(program: Path, artifact: Path, rows: Path, steps: int) -> Run:
-    """``kill_training.c``, which resumes where there is a checkpoint."""
+    """Train as ``kill_training.c`` does, which resumes where there is a checkpoint."""
 
     def run(checkpoint: Path, _: bool) -> None:
         os.execv(program, [str(program), str(artifact), str(rows), str(steps), str(checkpoint)])

@@ -26,7 +26,7 @@ def tables() -> str:
 
 
 def rewritten(document: str) -> str:
-    """``document`` with these tables between the two marks, of which it has one each."""
+    """The text ``document`` with these tables between the two marks, of which it has one each."""
     before, _, rest = document.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}{tables()}{END}{after}"

@@ -43,7 +43,7 @@ TOLERANCE = 1e-3
 SPREAD = 100
 """Upper bound of the distance from PyTorch in float64, in units of that of PyTorch in float32."""
 SECONDS = 60
-"""CPU time that a model may take."""
+"""Seconds of CPU time that a model may take."""
 
 Choose = random.Random
 

@@ -30,7 +30,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
         "adam_update", "dequantize_weight_grad", "sgd_momentum_update", "sgd_update", "weight_scale",
     ),
 }  # fmt: skip
-"""Class -> ops that kernels are rooted in; any other kernel is element-wise work or a plain reduction."""
+"""Ops that kernels are rooted in, by class; any other kernel is element-wise work or a plain reduction."""
 REST = "element-wise and sums"
 _CLASS_OF = {op: name for name, ops in CLASSES.items() for op in ops}
 

@@ -33,7 +33,7 @@ REPORT_EVERY = 50
 QUIET = 10.0
 """Seconds without a line, after which one says how far training is."""
 ENDS = 20
-"""Steps that ``first`` and ``last`` are means of."""
+"""Number of steps that ``first`` and ``last`` are means of."""
 
 
 @dataclass

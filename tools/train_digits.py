@@ -52,7 +52,7 @@ class Digits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training under one recipe gave.
+    """The outcome of training under one recipe.
 
     Attributes:
         accuracy: on the held-out images.

@@ -76,7 +76,7 @@ def refuse_mixed_samples(graph: TrainingGraph, x: Tensor) -> None:
 
 
 def _with_another_sample(x: Tensor) -> list[Tensor]:
-    """``x`` with other values in sample 0."""
+    """The batch ``x`` with other values in sample 0."""
     generator = torch.Generator().manual_seed(0)
     if not x.is_floating_point():
         rolled = x.clone()

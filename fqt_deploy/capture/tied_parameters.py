@@ -17,7 +17,7 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
 
 
 def merge_equal_inputs(traced: fx.GraphModule, inputs: list[str]) -> None:
-    """Inputs of one name are one input: a tied parameter is traced as several."""
+    """Merge inputs of one name into one input: a tied parameter is traced as several."""
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
     for position in reversed(range(len(inputs))):
         first = inputs.index(inputs[position])

@@ -22,7 +22,7 @@ from fqt_deploy.codegen.kernel_cache import KernelCache
 from fqt_deploy.targets.base import Target
 
 LARGEST_BATCH = 24
-"""Kernels in one object file: few enough to share the work evenly."""
+"""Upper bound of the kernels in one object file: few enough to share the work evenly."""
 BATCH_ENDS = "08"
 """Last characters of the names that end a batch: a kernel more or less changes the batch that it is in, no other. With
 eight kernels in a batch on average, starting LLVM takes 5 % of the time."""

@@ -37,7 +37,7 @@ from fqt_deploy.targets.registry import make_target
 from fqt_deploy.targets.tuning_log import append_tiles, default_log, read_tiles
 
 Progress = Callable[[str], None]
-"""Told the name of each phase as it begins."""
+"""A function that is told the name of each phase as it begins."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def check_can_compile(options: CompileOptions) -> Target:
 
 
 def _tuned(program: RelaxProgram, target: Target, options: CompileOptions, tell: Progress) -> Target:
-    """``target`` with the best tiles for ``program``, which the tuning log has from now on."""
+    """The target with the best tiles for ``program``, which the tuning log has from now on."""
     tiles = tune_tiles(program, target, configure_threads(), tell)
     append_tiles(options.tuning_log or default_log(), tiles)
     return target.with_tiles(tiles)

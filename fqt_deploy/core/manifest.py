@@ -13,7 +13,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest_laws import broken_law
 
 SCHEMA_VERSION = 3
-"""Raised when an older runtime could not run a newer artifact."""
+"""Version of the manifest's fields; raised when an older runtime could not run a newer artifact."""
 OLDEST_SCHEMA = 2
 """The oldest version that is still read: what it lacks has defaults."""
 
@@ -218,7 +218,7 @@ class Manifest:
 
 
 def _build(expected: Any, data: Any, where: str) -> Any:
-    """``data`` of JSON as a value of type ``expected``; FQT502 naming the place where it does not fit."""
+    """The value of type ``expected`` from JSON's ``data``; FQT502 naming the place where it does not fit."""
     origin, arguments = get_origin(expected), get_args(expected)
     if expected is Any:
         return data

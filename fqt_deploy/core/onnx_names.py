@@ -4,4 +4,4 @@ MANIFEST_KEY = "fqt.manifest"
 """Key of the model's metadata that holds the manifest as JSON; checkpoints are matched by it."""
 
 NEXT = "::next"
-"""Ends the name of the output that is the next value of a state input."""
+"""Ending of the name of an output that is the next value of a state input."""

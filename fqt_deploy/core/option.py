@@ -179,7 +179,7 @@ def merge_owners(alternatives: Mapping[str, type]) -> dict[str, Option]:
 
 
 def by_section(options: Iterable[Option]) -> dict[str, list[Option]]:
-    """``options`` under their headings, in the order of ``SECTIONS``."""
+    """The ``options`` under their headings, in the order of ``SECTIONS``."""
     found: dict[str, list[Option]] = {heading: [] for heading in SECTIONS}
     for declared in options:
         found[declared.told.section].append(declared)

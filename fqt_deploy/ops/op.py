@@ -33,7 +33,7 @@ FQT_OPS: dict[str, type[FqtOp]] = {}
 
 
 class Kind(enum.Enum):
-    """How code generation may group an op with its neighbours."""
+    """Kinds of ops by how code generation may group an op with its neighbours."""
 
     ELEMENTWISE = "elementwise"
     """Each output element is a cheap expression of a few input elements: may be inlined into its consumers."""
@@ -42,7 +42,7 @@ class Kind(enum.Enum):
     PRODUCT = "product"
     """A contraction or hand-scheduled kernel: reads only materialized tensors."""
     COMPOSITE = "composite"
-    """Has no kernel of its own: ``decompose`` spells it in other ops before code generation."""
+    """An op without a kernel of its own: ``decompose`` spells it in other ops before code generation."""
     UPDATE = "update"
     """The kind of an optimizer update, which writes some of its operands in place."""
 
@@ -64,7 +64,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """How an op may be treated; nothing here has a default.
+    """The traits that say how an op may be treated; nothing here has a default.
 
     Attributes:
         kind: how it may be grouped with its neighbours.
@@ -108,7 +108,7 @@ class Op(ABC):
 
     @abstractmethod
     def work(self, result: Tensor) -> Cost:
-        """What the call costs, from fake operands."""
+        """The cost of the call, from fake operands."""
 
     @classmethod
     def match(cls, node: Any) -> Self | None:

@@ -83,7 +83,7 @@ class Leads:
     operands: tuple[str, ...]
 
     def __call__(self, call: Call, axis_of: AxisOf, batch: int) -> int | None:
-        """0 if the first operand has its samples there."""
+        """The axis 0 if the first operand has its samples there, else None."""
         extents = _extents(call)
         if extents is not None and (not extents or extents[0] % batch):
             return None
@@ -121,7 +121,7 @@ def scattered(call: Call, _axis_of: AxisOf, _batch: int) -> int | None:
 
 
 def moved(axis: int, order: Sequence[int]) -> int:
-    """Where a permutation by ``order`` puts ``axis``."""
+    """The axis where a permutation by ``order`` puts ``axis``."""
     return [int(d) % len(order) for d in order].index(axis)
 
 

@@ -92,7 +92,7 @@ class Turn:
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments)``, from the main thread or the one that calls for all others.
+    """The result of ``function(*arguments)``, called from the main thread or the one that calls for all others.
 
     Raises:
         FqtError: FQT512 in a thread that outlives the interpreter.

@@ -21,9 +21,12 @@ Array = NDArray[Any]
 
 _CUDA, _CPU, _POOLED = 2, 1, 2  # DLPack's device types; the virtual machine's allocator that keeps freed blocks
 ALIGNMENT = 16
-"""Bytes that a kernel reads at once: an input that begins elsewhere, as part of a larger tensor, is copied."""
+"""Number of bytes that a kernel reads at once: an input that begins elsewhere, as part of a larger tensor, is copied.
+"""
 GRAPHS = 8
-"""Recorded steps, one for each pair of addresses that batches come from; more batches are copied to a fixed place."""
+"""Upper bound of recorded steps, one for each pair of addresses that batches come from; more batches are copied to a
+fixed place.
+"""
 
 
 class CudaLibrary:

@@ -85,7 +85,7 @@ def _read_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _as_targets(path: Path, y: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Integers ``y`` as ``dtype``; FQT507 for those that 64 signed bits cannot hold."""
+    """The integers ``y`` as ``dtype``; FQT507 for those that 64 signed bits cannot hold."""
     if y.dtype == np.uint64 and y.size and y.max() > np.iinfo(np.int64).max:
         raise FqtError(f"in {path}, y holds {y.max()}", code="FQT507", hint="number the classes from 0")
     return y.astype(dtype)

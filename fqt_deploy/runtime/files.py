@@ -32,7 +32,7 @@ _TYPES = {
 }  # fmt: skip
 """NumPy's names of safetensors' element types."""
 LARGEST_HEADER = 100_000_000
-"""Bytes, as in the reference implementation of safetensors."""
+"""Upper bound of a header's bytes, as in the reference implementation of safetensors."""
 
 
 def write_synced(path: Path, content: bytes) -> None:

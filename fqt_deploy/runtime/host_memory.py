@@ -16,7 +16,7 @@ class HostMemory:
     """The operands of a step as a session handles them."""
 
     def place(self, array: Array) -> Array:
-        """``array`` where the step can read and write it: an aligned copy, or itself if it is aligned."""
+        """The array where the step can read and write it: an aligned copy, or itself if it is aligned."""
         return array if is_ready(array) else aligned_copy(array)
 
     def fetch(self, operand: Array) -> Array:

@@ -305,7 +305,7 @@ class Session:
 
 
 def _fitting(name: str, array: Array, spec: TensorSpec) -> Array:
-    """``array`` in the type of ``spec``; FQT504 for another shape or kind, FQT506 for values it cannot hold."""
+    """The array in the type of ``spec``; FQT504 for another shape or kind, FQT506 for values it cannot hold."""
     if array.shape != spec.shape or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
         got, expected = f"{array.dtype}{list(array.shape)}", f"{spec.dtype}{list(spec.shape)}"
         raise FqtError(f"{name} is {got}, expected {expected}", code="FQT504")

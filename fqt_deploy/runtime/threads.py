@@ -7,7 +7,7 @@ import os
 from fqt_deploy.core.diagnostics import FqtError
 
 MOST_THREADS = 1024
-"""More than any machine has cores; as many as the limits of a usual system let a process start."""
+"""Upper bound of threads: more than any machine has cores, and as many as a usual system lets a process start."""
 SPIN = 100
 """Number of times that an idle worker looks for work before it sleeps: some tens of microseconds, the gap between two
 kernels.

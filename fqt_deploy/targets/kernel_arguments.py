@@ -10,7 +10,9 @@ from torch._ops import OpOverload
 from tvm import tirx
 
 ARGUMENTS = "fqt.arguments"
-"""Attribute of a kernel's function that holds them; absent where something was inlined into the op's loop nests."""
+"""Attribute of a kernel's function that holds the op's arguments; absent where something was inlined into its loop
+nests.
+"""
 
 _NOTHING: Mapping[str, Any] = {}
 

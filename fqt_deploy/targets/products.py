@@ -247,7 +247,7 @@ BIT_PRODUCTS: dict[str, Callable[[tirx.PrimFunc, dict[str, Any]], BitProduct]] =
     "bitplane_conv2d_input_grad": BitInputGradient.of,
     "bitplane_weight_grad": BitWeightGradient.of,
 }
-"""Op -> reader of its function and arguments."""
+"""Readers of a product from its function and arguments, by op."""
 
 
 def numbered_position(number: Any, extents: Extents) -> tuple[Any, Any, Any]:

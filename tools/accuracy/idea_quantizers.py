@@ -34,7 +34,7 @@ class ClippedSCQ(InsertSCQ):
 
 @dataclass(frozen=True)
 class NoSCQ(InsertSCQ):
-    """Gradients stay fp32: what selection alone costs, so what better quantization can gain at most."""
+    """No quantization, gradients stay fp32: what selection alone costs, so what better quantization gains at most."""
 
     def run(self, graph: TrainingGraph) -> bool:
         """Returns False: the pass changes nothing."""

@@ -52,7 +52,7 @@ class TemperedSelection(PowerSelection):
     exponent: float = 0.0
 
     def weight(self, emit: Emitter, weight: fx.Node) -> fx.Node:
-        """[K] weights."""
+        """The weights [K] of the kept samples."""
         relative = emit(aten.mul.Tensor, weight, 1 / self.bits)
         return emit(aten.mul.Tensor, emit(aten.pow.Tensor_Scalar, relative, self.exponent), float(self.bits))
 
@@ -64,7 +64,7 @@ class ClippedSelection(SelectOnce):
     largest: float = 2.0
 
     def weight(self, emit: Emitter, weight: fx.Node) -> fx.Node:
-        """[K] weights."""
+        """The weights [K] of the kept samples."""
         return emit(aten.clamp_max.default, weight, self.largest * self.bits)
 
 

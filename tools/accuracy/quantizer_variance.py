@@ -26,7 +26,7 @@ from fqt_deploy.passes.pass_base import Pipeline
 from fqt_deploy.passes.pipelines import training_passes
 
 LAST_PASS = "binarize-forward"
-"""Behind it the gradients of the binarized layers are there, in fp32."""
+"""The pass behind which the gradients of the binarized layers are there, in fp32."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class QuantizerVariance:
 
 
 def layer_gradients(source: ModelSource) -> dict[str, Tensor]:
-    """``G = alpha * dL/dY`` as ``[N, P, C] float32`` by binarized layer, for the example batch of ``source``."""
+    """Gradients ``G = alpha * dL/dY``, ``[N, P, C] float32``, by binarized layer, for ``source``'s example batch."""
     options = CompileOptions(recipe="none")
     graph = capture_training_graph(source.module, source.loss_fn, source.example_inputs)
     passes = training_passes(options)

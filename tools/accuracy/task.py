@@ -1,4 +1,4 @@
-"""What is trained on: source classes to pretrain on, target classes to fine-tune on, and what is held out of them."""
+"""Tasks to train on: source classes to pretrain on, target classes to fine-tune on, and what is held out of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VALIDATION = 0.1
 """Share of the training images of a class that is held out for choices."""
 STATISTICS = 5000
 SHIFT = 4
-"""Pixels by which an image moves at most: an eighth of CIFAR's."""
+"""Upper bound of the pixels by which an image moves: an eighth of CIFAR's."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``theory``: variance of quantizers beside the paper's bounds, and bias, variance and cosine of whole steps.
+"""Command ``theory``: variance of quantizers beside the paper's bounds, and bias, variance and cosine of whole steps.
 
 Each point in training is a file of weights in the work folder, named by its digest or ``initial``. Of every point and
 layer one line of JSON is written, of every point, recipe and layer another.

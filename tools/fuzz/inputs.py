@@ -66,7 +66,7 @@ def damaged_checkpoint(good: Good, path: Path, random_: random.Random) -> None:
 
 
 def with_digest(content: bytes) -> bytes:
-    """``content`` of a checkpoint with its own digest, where it has a place for one."""
+    """The ``content`` of a checkpoint with its own digest, where it has a place for one."""
     key = b'"fqt_sha256":"'
     place = content.find(key) if key in content else content.find(b'"fqt_sha256": "')
     if place < 0:

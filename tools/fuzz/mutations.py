@@ -55,7 +55,7 @@ _WORDS = (
     b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\xff\xff\x7f\x7f",
     b"\x01\x00\x00\x00",
 )  # fmt: skip
-"""NaN, infinity, -1, -0, the largest number, the smallest."""
+"""Hostile words: NaN, infinity, -1, -0, the largest number, the smallest."""
 
 
 def _flip(data: bytearray, random_: random.Random) -> None:

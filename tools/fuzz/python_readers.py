@@ -1,4 +1,4 @@
-"""What reads files in Python: each takes a damaged one or refuses it with an ``FqtError``; all else is a finding."""
+"""Readers of files in Python: each takes a damaged one or refuses it with an ``FqtError``; all else is a finding."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def _fp8(a: Tensor, b: Tensor) -> Callable[[], Any]:
 
 
 def _signs(words: Tensor) -> Tensor:
-    """[rows, words] int32 -> [rows, 32 * words] int8 of +1 and -1."""
+    """The signs of packed bits: [rows, words] int32 -> [rows, 32 * words] int8 of +1 and -1."""
     bits = (words.unsqueeze(-1) >> torch.arange(32, device=words.device, dtype=torch.int32)) & 1
     return (2 * bits - 1).to(torch.int8).flatten(1)
 
@@ -240,7 +240,7 @@ def _elapsed(work: Callable[[], Any]) -> float:
 
 
 def _recorded(run: Callable[[], Any], count: int) -> Callable[[], Any]:
-    """``run`` as often as ``count`` in one graph; launched one by one where it cannot be recorded."""
+    """A function that calls ``run`` ``count`` times in one graph; launched one by one where it cannot be recorded."""
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph, capture_error_mode="relaxed"), _stream():

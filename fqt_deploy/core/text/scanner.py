@@ -106,5 +106,5 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def quoted(name: str) -> str:
-    """``name`` as ``Scanner.name`` reads it: in quotation marks only where it must be."""
+    """The text of ``name`` as ``Scanner.name`` reads it: in quotation marks only where it must be."""
     return name if NAME.fullmatch(name) else json.dumps(name)

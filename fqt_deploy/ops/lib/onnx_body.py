@@ -126,7 +126,7 @@ class Body:
         return self("Concat", *values, axis=0)
 
     def reshape(self, x: str, *parts: str | int) -> str:
-        """``x`` in another shape; 0 keeps an extent, -1 stands for the rest."""
+        """The value ``x`` in another shape; 0 keeps an extent, -1 stands for the rest."""
         if all(isinstance(part, int) for part in parts):
             return self("Reshape", x, self.constant(parts, "int64"))
         return self("Reshape", x, self.shape(*parts))
@@ -150,7 +150,7 @@ class Body:
         return self("ReduceSum", x, self.constant(axes, "int64"), keepdims=keepdims)
 
     def unsqueeze(self, x: str, *axes: int) -> str:
-        """``x`` with new axes of one element at ``axes``."""
+        """The value ``x`` with new axes of one element at ``axes``."""
         return self("Unsqueeze", x, self.constant(axes, "int64"))
 
     def channels_first(self, x: str) -> str:

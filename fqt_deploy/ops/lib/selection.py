@@ -1,4 +1,4 @@
-"""What both selections share: indices, slots and weights from the groups that are kept."""
+"""Common parts of both selections: indices, slots and weights from the groups that are kept."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def selected_shapes(score: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def selected_compute(kept: te.Tensor, weight: Any, keep: int, name: str) -> tuple[te.Tensor, ...]:
-    """``selected`` of a 0/1 int32 stage ``kept`` [G] and an expression ``weight(i)``."""
+    """The loop nests of ``selected``, from a 0/1 int32 stage ``kept`` [G] and an expression ``weight(i)``."""
     groups = int(kept.shape[0])
     j = te.reduce_axis((0, groups), "j")
     before = te.compute((groups,), lambda i: te.sum(tirx.Select(j < i, kept[j], 0), axis=j), name=f"{name}_before")

@@ -33,7 +33,7 @@ from fqt_deploy.ops.traits import (
 
 
 def table_rows(op: Body, words: str) -> str:
-    """[T, W, P] int32 -> [T, W, P, 32] uint8, the bits of every word."""
+    """The bits of every word: [T, W, P] int32 -> [T, W, P, 32] uint8."""
     return op.reshape(table(op, words, BITS, "uint8"), 0, 0, 0, WORD)
 
 

@@ -35,7 +35,7 @@ from fqt_deploy.ops.traits import (
 
 
 def signs_of_weight(w_bits: Tensor, in_channels: int, out_channels: int, kernel: list[int]) -> Tensor:
-    """[O, I, KH, KW] int64 signs of a packed weight."""
+    """The signs of a packed weight: [O, I, KH, KW] int64."""
     rows = from_panels(w_bits, out_channels)
     taps = rows.view(out_channels, kernel[0], kernel[1], -1)
     return (2 * unpack_last_axis(taps, in_channels) - 1).permute(0, 3, 1, 2)
@@ -47,7 +47,7 @@ def result_dtype(in_channels: int, kernel: list[int]) -> torch.dtype:
 
 
 def exact_below(largest: int) -> None:
-    """``ValueError`` if float32 cannot count to ``largest``: ONNX Runtime has no fast integer convolution."""
+    """Raise ``ValueError`` if float32 cannot count to ``largest``: ONNX Runtime has no fast integer convolution."""
     if largest >= 2**24:
         raise ValueError(f"sums of up to {largest} are not exact in float32")
 

@@ -28,8 +28,9 @@ CONVOLUTION_SAMPLES = (
     (2, 9, 8, 4, 20, [5, 3], [1, 2], [2, 1]),
     (2, 8, 8, 3, 6, [3, 3], [3, 3], [0, 0]),
 )
-"""N, H, W, I, O, kernel, stride, padding: batch of one, a linear layer, odd channels, a kernel wider than the image, a
-rectangular kernel, image rows that no output reads."""
+"""Geometries of convolutions, N, H, W, I, O, kernel, stride, padding: batch of one, a linear layer, odd channels, a
+kernel wider than the image, a rectangular kernel, image rows that no output reads.
+"""
 
 
 @define(kind=Kind.PRODUCT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)

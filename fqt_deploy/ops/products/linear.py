@@ -20,7 +20,7 @@ from fqt_deploy.ops.traits import (
 
 @define(kind=Kind.PRODUCT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
 class Linear(FqtOp):
-    """``x`` times the transpose of ``w``.
+    """The product of ``x`` and the transpose of ``w``.
 
     Attributes:
         x: [R, I] float32.

@@ -21,7 +21,7 @@ from fqt_deploy.ops.traits import (
 )
 
 SCORE_BITS = 18
-"""Scores become integers in [1, 2^18]: sums of them are exact, in any order."""
+"""Number of bits of scores, which become integers in [1, 2^18]: sums of them are exact, in any order."""
 SMALLEST_SCORE = 2.0**-96
 """Least largest score with which scores differ; below, all count as equal: the factor would leave float32."""
 

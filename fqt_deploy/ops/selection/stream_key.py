@@ -22,11 +22,11 @@ from fqt_deploy.ops.traits import (
 _MIX = 0x9E3779B1
 _MASK = 0xFFFFFFFF
 _STARTS = (0x243F6A88, 0x85A308D3)
-"""Different for the two words of a key."""
+"""Starts of the hash, different for the two words of a key."""
 
 
 def _bound(value: Any, use: Callable[[Any], Any]) -> Any:
-    """``use(value)`` with ``value`` spelled out once: rounds that repeat it would grow exponentially."""
+    """The expression ``use(value)`` with ``value`` spelled out once: rounds that repeat it would grow exponentially."""
     name = tirx.Var("mixed", "uint32")
     return tirx.Let(name, value, use(name))
 

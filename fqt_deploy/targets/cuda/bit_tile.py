@@ -110,7 +110,7 @@ class _Staged:
         return ceil_div(WORDS * self.height // self.layout.chunk, self.threads)
 
     def _each(self, copy: Callable[[int, Any, Any], Any], word: Any) -> Any:
-        """``copy(turn, target row and word, source)`` for every chunk of this thread."""
+        """The statements ``copy(turn, target row and word, source)`` for every chunk of this thread."""
         chunks, rows = WORDS * self.height // self.layout.chunk, self.height // self.operand.planes
 
         def one(turn: int) -> Any:
@@ -162,7 +162,7 @@ class _Staged:
 
 @dataclass(frozen=True)
 class _Tally:
-    """Ones of every row of an operand: a thread counts some rows, in the end all threads can read them."""
+    """The counts of ones in every row of an operand: a thread counts some rows, in the end all can read them."""
 
     staged: _Staged
     ones: tirx.Buffer

@@ -15,9 +15,9 @@ from fqt_deploy.targets.cuda.loop_nest import Axis, LoopNest, Value, substituted
 
 _IF_THEN_ELSE = ir.Op.get("prim.if_then_else")
 VECTOR = 4
-"""Floats that one instruction reads or writes."""
+"""Number of floats that one instruction reads or writes."""
 COPY_USES = 1024
-"""Rows on the other side from which on copying an operand first costs little beside the product."""
+"""Number of rows on the other side from which on copying an operand first costs little beside the product."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Contraction:
         return guard, side.load.source, [substituted(index, axes, where) for index in side.load.indices]
 
     def positions(self, b: Any, row: Any, column: Any) -> list[Any]:
-        """Where an element of the result lies, along the axes of the nest."""
+        """The place of an element of the result along the axes of the nest."""
         at: dict[Any, Any] = {}
         for axes, flat in ((self.batch, b), (self.left.axes, row), (self.right.axes, column)):
             at.update(zip((axis.var for axis in axes), unflattened(flat, axes), strict=True))

@@ -24,7 +24,7 @@ ARCHITECTURES: dict[str, str] = {
     "sm_120": "int8",
     "sm_120a": "int8",
 }
-"""Architecture -> form of the 1-bit products (``choose_form.FORMS``): what its tensor cores execute themselves.
+"""The form of the 1-bit products by architecture (``choose_form.FORMS``): what its tensor cores execute themselves.
 
 Newer ones execute the forms of older ones too, by several instructions: sm_90 XOR by AND, sm_100 AND by bytes.
 """
@@ -33,7 +33,7 @@ BEFORE_TF32 = ("sm_75",)
 """Architectures whose tensor cores do not take TF32."""
 
 ALTERNATIVES: dict[str, tuple[str, ...]] = {"sm_90a": ("wgmma",)}
-"""Architecture -> other forms, for artifacts for it alone, as ``sm_90a:wgmma``.
+"""Other forms by architecture, for artifacts for it alone, as ``sm_90a:wgmma``.
 
 None is a default before it has been measured: ``tools/bench_gpu.py`` compares them.
 """

@@ -114,7 +114,7 @@ class _Operand:
     whole_terms: bool
 
     def _each(self, body: Any) -> Any:
-        """``body(turn, term, row)`` for the first element of each vector that this thread carries."""
+        """The statements ``body(turn, term, row)`` for the first element of each vector that this thread carries."""
         width, depth, size = self.side.width, self.depth, self.size
         vectors = depth * size // width
 

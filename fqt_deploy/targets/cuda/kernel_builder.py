@@ -12,11 +12,13 @@ from tvm.tirx.stmt import ForKind
 WARP = 32
 ALL_LANES = tirx.const(0xFFFFFFFF, "uint32")
 REFERENCE_PROCESSORS = 132
-"""Multiprocessors that a launch should fill: those of an H100. A constant, so that results depend on no device."""
+"""Number of multiprocessors that a launch should fill: those of an H100. A constant, so that results depend on no
+device.
+"""
 
 
 def integer(value: int) -> Any:
-    """An int32 constant."""
+    """The TIR constant of type int32."""
     return tirx.const(value, "int32")
 
 
@@ -43,7 +45,7 @@ def launch(blocks: int, threads: int, body: Callable[[Any, Any], Any]) -> Any:
 
 
 def loop(extent: int, body: Callable[[Any], Any], *, unroll: bool = False) -> Any:
-    """``body`` of 0 to ``extent - 1``; one iteration is no loop. The device's compiler unrolls it, if told to."""
+    """A loop of ``body`` over 0 to ``extent - 1``, none for one iteration; nvcc unrolls it, if told to."""
     if extent == 1:
         return body(integer(0))
     var = tirx.Var("i", "int32")
@@ -53,12 +55,12 @@ def loop(extent: int, body: Callable[[Any], Any], *, unroll: bool = False) -> An
 
 
 def unrolled(extent: int, body: Callable[[int], Any]) -> Any:
-    """``body`` of the numbers 0 to ``extent - 1``, one after the other."""
+    """The statements ``body`` of the numbers 0 to ``extent - 1``, one after the other."""
     return sequence(*(body(i) for i in range(extent)))
 
 
 def vector(width: int, body: Callable[[Any], Any]) -> Any:
-    """``body`` of 0 to ``width - 1`` as one vector operation."""
+    """The value of ``body`` of 0 to ``width - 1`` as one vector operation."""
     if width == 1:
         return body(integer(0))
     var = tirx.Var("v", "int32")
@@ -93,7 +95,7 @@ def scratch(shape: Sequence[int], dtype: str, name: str) -> tirx.Buffer:
 
 
 def with_buffers(buffers: Sequence[tirx.Buffer], body: Any) -> Any:
-    """``body`` with ``buffers`` allocated in front of it."""
+    """The statement ``body`` with ``buffers`` allocated in front of it."""
     return sequence(*(tirx.AllocBuffer(buffer) for buffer in buffers), body)
 
 
@@ -123,7 +125,7 @@ def as_int32(word: Any) -> Any:
 
 
 def fused_multiply_add(a: Any, b: Any, c: Any) -> Any:
-    """``a * b + c`` of float32, rounded once; everything else rounds each operation (``toolchain.NVCC_FLAGS``)."""
+    """The float32 ``a * b + c``, rounded once; everything else rounds each operation (``toolchain.NVCC_FLAGS``)."""
     return tirx.call_pure_extern("float32", "fmaf", a, b, c)
 
 

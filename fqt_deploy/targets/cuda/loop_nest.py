@@ -156,7 +156,7 @@ def substituted(expression: Any, axes: tuple[Axis, ...], positions: list[Any]) -
 
 
 def inlined(expression: Any, nest: LoopNest, *, at: Callable[[Any], Any] | None = None) -> Any:
-    """``expression`` with reads of ``nest``'s result replaced by its formula, or by ``at(load)``."""
+    """The expression with reads of ``nest``'s result replaced by its formula, or by ``at(load)``."""
     result = nest.values[0]
 
     def replace(load: Any) -> Any:

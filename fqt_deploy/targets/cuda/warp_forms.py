@@ -110,7 +110,7 @@ class XorForm(WarpForm):
     differences = True
 
     def pair(self, left: tirx.Buffer, i: int, right: tirx.Buffer, j: int, counts: tirx.Buffer) -> Any:
-        """``m8n8k128`` for either half of the rows and of the words."""
+        """Add the product of a pair of fragments: ``m8n8k128`` for either half of the rows and of the words."""
         call = T.ptx["mma.sync.aligned.m8n8k128.row.col.s32.b1.b1.s32.xor.popc"]
 
         def quarter(half: int, k: int) -> Any:
@@ -130,7 +130,7 @@ class Int8Form(WarpForm):
     merges_planes = True
 
     def fragments(self, tile: Tile, planes: int, left: tirx.Buffer, right: tirx.Buffer, counts: tirx.Buffer) -> Any:
-        """``m16n8k32`` of unsigned codes and bits, for each of the eight registers that words unpack to."""
+        """Add the products of fragments: ``m16n8k32`` of codes and bits, for each of the eight registers of bytes."""
         groups = tile.fragments_down // planes
         codes = local((groups, 4), "uint32", "codes")
         bits = local((tile.fragments_across, 2), "uint32", "bits")

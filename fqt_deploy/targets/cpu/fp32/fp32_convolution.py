@@ -135,7 +135,7 @@ def schedule_product(schedule: Any, product: Product) -> None:
 
 
 def padded_rows(image: te.Tensor, before: Extents, after: Extents, name: str) -> te.Tensor:
-    """[N, b + H + a, (b + W + a) * C]: zeros around, columns and channels one axis."""
+    """The rows in a border of zeros: [N, b + H + a, (b + W + a) * C]; columns and channels are one axis."""
     n, height, width, channels = (int(d) for d in image.shape)
 
     def element(b: Any, h: Any, r: Any) -> Any:

@@ -85,7 +85,7 @@ def _gradient_panels(g: te.Tensor, width: int) -> te.Tensor:
 
 
 def _input_panels(x: te.Tensor, padding: Extents, rows: int) -> te.Tensor:
-    """[I / rows, N, H + 2p, W + 2p, rows]: zeros around."""
+    """The input in panels of channels, in a border of zeros: [I / rows, N, H + 2p, W + 2p, rows]."""
     n, height, width, channels = (int(d) for d in x.shape)
 
     def element(p: Any, b: Any, h: Any, w: Any, c: Any) -> Any:

@@ -9,9 +9,9 @@ from tvm import s_tir, tirx
 from fqt_deploy.targets.cpu.features import CpuFeatures
 
 LANES = 16
-"""Elements of one vector operation; narrower machines split it."""
+"""Number of elements of one vector operation; narrower machines split it."""
 PARALLEL_ELEMENTS = 65536
-"""Below this a launch (about 7 us) costs more than the second thread saves."""
+"""Number of elements below which a launch (about 7 us) costs more than the second thread saves."""
 
 
 class ElementwiseRule:

@@ -21,7 +21,9 @@ from fqt_deploy.targets.cpu.generic.elementwise import (
 )
 
 LONG_ROW = 1024
-"""Channels of rows that are read one after another: a tile of channels would be a few lines from every page."""
+"""Least number of channels of rows that are read one after another: a tile of channels would be a few lines from every
+page.
+"""
 STREAMED_CHANNELS = 1024
 """Upper bound of the channels whose sums stay in the first-level cache while rows stream by."""
 STREAMS = 8

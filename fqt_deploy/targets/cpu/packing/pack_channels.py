@@ -56,7 +56,7 @@ def has_move_mask(features: CpuFeatures) -> bool:
 
 
 def collect_bits(function: tirx.PrimFunc, block: str, *, has_planes: bool) -> tirx.PrimFunc:
-    """``function`` with the reduction of ``block`` over the 32 bytes of a word replaced by one instruction.
+    """The function with the reduction of ``block`` over the 32 bytes of a word replaced by one instruction.
 
     Before::
 

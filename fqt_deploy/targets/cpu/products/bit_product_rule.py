@@ -33,7 +33,7 @@ FORMS: Mapping[str, tuple[Form[Any], ...]] = {
         TileWeightGradient(), TableWeightGradient(), ShuffleWeightGradient(), PopcountWeightGradient(),
     ),
 }  # fmt: skip
-"""Op -> forms of its product; the first one that accepts the product computes it."""
+"""Forms of a product by op; the first one that accepts the product computes it."""
 
 
 class BitProductRule:

@@ -1,4 +1,4 @@
-"""How a 1-bit convolution is cut into jobs, tiles and blocks of pairs of positions."""
+"""The cut of a 1-bit convolution into jobs, tiles and blocks of pairs of positions."""
 
 from __future__ import annotations
 

@@ -38,7 +38,9 @@ class ShuffleInputGradient(ShuffleForm[BitInputGradient]):
     """Bands of image rows are jobs; where no gradient is, between strides or in padding, tables are empty."""
 
     choices: ClassVar[tuple[Tile, ...]] = ((4, 16), (4, 4), (4, 32), (2, 16), (2, 32), (1, 16), (1, 32))
-    """Registers of columns that look up one table, positions that read a block of the weight in turn."""
+    """Tiles worth measuring: registers of columns that look up one table, positions that read a block of the weight in
+    turn.
+    """
 
     def accepts(self, product: BitInputGradient, features: CpuFeatures) -> bool:
         """Whole panels, where a byte shuffle is the best there is for so many bits."""

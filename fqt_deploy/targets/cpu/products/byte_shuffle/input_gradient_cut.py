@@ -1,4 +1,4 @@
-"""How an activation-gradient product is cut into jobs, tiles and blocks."""
+"""The cut of an activation-gradient product into jobs, tiles and blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from fqt_deploy.targets.cpu.register_tile import largest_divisor
 from fqt_deploy.targets.products import BitInputGradient, numbered_position
 
 BLOCK_LOOKUPS = 192
-"""Lookups of a register between visits of its sums in memory: indices of a block stay in the first-level cache."""
+"""Number of lookups of a register between visits of its sums in memory: indices of a block stay in the first-level
+cache.
+"""
 
 
 @dataclass(frozen=True)

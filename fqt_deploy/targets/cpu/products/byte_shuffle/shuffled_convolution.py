@@ -1,4 +1,4 @@
-"""What the convolutions by byte shuffles have in common, whichever way they go."""
+"""Common parts of the convolutions by byte shuffles, whichever way they go."""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ from fqt_deploy.targets.products import BitWeightGradient
 from fqt_deploy.targets.tuning_log import Tile
 
 RUN_WORDS = 16
-"""Words of positions whose tables are alive at once: with four channels, 8 KB."""
+"""Number of words of positions whose tables are alive at once: with four channels, 8 KB."""
 PIECE_WORDS = 64
-"""Fewest words of positions worth a sum of their own."""
+"""Least number of words of positions that are worth a sum of their own."""
 JOBS = 8
-"""Independent pieces to cut a product into: work for that many threads."""
+"""Number of independent pieces to cut a product into: work for that many threads."""
 
 
 class ShuffleWeightGradient:
@@ -63,7 +63,7 @@ class ShuffleWeightGradient:
 
 @dataclass(frozen=True)
 class _Cut:
-    """How the product is cut.
+    """A product and how it is cut.
 
     Attributes:
         product: what is computed.

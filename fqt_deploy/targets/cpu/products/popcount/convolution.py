@@ -108,7 +108,7 @@ def _padded(x: te.Tensor, p: BitConvolution) -> te.Tensor:
 
 
 def _constants(w: te.Tensor, p: BitConvolution, rows: list[int], columns: list[int]) -> te.Tensor:
-    """[row class, column class, channel]: the sum if no bit differed, with what padded taps count taken back."""
+    """The sums if no bit differed, [row class, column class, channel], with what padded taps count taken back."""
     word = te.reduce_axis((0, p.words), "word")
     taps = te.compute(
         (p.taps, p.columns),

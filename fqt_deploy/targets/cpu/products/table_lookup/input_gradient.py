@@ -60,7 +60,7 @@ def _tile_rows(product: BitInputGradient, most: int) -> int:
 
 @dataclass(frozen=True)
 class _Cut:
-    """How the product is cut.
+    """A product and how it is cut.
 
     Attributes:
         product: what is computed.

@@ -92,7 +92,7 @@ def subset_indices(lanes: Any, half: Any) -> Any:
 
 
 def add_lookups(total: Any, tables: list[Any], indices: list[Any]) -> Any:
-    """``total``, int32x16, plus what sixteen rows look up in tables: ``LOOKUPS`` at most, whose sums fit a byte."""
+    """The sum of ``total``, int32x16, and what up to ``LOOKUPS`` rows look up in tables; their sums fit a byte."""
     ones = tirx.Broadcast(tirx.const(1, "int8"), 64)
     found = [_call("permvar.qi.512", "int8x64", table, index) for table, index in zip(tables, indices, strict=True)]
     return _call("vpdpbusd.512", "int32x16", total, functools.reduce(operator.add, found), ones)

@@ -1,4 +1,4 @@
-"""How a convolution is cut into tiles and into jobs for tile registers."""
+"""The cut of a convolution into tiles and into jobs for tile registers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ByteConvolution:
 
 @dataclass(frozen=True)
 class Cut:
-    """How a product is cut.
+    """The way to cut a product.
 
     Attributes:
         along_samples: the rows of a tile are one position of several samples, not several positions of a row. Taps that

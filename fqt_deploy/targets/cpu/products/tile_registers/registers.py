@@ -23,11 +23,11 @@ from fqt_deploy.targets import script
 
 TILE_ROWS = 16
 TILE_LANES = 16
-"""32-bit lanes in a row: four bytes of a product's rows, one of its sums."""
+"""Number of 32-bit lanes in a row: four bytes of a product's rows, one of its sums."""
 TILE_DEPTH = 64
 """Number of bytes in a row of a tile: how many products one instruction adds up for each sum."""
 TILE = TILE_ROWS * TILE_LANES
-"""32-bit lanes in a tile."""
+"""Number of 32-bit lanes in a tile."""
 MAXIMUM_BITS = 8
 """A code is a byte."""
 SIGNED_ROWS, UNSIGNED_ROWS = "tdpbssd", "tdpbusd"

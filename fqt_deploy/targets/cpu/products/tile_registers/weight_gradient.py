@@ -70,7 +70,7 @@ class TileWeightGradient:
 
 @dataclass(frozen=True)
 class _Cut:
-    """How the product is cut.
+    """A product and how it is cut.
 
     Attributes:
         product: what is computed.
@@ -140,7 +140,7 @@ def _expand_codes(s: _Cut, planes: Any, codes: Any, tile: Any, r: Any) -> None:
 
 @script.macro
 def _expand_positions(s: _Cut, positions: Any, columns: Any, run: Any, first: Any, last: Any) -> None:
-    """Bytes of a block of panels along one run."""
+    """Expand the positions of a block of panels along one run to bytes."""
     for step in T.serial(T.min(RUN, s.steps - run * RUN)):
         for p in T.unroll(s.width):
             panel: T.let = T.min(first + p, last)
