@@ -36,7 +36,7 @@ class OnnxLibrary(HostMemory):
     Args:
         path: the training file, for messages.
         model: its content.
-        manifest: from its metadata.
+        manifest: the manifest from its metadata.
         infer: the inference file of the same model, if ``predict`` is wanted.
         plugin: a library of custom ops that stand in for the functions of domain ``ai.fqt``.
     """

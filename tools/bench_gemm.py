@@ -51,7 +51,7 @@ class Row:
         fp32_s: seconds of PyTorch's best fp32.
         bf16_s: seconds of PyTorch's bf16.
         gmacs: our billions of multiply-accumulates a second.
-        ceiling_gmacs: of the same instructions on operands in the first-level cache.
+        ceiling_gmacs: the rate of the same instructions on operands in the first-level cache.
         share_of_ceiling: what we reach of it.
     """
 

@@ -49,7 +49,7 @@ class Comparison:
 
     Attributes:
         loss_error: relative error of the loss.
-        cosines: of our gradient with PyTorch's, by parameter.
+        cosines: the cosines of our gradient with PyTorch's, by parameter.
         zeros: parameters whose true gradient is zero -> norm of ours, relative to the whole gradient.
         flips: by binarized layer, the activations whose sign differs and the number of activations.
     """

@@ -39,7 +39,7 @@ class Outcome:
 
     Attributes:
         kills: number of processes that were killed.
-        while_saving: those that left an unfinished checkpoint behind.
+        while_saving: number of those that left an unfinished checkpoint behind.
         runs: that were through in spite of kills.
         problems: what was lost or differs; none if all is well.
     """
@@ -56,10 +56,10 @@ def kill_and_resume(run: Run, session: Session, folder: Path, *, kills: int, ste
     Args:
         run: what is killed.
         session: of the same artifact, to read checkpoints; it never computes, so that this process may be forked.
-        folder: to write checkpoints to.
+        folder: the folder to write checkpoints to.
         kills: how many times.
-        steps: of a whole run.
-        seed: of the moments.
+        steps: number of steps of a whole run.
+        seed: the seed of the moments.
     """
     random_ = random.Random(seed)
     checkpoint = folder / "checkpoint"

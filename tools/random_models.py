@@ -213,10 +213,10 @@ class Outcome:
     """The outcome of one model.
 
     Attributes:
-        seed: of the model.
+        seed: the seed of the model.
         kind: ``ok``, ``refused``, ``traceback``, ``mismatch``, ``alarm`` or ``slow``.
         text: what is wrong, and where.
-        seconds: of CPU time, compilers included.
+        seconds: seconds of CPU time, compilers included.
     """
 
     seed: int
@@ -229,7 +229,7 @@ def check(seed: int, *, kernels: bool = True, numerics: bool = True) -> Outcome:
     """Make the model of ``seed``, compile it in both ways and compare.
 
     Args:
-        seed: of the model.
+        seed: the seed of the model.
         kernels: whether kernels are compiled; if not, the graphs are captured and lowered.
         numerics: whether what promises the same numbers is checked.
     """

@@ -40,9 +40,9 @@ class ClassTime:
     """The kernels of one class.
 
     Attributes:
-        name: of the class.
-        calls: in one step.
-        seconds: in one step.
+        name: the name of the class.
+        calls: number of calls in one step.
+        seconds: seconds in one step.
         roofline_s: the least that the machine's ceilings allow, each kernel by itself, every operand counted whole.
         gbytes_s: billions of bytes moved a second.
         gmacs: billions of multiply-accumulates a second, of fp32 and of single bits.

@@ -55,7 +55,7 @@ class Outcome:
     """The outcome of training under one recipe.
 
     Attributes:
-        accuracy: on the held-out images.
+        accuracy: accuracy on the held-out images.
         loss: mean over the last epoch.
         step_s: seconds of one step, on average.
     """

@@ -48,7 +48,7 @@ def refuse_mixed_samples(graph: TrainingGraph, x: Tensor) -> None:
     the logits of all others must stay as they are, bit for bit.
 
     Args:
-        graph: as captured.
+        graph: the graph as captured.
         x: a batch of at least two samples.
     """
     logits = _run(graph, x)

@@ -21,7 +21,7 @@ def class_axis(graph: TrainingGraph, indexed: list[tuple[fx.Node, int]], classes
     axis.
 
     Args:
-        graph: as captured.
+        graph: the graph as captured.
         indexed: the ops that read or write at an index made of labels, with the extent of the axis.
         classes: one more than the largest label.
     """

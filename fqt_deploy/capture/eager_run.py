@@ -61,7 +61,7 @@ def run_eagerly(module: nn.Module, tensors: dict[str, Tensor], inputs: tuple[Ten
     Args:
         module: left with the copies, and with what forward assigned; see ``attributes_restored``.
         tensors: its parameters and buffers by name.
-        inputs: of its forward.
+        inputs: the inputs of its forward.
         what: the step that is to be traced, for messages.
 
     Raises:

@@ -53,10 +53,10 @@ def observe_forward(module: nn.Module, args: tuple[Tensor, ...], what: str, pref
     """Run ``module`` on ``args`` eagerly and say what it changes; the module is afterwards as it was.
 
     Args:
-        module: in the mode that is to be traced.
-        args: of its forward.
+        module: the module, in the mode that is to be traced.
+        args: the arguments of its forward.
         what: the step that is to be traced, for messages.
-        prefix: of the names of the user's parameters and buffers, which is left out of messages.
+        prefix: the prefix of the names of the user's parameters and buffers, which is left out of messages.
 
     Raises:
         FqtError: FQT104 if forward changes what a compiled step cannot: a Python attribute that later passes read, a
@@ -120,7 +120,7 @@ def refuse_lost(module: nn.Module, effects: Effects, kept: set[str], prefix: str
 
     Args:
         module: whose forward it is.
-        effects: of forward in eager PyTorch.
+        effects: the effects of forward in eager PyTorch.
         kept: names of the buffers that the trace updates.
         prefix: left out of the message.
     """

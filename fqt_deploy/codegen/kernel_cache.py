@@ -46,7 +46,7 @@ class KernelCache:
     """The entries for one target.
 
     Attributes:
-        folder: where they lie; it need not exist.
+        folder: the folder where they lie; it need not exist.
         limit: bytes that the entries of all targets may take.
         environment: digest of what the code comes from besides the kernels.
     """

@@ -38,10 +38,10 @@ class KernelSources:
     """The sources that kernels are compiled from.
 
     Attributes:
-        texts: by symbol, a text that says all that the kernel's loop nests depend on.
-        function: from a symbol to the kernel's loop nests, not scheduled.
+        texts: by symbol, the text that says all that the kernel's loop nests depend on.
+        function: function from a symbol to the kernel's loop nests, not scheduled.
         target: schedules the kernels, and says what to compile for.
-        cache: of object code; None for none.
+        cache: the cache of object code; None for none.
     """
 
     texts: Mapping[str, str]
@@ -75,7 +75,7 @@ def compiling(kernels: KernelSources, folder: Path) -> Iterator[list[Future[Path
 
     Args:
         kernels: what to compile.
-        folder: for the object files.
+        folder: the folder for the object files.
 
     Yields:
         One future for each object file: its path.

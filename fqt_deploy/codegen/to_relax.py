@@ -37,7 +37,7 @@ class RelaxProgram:
         callers: Relax functions ``train_step`` and ``predict``; the kernels that they call are declared.
         kernels: the kernel calls of ``train_step`` in execution order.
         calls: what each call computes, for verification, in the same order.
-        memory: where the intermediate values of ``train_step`` lie.
+        memory: the places where the intermediate values of ``train_step`` lie.
         distinct: one call of each kernel, by the kernel's symbol.
     """
 
@@ -71,7 +71,7 @@ class _Emitter:
     """Adds functions to one module; equal kernels are added once.
 
     Attributes:
-        builder: of the module.
+        builder: the builder of the module.
         symbols: kernel key -> global symbol's variable.
         distinct: the first call of each kernel, by symbol.
         plans: memory of each function.

@@ -150,7 +150,7 @@ def lower_model(
     Args:
         source: model, loss and example inputs.
         options: how to compile.
-        passes: for the training graph; by default those that the options ask for.
+        passes: the passes for the training graph; by default those that the options ask for.
         progress: told the phases.
     """
     tell = progress or (lambda _: None)

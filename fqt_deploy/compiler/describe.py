@@ -56,7 +56,7 @@ def describe_model(
         train: the lowered training step.
         predict: the lowered evaluation graph.
         target: what the format is for.
-        kernels: of the step, where there are any.
+        kernels: the kernels of the step, where there are any.
     """
     inputs = tuple(_spec(name, tensor) for name, tensor in zip(("x", "y"), source.example_inputs, strict=True))
     logits = _spec("logits", predict.output("logits").meta["val"])

@@ -78,7 +78,7 @@ class KernelCase:
 
     Attributes:
         info: the call.
-        operands: in the kernel's order.
+        operands: operands in the kernel's order.
         in_place: for each result the number of the operand that it is written over, or None.
         expected: results.
         tolerance: relative error allowed in floating point results.

@@ -155,10 +155,10 @@ def _compare(
     """Note the error of ``node``'s value against ``old``.
 
     Args:
-        errors: by name of the value; added to.
-        name: of the value.
+        errors: the errors by name of the value; added to.
+        name: the name of the value.
         node: what computes it now.
-        values: of the nodes up to it.
+        values: the values of the nodes up to it.
         old: the value before the pass.
         kept: values of the nodes that were there before the pass, which are computed alike.
     """

@@ -23,7 +23,7 @@ class TensorSpec:
     """Name, shape and dtype of one array.
 
     Attributes:
-        name: as the step's signature names it.
+        name: the name, as the step's signature names it.
         shape: extents, in elements.
         dtype: NumPy's name of the element type.
     """
@@ -128,12 +128,12 @@ class Manifest:
     """Everything about an artifact that is not code or numbers.
 
     Attributes:
-        schema_version: of this file.
-        name: of the model.
+        schema_version: version of this file's fields.
+        name: the name of the model.
         target: what the code was generated for: ``name``, ``arch`` (as ``uname -m`` says it), ``mcpu`` and ``requires``
             (extensions of the processor, as /proc/cpuinfo names them, separated by spaces); ``fp32_products`` is
             ``tf32`` if a GPU rounds their operands to that, ``ptx`` is ``none`` if later GPUs cannot run it.
-        versions: of the packages that compiled it.
+        versions: versions of the packages that compiled it.
         inputs: ``x`` and ``y``.
         logits: what ``predict`` returns.
         classes: number of classes, when ``y`` are class indices; else None.

@@ -46,7 +46,7 @@ class CompileOptions:
     """The options that say how to compile a model.
 
     Attributes:
-        target_options: those that the target has (``targets/*/options.py``); None for its defaults.
+        target_options: the options that the target has (``targets/*/options.py``); None for its defaults.
     """
 
     target: str = option("cpu", "Compile for this kind of machine or device.", section=TARGET)

@@ -21,7 +21,7 @@ class GraphWriter:
     """Collects nodes, constants and types; writes the nodes of one fx node at a time.
 
     Attributes:
-        nodes: in order.
+        nodes: the nodes in order.
         constants: tensors that no input can replace, by name.
         types: shape and dtype of what the fx nodes compute.
     """

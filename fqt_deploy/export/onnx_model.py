@@ -32,8 +32,8 @@ def to_onnx(graph: TrainingGraph, name: str, initial: Initial, *, training: bool
     """Write ``graph`` as an ONNX model.
 
     Args:
-        graph: in stage LOWERED.
-        name: of the model.
+        graph: the graph, in stage LOWERED.
+        name: the name of the model.
         initial: values of all inputs but ``x`` and ``y``, by name.
         training: keep these inputs, with their values as defaults; otherwise they become constants.
 

@@ -132,10 +132,10 @@ def write_artifact(
     """Write an artifact, whole or not at all; an older artifact in its place is replaced.
 
     Args:
-        folder: to write; its parent is created.
+        folder: the folder to write; its parent is created.
         manifest: what it holds.
-        state: by name, as the manifest says.
-        library: where ``step.so`` lies, or its content.
+        state: the state by name, as the manifest says.
+        library: the place where ``step.so`` lies, or its content.
         companions: the other members, such as TVM's runtime library, by their paths in the artifact: the same.
 
     Raises:

@@ -42,7 +42,7 @@ def save_checkpoint(
 
     Args:
         path: the file.
-        manifest: of the artifact that is trained.
+        manifest: the manifest of the artifact that is trained.
         state: all arrays by name.
         metadata: what else a resumed run needs, as text.
 

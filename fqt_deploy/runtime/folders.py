@@ -26,7 +26,7 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], *, keep: Callable[[
     killed writer left behind is removed by the next one.
 
     Args:
-        folder: to write; no symbolic link. Its parent exists.
+        folder: the folder to write; no symbolic link. Its parent exists.
         files: contents by path inside the folder.
         keep: which files and folders of the old folder move along.
 

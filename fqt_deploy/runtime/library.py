@@ -97,7 +97,7 @@ def load_machine(ffi: ModuleType, path: Path, devices: tuple[int, ...]) -> Any:
     """The virtual machine of the library ``path``: its functions by name.
 
     Args:
-        ffi: from ``load_runtime``.
+        ffi: the module from ``load_runtime``.
         path: the shared library.
         devices: type, number and allocator of each device; the CPU last.
 

@@ -18,7 +18,7 @@ def missing_extensions(arch: str, required: str) -> list[str]:
     """The ``required`` extensions, separated by spaces, that this machine lacks.
 
     Args:
-        arch: as ``uname -m`` says it.
+        arch: the architecture, as ``uname -m`` says it.
         required: names as in ``CPUINFO``.
 
     Returns:

@@ -58,7 +58,7 @@ class Target:
     """One kind of device to compile for.
 
     Attributes:
-        name: as given to ``--target``.
+        name: the name, as given to ``--target``.
         tvm_target: what TVM compiles for.
         features: what the schedule rules choose by.
         rules: schedule rules, asked in order; the last takes anything.

@@ -22,8 +22,8 @@ def encoded(op: OpOverload, arguments: Sequence[Any], keywords: Mapping[str, Any
 
     Args:
         op: whose schema names the arguments, and says what those are that are not given.
-        arguments: of the call, by position. Tensors, nodes and whatever else is no constant are left out.
-        keywords: of the call, by name.
+        arguments: the arguments of the call, by position. Tensors, nodes and whatever else is no constant are left out.
+        keywords: the keywords of the call, by name.
     """
     schema = op._schema.arguments
     given = {**dict(zip((argument.name for argument in schema), arguments, strict=False)), **keywords}

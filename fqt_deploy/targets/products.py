@@ -125,7 +125,7 @@ class BitConvolution(PackedConvolution):
     """The product of signs and signs, ``binary_conv2d``: [N, H, W, words] and a weight to [N, OH, OW, columns].
 
     Attributes:
-        dtype: of the result.
+        dtype: the dtype of the result.
     """
 
     dtype: str

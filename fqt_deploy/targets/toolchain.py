@@ -15,7 +15,7 @@ class Toolchain:
     """The tools to compile for and to run an architecture that is not this machine's.
 
     Attributes:
-        arch: as ``uname -m`` says it.
+        arch: the architecture, as ``uname -m`` says it.
         triple: what compilers call it, with operating system and C library.
         wheel_platform: what PyPI calls it.
         emulator: runs its programs on this machine.

@@ -28,8 +28,8 @@ class TunedTile:
         kernel: what ``kernel_signature`` says of it.
         tile: the choice.
         threads: that took part in the measurement.
-        microseconds: of one call.
-        default_microseconds: of one call with the tile that the form takes by itself.
+        microseconds: microseconds of one call.
+        default_microseconds: microseconds of one call with the tile that the form takes by itself.
     """
 
     processor: str

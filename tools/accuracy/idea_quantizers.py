@@ -95,7 +95,7 @@ class PositionSCQ(InsertSCQ):
     Each is kept independently with probability ``min(1, c |g|)``, ``c`` such that about ``share`` of them are.
 
     Attributes:
-        share: of the positions of the samples that are there.
+        share: the share of the positions of the samples that are there.
     """
 
     share: float = 0.5

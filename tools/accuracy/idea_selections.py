@@ -46,7 +46,7 @@ class TemperedSelection(PowerSelection):
     """Selection whose weights are brought nearer to each other: less variance, and hard samples count more. Biased.
 
     Attributes:
-        exponent: of the weights; 1 leaves them, 0 makes them all N / K.
+        exponent: the exponent of the weights; 1 leaves them, 0 makes them all N / K.
     """
 
     exponent: float = 0.0

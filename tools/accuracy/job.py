@@ -23,7 +23,7 @@ class Job:
         steps: how many.
         batch: samples in a step.
         train_images: how many training images are used; None for all.
-        seed: of weights that are initialized, batches, augmentation and the step's own random numbers.
+        seed: the seed of weights that are initialized, batches, augmentation and the step's own random numbers.
         pretrained: digest of the weights it starts from; None where it starts from random ones.
         target: what the step is compiled for.
     """
@@ -63,12 +63,12 @@ class Record:
 
     Attributes:
         job: the job that was run.
-        revision: of the repository; it ends in ``+`` if files differed from the commit.
+        revision: the revision of the repository; it ends in ``+`` if files differed from the commit.
         losses: step and mean training loss of the steps up to it, since the entry before.
         val: step and accuracy on the validation images after it.
         test: accuracy on the test images after the last step.
         seconds: spent in steps; says little unless the machine was otherwise idle.
-        threads: of a step.
+        threads: number of threads of a step.
         weights: digest of the weights after the last step.
     """
 

@@ -22,7 +22,7 @@ class Network:
     """One network of the study.
 
     Attributes:
-        name: as on the command line.
+        name: the name, as on the command line.
         image: channels, height and width of an input.
         batch: samples of a step.
         build: the module for a number of classes.

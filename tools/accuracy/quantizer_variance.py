@@ -81,7 +81,7 @@ def quantizer_variance(layer: str, g: Tensor, bits: int, draws: int) -> Quantize
     Args:
         layer: its name.
         g: the gradient.
-        bits: of AGP; it keeps one sample in ``bits``.
+        bits: the bits of AGP; it keeps one sample in ``bits``.
         draws: how often.
     """
     flat = g.flatten(1)

@@ -14,8 +14,8 @@ class ScheduledSession:
     """Sessions of one network and optimizer that follow each other, for the same number of steps each.
 
     Args:
-        sessions: in order.
-        steps: of the whole training.
+        sessions: the sessions in order.
+        steps: number of steps of the whole training.
     """
 
     def __init__(self, sessions: Sequence[Any], steps: int) -> None:

@@ -29,7 +29,7 @@ class TorchSession:
 
     Args:
         network: what to build.
-        classes: of the task.
+        classes: number of classes of the task.
         batch: samples that ``predict`` takes at once.
         binarized: paths of the layers to binarize.
         optimizer: name and hyperparameters, as in ``rows.OPTIMIZERS``.

@@ -21,7 +21,7 @@ class Good:
 
     Attributes:
         artifact: a compiled folder.
-        checkpoint: of it, with a digest.
+        checkpoint: a checkpoint of it, with a digest.
         data: an npz file for it.
         weights: its weights, as ``.pt`` and ``.safetensors``; may be empty.
         onnx: the exported training step; None to leave it out.

@@ -33,8 +33,8 @@ class Finding:
     """An input that was neither taken nor refused.
 
     Attributes:
-        kind: of reader.
-        number: of the input.
+        kind: the kind of reader.
+        number: the number of the input.
         said: the traceback.
     """
 

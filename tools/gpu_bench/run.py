@@ -80,8 +80,8 @@ def fastest_form(rows: list[Found], timed: list[Found]) -> Found:
     """Which form of the 1-bit products was faster, in the products and in the whole step.
 
     Args:
-        rows: from ``products``.
-        timed: from ``steps``.
+        rows: the rows from ``products``.
+        timed: the times from ``steps``.
     """
     forms = list(rows[0]["forms"]) if rows else []
     default = forms[0] if forms else None
@@ -164,8 +164,8 @@ def time_product(functions: dict[str, Callable[..., Any]], shape: layout.Product
 
     Args:
         functions: by form, the default first: (signs [1, 1, m, words], panels [n / 16, words, 16], result) -> None.
-        shape: of the product.
-        device: of PyTorch.
+        shape: the shape of the product.
+        device: the device of PyTorch.
     """
     generator = torch.Generator(device=device).manual_seed(0)
     words = shape.k // 32
@@ -280,8 +280,8 @@ def torch_step(
         example: name of the model.
         batch: samples in a step.
         precision: ``bf16`` as autocast chooses, ``fp32``, or ``tf32``: PyTorch's own default for fp32 convolutions.
-        mode: of ``torch.compile``; None for eager mode.
-        device: of PyTorch.
+        mode: the mode of ``torch.compile``; None for eager mode.
+        device: the device of PyTorch.
         repeats: steps that are timed.
     """
     from tools.examples import load_example

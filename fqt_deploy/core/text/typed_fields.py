@@ -42,7 +42,7 @@ def parse_fields(
     """An ``owner`` of what the text gives as ``key=value``.
 
     Args:
-        scanner: where to read.
+        scanner: the scanner of the text to read.
         owner: a dataclass.
         what: is read, for errors.
         end: what ends the list: a closing brace, or a line feed.

@@ -29,7 +29,7 @@ class Reference:
     """An attribute of the function, as the attribute of a node in its body.
 
     Attributes:
-        name: of the function's attribute.
+        name: the name of the function's attribute.
         kind: its type.
     """
 
@@ -42,7 +42,7 @@ class OnnxValue:
     """A value of an ONNX graph.
 
     Attributes:
-        name: in ONNX.
+        name: the name in ONNX.
         dtype: NumPy's name of the element type.
         shape: extents.
     """
@@ -188,8 +188,8 @@ def kernel_key(name: str, arguments: Sequence[Any]) -> str:
     """Names the kernel of one call by op, arguments, shapes and types: equal for calls that a kernel can serve alike.
 
     Args:
-        name: of the op.
-        arguments: of the call, with real or fake tensors.
+        name: the name of the op.
+        arguments: the arguments of the call, with real or fake tensors.
     """
 
     def signature(argument: Any) -> Any:

@@ -48,8 +48,8 @@ class PackPositions(FqtOp):
         x_bits: [N, H, W, ceil(I / 32)] int32.
         in_channels: I.
         kernel: KH, KW; T = KH * KW.
-        stride: of the forward convolution.
-        padding: of the forward convolution.
+        stride: the stride of the forward convolution.
+        padding: the padding of the forward convolution.
         output_hw: OH, OW.
 
     Returns:

@@ -43,8 +43,8 @@ class BitplaneConv2dInputGrad(FqtOp):
         out_channels: O.
         input_hw: height and width of the layer's input.
         kernel: KH, KW.
-        stride: of the forward convolution.
-        padding: of the forward convolution.
+        stride: the stride of the forward convolution.
+        padding: the padding of the forward convolution.
 
     Returns:
         [K, H, W, I] int32.

@@ -34,8 +34,8 @@ class TapSums(FqtOp):
         input_hw: height and width of the layer's input.
         output_hw: height and width of its output.
         kernel: KH, KW.
-        stride: of the forward convolution.
-        padding: of the forward convolution.
+        stride: the stride of the forward convolution.
+        padding: the padding of the forward convolution.
 
     Returns:
         [H, W, I] int32.

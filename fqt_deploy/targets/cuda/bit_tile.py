@@ -76,7 +76,7 @@ def bit_product(
         write: (row, column, count, ones, split) -> statement; ``count`` is the sum over planes p of ``2^p`` times the
             shared ones, ``ones`` the same sum of the row's own ones (None unless ``count_rows``).
         count_rows: whether to count the row's own ones.
-        parts: of the contraction, each with blocks of its own, see ``parts_of``.
+        parts: number of parts of the contraction, each with blocks of its own, see ``parts_of``.
     """
     tile = choose_tile(form, left, right, splittable=parts > 1)
     rows, columns = tile.height // left.planes, tile.width

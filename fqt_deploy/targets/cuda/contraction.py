@@ -26,7 +26,7 @@ class Side:
 
     Attributes:
         load: its element, by axes.
-        guard: where the element exists; elsewhere it is 0.
+        guard: condition under which the element exists; elsewhere it is 0.
         axes: axes of the result that it depends on: rows, or columns.
         along_terms: whether neighbouring terms lie side by side in memory, not neighbouring rows.
         width: how many neighbours can be read at once: ``VECTOR``, or 1.

@@ -33,8 +33,8 @@ class Value:
         buffer: the buffer, written at ``indices``.
         indices: expressions of the spatial axes.
         expression: what is written, or the term of a reduction.
-        initial: of a reduction; None without one.
-        combine: of a reduction: the value of two partial results.
+        initial: the first value of a reduction; None without one.
+        combine: the function of a reduction: the value of two partial results.
     """
 
     buffer: tirx.Buffer

@@ -29,7 +29,7 @@ class ShuffledConvolution(ABC, Generic[Product]):
         product: what is computed.
         job: rows and columns of positions of one job.
         shuffle: the processor's vectors.
-        tile: at most so many registers of columns in a group, and so many positions (or pairs of them) in a run.
+        tile: upper bounds: so many registers of columns in a group, and so many positions (or pairs of them) in a run.
     """
 
     product: Product

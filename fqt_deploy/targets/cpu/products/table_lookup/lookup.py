@@ -104,11 +104,11 @@ def add_products(total: Any, rows: int, panels: int, words: int, word: Any, tabl
 
     Args:
         total: int32 [rows, panels, 16].
-        rows: of codes.
-        panels: of sixteen rows of bits.
-        words: of each.
-        word: of panel and number among ``words``: int32x16.
-        table: of row, number among ``words``, and half: int8x64.
+        rows: rows of codes.
+        panels: panels of sixteen rows of bits.
+        words: number of words of each.
+        word: the word by panel and number among ``words``: int32x16.
+        table: the table by row, number among ``words``, and half: int8x64.
     """
     indices = T.alloc_buffer((panels, words * HALVES, 64), "int8")
     for p in T.unroll(panels):

@@ -119,7 +119,7 @@ def multiply_two_by_two(
     Args:
         rows: buffer of the rows.
         first: where in it the first tile begins.
-        second: where the second does.
+        second: where in it the second tile begins.
         row_bytes: distance of rows.
         columns: buffer of two consecutive tiles of columns.
         at: where they begin.
