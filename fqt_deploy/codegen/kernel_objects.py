@@ -106,7 +106,7 @@ def _done(path: Path) -> Future[Path]:
 
 @contextmanager
 def _pool(kernels: KernelSources, folder: Path, workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Forked processes that know ``kernels``; they are ended if the block fails."""
+    """A pool of forked processes that know ``kernels``; they are ended if the block fails."""
     others = set(multiprocessing.active_children())
     _inherited.append((kernels, folder))
     try:

@@ -22,13 +22,17 @@ class Stage(enum.IntEnum):
     """The stages that say how far a graph has been lowered; each stage has its own table of legal ops."""
 
     CAPTURED = 0
-    """ATen ops as PyTorch traced them, tensors in PyTorch's layout."""
+    """The stage of ATen ops as PyTorch traced them, tensors in PyTorch's layout."""
     NORMALIZED = 1
-    """Contractions are ``fqt`` products on channels-last tensors; normalization layers are single ops."""
+    """The stage of ``fqt`` products on channels-last tensors and of normalization layers as single ops."""
     QUANTIZED = 2
-    """Chosen layers compute on signs, their gradients pass through quantizers; still plain floating point tensors."""
+    """The stage in which chosen layers compute on signs, their gradients pass through quantizers; tensors are still
+    plain floats.
+    """
     LOWERED = 3
-    """Chosen layers run on packed bits; what remains is element-wise ops, reductions and fp32 products."""
+    """The stage in which chosen layers run on packed bits; what remains is element-wise ops, reductions and fp32
+    products.
+    """
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,7 @@ def propagate(node: fx.Node) -> None:
 
 
 def _signature(tree: Any) -> Any:
-    """What a shape rule can see of arguments: equal signatures give values of equal shape and dtype."""
+    """The facts about arguments that a shape rule can see: equal ones give values of equal shape and dtype."""
     if isinstance(tree, torch.Tensor):
         return ("tensor", tree.shape, tree.dtype)
     if isinstance(tree, (list, tuple)):

@@ -33,7 +33,7 @@ class Layout(enum.Enum):
 
 @dataclass(frozen=True)
 class Zero:
-    """When a sample's result is zero.
+    """The operands that make a sample's result zero.
 
     Attributes:
         operands: names of the operands that matter.

@@ -32,7 +32,8 @@ ROWS: dict[str, Settings] = {
     **{idea: {"recipe": "scq+agp", "idea": idea, **base_settings(idea)} for idea in CHANGES},
     **{name: {"schedule": rows} for name, rows in SCHEDULES.items()},
 }
-"""``topk-4`` is ``scq+agp`` with ``agp`` topk and 4 bits on the zero grid, ``topk-4-minmax`` on the paper's grid.
+"""Rows of the study. ``topk-4`` is ``scq+agp`` with ``agp`` topk and 4 bits on the zero grid, ``topk-4-minmax`` on the
+paper's grid.
 
 The paper's released code is ``topk-4-minmax``, its theory ``sampled-4-minmax``. Rows that end in ``-projected``
 take noise out of weight gradients, the others do not. Ideas are one of these rows with other passes (``ideas.py``); a

@@ -15,7 +15,7 @@ FRACTION = 20
 
 
 def rounded(value: Tensor, zero: Tensor, reciprocal: Tensor, index: Tensor, key: Tensor, bits: int) -> Tensor:
-    """``floor((value - zero) * reciprocal + u)`` clamped to [0, 2^bits - 1], ``u`` uniform on a grid of 2^-20.
+    """The code ``floor((value - zero) * reciprocal + u)`` clamped to [0, 2^bits - 1], ``u`` uniform on a grid of 2^-20.
 
     All operands broadcast; the result is uint8.
     """

@@ -20,7 +20,7 @@ from fqt_deploy.ops.traits import (
 
 @define(kind=Kind.ELEMENTWISE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class Dequantize(FqtOp):
-    """``scale * code + zero``, one scale and zero per index of ``axis``.
+    """The values ``scale * code + zero``, one scale and zero per index of ``axis``.
 
     Attributes:
         codes: [N, P, C] uint8.

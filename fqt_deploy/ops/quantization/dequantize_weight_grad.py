@@ -21,7 +21,7 @@ from fqt_deploy.ops.traits import (
 
 @define(kind=Kind.ELEMENTWISE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class DequantizeWeightGrad(FqtOp):
-    """``scale * product + zero * sums`` of kept output channels, zero for pruned ones.
+    """The gradient ``scale * product + zero * sums`` of kept output channels, zero for pruned ones.
 
     Attributes:
         product: [K, ...] int32, laid out like the weight or flat, see ``bitplane_weight_grad``.

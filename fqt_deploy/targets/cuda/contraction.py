@@ -46,7 +46,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Contraction:
-    """``result[batch, row, column] = sum over terms of left[batch, row, term] * right[batch, column, term]``.
+    """A product ``result[batch, row, column] = sum over terms of left[batch, row, term] * right[batch, column, term]``.
 
     Attributes:
         nest: the loop nest.

@@ -1,4 +1,4 @@
-"""How a block of 256 threads multiplies two tiles of floats in shared memory: by fused multiply-add, or in TF32."""
+"""Tiles of floats in shared memory that a block of 256 threads multiplies: by fused multiply-add, or in TF32."""
 
 from __future__ import annotations
 

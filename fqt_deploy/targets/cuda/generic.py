@@ -159,7 +159,7 @@ def _combine(nest: LoopNest, chunk: Axis, partial: Sequence[tirx.Buffer]) -> Any
 def _reduce(
     nest: LoopNest, lanes: int, contiguous: bool, chunks: int = 1, partial: Sequence[tirx.Buffer] | None = None
 ) -> Any:
-    """``lanes`` threads share the terms of one element, or of one chunk of its terms."""
+    """The statements of a sum: ``lanes`` threads share the terms of one element, or of one chunk of its terms."""
     columns = THREADS // lanes
     terms = ceil_div(nest.terms, chunks)
 

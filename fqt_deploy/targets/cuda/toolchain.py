@@ -1,4 +1,4 @@
-"""nvcc and what TVM needs to use it: found, loaded, called, and its result checked.
+"""The compiler nvcc and what TVM needs to use it: found, loaded, called, and its result checked.
 
 The machine that compiles needs no GPU and no driver. TVM's CUDA runtime links against the driver's library, so where
 there is none a stand-in without functions takes its place; without it TVM would export source code and no binary.
@@ -20,7 +20,8 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.targets.cuda.features import CudaFeatures
 
 NVCC_FLAGS = ("--fatbin", "--threads=0", "-O3", "-std=c++17", "-fmad=false", "--expt-relaxed-constexpr", "-w")
-"""``-fmad=false``: every float operation rounds, as in PyTorch. A contracted multiply-add could turn a bit.
+"""Flags of nvcc. ``-fmad=false``: every float operation rounds, as in PyTorch. A contracted multiply-add could turn a
+bit.
 
 ``-w``: warnings about generated code, such as unused variables, are thousands and nobody's to mend.
 """

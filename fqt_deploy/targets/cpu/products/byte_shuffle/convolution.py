@@ -82,7 +82,7 @@ def _differences(kind: Any, pair: Any) -> Any:
 
 
 def _table_offsets(kind: Any, pairs: Any) -> Any:
-    """Where the tables of four pairs of nibbles begin, as offsets in bytes."""
+    """The places where the tables of four pairs of nibbles begin, as offsets in bytes."""
     numbers = T.cast(T.reinterpret(pairs, dtype="uint8x4"), "int32x4")
     return numbers * T.broadcast(ENTRIES, 4) + T.broadcast(kind * (PAIR_TABLES * ENTRIES), 4)
 

@@ -62,7 +62,7 @@ def pair_nibbles(low: Any, high: Any, parity: Any) -> Any:
 
 
 def _pair_table(pair: Any, pair_of_planes: Any) -> Any:
-    """What the nibbles of two bit-planes, the lower plane's in the lower half of ``pair``, add to the subset sums."""
+    """The share that the nibbles of two bit-planes, the lower plane's in the lower half, have in the subset sums."""
     subsets = T.cast(T.ramp(0, 1, ENTRIES), f"uint8x{ENTRIES}")
 
     def weighted(nibble: Any, plane: Any) -> Any:

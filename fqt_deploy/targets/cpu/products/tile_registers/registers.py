@@ -88,7 +88,7 @@ def clear_sums() -> None:
 
 
 def sums_offset(tile: Any, panels: int) -> Any:
-    """Where a tile's sums begin among those of four: columns of a row of ``panels`` tiles are neighbours."""
+    """The place of a tile's sums among those of four: columns of a row of ``panels`` tiles are neighbours."""
     return tile // panels * panels * TILE + tile % panels * TILE_LANES
 
 

@@ -117,7 +117,7 @@ class _Cut:
         )
 
     def sums_begin(self, tile: Any, p: Any, r: Any) -> Any:
-        """Where the sums of row ``r`` of a tile with panel ``p`` of the block begin."""
+        """The place where the sums of row ``r`` of a tile with panel ``p`` of the block begin."""
         in_group = (tile % self.together * TILE_ROWS + r) * self.width + p
         return tile // self.together * TILES * TILE + in_group * TILE_LANES
 
