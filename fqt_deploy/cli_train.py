@@ -68,7 +68,7 @@ class _Signals:
         self.training = False
 
     def note(self, number: int, _: FrameType | None) -> None:
-        """Note the signal ``number``: the first one ends training after the step, a second one at once."""
+        """Note the signal ``number``: the first one, in training, ends it after the step; any other ends at once."""
         first, self.received = not self.received, self.received or number
         if not (first and self.training):
             raise _Stopped

@@ -119,11 +119,11 @@ class Unknown:
     """An integer computed from labels in a way that is not followed."""
 
     def legal(self, _extent: int) -> LegalLabels | None:
-        """None: an index that a condition makes says nothing about labels."""
+        """None: it is not known for which labels the integer is legal."""
         return None
 
     def differs_from(self, _constant: int) -> Condition | None:
-        """None: a condition that is compared with a number says nothing about labels."""
+        """None: it is not known for which labels the integer differs from a constant."""
         return None
 
 

@@ -23,7 +23,7 @@ from fqt_deploy.ops.traits import (
 SCORE_BITS = 18
 """Number of bits of scores, which become integers in [1, 2^18]: sums of them are exact, in any order."""
 SMALLEST_SCORE = 2.0**-96
-"""Least largest score with which scores differ; below, all count as equal: the factor would leave float32."""
+"""Bound of the largest score below which all scores count as equal: the factor would leave float32."""
 
 
 @define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)

@@ -103,7 +103,7 @@ class StreamKey(FqtOp):
             yield torch.tensor(seed), torch.tensor(step), layer, role
 
     def onnx_body(self, op: Body) -> str:
-        """The ONNX body: both words of the state at once."""
+        """The ONNX body: the hash states of both words of the key at once."""
         words = []
         for scalar in (self.seed, self.step):
             wide = op.cast(scalar, "uint64")
