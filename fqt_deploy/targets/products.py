@@ -147,9 +147,9 @@ class BitConvolution(PackedConvolution):
 
 @dataclass(frozen=True, kw_only=True)
 class BitInputGradient(PackedConvolution):
-    """``bitplane_conv2d_input_grad``, codes times signs: [N, OH, OW, bits, words] and a weight to [N, H, W, columns].
+    """The product of codes and signs, ``bitplane_conv2d_input_grad``.
 
-    It is a convolution of the gradient, its positions ``stride`` apart, with the kernel turned around.
+    It takes [N, OH, OW, bits, words] and a weight to [N, H, W, columns]. It is a convolution of the gradient, its positions ``stride`` apart, with the kernel turned around.
 
     Attributes:
         bits: bit-planes of a code.

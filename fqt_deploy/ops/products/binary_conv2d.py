@@ -61,7 +61,7 @@ def onnx_signs_of_weight(op: Body, w_bits: str, *, rows: str, columns: str, perm
 
 @define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class BinaryConv2d(FqtOp):
-    """``conv2d(sign(x), sign(w))`` with exact zero padding: a padded tap contributes 0 (algorithm, section 2).
+    """The convolution ``conv2d(sign(x), sign(w))`` with exact zero padding: a padded tap contributes 0.
 
     Attributes:
         x_bits: [N, H, W, ceil(I / 32)] int32.

@@ -121,7 +121,7 @@ class XorForm(WarpForm):
 
 
 class Int8Form(WarpForm):
-    """Bytes on sm_100 and later, whose tensor cores have no bits.
+    """The form by bytes on sm_100 and later, whose tensor cores have no bits.
 
     Byte l of register s holds bit ``s + 8 l`` of a word, on both sides: an order of the contraction like any other. The
     planes of a row become one byte of its code, so they cost one product.

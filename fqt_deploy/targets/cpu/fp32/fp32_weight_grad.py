@@ -26,7 +26,7 @@ _CHUNKS = 64
 _PANEL_READS = 16
 """Least number of reads of a gradient panel for its copy to pay: more than by a first layer's taps."""
 _UNROLLED = 4
-"""Upper bound of the positions with constant offsets: longer runs are left to a loop, or LLVM computes offsets in vectors."""
+"""Upper bound of the positions with constant offsets: longer runs are a loop, or LLVM computes offsets in vectors."""
 
 
 class Fp32WeightGradRule:
