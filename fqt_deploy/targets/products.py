@@ -149,7 +149,8 @@ class BitConvolution(PackedConvolution):
 class BitInputGradient(PackedConvolution):
     """The product of codes and signs, ``bitplane_conv2d_input_grad``.
 
-    It takes [N, OH, OW, bits, words] and a weight to [N, H, W, columns]. It is a convolution of the gradient, its positions ``stride`` apart, with the kernel turned around.
+    It takes [N, OH, OW, bits, words] and a weight to [N, H, W, columns]. It is a convolution of the gradient,
+    its positions ``stride`` apart, with the kernel turned around.
 
     Attributes:
         bits: bit-planes of a code.
