@@ -1,4 +1,4 @@
-"""fqt-deploy: compile a PyTorch model into a 1-bit fully quantized training step that runs without PyTorch.
+"""fqt-deploy compiles a PyTorch model into a 1-bit fully quantized training step that runs without PyTorch.
 
 Public names are resolved on first use, so that ``import fqt_deploy`` loads neither torch nor the compiler.
 """

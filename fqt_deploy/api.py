@@ -30,7 +30,7 @@ class CompiledStep(Session):
     folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __call__(self, x: Any, y: Any) -> float:
-        """``step(x, y)``."""
+        """Run ``step(x, y)`` and return its loss."""
         return self.step(x, y)
 
     def state_dict(self) -> dict[str, Any]:

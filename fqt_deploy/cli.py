@@ -1,4 +1,4 @@
-"""fqt-compile: from a model file to a compiled training step.
+"""The command fqt-compile: from a model file to a compiled training step.
 
 Exit codes: 0 success, 1 a mistake that the person can repair, 2 wrong usage, 70 a bug of ours.
 """
@@ -160,7 +160,7 @@ def _run_passes(model: Path, command: CommandOptions, given: dict[str, Any]) -> 
 
 
 def _outputs(stem: Path, output: Path | None, kinds: tuple[str, ...]) -> dict[str, Path]:
-    """Where each kind goes: one kind to ``output`` itself, several beside it under their own endings."""
+    """The path of each kind of output: ``output`` itself for one kind, else beside it under their own endings."""
     if output is not None and len(set(kinds)) == 1:
         return {kinds[0]: output}
     stem = stem if output is None else output.with_suffix("") if output.suffix in SUFFIXES.values() else output

@@ -10,12 +10,12 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.option import CHECKS, WRITING, check_options, option, options_in
 
 SUFFIXES = {"so": ".fqt", "onnx": ".onnx", "onnx-infer": ".infer.onnx", "onnx-plugin": ".plugin"}
-"""What ``--emit`` can write, with the ending of its name."""
+"""The kinds that ``--emit`` can write, each with the ending of its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandOptions:
-    """What ``fqt-compile`` reads, writes and prints; each field is a flag."""
+    """The options of what ``fqt-compile`` reads, writes and prints; each field is a flag."""
 
     output: Path | None = option(
         None,

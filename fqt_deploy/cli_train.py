@@ -1,4 +1,4 @@
-"""fqt-train: train a compiled step on arrays from a file; needs neither PyTorch nor the compiler.
+"""The command fqt-train: train a compiled step on arrays from a file; needs neither PyTorch nor the compiler.
 
 Exit codes: 0 success, 1 a mistake that the person can repair, 2 wrong usage; after saving a checkpoint, 130 when
 interrupted, 143 when told to terminate and 129 when the terminal is gone.
@@ -68,14 +68,14 @@ class _Signals:
         self.training = False
 
     def note(self, number: int, _: FrameType | None) -> None:
-        """The handler."""
+        """Note the signal ``number``: the first one, in training, ends it after the step; any other ends at once."""
         first, self.received = not self.received, self.received or number
         if not (first and self.training):
             raise _Stopped
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Within this context they are handled here; what is ignored, as SIGHUP under nohup, stays so."""
+        """Within this context the signals are handled here; what is ignored, as SIGHUP under nohup, stays so."""
         numbers = [n for n in _STOPPED if signal.getsignal(n) is not signal.SIG_IGN]
         if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
             numbers = []
@@ -130,7 +130,7 @@ def main(
 
 @dataclass(frozen=True)
 class _Run:
-    """What the command line asks for."""
+    """The run of training that the command line asks for."""
 
     artifact: Path
     data: Path

@@ -11,7 +11,7 @@ from fqt_deploy.core.option import Option, by_section
 from fqt_deploy.core.option_kinds import Kind
 
 OTHERS = "Other"
-"""Heading of what no declaration stands for: ``--version``, ``--help`` and what only lists something."""
+"""Heading of the flags that no declaration stands for: ``--version``, ``--help`` and those that only list something."""
 
 
 class SectionedCommand(click.Command):
@@ -39,7 +39,7 @@ class _Switch(click.Option):
     """A flag that can be given as no, too: the command line wins over a yes of the model file."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Show both spellings as one."""
+        """The line of the help, which shows both spellings as one."""
         record = super().get_help_record(ctx)
         return (self.opts[0].replace("--", "--[no-]", 1), record[1]) if record is not None else None
 
@@ -65,7 +65,7 @@ def with_flags(options: Iterable[Option]) -> Callable[[click.Command], click.Com
 
 
 def given_options(options: Iterable[Option], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``values``, from the command line, that a person gave, read as their kinds spell them."""
+    """The options among ``values`` that a person gave on the command line, read as their kinds spell them."""
     given: dict[str, Any] = {}
     for declared in options:
         value = values[declared.name]

@@ -36,7 +36,7 @@ class OnnxLibrary(HostMemory):
     Args:
         path: the training file, for messages.
         model: its content.
-        manifest: from its metadata.
+        manifest: the manifest from its metadata.
         infer: the inference file of the same model, if ``predict`` is wanted.
         plugin: a library of custom ops that stand in for the functions of domain ``ai.fqt``.
     """
@@ -54,7 +54,7 @@ class OnnxLibrary(HostMemory):
         self._prediction: InferenceSession | None = None
 
     def train_step(self, *arrays: Array) -> tuple[float, Array]:
-        """One step on ``x, y, seed, lr, *state``; the state is changed in place.
+        """Run one step on ``x, y, seed, lr, *state``; the state is changed in place.
 
         Args:
             *arrays: in the manifest's order.
@@ -109,7 +109,7 @@ class OnnxSession(Session):
         self._model = model
 
     def predict(self, x: Any) -> Array:
-        """As ``Session.predict``; needs the inference file.
+        """The logits, as from ``Session.predict``; needs the inference file.
 
         Raises:
             FqtError: also FQT501 without it.
@@ -214,7 +214,7 @@ def _session(content: bytes, path: Path, plugin: Path | None) -> InferenceSessio
 
 
 def _shown(error: Exception) -> str:
-    """What ``error`` says, in characters that can be printed: it repeats names from the file."""
+    """The message of ``error`` in characters that can be printed: it repeats names from the file."""
     return str(error).encode(errors="backslashreplace").decode()
 
 

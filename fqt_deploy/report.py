@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def decision_table(layers: Iterable[LayerDecision]) -> Table:
-    """What became of every convolution and linear layer, from the manifest's per-layer report."""
+    """The table of what became of every convolution and linear layer, from the manifest's per-layer report."""
     table = _table("layer", "kind", "runs as", "because")
     for layer in layers:
         table.add_row(layer.path, layer.kind, layer.decision, layer.reason)
@@ -72,7 +72,7 @@ def verification_table(report: VerificationReport) -> Table:
 
 
 def pass_check_table(report: VerificationReport) -> Table:
-    """What passes that promise the same numbers did to them, on the example batch."""
+    """The table of what passes that promise the same numbers did to them, on the example batch."""
     table = _table("pass", ">values compared", ">largest error", "at", "")
     for check in report.passes:
         error = f"{check.error:.1e}" if check.error else "0"
@@ -83,7 +83,7 @@ def pass_check_table(report: VerificationReport) -> Table:
 
 
 def megabytes(size: int) -> str:
-    """``size`` bytes in MB."""
+    """The number of bytes ``size`` in MB, as text."""
     return f"{size / 1e6:.1f} MB"
 
 

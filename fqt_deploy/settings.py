@@ -79,7 +79,7 @@ def _optimizer(settings: Mapping[str, Any]) -> Optimizer:
 
 
 def _own(settings: Mapping[str, Any], choice: str, name: str) -> dict[str, Any]:
-    """Those of ``settings`` that alternative ``name`` of ``choice`` has; FQT202 for one that only others have."""
+    """The settings that alternative ``name`` of ``choice`` has; FQT202 for one that only others have."""
     classes = alternatives()[choice]
     own = options_in(classes[name])
     others = [o for o in merge_owners(classes) if o not in own and settings.get(o) is not None]

@@ -1,1 +1,1 @@
-"""Programs for developers: train and time the examples."""
+"""Programs for developers that train, time and check the examples."""

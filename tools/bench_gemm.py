@@ -27,13 +27,15 @@ SHAPES = (
 )  # fmt: skip
 """Rows, columns and contraction: the convolutions of VGG16 at batch 128, and linear layers of a transformer."""
 PEAK_SHAPES = ((8192, 32, 4096), (16384, 64, 896))
-"""What popcounts read in a tile of the first, 4 KB of rows and 16 KB of columns, is no more than a first-level cache
-holds. Byte shuffles reach most with the second: two registers of columns, and words that fill blocks of seven."""
+"""Shapes at which popcounts are fastest: what they read in a tile of the first, 4 KB of rows and 16 KB of columns, is
+no more than a first-level cache holds. Byte shuffles reach most with the second: two registers of columns, and words
+that fill blocks of seven.
+"""
 PEAK_TILES, PEAK_LOOPS = 2, 20_000
 """Tiles of each operand that tile registers are loaded from, 8 KB in all, and how often a thread multiplies them."""
 PEAK_TRIALS = 20
 PAUSE_S = 0.05
-"""Before each turn: threads of the contender before, which wait by spinning, go to sleep."""
+"""Seconds to pause before each turn: threads of the contender before, which wait by spinning, go to sleep."""
 MINIMUM_TURN_S = 0.05
 
 Run = Callable[[], Any]
@@ -41,7 +43,7 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One shape.
+    """The measurements of one shape.
 
     Attributes:
         m, n, k: rows, columns, contraction.
@@ -49,7 +51,7 @@ class Row:
         fp32_s: seconds of PyTorch's best fp32.
         bf16_s: seconds of PyTorch's bf16.
         gmacs: our billions of multiply-accumulates a second.
-        ceiling_gmacs: of the same instructions on operands in the first-level cache.
+        ceiling_gmacs: the rate of the same instructions on operands in the first-level cache.
         share_of_ceiling: what we reach of it.
     """
 
@@ -65,7 +67,7 @@ class Row:
 
     @property
     def ratio_fp32(self) -> float:
-        """How many times faster than the best fp32."""
+        """Number of times that our product is faster than the best fp32."""
         return self.fp32_s / self.ours_s
 
 
@@ -154,7 +156,7 @@ def peak_product(threads: int) -> tuple[Run, int]:
 
 
 def tile_product(threads: int) -> tuple[Run, int]:
-    """Tile registers: loads as in a product of matrices, of the same tiles again and again."""
+    """The peak of tile registers: loads as in a product of matrices, of the same tiles again and again."""
     import tvm
     from tvm.script import tirx as T
 

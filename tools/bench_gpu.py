@@ -26,7 +26,7 @@ from tools.gpu_bench import layout
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """The arguments of the command line."""
     description, _, usage = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -94,7 +94,7 @@ def correct(found: dict[str, Any]) -> bool:
 
 
 def main() -> int:
-    """Build, run, or both."""
+    """Build, run, or do both, as the command line says."""
     arguments, begin = parse(), time.perf_counter()
     if arguments.build is not None:
         build(arguments.build, arguments)

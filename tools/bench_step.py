@@ -40,11 +40,11 @@ MINIMUM_TURN_S = 0.2
 SLOW_S = 10.0
 """A step that takes longer than this is warm after one call."""
 HOPELESS = 4
-"""Times the fastest configuration's time after which another is not the best."""
+"""Multiple of the fastest configuration's time after which another is not the best."""
 WARM_UP = 2
 MEMORY_STEPS = 3
 TOLERATED_CORES = 0.1
-"""What other processes may use; more disturbs parallel code, PyTorch's far beyond its share."""
+"""Number of cores that other processes may use; more disturbs parallel code, PyTorch's far beyond its share."""
 SEED = 0
 
 Step = Callable[[], Any]
@@ -66,7 +66,7 @@ class TorchConfiguration:
 
     @property
     def name(self) -> str:
-        """For example ``compile_bf16_channels_last``."""
+        """The name of the configuration, for example ``compile_bf16_channels_last``."""
         parts = ["compile" if self.compiled else "eager", "bf16" if self.bf16 else "fp32"]
         return "_".join([*parts, *(["channels_last"] if self.channels_last else [])])
 
@@ -227,7 +227,7 @@ def task_compile(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def task_time(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds by contender and turn."""
+    """The seconds of a step by contender and turn."""
     import torch
 
     torch.set_num_threads(arguments.threads)
@@ -287,7 +287,7 @@ def task_memory_torch(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def task_breakdown(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Our kernels by class, beside the machine's ceilings."""
+    """The time of our kernels by class, beside the machine's ceilings."""
     import torch
 
     from tools.step_breakdown import break_down_artifact
@@ -297,7 +297,7 @@ def task_breakdown(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _growth_mb(step: Step) -> float:
-    """What the resident set grows by, at its peak over some steps, beyond what it is before the first."""
+    """Megabytes that the resident set grows by, at its peak over some steps, beyond what it is before the first."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _status_mb("VmRSS")
     for _ in range(MEMORY_STEPS):
@@ -317,7 +317,7 @@ def seconds_of_others() -> float:
 
 
 def _peak_mb() -> float:
-    """Largest resident set of this process so far."""
+    """Largest resident set of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
 
 
@@ -328,7 +328,7 @@ TASKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "time": task_time,
     "breakdown": task_breakdown,
 }
-"""What a child process is told to do, in order."""
+"""The tasks that a child process may be told to do, in order."""
 
 
 def _child(task: str, artifact: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -361,7 +361,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=sorted(EXAMPLES), default="vgg16")
     parser.add_argument("--batch", type=int, help="samples in a step (default: the example's)")

@@ -1,4 +1,4 @@
-"""What this machine can do at most: the rates that rooflines are drawn with, each measured."""
+"""The ceilings of this machine: the rates that rooflines are drawn with, each measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 STREAM_ELEMENTS = 1 << 25
-"""float32 numbers of each array that is streamed: far beyond any cache."""
+"""Number of float32 elements of each array that is streamed: far beyond any cache."""
 FP32_SIZE = 2048
 
 

@@ -45,11 +45,11 @@ ZERO = 1e-12
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the comparison found.
+    """The findings of the comparison.
 
     Attributes:
-        loss_error: relative.
-        cosines: of our gradient with PyTorch's, by parameter.
+        loss_error: relative error of the loss.
+        cosines: the cosines of our gradient with PyTorch's, by parameter.
         zeros: parameters whose true gradient is zero -> norm of ours, relative to the whole gradient.
         flips: by binarized layer, the activations whose sign differs and the number of activations.
     """
@@ -61,7 +61,7 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """Whether both agree."""
+        """Whether our step and PyTorch's agree."""
         agree = self.loss_error <= LOSS_TOLERANCE and min(self.cosines.values()) >= COSINE
         return agree and all(norm <= ROUNDING for norm in self.zeros.values())
 
@@ -77,7 +77,7 @@ class Sign(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Straight through."""
+        """The gradient straight through where the operand is within 1 of 0."""
         passes: Tensor = ctx.saved_tensors[0].abs() < 1
         return gradient * passes
 
@@ -94,7 +94,7 @@ class FakeQuantized(nn.Module):
         self.signs: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's result; keeps the signs of ``x``."""
+        """The result of the layer for ``x``; keeps the signs of ``x``."""
         layer: Any = self.layer
         weight = layer.weight
         bias = torch.zeros(()) if layer.bias is None else layer.bias
@@ -186,7 +186,7 @@ class _PackedSigns(fx.Interpreter):
         self.signs: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """One node; of a packing of activations, remember what is packed."""
+        """Run one node; of a packing of activations, remember what is packed."""
         result = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, super().run_node(n))
         if n.target is torch.ops.fqt.pack_signs.default:
             packed: Tensor = self.env[n.all_input_nodes[0]] > 0

@@ -25,7 +25,7 @@ _KERNEL = re.compile(r"^(?P<symbol>fqt_\w+)_compute_$")
 
 @dataclass(frozen=True)
 class Dialect:
-    """How to read one instruction set.
+    """The way to read one instruction set.
 
     Attributes:
         vector: an operand of a vector instruction.
@@ -61,7 +61,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Counts:
-    """Instructions of some stretch of code."""
+    """The counts of instructions in some stretch of code."""
 
     total: int
     vector: int
@@ -119,7 +119,7 @@ def _heat(counts: Counts) -> tuple[int, int]:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command and print the counts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--ops", default="", help="only kernels of these ops, separated by commas")

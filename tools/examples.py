@@ -19,7 +19,7 @@ EXAMPLES: dict[str, Path] = {
     "vgg16": _FOLDER / "vgg16_cifar.py",
     "vgg16_imagenet": _FOLDER / "vgg16_imagenet.py",
 }
-"""Name -> model file."""
+"""The model files of the examples by name."""
 
 
 def load_example(name: str, batch: int | None = None) -> ModelSource:

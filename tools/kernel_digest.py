@@ -35,7 +35,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "scq": {"recipe": "scq"},
     **{f"scq+agp/{agp}": {"recipe": "scq+agp", "agp": agp} for agp in SELECTIONS},
 }
-"""What is compiled, by the name to print: settings as ``compile_options`` of a model file has them."""
+"""The settings to compile with, by the name to print, as ``compile_options`` of a model file has them."""
 
 
 def digest(text: str) -> str:

@@ -30,16 +30,16 @@ from fqt_deploy.runtime.session import Session
 EPOCHS = 50
 
 Run = Callable[[Path, bool], None]
-"""Trains up to the last step; for a checkpoint, and whether to resume from it. It is called in a forked process."""
+"""A function that trains up to the last step, in a forked process: for a checkpoint, and whether to resume from it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of the runs that were killed.
+    """The outcome of the runs that were killed.
 
     Attributes:
-        kills: processes that were killed.
-        while_saving: those that left an unfinished checkpoint behind.
+        kills: number of processes that were killed.
+        while_saving: number of those that left an unfinished checkpoint behind.
         runs: that were through in spite of kills.
         problems: what was lost or differs; none if all is well.
     """
@@ -56,10 +56,10 @@ def kill_and_resume(run: Run, session: Session, folder: Path, *, kills: int, ste
     Args:
         run: what is killed.
         session: of the same artifact, to read checkpoints; it never computes, so that this process may be forked.
-        folder: to write checkpoints to.
+        folder: the folder to write checkpoints to.
         kills: how many times.
-        steps: of a whole run.
-        seed: of the moments.
+        steps: number of steps of a whole run.
+        seed: the seed of the moments.
     """
     random_ = random.Random(seed)
     checkpoint = folder / "checkpoint"
@@ -129,7 +129,7 @@ def _state(session: Session, path: Path) -> dict[str, bytes]:
 
 
 def train_in_python(artifact: Path, data: Path) -> Run:
-    """``fqt-train``, without the start of the interpreter."""
+    """Train as ``fqt-train`` does, without the start of the interpreter."""
     options = [str(artifact), "--data", str(data), "--epochs", str(EPOCHS)]
 
     def run(checkpoint: Path, resume: bool) -> None:
@@ -140,7 +140,7 @@ def train_in_python(artifact: Path, data: Path) -> Run:
 
 
 def train_in_c(program: Path, artifact: Path, rows: Path, steps: int) -> Run:
-    """``kill_training.c``, which resumes where there is a checkpoint."""
+    """Train as ``kill_training.c`` does, which resumes where there is a checkpoint."""
 
     def run(checkpoint: Path, _: bool) -> None:
         os.execv(program, [str(program), str(artifact), str(rows), str(steps), str(checkpoint)])
@@ -175,7 +175,7 @@ def _prepare(folder: Path, artifact: Path | None) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="in each language [default: 100]")
     parser.add_argument("--seed", type=int, default=0)

@@ -29,7 +29,7 @@ honour must have its default.
 
 
 def document() -> str:
-    """The whole text."""
+    """The whole text of ``docs/operators.md``."""
     return _HEAD + "\n".join(_folder(name, ops) for name, ops in _by_file().items()) + _ours()
 
 

@@ -17,7 +17,7 @@ BEGIN, END = "<!-- options: python -m tools.option_tables -->\n", "<!-- end of o
 
 
 def tables() -> str:
-    """One table for each heading, commands' options included."""
+    """The tables of options, one for each heading, commands' options included."""
     sections = by_section([*COMMAND_OPTIONS.values(), *all_settings().values()])
     return "\n".join(
         f"| {heading} | default | |\n|---|---|---|\n" + "".join(_row(declared) for declared in options)
@@ -26,7 +26,7 @@ def tables() -> str:
 
 
 def rewritten(document: str) -> str:
-    """``document`` with these tables between the two marks, of which it has one each."""
+    """The text ``document`` with these tables between the two marks, of which it has one each."""
     before, _, rest = document.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}{tables()}{END}{after}"

@@ -41,22 +41,22 @@ STEPS = 4
 TOLERANCE = 1e-3
 """Relative difference of a loss or a tensor of the state that is rounding."""
 SPREAD = 100
-"""How many times as far from PyTorch in float64 as PyTorch in float32 the compiled step may be."""
+"""Upper bound of the distance from PyTorch in float64, in units of that of PyTorch in float32."""
 SECONDS = 60
-"""CPU time that a model may take."""
+"""Seconds of CPU time that a model may take."""
 
 Choose = random.Random
 
 
 class Residual(nn.Module):
-    """``x + body(x)``."""
+    """A residual block, ``x + body(x)``."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.body = body
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the shape of ``x``."""
+        """The result of the block, of the shape of ``x``."""
         changed: Tensor = x + self.body(x)
         return changed
 
@@ -69,7 +69,7 @@ class Attention(nn.Module):
         self.attention = nn.MultiheadAttention(features, heads, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the shape of ``x``."""
+        """The result of the block, of the shape of ``x``."""
         attended, _ = self.attention(x, x, x, need_weights=False)
         assert isinstance(attended, Tensor)
         return attended
@@ -79,7 +79,7 @@ class Mean(nn.Module):
     """The mean over the tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[batch, tokens, features]`` to ``[batch, features]``."""
+        """The mean over the tokens: ``[batch, tokens, features]`` to ``[batch, features]``."""
         return x.mean(1)
 
 
@@ -210,13 +210,13 @@ def _vector(choose: Choose, batch: int) -> tuple[nn.Sequential, Tensor]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one model.
+    """The outcome of one model.
 
     Attributes:
-        seed: of the model.
+        seed: the seed of the model.
         kind: ``ok``, ``refused``, ``traceback``, ``mismatch``, ``alarm`` or ``slow``.
         text: what is wrong, and where.
-        seconds: of CPU time, compilers included.
+        seconds: seconds of CPU time, compilers included.
     """
 
     seed: int
@@ -229,7 +229,7 @@ def check(seed: int, *, kernels: bool = True, numerics: bool = True) -> Outcome:
     """Make the model of ``seed``, compile it in both ways and compare.
 
     Args:
-        seed: of the model.
+        seed: the seed of the model.
         kernels: whether kernels are compiled; if not, the graphs are captured and lowered.
         numerics: whether what promises the same numbers is checked.
     """

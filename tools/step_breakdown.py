@@ -1,4 +1,4 @@
-"""Where the time of a compiled step goes: kernels by class, their rates, and what the machine's ceilings allow."""
+"""The breakdown of a step's time: kernels by class, their rates, and what the machine's ceilings allow."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
         "adam_update", "dequantize_weight_grad", "sgd_momentum_update", "sgd_update", "weight_scale",
     ),
 }  # fmt: skip
-"""Class -> ops that kernels are rooted in; any other kernel is element-wise work or a plain reduction."""
+"""Ops that kernels are rooted in, by class; any other kernel is element-wise work or a plain reduction."""
 REST = "element-wise and sums"
 _CLASS_OF = {op: name for name, ops in CLASSES.items() for op in ops}
 
@@ -40,9 +40,9 @@ class ClassTime:
     """The kernels of one class.
 
     Attributes:
-        name: of the class.
-        calls: in one step.
-        seconds: in one step.
+        name: the name of the class.
+        calls: number of calls in one step.
+        seconds: seconds in one step.
         roofline_s: the least that the machine's ceilings allow, each kernel by itself, every operand counted whole.
         gbytes_s: billions of bytes moved a second.
         gmacs: billions of multiply-accumulates a second, of fp32 and of single bits.
@@ -57,7 +57,7 @@ class ClassTime:
 
 
 def break_down(kernels: Iterable[KernelInfo], seconds: Iterable[float], ceilings: Ceilings) -> list[ClassTime]:
-    """One row for each class, the longest first."""
+    """The rows of the table, one for each class, the longest first."""
     groups: dict[str, list[tuple[KernelInfo, float]]] = {}
     for kernel, time in zip(kernels, seconds, strict=True):
         groups.setdefault(_CLASS_OF.get(kernel.op, REST), []).append((kernel, time))
@@ -88,7 +88,7 @@ def break_down_artifact(artifact: Path, source: ModelSource, threads: int) -> di
 
 
 def table(classes: Iterable[Mapping[str, Any]]) -> str:
-    """The rows as text, with their sum."""
+    """The rows ``classes`` as text, with their sum."""
     rows = list(classes)
     lines = [f"{'kernels':24} {'calls':>6} {'ms':>8} {'roofline':>9} {'GB/s':>7} {'G MAC/s':>8}"]
     lines += [

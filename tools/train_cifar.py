@@ -28,12 +28,12 @@ from tools.training import Array, accuracy, batches, cosine
 
 MEAN = np.array([0.4914, 0.4822, 0.4465], dtype=np.float32)
 STD = np.array([0.2470, 0.2435, 0.2616], dtype=np.float32)
-"""Of CIFAR-10's red, green and blue in [0, 1]."""
+"""Deviations of CIFAR-10's red, green and blue in [0, 1]."""
 REPORT_EVERY = 50
 QUIET = 10.0
 """Seconds without a line, after which one says how far training is."""
 ENDS = 20
-"""Steps that ``first`` and ``last`` are means of."""
+"""Number of steps that ``first`` and ``last`` are means of."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Run:
         name: recipe, with what distinguishes it.
         session: the compiled step.
         lr: initial learning rate.
-        losses: one a step.
+        losses: losses, one a step.
         seconds: spent in steps.
     """
 
@@ -62,7 +62,7 @@ class Run:
         self.seconds += time.perf_counter() - start
 
     def summary(self) -> dict[str, float]:
-        """What the last line says about this run."""
+        """The numbers that the last line says about this run."""
         return {
             "first": float(np.mean(self.losses[:ENDS])),
             "last": float(np.mean(self.losses[-ENDS:])),

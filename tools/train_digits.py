@@ -52,10 +52,10 @@ class Digits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training under one recipe gave.
+    """The outcome of training under one recipe.
 
     Attributes:
-        accuracy: on the held-out images.
+        accuracy: accuracy on the held-out images.
         loss: mean over the last epoch.
         step_s: seconds of one step, on average.
     """

@@ -51,7 +51,7 @@ def open_session(path: Path, threads: int, plugin: Path | None) -> onnxruntime.I
 def train_step(
     session: onnxruntime.InferenceSession, given: dict[str, Array], state: dict[str, Any]
 ) -> tuple[float, dict[str, Any]]:
-    """One step on the inputs ``given`` from ``state`` (empty: the file's own); the loss and the next state."""
+    """Run one step on the inputs ``given`` from ``state`` (empty: the file's own); the loss and the next state."""
     outputs = [value.name for value in session.get_outputs()]
     binding = session.io_binding()
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in given.items()} | state

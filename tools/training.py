@@ -1,4 +1,4 @@
-"""What every training loop here needs: a learning rate schedule, batches and an accuracy."""
+"""The parts that every training loop here needs: a learning rate schedule, batches and an accuracy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = NDArray[Any]
 
 
 class Predictor(Protocol):
-    """What ``accuracy`` needs of a session."""
+    """The part of a session that ``accuracy`` needs."""
 
     def predict(self, x: Array) -> Array:
         """Logits ``[N, classes] float32`` of ``x: [N, ...] float32``."""

@@ -1,1 +1,1 @@
-"""From a user's model file to a captured training graph."""
+"""Capture: from a user's model file to a training graph."""

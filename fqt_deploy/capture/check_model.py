@@ -1,4 +1,4 @@
-"""What a model must be like to be trained, checked before and after it is traced."""
+"""The demands on a model that is to be trained, checked before and after it is traced."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def require_gradients(model: nn.Module, names: list[str], aliases: Mapping[str, 
 
     Args:
         model: the user's.
-        names: of the captured graph's outputs.
+        names: the names of the captured graph's outputs.
         aliases: names of parameters by other names of the same ones.
     """
     with_gradient = {aliases.get(n.removeprefix("grad/"), n) for n in names if n.startswith("grad/")}

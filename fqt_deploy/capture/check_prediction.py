@@ -1,4 +1,4 @@
-"""What a prediction must be like: a function of its own sample and of the state, and nothing else.
+"""The demands on a prediction: it is a function of its own sample and of the state, and nothing else.
 
 Predictions of any number of samples are computed in batches of the compiled size, the last one filled up with zeros. So
 a sample's logits may depend on no other sample, on no random number, and must leave the state as it is.
@@ -48,7 +48,7 @@ def refuse_mixed_samples(graph: TrainingGraph, x: Tensor) -> None:
     the logits of all others must stay as they are, bit for bit.
 
     Args:
-        graph: as captured.
+        graph: the graph as captured.
         x: a batch of at least two samples.
     """
     logits = _run(graph, x)
@@ -76,7 +76,7 @@ def refuse_mixed_samples(graph: TrainingGraph, x: Tensor) -> None:
 
 
 def _with_another_sample(x: Tensor) -> list[Tensor]:
-    """``x`` with other values in sample 0."""
+    """The batch ``x`` with other values in sample 0."""
     generator = torch.Generator().manual_seed(0)
     if not x.is_floating_point():
         rolled = x.clone()

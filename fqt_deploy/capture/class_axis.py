@@ -1,4 +1,4 @@
-"""Along which axis of the logits the classes lie that a loss indexes by labels."""
+"""The axis of the logits along which the classes lie that a loss indexes by labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def class_axis(graph: TrainingGraph, indexed: list[tuple[fx.Node, int]], classes
     axis.
 
     Args:
-        graph: as captured.
+        graph: the graph as captured.
         indexed: the ops that read or write at an index made of labels, with the extent of the axis.
         classes: one more than the largest label.
     """

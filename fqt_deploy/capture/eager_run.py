@@ -1,4 +1,4 @@
-"""One eager forward pass that leaves the module as it was, and what was seen during it."""
+"""One eager forward pass that leaves the module as it was, and the effects that were seen during it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fqt_deploy.capture.tracing import trace_error
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 
 MODULE_ATTRIBUTES = frozenset(nn.Module().__dict__)
-"""What every module has; buffers, parameters and modules are looked at by name."""
+"""Attributes that every module has; buffers, parameters and modules are looked at by name."""
 
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 
@@ -32,7 +32,7 @@ _CONTAINERS = (list, tuple, dict, set)
 
 @dataclass
 class EagerRun:
-    """What was seen during one run.
+    """The effects that were seen during one eager run.
 
     Attributes:
         lines: the line that assigned an attribute, by module and name.
@@ -61,7 +61,7 @@ def run_eagerly(module: nn.Module, tensors: dict[str, Tensor], inputs: tuple[Ten
     Args:
         module: left with the copies, and with what forward assigned; see ``attributes_restored``.
         tensors: its parameters and buffers by name.
-        inputs: of its forward.
+        inputs: the inputs of its forward.
         what: the step that is to be traced, for messages.
 
     Raises:

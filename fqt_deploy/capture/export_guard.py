@@ -1,4 +1,4 @@
-"""What ``torch.export`` must not do unnoticed: drop a hand-written backward, or talk to the person's terminal."""
+"""Guards for ``torch.export``: it may not drop a hand-written backward unnoticed, or talk to the person's terminal."""
 
 from __future__ import annotations
 

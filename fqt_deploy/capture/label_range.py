@@ -76,7 +76,7 @@ def find_labels(graph: TrainingGraph, example: Tensor | None = None) -> None:
     """Note in ``graph.labels`` what labels the loss takes, and drop the assertions that this covers.
 
     Args:
-        graph: as captured; changed in place.
+        graph: the graph as captured; changed in place.
         example: targets; where the loss leaves out several labels, that which occurs in them is noted.
 
     Raises:

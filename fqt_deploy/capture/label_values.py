@@ -25,16 +25,16 @@ class LegalLabels:
     skipped: frozenset[int] = frozenset()
 
     def takes(self, label: int) -> bool:
-        """Whether ``label`` is one of them."""
+        """Whether ``label`` is one of the labels."""
         return self.low <= label < self.high or label in self.skipped
 
 
 @dataclass(frozen=True)
 class Index:
-    """An integer: ``label + shift``, but for some labels a constant.
+    """An integer made of a label: ``label + shift``, but for some labels a constant.
 
     Attributes:
-        shift: what is added to a label.
+        shift: number that is added to a label.
         below: labels below the first number have the second in place of the sum.
         above: labels from the first number on have the second.
         replaced: by label, the constant that single labels have.
@@ -58,7 +58,7 @@ class Index:
         return LegalLabels(low, high, frozenset(skipped))
 
     def differs_from(self, constant: int) -> Condition | None:
-        """For which labels it is not ``constant``; None if that is no interval without single labels."""
+        """The labels for which it is not ``constant``; None if that is no interval without single labels."""
         low, high = LOWEST, HIGHEST
         if self.below is not None and self.below[1] == constant:
             low = self.below[0]
@@ -73,7 +73,7 @@ class Index:
         return None if outside else Condition(low, high, frozenset(single))
 
     def mapped(self, constant: Any, shift: int = 0) -> Index:
-        """With ``constant`` applied to all constants, and ``shift`` added."""
+        """This integer with ``constant`` applied to all its constants, and ``shift`` added."""
         return Index(
             self.shift + shift,
             None if self.below is None else (self.below[0], constant(self.below[1])),
@@ -82,13 +82,13 @@ class Index:
         )
 
     def at_least(self, bound: int) -> Index:
-        """The larger of it and ``bound``."""
+        """The larger of this integer and ``bound``."""
         bounded = self.mapped(lambda given: max(given, bound))
         first = bound - self.shift
         return bounded if self.below and self.below[0] >= first else replace(bounded, below=(first, bound))
 
     def at_most(self, bound: int) -> Index:
-        """The smaller of it and ``bound``."""
+        """The smaller of this integer and ``bound``."""
         bounded = self.mapped(lambda given: min(given, bound))
         first = bound - self.shift + 1
         return bounded if self.above and self.above[0] <= first else replace(bounded, above=(first, bound))
@@ -119,11 +119,11 @@ class Unknown:
     """An integer computed from labels in a way that is not followed."""
 
     def legal(self, _extent: int) -> LegalLabels | None:
-        """None."""
+        """None: it is not known for which labels the integer is legal."""
         return None
 
     def differs_from(self, _constant: int) -> Condition | None:
-        """None."""
+        """None: it is not known for which labels the integer differs from a constant."""
         return None
 
 
@@ -137,7 +137,7 @@ class Condition:
     inverted: bool = False
 
     def complement(self) -> Condition | None:
-        """Where it is false, inversion left aside, if that is all labels below or all from one on."""
+        """The condition that holds where this one does not, if it is all labels below or all from one on."""
         if self.without or (self.low > LOWEST) == (self.high < HIGHEST):
             return None
         return Condition(self.high, HIGHEST) if self.low == LOWEST else Condition(LOWEST, self.low)
@@ -159,7 +159,7 @@ _IN_ORDER = (
     aten.unsqueeze.default, aten.clone.default, aten.alias.default, aten.detach.default, aten._to_copy.default,
     aten.lift_fresh_copy.default,
 )  # fmt: skip
-"""Those that keep all elements, in order."""
+"""Operators that keep all elements, in order."""
 
 COMPARISONS: dict[Any, str] = {
     getattr(getattr(aten, name), kind): name
@@ -172,7 +172,7 @@ OR = (aten.logical_or.default, aten.bitwise_or.Tensor)
 
 
 def fact_of(node: fx.Node, facts: Mapping[Any, Fact]) -> Fact | None:
-    """What is known of the value of ``node``; None if it is no integer or condition made of labels."""
+    """The facts known of the value of ``node``; None if it is no integer or condition made of labels."""
     if not any(operand in facts for operand in node.all_input_nodes):
         return None
     target: Any = node.target
@@ -270,7 +270,7 @@ def _compared(node: fx.Node, first: Fact | None, name: str) -> Condition | None:
 
 
 def _joined(node: fx.Node, facts: Mapping[Any, Fact]) -> Condition | None:
-    """Both of two conditions that leave labels out, or one of two that pick them."""
+    """The conjunction of two conditions that leave labels out, or the disjunction of two that pick them; else None."""
     a, b = (facts.get(operand) for operand in node.args[:2])
     if not (isinstance(a, Condition) and isinstance(b, Condition)) or a.inverted != b.inverted:
         return None

@@ -123,7 +123,7 @@ def _resize(inputs: tuple[Tensor, Tensor], batch: int) -> tuple[Tensor, Tensor]:
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Put ``folder`` first on ``sys.path`` meanwhile."""
+    """Within this context ``folder`` is first on ``sys.path``."""
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -180,7 +180,7 @@ def _wrong(path: Path, name: str, message: str) -> FqtError:
 
 
 def _definition(path: Path, name: str) -> SourceLocation:
-    """Where the file defines or assigns ``name``; its first line if it does neither."""
+    """The line of the file that defines or assigns ``name``; its first line if none does."""
     for node in ast.parse(path.read_bytes()).body:
         names: list[str] = []
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):

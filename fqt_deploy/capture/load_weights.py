@@ -17,9 +17,9 @@ from fqt_deploy.core.diagnostics import FqtError
 
 _DAMAGE = (OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
            AssertionError, MemoryError, SyntaxError, struct.error, zipfile.BadZipFile)  # fmt: skip
-"""What torch.load and safetensors raise, by kind of damage."""
+"""The errors that torch.load and safetensors raise, by kind of damage."""
 _SHOWN = 8
-"""How many names an error lists before it counts the rest."""
+"""Number of names that an error lists before it counts the rest."""
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -11,7 +11,7 @@ from fqt_deploy.core.graph import StateTensor
 
 
 def model_state(model: nn.Module) -> dict[str, StateTensor]:
-    """Parameters, tied ones once, and buffers."""
+    """The state of a model by name: parameters, tied ones once, and buffers."""
     state = {f"param/{n}": StateTensor(f"param/{n}", "param", p.detach()) for n, p in model.named_parameters()}
     for name, buffer in model.named_buffers():
         state[f"buffer/{name}"] = StateTensor(f"buffer/{name}", "buffer", buffer.detach())
@@ -25,6 +25,6 @@ def constant_name(tensor: Tensor) -> str:
 
 
 def constant_state(constants: Iterable[Tensor]) -> dict[str, StateTensor]:
-    """Tensors that belong to no module."""
+    """The state of tensors that belong to no module, by name."""
     tensors = [(constant_name(tensor), tensor) for tensor in constants]
     return {name: StateTensor(name, "buffer", tensor.detach()) for name, tensor in tensors}

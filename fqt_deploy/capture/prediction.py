@@ -1,4 +1,4 @@
-"""Capture of prediction: the model in evaluation mode as one ATen graph."""
+"""Capture of the prediction: the model in evaluation mode as one ATen graph."""
 
 from __future__ import annotations
 

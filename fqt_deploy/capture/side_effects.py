@@ -1,4 +1,4 @@
-"""What a forward pass changes besides computing its result: buffers, which the step moves, and what it cannot.
+"""Side effects of a forward pass besides its result: buffers, which the step moves, and what it cannot.
 
 A trace records tensor operations. An assignment to a buffer, a counter in a Python attribute or a number drawn by
 ``random`` leaves no operation behind. So forward is run eagerly, twice from the same tensors and the same seed: what
@@ -38,7 +38,7 @@ _TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Effects:
-    """What one forward pass changed.
+    """The changes that one forward pass made.
 
     Attributes:
         moved: names of the buffers whose values changed, to the line that assigned them where one did.
@@ -53,10 +53,10 @@ def observe_forward(module: nn.Module, args: tuple[Tensor, ...], what: str, pref
     """Run ``module`` on ``args`` eagerly and say what it changes; the module is afterwards as it was.
 
     Args:
-        module: in the mode that is to be traced.
-        args: of its forward.
+        module: the module, in the mode that is to be traced.
+        args: the arguments of its forward.
         what: the step that is to be traced, for messages.
-        prefix: of the names of the user's parameters and buffers, which is left out of messages.
+        prefix: the prefix of the names of the user's parameters and buffers, which is left out of messages.
 
     Raises:
         FqtError: FQT104 if forward changes what a compiled step cannot: a Python attribute that later passes read, a
@@ -120,7 +120,7 @@ def refuse_lost(module: nn.Module, effects: Effects, kept: set[str], prefix: str
 
     Args:
         module: whose forward it is.
-        effects: of forward in eager PyTorch.
+        effects: the effects of forward in eager PyTorch.
         kept: names of the buffers that the trace updates.
         prefix: left out of the message.
     """
@@ -201,7 +201,7 @@ def _refuse(module: nn.Module, path: str, message: str, *, hint: str, line: Sour
 
 
 def _definition(module: nn.Module, path: str) -> SourceLocation | None:
-    """Where the forward of the module at ``path`` is defined, as far as it is the user's."""
+    """The line that defines the forward of the module at ``path``, as far as it is the user's."""
     forward: Callable[..., Any] = type(module.get_submodule(path)).forward
     code = getattr(inspect.unwrap(forward), "__code__", None)
     return None if code is None else SourceLocation._innermost([(Path(code.co_filename), code.co_firstlineno)])

@@ -1,4 +1,4 @@
-"""Parameters under several names: the step stores each once, under the first."""
+"""Tied parameters, which have several names: the step stores each once, under the first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
 
 
 def merge_equal_inputs(traced: fx.GraphModule, inputs: list[str]) -> None:
-    """Inputs of one name are one input: a tied parameter is traced as several."""
+    """Merge inputs of one name into one input: a tied parameter is traced as several."""
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
     for position in reversed(range(len(inputs))):
         first = inputs.index(inputs[position])

@@ -1,4 +1,4 @@
-"""Common to all captures: what PyTorch's trace says of its nodes, and the order of inputs."""
+"""Parts of all captures: what PyTorch's trace says of its nodes, and the order of inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trace of a model runs in, and what is said if it fails."""
+"""The circumstances of a trace of a model, and what is said if it fails."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def module_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def one_tensor(outputs: object, mode: str) -> Tensor:
-    """What the model returned, or FQT105: one tensor is what a step can write."""
+    """The tensor that the model returned, or FQT105: one tensor is what a step can write."""
     if isinstance(outputs, Tensor):
         return outputs
     kind = type(outputs).__name__

@@ -1,1 +1,1 @@
-"""From a lowered training graph to a TVM module."""
+"""Code generation: from a lowered training graph to a TVM module."""

@@ -22,7 +22,7 @@ class Buffer:
 
     Attributes:
         root: the kernel's root, or an input of the function.
-        index: which of several results.
+        index: number of the result, where the kernel has several.
     """
 
     root: fx.Node
@@ -30,7 +30,7 @@ class Buffer:
 
     @property
     def value(self) -> torch.Tensor:
-        """Shape and dtype."""
+        """The fake tensor with the result's shape and dtype."""
         values = self.root.meta["val"]
         found: torch.Tensor = values[self.index] if isinstance(values, (tuple, list)) else values
         return found

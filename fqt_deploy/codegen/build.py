@@ -1,4 +1,4 @@
-"""From a Relax program to a shared library."""
+"""The build of a Relax program as a shared library."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def build_library(program: RelaxProgram, target: Target, path: Path) -> None:
 
 
 def _scheduled(module: tvm.IRModule, target: Target) -> tvm.IRModule:
-    """``module`` with its kernels scheduled."""
+    """The module ``module`` with its kernels scheduled."""
     functions = module.functions.items()
     return tvm.IRModule({v: target.schedule(f) if isinstance(f, tirx.PrimFunc) else f for v, f in functions})
 

@@ -28,9 +28,9 @@ from fqt_deploy.core.user_cache import user_cache
 from fqt_deploy.targets.base import Target
 
 LIMIT_VARIABLE = "FQT_KERNEL_CACHE"
-"""Environment variable: megabytes that the entries may take; 0 switches the cache off."""
+"""Environment variable with the megabytes that the entries may take; 0 switches the cache off."""
 DEFAULT_LIMIT = 512
-"""Megabytes: about two hundred variants of a ResNet-18."""
+"""Megabytes that the entries may take by default: about two hundred variants of a ResNet-18."""
 ENDING = ".kernels"
 TRIMMED = 0.8
 """Part of the limit that the entries take after some were removed: removing takes a look at all of them."""
@@ -46,7 +46,7 @@ class KernelCache:
     """The entries for one target.
 
     Attributes:
-        folder: where they lie; it need not exist.
+        folder: the folder where they lie; it need not exist.
         limit: bytes that the entries of all targets may take.
         environment: digest of what the code comes from besides the kernels.
     """
@@ -127,7 +127,7 @@ def kernel_cache(target: Target) -> KernelCache | None:
 
 
 def _environment(target: Target) -> tuple[str, ...]:
-    """What scheduling and code generation go by besides the kernels, as texts."""
+    """All that scheduling and code generation go by besides the kernels, as texts."""
     return (
         f"{tvm.__version__} {tvm_ffi.__version__} {codegen.llvm_version_major()}",
         f"{type(target).__name__} {target.name} {target.tvm_target} {target.features}",

@@ -83,7 +83,7 @@ def _signature(node: fx.Node) -> Any:
 
 
 def _compute(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
-    """TE stages of one node."""
+    """The TE stages of one node."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
     return definition_of(node).bound(args, kwargs).stages(node.meta["val"], name)
 

@@ -22,25 +22,26 @@ from fqt_deploy.codegen.kernel_cache import KernelCache
 from fqt_deploy.targets.base import Target
 
 LARGEST_BATCH = 24
-"""Kernels in one object file: few enough to share the work evenly."""
+"""Upper bound of the kernels in one object file: few enough to share the work evenly."""
 BATCH_ENDS = "08"
 """Last characters of the names that end a batch: a kernel more or less changes the batch that it is in, no other. With
 eight kernels in a batch on average, starting LLVM takes 5 % of the time."""
 
 PASS_CONFIG = {"tirx.disable_assert": True}
-"""Kernels trust their arguments: sessions check what is given to the step, whose every call is typed. Checks in all
-kernels would be three quarters of the library, and half of the time that LLVM takes."""
+"""TVM's settings for kernels, which trust their arguments: sessions check what is given to the step, whose every call
+is typed. Checks in all kernels would be three quarters of the library, and half of the time that LLVM takes.
+"""
 
 
 @dataclass(frozen=True)
 class KernelSources:
-    """What kernels are compiled from.
+    """The sources that kernels are compiled from.
 
     Attributes:
-        texts: by symbol, a text that says all that the kernel's loop nests depend on.
-        function: from a symbol to the kernel's loop nests, not scheduled.
+        texts: by symbol, the text that says all that the kernel's loop nests depend on.
+        function: function from a symbol to the kernel's loop nests, not scheduled.
         target: schedules the kernels, and says what to compile for.
-        cache: of object code; None for none.
+        cache: the cache of object code; None for none.
     """
 
     texts: Mapping[str, str]
@@ -50,10 +51,10 @@ class KernelSources:
 
 
 Batch = tuple[str, ...]
-"""Symbols of kernels that one object file defines."""
+"""The symbols of the kernels that one object file defines."""
 
 _inherited: list[tuple[KernelSources, Path]] = []
-"""What forked processes work on: TVM's functions cannot be sent to a process that is running already."""
+"""The work of forked processes: TVM's functions cannot be sent to a process that is running already."""
 
 
 def split_kernels(symbols: Iterable[str]) -> list[Batch]:
@@ -74,7 +75,7 @@ def compiling(kernels: KernelSources, folder: Path) -> Iterator[list[Future[Path
 
     Args:
         kernels: what to compile.
-        folder: for the object files.
+        folder: the folder for the object files.
 
     Yields:
         One future for each object file: its path.
@@ -105,7 +106,7 @@ def _done(path: Path) -> Future[Path]:
 
 @contextmanager
 def _pool(kernels: KernelSources, folder: Path, workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Forked processes that know ``kernels``; they are ended if the block fails."""
+    """A pool of forked processes that know ``kernels``; they are ended if the block fails."""
     others = set(multiprocessing.active_children())
     _inherited.append((kernels, folder))
     try:
@@ -123,7 +124,7 @@ def _pool(kernels: KernelSources, folder: Path, workers: int) -> Iterator[Proces
 
 
 def _begin() -> None:
-    """In a process of the pool: leave Ctrl-C, which reaches the whole group, to the one that asked for the kernels.
+    """Begin a process of the pool: leave Ctrl-C, which reaches the whole group, to the one that asked for the kernels.
 
     What was inherited is never garbage: looking at it would copy its memory.
     """

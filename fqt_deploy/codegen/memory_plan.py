@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Lifetime:
-    """When a value needs its bytes.
+    """The steps between which a value needs its bytes.
 
     Attributes:
-        size: bytes.
+        size: number of bytes.
         first: step that writes it.
         last: last step that reads it; at least ``first``.
     """
@@ -40,7 +40,7 @@ class MemoryPlan:
 
     @property
     def size(self) -> int:
-        """Bytes of all blocks."""
+        """Number of bytes of all blocks."""
         return sum(self.blocks)
 
 

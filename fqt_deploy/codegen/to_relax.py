@@ -1,4 +1,4 @@
-"""From lowered graphs to one TVM module: a Relax function each, and the kernels they call."""
+"""Translation of lowered graphs to one TVM module: a Relax function each, and the kernels they call."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RelaxProgram:
         callers: Relax functions ``train_step`` and ``predict``; the kernels that they call are declared.
         kernels: the kernel calls of ``train_step`` in execution order.
         calls: what each call computes, for verification, in the same order.
-        memory: where the intermediate values of ``train_step`` lie.
+        memory: the places where the intermediate values of ``train_step`` lie.
         distinct: one call of each kernel, by the kernel's symbol.
     """
 
@@ -52,7 +52,7 @@ class RelaxProgram:
         return kernel_function(self.distinct[symbol]).with_attr("global_symbol", symbol)
 
     def texts(self) -> dict[str, str]:
-        """By symbol, all that a kernel's loop nests depend on."""
+        """The texts, by symbol, that say all that a kernel's loop nests depend on."""
         return {symbol: repr(kernel_key(kernel)) for symbol, kernel in self.distinct.items()}
 
     @cached_property
@@ -71,7 +71,7 @@ class _Emitter:
     """Adds functions to one module; equal kernels are added once.
 
     Attributes:
-        builder: of the module.
+        builder: the builder of the module.
         symbols: kernel key -> global symbol's variable.
         distinct: the first call of each kernel, by symbol.
         plans: memory of each function.
@@ -195,7 +195,7 @@ def destinations(graph: TrainingGraph) -> dict[fx.Node, list[fx.Node]]:
 
 
 _KERNEL_TYPE = relax.FuncType.opaque_func(ret=relax.TupleType([]))
-"""Kernels return nothing: they write their last arguments."""
+"""The type of kernels: they return nothing, and write their last arguments."""
 
 
 def _type(value: torch.Tensor) -> Any:

@@ -17,7 +17,9 @@ from fqt_deploy.targets.base import Target, TunableRule
 from fqt_deploy.targets.tuning_log import Tile, TunedTile, kernel_signature
 
 ROUNDS = 20
-"""Calls of every candidate, which take turns; the fastest call counts, because machines are disturbed, never helped."""
+"""Number of calls of every candidate, which take turns; the fastest call counts, because machines are disturbed, never
+helped.
+"""
 WORTH = 0.97
 """A tile replaces the default where it takes at most this part of its time."""
 

@@ -1,4 +1,4 @@
-"""From a model to an artifact on disk: capture, passes, code generation, verification, profile."""
+"""The compiler: from a model to an artifact on disk, by capture, passes, code generation, verification and profile."""
 
 from fqt_deploy.compiler.check import CheckReport, check_model
 from fqt_deploy.compiler.compile_model import CompileResult, LoweredModel, check_can_compile, compile_model, lower_model

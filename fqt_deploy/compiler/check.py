@@ -22,10 +22,10 @@ from fqt_deploy.passes.pipelines import prediction_passes, training_passes
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What would become of a model.
+    """The report on what would become of a model.
 
     Attributes:
-        name: of the model.
+        name: name of the model.
         layers: what is decided of each convolution and linear layer, in forward order; with errors, of those layers
             that are supported, as far as can be told before the others are.
         errors: everything that cannot be compiled, each with its line of the model and what to do.
@@ -43,7 +43,7 @@ class CheckReport:
         return not self.errors
 
     def summary(self) -> str:
-        """One line: how many layers run in 1 bit, and whether the model compiles."""
+        """A line that says how many layers run in 1 bit, and whether the model compiles."""
         binarized = sum(layer.decision == "1-bit" for layer in self.layers)
         found = f"{self.name}: {binarized} of {len(self.layers)} layers in 1 bit"
         return f"{found}, the model compiles" if self.ok else f"{found}, {len(self.errors)} error(s)"

@@ -1,4 +1,4 @@
-"""Compile one model: the only function that knows the order of the stages."""
+"""Compilation of one model: the only place that knows the order of the stages."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from fqt_deploy.targets.registry import make_target
 from fqt_deploy.targets.tuning_log import append_tiles, default_log, read_tiles
 
 Progress = Callable[[str], None]
-"""Told the name of each phase as it begins."""
+"""A function that is told the name of each phase as it begins."""
 
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What a compilation left behind.
+    """The result of a compilation.
 
     Attributes:
-        manifest: as written.
+        manifest: manifest of the artifact, as written.
         output: the artifact's folder.
         pass_times: seconds by pass of the training graph, in order.
         verification: kernels and passes against PyTorch, when ``verify`` is ``numerics``.
@@ -127,7 +127,7 @@ def check_can_compile(options: CompileOptions) -> Target:
 
 
 def _tuned(program: RelaxProgram, target: Target, options: CompileOptions, tell: Progress) -> Target:
-    """``target`` with the best tiles for ``program``, which the tuning log has from now on."""
+    """The target with the best tiles for ``program``, which the tuning log has from now on."""
     tiles = tune_tiles(program, target, configure_threads(), tell)
     append_tiles(options.tuning_log or default_log(), tiles)
     return target.with_tiles(tiles)
@@ -150,7 +150,7 @@ def lower_model(
     Args:
         source: model, loss and example inputs.
         options: how to compile.
-        passes: for the training graph; by default those that the options ask for.
+        passes: the passes for the training graph; by default those that the options ask for.
         progress: told the phases.
     """
     tell = progress or (lambda _: None)

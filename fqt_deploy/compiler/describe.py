@@ -1,4 +1,4 @@
-"""Write down what was compiled: the manifest."""
+"""Description of what was compiled: the manifest."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def describe_model(
         train: the lowered training step.
         predict: the lowered evaluation graph.
         target: what the format is for.
-        kernels: of the step, where there are any.
+        kernels: the kernels of the step, where there are any.
     """
     inputs = tuple(_spec(name, tensor) for name, tensor in zip(("x", "y"), source.example_inputs, strict=True))
     logits = _spec("logits", predict.output("logits").meta["val"])
@@ -98,7 +98,7 @@ def describe_model(
 
 
 def _module_names(module: nn.Module, state: set[str]) -> dict[str, str]:
-    """For each name of ``module.state_dict()``, the state that holds it."""
+    """The names of the state by the names in ``module.state_dict()``."""
     tensors = {id(p): f"param/{n}" for n, p in reversed([*module.named_parameters()])}
     tensors |= {id(b): f"buffer/{n}" for n, b in reversed([*module.named_buffers()])}
     named = {name: tensors.get(id(tensor)) for name, tensor in module.state_dict(keep_vars=True).items()}
@@ -106,7 +106,7 @@ def _module_names(module: nn.Module, state: set[str]) -> dict[str, str]:
 
 
 def layer_decisions(graph: TrainingGraph) -> tuple[LayerDecision, ...]:
-    """What was decided about each layer, in forward order."""
+    """The decision about each layer, in forward order."""
     return tuple(
         LayerDecision(r.path, r.kind, "1-bit" if r.binarized else "fp32", r.reason, r.source) for r in graph.layers
     )

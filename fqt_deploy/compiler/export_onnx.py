@@ -18,7 +18,7 @@ from fqt_deploy.export.onnx_model import to_onnx
 from fqt_deploy.runtime.files import replace_file
 
 _LARGEST = 2**31 - 1
-"""Bytes that protobuf can put into one file."""
+"""Number of bytes that protobuf can put into one file."""
 
 
 def export_onnx(source: ModelSource, options: CompileOptions, lowered: LoweredModel, output: Path) -> None:
@@ -67,7 +67,7 @@ def _write(
 
 
 def check(model: ModelProto) -> None:
-    """``InvariantError`` unless ``model`` is valid ONNX whose declared types agree with those that ONNX infers."""
+    """Raise ``InvariantError`` unless ``model`` is valid ONNX and its declared types agree with inferred ones."""
     try:
         onnx.checker.check_model(model, full_check=True)
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)

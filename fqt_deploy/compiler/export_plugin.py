@@ -28,7 +28,7 @@ from fqt_deploy.packaging.runtime_libraries import runtime_libraries
 from fqt_deploy.targets.base import Target
 
 PLUGIN = Path(__file__).parents[1] / "export" / "plugin" / "plugin.so"
-"""What ``make onnx-plugin`` builds: the same for all models."""
+"""The library that ``make onnx-plugin`` builds: the same for all models."""
 
 _TABLE = "kernels.txt"
 
@@ -102,7 +102,7 @@ def check_plugin_output(output: Path) -> None:
 
 
 def _distinct_calls(nodes: Iterable[fx.Node]) -> dict[str, _Call]:
-    """One call for each kernel that the ``fqt`` ops among ``nodes`` need, by key."""
+    """The distinct calls, one for each kernel that the ``fqt`` ops among ``nodes`` need, by key."""
     found: dict[str, _Call] = {}
     for node in nodes:
         op = op_of(node)

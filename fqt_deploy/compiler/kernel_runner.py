@@ -37,8 +37,8 @@ def kernel_runner(library: Path, toolchain: Toolchain, device: Any) -> Iterator[
     """A runner for the kernels of ``library``.
 
     Args:
-        library: for the machine of ``toolchain``.
-        toolchain: of the target.
+        library: the library for the machine of ``toolchain``.
+        toolchain: the toolchain of the target.
         device: TVM device of this machine that they run on, unless they are for another machine.
 
     Raises:
@@ -71,7 +71,7 @@ class _Direct:
 
 @dataclass(frozen=True)
 class _Emulated:
-    """Speaks with ``c_api/verify/run_kernels.cc``."""
+    """A runner of kernels in an emulator, by ``c_api/verify/run_kernels.cc``."""
 
     process: subprocess.Popen[bytes]
 

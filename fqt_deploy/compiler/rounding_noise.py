@@ -1,4 +1,4 @@
-"""How much a value owes to rounding: what it changes by if all numbers on the way to it change in their last digits.
+"""Rounding noise of a value: what it changes by if all numbers on the way to it change in their last digits.
 
 A sum whose terms cancel is rounding noise, of a size that only its terms know. It is measured: the computation is
 repeated with every operand and every value on the way multiplied by one plus or minus a few units of the last place.
@@ -16,7 +16,7 @@ _UNIT = 2.0**-22
 """Relative change of a number: two units in the last place of float32."""
 _RUNS = 3
 SLACK = 32.0
-"""How many times the noise an error may be: a long sum in another order, or another formula, rounds more often."""
+"""Upper bound of an error in units of the noise: a long sum in another order, or another formula, rounds more often."""
 
 
 def rounding_noise(root: fx.Node, known: Mapping[fx.Node, Any]) -> list[float]:

@@ -78,7 +78,7 @@ class KernelCase:
 
     Attributes:
         info: the call.
-        operands: in the kernel's order.
+        operands: operands in the kernel's order.
         in_place: for each result the number of the operand that it is written over, or None.
         expected: results.
         tolerance: relative error allowed in floating point results.
@@ -95,7 +95,7 @@ class KernelCase:
     noise: Callable[[], list[float]]
 
     def compare(self, results: Sequence[np.ndarray[Any, Any]]) -> VerificationRow:
-        """A row from the kernel's results."""
+        """The row of the table that compares the kernel's ``results`` with the expected ones."""
         floating = [e.dtype.is_floating_point for e in self.expected]
         bounds = [self.tolerance if f else 0.0 for f in floating]
         floors = [self.floor] * len(self.expected)
@@ -137,7 +137,7 @@ def verify_numerics(
 def kernel_cases(
     graph: TrainingGraph, program: RelaxProgram, example_inputs: tuple[Tensor, Tensor], options: CompileOptions
 ) -> Iterator[tuple[fx.Node, KernelCase]]:
-    """Interpret ``graph`` in PyTorch: the root of each kernel and its case, in the order of the graph.
+    """Interpret ``graph`` in PyTorch and return the root of each kernel and its case, in the order of the graph.
 
     Args:
         graph: the lowered training graph.
@@ -172,7 +172,7 @@ def _inputs(graph: TrainingGraph, example: tuple[Tensor, Tensor], options: Compi
 
 
 def _last_uses(graph: TrainingGraph, checks: dict[fx.Node, tuple[KernelInfo, Kernel]]) -> dict[fx.Node, list[fx.Node]]:
-    """For each node, the values that nothing needs after it."""
+    """The values that nothing needs after each node, by node."""
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.graph.nodes:
         needed = list(node.all_input_nodes)

@@ -37,7 +37,7 @@ VANISHING = 1e-4
 FLIPS = 1e-3
 """Share of integers and booleans that may differ: where they are made of floats that lie within rounding of a bound."""
 UPDATE_TOLERANCE = 1e-2
-"""That of a parameter that Adam has updated: it divides a gradient by its own size, rounding noise by its own too.
+"""Tolerance of a parameter that Adam has updated: it divides a gradient by its own size, rounding noise by its own too.
 
 Its gradient is held to ``TOLERANCE`` in the moments.
 """
@@ -46,10 +46,10 @@ _RANDOM = (torch.ops.aten.native_dropout.default, torch.ops.aten.bernoulli.p)
 
 @dataclass(frozen=True)
 class PassCheck:
-    """What one exact pass did to the numbers of the example batch.
+    """The check of one exact pass on the numbers of the example batch.
 
     Attributes:
-        name: of the pass; ``capture`` compares the captured graph with eager PyTorch.
+        name: name of the pass; ``capture`` compares the captured graph with eager PyTorch.
         compared: values that were computed in two ways.
         error: largest relative error of floating point values, or share of others that differ.
         where: the value with this error.
@@ -155,10 +155,10 @@ def _compare(
     """Note the error of ``node``'s value against ``old``.
 
     Args:
-        errors: by name of the value; added to.
-        name: of the value.
+        errors: the errors by name of the value; added to.
+        name: the name of the value.
         node: what computes it now.
-        values: of the nodes up to it.
+        values: the values of the nodes up to it.
         old: the value before the pass.
         kept: values of the nodes that were there before the pass, which are computed alike.
     """
@@ -200,7 +200,7 @@ def _relative(actual: Tensor, expected: Tensor, scale: float) -> float:
 
 
 def _norm(x: Tensor) -> float:
-    """Of what is finite: masks of attention are infinite."""
+    """The norm of the finite elements: masks of attention are infinite."""
     return float(x.double().masked_fill(~x.isfinite(), 0.0).norm())
 
 

@@ -208,7 +208,7 @@ class CombinedError(FqtError):
 
 
 def together(errors: Sequence[FqtError]) -> FqtError:
-    """One error for all of ``errors``, which says once what several of them say of one line and module."""
+    """The error that joins all ``errors``, and says once what several of them say of one line and module."""
     told: dict[tuple[str, ...], FqtError] = {}
     for part in (part for error in errors for part in error.parts):
         told.setdefault((part.code, part.message, part.module, str(part.location)), part)

@@ -19,16 +19,20 @@ Phase = Literal["forward", "backward", "optimizer"]
 
 
 class Stage(enum.IntEnum):
-    """How far the graph has been lowered; each stage has its own table of legal ops."""
+    """The stages that say how far a graph has been lowered; each stage has its own table of legal ops."""
 
     CAPTURED = 0
-    """ATen ops as PyTorch traced them, tensors in PyTorch's layout."""
+    """The stage of ATen ops as PyTorch traced them, tensors in PyTorch's layout."""
     NORMALIZED = 1
-    """Contractions are ``fqt`` products on channels-last tensors; normalization layers are single ops."""
+    """The stage of ``fqt`` products on channels-last tensors and of normalization layers as single ops."""
     QUANTIZED = 2
-    """Chosen layers compute on signs, their gradients pass through quantizers; still plain floating point tensors."""
+    """The stage in which chosen layers compute on signs, their gradients pass through quantizers; tensors are still
+    plain floats.
+    """
     LOWERED = 3
-    """Chosen layers run on packed bits; what remains is element-wise ops, reductions and fp32 products."""
+    """The stage in which chosen layers run on packed bits; what remains is element-wise ops, reductions and fp32
+    products.
+    """
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class StateTensor:
 
 @dataclass
 class LayerRecord:
-    """What the compiler decided about one convolution or linear layer.
+    """The decisions of the compiler about one convolution or linear layer.
 
     Attributes:
         path: module path in the user's model, such as ``features.3``.
@@ -123,7 +127,7 @@ class TrainingGraph:
 
     @property
     def graph(self) -> fx.Graph:
-        """The fx graph itself."""
+        """The fx graph of the module."""
         return self.module.graph
 
     def placeholder(self, name: str) -> fx.Node:
@@ -143,7 +147,7 @@ class TrainingGraph:
         self.output_node().args = (tuple(results.values()),)
 
     def output_node(self) -> fx.Node:
-        """The graph's output node."""
+        """The output node of the fx graph."""
         found: fx.Node = next(n for n in reversed(self.graph.nodes) if n.op == "output")
         return found
 
@@ -225,7 +229,7 @@ def propagate(node: fx.Node) -> None:
 
 
 def _signature(tree: Any) -> Any:
-    """What a shape rule can see of arguments: equal signatures give values of equal shape and dtype."""
+    """The facts about arguments that a shape rule can see: equal ones give values of equal shape and dtype."""
     if isinstance(tree, torch.Tensor):
         return ("tensor", tree.shape, tree.dtype)
     if isinstance(tree, (list, tuple)):
@@ -267,7 +271,7 @@ VIEWS = (torch.ops.aten.view.default,)
 
 
 def behind_views(node: fx.Node, *others: Any) -> fx.Node:
-    """What ``node`` is a view of; ops among ``others`` are looked through as well."""
+    """The value that ``node`` is a view of; ops among ``others`` are looked through as well."""
     while node.target in VIEWS or node.target in others:
         node = source_of(node)
     return node

@@ -13,7 +13,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest_laws import broken_law
 
 SCHEMA_VERSION = 3
-"""Raised when an older runtime could not run a newer artifact."""
+"""Version of the manifest's fields; raised when an older runtime could not run a newer artifact."""
 OLDEST_SCHEMA = 2
 """The oldest version that is still read: what it lacks has defaults."""
 
@@ -23,7 +23,7 @@ class TensorSpec:
     """Name, shape and dtype of one array.
 
     Attributes:
-        name: as the step's signature names it.
+        name: the name, as the step's signature names it.
         shape: extents, in elements.
         dtype: NumPy's name of the element type.
     """
@@ -34,7 +34,7 @@ class TensorSpec:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Number of elements of the array."""
         return math.prod(self.shape)
 
 
@@ -76,7 +76,7 @@ class KernelInfo:
 
 @dataclass(frozen=True)
 class LayerDecision:
-    """What the compiler decided about one convolution or linear layer.
+    """The decisions of the compiler about one convolution or linear layer.
 
     Attributes:
         path: module path.
@@ -128,12 +128,12 @@ class Manifest:
     """Everything about an artifact that is not code or numbers.
 
     Attributes:
-        schema_version: of this file.
-        name: of the model.
+        schema_version: version of this file's fields.
+        name: the name of the model.
         target: what the code was generated for: ``name``, ``arch`` (as ``uname -m`` says it), ``mcpu`` and ``requires``
             (extensions of the processor, as /proc/cpuinfo names them, separated by spaces); ``fp32_products`` is
             ``tf32`` if a GPU rounds their operands to that, ``ptx`` is ``none`` if later GPUs cannot run it.
-        versions: of the packages that compiled it.
+        versions: versions of the packages that compiled it.
         inputs: ``x`` and ``y``.
         logits: what ``predict`` returns.
         classes: number of classes, when ``y`` are class indices; else None.
@@ -181,7 +181,7 @@ class Manifest:
 
     @property
     def batch(self) -> int:
-        """Samples in one step."""
+        """Number of samples in one step."""
         return self.inputs[0].shape[0]
 
     def to_json(self) -> str:
@@ -218,7 +218,7 @@ class Manifest:
 
 
 def _build(expected: Any, data: Any, where: str) -> Any:
-    """``data`` of JSON as a value of type ``expected``; FQT502 naming the place where it does not fit."""
+    """The value of type ``expected`` from JSON's ``data``; FQT502 naming the place where it does not fit."""
     origin, arguments = get_origin(expected), get_args(expected)
     if expected is Any:
         return data

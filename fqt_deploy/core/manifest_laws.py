@@ -1,4 +1,4 @@
-"""What holds in every manifest beyond the types of its fields: a runtime indexes memory by its numbers."""
+"""The laws of every manifest beyond the types of its fields: a runtime indexes memory by its numbers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ITEM_SIZES = {
     "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8,
     "float32": 4, "float64": 8,
 }  # fmt: skip
-"""Bytes of one element, by NumPy's name of the type; the C interface knows the same."""
+"""Number of bytes of one element, by NumPy's name of the type; the C interface knows the same."""
 LARGEST_ARRAY = 2**46
-"""Bytes; no address lies farther, so that sizes never overflow."""
+"""Upper bound of an array's bytes; no address lies farther, so that sizes never overflow."""
 LARGEST_RATE = 3.4028234663852886e38
 """The largest number of float32, in which a step takes its learning rates."""
 _INT64 = range(-(2**63), 2**63)

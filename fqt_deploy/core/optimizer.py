@@ -58,13 +58,13 @@ def _groups() -> Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What all optimizers have in common; each field is an option.
+    """The base of all optimizers; each field is an option.
 
     A subclass names itself, ``class Adam(Optimizer, name="adam")``, and is in ``OPTIMIZERS`` from then on: the choices
     of ``--optimizer``, the settings and the help come from there.
 
     Attributes:
-        name: as ``--optimizer`` takes it and the manifest stores it.
+        name: the name as ``--optimizer`` takes it and the manifest stores it.
     """
 
     name: ClassVar[str]
@@ -100,11 +100,11 @@ class Optimizer:
         return next(matches, 0)
 
     def lrs(self) -> tuple[float, ...]:
-        """Initial learning rates: the default, then one for each group."""
+        """The initial learning rates: the default, then one for each group."""
         return (self.lr, *(group.lr for group in self.groups))
 
     def describe(self) -> dict[str, Any]:
-        """This optimizer as the manifest stores it: name, hyperparameters, and all groups with the default first."""
+        """The optimizer as the manifest stores it: name, hyperparameters, and all groups with the default first."""
         values = {name: getattr(self, name) for name in options_in(type(self)) if name not in ("lr", "groups")}
         hyperparameters = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
         groups = [{"pattern": "*", "lr": self.lr}, *(asdict(group) for group in self.groups)]

@@ -40,7 +40,7 @@ SECTIONS = (WRITING, TARGET, GRADIENTS, LAYERS, OPTIMIZER, RESOURCES, CHECKS)
 
 @dataclass(frozen=True)
 class OptionText:
-    """What a declaration says of an option beside its name, type and default.
+    """The things that a declaration says of an option beside its name, type and default.
 
     Attributes:
         text: whole sentences for the help and the README; the default value comes first in them.
@@ -73,11 +73,11 @@ class Option:
     """One option of a class, with what its declaration leaves to the field.
 
     Attributes:
-        name: of the field, and of the setting.
-        told: what the declaration says.
+        name: name of the field, and of the setting.
+        told: the texts of the declaration.
         kind: kind of the values.
         is_open: the field may be None: the compiler chooses.
-        default: the field's.
+        default: default of the field.
         owners: the alternatives of a choice that have the option, with the default of each; none for an option that
             belongs to no alternative.
         limited: some alternatives do not have it.
@@ -93,12 +93,12 @@ class Option:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Spellings on the command line."""
+        """The spellings on the command line."""
         return self.told.flags or ("--" + self.name.replace("_", "-"),)
 
     @property
     def metavar(self) -> str:
-        """What stands for a value in the help."""
+        """The word that stands for a value in the help."""
         return self.told.metavar or self.kind.metavar
 
     @property
@@ -179,7 +179,7 @@ def merge_owners(alternatives: Mapping[str, type]) -> dict[str, Option]:
 
 
 def by_section(options: Iterable[Option]) -> dict[str, list[Option]]:
-    """``options`` under their headings, in the order of ``SECTIONS``."""
+    """The ``options`` under their headings, in the order of ``SECTIONS``."""
     found: dict[str, list[Option]] = {heading: [] for heading in SECTIONS}
     for declared in options:
         found[declared.told.section].append(declared)

@@ -16,7 +16,7 @@ def _as_it_is(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Kind:
-    """What the values of an option are.
+    """The kind of an option's values.
 
     Attributes:
         metavar: stands for a value in the help of a command.
@@ -40,7 +40,7 @@ class Kind:
 
 
 def choice(values: tuple[Any, ...]) -> Kind:
-    """One of a few values; the default comes first."""
+    """The kind of an option with a few values; the default comes first."""
     spelled = {str(value): value for value in values}
 
     def accept(value: Any) -> Any:
@@ -53,7 +53,7 @@ def choice(values: tuple[Any, ...]) -> Kind:
 
 
 def flag() -> Kind:
-    """Yes or no."""
+    """The kind of an option that is on or off."""
 
     def accept(value: Any) -> bool:
         if not isinstance(value, bool):

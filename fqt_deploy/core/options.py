@@ -35,7 +35,7 @@ _PER_SAMPLE_BITS = {"psq-8": 8, "psq-1": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class TargetOptions:
-    """What a person may choose of one target; each target derives its own, with an option for each field."""
+    """The options of one target; each target derives its own, with an option for each field."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -43,10 +43,10 @@ class TargetOptions:
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """How to compile a model.
+    """The options that say how to compile a model.
 
     Attributes:
-        target_options: those that the target has (``targets/*/options.py``); None for its defaults.
+        target_options: the options that the target has (``targets/*/options.py``); None for its defaults.
     """
 
     target: str = option("cpu", "Compile for this kind of machine or device.", section=TARGET)

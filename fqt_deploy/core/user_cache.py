@@ -1,4 +1,4 @@
-"""Where files are kept between compilations that belong to the user, not to a model."""
+"""The folder of files that are kept between compilations and belong to the user, not to a model."""
 
 from __future__ import annotations
 

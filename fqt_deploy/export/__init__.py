@@ -1,3 +1,3 @@
-"""Lowered graphs in other formats: ONNX."""
+"""Export: lowered graphs in other formats, ONNX."""
 
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops whose bodies are exported

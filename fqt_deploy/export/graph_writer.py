@@ -21,7 +21,7 @@ class GraphWriter:
     """Collects nodes, constants and types; writes the nodes of one fx node at a time.
 
     Attributes:
-        nodes: in order.
+        nodes: the nodes in order.
         constants: tensors that no input can replace, by name.
         types: shape and dtype of what the fx nodes compute.
     """
@@ -35,7 +35,7 @@ class GraphWriter:
     _known: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
 
     def begin(self, node: fx.Node) -> None:
-        """What is written next belongs to ``node``."""
+        """Begin the nodes that belong to ``node``."""
         self._label = label_of(node)
         self._first = len(self.nodes)
         location = SourceLocation.of(node)
@@ -84,7 +84,7 @@ class GraphWriter:
         return self._known[key]
 
     def cast(self, operand: OnnxValue, dtype: str) -> str:
-        """``operand`` as ``dtype``."""
+        """The name of ``operand`` converted to ``dtype``."""
         return operand.name if operand.dtype == dtype else self("Cast", operand.name, to=element_type(dtype))
 
     def _fresh(self) -> str:
@@ -102,5 +102,5 @@ def operand_of(name: str, tensor: torch.Tensor) -> OnnxValue:
 
 
 def value_info(operand: OnnxValue) -> ValueInfoProto:
-    """Name, type and shape in ONNX."""
+    """The name, type and shape of a value, as ONNX declares it."""
     return helper.make_tensor_value_info(operand.name, element_type(operand.dtype), operand.shape)

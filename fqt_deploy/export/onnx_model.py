@@ -1,4 +1,4 @@
-"""From a lowered graph to an ONNX model: a whole training step with state in and state out, or the prediction."""
+"""Export of a lowered graph as an ONNX model: a whole training step with state in and state out, or the prediction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fqt_deploy.ops.lib.onnx_body import DOMAIN, OPSET, OnnxValue
 from fqt_deploy.ops.op import FqtOp, op_of
 
 IR_VERSION = 10
-"""Of the file format: the first with metadata on nodes; ONNX Runtime reads it since 1.18."""
+"""Version of the file format: the first with metadata on nodes; ONNX Runtime reads it since 1.18."""
 
 Initial = Mapping[str, NDArray[Any]]
 
@@ -32,8 +32,8 @@ def to_onnx(graph: TrainingGraph, name: str, initial: Initial, *, training: bool
     """Write ``graph`` as an ONNX model.
 
     Args:
-        graph: in stage LOWERED.
-        name: of the model.
+        graph: the graph, in stage LOWERED.
+        name: the name of the model.
         initial: values of all inputs but ``x`` and ``y``, by name.
         training: keep these inputs, with their values as defaults; otherwise they become constants.
 

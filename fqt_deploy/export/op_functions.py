@@ -16,7 +16,7 @@ from fqt_deploy.ops.op import FqtOp
 
 @dataclass(frozen=True)
 class OpCall:
-    """What a node of domain ``ai.fqt`` takes.
+    """The operands and attributes that a node of domain ``ai.fqt`` takes.
 
     Attributes:
         operands: one for each input of the function: the given operand, or the neutral value of an absent one.

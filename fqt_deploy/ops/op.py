@@ -1,4 +1,4 @@
-"""What an op is: one class, all of it; an instance of the class is one call.
+"""The definition of an op: one class holds all of it, and an instance of the class is one call.
 
 The fields of the class are the op's schema. A field of type ``Operand`` holds whatever stands for a tensor at the stage
 that makes the instance: a ``torch.Tensor`` in ``reference`` and ``cost``, a fake one in ``fake``, a ``te.Tensor`` in
@@ -24,7 +24,7 @@ from fqt_deploy.ops.traits import BatchRule, Layout, Zero
 Operand: TypeAlias = Any
 """A tensor, or what stands for one."""
 OptionalOperand: TypeAlias = Any
-"""The same, or None."""
+"""A tensor, or what stands for one, or None where it may be absent."""
 
 OPS: dict[Any, type[Op]] = {}
 """Every defined op by its target, in order of definition."""
@@ -33,7 +33,7 @@ FQT_OPS: dict[str, type[FqtOp]] = {}
 
 
 class Kind(enum.Enum):
-    """How code generation may group an op with its neighbours."""
+    """Kinds of ops by how code generation may group an op with its neighbours."""
 
     ELEMENTWISE = "elementwise"
     """Each output element is a cheap expression of a few input elements: may be inlined into its consumers."""
@@ -42,9 +42,9 @@ class Kind(enum.Enum):
     PRODUCT = "product"
     """A contraction or hand-scheduled kernel: reads only materialized tensors."""
     COMPOSITE = "composite"
-    """Has no kernel of its own: ``decompose`` spells it in other ops before code generation."""
+    """An op without a kernel of its own: ``decompose`` spells it in other ops before code generation."""
     UPDATE = "update"
-    """An optimizer update: writes some of its operands in place."""
+    """The kind of an optimizer update, which writes some of its operands in place."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """How an op may be treated; nothing here has a default.
+    """The traits that say how an op may be treated; nothing here has a default.
 
     Attributes:
         kind: how it may be grouped with its neighbours.
@@ -103,12 +103,12 @@ class Op(ABC):
 
         Args:
             result: fake tensor with the result's shape and dtype.
-            name: of the stages, where the op does not name them after itself.
+            name: name of the stages, where the op does not name them after itself.
         """
 
     @abstractmethod
     def work(self, result: Tensor) -> Cost:
-        """What the call costs, from fake operands."""
+        """The cost of the call, from fake operands."""
 
     @classmethod
     def match(cls, node: Any) -> Self | None:
@@ -147,7 +147,7 @@ class FqtOp(Op):
     @staticmethod
     @abstractmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Small and edge-case argument tuples, fixed seed."""
+        """Argument tuples for tests: small cases and edge cases, with a fixed seed."""
 
     def compute(self) -> Any:
         """The TE loop nest, independent of the target; not for COMPOSITE ops."""
@@ -188,7 +188,7 @@ class FqtOp(Op):
 
     @classmethod
     def attributes(cls) -> tuple[str, ...]:
-        """Names of what is no tensor."""
+        """Names of all fields that are no tensors."""
         return tuple(name for name in cls.fields() if name not in cls.operands())
 
     @classmethod
@@ -202,7 +202,7 @@ class FqtOp(Op):
         return self.compute()
 
     def work(self, result: Tensor) -> Cost:
-        """``cost``."""
+        """The cost of the call, as ``cost`` says it."""
         return self.cost()
 
 

@@ -1,4 +1,4 @@
-"""How ops treat the samples of a batch, zeros, and a permutation of their operands.
+"""Traits: how ops treat the samples of a batch, zeros, and a permutation of their operands.
 
 A trait is stated in the definition of each op. None has a default, and ``tests/ops/test_traits.py`` proves each on the
 op's samples: gathering rows commutes, zero in gives zero out, permuting commutes.
@@ -52,22 +52,22 @@ class Aligned:
 
 
 class Layout(enum.Enum):
-    """What becomes of a permutation of the operands' axes."""
+    """The kinds of ops by what becomes of a permutation of the operands' axes."""
 
     ELEMENTWISE = "elementwise"
     """Permuting all operands alike permutes the result alike."""
     REDUCTION = "reduction"
     """Permuting the operand permutes the axes that are reduced."""
     OPAQUE = "opaque"
-    """Axes have a meaning: a permutation stays where it is."""
+    """The op's axes have a meaning: a permutation of its operand stays where it is."""
 
 
 @dataclass(frozen=True)
 class Zero:
-    """When a sample's result is zero.
+    """The operands that make a sample's result zero.
 
     Attributes:
-        operands: those that matter.
+        operands: names of the operands that matter.
         enough: whether one of them that is zero suffices; otherwise all have to be.
     """
 

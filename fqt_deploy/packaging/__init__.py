@@ -1,1 +1,1 @@
-"""What travels with compiled code: TVM's runtime libraries and the C interface."""
+"""Packaging of what travels with compiled code: TVM's runtime libraries and the C interface."""

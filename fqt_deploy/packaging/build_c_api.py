@@ -22,7 +22,7 @@ from fqt_deploy.targets.toolchain import TOOLCHAINS, Toolchain
 
 LIBRARY = "libfqt_runtime.so"
 SOURCES = Path(fqt_deploy.__file__).parent / "c_api"
-"""Header and sources, C++17."""
+"""The folder of the header and the sources, C++17."""
 
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 
@@ -82,7 +82,7 @@ def _copy(source: Path, destination: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command and build the C interface."""
     parser = argparse.ArgumentParser(description="Build the C interface for a kind of machine.")
     parser.add_argument("folder", type=Path, help="to write")
     parser.add_argument("--arch", choices=sorted(TOOLCHAINS), default=platform.machine())

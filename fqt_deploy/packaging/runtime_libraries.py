@@ -34,7 +34,7 @@ _FFI_LICENSES = {
 
 @dataclass(frozen=True)
 class RuntimeLibraries:
-    """Files for one architecture.
+    """The runtime libraries for one architecture.
 
     Attributes:
         runtime: ``libtvm_runtime.so``: kernels' thread pool, virtual machine, tensors.
@@ -49,7 +49,7 @@ class RuntimeLibraries:
     ffi_licenses: dict[str, Path]
 
     def companions(self) -> dict[str, Path]:
-        """What an artifact brings along, by its path there: all that a process with ``tvm_ffi`` lacks."""
+        """The files that an artifact brings along, by their paths there: all that a process with ``tvm_ffi`` lacks."""
         return {BUNDLED_RUNTIME: self.runtime, **{f"licenses/{n}": p for n, p in self.runtime_licenses.items()}}
 
 
@@ -120,7 +120,7 @@ def _extract(wheel: Path, folder: Path) -> None:
 
 
 def _ffi_license(root: Path, path: str) -> Path:
-    """Where a text of ``apache-tvm-ffi`` lies: those without a folder are in the package's metadata."""
+    """The path of a text of ``apache-tvm-ffi``: those without a folder are in the package's metadata."""
     metadata = f"apache_tvm_ffi-{importlib.metadata.version('apache-tvm-ffi')}.dist-info"
     return root / path if "/" in path else root / metadata / "licenses" / path
 

@@ -15,7 +15,7 @@ from fqt_deploy.core.manifest import LabelRange, TensorSpec
 Array = NDArray[Any]
 
 ALIGNMENT = 64
-"""Bytes; the generated code uses aligned vector loads."""
+"""Alignment of operands in bytes; the generated code uses aligned vector loads."""
 
 
 def empty_aligned(shape: Sequence[int], dtype: str | np.dtype[Any]) -> Array:
@@ -42,7 +42,7 @@ def is_ready(value: Array) -> bool:
 
 
 def _plain_strides(value: Array) -> tuple[int, ...]:
-    """Strides without freedom: NumPy leaves those of single elements as they come, even negative."""
+    """The strides of an array without freedom: NumPy leaves those of single elements as they come, even negative."""
     strides = [value.itemsize]
     for extent in reversed(value.shape[1:]):
         strides.append(strides[-1] * extent)
@@ -50,7 +50,7 @@ def _plain_strides(value: Array) -> tuple[int, ...]:
 
 
 def as_numpy(name: str, value: Any) -> Array:
-    """``value`` as a NumPy array without a copy.
+    """The value as a NumPy array without a copy.
 
     Args:
         name: what the value is, for the error.
@@ -89,7 +89,7 @@ def _settled(value: Any) -> Any:
 
 
 def check_input(spec: TensorSpec, value: Any, *, labels: LabelRange | None = None) -> Array:
-    """``value`` as the step wants it: itself if it lies right, else an aligned copy.
+    """The value as the step wants it: itself if it lies right, else an aligned copy.
 
     Args:
         spec: name, shape and dtype that the artifact was compiled for.

@@ -28,10 +28,10 @@ RUNTIME_LIBRARY = "libtvm_runtime.so"
 BUNDLED_RUNTIME = f"lib/{RUNTIME_LIBRARY}"
 """TVM's runtime library for the artifact's target."""
 CUDA_RUNTIME_LIBRARY = "libtvm_runtime_cuda.so"
-"""Beside it, where the target is a GPU."""
+"""The name of TVM's runtime library for GPUs, which lies beside the other where the target is a GPU."""
 
 _MEMBERS = (MANIFEST, LIBRARY, STATE, SUMS, "lib", "licenses")
-"""What an artifact may hold whose ``SUMS`` cannot be read."""
+"""The members that an artifact may hold whose ``SUMS`` cannot be read."""
 _LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^\n]+)")
 
 
@@ -132,10 +132,10 @@ def write_artifact(
     """Write an artifact, whole or not at all; an older artifact in its place is replaced.
 
     Args:
-        folder: to write; its parent is created.
+        folder: the folder to write; its parent is created.
         manifest: what it holds.
-        state: by name, as the manifest says.
-        library: where ``step.so`` lies, or its content.
+        state: the state by name, as the manifest says.
+        library: the place where ``step.so`` lies, or its content.
         companions: the other members, such as TVM's runtime library, by their paths in the artifact: the same.
 
     Raises:

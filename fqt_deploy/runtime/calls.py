@@ -1,4 +1,4 @@
-"""From which process and thread compiled code is called: TVM keeps a pool of workers for every thread that calls it.
+"""Calls of compiled code, by process and thread: TVM keeps a pool of workers for every thread that calls it.
 
 A process that was forked has no workers, and would wait for them for ever. Workers of a thread outlive it. Code that
 still runs while the process ends finds TVM's data gone. So: a forked process is refused; the main thread calls by
@@ -21,7 +21,7 @@ from fqt_deploy.core.diagnostics import FqtError
 
 _LIMIT = "_ZN3tvm7runtime9threading17SetMaxConcurrencyEi"
 _RESTART = "_ZN3tvm7runtime9threading15ResetThreadPoolEv"
-"""``tvm::runtime::threading::SetMaxConcurrency(int)`` and ``ResetThreadPool()``."""
+"""The symbols of ``tvm::runtime::threading::SetMaxConcurrency(int)`` and ``ResetThreadPool()``."""
 
 _first_process: int | None = None
 
@@ -45,7 +45,7 @@ def enter_process() -> None:
 
 
 def _end_workers() -> None:
-    """Before the main thread forks, end its workers: a child without them could not even end."""
+    """End the main thread's workers before it forks: a child without them could not even end."""
     _limit_workers(1)
 
 
@@ -92,7 +92,7 @@ class Turn:
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments)``, from the main thread or the one that calls for all others.
+    """The result of ``function(*arguments)``, called from the main thread or the one that calls for all others.
 
     Raises:
         FqtError: FQT512 in a thread that outlives the interpreter.

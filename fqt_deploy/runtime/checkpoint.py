@@ -27,7 +27,7 @@ from fqt_deploy.runtime.files import (
 from fqt_deploy.runtime.locks import check_no_other_writer
 
 FORMAT, OLDEST_FORMAT = 2, 1
-"""What is written, and the oldest that is read: format 1 had no digest."""
+"""The format that is written, and the oldest that is read: format 1 had no digest."""
 
 _FINGERPRINT, _FORMAT, _DIGEST = "fqt_fingerprint", "fqt_format", "fqt_sha256"
 _PLACEHOLDER = "0" * 64
@@ -42,7 +42,7 @@ def save_checkpoint(
 
     Args:
         path: the file.
-        manifest: of the artifact that is trained.
+        manifest: the manifest of the artifact that is trained.
         state: all arrays by name.
         metadata: what else a resumed run needs, as text.
 
@@ -73,7 +73,7 @@ def digest_of(content: bytes) -> str | None:
 
 
 def _entry(digest: str | None) -> bytes:
-    """The digest as the header holds it."""
+    """The bytes that hold the digest in the header."""
     return f'"{_DIGEST}":"{digest}"'.encode()
 
 

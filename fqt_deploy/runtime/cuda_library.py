@@ -21,9 +21,12 @@ Array = NDArray[Any]
 
 _CUDA, _CPU, _POOLED = 2, 1, 2  # DLPack's device types; the virtual machine's allocator that keeps freed blocks
 ALIGNMENT = 16
-"""Bytes that a kernel reads at once: an input that begins elsewhere, as part of a larger tensor, is copied."""
+"""Number of bytes that a kernel reads at once: an input that begins elsewhere, as part of a larger tensor, is copied.
+"""
 GRAPHS = 8
-"""Recorded steps, one for each pair of addresses that batches come from; more batches are copied to a fixed place."""
+"""Upper bound of recorded steps, one for each pair of addresses that batches come from; more batches are copied to a
+fixed place.
+"""
 
 
 class CudaLibrary:
@@ -71,7 +74,7 @@ class CudaLibrary:
         return array
 
     def assign(self, tensor: Any, value: Any) -> None:
-        """Overwrite a device tensor."""
+        """Overwrite the device tensor ``tensor`` with ``value``."""
         array = np.ascontiguousarray(np.broadcast_to(value, tuple(tensor.shape)), dtype=str(tensor.dtype))
         self._cuda.copy_in(tensor.data_ptr(), array)
 
@@ -100,7 +103,7 @@ class CudaLibrary:
         return target
 
     def train_step(self, x: Any, y: Any, *operands: Any) -> tuple[float, Any]:
-        """One step; returns the loss, and the logits, which the next step overwrites.
+        """Run one step; returns the loss, and the logits, which the next step overwrites.
 
         Args:
             x: inputs from ``batch``.
@@ -120,7 +123,7 @@ class CudaLibrary:
         return float(self.fetch(self._loss)), self._logits
 
     def predict(self, x: Any, *operands: Any) -> Array:
-        """Logits of one batch."""
+        """The logits of one batch."""
         with self._cuda.errors(), self._ffi.use_raw_stream(self._device, self._cuda.stream):
             logits = self._predict(x, *operands)
             return self.fetch(logits)

@@ -94,7 +94,7 @@ class CudaRuntime:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Within this context, TVM's error about memory is an ``FqtError``; others are bugs and stay as they are."""
+        """Within this context TVM's error about memory is an ``FqtError``; others are bugs and stay as they are."""
         try:
             yield
         except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Training data from a file of ``numpy.savez``."""
+"""Reader of training data in a file of ``numpy.savez``."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _DAMAGE = (
     OSError, ValueError, EOFError, TypeError, LookupError, AttributeError, RuntimeError, MemoryError, ArithmeticError,
     SyntaxError, AssertionError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
-"""What NumPy and zipfile raise, by kind of damage."""
+"""The errors that NumPy and zipfile raise, by kind of damage."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Samples and targets, one each a row."""
+    """The samples and targets of a file, one of each a row."""
 
     x: NDArray[np.generic]
     y: NDArray[np.generic]
@@ -85,7 +85,7 @@ def _read_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _as_targets(path: Path, y: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Integers ``y`` as ``dtype``; FQT507 for those that 64 signed bits cannot hold."""
+    """The integers ``y`` as ``dtype``; FQT507 for those that 64 signed bits cannot hold."""
     if y.dtype == np.uint64 and y.size and y.max() > np.iinfo(np.int64).max:
         raise FqtError(f"in {path}, y holds {y.max()}", code="FQT507", hint="number the classes from 0")
     return y.astype(dtype)

@@ -24,7 +24,7 @@ from fqt_deploy.runtime.locks import hidden_name, is_at, try_lock
 Arrays = dict[str, NDArray[Any]]
 
 PART = ".part"
-"""What the names of unfinished files end with: ``.NAME.XXXXXXXX.part``."""
+"""The ending of the names of unfinished files: ``.NAME.XXXXXXXX.part``."""
 _RANDOM = 8
 _TYPES = {
     "BOOL": "bool", "I8": "int8", "U8": "uint8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32",
@@ -32,7 +32,7 @@ _TYPES = {
 }  # fmt: skip
 """NumPy's names of safetensors' element types."""
 LARGEST_HEADER = 100_000_000
-"""Bytes, as in the reference implementation of safetensors."""
+"""Upper bound of a header's bytes, as in the reference implementation of safetensors."""
 
 
 def write_synced(path: Path, content: bytes) -> None:
@@ -170,7 +170,7 @@ def _array(entry: Mapping[str, Any]) -> NDArray[Any]:
 
 
 def state_misfit(specs: tuple[TensorSpec, ...], arrays: Mapping[str, NDArray[Any]]) -> str | None:
-    """How ``arrays`` differ from ``specs`` in names, shapes and dtypes; None if they do not."""
+    """The difference of ``arrays`` from ``specs`` in names, shapes and dtypes, in words; None if there is none."""
     wanted = {spec.name: spec for spec in specs}
     if missing := [name for name in wanted if name not in arrays]:
         return f"{missing[0]} is missing ({len(missing)} in all)"

@@ -16,7 +16,7 @@ from fqt_deploy.runtime.locks import hidden_name, lock_folder, try_lock
 
 _NEW, _OLD = "new", "old"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-"""Of Linux's renameat2."""
+"""The arguments of Linux's renameat2: the current folder, and the exchange of two names."""
 
 
 def replace_folder(folder: Path, files: Mapping[str, bytes], *, keep: Callable[[Path], bool]) -> None:
@@ -26,7 +26,7 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], *, keep: Callable[[
     killed writer left behind is removed by the next one.
 
     Args:
-        folder: to write; no symbolic link. Its parent exists.
+        folder: the folder to write; no symbolic link. Its parent exists.
         files: contents by path inside the folder.
         keep: which files and folders of the old folder move along.
 

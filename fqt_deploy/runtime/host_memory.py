@@ -1,4 +1,4 @@
-"""Where a step that runs on the CPU keeps its operands: in NumPy arrays."""
+"""The memory of a step that runs on the CPU: its operands are NumPy arrays."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class HostMemory:
     """The operands of a step as a session handles them."""
 
     def place(self, array: Array) -> Array:
-        """``array`` where the step can read and write it: an aligned copy, or itself if it is aligned."""
+        """The array where the step can read and write it: an aligned copy, or itself if it is aligned."""
         return array if is_ready(array) else aligned_copy(array)
 
     def fetch(self, operand: Array) -> Array:
-        """A copy of what ``place`` returned."""
+        """A copy of the operand that ``place`` returned."""
         return operand.copy()
 
     def assign(self, operand: Array, value: Any) -> None:
-        """Overwrite what ``place`` returned."""
+        """Overwrite the operand that ``place`` returned."""
         operand[...] = value
 
     def batch(self, spec: TensorSpec, value: Any, *, labels: LabelRange | None = None) -> Array:
-        """An input of the step, checked; see ``check_input``."""
+        """The input of the step, checked by ``check_input``."""
         return check_input(spec, value, labels=labels)

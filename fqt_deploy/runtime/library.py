@@ -51,7 +51,7 @@ class Library(HostMemory):
         self._train_step, self._predict = machine["train_step"], machine["predict"]
 
     def train_step(self, *arrays: Array) -> tuple[float, Array]:
-        """One step on ``x, y, seed, lr, *state``; the state is changed in place.
+        """Run one step on ``x, y, seed, lr, *state``; the state is changed in place.
 
         Args:
             *arrays: in the manifest's order, C-contiguous and aligned to 64 bytes.
@@ -68,7 +68,7 @@ class Library(HostMemory):
         return logits
 
     def _run(self, function: Any, arrays: tuple[Array, ...]) -> list[Array]:
-        """What ``function`` of the library returns for ``arrays``.
+        """The results of the library's ``function`` for ``arrays``.
 
         Raises:
             FqtError: FQT502 if it takes arrays of other shapes or types; it checks all before it computes anything.
@@ -89,7 +89,7 @@ def _call_owned(function: Any, from_dlpack: Any, arrays: tuple[Array, ...]) -> l
 
 
 def _owned(tensor: Any) -> Array:
-    """A copy: the virtual machine's pool may use the tensor's memory again."""
+    """A copy of the tensor that is ours: the virtual machine's pool may use the tensor's memory again."""
     return np.array(np.from_dlpack(tensor))
 
 
@@ -97,7 +97,7 @@ def load_machine(ffi: ModuleType, path: Path, devices: tuple[int, ...]) -> Any:
     """The virtual machine of the library ``path``: its functions by name.
 
     Args:
-        ffi: from ``load_runtime``.
+        ffi: the module from ``load_runtime``.
         path: the shared library.
         devices: type, number and allocator of each device; the CPU last.
 
@@ -180,7 +180,7 @@ def _installed_runtime() -> list[Path]:
 
 
 def _import_tvm_ffi() -> ModuleType:
-    """``tvm_ffi`` without PyTorch: it imports torch, if installed, for a converter that is not needed here."""
+    """The module ``tvm_ffi`` without PyTorch: it imports torch, if installed, for a converter not needed here."""
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]  # makes ``import torch`` an ImportError

@@ -27,7 +27,7 @@ def try_lock(descriptor: int, *, shared: bool = False, patience: float = 0.0) ->
     """Whether the open file ``descriptor`` could be locked until it is closed.
 
     Args:
-        descriptor: of a file or a folder.
+        descriptor: the descriptor of a file or a folder.
         shared: let others share the lock; else hold it alone.
         patience: seconds to wait for those who hold it.
 
@@ -129,7 +129,7 @@ def lock_path(real: str) -> Path:
 
 
 def hidden_name(name: str) -> str:
-    """What the names of files that accompany ``name`` begin with; together they stay within a file system's limit."""
+    """The beginning of the names of files that accompany ``name``; together they stay within a file system's limit."""
     return f".{os.fsdecode(os.fsencode(name)[:200])}."
 
 

@@ -1,4 +1,4 @@
-"""What this machine's processor offers, as the kernel tells it; code for a larger one would end the process."""
+"""The features of this machine's processor, as the kernel tells them; code for a larger one would end the process."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ CPUINFO = Path("/proc/cpuinfo")
 
 TILES = "amx_tile"
 _REQUEST_TILES = (158, 0x1023, 18)
-"""arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), by number: the C library has no name for it."""
+"""The system call arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), by number: the C library has no name for it."""
 _KEYS = {"x86_64": "flags", "aarch64": "Features"}
 """Line of ``CPUINFO`` that lists extensions, by architecture."""
 
 
 def missing_extensions(arch: str, required: str) -> list[str]:
-    """Those of the ``required`` extensions, separated by spaces, that this machine lacks.
+    """The ``required`` extensions, separated by spaces, that this machine lacks.
 
     Args:
-        arch: as ``uname -m`` says it.
+        arch: the architecture, as ``uname -m`` says it.
         required: names as in ``CPUINFO``.
 
     Returns:

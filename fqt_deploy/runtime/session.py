@@ -1,4 +1,4 @@
-"""Train and evaluate an artifact."""
+"""Sessions, which train and evaluate an artifact."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class StepFunctions(Protocol):
-    """What computes a session's steps: a compiled library, or another runtime."""
+    """The functions that compute a session's steps: a compiled library, or another runtime."""
 
     path: Path
 
@@ -37,22 +37,22 @@ class StepFunctions(Protocol):
         """The artifact's compiled members; None if there are none."""
 
     def place(self, array: Array) -> Any:
-        """An operand of the step with this value."""
+        """Returns an operand of the step with the values of ``array``."""
 
     def fetch(self, operand: Any) -> Array:
-        """A copy of an operand's value."""
+        """Returns a copy of the operand's value."""
 
     def assign(self, operand: Any, value: Any) -> None:
-        """Overwrite an operand."""
+        """Overwrite the operand with ``value``."""
 
     def batch(self, spec: TensorSpec, value: Any, *, labels: LabelRange | None = None) -> Any:
-        """An input of the step, checked."""
+        """Returns an input of the step, checked against ``spec`` and ``labels``."""
 
     def train_step(self, *operands: Any) -> tuple[float, Any]:
         """Loss and logits of one step on ``x, y, seed, lr, *state``; the state is changed in place."""
 
     def predict(self, *operands: Any) -> Array:
-        """Logits of ``x, *predict_state``."""
+        """Returns the logits of ``x, *predict_state``."""
 
 
 def _alone(method: _Method) -> _Method:
@@ -166,7 +166,7 @@ class Session:
 
     @property
     def step_count(self) -> int:
-        """Training steps so far."""
+        """Number of training steps so far."""
         return int(self._library.fetch(self._state["step"]))
 
     @property
@@ -198,7 +198,7 @@ class Session:
             self._library.assign(self._lr, rates)
 
     def _checked_rates(self, value: Any) -> tuple[float, ...]:
-        """One learning rate for each group; FQT202 if there are others, or one that float32 cannot hold."""
+        """The learning rates, one for each group; FQT202 if there are others, or one that float32 cannot hold."""
         groups = len(self.manifest.optimizer.groups)
         try:
             several = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str) and np.ndim(value) > 0
@@ -305,7 +305,7 @@ class Session:
 
 
 def _fitting(name: str, array: Array, spec: TensorSpec) -> Array:
-    """``array`` in the type of ``spec``; FQT504 for another shape or kind, FQT506 for values it cannot hold."""
+    """The array in the type of ``spec``; FQT504 for another shape or kind, FQT506 for values it cannot hold."""
     if array.shape != spec.shape or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
         got, expected = f"{array.dtype}{list(array.shape)}", f"{spec.dtype}{list(spec.shape)}"
         raise FqtError(f"{name} is {got}, expected {expected}", code="FQT504")

@@ -1,4 +1,4 @@
-"""How many threads the kernels use; must be settled before the runtime library is loaded."""
+"""The number of threads that the kernels use; it must be settled before the runtime library is loaded."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import os
 from fqt_deploy.core.diagnostics import FqtError
 
 MOST_THREADS = 1024
-"""More than any machine has cores; as many as the limits of a usual system let a process start."""
+"""Upper bound of threads: more than any machine has cores, and as many as a usual system lets a process start."""
 SPIN = 100
-"""How often an idle worker looks for work before it sleeps: some tens of microseconds, the gap between two kernels."""
+"""Number of times that an idle worker looks for work before it sleeps: some tens of microseconds, the gap between two
+kernels.
+"""
 
 
 def configure_threads() -> int:

@@ -32,8 +32,8 @@ def train(
     The order of the samples depends on seed and epoch alone, so a resumed run sees the batches it would have seen.
 
     Args:
-        session: to train, as far as its step count says.
-        data: at least one batch.
+        session: the session to train, as far as its step count says.
+        data: the data, at least one batch.
         epochs: passes over the data in all, those done before included.
         cosine: lower the learning rates along a half cosine over all steps.
         checkpoint: the file.

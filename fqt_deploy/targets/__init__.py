@@ -1,1 +1,1 @@
-"""Descriptions of devices and their schedule rules."""
+"""Targets: descriptions of devices and their schedule rules."""

@@ -1,4 +1,4 @@
-"""What a target is: a name, a TVM target, and an ordered list of schedule rules."""
+"""A target: a name, a TVM target, and an ordered list of schedule rules."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class ScheduleRule(Protocol):
     ops: ClassVar[frozenset[str]]
 
     def apply(self, function: tirx.PrimFunc, features: Any) -> tirx.PrimFunc | None:
-        """The scheduled function, or None: not mine."""
+        """Returns the function scheduled, with ``tile`` where one is given, or None where the rule does not take it."""
 
 
 @dataclass(frozen=True)
 class TileChoice:
-    """What is to be chosen for one kernel.
+    """The choice of tiles that one kernel leaves open.
 
     Attributes:
         form: stable name of the way to compute the kernel, which the tuning log is keyed by.
@@ -47,10 +47,10 @@ class TunableRule(Protocol):
     ops: ClassVar[frozenset[str]]
 
     def choice(self, function: tirx.PrimFunc, features: Any) -> TileChoice | None:
-        """The form that ``apply`` gives the kernel, and its tiles; None: not mine."""
+        """The form that ``apply`` gives the kernel, and its tiles; None where the rule does not take it."""
 
     def apply(self, function: tirx.PrimFunc, features: Any, tile: Tile | None = None) -> tirx.PrimFunc | None:
-        """The scheduled function, with ``tile`` if there is one, or None: not mine."""
+        """Returns the function scheduled, with ``tile`` where one is given, or None where the rule does not take it."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Target:
     """One kind of device to compile for.
 
     Attributes:
-        name: as given to ``--target``.
+        name: the name, as given to ``--target``.
         tvm_target: what TVM compiles for.
         features: what the schedule rules choose by.
-        rules: asked in order; the last takes anything.
+        rules: schedule rules, asked in order; the last takes anything.
         separate_objects: kernels are code of the host alone, and may be compiled apart from each other.
         toolchain: links the library, for the machine that is to load it.
         tuned: tiles that were measured, by form and ``kernel_signature``.
@@ -118,7 +118,7 @@ class Target:
         return self if processor is None else replace(self, tuned={**self.tuned, **tiles_of(processor, tiles)})
 
     def variant(self) -> Mapping[str, str]:
-        """What else the manifest says of the code than target and processor."""
+        """The facts about the code that the manifest adds to target and processor."""
         return {}
 
     def device(self) -> Any:
@@ -126,7 +126,7 @@ class Target:
         return tvm.cpu()
 
     def companions(self) -> Mapping[str, Path]:
-        """What an artifact brings along for the device, by its path there, besides TVM's runtime library."""
+        """The files that an artifact brings along for the device, by their paths there."""
         return {}
 
     def check_library(self, library: Path) -> None:

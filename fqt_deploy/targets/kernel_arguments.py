@@ -10,7 +10,9 @@ from torch._ops import OpOverload
 from tvm import tirx
 
 ARGUMENTS = "fqt.arguments"
-"""Attribute of a kernel's function that holds them; absent where something was inlined into the op's loop nests."""
+"""Attribute of a kernel's function that holds the op's arguments; absent where something was inlined into its loop
+nests.
+"""
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -20,8 +22,8 @@ def encoded(op: OpOverload, arguments: Sequence[Any], keywords: Mapping[str, Any
 
     Args:
         op: whose schema names the arguments, and says what those are that are not given.
-        arguments: of the call, by position. Tensors, nodes and whatever else is no constant are left out.
-        keywords: of the call, by name.
+        arguments: the arguments of the call, by position. Tensors, nodes and whatever else is no constant are left out.
+        keywords: the keywords of the call, by name.
     """
     schema = op._schema.arguments
     given = {**dict(zip((argument.name for argument in schema), arguments, strict=False)), **keywords}
@@ -30,7 +32,7 @@ def encoded(op: OpOverload, arguments: Sequence[Any], keywords: Mapping[str, Any
 
 
 def arguments_of(function: tirx.PrimFunc) -> dict[str, Any] | None:
-    """What ``encoded`` wrote into the kernel ``function``; None if something was inlined into its op."""
+    """The arguments that ``encoded`` wrote into the kernel ``function``; None if something was inlined into its op."""
     text = function.attrs.get(ARGUMENTS)
     if text is None:
         return None

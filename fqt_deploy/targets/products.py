@@ -1,4 +1,4 @@
-"""What products of packed bits compute: read once from a kernel's function, for all forms on all targets.
+"""Products of packed bits, as problems to solve: read once from a kernel's function, for all forms on all targets.
 
 Signs are bits, and the codes of quantized gradients are bit-planes. The weight of a convolution lies in panels of
 sixteen columns, the channels of the result; its depth, the channels that are summed, is packed into words. What each op
@@ -18,7 +18,7 @@ from fqt_deploy.ops.lib.packed_words import PANEL, panel_count, word_count
 from fqt_deploy.targets.kernel_arguments import arguments_of
 
 Extents = tuple[int, int]
-"""Vertical and horizontal."""
+"""A pair of vertical and horizontal extents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Kernel:
 
     @property
     def taps(self) -> int:
-        """Taps of the kernel."""
+        """Number of taps of the kernel."""
         return self.kernel[0] * self.kernel[1]
 
     def tap(self, number: Any) -> tuple[Any, Any]:
@@ -43,7 +43,7 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class Convolution(Kernel):
-    """Where a convolution reads and writes, as its layer runs it forward; its gradients say so of the same layer.
+    """The shape of a convolution, as its layer runs it forward; its gradients say so of the same layer.
 
     Attributes:
         samples: number of images.
@@ -122,10 +122,10 @@ class PackedConvolution(Convolution):
 
 @dataclass(frozen=True, kw_only=True)
 class BitConvolution(PackedConvolution):
-    """Signs times signs, ``binary_conv2d``: [N, H, W, words] and a weight to [N, OH, OW, columns].
+    """The product of signs and signs, ``binary_conv2d``: [N, H, W, words] and a weight to [N, OH, OW, columns].
 
     Attributes:
-        dtype: of the result.
+        dtype: the dtype of the result.
     """
 
     dtype: str
@@ -147,9 +147,10 @@ class BitConvolution(PackedConvolution):
 
 @dataclass(frozen=True, kw_only=True)
 class BitInputGradient(PackedConvolution):
-    """Codes times signs, ``bitplane_conv2d_input_grad``: [N, OH, OW, bits, words] and a weight to [N, H, W, columns].
+    """The product of codes and signs, ``bitplane_conv2d_input_grad``.
 
-    It is a convolution of the gradient, its positions ``stride`` apart, with the kernel turned around.
+    It takes [N, OH, OW, bits, words] and a weight to [N, H, W, columns]. It is a convolution of the gradient,
+    its positions ``stride`` apart, with the kernel turned around.
 
     Attributes:
         bits: bit-planes of a code.
@@ -185,7 +186,7 @@ class BitInputGradient(PackedConvolution):
 
 @dataclass(frozen=True, kw_only=True)
 class BitWeightGradient(Kernel):
-    """Codes times bits, ``bitplane_weight_grad``: a matrix product over positions.
+    """The product of codes and bits, ``bitplane_weight_grad``: a matrix product over positions.
 
     The codes are [words, bits, kept]. The other operand, [panels, words, 16], has a row for every tap and channel of
     the input, and behind them one for every tap that says which positions lie inside of the image.
@@ -247,7 +248,7 @@ BIT_PRODUCTS: dict[str, Callable[[tirx.PrimFunc, dict[str, Any]], BitProduct]] =
     "bitplane_conv2d_input_grad": BitInputGradient.of,
     "bitplane_weight_grad": BitWeightGradient.of,
 }
-"""Op -> reader of its function and arguments."""
+"""Readers of a product from its function and arguments, by op."""
 
 
 def numbered_position(number: Any, extents: Extents) -> tuple[Any, Any, Any]:
@@ -287,7 +288,7 @@ def convolution_of(
 
 
 def _layer(arguments: dict[str, Any]) -> dict[str, Extents]:
-    """What all convolutions of bits say of their layer."""
+    """The extents that all convolutions of bits give of their layer: kernel, stride and padding."""
     return {name: _extents(arguments, name) for name in ("kernel", "stride", "padding")}
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TargetEntry:
-    """One target before it is made.
+    """The entry of a target that is not made yet.
 
     Attributes:
         options: the class of its options; its fields are the flags and settings that the target has.
@@ -73,7 +73,7 @@ def make_target(name: str, options: TargetOptions | None = None) -> Target:
 
     Args:
         name: a key of ``TARGETS``.
-        options: what was chosen of it, of the class that it has; None for its defaults.
+        options: the options chosen for it, of the target's own class; None for its defaults.
 
     Raises:
         FqtError: FQT401 for an unknown target, FQT202 for another target's options, FQT402 for an unknown processor.

@@ -31,14 +31,14 @@ class _Macro(TIRMacro):  # type: ignore[misc]
 
 
 def macro(function: Callable[..., None]) -> Callable[..., None]:
-    """As ``T.macro``: statements to expand into kernels; names are those of the place where it is written."""
+    """A ``T.macro``, of statements to expand into kernels; names are those of the place where it is written."""
     source, captured = scan_macro(function, inspect_function_capture(function))
     expand: Callable[..., None] = _Macro(source, captured, function, hygienic=True)
     return expand
 
 
 def prim_func(*, s_tir: bool) -> Callable[[Callable[..., Any]], tirx.PrimFunc]:
-    """As ``T.prim_func``, for a function that is written where the names of its parameters' types are defined.
+    """A decorator like ``T.prim_func``, for a function written where the names of its parameters' types are defined.
 
     Args:
         s_tir: read by the parser, off the decorator's source: whether the kernel is a nest of loops and blocks.

@@ -12,10 +12,10 @@ from fqt_deploy.core.diagnostics import FqtError
 
 @dataclass(frozen=True)
 class Toolchain:
-    """Where to find the tools for an architecture that is not this machine's.
+    """The tools to compile for and to run an architecture that is not this machine's.
 
     Attributes:
-        arch: as ``uname -m`` says it.
+        arch: the architecture, as ``uname -m`` says it.
         triple: what compilers call it, with operating system and C library.
         wheel_platform: what PyPI calls it.
         emulator: runs its programs on this machine.
@@ -43,7 +43,7 @@ class Toolchain:
         return name
 
     def runner(self) -> tuple[str, ...]:
-        """What to write before a program of this architecture; FQT403 naming the Debian package if it is missing."""
+        """The command that runs a program of this architecture; FQT403 naming the Debian package if it is missing."""
         if self.is_native:
             return ()
         if shutil.which(self.emulator) is None:
@@ -67,11 +67,11 @@ TOOLCHAINS: dict[str, Toolchain] = {
     "aarch64": Toolchain("aarch64", "aarch64-linux-gnu", "manylinux_2_28_aarch64", "qemu-aarch64-static"),
     "x86_64": Toolchain("x86_64", "x86_64-linux-gnu", "manylinux_2_28_x86_64", "qemu-x86_64-static"),
 }
-"""By architecture; programs for another one than this machine's are cross-compiled and emulated."""
+"""The toolchains by architecture; programs for another one than this machine's are cross-compiled and emulated."""
 
 
 def native_toolchain() -> Toolchain:
-    """This machine's; FQT403 if it is of an unknown architecture."""
+    """The toolchain of this machine; FQT403 if it is of an unknown architecture."""
     arch = platform.machine()
     if arch not in TOOLCHAINS:
         raise FqtError(

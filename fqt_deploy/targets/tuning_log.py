@@ -28,8 +28,8 @@ class TunedTile:
         kernel: what ``kernel_signature`` says of it.
         tile: the choice.
         threads: that took part in the measurement.
-        microseconds: of one call.
-        default_microseconds: of one call with the tile that the form takes by itself.
+        microseconds: microseconds of one call.
+        default_microseconds: microseconds of one call with the tile that the form takes by itself.
     """
 
     processor: str
@@ -42,7 +42,7 @@ class TunedTile:
 
 
 _OLD_FIELDS = {field.name for field in fields(TunedTile)} - {"form"} | {"rule"}
-"""Of a line that names a class of rule instead of a form."""
+"""Fields of a line that names a class of rule instead of a form."""
 
 
 def kernel_signature(function: tirx.PrimFunc) -> str:
@@ -53,7 +53,7 @@ def kernel_signature(function: tirx.PrimFunc) -> str:
 
 
 def default_log() -> Path:
-    """Where ``--tune`` keeps what it measures: in the user's cache folder."""
+    """The path where ``--tune`` keeps what it measures, in the user's cache folder."""
     return user_cache() / "tuned_tiles.jsonl"
 
 

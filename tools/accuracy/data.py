@@ -97,7 +97,7 @@ def _read_jpegs(path: Path, part: str) -> tuple[Array, Array]:
 
 
 def _read_batch(path: Path) -> tuple[Array, Array]:
-    """One of CIFAR-10's batches: rows of a label and 3072 pixels (``.bin``), or a pickled dictionary."""
+    """One file of CIFAR-10's batches: rows of a label and 3072 pixels (``.bin``), or a pickled dictionary."""
     if path.suffix == ".bin":
         content = np.fromfile(path, np.uint8)
         if content.size % (1 + _CIFAR_IMAGE):

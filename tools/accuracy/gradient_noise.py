@@ -26,7 +26,7 @@ WHOLE = "(all)"
 
 @dataclass(frozen=True)
 class GradientNoise:
-    """One layer under one recipe.
+    """The noise of one layer's gradient under one recipe.
 
     Attributes:
         layer: name of the weight, or ``WHOLE``.
@@ -35,7 +35,7 @@ class GradientNoise:
         bias: squared distance of the mean from the true gradient, less what the variance explains of it, relative
             likewise; about 0 for an unbiased estimator.
         unbiasedness: that squared distance over what the variance explains; about 1 for an unbiased estimator.
-        cosine: of a draw with the true gradient, on average.
+        cosine: the cosine of a draw with the true gradient, on average.
     """
 
     layer: str
@@ -51,7 +51,7 @@ class GradientProbe:
     Args:
         network: what is compiled.
         row: the recipe.
-        classes: of the task.
+        classes: number of classes of the task.
         batch: samples of a step.
         cache: folder of artifacts.
     """

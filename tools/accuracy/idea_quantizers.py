@@ -34,10 +34,10 @@ class ClippedSCQ(InsertSCQ):
 
 @dataclass(frozen=True)
 class NoSCQ(InsertSCQ):
-    """Gradients stay fp32: what selection alone costs, so what better quantization can gain at most."""
+    """No quantization, gradients stay fp32: what selection alone costs, so what better quantization gains at most."""
 
     def run(self, graph: TrainingGraph) -> bool:
-        """Nothing."""
+        """Returns False: the pass changes nothing."""
         return False
 
 
@@ -95,7 +95,7 @@ class PositionSCQ(InsertSCQ):
     Each is kept independently with probability ``min(1, c |g|)``, ``c`` such that about ``share`` of them are.
 
     Attributes:
-        share: of the positions of the samples that are there.
+        share: the share of the positions of the samples that are there.
     """
 
     share: float = 0.5

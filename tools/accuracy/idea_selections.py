@@ -22,19 +22,19 @@ class PowerSelection(SelectOnce):
     power: float = 1.0
 
     def score(self, emit: Emitter, rows: fx.Node) -> fx.Node:
-        """[N] powers of the norms."""
+        """The scores [N]: powers of the norms."""
         norm = super().score(emit, rows)
         return norm if self.power == 1 else emit(aten.pow.Tensor_Scalar, norm, self.power)
 
 
 @dataclass(frozen=True)
 class DefensiveSelection(SelectOnce):
-    """Selection by a mixture: ``uniform`` of the probability is spread evenly, the rest by norm."""
+    """A selection by a mixture: ``uniform`` of the probability is spread evenly, the rest by norm."""
 
     uniform: float = 0.5
 
     def score(self, emit: Emitter, rows: fx.Node) -> fx.Node:
-        """[N] norms over their mean, plus a constant."""
+        """The scores [N]: norms over their mean, plus a constant."""
         norm = super().score(emit, rows)
         mean = emit(aten.clamp_min.default, emit(aten.mean.dim, norm, [0], True), 1e-30)
         share = emit(aten.mul.Tensor, emit(aten.div.Tensor, norm, mean), 1 - self.uniform)
@@ -46,13 +46,13 @@ class TemperedSelection(PowerSelection):
     """Selection whose weights are brought nearer to each other: less variance, and hard samples count more. Biased.
 
     Attributes:
-        exponent: of the weights; 1 leaves them, 0 makes them all N / K.
+        exponent: the exponent of the weights; 1 leaves them, 0 makes them all N / K.
     """
 
     exponent: float = 0.0
 
     def weight(self, emit: Emitter, weight: fx.Node) -> fx.Node:
-        """[K] weights."""
+        """The weights [K] of the kept samples."""
         relative = emit(aten.mul.Tensor, weight, 1 / self.bits)
         return emit(aten.mul.Tensor, emit(aten.pow.Tensor_Scalar, relative, self.exponent), float(self.bits))
 
@@ -64,7 +64,7 @@ class ClippedSelection(SelectOnce):
     largest: float = 2.0
 
     def weight(self, emit: Emitter, weight: fx.Node) -> fx.Node:
-        """[K] weights."""
+        """The weights [K] of the kept samples."""
         return emit(aten.clamp_max.default, weight, self.largest * self.bits)
 
 

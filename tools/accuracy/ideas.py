@@ -1,4 +1,4 @@
-"""What was tried to train better at an average of one bit and the same cost, as rows of the study.
+"""The ideas that were tried to train better at an average of one bit and the same cost, as rows of the study.
 
 ``once-4`` is what every idea is compared with. An idea is a change of its passes (``idea_selections.py``,
 ``idea_quantizers.py``), a schedule of widths over training, or other options.
@@ -86,7 +86,7 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     "nested-2-positions-projected": (Change(SelectNested, {"bits": 2}), Change(PositionSCQ, {"share": 0.5})),
     "once-1-positions-projected": (Change(SelectOnce, {"bits": 1}), Change(PositionSCQ, {"share": 0.25})),
 }
-"""What differs from ``once-4``, or from ``nested-4`` where a row's name begins with that, by row.
+"""The changes that rows make to ``once-4``, or from ``nested-4`` where a row's name begins with that, by row.
 
 All cost the same but some: ``once-4-eighth`` and ``once-4-three-eighths`` are half and one and a half of it, for
 schedules; ``-fp32`` tells what quantization costs; the products of ``-positions`` are computed on whole samples.

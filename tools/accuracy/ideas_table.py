@@ -1,4 +1,4 @@
-"""The table of ideas: each beside the row that it changes."""
+"""The table of ideas, each beside the row that it changes."""
 
 from __future__ import annotations
 

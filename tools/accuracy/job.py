@@ -1,4 +1,4 @@
-"""One training run: what is chosen about it, and what is known after it."""
+"""One training run: the choices that make it, and what is known after it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Job:
         steps: how many.
         batch: samples in a step.
         train_images: how many training images are used; None for all.
-        seed: of weights that are initialized, batches, augmentation and the step's own random numbers.
+        seed: the seed of weights that are initialized, batches, augmentation and the step's own random numbers.
         pretrained: digest of the weights it starts from; None where it starts from random ones.
         target: what the step is compiled for.
     """
@@ -49,7 +49,7 @@ class Job:
 
     @property
     def title(self) -> str:
-        """What progress lines call it."""
+        """The name of the job in progress lines."""
         return f"{self.network} {self.phase} {self.row} {self.optimizer} lr {self.lr:g} seed {self.seed}"
 
     def without_seed(self) -> Job:
@@ -59,16 +59,16 @@ class Job:
 
 @dataclass
 class Record:
-    """What a run gave.
+    """The record of what a run gave.
 
     Attributes:
-        job: what was run.
-        revision: of the repository; it ends in ``+`` if files differed from the commit.
+        job: the job that was run.
+        revision: the revision of the repository; it ends in ``+`` if files differed from the commit.
         losses: step and mean training loss of the steps up to it, since the entry before.
         val: step and accuracy on the validation images after it.
         test: accuracy on the test images after the last step.
         seconds: spent in steps; says little unless the machine was otherwise idle.
-        threads: of a step.
+        threads: number of threads of a step.
         weights: digest of the weights after the last step.
     """
 
@@ -87,12 +87,12 @@ class Record:
         return self.val[-1][1]
 
     def to_line(self) -> str:
-        """One line of JSON."""
+        """The record as one line of JSON."""
         return json.dumps(asdict(self)) + "\n"
 
     @classmethod
     def from_line(cls, line: str) -> Record:
-        """The inverse of ``to_line``."""
+        """The record that ``to_line`` wrote as ``line``."""
         values: dict[str, Any] = json.loads(line)
         pairs = {name: [(step, value) for step, value in values[name]] for name in ("losses", "val")}
         return cls(**{**values, **pairs, "job": Job(**values["job"])})

@@ -14,15 +14,15 @@ from tools.examples import load_example
 from tools.training import Array
 
 HEAD = "classifier."
-"""What the names of the classifier's parameters begin with, in every network."""
+"""The beginning of the names of the classifier's parameters, in every network."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """One network.
+    """One network of the study.
 
     Attributes:
-        name: as on the command line.
+        name: the name, as on the command line.
         image: channels, height and width of an input.
         batch: samples of a step.
         build: the module for a number of classes.
@@ -35,7 +35,7 @@ class Network:
 
 
 class VGG(nn.Module):
-    """3x3 convolutions with batch normalization and ReLU in pooled stages, global average pooling, one linear layer."""
+    """A network of 3x3 convolutions, batch normalization and ReLU in pooled stages, and one linear layer."""
 
     def __init__(self, stages: tuple[tuple[int, ...], ...], classes: int) -> None:
         super().__init__()
@@ -80,7 +80,9 @@ NETWORKS: dict[str, Network] = {
         Network("mixer", (3, 32, 32), 128, _example("mixer")),
     )
 }
-"""``vgg16``, ``resnet18``, ``mixer`` and ``digits`` are the examples; the other two are narrow, for sweeps."""
+"""The networks: ``vgg16``, ``resnet18``, ``mixer`` and ``digits`` are the examples; the other two are narrow, for
+sweeps.
+"""
 
 
 def model_source(network: Network, classes: int, batch: int, seed: int = 0) -> ModelSource:
@@ -99,6 +101,6 @@ def initial_state(network: Network, classes: int, seed: int) -> dict[str, Array]
 
 
 def with_new_head(pretrained: dict[str, Array], network: Network, classes: int, seed: int) -> dict[str, Array]:
-    """``pretrained`` with the classifier replaced by one for ``classes`` classes, initialized with ``seed``."""
+    """The network ``pretrained`` with a new classifier for ``classes`` classes, initialized with ``seed``."""
     fresh = initial_state(network, classes, seed)
     return {name: value if name.startswith(HEAD) else pretrained.get(name, value) for name, value in fresh.items()}

@@ -26,12 +26,12 @@ from fqt_deploy.passes.pass_base import Pipeline
 from fqt_deploy.passes.pipelines import training_passes
 
 LAST_PASS = "binarize-forward"
-"""Behind it the gradients of the binarized layers are there, in fp32."""
+"""The pass behind which the gradients of the binarized layers are there, in fp32."""
 
 
 @dataclass(frozen=True)
 class QuantizerVariance:
-    """One layer's activation gradient ``G`` and its quantizers, all relative to the squared norm of ``G``.
+    """The variance of quantizers of one layer's activation gradient ``G``, all relative to the squared norm of ``G``.
 
     Attributes:
         layer: module path.
@@ -61,7 +61,7 @@ class QuantizerVariance:
 
 
 def layer_gradients(source: ModelSource) -> dict[str, Tensor]:
-    """``G = alpha * dL/dY`` as ``[N, P, C] float32`` by binarized layer, for the example batch of ``source``."""
+    """Gradients ``G = alpha * dL/dY``, ``[N, P, C] float32``, by binarized layer, for ``source``'s example batch."""
     options = CompileOptions(recipe="none")
     graph = capture_training_graph(source.module, source.loss_fn, source.example_inputs)
     passes = training_passes(options)
@@ -81,7 +81,7 @@ def quantizer_variance(layer: str, g: Tensor, bits: int, draws: int) -> Quantize
     Args:
         layer: its name.
         g: the gradient.
-        bits: of AGP; it keeps one sample in ``bits``.
+        bits: the bits of AGP; it keeps one sample in ``bits``.
         draws: how often.
     """
     flat = g.flatten(1)
@@ -136,7 +136,7 @@ class _Reader(fx.Interpreter):
         self.values: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """One node."""
+        """Run one node, and keep the gradients that are wanted."""
         result = super().run_node(n)
         if n in self.wanted:
             self.values[self.wanted[n]] = result.reshape(result.shape[0], -1, result.shape[-1]).contiguous()

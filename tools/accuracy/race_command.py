@@ -1,4 +1,4 @@
-"""``race``: time the steps of one network side by side, ours and PyTorch's, as ``tools.bench_step`` does.
+"""The command ``race``: time the steps of one network side by side, ours and PyTorch's, as ``tools.bench_step`` does.
 
 With the validation curves of the records these times give the time to a fixed accuracy. Run it while nothing else runs.
 """
@@ -24,7 +24,7 @@ from tools.bench_step import TOLERATED_CORES, Step, calls_in_a_turn, interleaved
 
 
 def add_to(commands: Any) -> None:
-    """Add the command."""
+    """Add the command ``race`` to ``commands``."""
     parser = commands.add_parser("race", help="time the steps of recipes and of PyTorch side by side")
     parser.add_argument("--network", required=True, choices=list(NETWORKS))
     parser.add_argument("--rows", nargs="+", choices=list(ALL_ROWS), required=True)

@@ -1,4 +1,4 @@
-"""``report``: fill the tables and plots of a Markdown document from the results it names.
+"""The command ``report``: fill the tables and plots of a Markdown document from the results it names.
 
 A block begins with ``<!-- KIND key=value ... -->`` and ends with ``<!-- end -->``; what lies between is replaced. Keys
 are ``results`` (a file of records, relative to the document), fields of a job (``phase=transfer``) that choose among
@@ -44,7 +44,7 @@ class Block:
     document: Path
 
     def fail(self, message: str, hint: str | None = None) -> FqtError:
-        """An error in this block."""
+        """The error that names this block and says ``message``."""
         return FqtError(f"{self.document}: {self.kind} {self.keys}: {message}", code="FQT502", hint=hint)
 
     def file(self, key: str) -> Path:
@@ -55,7 +55,7 @@ class Block:
 
     @property
     def filters(self) -> dict[str, list[str]]:
-        """Allowed values by field."""
+        """The allowed values by field."""
         return {name: value.split(",") for name, value in self.keys.items() if name not in _FILES}
 
     def records(self) -> list[Record]:
@@ -78,7 +78,7 @@ class Block:
 
 
 def add_to(commands: Any) -> None:
-    """Add the command."""
+    """Add the command ``report`` to ``commands``."""
     parser = commands.add_parser("report", help="fill the tables and plots of a document from its results")
     parser.add_argument("document", type=Path, nargs="?", default=Path("docs/accuracy.md"), help="default: %(default)s")
     parser.set_defaults(run=run)

@@ -32,7 +32,8 @@ ROWS: dict[str, Settings] = {
     **{idea: {"recipe": "scq+agp", "idea": idea, **base_settings(idea)} for idea in CHANGES},
     **{name: {"schedule": rows} for name, rows in SCHEDULES.items()},
 }
-"""``topk-4`` is ``scq+agp`` with ``agp`` topk and 4 bits on the zero grid, ``topk-4-minmax`` on the paper's grid.
+"""Rows of the study. ``topk-4`` is ``scq+agp`` with ``agp`` topk and 4 bits on the zero grid, ``topk-4-minmax`` on the
+paper's grid.
 
 The paper's released code is ``topk-4-minmax``, its theory ``sampled-4-minmax``. Rows that end in ``-projected``
 take noise out of weight gradients, the others do not. Ideas are one of these rows with other passes (``ideas.py``); a
@@ -44,7 +45,7 @@ TORCH_ROWS: dict[str, Settings] = {
     "torch-fp32": {"binarized": False, "bf16": False},
     "torch-bf16": {"binarized": False, "bf16": True},
 }
-"""What is trained in PyTorch instead: the 1-bit network with fp32 gradients, and the network as it is written."""
+"""Rows that are trained in PyTorch instead: the 1-bit network with fp32 gradients, and the network as it is written."""
 
 ALL_ROWS = (*ROWS, *TORCH_ROWS)
 

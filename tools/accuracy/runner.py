@@ -32,7 +32,7 @@ from tools.accuracy.task import Task
 from tools.training import Array, accuracy, batches, cosine
 
 EVALUATIONS = 12
-"""Entries of the curves of loss and validation accuracy, about."""
+"""Approximate number of entries of the curves of loss and validation accuracy."""
 CHECKPOINT_EVERY = 60.0
 """Seconds of training that a kill may cost."""
 QUIET = 20.0
@@ -55,7 +55,7 @@ def run_job(job: Job, task: Task, work: Path) -> Record | None:
 
 
 def weights_path(work: Path, job: Job) -> Path:
-    """Where the weights of a finished job are kept."""
+    """The path where the weights of a finished job are kept."""
     return work / "weights" / f"{job.key}.safetensors"
 
 

@@ -14,8 +14,8 @@ class ScheduledSession:
     """Sessions of one network and optimizer that follow each other, for the same number of steps each.
 
     Args:
-        sessions: in order.
-        steps: of the whole training.
+        sessions: the sessions in order.
+        steps: number of steps of the whole training.
     """
 
     def __init__(self, sessions: Sequence[Any], steps: int) -> None:
@@ -47,7 +47,7 @@ class ScheduledSession:
             session.seed = value
 
     def step(self, x: Array, y: Array) -> float:
-        """One step of the session whose turn it is."""
+        """Run one step of the session whose turn it is, and return its loss."""
         due = self._sessions[sum(self._session.step_count >= end for end in self._ends)]
         if due is not self._session:
             with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,7 @@ def reported(records: Iterable[Record]) -> list[Record]:
 
 
 def tuning(records: Iterable[Record]) -> list[Record]:
-    """The others."""
+    """The records that are there for tuning."""
     return [record for record in records if record.job.seed in TUNING_SEEDS]
 
 
@@ -80,7 +80,7 @@ def tuning_table(records: list[Record]) -> list[str]:
 
 
 def run_table(records: list[Record]) -> list[str]:
-    """One line for each run: for the few whose single outcome matters, such as pretraining."""
+    """A table with one line for each run: for the few whose single outcome matters, such as pretraining."""
     lines = [
         "| network | recipe | optimizer | learning rate | batch | steps | seed | validation % | test % | weights |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -113,7 +113,7 @@ def _cell(value: float | None, best: float) -> str:
 
 
 def same_setting(job: Job) -> tuple[object, ...]:
-    """What jobs of one table have in common."""
+    """The settings that the jobs of one table have in common."""
     return job.data, job.network, job.phase, job.steps, job.batch, job.train_images, job.pretrained, job.target
 
 

@@ -1,4 +1,4 @@
-"""What is trained on: source classes to pretrain on, target classes to fine-tune on, and what is held out of them."""
+"""Tasks to train on: source classes to pretrain on, target classes to fine-tune on, and what is held out of them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from tools.accuracy.data import Dataset
 from tools.training import Array
 
 PHASES = ("pretrain", "transfer", "scratch")
-"""``pretrain``: the source classes; ``transfer``: the target classes, from pretrained weights; ``scratch``: the target
-classes, from random weights."""
+"""The phases: ``pretrain`` on the source classes; ``transfer``: the target classes, from pretrained weights;
+``scratch``: the target classes, from random weights.
+"""
 VALIDATION = 0.1
 """Share of the training images of a class that is held out for choices."""
 STATISTICS = 5000
 SHIFT = 4
-"""Pixels by which an image moves at most: an eighth of CIFAR's."""
+"""Upper bound of the pixels by which an image moves: an eighth of CIFAR's."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images ``x: [n, C, H, W] uint8`` and labels ``y: [n] int64`` from 0 on."""
+    """The images ``x: [n, C, H, W] uint8`` of a part and their labels ``y: [n] int64``, from 0 on."""
 
     x: Array
     y: Array
@@ -32,7 +33,7 @@ class Task:
     """One training task.
 
     Attributes:
-        train: trained on.
+        train: the part that is trained on.
         val: held out of the training images; every choice is made on it.
         test: reported, never looked at for a choice.
         classes: how many.

@@ -1,4 +1,4 @@
-"""``theory``: variance of quantizers beside the paper's bounds, and bias, variance and cosine of whole steps.
+"""Command ``theory``: variance of quantizers beside the paper's bounds, and bias, variance and cosine of whole steps.
 
 Each point in training is a file of weights in the work folder, named by its digest or ``initial``. Of every point and
 layer one line of JSON is written, of every point, recipe and layer another.
@@ -24,11 +24,11 @@ from tools.accuracy.task import Task, make_task
 from tools.training import Array
 
 BATCH_SEED = 17
-"""Of the one batch that all gradients are taken of."""
+"""Seed of the one batch that all gradients are taken of."""
 
 
 def add_to(commands: Any) -> None:
-    """Add the command."""
+    """Add the command ``theory`` to ``commands``."""
     parser = commands.add_parser("theory", help="measure what the theory predicts of the gradients")
     parser.add_argument("--data", required=True)
     parser.add_argument("--network", required=True, choices=list(NETWORKS))

@@ -1,4 +1,4 @@
-"""Tables of what ``theory`` measured."""
+"""Tables of what the command ``theory`` measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Line = dict[str, Any]
 
 
 def noise_table(lines: list[Line]) -> list[str]:
-    """Whole steps: noise of all binarized layers' weight gradients together, by point in training and recipe."""
+    """Table of the noise of all binarized layers' weight gradients together, by point in training and recipe."""
     table = [
         "| point | recipe | variance | squared bias | unbiasedness | cosine |",
         "|---|---|---|---|---|---|",

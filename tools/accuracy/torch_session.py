@@ -21,7 +21,7 @@ from tools.training import Array
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 _WRAPPED = ".layer."
-"""What the name of a parameter has more inside a fake-quantized layer."""
+"""The part that a parameter's name has more inside a fake-quantized layer."""
 
 
 class TorchSession:
@@ -29,7 +29,7 @@ class TorchSession:
 
     Args:
         network: what to build.
-        classes: of the task.
+        classes: number of classes of the task.
         batch: samples that ``predict`` takes at once.
         binarized: paths of the layers to binarize.
         optimizer: name and hyperparameters, as in ``rows.OPTIMIZERS``.
@@ -59,7 +59,7 @@ class TorchSession:
 
     @property
     def lr(self) -> float:
-        """Learning rate."""
+        """The learning rate of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @lr.setter
@@ -78,7 +78,7 @@ class TorchSession:
         return loss.item()
 
     def predict(self, x: Array) -> Array:
-        """Logits ``[N, classes] float32``."""
+        """The logits ``[N, classes] float32`` of ``x``."""
         self.model.eval()
         with torch.no_grad(), self._autocast():
             logits = [self.model(self._images(x[i : i + self.batch])).float() for i in range(0, len(x), self.batch)]
@@ -91,7 +91,7 @@ class TorchSession:
         return {name: tensor.contiguous().numpy().copy() for name, tensor in self._named().items()}
 
     def load_state_dict(self, values: Mapping[str, Array]) -> None:
-        """Set parameters and buffers."""
+        """Set parameters and buffers to ``values``."""
         with torch.no_grad():
             for name, tensor in self._named().items():
                 tensor.copy_(torch.from_numpy(np.asarray(values[name])))

@@ -1,4 +1,4 @@
-"""``pretrain``, ``transfer`` and ``scratch``: train every job of the command line that is not done yet."""
+"""The commands ``pretrain``, ``transfer`` and ``scratch``: train every job of the command line that is not done yet."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from tools.accuracy.job import Job, Record
 
 
 def tuned_lr(job: Job, records: list[Record]) -> Job:
-    """``job`` with the learning rate of highest mean accuracy on the validation images.
+    """The job with the learning rate of highest mean accuracy on the validation images.
 
     Raises:
         FqtError: FQT502 if no run of it, with any seed, is among ``records``.

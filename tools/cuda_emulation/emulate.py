@@ -82,7 +82,7 @@ def _warpgroup_product(match: re.Match[str]) -> str:
 
 
 def _with_shared_memory(kernel: str) -> str:
-    """One kernel's source with its shared arrays in the emulated shared memory, one after the other."""
+    """The source of one kernel with its shared arrays in the emulated shared memory, one after the other."""
     used = 0
 
     def place(match: re.Match[str]) -> str:
@@ -115,7 +115,7 @@ def _launcher(kernel: re.Match[str], body: str) -> str:
 
 
 def compile_for_emulation(source: str, folder: Path) -> bytes:
-    """What stands in an artifact for the binary: the path of a library with the kernels of ``source``."""
+    """The stand-in of the binary in an artifact: the path of a library with the kernels of ``source``."""
     text = translate(source)
     name = hashlib.sha256((text + (FOLDER / "device.h").read_text()).encode()).hexdigest()[:20]
     library = folder / f"kernels_{name}.so"

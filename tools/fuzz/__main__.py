@@ -22,7 +22,7 @@ KINDS = ["bundle", "checkpoint", "npz", "weights", "onnx", "log"]
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=1000, help="in each language [default: 1000]")
     parser.add_argument("--first", type=int, default=0, help="number of the first input")

@@ -21,7 +21,7 @@ class Good:
 
     Attributes:
         artifact: a compiled folder.
-        checkpoint: of it, with a digest.
+        checkpoint: a checkpoint of it, with a digest.
         data: an npz file for it.
         weights: its weights, as ``.pt`` and ``.safetensors``; may be empty.
         onnx: the exported training step; None to leave it out.
@@ -66,7 +66,7 @@ def damaged_checkpoint(good: Good, path: Path, random_: random.Random) -> None:
 
 
 def with_digest(content: bytes) -> bytes:
-    """``content`` of a checkpoint with its own digest, where it has a place for one."""
+    """The ``content`` of a checkpoint with its own digest, where it has a place for one."""
     key = b'"fqt_sha256":"'
     place = content.find(key) if key in content else content.find(b'"fqt_sha256": "')
     if place < 0:

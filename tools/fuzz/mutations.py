@@ -16,7 +16,7 @@ HOSTILE: tuple[Any, ...] = (
 
 
 def mutate_bytes(content: bytes, random_: random.Random) -> bytes:
-    """``content`` after one to four small accidents."""
+    """The bytes ``content`` after one to four small accidents."""
     data = bytearray(content)
     for _ in range(random_.choice((1, 1, 1, 2, 4))):
         random_.choice(_ACCIDENTS)(data, random_)
@@ -35,7 +35,7 @@ def mutate_json(text: bytes, random_: random.Random) -> bytes:
 
 
 def mutate_tensors(content: bytes, random_: random.Random) -> bytes:
-    """A safetensors file: its bytes, its header's values, or numbers in its arrays are others."""
+    """A safetensors file in which bytes, values of the header, or numbers in arrays are others."""
     size = int.from_bytes(content[:8], "little")
     header, data = content[8 : 8 + size], bytearray(content[8 + size :])
     kind = random_.random()
@@ -55,7 +55,7 @@ _WORDS = (
     b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\xff\xff\x7f\x7f",
     b"\x01\x00\x00\x00",
 )  # fmt: skip
-"""NaN, infinity, -1, -0, the largest number, the smallest."""
+"""Hostile words: NaN, infinity, -1, -0, the largest number, the smallest."""
 
 
 def _flip(data: bytearray, random_: random.Random) -> None:

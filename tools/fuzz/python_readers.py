@@ -1,4 +1,4 @@
-"""What reads files in Python: each takes a damaged one or refuses it with an ``FqtError``; all else is a finding."""
+"""Readers of files in Python: each takes a damaged one or refuses it with an ``FqtError``; all else is a finding."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Finding:
     """An input that was neither taken nor refused.
 
     Attributes:
-        kind: of reader.
-        number: of the input.
+        kind: the kind of reader.
+        number: the number of the input.
         said: the traceback.
     """
 

@@ -1,1 +1,1 @@
-"""What ``tools/bench_gpu.py`` builds on one machine and runs on another."""
+"""The benchmark that ``tools/bench_gpu.py`` builds on one machine and runs on another."""

@@ -54,8 +54,8 @@ def build(folder: Path, architectures: str, python: str, tell: Tell) -> None:
     """Fill ``folder``.
 
     Args:
-        folder: to write; what an earlier build left there is replaced.
-        architectures: of the GPU, such as ``sm_90a``.
+        folder: the folder to write; what an earlier build left there is replaced.
+        architectures: the architectures of the GPU, such as ``sm_90a``.
         python: version of Python where it will run, such as ``3.12``.
         tell: told the phases.
     """

@@ -1,4 +1,4 @@
-"""What must be right before anything is timed; needs neither PyTorch nor the compiler."""
+"""The checks that must pass before anything is timed; they need neither PyTorch nor the compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where things lie in the folder that is carried to the GPU, and which products and steps are measured."""
+"""The places of things in the folder that is carried to the GPU, and the products and steps that are measured."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class Product:
 
     @property
     def symbol(self) -> str:
-        """Function in a library of products."""
+        """The name of the product's function in a library of products."""
         return f"product_{self.m}_{self.n}_{self.k}"
 
     @property
     def operations(self) -> int:
-        """Multiply-accumulates times two."""
+        """The number of operations: multiply-accumulates times two."""
         return 2 * self.m * self.n * self.k
 
     def to_json(self) -> dict[str, object]:
-        """Fields by name."""
+        """The fields by name, for JSON."""
         return asdict(self)
 
 

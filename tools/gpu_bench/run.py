@@ -80,8 +80,8 @@ def fastest_form(rows: list[Found], timed: list[Found]) -> Found:
     """Which form of the 1-bit products was faster, in the products and in the whole step.
 
     Args:
-        rows: from ``products``.
-        timed: from ``steps``.
+        rows: the rows from ``products``.
+        timed: the times from ``steps``.
     """
     forms = list(rows[0]["forms"]) if rows else []
     default = forms[0] if forms else None
@@ -110,7 +110,8 @@ PYTORCH: dict[str, tuple[str, str | None, float]] = {
     "torch eager bf16": ("bf16", None, 10),
     "torch.compile bf16 max-autotune": ("bf16", "max-autotune-no-cudagraphs", 180),
 }
-"""PyTorch's steps: precision, mode of ``torch.compile``, seconds that must be left to begin one; the surest first."""
+"""The steps of PyTorch: precision, mode of ``torch.compile``, seconds that must be left to begin one; the surest first.
+"""
 
 
 def steps(folder: Path, deadline: float, limits: Found) -> list[Found]:
@@ -163,8 +164,8 @@ def time_product(functions: dict[str, Callable[..., Any]], shape: layout.Product
 
     Args:
         functions: by form, the default first: (signs [1, 1, m, words], panels [n / 16, words, 16], result) -> None.
-        shape: of the product.
-        device: of PyTorch.
+        shape: the shape of the product.
+        device: the device of PyTorch.
     """
     generator = torch.Generator(device=device).manual_seed(0)
     words = shape.k // 32
@@ -199,7 +200,7 @@ def _fp8(a: Tensor, b: Tensor) -> Callable[[], Any]:
 
 
 def _signs(words: Tensor) -> Tensor:
-    """[rows, words] int32 -> [rows, 32 * words] int8 of +1 and -1."""
+    """The signs of packed bits: [rows, words] int32 -> [rows, 32 * words] int8 of +1 and -1."""
     bits = (words.unsqueeze(-1) >> torch.arange(32, device=words.device, dtype=torch.int32)) & 1
     return (2 * bits - 1).to(torch.int8).flatten(1)
 
@@ -239,7 +240,7 @@ def _elapsed(work: Callable[[], Any]) -> float:
 
 
 def _recorded(run: Callable[[], Any], count: int) -> Callable[[], Any]:
-    """``run`` as often as ``count`` in one graph; launched one by one where it cannot be recorded."""
+    """A function that calls ``run`` ``count`` times in one graph; launched one by one where it cannot be recorded."""
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph, capture_error_mode="relaxed"), _stream():
@@ -279,8 +280,8 @@ def torch_step(
         example: name of the model.
         batch: samples in a step.
         precision: ``bf16`` as autocast chooses, ``fp32``, or ``tf32``: PyTorch's own default for fp32 convolutions.
-        mode: of ``torch.compile``; None for eager mode.
-        device: of PyTorch.
+        mode: the mode of ``torch.compile``; None for eager mode.
+        device: the device of PyTorch.
         repeats: steps that are timed.
     """
     from tools.examples import load_example

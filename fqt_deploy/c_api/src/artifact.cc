@@ -71,7 +71,7 @@ std::optional<LabelRange> ParseLabels(const Json& json, const Manifest& manifest
   return labels;
 }
 
-// What holds in every manifest: core/manifest_laws.py.
+// Check what holds in every manifest, as core/manifest_laws.py does.
 void CheckLaws(const Manifest& manifest) {
   const std::vector<int64_t>&x = manifest.x.shape, &y = manifest.y.shape, &logits = manifest.logits.shape;
   if (manifest.x.name != "x" || manifest.y.name != "y") Contradiction("the inputs are not x and y");
@@ -116,7 +116,7 @@ Manifest ParseManifest(const Json& json) {
   return manifest;
 }
 
-// Digest by member.
+// The digests by member.
 std::map<std::string, std::string> ParseSums(const std::string& text, const std::string& path) {
   std::map<std::string, std::string> sums;
   std::istringstream lines(text);

@@ -13,7 +13,7 @@
 
 #include "error.h"
 
-// Of TVM's runtime library, whose headers are not part of tvm_ffi.
+// Functions of TVM's runtime library, whose headers are not part of tvm_ffi.
 namespace tvm::runtime::threading {
 void SetMaxConcurrency(int value);
 void ResetThreadPool();

@@ -12,7 +12,7 @@ UNNAMED_OPERANDS = 3
 
 
 def shown_arguments(node: fx.Node) -> list[tuple[str | None, Any]]:
-    """What to show of a call: the first argument and tensors by place, attributes by name; defaults are left out.
+    """Arguments to show of a call: the first argument and tensors by place, attributes by name; defaults are left out.
 
     Of what is no operator, and is refused before anything is made of it, all is shown as it was called.
     """

@@ -1,4 +1,4 @@
-"""How types and constants of a graph are written, and read."""
+"""Types and constants of a graph, written as text and read from it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def constant_text(constant: Any) -> str:
 
 
 def parse_constant(scanner: Scanner, node_called: Callable[[str, int], fx.Node]) -> Any:
-    """What ``constant_text`` wrote; ``node_called(name, position)`` finds a node."""
+    """The constant that ``constant_text`` wrote; ``node_called(name, position)`` finds a node."""
     scanner.skip_blanks()
     at = scanner.position
     if (name := scanner.accept(VALUE)) is not None:

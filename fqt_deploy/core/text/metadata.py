@@ -1,4 +1,4 @@
-"""What a line says of its node besides what it computes: ``{backward layer=features.3 seq=17 at=model.py:12}``."""
+"""The metadata that a line gives of its node: ``{backward layer=features.3 seq=17 at=model.py:12}``."""
 
 from __future__ import annotations
 

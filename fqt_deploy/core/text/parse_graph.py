@@ -1,4 +1,4 @@
-"""A training graph from its text."""
+"""Parser of the text of a training graph."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CODE = "FQT208"
 _ROLES = ("input", *get_args(get_type_hints(StateTensor)["role"]))
 _INDEX = re.compile(r"\[\d+\]")
 _RULE_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
-"""What PyTorch's and our own shape rules raise for operands that do not fit."""
+"""The errors that PyTorch's and our own shape rules raise for operands that do not fit."""
 
 
 def parse_graph(text: str, *, origin: Path | None = None, values: Mapping[str, Tensor] | None = None) -> TrainingGraph:
@@ -60,7 +60,7 @@ class _Parser:
     graph: TrainingGraph = field(init=False)
 
     def parse(self) -> TrainingGraph:
-        """Read all lines."""
+        """Read all lines and return their graph."""
         scanner = self.scanner
         if scanner.text and scanner.at_end_of_line():
             scanner.next_line()

@@ -26,7 +26,7 @@ class GraphHeader:
 
 
 def graph_text(graph: TrainingGraph) -> str:
-    """One line a layer, an input, a node and an output; docs/ir.md describes them.
+    """The text of a graph, a line each for a layer, an input, a node and an output; docs/ir.md describes them.
 
     The text holds all that passes read of a graph. Of the state it has names, roles and types, not the values.
     """

@@ -97,7 +97,7 @@ class Scanner:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """What may have been meant by ``name``: one of ``known`` that is close to it, else all of them if they are few."""
+    """Names that ``name`` may stand for: one of ``known`` that is close to it, else all of them if they are few."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     if close:
@@ -106,5 +106,5 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def quoted(name: str) -> str:
-    """``name`` as ``Scanner.name`` reads it: in quotation marks only where it must be."""
+    """The text of ``name`` as ``Scanner.name`` reads it: in quotation marks only where it must be."""
     return name if NAME.fullmatch(name) else json.dumps(name)

@@ -42,7 +42,7 @@ def parse_fields(
     """An ``owner`` of what the text gives as ``key=value``.
 
     Args:
-        scanner: where to read.
+        scanner: the scanner of the text to read.
         owner: a dataclass.
         what: is read, for errors.
         end: what ends the list: a closing brace, or a line feed.
@@ -146,7 +146,7 @@ def _parse_tuple(scanner: Scanner, kinds: tuple[Any, ...], name: str) -> tuple[A
 
 
 def _parse_dataclass(scanner: Scanner, kinds: Iterable[Any], name: str, at: int) -> Any:
-    """One of ``kinds`` or of the classes derived from them, as ``sgd{lr=0.1}``."""
+    """The object of one of ``kinds`` or a class derived from one, written as ``sgd{lr=0.1}``."""
     known = {each.__name__.lower(): each for kind in kinds for each in _concrete(kind)}
     found = scanner.expect(NAME, f"a value of {name}: {', '.join(known)}")
     if found not in known:

@@ -29,13 +29,13 @@ def element_hash(index: Tensor, key: Tensor) -> Tensor:
 
 
 def multiply_uint32(x: Tensor, multiplier: int) -> Tensor:
-    """``x * multiplier mod 2^32`` for int64 ``x`` in [0, 2^32), without overflowing int64."""
+    """The product ``x * multiplier mod 2^32`` for int64 ``x`` in [0, 2^32), without overflowing int64."""
     low, high = multiplier & 0xFFFF, multiplier >> 16
     return (x * low + (((x * high) & 0xFFFF) << 16)) & _MASK
 
 
 def element_hash_compute(index: Any, key: te.Tensor) -> Any:
-    """``element_hash`` of the uint32 expression ``index``."""
+    """The random number ``element_hash`` of the uint32 expression ``index``."""
     x = index
     for i, multiplier in enumerate(MULTIPLIERS):
         x = (x ^ tirx.reinterpret("uint32", key[i])) * uint32(multiplier)
@@ -44,7 +44,7 @@ def element_hash_compute(index: Any, key: te.Tensor) -> Any:
 
 
 def uint32(value: int) -> Any:
-    """A uint32 constant."""
+    """The TIR constant of type uint32."""
     return tirx.const(value, "uint32")
 
 

@@ -13,6 +13,6 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def dtype_of(expression: Any) -> str:
-    """``float32``, ``bool``, ... of a tensor, an element of one, or an expression, whatever kind of node it is."""
+    """The type, ``float32``, ``bool``, ..., of a tensor, an element of one, or an expression of any kind of node."""
     dtype = getattr(expression, "dtype", None)
     return str(expression.ty.dtype if dtype is None else dtype)

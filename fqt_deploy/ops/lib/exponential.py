@@ -7,18 +7,18 @@ from typing import Any
 from tvm import tirx
 
 LOWEST, HIGHEST = -104.0, 89.0
-"""Beyond them the result is 0 or infinity in float32."""
+"""Bounds beyond which the result is 0 or infinity in float32."""
 LOWEST_PRECISE = -87.0
-"""Below it the result has no full precision in float32."""
+"""Bound below which the result has no full precision in float32."""
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
-"""ln 2 in two parts: a multiple of the first is exact."""
+"""The number ln 2 in two parts: a multiple of the first is exact."""
 _COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-"""Of ``(exp(f) - 1 - f) / f^2`` for ``|f| <= ln 2 / 2`` (Cephes, ``expf``)."""
+"""Coefficients of ``(exp(f) - 1 - f) / f^2`` for ``|f| <= ln 2 / 2`` (Cephes, ``expf``)."""
 
 
 def exponential(x: Any) -> Any:
-    """``exp(x)`` of a float32 expression; relative error below 2e-7, infinities and NaN as usual."""
+    """The exponential of a float32 expression ``x``; relative error below 2e-7, infinities and NaN as usual."""
     bounded = tirx.Select(x > HIGHEST, tirx.const(HIGHEST, "float32"), x)
     bounded = tirx.Select(x < LOWEST, tirx.const(LOWEST, "float32"), bounded)
     mantissa, exponent = _mantissa_and_exponent(bounded)
@@ -28,7 +28,7 @@ def exponential(x: Any) -> Any:
 
 
 def decay(x: Any) -> Any:
-    """``exp(x)`` of a float32 expression that is not positive, in fewer operations.
+    """The exponential of a float32 expression that is not positive, in fewer operations.
 
     The relative error is below 2e-7 down to ``x = -87``; less gives what -87 does, 1e-38.
     """
@@ -39,7 +39,7 @@ def decay(x: Any) -> Any:
 
 
 def _mantissa_and_exponent(x: Any) -> tuple[Any, Any]:
-    """``exp(x)`` as a float32 near 1 and an int32 power of two."""
+    """The exponential of ``x`` as a float32 near 1 and an int32 power of two."""
     power = tirx.floor(x * _LOG2_E + 0.5)
     f = x - power * _LN2_HIGH - power * _LN2_LOW
     series: Any = tirx.const(_COEFFICIENTS[0], "float32")
@@ -49,5 +49,5 @@ def _mantissa_and_exponent(x: Any) -> tuple[Any, Any]:
 
 
 def _power_of_two(exponent: Any) -> Any:
-    """``2 ** exponent`` for an int32 expression in [-126, 127]."""
+    """The power ``2 ** exponent`` for an int32 expression in [-126, 127]."""
     return tirx.reinterpret("float32", (exponent + 127) << 23)

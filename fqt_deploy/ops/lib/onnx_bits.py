@@ -11,15 +11,15 @@ from fqt_deploy.ops.lib.stochastic_code import FRACTION
 
 _BYTE = np.arange(256)
 BITS = (_BYTE[:, None] >> np.arange(8)) & 1
-"""[256, 8]: the bits of every byte, 0 or 1."""
+"""The bits of every byte, 0 or 1: [256, 8]."""
 SIGNS = 2 * BITS - 1
-"""[256, 8]: the bits of every byte, -1 or +1."""
+"""The bits of every byte, -1 or +1: [256, 8]."""
 ONES = BITS.sum(1)
-"""[256]: number of ones in every byte."""
+"""The number of ones in every byte: [256]."""
 
 
 def pack(op: Body, bits: str) -> str:
-    """[..., C] bool -> [..., ceil(C / 32)] int32."""
+    """The bits packed into words: [..., C] bool -> [..., ceil(C / 32)] int32."""
     count = op.extent(bits, -1)
     word = op.constant([WORD], "int64")
     words = op("Div", op("Add", count, op.constant([WORD - 1], "int64")), word)
@@ -33,7 +33,7 @@ def pack(op: Body, bits: str) -> str:
 
 
 def table(op: Body, words: str, entries: np.ndarray, dtype: str) -> str:
-    """[...] int32 -> [..., 4, *entries.shape[1:]]: the entry of each byte, the lowest byte first.
+    """The entry of each byte, lowest first: [...] int32 -> [..., 4, *entries.shape[1:]].
 
     A table turns eight bits at a time into numbers without a wide integer for each.
     """
@@ -44,12 +44,12 @@ def table(op: Body, words: str, entries: np.ndarray, dtype: str) -> str:
 
 
 def unpack(op: Body, words: str, entries: np.ndarray, dtype: str) -> str:
-    """[..., W] int32 -> [..., 32 W] of ``dtype``; ``entries`` is ``BITS`` or ``SIGNS``."""
+    """The bits of words: [..., W] int32 -> [..., 32 W] of ``dtype``; ``entries`` is ``BITS`` or ``SIGNS``."""
     return op.reshape(table(op, words, entries, dtype), op("Shape", words, end=-1), -1)
 
 
 def to_panels(op: Body, rows: str) -> str:
-    """[R, W] -> [ceil(R / 16), W, 16]; missing rows are 0."""
+    """The rows in panels: [R, W] -> [ceil(R / 16), W, 16]; missing rows are 0."""
     count, panel = op.extent(rows, 0), op.constant([PANEL], "int64")
     above = op("Add", count, op.constant([PANEL - 1], "int64"))
     missing = op("Sub", op("Mul", op("Div", above, panel), panel), count)
@@ -58,7 +58,7 @@ def to_panels(op: Body, rows: str) -> str:
 
 
 def from_panels(op: Body, panels: str, rows: str) -> str:
-    """[P, W, 16] -> [R, W], R = ``rows`` ([1] int64)."""
+    """The rows of panels: [P, W, 16] -> [R, W], R = ``rows`` ([1] int64)."""
     flat = op.reshape(op("Transpose", panels, perm=[0, 2, 1]), -1, op.extent(panels, 1))
     return op.front(flat, rows, 0)
 
@@ -71,14 +71,14 @@ def codes_of_planes(op: Body, planes: str, axis: int) -> str:
 
 
 def planes_of_codes(op: Body, codes: str, bits: str) -> str:
-    """[..., C] uint8 -> [..., B, C] bool, B = ``bits`` ([] int64)."""
+    """The bit-planes of codes: [..., C] uint8 -> [..., B, C] bool, B = ``bits`` ([] int64)."""
     shifts = op.cast(op.reshape(op.range(bits), -1, 1), "uint8")
     shifted = op("BitShift", op.unsqueeze(codes, -2), shifts, direction="RIGHT")
     return op.cast(op("BitwiseAnd", shifted, op.constant(1, "uint8")), "bool")
 
 
 def element_hash(op: Body, index: str, key: str) -> str:
-    """``counter_random.element_hash``: [...] uint32 and [2] int32 -> [...] uint32."""
+    """The random numbers of ``counter_random.element_hash``: [...] uint32 and [2] int32 -> [...] uint32."""
     x, words = index, op.cast(key, "uint32")
     for i, multiplier in enumerate(MULTIPLIERS):
         word = op("Gather", words, op.constant(i, "int64"), axis=0)
@@ -88,12 +88,12 @@ def element_hash(op: Body, index: str, key: str) -> str:
 
 
 def shift_right(op: Body, x: str, count: int, dtype: str = "uint32") -> str:
-    """``x >> count``."""
+    """The bits of ``x`` shifted right by ``count``."""
     return op("BitShift", x, op.constant(count, dtype), direction="RIGHT")
 
 
 def rounded(op: Body, value: str, zero: str, reciprocal: str, index: str, key: str, bits: str) -> str:
-    """``stochastic_code.rounded``; ``index`` is uint32, ``bits`` a [] int64; the result is uint8."""
+    """The codes of ``stochastic_code.rounded``, uint8; ``index`` is uint32, ``bits`` a [] int64."""
     above = op("Sub", op("Max", value, zero), zero)
     scaled = op("Mul", above, op("Mul", reciprocal, op.constant(2.0**FRACTION, "float32")))
     fixed = op.cast(op.cast(scaled, "int32"), "uint32")

@@ -1,4 +1,4 @@
-"""An op in ONNX: the body of a model-local function in standard ops, written once for all shapes and attributes."""
+"""The body of an op in ONNX: a model-local function in standard ops, written once for all shapes and attributes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Reference:
     """An attribute of the function, as the attribute of a node in its body.
 
     Attributes:
-        name: of the function's attribute.
+        name: the name of the function's attribute.
         kind: its type.
     """
 
@@ -42,7 +42,7 @@ class OnnxValue:
     """A value of an ONNX graph.
 
     Attributes:
-        name: in ONNX.
+        name: the name in ONNX.
         dtype: NumPy's name of the element type.
         shape: extents.
     """
@@ -53,7 +53,7 @@ class OnnxValue:
 
 
 class OnnxWriter(Protocol):
-    """What writes the nodes of a graph."""
+    """The writer of a graph's nodes."""
 
     def __call__(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Append a node of one output and return that."""
@@ -62,7 +62,7 @@ class OnnxWriter(Protocol):
         """A constant; equal ones are stored once."""
 
     def cast(self, operand: OnnxValue, dtype: str) -> str:
-        """``operand`` as ``dtype``."""
+        """The operand converted to ``dtype``."""
 
 
 class Body:
@@ -112,7 +112,7 @@ class Body:
         return self.cast(self.double(name), "float32")
 
     def cast(self, x: str, dtype: str) -> str:
-        """``x`` as ``dtype``; integers keep their low bits."""
+        """The value ``x`` converted to ``dtype``; integers keep their low bits."""
         return self("Cast", x, to=element_type(dtype))
 
     def extent(self, x: str, axis: int) -> str:
@@ -126,18 +126,18 @@ class Body:
         return self("Concat", *values, axis=0)
 
     def reshape(self, x: str, *parts: str | int) -> str:
-        """``x`` in another shape; 0 keeps an extent, -1 stands for the rest."""
+        """The value ``x`` in another shape; 0 keeps an extent, -1 stands for the rest."""
         if all(isinstance(part, int) for part in parts):
             return self("Reshape", x, self.constant(parts, "int64"))
         return self("Reshape", x, self.shape(*parts))
 
     def range(self, count: str) -> str:
-        """0, 1, ... below ``count`` ([] or [1] int64), as int64."""
+        """The numbers 0, 1, ... below ``count`` ([] or [1] int64), as int64."""
         scalar = self("Reshape", count, self.constant([], "int64"))
         return self("Range", self.constant(0, "int64"), scalar, self.constant(1, "int64"))
 
     def front(self, x: str, count: str, axis: int) -> str:
-        """The first ``count`` ([1] int64) elements along ``axis``."""
+        """The first ``count`` ([1] int64) elements of ``x`` along ``axis``."""
         return self("Slice", x, self.constant([0], "int64"), count, self.constant([axis], "int64"))
 
     def back(self, x: str, start: str, axis: int) -> str:
@@ -146,19 +146,19 @@ class Body:
         return self("Slice", x, start, end, self.constant([axis], "int64"))
 
     def sum(self, x: str, *axes: int, keepdims: int = 0) -> str:
-        """Sum over ``axes``."""
+        """The sum of ``x`` over ``axes``."""
         return self("ReduceSum", x, self.constant(axes, "int64"), keepdims=keepdims)
 
     def unsqueeze(self, x: str, *axes: int) -> str:
-        """``x`` with new axes of one element at ``axes``."""
+        """The value ``x`` with new axes of one element at ``axes``."""
         return self("Unsqueeze", x, self.constant(axes, "int64"))
 
     def channels_first(self, x: str) -> str:
-        """NHWC to NCHW."""
+        """The images ``x`` turned from NHWC to NCHW."""
         return self("Transpose", x, perm=[0, 3, 1, 2])
 
     def channels_last(self, x: str) -> str:
-        """NCHW to NHWC."""
+        """The images ``x`` turned from NCHW to NHWC."""
         return self("Transpose", x, perm=[0, 2, 3, 1])
 
 
@@ -170,7 +170,7 @@ def ints(name: str) -> Reference:
 def make_node(
     op: str, inputs: Sequence[str], outputs: Sequence[str], name: str, attributes: Attributes, domain: str = ""
 ) -> NodeProto:
-    """One node; an attribute that is a ``Reference`` refers to one of the function around it."""
+    """A node; an attribute that is a ``Reference`` refers to one of the function around it."""
     plain = {key: value for key, value in attributes.items() if not isinstance(value, Reference)}
     node = helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain, **plain)
     for key, value in attributes.items():
@@ -188,8 +188,8 @@ def kernel_key(name: str, arguments: Sequence[Any]) -> str:
     """Names the kernel of one call by op, arguments, shapes and types: equal for calls that a kernel can serve alike.
 
     Args:
-        name: of the op.
-        arguments: of the call, with real or fake tensors.
+        name: the name of the op.
+        arguments: the arguments of the call, with real or fake tensors.
     """
 
     def signature(argument: Any) -> Any:

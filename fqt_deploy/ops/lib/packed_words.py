@@ -10,9 +10,9 @@ from torch import Tensor
 from tvm import te, tirx
 
 WORD = 32
-"""Elements in one word."""
+"""Number of elements in one word."""
 PANEL = 16
-"""Rows that packed weights and positions interleave: one 512-bit register of words."""
+"""Number of rows that a panel of packed weights or positions interleaves: one 512-bit register of words."""
 
 
 def word_count(elements: int) -> int:
@@ -26,7 +26,7 @@ def panel_count(rows: int) -> int:
 
 
 def pack_last_axis(bits: Tensor) -> Tensor:
-    """[..., C] bool -> [..., words] int32."""
+    """The bits of the last axis packed into words: [..., C] bool -> [..., ceil(C / 32)] int32."""
     padding = -bits.shape[-1] % WORD
     padded = torch.nn.functional.pad(bits.to(torch.int64), (0, padding))
     grouped = padded.reshape(*padded.shape[:-1], -1, WORD)
@@ -35,19 +35,19 @@ def pack_last_axis(bits: Tensor) -> Tensor:
 
 
 def unpack_last_axis(words: Tensor, count: int) -> Tensor:
-    """[..., words] int32 -> [..., count] int64 of zeros and ones."""
+    """The bits of words: [..., words] int32 -> [..., count] int64 of zeros and ones."""
     bits = (words.to(torch.int64).unsqueeze(-1) >> torch.arange(WORD)) & 1
     return bits.flatten(-2)[..., :count]
 
 
 def to_panels(rows: Tensor) -> Tensor:
-    """[R, words] -> [panels, words, PANEL]; missing rows are 0."""
+    """The rows in panels: [R, words] -> [panels, words, PANEL]; missing rows are 0."""
     padded = torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[0] % PANEL))
     return padded.reshape(-1, PANEL, padded.shape[1]).transpose(1, 2).contiguous()
 
 
 def from_panels(panels: Tensor, rows: int) -> Tensor:
-    """[panels, words, PANEL] -> [rows, words]."""
+    """The rows of panels: [panels, words, PANEL] -> [rows, words]."""
     return panels.transpose(1, 2).flatten(0, 1)[:rows]
 
 

@@ -1,4 +1,4 @@
-"""Convolution for references, without oneDNN."""
+"""A convolution for references that does not use oneDNN."""
 
 from __future__ import annotations
 

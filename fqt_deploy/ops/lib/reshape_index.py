@@ -1,4 +1,4 @@
-"""From the index of an element to its place in another shape."""
+"""The index of an element after a change of shape."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tvm import tirx
 
 
 def reshape_index(index: tuple[Any, ...], target: list[int], source: list[int]) -> list[Any]:
-    """Where element ``index`` of a tensor viewed as ``target`` lies in its ``source`` shape.
+    """The place where element ``index`` of a tensor viewed as ``target`` lies in its ``source`` shape.
 
     Axes are matched in groups of equal size, so that an axis common to both shapes stays a plain index.
     """

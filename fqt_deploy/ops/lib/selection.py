@@ -1,4 +1,4 @@
-"""From which groups are kept to indices, slots and weights: shared by the two selections."""
+"""Common parts of both selections: indices, slots and weights from the groups that are kept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def selected(kept: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def selected_shapes(score: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Shape rule: [G] -> [K], [G], [K]."""
+    """Shape rule of both selections: [G] -> [K], [G], [K]."""
     if score.ndim != 1 or not 1 <= keep <= score.shape[0]:
         raise ValueError(f"cannot keep {keep} of {tuple(score.shape)} groups")
     return (
@@ -35,7 +35,7 @@ def selected_shapes(score: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def selected_compute(kept: te.Tensor, weight: Any, keep: int, name: str) -> tuple[te.Tensor, ...]:
-    """``selected`` of a 0/1 int32 stage ``kept`` [G] and an expression ``weight(i)``."""
+    """The loop nests of ``selected``, from a 0/1 int32 stage ``kept`` [G] and an expression ``weight(i)``."""
     groups = int(kept.shape[0])
     j = te.reduce_axis((0, groups), "j")
     before = te.compute((groups,), lambda i: te.sum(tirx.Select(j < i, kept[j], 0), axis=j), name=f"{name}_before")
@@ -46,7 +46,7 @@ def selected_compute(kept: te.Tensor, weight: Any, keep: int, name: str) -> tupl
 
 
 def ranked(first_precedes: Any, groups: int, name: str) -> te.Tensor:
-    """Stage [G] int32: how many groups precede each one; ``first_precedes(j, i)`` is a total order."""
+    """The stage [G] int32 of ranks, how many groups precede each; ``first_precedes(j, i)`` is a total order."""
     j = te.reduce_axis((0, groups), "j")
     return te.compute((groups,), lambda i: te.sum(tirx.Select(first_precedes(j, i), 1, 0), axis=j), name=name)
 

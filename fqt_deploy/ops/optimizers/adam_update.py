@@ -20,7 +20,7 @@ from fqt_deploy.ops.traits import (
 
 @define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class AdamUpdate(FqtOp):
-    """What ``torch.optim.Adam`` and ``torch.optim.AdamW`` do.
+    """The update that ``torch.optim.Adam`` and ``torch.optim.AdamW`` make of a parameter.
 
     Attributes:
         param: [...] float32.
@@ -67,7 +67,7 @@ class AdamUpdate(FqtOp):
         return kept - step_size * m / (v.sqrt() * root + self.eps), m, v
 
     def fake(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Shape rule: as ``param``, thrice."""
+        """Shape rule: three tensors like ``param``."""
         if (
             not self.param.shape == self.m.shape == self.v.shape == self.grad.shape
             or self.step.dim() != 0
@@ -118,12 +118,12 @@ class AdamUpdate(FqtOp):
         return tuple(te.compute(self.param.shape, updated, name="adam_update"))
 
     def cost(self) -> Cost:
-        """A dozen operations an element; reads four tensors and writes three."""
+        """The cost: a dozen operations an element; reads four tensors and writes three."""
         return Cost(flops=12 * self.param.numel(), bytes_moved=7 * tensor_bytes(self.param))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """First and later steps, no decay, both decays, two groups, odd shapes."""
+        """The samples: first and later steps, no decay, both decays, two groups, odd shapes."""
         g = torch.Generator().manual_seed(0)
         rates = torch.tensor([1e-3, 1e-2])
         cases = (
@@ -138,7 +138,7 @@ class AdamUpdate(FqtOp):
             yield param, m, v, grad, rates, torch.tensor(step), group, 0.9, 0.999, 1e-8, decay, decoupled
 
     def onnx_body(self, op: Body) -> tuple[str, str, str]:
-        """Corrections in double precision, as in the reference; the rest element-wise."""
+        """The ONNX body: corrections in double precision, as in the reference; the rest element-wise."""
         m, v = self.m, self.v
         beta1, beta2, one = op.double("beta1"), op.double("beta2"), op.constant(1.0, "float64")
         t, rate = op.cast(self.step, "float64"), op("Gather", self.lr, op.integer("group"), axis=0)

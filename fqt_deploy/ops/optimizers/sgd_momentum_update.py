@@ -20,7 +20,7 @@ from fqt_deploy.ops.traits import (
 
 @define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class SgdMomentumUpdate(FqtOp):
-    """What ``torch.optim.SGD`` does with momentum and no dampening.
+    """The update that ``torch.optim.SGD`` with momentum and no dampening makes of a parameter.
 
     Attributes:
         param: [...] float32.
@@ -55,7 +55,7 @@ class SgdMomentumUpdate(FqtOp):
         return self.param - self.lr[self.group] * (gradient + self.momentum * buf if self.nesterov else buf), buf
 
     def fake(self) -> tuple[Tensor, Tensor]:
-        """Shape rule: as ``param``, twice."""
+        """Shape rule: two tensors like ``param``."""
         if (
             not self.param.shape == self.buf.shape == self.grad.shape
             or self.step.dim() != 0
@@ -85,12 +85,12 @@ class SgdMomentumUpdate(FqtOp):
         return tuple(te.compute(self.param.shape, updated, name="sgd_momentum_update"))
 
     def cost(self) -> Cost:
-        """Reads three tensors and writes two."""
+        """The cost: three tensors are read and two are written."""
         return Cost(flops=(8 if self.nesterov else 6) * self.param.numel(), bytes_moved=5 * tensor_bytes(self.param))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """First and later steps, decay, look-ahead, two groups, odd shapes."""
+        """The samples: first and later steps, decay, look-ahead, two groups, odd shapes."""
         g = torch.Generator().manual_seed(0)
         rates = torch.tensor([1e-3, 1e-1])
         cases = (
@@ -104,7 +104,7 @@ class SgdMomentumUpdate(FqtOp):
             yield param, buf, grad, rates, torch.tensor(step), group, 0.9, nesterov, decay
 
     def onnx_body(self, op: Body) -> tuple[str, str]:
-        """Element-wise; ``nesterov`` chooses between two directions."""
+        """The ONNX body: element-wise; ``nesterov`` chooses between two directions."""
         momentum = op.float("momentum")
         gradient = op("Add", self.grad, op("Mul", self.param, op.float("weight_decay")))
         first = op("Equal", self.step, op.constant(1, "int64"))

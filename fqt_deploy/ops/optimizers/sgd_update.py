@@ -20,7 +20,7 @@ from fqt_deploy.ops.traits import (
 
 @define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class SgdUpdate(FqtOp):
-    """What ``torch.optim.SGD`` does without momentum.
+    """The update that ``torch.optim.SGD`` without momentum makes of a parameter.
 
     Attributes:
         param: [...] float32.
@@ -44,13 +44,13 @@ class SgdUpdate(FqtOp):
         return self.param - self.lr[self.group] * (self.grad + self.weight_decay * self.param)
 
     def fake(self) -> Tensor:
-        """Shape rule: as ``param``."""
+        """Shape rule: a tensor like ``param``."""
         if self.param.shape != self.grad.shape or not 0 <= self.group < self.lr.shape[0]:
             raise ValueError(f"parameter {tuple(self.param.shape)} and gradient {tuple(self.grad.shape)} do not match")
         return self.param.new_empty(tuple(self.param.shape))
 
     def compute(self) -> te.Tensor:
-        """Element-wise; may overwrite the parameter in place."""
+        """The loop nest: element-wise; may overwrite the parameter in place."""
 
         def updated(*i: Any) -> Any:
             gradient = self.grad[i] + self.weight_decay * self.param[i] if self.weight_decay else self.grad[i]
@@ -59,18 +59,18 @@ class SgdUpdate(FqtOp):
         return te.compute(self.param.shape, updated, name="sgd_update")
 
     def cost(self) -> Cost:
-        """Reads two tensors and writes one."""
+        """The cost: two tensors are read and one is written."""
         return Cost(flops=4 * self.param.numel(), bytes_moved=3 * tensor_bytes(self.param))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """With and without decay, two groups, odd shapes."""
+        """The samples: with and without decay, two groups, odd shapes."""
         g = torch.Generator().manual_seed(0)
         rates = torch.tensor([1e-3, 1e-1])
         for shape, group, decay in (((16, 32, 3, 3), 0, 0.0), ((7, 5), 1, 1e-2), ((1,), 1, 0.0)):
             yield torch.randn(shape, generator=g), torch.randn(shape, generator=g), rates, group, decay
 
     def onnx_body(self, op: Body) -> str:
-        """Element-wise."""
+        """The ONNX body: element-wise."""
         gradient = op("Add", self.grad, op("Mul", self.param, op.float("weight_decay")))
         return op("Sub", self.param, op("Mul", gradient, op("Gather", self.lr, op.integer("group"), axis=0)))

@@ -33,7 +33,7 @@ from fqt_deploy.ops.traits import (
 
 
 def table_rows(op: Body, words: str) -> str:
-    """[T, W, P] int32 -> [T, W, P, 32] uint8, the bits of every word."""
+    """The bits of every word: [T, W, P] int32 -> [T, W, P, 32] uint8."""
     return op.reshape(table(op, words, BITS, "uint8"), 0, 0, 0, WORD)
 
 
@@ -48,8 +48,8 @@ class PackPositions(FqtOp):
         x_bits: [N, H, W, ceil(I / 32)] int32.
         in_channels: I.
         kernel: KH, KW; T = KH * KW.
-        stride: of the forward convolution.
-        padding: of the forward convolution.
+        stride: the stride of the forward convolution.
+        padding: the padding of the forward convolution.
         output_hw: OH, OW.
 
     Returns:
@@ -98,7 +98,7 @@ class PackPositions(FqtOp):
         return self.x_bits.new_empty((panel_count(rows), word_count(n * self.output_hw[0] * self.output_hw[1]), PANEL))
 
     def compute(self) -> te.Tensor:
-        """Gather bit by bit."""
+        """The loop nest: gather bit by bit."""
         n, h, w, _ = (int(d) for d in self.x_bits.shape)
         taps = self.kernel[0] * self.kernel[1]
         positions, image = n * self.output_hw[0] * self.output_hw[1], self.output_hw[0] * self.output_hw[1]
@@ -126,13 +126,13 @@ class PackPositions(FqtOp):
         return packed(shape, bit, name="pack_positions")
 
     def cost(self) -> Cost:
-        """Memory traffic only."""
+        """The cost: memory traffic only."""
         rows = self.fake()
         return Cost(bytes_moved=tensor_bytes(self.x_bits, rows))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Padding, stride, partial words of channels and of positions, a linear layer."""
+        """The samples: padding, stride, partial words of channels and of positions, a linear layer."""
         g = torch.Generator().manual_seed(0)
         cases = (
             (2, 8, 8, 32, [3, 3], [1, 1], [1, 1]),
@@ -152,7 +152,7 @@ class PackPositions(FqtOp):
             yield x, i, kernel, stride, padding, output_extents([h, w], kernel, stride, padding)
 
     def onnx_body(self, op: Body) -> str:
-        """Gather the packed channels of every tap and position, then turn positions into the packed axis."""
+        """The ONNX body: the packed channels of every tap and position; then positions become the packed axis."""
         kernel, stride, output = op.integers("kernel_shape"), op.integers("strides"), op.integers("output_hw")
         channels = op("Unsqueeze", op.integer("in_channels"), op.constant([0], "int64"))
         padded = op("Pad", self.x_bits, op.integers("pads"), op.constant(0, "int32"))
@@ -185,7 +185,7 @@ class PackPositions(FqtOp):
         return onnx_bits.to_panels(op, onnx_bits.pack(op, op.cast(both, "bool")))
 
     def onnx_attributes(self) -> Attributes:
-        """The image's padding comes as ``Pad`` takes it."""
+        """The attributes in ONNX; the image's padding comes as ``Pad`` takes it."""
         return {
             "in_channels": self.in_channels,
             "kernel_shape": self.kernel,

@@ -44,7 +44,7 @@ class PackSigns(FqtOp):
         return self.x.new_empty((*self.x.shape[:-1], word_count(self.x.shape[-1])), dtype=torch.int32)
 
     def compute(self) -> te.Tensor:
-        """Compare in one pass, collect the bits in another."""
+        """The loop nest: compare in one pass, collect the bits in another."""
         *leading, channels = (int(d) for d in self.x.shape)
         positive = te.compute(self.x.shape, lambda *i: (self.x[i] > 0.0).astype("uint8"), name="pack_signs_positive")
 
@@ -58,12 +58,12 @@ class PackSigns(FqtOp):
         return packed((*leading, word_count(channels)), bit, name="pack_signs")
 
     def cost(self) -> Cost:
-        """One comparison an element."""
+        """The cost: one comparison an element."""
         return Cost(flops=self.x.numel(), bytes_moved=tensor_bytes(self.x) + self.x.numel() // 8)
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Whole and partial words, zeros of both signs."""
+        """The samples: whole and partial words, zeros of both signs."""
         g = torch.Generator().manual_seed(0)
         yield (torch.randn(3, 4, 5, 64, generator=g),)
         yield (torch.randn(2, 3, 3, 33, generator=g),)
@@ -71,5 +71,5 @@ class PackSigns(FqtOp):
         yield (torch.tensor([[0.0, -0.0, 1e-38, -1e-38]]),)
 
     def onnx_body(self, op: Body) -> str:
-        """Compare, then collect the bits."""
+        """The ONNX body: compare, then collect the bits."""
         return pack(op, op("Greater", self.x, op.constant(0.0, "float32")))

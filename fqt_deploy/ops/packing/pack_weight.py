@@ -52,7 +52,7 @@ class PackWeight(FqtOp):
         return self.w.new_empty((panel_count(o), kh * kw * word_count(i), PANEL), dtype=torch.int32)
 
     def compute(self) -> te.Tensor:
-        """Bits past the last channel are 0."""
+        """The loop nest: words of compared channels, whose bits past the last channel are 0."""
         o, i, kh, kw = (int(d) for d in self.w.shape)
         words = word_count(i)
 
@@ -67,17 +67,17 @@ class PackWeight(FqtOp):
         return packed((panel_count(o), kh * kw * words, PANEL), bit, name="pack_weight")
 
     def cost(self) -> Cost:
-        """One comparison an element."""
+        """The cost: one comparison an element."""
         return Cost(flops=self.w.numel(), bytes_moved=tensor_bytes(self.w) + self.w.numel() // 8)
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Whole panels, partial ones, a linear layer."""
+        """The samples: whole panels, partial ones, a linear layer."""
         g = torch.Generator().manual_seed(0)
         yield (torch.randn(32, 64, 3, 3, generator=g),)
         yield (torch.randn(10, 33, 3, 2, generator=g),)
         yield (torch.randn(17, 70, 1, 1, generator=g),)
 
     def onnx_body(self, op: Body) -> str:
-        """Channels last, pack, interleave rows."""
+        """The ONNX body: channels last, pack, interleave rows."""
         return packed_rows(op, op("Transpose", self.w, perm=[0, 2, 3, 1]))

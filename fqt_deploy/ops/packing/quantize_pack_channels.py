@@ -48,7 +48,7 @@ class QuantizePackChannels(QuantizeChannels):
         return self.g.new_empty((word_count(samples * positions), self.bits, kept), dtype=torch.int32)
 
     def compute(self) -> te.Tensor:
-        """Codes in one pass, bits collected in another."""
+        """The loop nest: codes in one pass, bits collected in another."""
         codes = self.codes("quantize_pack_channels_codes")
         samples, positions, kept = (int(d) for d in codes.shape)
         total = samples * positions
@@ -63,12 +63,12 @@ class QuantizePackChannels(QuantizeChannels):
         return packed((word_count(total), self.bits, kept), bit, name="quantize_pack_channels")
 
     def cost(self) -> Cost:
-        """Twenty operations an element."""
+        """The cost: twenty operations an element."""
         kept = self.g.shape[0] * self.g.shape[1] * self.zero.shape[0]
         return Cost(flops=20 * kept, bytes_moved=4 * kept + self.bits * kept // 8)
 
     def onnx_body(self, op: Body) -> str:
-        """Codes, planes over positions, words."""
+        """The ONNX body: codes, planes over positions, words."""
         codes = super().onnx_body(op)
         by_channel = op("Transpose", op.reshape(codes, -1, op.extent(codes, 2)), perm=[1, 0])
         words = pack(op, planes_of_codes(op, by_channel, op.integer("bits")))  # [K, B, W]

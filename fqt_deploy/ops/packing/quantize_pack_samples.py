@@ -48,7 +48,7 @@ class QuantizePackSamples(QuantizeSamples):
         return self.g.new_empty((kept, positions, self.bits, word_count(channels)), dtype=torch.int32)
 
     def compute(self) -> te.Tensor:
-        """Codes in one pass, bits collected in another."""
+        """The loop nest: codes in one pass, bits collected in another."""
         codes = self.codes("quantize_pack_samples_codes", "uint8")
         kept, positions, channels = (int(d) for d in codes.shape)
 
@@ -62,11 +62,11 @@ class QuantizePackSamples(QuantizeSamples):
         return packed((kept, positions, self.bits, word_count(channels)), bit, name="quantize_pack_samples")
 
     def cost(self) -> Cost:
-        """Twenty operations an element."""
+        """The cost: twenty operations an element."""
         kept = self.zero.shape[0] * self.g.shape[1] * self.g.shape[2]
         return Cost(flops=20 * kept, bytes_moved=4 * kept + self.bits * kept // 8)
 
     def onnx_body(self, op: Body) -> str:
-        """Codes, planes, words."""
+        """The ONNX body: codes, planes, words."""
         codes = super().onnx_body(op)
         return pack(op, planes_of_codes(op, codes, op.integer("bits")))

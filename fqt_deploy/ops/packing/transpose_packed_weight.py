@@ -60,7 +60,7 @@ class TransposePackedWeight(FqtOp):
         return self.w_bits.new_empty((panel_count(self.in_channels), self.taps * word_count(self.out_channels), PANEL))
 
     def compute(self) -> te.Tensor:
-        """Gather bit by bit; bits past the last channel are 0."""
+        """The loop nest: gather bit by bit; bits past the last channel are 0."""
         words_in, words_out = word_count(self.in_channels), word_count(self.out_channels)
 
         def bit(panel: Any, tap_word: Any, lane: Any, k: Any) -> Any:
@@ -75,18 +75,18 @@ class TransposePackedWeight(FqtOp):
         )
 
     def cost(self) -> Cost:
-        """Memory traffic only."""
+        """The cost: memory traffic only."""
         return Cost(bytes_moved=tensor_bytes(self.w_bits, self.fake()))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Whole and partial words and panels, one tap and several."""
+        """The samples: whole and partial words and panels, one tap and several."""
         g = torch.Generator().manual_seed(0)
         for o, i, taps in ((64, 32, 9), (48, 96, 1), (33, 5, 1), (10, 70, 4)):
             yield PackWeight(torch.randn(o, i, taps, 1, generator=g)).reference(), i, o, taps
 
     def onnx_body(self, op: Body) -> str:
-        """Unpack, transpose, pack."""
+        """The ONNX body: unpack, transpose, pack."""
         names = ("out_channels", "in_channels", "taps")
         rows, channels, taps = (op.reshape(op.integer(name), 1) for name in names)
         words = op.reshape(onnx_bits.from_panels(op, self.w_bits, rows), rows, taps, -1)

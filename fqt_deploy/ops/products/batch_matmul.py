@@ -51,7 +51,7 @@ class BatchMatmul(FqtOp):
         return self.a.new_empty((self.a.shape[0], self.a.shape[1], self.b.shape[2]))
 
     def compute(self) -> te.Tensor:
-        """Sum of products."""
+        """The loop nest: sum of products."""
         k = te.reduce_axis((0, int(self.a.shape[2])), "k")
         return te.compute(
             (int(self.a.shape[0]), int(self.a.shape[1]), int(self.b.shape[2])),
@@ -60,16 +60,16 @@ class BatchMatmul(FqtOp):
         )
 
     def cost(self) -> Cost:
-        """Two operations a multiply-accumulate."""
+        """The cost: two operations a multiply-accumulate."""
         return Cost(flops=2 * self.a.numel() * self.b.shape[2], bytes_moved=tensor_bytes(self.a, self.b, self.fake()))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Full and odd extents, single elements."""
+        """The samples: full and odd extents, single elements."""
         r = torch.Generator().manual_seed(0)
         for batch, m, k, n in ((2, 4, 32, 16), (3, 5, 7, 9), (1, 1, 1, 1)):
             yield torch.randn(batch, m, k, generator=r), torch.randn(batch, k, n, generator=r)
 
     def onnx_body(self, op: Body) -> str:
-        """The same in ONNX."""
+        """The ONNX body: a matrix product for each sample."""
         return op("MatMul", self.a, self.b)

@@ -35,7 +35,7 @@ from fqt_deploy.ops.traits import (
 
 
 def signs_of_weight(w_bits: Tensor, in_channels: int, out_channels: int, kernel: list[int]) -> Tensor:
-    """[O, I, KH, KW] int64 signs of a packed weight."""
+    """The signs of a packed weight: [O, I, KH, KW] int64."""
     rows = from_panels(w_bits, out_channels)
     taps = rows.view(out_channels, kernel[0], kernel[1], -1)
     return (2 * unpack_last_axis(taps, in_channels) - 1).permute(0, 3, 1, 2)
@@ -47,7 +47,7 @@ def result_dtype(in_channels: int, kernel: list[int]) -> torch.dtype:
 
 
 def exact_below(largest: int) -> None:
-    """``ValueError`` if float32 cannot count to ``largest``: ONNX Runtime has no fast integer convolution."""
+    """Raise ``ValueError`` if float32 cannot count to ``largest``: ONNX Runtime has no fast integer convolution."""
     if largest >= 2**24:
         raise ValueError(f"sums of up to {largest} are not exact in float32")
 
@@ -61,7 +61,7 @@ def onnx_signs_of_weight(op: Body, w_bits: str, *, rows: str, columns: str, perm
 
 @define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class BinaryConv2d(FqtOp):
-    """``conv2d(sign(x), sign(w))`` with exact zero padding: a padded tap contributes 0 (algorithm, section 2).
+    """The convolution ``conv2d(sign(x), sign(w))`` with exact zero padding: a padded tap contributes 0.
 
     Attributes:
         x_bits: [N, H, W, ceil(I / 32)] int32.
@@ -105,7 +105,7 @@ class BinaryConv2d(FqtOp):
         return self.x_bits.new_empty((n, oh, ow, self.out_channels), dtype=result_dtype(self.in_channels, self.kernel))
 
     def compute(self) -> te.Tensor:
-        """A word contributes its number of channels minus twice the number of differing bits."""
+        """The loop nest: a word contributes its number of channels minus twice the number of differing bits."""
         n, h, w, words = (int(d) for d in self.x_bits.shape)
         oh, ow = output_extents([h, w], self.kernel, self.stride, self.padding)
         kh, kw = te.reduce_axis((0, self.kernel[0]), "kh"), te.reduce_axis((0, self.kernel[1]), "kw")
@@ -123,7 +123,7 @@ class BinaryConv2d(FqtOp):
         return te.compute(total.shape, lambda *i: total[i].astype(dtype), name="binary_conv2d")
 
     def cost(self) -> Cost:
-        """Two bit operations a multiply-accumulate."""
+        """The cost: two bit operations a multiply-accumulate."""
         y = self.fake()
         work = 2 * y.numel() * self.in_channels * self.kernel[0] * self.kernel[1]
         return Cost(bit_ops=work, bytes_moved=tensor_bytes(self.x_bits, self.w_bits, y))
@@ -149,7 +149,7 @@ class BinaryConv2d(FqtOp):
             yield x, weight, i, o, kernel, stride, padding
 
     def onnx_body(self, op: Body) -> str:
-        """A convolution of signs in float32."""
+        """The ONNX body: a convolution of signs in float32."""
         x = op.front(unpack(op, self.x_bits, SIGNS, "float32"), op.reshape(op.integer("in_channels"), 1), 3)
         w = onnx_signs_of_weight(op, self.w_bits, rows="out_channels", columns="in_channels", perm=[0, 3, 1, 2])
         y = op(
@@ -163,7 +163,7 @@ class BinaryConv2d(FqtOp):
         return op("Cast", op.channels_last(y), to=Reference("to", AttributeProto.INT))
 
     def onnx_attributes(self) -> Attributes:
-        """``to`` is the type of the result."""
+        """The attributes in ONNX; ``to`` is the type of the result."""
         narrow = result_dtype(self.in_channels, self.kernel) is torch.int16
         exact_below(self.in_channels * self.kernel[0] * self.kernel[1])
         return {

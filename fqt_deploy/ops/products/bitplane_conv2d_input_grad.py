@@ -43,8 +43,8 @@ class BitplaneConv2dInputGrad(FqtOp):
         out_channels: O.
         input_hw: height and width of the layer's input.
         kernel: KH, KW.
-        stride: of the forward convolution.
-        padding: of the forward convolution.
+        stride: the stride of the forward convolution.
+        padding: the padding of the forward convolution.
 
     Returns:
         [K, H, W, I] int32.
@@ -87,7 +87,7 @@ class BitplaneConv2dInputGrad(FqtOp):
         return self.planes.new_empty((k, *self.input_hw, self.in_channels), dtype=torch.int32)
 
     def compute(self) -> te.Tensor:
-        """A plane's word contributes twice the ones it shares with the weight, minus all its ones."""
+        """The loop nest: a plane's word contributes twice the ones it shares with the weight, minus all its ones."""
         k, oh, ow, bits, words = (int(d) for d in self.planes.shape)
         kh, kw = te.reduce_axis((0, self.kernel[0]), "kh"), te.reduce_axis((0, self.kernel[1]), "kw")
         plane, word = te.reduce_axis((0, bits), "plane"), te.reduce_axis((0, words), "word")
@@ -102,7 +102,7 @@ class BitplaneConv2dInputGrad(FqtOp):
         return te.compute((k, *self.input_hw, self.in_channels), term, name="bitplane_conv2d_input_grad")
 
     def cost(self) -> Cost:
-        """Two bit operations a multiply-accumulate of one plane."""
+        """The cost: two bit operations a multiply-accumulate of one plane."""
         k, oh, ow, bits, _ = self.planes.shape
         work = 2 * k * oh * ow * bits * self.out_channels * self.in_channels * self.kernel[0] * self.kernel[1]
         result = 4 * k * self.input_hw[0] * self.input_hw[1] * self.in_channels
@@ -110,7 +110,7 @@ class BitplaneConv2dInputGrad(FqtOp):
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Every code width, padding, stride, partial words, a linear layer, what fills AMX tiles."""
+        """The samples: every code width, padding, stride, partial words, a linear layer, what fills AMX tiles."""
         g = torch.Generator().manual_seed(0)
         cases = (
             (2, 6, 5, 32, 64, [3, 3], [1, 1], [1, 1], 4),
@@ -131,14 +131,14 @@ class BitplaneConv2dInputGrad(FqtOp):
             yield planes, weight, i, o, [h, w], kernel, stride, padding
 
     def onnx_body(self, op: Body) -> str:
-        """A transposed convolution of codes with signs in float32."""
+        """The ONNX body: a transposed convolution of codes with signs in float32."""
         bits = op.front(unpack(op, self.planes, BITS, "float32"), op.reshape(op.integer("out_channels"), 1), 4)
         codes = op.channels_first(codes_of_planes(op, bits, -2))
         w = onnx_signs_of_weight(op, self.w_bits, rows="in_channels", columns="out_channels", perm=[3, 0, 1, 2])
         return op.cast(op.channels_last(conv_transpose(op, codes, w)), "int32")
 
     def onnx_attributes(self) -> Attributes:
-        """Of a transposed convolution; ``output_padding`` are the image rows and columns that no output reads."""
+        """The attributes in ONNX; ``output_padding`` are the image rows and columns that no output reads."""
         exact_below(self.out_channels * self.kernel[0] * self.kernel[1] * (2 ** self.planes.shape[3] - 1))
         return {
             "in_channels": self.in_channels,

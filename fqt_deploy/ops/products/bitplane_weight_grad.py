@@ -80,7 +80,7 @@ class BitplaneWeightGrad(FqtOp):
         return self.planes.new_empty((self.planes.shape[2], self.in_channels, *self.kernel))
 
     def compute(self) -> te.Tensor:
-        """Count shared ones for every row, masks included; a sign sum is twice its count minus the mask's."""
+        """The loop nest: the shared ones of every row, masks too; a sign sum is twice its count minus the mask's."""
         words, bits, kept = (int(d) for d in self.planes.shape)
         taps = self.kernel[0] * self.kernel[1]
         rows = taps * (self.in_channels + 1)
@@ -101,7 +101,7 @@ class BitplaneWeightGrad(FqtOp):
         return te.compute((kept, self.in_channels, *self.kernel), signed, name="bitplane_weight_grad")
 
     def cost(self) -> Cost:
-        """Two bit operations a multiply-accumulate of one plane."""
+        """The cost: two bit operations a multiply-accumulate of one plane."""
         words, bits, kept = self.planes.shape
         weights = kept * self.in_channels * self.kernel[0] * self.kernel[1]
         work = 2 * 32 * words * bits * weights
@@ -109,7 +109,7 @@ class BitplaneWeightGrad(FqtOp):
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Full and partial panels, one word, one channel, two tiles of channels."""
+        """The samples: full and partial panels, one word, one channel, two tiles of channels."""
         g = torch.Generator().manual_seed(0)
         cases = (
             (8, 4, 16, 32, [3, 3]), (5, 2, 7, 33, [4, 1]), (1, 1, 1, 5, [1, 1]), (20, 8, 24, 16, [1, 1]),
@@ -124,7 +124,7 @@ class BitplaneWeightGrad(FqtOp):
             yield planes, to_panels(pack_last_axis(rows > 0)), channels, kernel
 
     def onnx_body(self, op: Body) -> str:
-        """One integer matrix product for all rows, masks included."""
+        """The ONNX body: one integer matrix product for all rows, masks included."""
         taps, kernel = onnx_taps(op), op.integers("kernel")
         channels = op.reshape(op.integer("in_channels"), 1)
         values = op("Mul", taps, channels)

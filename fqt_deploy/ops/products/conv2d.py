@@ -28,8 +28,9 @@ CONVOLUTION_SAMPLES = (
     (2, 9, 8, 4, 20, [5, 3], [1, 2], [2, 1]),
     (2, 8, 8, 3, 6, [3, 3], [3, 3], [0, 0]),
 )
-"""N, H, W, I, O, kernel, stride, padding: batch of one, a linear layer, odd channels, a kernel wider than the image, a
-rectangular kernel, image rows that no output reads."""
+"""Geometries of convolutions, N, H, W, I, O, kernel, stride, padding: batch of one, a linear layer, odd channels, a
+kernel wider than the image, a rectangular kernel, image rows that no output reads.
+"""
 
 
 @define(kind=Kind.PRODUCT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
@@ -68,7 +69,7 @@ class Conv2d(FqtOp):
         )
 
     def compute(self) -> te.Tensor:
-        """Sum over taps and input channels."""
+        """The loop nest: sum over taps and input channels."""
         n, h, width, channels = (int(d) for d in self.x.shape)
         out_channels, _, *kernel = (int(d) for d in self.w.shape)
         oh, ow = output_extents([h, width], kernel, self.stride, self.padding)
@@ -83,22 +84,22 @@ class Conv2d(FqtOp):
         return te.compute((n, oh, ow, out_channels), term, name="conv2d")
 
     def cost(self) -> Cost:
-        """Two operations a multiply-accumulate."""
+        """The cost: two operations a multiply-accumulate."""
         y = self.fake()
         return Cost(flops=2 * y.numel() * self.w[0].numel(), bytes_moved=tensor_bytes(self.x, self.w, y))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """See ``CONVOLUTION_SAMPLES``."""
+        """The samples: the geometries of ``CONVOLUTION_SAMPLES``."""
         g = torch.Generator().manual_seed(0)
         for n, h, w, i, o, kernel, stride, padding in CONVOLUTION_SAMPLES:
             yield torch.randn(n, h, w, i, generator=g), torch.randn(o, i, *kernel, generator=g), stride, padding
 
     def onnx_body(self, op: Body) -> str:
-        """A convolution between two transpositions."""
+        """The ONNX body: a convolution between two transpositions."""
         geometry = {name: ints(name) for name in ("kernel_shape", "strides", "pads")}
         return op.channels_last(op("Conv", op.channels_first(self.x), self.w, **geometry))
 
     def onnx_attributes(self) -> Attributes:
-        """Of a convolution."""
+        """The attributes of a convolution in ONNX."""
         return {"kernel_shape": list(self.w.shape[2:]), "strides": self.stride, "pads": [*self.padding, *self.padding]}

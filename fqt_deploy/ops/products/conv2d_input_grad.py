@@ -77,7 +77,7 @@ class Conv2dInputGrad(FqtOp):
         return self.g.new_empty((self.g.shape[0], *self.input_hw, self.w.shape[1]))
 
     def compute(self) -> te.Tensor:
-        """Sum over the outputs that read an image position, and their channels."""
+        """The loop nest: sum over the outputs that read an image position, and their channels."""
         n, oh, ow, out_channels = (int(d) for d in self.g.shape)
         channels, kernel_h, kernel_w = (int(d) for d in self.w.shape[1:])
         kh, kw = te.reduce_axis((0, kernel_h), "kh"), te.reduce_axis((0, kernel_w), "kw")
@@ -91,24 +91,24 @@ class Conv2dInputGrad(FqtOp):
         return te.compute((n, *self.input_hw, channels), term, name="conv2d_input_grad")
 
     def cost(self) -> Cost:
-        """Two operations a multiply-accumulate."""
+        """The cost: two operations a multiply-accumulate."""
         gx = self.fake()
         return Cost(flops=2 * self.g.numel() * self.w[0].numel(), bytes_moved=tensor_bytes(self.g, self.w, gx))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """The geometries of ``conv2d``."""
+        """The samples: the geometries of ``conv2d``."""
         r = torch.Generator().manual_seed(0)
         for n, h, w, i, o, kernel, stride, padding in CONVOLUTION_SAMPLES:
             g = torch.randn(n, *output_extents([h, w], kernel, stride, padding), o, generator=r)
             yield g, torch.randn(o, i, *kernel, generator=r), [h, w], stride, padding
 
     def onnx_body(self, op: Body) -> str:
-        """A transposed convolution between two transpositions."""
+        """The ONNX body: a transposed convolution between two transpositions."""
         return op.channels_last(conv_transpose(op, op.channels_first(self.g), self.w))
 
     def onnx_attributes(self) -> Attributes:
-        """Of a transposed convolution."""
+        """The attributes of a transposed convolution in ONNX."""
         return transposed_convolution(
             self.input_hw, list(self.g.shape[1:3]), list(self.w.shape[2:]), self.stride, self.padding
         )

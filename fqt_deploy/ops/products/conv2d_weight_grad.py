@@ -61,7 +61,7 @@ class Conv2dWeightGrad(FqtOp):
         return self.x.new_empty((self.g.shape[3], i, *self.kernel))
 
     def compute(self) -> te.Tensor:
-        """Sum over samples and output positions."""
+        """The loop nest: sum over samples and output positions."""
         _, h, w, channels = (int(d) for d in self.x.shape)
         n, oh, ow, out_channels = (int(d) for d in self.g.shape)
         b, y, z = te.reduce_axis((0, n), "n"), te.reduce_axis((0, oh), "oh"), te.reduce_axis((0, ow), "ow")
@@ -74,7 +74,7 @@ class Conv2dWeightGrad(FqtOp):
         return te.compute((out_channels, channels, *self.kernel), term, name="conv2d_weight_grad")
 
     def cost(self) -> Cost:
-        """Two operations a multiply-accumulate."""
+        """The cost: two operations a multiply-accumulate."""
         gw = self.fake()
         return Cost(
             flops=2 * self.g.numel() * self.x.shape[3] * self.kernel[0] * self.kernel[1],
@@ -83,14 +83,14 @@ class Conv2dWeightGrad(FqtOp):
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """The geometries of ``conv2d``."""
+        """The samples: the geometries of ``conv2d``."""
         r = torch.Generator().manual_seed(0)
         for n, h, w, i, o, kernel, stride, padding in CONVOLUTION_SAMPLES:
             g = torch.randn(n, *output_extents([h, w], kernel, stride, padding), o, generator=r)
             yield torch.randn(n, h, w, i, generator=r), g, kernel, stride, padding
 
     def onnx_body(self, op: Body) -> str:
-        """A convolution over the batch; positions past the kernel come from image rows that no output reads."""
+        """The ONNX body: a convolution over the batch; image rows that no output reads give positions to leave out."""
         images = op("Transpose", self.x, perm=[3, 0, 1, 2])
         gradients = op("Transpose", self.g, perm=[3, 0, 1, 2])
         taps = op("Conv", images, gradients, dilations=ints("dilations"), pads=ints("pads"))
@@ -98,5 +98,5 @@ class Conv2dWeightGrad(FqtOp):
         return op("Transpose", op("Slice", taps, starts, op.integers("kernel"), axes), perm=[1, 0, 2, 3])
 
     def onnx_attributes(self) -> Attributes:
-        """Of a convolution whose kernel is the gradient: its strides are dilations."""
+        """The attributes in ONNX of a convolution whose kernel is the gradient: its strides are dilations."""
         return {"kernel": self.kernel, "dilations": self.stride, "pads": [*self.padding, *self.padding]}

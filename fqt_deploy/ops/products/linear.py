@@ -20,7 +20,7 @@ from fqt_deploy.ops.traits import (
 
 @define(kind=Kind.PRODUCT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
 class Linear(FqtOp):
-    """``x`` times the transpose of ``w``.
+    """The product of ``x`` and the transpose of ``w``.
 
     Attributes:
         x: [R, I] float32.
@@ -46,7 +46,7 @@ class Linear(FqtOp):
         return self.x.new_empty((self.x.shape[0], self.w.shape[0]))
 
     def compute(self) -> te.Tensor:
-        """Sum of products."""
+        """The loop nest: sum of products."""
         k = te.reduce_axis((0, int(self.x.shape[1])), "k")
         return te.compute(
             (int(self.x.shape[0]), int(self.w.shape[0])),
@@ -55,16 +55,16 @@ class Linear(FqtOp):
         )
 
     def cost(self) -> Cost:
-        """Two operations a multiply-accumulate."""
+        """The cost: two operations a multiply-accumulate."""
         return Cost(flops=2 * self.x.numel() * self.w.shape[0], bytes_moved=tensor_bytes(self.x, self.w, self.fake()))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Full and odd extents, one row, one output."""
+        """The samples: full and odd extents, one row, one output."""
         r = torch.Generator().manual_seed(0)
         for rows, i, o in ((8, 32, 16), (5, 33, 10), (1, 7, 3), (4, 64, 1)):
             yield torch.randn(rows, i, generator=r), torch.randn(o, i, generator=r)
 
     def onnx_body(self, op: Body) -> str:
-        """A matrix product."""
+        """The ONNX body: a matrix product."""
         return op("Gemm", self.x, self.w, transB=1)

@@ -20,7 +20,7 @@ from fqt_deploy.ops.traits import (
 
 @define(kind=Kind.PRODUCT, batch=leads("g"), zero=zero_with_any("g"), layout=Layout.OPAQUE)
 class LinearInputGrad(FqtOp):
-    """``g`` times ``w``.
+    """The product of ``g`` and ``w``.
 
     Attributes:
         g: [R, O] float32.
@@ -46,7 +46,7 @@ class LinearInputGrad(FqtOp):
         return self.g.new_empty((self.g.shape[0], self.w.shape[1]))
 
     def compute(self) -> te.Tensor:
-        """Sum of products."""
+        """The loop nest: sum of products."""
         k = te.reduce_axis((0, int(self.g.shape[1])), "k")
         return te.compute(
             (int(self.g.shape[0]), int(self.w.shape[1])),
@@ -55,16 +55,16 @@ class LinearInputGrad(FqtOp):
         )
 
     def cost(self) -> Cost:
-        """Two operations a multiply-accumulate."""
+        """The cost: two operations a multiply-accumulate."""
         return Cost(flops=2 * self.g.numel() * self.w.shape[1], bytes_moved=tensor_bytes(self.g, self.w, self.fake()))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Full and odd extents, one row, one output."""
+        """The samples: full and odd extents, one row, one output."""
         r = torch.Generator().manual_seed(0)
         for rows, i, o in ((8, 32, 16), (5, 33, 10), (1, 7, 3), (4, 64, 1)):
             yield torch.randn(rows, o, generator=r), torch.randn(o, i, generator=r)
 
     def onnx_body(self, op: Body) -> str:
-        """A matrix product."""
+        """The ONNX body: a matrix product."""
         return op("MatMul", self.g, self.w)

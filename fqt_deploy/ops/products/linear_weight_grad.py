@@ -46,7 +46,7 @@ class LinearWeightGrad(FqtOp):
         return self.x.new_empty((self.g.shape[1], self.x.shape[1]))
 
     def compute(self) -> te.Tensor:
-        """Sum of products."""
+        """The loop nest: sum of products."""
         k = te.reduce_axis((0, int(self.x.shape[0])), "k")
         return te.compute(
             (int(self.g.shape[1]), int(self.x.shape[1])),
@@ -55,16 +55,16 @@ class LinearWeightGrad(FqtOp):
         )
 
     def cost(self) -> Cost:
-        """Two operations a multiply-accumulate."""
+        """The cost: two operations a multiply-accumulate."""
         return Cost(flops=2 * self.x.numel() * self.g.shape[1], bytes_moved=tensor_bytes(self.x, self.g, self.fake()))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Full and odd extents, one row, one output."""
+        """The samples: full and odd extents, one row, one output."""
         r = torch.Generator().manual_seed(0)
         for rows, i, o in ((8, 32, 16), (5, 33, 10), (1, 7, 3), (4, 64, 1)):
             yield torch.randn(rows, i, generator=r), torch.randn(rows, o, generator=r)
 
     def onnx_body(self, op: Body) -> str:
-        """A matrix product."""
+        """The ONNX body: a matrix product."""
         return op("Gemm", self.g, self.x, transA=1)

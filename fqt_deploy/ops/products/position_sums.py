@@ -52,7 +52,7 @@ class PositionSums(FqtOp):
         return self.positions.new_empty((self.in_channels, *self.kernel))
 
     def compute(self) -> te.Tensor:
-        """Count the ones of every row, masks included."""
+        """The loop nest: count the ones of every row, masks included."""
         panels, words, _ = (int(d) for d in self.positions.shape)
         word = te.reduce_axis((0, words), "word")
         counts = te.compute(
@@ -69,7 +69,7 @@ class PositionSums(FqtOp):
         return te.compute((self.in_channels, *self.kernel), total, name="position_sums")
 
     def cost(self) -> Cost:
-        """One read of the rows."""
+        """The cost: one read of the rows."""
         return Cost(bytes_moved=tensor_bytes(self.positions) + 4 * self.in_channels * self.kernel[0] * self.kernel[1])
 
     @staticmethod
@@ -79,7 +79,7 @@ class PositionSums(FqtOp):
             yield positions, channels, kernel
 
     def onnx_body(self, op: Body) -> str:
-        """Count the ones of every row, masks included."""
+        """The ONNX body: count the ones of every row, masks included."""
         taps = bitplane_weight_grad.onnx_taps(op)
         channels = op.reshape(op.integer("in_channels"), 1)
         counts = op.reshape(op.sum(table(op, self.positions, ONES, "int32"), 1, 3), -1)

@@ -34,8 +34,8 @@ class TapSums(FqtOp):
         input_hw: height and width of the layer's input.
         output_hw: height and width of its output.
         kernel: KH, KW.
-        stride: of the forward convolution.
-        padding: of the forward convolution.
+        stride: the stride of the forward convolution.
+        padding: the padding of the forward convolution.
 
     Returns:
         [H, W, I] int32.
@@ -66,7 +66,7 @@ class TapSums(FqtOp):
         return self.w_bits.new_empty((*self.input_hw, self.in_channels), dtype=torch.int32)
 
     def compute(self) -> te.Tensor:
-        """Sum the signs of every tap once, then add up the taps that reach a position."""
+        """The loop nest: sum the signs of every tap once, then add up the taps that reach a position."""
         words = word_count(self.out_channels)
         word = te.reduce_axis((0, words), "word")
 
@@ -85,12 +85,12 @@ class TapSums(FqtOp):
         return te.compute((*self.input_hw, self.in_channels), term, name="tap_sums")
 
     def cost(self) -> Cost:
-        """A few integer additions a position."""
+        """The cost: a few integer additions a position."""
         return Cost(bytes_moved=tensor_bytes(self.w_bits) + 4 * self.in_channels * self.input_hw[0] * self.input_hw[1])
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Padding, stride, partial words."""
+        """The samples: padding, stride, partial words."""
         g = torch.Generator().manual_seed(0)
         cases = (
             (6, 5, 32, 64, [3, 3], [1, 1], [1, 1]),
@@ -102,14 +102,14 @@ class TapSums(FqtOp):
             yield weight, i, o, [h, w], output_extents([h, w], kernel, stride, padding), kernel, stride, padding
 
     def onnx_body(self, op: Body) -> str:
-        """A transposed convolution of ones."""
+        """The ONNX body: a transposed convolution of ones."""
         w = onnx_signs_of_weight(op, self.w_bits, rows="in_channels", columns="out_channels", perm=[3, 0, 1, 2])
         extents = op.shape(1, op.reshape(op.integer("out_channels"), 1), op.integers("output_hw"))
         sums = conv_transpose(op, op("Expand", op.constant(1.0, "float32"), extents), w)
         return op.cast(op("Squeeze", op.channels_last(sums), op.constant([0], "int64")), "int32")
 
     def onnx_attributes(self) -> Attributes:
-        """Of a transposed convolution."""
+        """The attributes of a transposed convolution in ONNX."""
         exact_below(self.out_channels * self.kernel[0] * self.kernel[1])
         return {
             "in_channels": self.in_channels,

@@ -20,7 +20,7 @@ from fqt_deploy.ops.traits import (
 
 @define(kind=Kind.ELEMENTWISE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class Dequantize(FqtOp):
-    """``scale * code + zero``, one scale and zero per index of ``axis``.
+    """The values ``scale * code + zero``, one scale and zero per index of ``axis``.
 
     Attributes:
         codes: [N, P, C] uint8.
@@ -43,7 +43,7 @@ class Dequantize(FqtOp):
         return self.codes.float() * self.scale.view(shape) + self.zero.view(shape)
 
     def fake(self) -> Tensor:
-        """Shape rule: as ``codes``, float32."""
+        """Shape rule: the shape of ``codes``, float32."""
         if self.scale.shape != (self.codes.shape[self.axis],):
             raise ValueError(
                 f"scale {tuple(self.scale.shape)} does not match axis {self.axis} of {tuple(self.codes.shape)}"
@@ -51,7 +51,7 @@ class Dequantize(FqtOp):
         return torch.empty_like(self.codes, dtype=torch.float32)
 
     def compute(self) -> te.Tensor:
-        """Element-wise."""
+        """The loop nest: element-wise."""
         return te.compute(
             self.codes.shape,
             lambda *i: self.codes[i].astype("float32") * self.scale[i[self.axis]] + self.zero[i[self.axis]],
@@ -59,22 +59,22 @@ class Dequantize(FqtOp):
         )
 
     def cost(self) -> Cost:
-        """Two operations an element."""
+        """The cost: two operations an element."""
         return Cost(flops=2 * self.codes.numel(), bytes_moved=5 * tensor_bytes(self.codes))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Both axes."""
+        """The samples: grids along samples and along channels."""
         g = torch.Generator().manual_seed(0)
         codes = torch.randint(0, 16, (3, 4, 5), generator=g, dtype=torch.uint8)
         yield codes, torch.rand(3, generator=g), torch.randn(3, generator=g), 0
         yield codes, torch.rand(5, generator=g), torch.randn(5, generator=g), 2
 
     def onnx_body(self, op: Body) -> str:
-        """Element-wise."""
+        """The ONNX body: element-wise."""
         step, offset = (op("Reshape", value, op.integers("shape")) for value in (self.scale, self.zero))
         return op("Add", op("Mul", op.cast(self.codes, "float32"), step), offset)
 
     def onnx_attributes(self) -> Attributes:
-        """``shape``: of the grid beside the codes."""
+        """The attributes in ONNX: ``shape`` is that of the grid beside the codes."""
         return {"shape": [-1 if a == self.axis else 1 for a in range(3)]}

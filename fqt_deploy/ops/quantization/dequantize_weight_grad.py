@@ -21,7 +21,7 @@ from fqt_deploy.ops.traits import (
 
 @define(kind=Kind.ELEMENTWISE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class DequantizeWeightGrad(FqtOp):
-    """``scale * product + zero * sums`` of kept output channels, zero for pruned ones.
+    """The gradient ``scale * product + zero * sums`` of kept output channels, zero for pruned ones.
 
     Attributes:
         product: [K, ...] int32, laid out like the weight or flat, see ``bitplane_weight_grad``.
@@ -61,7 +61,7 @@ class DequantizeWeightGrad(FqtOp):
         return self.scale.new_empty((kept if self.slot is None else self.slot.shape[0], *weight))
 
     def compute(self) -> te.Tensor:
-        """Element-wise; reads of pruned channels are guarded."""
+        """The loop nest: element-wise; reads of pruned channels are guarded."""
         kept, *weight = (int(d) for d in self.product.shape)
         out_channels = kept if self.slot is None else int(self.slot.shape[0])
 
@@ -75,7 +75,7 @@ class DequantizeWeightGrad(FqtOp):
         return te.compute((out_channels, *weight), element, name="dequantize_weight_grad")
 
     def cost(self) -> Cost:
-        """Three operations a kept element."""
+        """The cost: three operations a kept element."""
         result = self.fake()
         slots = [] if self.slot is None else [self.slot]
         moved = tensor_bytes(self.product, self.scale, self.zero, self.sums, *slots, result)
@@ -83,7 +83,7 @@ class DequantizeWeightGrad(FqtOp):
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Every channel kept, some pruned, one kept, a linear layer."""
+        """The samples: every channel kept, some pruned, one kept, a linear layer."""
         g = torch.Generator().manual_seed(0)
         some = torch.tensor([-1, 0, 1, -1, -1, 2, 3, -1], dtype=torch.int32)
         one = torch.tensor([-1, -1, 0], dtype=torch.int32)
@@ -95,7 +95,7 @@ class DequantizeWeightGrad(FqtOp):
             yield product, torch.rand(kept, generator=g), torch.randn(kept, generator=g), sums, slot
 
     def onnx_body(self, op: Body) -> str:
-        """Flat rows of kept channels, then those of all channels."""
+        """The ONNX body: flat rows of kept channels, then those of all channels."""
         flat = op.cast(op.reshape(self.product, 0, -1), "float32")
         scaled = op("Mul", op.reshape(self.scale, -1, 1), flat)
         offset = op("Mul", op.reshape(self.zero, -1, 1), op.reshape(op.cast(self.sums, "float32"), 1, -1))
@@ -103,5 +103,5 @@ class DequantizeWeightGrad(FqtOp):
         return op.reshape(rows, op("Shape", self.slot), op("Shape", self.product, start=1))
 
     def onnx_neutral(self) -> dict[str, Tensor]:
-        """Without slots, every row is in its place."""
+        """Neutral values: without slots, every row is in its place."""
         return {"slot": torch.arange(self.product.shape[0], dtype=torch.int32)}

@@ -50,7 +50,7 @@ class LatentWeightGrad(FqtOp):
         return (through if self.scale_free else through + share).contiguous()
 
     def fake(self) -> Tensor:
-        """Shape rule: as ``w``."""
+        """Shape rule: a tensor like ``w``."""
         if self.dweff.shape != self.w.shape or self.w.dim() != 4:
             raise ValueError(
                 f"gradient {tuple(self.dweff.shape)} and weight {tuple(self.w.shape)} differ or have not four axes"
@@ -58,7 +58,7 @@ class LatentWeightGrad(FqtOp):
         return self.w.new_empty(tuple(self.w.shape))
 
     def cost(self) -> Cost:
-        """Three operations an element for the sums and three for the result."""
+        """The cost: three operations an element for the sums and three for the result."""
         return Cost(flops=6 * self.w.numel(), bytes_moved=3 * tensor_bytes(self.w))
 
     @staticmethod
@@ -73,7 +73,7 @@ class LatentWeightGrad(FqtOp):
             yield torch.randn(2, 3, 1, 1, generator=g), edges, scale_free
 
     def decompose(self, emit: Emitter) -> fx.Node:
-        """One sum for each output channel; the rest is element-wise and can be part of the optimizer's kernel."""
+        """The op in other ops: one sum for each output channel; the rest can be part of the optimizer's kernel."""
         channels, *weight = shape(self.w)
         count = math.prod(weight)
         g, latent = (emit(aten.view.default, tensor, [channels, count]) for tensor in (self.dweff, self.w))

@@ -20,7 +20,7 @@ from fqt_deploy.ops.traits import (
 
 @define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class PositionStatistics(FqtOp):
-    """What both quantizers and both selections need, per sample and channel.
+    """The statistics that both quantizers and both selections need, per sample and channel.
 
     Attributes:
         g: [N, P, C] float32.
@@ -45,7 +45,7 @@ class PositionStatistics(FqtOp):
         return self.g.new_empty(n, c), self.g.new_empty(n, c), self.g.new_empty(n, c)
 
     def compute(self) -> tuple[te.Tensor, ...]:
-        """One tuple reduction."""
+        """The loop nest: one tuple reduction."""
         n, positions, channels = (int(d) for d in self.g.shape)
         combine = te.comm_reducer(
             lambda a, b: (tirx.min(a[0], b[0]), tirx.max(a[1], b[1]), a[2] + b[2]),
@@ -60,18 +60,18 @@ class PositionStatistics(FqtOp):
         return tuple(result)
 
     def cost(self) -> Cost:
-        """Four operations an element."""
+        """The cost: four operations an element."""
         return Cost(flops=4 * self.g.numel(), bytes_moved=tensor_bytes(self.g))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Whole and partial vectors, one position, long rows."""
+        """The samples: whole and partial vectors, one position, long rows."""
         g = torch.Generator().manual_seed(0)
         for shape in ((3, 16, 64), (2, 5, 7), (4, 1, 33), (2, 16, 1024)):
             yield (torch.randn(shape, generator=g),)
 
     def onnx_body(self, op: Body) -> tuple[str, str, str]:
-        """Three reductions."""
+        """The ONNX body: three reductions."""
         axis = op.constant([1], "int64")
         low, high = op("ReduceMin", self.g, axis, keepdims=0), op("ReduceMax", self.g, axis, keepdims=0)
         return low, high, op.sum(op("Mul", self.g, self.g), 1)

@@ -75,7 +75,7 @@ class QuantizationGrid(FqtOp):
         return torch.empty_like(self.low), torch.empty_like(self.low), torch.empty_like(self.low)
 
     def compute(self) -> tuple[te.Tensor, ...]:
-        """The same operations in the same order."""
+        """The loop nest: the operations of the reference in the same order."""
         levels = float(2**self.bits - 1)
         zero_f, one = tirx.const(0.0, "float32"), tirx.const(1.0, "float32")
 
@@ -107,12 +107,12 @@ class QuantizationGrid(FqtOp):
         return tuple(te.compute(self.low.shape, rule, name=f"quantization_grid_{name}") for name, rule in stages)
 
     def cost(self) -> Cost:
-        """A few operations a group."""
+        """The cost: a few operations a group."""
         return Cost(flops=10 * self.low.numel(), bytes_moved=20 * self.low.numel())
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Both grids, every width, constant, tiny, positive and negative groups."""
+        """The samples: both grids, every width, constant, tiny, positive and negative groups."""
         g = torch.Generator().manual_seed(0)
         a, b = torch.randn(37, generator=g), torch.randn(37, generator=g)
         a[:3] = b[:3] = torch.tensor([0.0, 1.5, -2.0])
@@ -123,7 +123,7 @@ class QuantizationGrid(FqtOp):
                 yield torch.minimum(a, b), torch.maximum(a, b), bits, "zero"
 
     def onnx_body(self, op: Body) -> tuple[str, str, str]:
-        """Both grids in one: they differ in the bounds, the number of steps and the zero point."""
+        """The ONNX body: both grids in one: they differ in the bounds, the number of steps and the zero point."""
         low, high = self.low, self.high
         zero, one = op.constant(0.0, "float32"), op.constant(1.0, "float32")
         on_grid = op.integer("zero_on_grid")
@@ -144,5 +144,5 @@ class QuantizationGrid(FqtOp):
         return op("Where", zeroed, shifted, low), reciprocal, op("Where", constant, zero, step)
 
     def onnx_attributes(self) -> Attributes:
-        """``zero_on_grid``: whether the grid is ``zero``."""
+        """The attributes in ONNX: ``zero_on_grid`` says whether the grid is ``zero``."""
         return {"bits": self.bits, "zero_on_grid": self.grid == "zero"}

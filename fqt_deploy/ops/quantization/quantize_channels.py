@@ -63,7 +63,7 @@ class QuantizeChannels(FqtOp):
         return self.g.new_empty((*self.g.shape[:2], kept), dtype=torch.uint8)
 
     def compute(self) -> te.Tensor:
-        """Element-wise."""
+        """The loop nest: element-wise."""
         return self.codes("quantize_channels")
 
     def codes(self, name: str) -> te.Tensor:
@@ -80,13 +80,13 @@ class QuantizeChannels(FqtOp):
         return te.compute((samples, positions, int(self.zero.shape[0])), code, name=name)
 
     def cost(self) -> Cost:
-        """Twenty operations an element."""
+        """The cost: twenty operations an element."""
         kept = self.fake()
         return Cost(flops=20 * kept.numel(), bytes_moved=5 * tensor_bytes(kept))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """All or some channels, every width, a constant channel, partial words of positions, many kept."""
+        """The samples: all or some channels, every width, a constant channel, partial words of positions, many kept."""
         generator = torch.Generator().manual_seed(0)
         key = torch.tensor([123456789, -987654321], dtype=torch.int32)
         for shape, bits, kept in (
@@ -107,7 +107,7 @@ class QuantizeChannels(FqtOp):
             yield g, index, grid[0], grid[1], key, bits
 
     def onnx_body(self, op: Body) -> str:
-        """Codes of the gathered channels."""
+        """The ONNX body: codes of the gathered channels."""
         kept = op("Gather", self.g, self.index, axis=2)
         rows = op("ReduceProd", op("Shape", self.g, end=2), op.constant([0], "int64"))
         start = op("Mul", op.reshape(op.range(rows), -1, 1), op.extent(self.g, 2))
@@ -116,5 +116,5 @@ class QuantizeChannels(FqtOp):
         return rounded_onnx(op, kept, self.zero, self.reciprocal, counter, self.key, op.integer("bits"))
 
     def onnx_neutral(self) -> dict[str, Tensor]:
-        """All channels."""
+        """Neutral values: the index of all channels."""
         return {"index": torch.arange(self.g.shape[2], dtype=torch.int32)}

@@ -66,7 +66,7 @@ class QuantizeSamples(FqtOp):
         return self.g.new_empty((kept, *self.g.shape[1:]), dtype=torch.uint8)
 
     def compute(self) -> te.Tensor:
-        """Element-wise."""
+        """The loop nest: element-wise."""
         return self.codes("quantize_samples", "uint8")
 
     def codes(self, name: str, dtype: str) -> te.Tensor:
@@ -83,7 +83,7 @@ class QuantizeSamples(FqtOp):
         return te.compute((int(self.zero.shape[0]), positions, channels), code, name=name)
 
     def cost(self) -> Cost:
-        """Twenty operations an element."""
+        """The cost: twenty operations an element."""
         kept = self.fake()
         return Cost(flops=20 * kept.numel(), bytes_moved=5 * tensor_bytes(kept))
 
@@ -108,7 +108,7 @@ class QuantizeSamples(FqtOp):
             yield g, alpha, index, grid[0], grid[1], key, bits
 
     def onnx_body(self, op: Body) -> str:
-        """Codes of the gathered samples."""
+        """The ONNX body: codes of the gathered samples."""
         kept = op("Gather", self.g, self.index, axis=0)
         inner = op("ReduceProd", op("Shape", self.g, start=1), op.constant([0], "int64"))
         start = op("Mul", op.reshape(op.cast(self.index, "int64"), -1, 1), inner)
@@ -118,5 +118,5 @@ class QuantizeSamples(FqtOp):
         return rounded_onnx(op, op("Mul", kept, self.alpha), low, per_unit, counter, self.key, op.integer("bits"))
 
     def onnx_neutral(self) -> dict[str, Tensor]:
-        """A scale of 1; all samples."""
+        """Neutral values: a scale of 1, and the index of all samples."""
         return {"alpha": torch.ones(self.g.shape[2]), "index": torch.arange(self.g.shape[0], dtype=torch.int32)}

@@ -37,27 +37,27 @@ class Sign(FqtOp):
         return torch.where(self.x > 0, 1.0, -1.0)
 
     def fake(self) -> Tensor:
-        """Shape rule: as ``x``."""
+        """Shape rule: a tensor like ``x``."""
         return torch.empty_like(self.x, memory_format=torch.contiguous_format)
 
     def compute(self) -> te.Tensor:
-        """Element-wise selection."""
+        """The loop nest: element-wise selection."""
         one = tirx.const(1.0, "float32")
         return te.compute(self.x.shape, lambda *i: tirx.Select(self.x[i] > 0.0, one, -one), name="sign")
 
     def cost(self) -> Cost:
-        """One comparison an element."""
+        """The cost: one comparison an element."""
         return Cost(flops=self.x.numel(), bytes_moved=2 * tensor_bytes(self.x))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Random values, and both zeros."""
+        """The samples: random values, and both zeros."""
         g = torch.Generator().manual_seed(0)
         yield (torch.randn(5, 33, generator=g),)
         yield (torch.tensor([0.0, -0.0, 1e-30, -1e-30, 2.0, -2.0]),)
 
     def onnx_body(self, op: Body) -> str:
-        """Element-wise selection."""
+        """The ONNX body: element-wise selection."""
         positive = op("Greater", self.x, op.constant(0.0, "float32"))
         return op("Where", positive, op.constant(1.0, "float32"), op.constant(-1.0, "float32"))
 
@@ -82,13 +82,13 @@ class StraightThrough(FqtOp):
         return torch.where(self.x.abs() < 1, self.gradient, 0.0)
 
     def fake(self) -> Tensor:
-        """Shape rule: as ``gradient``."""
+        """Shape rule: a tensor like ``gradient``."""
         if self.gradient.shape != self.x.shape:
             raise ValueError(f"gradient {tuple(self.gradient.shape)} and input {tuple(self.x.shape)} differ in shape")
         return torch.empty_like(self.gradient, memory_format=torch.contiguous_format)
 
     def compute(self) -> te.Tensor:
-        """Element-wise selection."""
+        """The loop nest: element-wise selection."""
         zero = tirx.const(0.0, "float32")
         return te.compute(
             self.x.shape,
@@ -97,17 +97,17 @@ class StraightThrough(FqtOp):
         )
 
     def cost(self) -> Cost:
-        """One comparison an element."""
+        """The cost: one comparison an element."""
         return Cost(flops=2 * self.x.numel(), bytes_moved=3 * tensor_bytes(self.x))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Random values, and the edges of the pass band."""
+        """The samples: random values, and the edges of the pass band."""
         g = torch.Generator().manual_seed(0)
         yield torch.randn(5, 33, generator=g), torch.randn(5, 33, generator=g)
         yield torch.ones(4), torch.tensor([1.0, -1.0, 0.999, -0.999])
 
     def onnx_body(self, op: Body) -> str:
-        """Element-wise selection."""
+        """The ONNX body: element-wise selection."""
         inside = op("Less", op("Abs", self.x), op.constant(1.0, "float32"))
         return op("Where", inside, self.gradient, op.constant(0.0, "float32"))

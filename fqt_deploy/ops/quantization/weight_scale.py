@@ -43,7 +43,7 @@ class WeightScale(FqtOp):
         return self.w.new_empty((self.w.shape[0],))
 
     def compute(self) -> te.Tensor:
-        """A sum, then a division."""
+        """The loop nest: a sum, then a division."""
         out_channels, *rest = (int(d) for d in self.w.shape)
         axes = [te.reduce_axis((0, extent), axis) for extent, axis in zip(rest, ("i", "kh", "kw"), strict=True)]
         total = te.compute(
@@ -53,12 +53,12 @@ class WeightScale(FqtOp):
         return te.compute(total.shape, lambda o: total[o] / count, name="weight_scale")
 
     def cost(self) -> Cost:
-        """One addition an element."""
+        """The cost: one addition an element."""
         return Cost(flops=self.w.numel(), bytes_moved=tensor_bytes(self.w, self.fake()))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Convolutions, a linear layer, zeros."""
+        """The samples: convolutions, a linear layer, zeros."""
         g = torch.Generator().manual_seed(0)
         yield (torch.randn(16, 32, 3, 3, generator=g),)
         yield (torch.randn(7, 5, 3, 1, generator=g),)
@@ -66,5 +66,5 @@ class WeightScale(FqtOp):
         yield (torch.zeros(3, 2, 1, 1),)
 
     def onnx_body(self, op: Body) -> str:
-        """A mean of magnitudes."""
+        """The ONNX body: a mean of magnitudes."""
         return op("ReduceMean", op("Abs", self.w), op.constant([1, 2, 3], "int64"), keepdims=0)

@@ -20,7 +20,7 @@ from fqt_deploy.ops.traits import (
 
 @define(kind=Kind.ELEMENTWISE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class GatherRows(FqtOp):
-    """Rows ``index`` of ``x``.
+    """The rows ``index`` of ``x``.
 
     Attributes:
         x: [G, ...] of any type.
@@ -44,17 +44,17 @@ class GatherRows(FqtOp):
         return self.x.new_empty((self.index.shape[0], *self.x.shape[1:]))
 
     def compute(self) -> te.Tensor:
-        """One indirect read an element."""
+        """The loop nest: one indirect read an element."""
         shape = [int(self.index.shape[0]), *(int(d) for d in self.x.shape[1:])]
         return te.compute(shape, lambda k, *rest: self.x[(self.index[k], *rest)], name="gather_rows")
 
     def cost(self) -> Cost:
-        """Reads the kept rows only."""
+        """The cost: only the kept rows are read."""
         return Cost(bytes_moved=tensor_bytes(self.index) + 2 * tensor_bytes(self.fake()))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Every type in use, any rank, repeated and single rows."""
+        """The samples: every type in use, any rank, repeated and single rows."""
         g = torch.Generator().manual_seed(0)
         some = torch.tensor([0, 2, 3, 6], dtype=torch.int32)
         yield torch.randn(7, 4, 16, generator=g), some
@@ -64,5 +64,5 @@ class GatherRows(FqtOp):
         yield torch.randint(-9, 9, (7, 2, 2, 3), generator=g), torch.tensor([6, 6, 0], dtype=torch.int32)
 
     def onnx_body(self, op: Body) -> str:
-        """A gather."""
+        """The ONNX body: a gather."""
         return op("Gather", self.x, self.index, axis=0)

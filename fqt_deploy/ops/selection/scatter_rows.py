@@ -47,7 +47,7 @@ class ScatterRows(FqtOp):
         return self.x.new_empty((self.slot.shape[0], *self.x.shape[1:]))
 
     def compute(self) -> te.Tensor:
-        """One guarded indirect read an element."""
+        """The loop nest: one guarded indirect read an element."""
         shape = [int(self.slot.shape[0]), *(int(d) for d in self.x.shape[1:])]
         zero = tirx.const(0, str(self.x.dtype))
 
@@ -57,12 +57,12 @@ class ScatterRows(FqtOp):
         return te.compute(shape, element, name="scatter_rows")
 
     def cost(self) -> Cost:
-        """Reads the kept rows, writes all."""
+        """The cost: the kept rows are read, all rows are written."""
         return Cost(bytes_moved=tensor_bytes(self.x, self.slot, self.fake()))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Every type in use, any rank, one row, all rows kept."""
+        """The samples: every type in use, any rank, one row, all rows kept."""
         g = torch.Generator().manual_seed(0)
         some = torch.tensor([-1, 0, 1, -1, -1, 2, -1], dtype=torch.int32)
         yield torch.randn(3, 4, 16, generator=g), some
@@ -72,7 +72,7 @@ class ScatterRows(FqtOp):
         yield torch.randn(2, 3, 3, 2, generator=g), torch.tensor([0, 1], dtype=torch.int32)
 
     def onnx_body(self, op: Body) -> str:
-        """A gather from the rows and one more of zeros; slot -1 is the last row."""
+        """The ONNX body: a gather from the rows and one more of zeros; slot -1 is the last row."""
         extents = op.shape(1, op("Shape", self.x, start=1))
         nothing = op("Expand", op("CastLike", op.constant(0, "int32"), self.x), extents)
         return op("Gather", op("Concat", self.x, nothing, axis=0), self.slot, axis=0)

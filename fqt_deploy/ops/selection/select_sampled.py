@@ -21,9 +21,9 @@ from fqt_deploy.ops.traits import (
 )
 
 SCORE_BITS = 18
-"""Scores become integers in [1, 2^18]: sums of them are exact, in any order."""
+"""Number of bits of scores, which become integers in [1, 2^18]: sums of them are exact, in any order."""
 SMALLEST_SCORE = 2.0**-96
-"""Where the largest is below, all are equal: the factor would leave float32."""
+"""Bound of the largest score below which all scores count as equal: the factor would leave float32."""
 
 
 @define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
@@ -79,7 +79,7 @@ class SelectSampled(FqtOp):
         return selected_shapes(self.score, self.keep)
 
     def compute(self) -> tuple[te.Tensor, ...]:
-        """Ranks, tails and starts by counting; every sum is an exact integer."""
+        """The loop nest: ranks, tails and starts by counting; every sum is an exact integer."""
         groups = int(self.score.shape[0])
         name = "select_sampled"
 
@@ -145,12 +145,12 @@ class SelectSampled(FqtOp):
         return selected_compute(chosen, lambda i: weights[i], self.keep, name)
 
     def cost(self) -> Cost:
-        """Quadratic in the number of groups."""
+        """The cost: quadratic in the number of groups."""
         return Cost(flops=4 * self.score.numel() ** 2, bytes_moved=8 * self.score.numel())
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Smooth and spiky scores, zeros, denormal ones, everything kept, one group, fewer groups than bits."""
+        """The samples: smooth, spiky, zero and denormal scores, all kept, one group, fewer groups than bits."""
         g = torch.Generator().manual_seed(0)
         key = torch.tensor([77, -5], dtype=torch.int32)
         yield torch.rand(64, generator=g), key, 16
@@ -162,7 +162,7 @@ class SelectSampled(FqtOp):
         yield torch.rand(1, generator=g), key, 1
 
     def onnx_body(self, op: Body) -> tuple[str, str, str]:
-        """As the reference, step by step; ``TopK`` sorts, stably."""
+        """The ONNX body: the steps of the reference; ``TopK`` sorts, stably."""
         zero, one = op.constant(0, "int64"), op.constant(1, "int64")
         count, keep, first = op.extent(self.score, 0), op.integer("keep"), op.constant([0], "int64")
         largest = op("ReduceMax", self.score, first, keepdims=0)

@@ -46,7 +46,7 @@ class SelectTopk(FqtOp):
         return selected_shapes(self.score, self.keep)
 
     def compute(self) -> tuple[te.Tensor, ...]:
-        """Rank by counting."""
+        """The loop nest: rank by counting."""
         groups = int(self.score.shape[0])
 
         def precedes(j: Any, i: Any) -> Any:
@@ -57,12 +57,12 @@ class SelectTopk(FqtOp):
         return selected_compute(kept, lambda _: tirx.const(1.0, "float32"), self.keep, "select_topk")
 
     def cost(self) -> Cost:
-        """Quadratic in the number of groups."""
+        """The cost: quadratic in the number of groups."""
         return Cost(flops=self.score.numel() ** 2, bytes_moved=8 * self.score.numel())
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Few and many groups, ties, zeros, everything kept."""
+        """The samples: few and many groups, ties, zeros, everything kept."""
         g = torch.Generator().manual_seed(0)
         yield torch.rand(64, generator=g), 16
         yield torch.randint(0, 3, (33,), generator=g).float(), 8
@@ -71,7 +71,7 @@ class SelectTopk(FqtOp):
         yield torch.rand(1, generator=g), 1
 
     def onnx_body(self, op: Body) -> tuple[str, str, str]:
-        """``TopK`` prefers the first of equal scores, too."""
+        """The ONNX body: a ``TopK``, which prefers the first of equal scores, too."""
         keep = op.reshape(op.integer("keep"), 1)
         _, largest = op.several("TopK", self.score, keep, outputs=2, axis=0, largest=1, sorted=1)
         index, slot = selected_onnx(op, largest, op.extent(self.score, 0))

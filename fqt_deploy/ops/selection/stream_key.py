@@ -22,11 +22,11 @@ from fqt_deploy.ops.traits import (
 _MIX = 0x9E3779B1
 _MASK = 0xFFFFFFFF
 _STARTS = (0x243F6A88, 0x85A308D3)
-"""Different for the two words of a key."""
+"""Starts of the hash, different for the two words of a key."""
 
 
 def _bound(value: Any, use: Callable[[Any], Any]) -> Any:
-    """``use(value)`` with ``value`` spelled out once: rounds that repeat it would grow exponentially."""
+    """The expression ``use(value)`` with ``value`` spelled out once: rounds that repeat it would grow exponentially."""
     name = tirx.Var("mixed", "uint32")
     return tirx.Let(name, value, use(name))
 
@@ -71,7 +71,7 @@ class StreamKey(FqtOp):
         return self.seed.new_empty(2, dtype=torch.int32)
 
     def compute(self) -> te.Tensor:
-        """A dozen integer operations."""
+        """The loop nest: a dozen integer operations."""
 
         def word(scalar: Any, shift: int) -> Any:
             return tirx.Cast("uint32", scalar >> tirx.const(shift, "int64"))
@@ -93,17 +93,17 @@ class StreamKey(FqtOp):
         return te.compute((2,), state, name="stream_key")
 
     def cost(self) -> Cost:
-        """Negligible."""
+        """The cost: negligible."""
         return Cost(bytes_moved=24)
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Small, negative and large numbers."""
+        """The samples: small, negative and large numbers."""
         for seed, step, layer, role in ((0, 0, 0, 0), (1, 2, 3, 4), (2**40 + 17, 2**33, 99, 5), (-1, 1, 0, 1)):
             yield torch.tensor(seed), torch.tensor(step), layer, role
 
     def onnx_body(self, op: Body) -> str:
-        """Both states at once."""
+        """The ONNX body: the hash states of both words of the key at once."""
         words = []
         for scalar in (self.seed, self.step):
             wide = op.cast(scalar, "uint64")

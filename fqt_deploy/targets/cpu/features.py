@@ -1,4 +1,4 @@
-"""What a CPU level offers, derived from LLVM's name for it and for its architecture."""
+"""The features of a CPU level, derived from LLVM's name for it and for its architecture."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class CpuFeatures:
 
     @property
     def accumulators(self) -> int:
-        """How many accumulators of 16 words a tile keeps: they take half of the registers; operands need the rest.
+        """Number of accumulators of 16 words a tile keeps: they take half of the registers; operands need the rest.
 
         With 512-bit vectors these are 16, which also hide the latency of an addition.
         """
@@ -159,7 +159,7 @@ def llvm_target(mcpu: str, toolchain: Toolchain) -> tvm.target.Target:
 
 
 def _missing_here(names: list[str], toolchain: Toolchain) -> list[str]:
-    """Those of the extensions ``names`` that this machine lacks; none if it is another machine that needs them."""
+    """The extensions among ``names`` that this machine lacks; none if it is another machine that needs them."""
     if not toolchain.is_native:
         return []
     extensions = _EXTENSIONS[toolchain.arch]

@@ -10,7 +10,7 @@ from fqt_deploy.core.options import TargetOptions
 
 @dataclass(frozen=True, kw_only=True)
 class CpuOptions(TargetOptions):
-    """What a person may choose of a CPU."""
+    """The options that a person may choose for a CPU."""
 
     mcpu: str | None = option(
         None,

@@ -29,7 +29,7 @@ from fqt_deploy.targets.toolchain import TOOLCHAINS, Toolchain, native_toolchain
 from fqt_deploy.targets.tuning_log import read_tiles, tiles_of
 
 TUNED_TILES = Path(__file__).with_name("tuned_tiles.jsonl")
-"""What was measured for the examples' kernels, on the processors named there."""
+"""The tuning log of the examples' kernels, measured on the processors named there."""
 
 RULES: tuple[ScheduleRule, ...] = (
     # 1-bit products
@@ -75,12 +75,12 @@ def cpu_target(mcpu: str | None) -> Target:
 
 
 def aarch64_target(mcpu: str | None) -> Target:
-    """64-bit ARM: any such processor, or ``mcpu``; FQT402 for an unknown one."""
+    """The target for 64-bit ARM: any such processor, or ``mcpu``; FQT402 for an unknown one."""
     return _target("aarch64", mcpu or "generic", TOOLCHAINS["aarch64"])
 
 
 def rpi5_target(mcpu: str | None) -> Target:
-    """The Raspberry Pi 5: a Cortex-A76; FQT402 for an unknown processor."""
+    """The target for the Raspberry Pi 5, a Cortex-A76; FQT402 for an unknown processor."""
     return _target("rpi5", mcpu or "cortex-a76", TOOLCHAINS["aarch64"])
 
 

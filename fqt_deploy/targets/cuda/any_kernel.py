@@ -1,4 +1,4 @@
-"""Any kernel: one thread an element, a group of threads a sum."""
+"""The schedule of any kernel: one thread an element, a group of threads a sum."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fqt_deploy.targets.cuda.loop_nest import formulas_of
 
 
 class AnyRule:
-    """Takes every function."""
+    """Schedules every function."""
 
     ops: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
-        """See ``generic``."""
+        """Returns the function as launches of generic kernels; see ``generic``."""
         return function.with_body(generic.emit(formulas_of(function)))

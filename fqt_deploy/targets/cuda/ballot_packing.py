@@ -33,7 +33,7 @@ from fqt_deploy.targets.cuda.loop_nest import (
 
 THREADS = 256
 WORDS_PER_WARP = 4
-"""Words that one warp packs: four independent reads are in flight."""
+"""Number of words that one warp packs: four independent reads are in flight."""
 
 
 class BallotPackingRule:

@@ -19,12 +19,12 @@ from fqt_deploy.targets.products import BitConvolution, product_of
 
 
 class BinaryConv2dRule:
-    """Takes ``binary_conv2d``."""
+    """Schedules ``binary_conv2d`` on tiles of bits."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"binary_conv2d"})
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
-        """With bits x, w of signs: sum = 4 ones(x & w) - 2 ones(x) + sum over taps inside of (channels - 2 ones(w))."""
+        """Returns launches: sum = 4 ones(x & w) - 2 ones(x) + sum over taps inside of (channels - 2 ones(w))."""
         p, form = product_of(function), form_for(features, 1)
         if form is None or not isinstance(p, BitConvolution):
             return None

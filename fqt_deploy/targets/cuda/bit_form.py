@@ -1,4 +1,4 @@
-"""What a form of the 1-bit products provides: where operands lie in shared memory, and how they are multiplied."""
+"""Forms of the 1-bit products: where operands lie in shared memory, and how they are multiplied."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fqt_deploy.targets.cuda.shared_layout import SharedLayout
 
 
 class BitForm(Protocol):
-    """One way to multiply what lies in shared memory."""
+    """One way to multiply the bits that lie in shared memory."""
 
     @property
     def tiles(self) -> Mapping[int, tuple[Tile, ...]]:
@@ -32,10 +32,10 @@ class BitForm(Protocol):
         """Whether the planes of a row are weighed before the multiplication, not after it."""
 
     def layout(self, operand: Operand, height: int) -> SharedLayout:
-        """Where ``height`` rows of ``operand``, planes counted, lie in shared memory."""
+        """The layout in shared memory of ``height`` rows of ``operand``, planes counted."""
 
     def publish(self) -> Any:
-        """What a thread does between its copies and the barrier; None for nothing."""
+        """The statement of a thread between its copies and the barrier; None for nothing."""
 
     def multiply(
         self, tile: Tile, planes: int, sides: tuple[tirx.Buffer, tirx.Buffer], layouts: tuple[Any, Any], counts: Any,
@@ -51,7 +51,7 @@ class BitForm(Protocol):
 
 
 def weighted(form: BitForm, counts: tirx.Buffer, planes: int, group: int, j: int, r: int) -> Any:
-    """One result of a group of fragments: the sum over planes p of ``2^p`` times its counts."""
+    """A result of a group of fragments: the sum over planes p of ``2^p`` times its counts."""
     if form.merges_planes:
         return as_int32(counts[group, j, r])
     total: Any = integer(0)

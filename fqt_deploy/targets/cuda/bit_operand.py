@@ -32,7 +32,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Tile:
-    """How a block divides its part of the result.
+    """The division of a block's part of the result among its threads.
 
     Attributes:
         warps_down: warps along rows.
@@ -50,17 +50,17 @@ class Tile:
 
     @property
     def threads(self) -> int:
-        """Threads of the block."""
+        """Number of threads in the block."""
         return self.warps_down * self.warps_across * WARP
 
     @property
     def height(self) -> int:
-        """Rows of the block, planes counted."""
+        """Number of rows of the block, planes counted."""
         return self.warps_down * self.fragments_down * 16
 
     @property
     def width(self) -> int:
-        """Columns of the block."""
+        """Number of columns of the block."""
         return self.warps_across * self.fragments_across * 8
 
     def warp(self, thread: Any) -> tuple[Any, Any]:

@@ -53,13 +53,13 @@ def choose_tile(form: BitForm, left: Operand, right: Operand, *, splittable: boo
 
 
 def parts_of(form: BitForm, left: Operand, right: Operand, words: int) -> int:
-    """Into how many parts to split a long contraction with a small result, so that all multiprocessors work."""
+    """Number of parts to split a long contraction with a small result into, so that all multiprocessors work."""
     across, down = _blocks(left, right, choose_tile(form, left, right, splittable=True))
     return max(1, min(ceil_div(words, WORDS) // 4, ceil_div(4 * REFERENCE_PROCESSORS, across * down)))
 
 
 def _blocks(left: Operand, right: Operand, tile: Tile) -> tuple[int, int]:
-    """Tiles along columns and along rows."""
+    """Numbers of tiles along columns and along rows."""
     return ceil_div(right.rows, tile.width), ceil_div(left.rows, tile.height // left.planes)
 
 
@@ -76,7 +76,7 @@ def bit_product(
         write: (row, column, count, ones, split) -> statement; ``count`` is the sum over planes p of ``2^p`` times the
             shared ones, ``ones`` the same sum of the row's own ones (None unless ``count_rows``).
         count_rows: whether to count the row's own ones.
-        parts: of the contraction, each with blocks of its own, see ``parts_of``.
+        parts: number of parts of the contraction, each with blocks of its own, see ``parts_of``.
     """
     tile = choose_tile(form, left, right, splittable=parts > 1)
     rows, columns = tile.height // left.planes, tile.width
@@ -94,7 +94,7 @@ def bit_product(
 
 @dataclass(frozen=True)
 class _Staged:
-    """One operand's rows in shared memory, copied by all threads of the block."""
+    """The rows of one operand in shared memory, copied by all threads of the block."""
 
     operand: Operand
     layout: SharedLayout
@@ -106,11 +106,11 @@ class _Staged:
 
     @property
     def turns(self) -> int:
-        """Chunks that a thread copies."""
+        """Number of chunks that a thread copies."""
         return ceil_div(WORDS * self.height // self.layout.chunk, self.threads)
 
     def _each(self, copy: Callable[[int, Any, Any], Any], word: Any) -> Any:
-        """``copy(turn, target row and word, source)`` for every chunk of this thread."""
+        """The statements ``copy(turn, target row and word, source)`` for every chunk of this thread."""
         chunks, rows = WORDS * self.height // self.layout.chunk, self.height // self.operand.planes
 
         def one(turn: int) -> Any:
@@ -162,14 +162,14 @@ class _Staged:
 
 @dataclass(frozen=True)
 class _Tally:
-    """Ones of every row of an operand: a thread counts some rows, in the end all threads can read them."""
+    """The counts of ones in every row of an operand: a thread counts some rows, in the end all can read them."""
 
     staged: _Staged
     ones: tirx.Buffer
     table: tirx.Buffer
 
     def _each(self, body: Callable[[int, Any], Any]) -> Any:
-        """``body(turn, row)`` for the rows of this thread."""
+        """The statements ``body(turn, row)`` for all rows of this thread."""
         threads, height, thread = self.staged.threads, self.staged.height, self.staged.thread
 
         def one(turn: int) -> Any:
@@ -255,7 +255,7 @@ class _Block:
         return _Staged(operand, layout, buffer, height, self.tile.threads, first, self.thread)
 
     def _overlapped(self, a: _Staged, b: _Staged, multiply: Callable[[Any], Any]) -> Any:
-        """All stages, with copies that run by themselves."""
+        """All stages, whose copies run while earlier words are multiplied."""
 
         def copy(stage: Any) -> Any:
             word = (self.part * self.stages + stage) * WORDS

@@ -16,7 +16,7 @@ from fqt_deploy.targets.products import BitInputGradient, product_of
 
 
 class BitplaneConv2dInputGradRule:
-    """Takes ``bitplane_conv2d_input_grad``."""
+    """Schedules ``bitplane_conv2d_input_grad`` on tiles of bits."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"bitplane_conv2d_input_grad"})
 

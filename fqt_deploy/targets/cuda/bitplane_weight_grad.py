@@ -18,7 +18,7 @@ from fqt_deploy.targets.products import BitWeightGradient, product_of
 
 
 class BitplaneWeightGradRule:
-    """Takes ``bitplane_weight_grad``."""
+    """Schedules ``bitplane_weight_grad`` on tiles of bits."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"bitplane_weight_grad"})
 

@@ -27,12 +27,12 @@ THREADS = 256
 
 
 class ColumnPackingRule:
-    """Takes ``quantize_pack_channels``: a thread owns one channel of 32 positions, all planes."""
+    """Schedules ``quantize_pack_channels``: a thread owns one channel of 32 positions, all planes."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"quantize_pack_channels"})
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
-        """Codes are computed once and never written."""
+        """Returns one launch, in which codes are computed once and never written."""
         elements, words = formulas_of(function).nests
         count, planes, kept = (axis.extent for axis in words.axes)
 
@@ -68,7 +68,7 @@ def _collect(elements: LoopNest, words: LoopNest, planes: int, position: list[An
 
 
 class WeightPackingRule:
-    """Takes ``pack_weight``: a thread owns 32 channels of one row and tap.
+    """Schedules ``pack_weight``: a thread owns 32 channels of one row and tap.
 
     Rows of taps are contiguous, so threads go along taps first, and then along the rows.
     """

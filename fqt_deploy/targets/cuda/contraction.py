@@ -15,18 +15,18 @@ from fqt_deploy.targets.cuda.loop_nest import Axis, LoopNest, Value, substituted
 
 _IF_THEN_ELSE = ir.Op.get("prim.if_then_else")
 VECTOR = 4
-"""Floats that one instruction reads or writes."""
+"""Number of floats that one instruction reads or writes."""
 COPY_USES = 1024
-"""Rows on the other side from which on copying an operand first costs little beside the product."""
+"""Number of rows on the other side from which on copying an operand first costs little beside the product."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One operand.
+    """One operand of a product.
 
     Attributes:
         load: its element, by axes.
-        guard: where the element exists; elsewhere it is 0.
+        guard: condition under which the element exists; elsewhere it is 0.
         axes: axes of the result that it depends on: rows, or columns.
         along_terms: whether neighbouring terms lie side by side in memory, not neighbouring rows.
         width: how many neighbours can be read at once: ``VECTOR``, or 1.
@@ -46,7 +46,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Contraction:
-    """``result[batch, row, column] = sum over terms of left[batch, row, term] * right[batch, column, term]``.
+    """A product ``result[batch, row, column] = sum over terms of left[batch, row, term] * right[batch, column, term]``.
 
     Attributes:
         nest: the loop nest.
@@ -109,7 +109,7 @@ class Contraction:
         return guard, side.load.source, [substituted(index, axes, where) for index in side.load.indices]
 
     def positions(self, b: Any, row: Any, column: Any) -> list[Any]:
-        """Where an element of the result lies, along the axes of the nest."""
+        """The place of an element of the result along the axes of the nest."""
         at: dict[Any, Any] = {}
         for axes, flat in ((self.batch, b), (self.left.axes, row), (self.right.axes, column)):
             at.update(zip((axis.var for axis in axes), unflattened(flat, axes), strict=True))
@@ -157,7 +157,7 @@ def _side(load: Any, guard: Any, axes: tuple[Axis, ...], nest: LoopNest) -> Side
 
 
 def _row_major(axes: tuple[Axis, ...]) -> Any:
-    """Number of a position along ``axes``."""
+    """The row-major number of a position along ``axes``."""
     flat: Any = integer(0)
     for axis in axes:
         flat = flat * axis.extent + axis.var

@@ -23,7 +23,7 @@ _POPCOUNT = ir.Op.get("tirx.popcount")
 
 
 def with_device_intrinsics(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """``function`` with every popcount of a 32-bit word as one instruction."""
+    """The function with every popcount of a 32-bit word as one instruction."""
 
     def rewrite(call: Any) -> Any:
         if not call.op.same_as(_POPCOUNT):

@@ -1,4 +1,4 @@
-"""What an NVIDIA architecture offers, and which architectures there are."""
+"""The features of NVIDIA architectures, and which architectures there are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fqt_deploy.core.diagnostics import FqtError
 
 DEFAULT = ("sm_80", "sm_90a")
-"""What is compiled for unless told otherwise: A100 and H100; later devices translate the PTX of sm_80."""
+"""Architectures to compile for unless told otherwise: A100 and H100; later devices translate the PTX of sm_80."""
 
 ARCHITECTURES: dict[str, str] = {
     "sm_75": "xor",
@@ -24,7 +24,7 @@ ARCHITECTURES: dict[str, str] = {
     "sm_120": "int8",
     "sm_120a": "int8",
 }
-"""Architecture -> form of the 1-bit products (``choose_form.FORMS``): what its tensor cores execute themselves.
+"""The form of the 1-bit products by architecture (``choose_form.FORMS``): what its tensor cores execute themselves.
 
 Newer ones execute the forms of older ones too, by several instructions: sm_90 XOR by AND, sm_100 AND by bytes.
 """
@@ -33,7 +33,7 @@ BEFORE_TF32 = ("sm_75",)
 """Architectures whose tensor cores do not take TF32."""
 
 ALTERNATIVES: dict[str, tuple[str, ...]] = {"sm_90a": ("wgmma",)}
-"""Architecture -> other forms, for artifacts for it alone, as ``sm_90a:wgmma``.
+"""Other forms by architecture, for artifacts for it alone, as ``sm_90a:wgmma``.
 
 None is a default before it has been measured: ``tools/bench_gpu.py`` compares them.
 """
@@ -55,7 +55,7 @@ class CudaFeatures:
 
     @property
     def requires(self) -> tuple[str, ...]:
-        """Extensions of the processor: whatever runs the driver will do."""
+        """Extensions of the processor that the code needs: none, whatever runs the driver will do."""
         return ()
 
     @property

@@ -46,7 +46,7 @@ class Fp32ProductRule:
     ops: ClassVar[frozenset[str]] = FP32_PRODUCTS
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
-        """None where the loop nest is no product of two operands."""
+        """Returns the scheduled product, or None where the loop nest is no product of two operands."""
         (nest,) = formulas_of(function).nests
         contraction = contraction_of(nest)
         if contraction is None:
@@ -91,7 +91,7 @@ def _product(contraction: Contraction, features: CudaFeatures) -> Any:
 
 
 def _flat(nest: LoopNest, at: list[Any]) -> Any:
-    """Row-major number of an element of the result."""
+    """The row-major number of the element of the result at ``at``."""
     flat: Any = integer(0)
     for axis, where in zip(nest.axes, at, strict=True):
         flat = flat * axis.extent + where
@@ -100,7 +100,7 @@ def _flat(nest: LoopNest, at: list[Any]) -> Any:
 
 @dataclass(frozen=True)
 class _Operand:
-    """One side's tile: read into registers, then written to shared memory, transposed where terms are contiguous."""
+    """The tile of one operand: read into registers, then written to shared memory, terms outermost."""
 
     contraction: Contraction
     side: Side
@@ -114,7 +114,7 @@ class _Operand:
     whole_terms: bool
 
     def _each(self, body: Any) -> Any:
-        """``body(turn, term, row)`` for the first element of each vector that this thread carries."""
+        """The statements ``body(turn, term, row)`` for the first element of each vector that this thread carries."""
         width, depth, size = self.side.width, self.depth, self.size
         vectors = depth * size // width
 

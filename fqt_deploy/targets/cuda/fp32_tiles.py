@@ -1,4 +1,4 @@
-"""How a block of 256 threads multiplies two tiles of floats in shared memory: by fused multiply-add, or in TF32."""
+"""Tiles of floats in shared memory that a block of 256 threads multiplies: by fused multiply-add, or in TF32."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fqt_deploy.targets.cuda.kernel_builder import (
 
 THREADS = 256
 SIDE = 16
-"""Threads along each side of a block."""
+"""Number of threads along each side of a block."""
 
 
 class Fp32Tile(Protocol):
@@ -28,27 +28,27 @@ class Fp32Tile(Protocol):
 
     @property
     def height(self) -> int:
-        """Rows."""
+        """Number of rows of results."""
 
     @property
     def width(self) -> int:
-        """Columns."""
+        """Number of columns of results."""
 
     @property
     def depth(self) -> int:
-        """Terms in shared memory at once."""
+        """Number of terms of the sums that are in shared memory at once."""
 
     @property
     def padding(self) -> int:
-        """Floats after each term's rows, so that warps meet few banks twice."""
+        """Number of floats after each term's rows, so that warps meet few banks twice."""
 
     @property
     def results(self) -> tuple[int, int]:
-        """Rows and columns of each thread."""
+        """Numbers of rows and of columns of results that each thread has."""
 
     @property
     def run(self) -> int:
-        """Neighbouring columns among a thread's."""
+        """Number of neighbouring columns among a thread's."""
 
     def place(self, thread: Any, i: int, j: int) -> tuple[Any, Any]:
         """Row and column, in the tile, of a thread's result."""
@@ -58,14 +58,14 @@ class Fp32Tile(Protocol):
 
 
 def tile_for(rows: int, columns: int, *, tf32: bool) -> Fp32Tile:
-    """As large a tile as the result fills."""
+    """The largest tile that a result of ``rows`` by ``columns`` fills."""
     if tf32:
         return Tf32Tile(*(2 if extent >= 128 else 1 for extent in (rows, columns)))
     return MultiplyAddTile(_runs(rows), _runs(columns))
 
 
 def _runs(extent: int) -> Runs:
-    """Longer runs need fewer reads; a tile larger than the result would multiply what nobody asked for."""
+    """The runs of a thread: longer ones need fewer reads, too long ones multiply what nobody asked for."""
     for neighbours in (1, 2):
         if extent <= SIDE * neighbours:
             return Runs(1, neighbours)
@@ -81,11 +81,11 @@ class Runs:
 
     @property
     def length(self) -> int:
-        """Of all of them."""
+        """Number of rows, or columns, in all runs of a thread."""
         return self.count * self.neighbours
 
     def place(self, thread: Any, i: int) -> Any:
-        """Where, in the tile, the ``i``-th is; runs of a thread are half a tile apart where there are two."""
+        """Where in the tile a thread's ``i``-th row, or column, is; runs are half a tile apart where there are two."""
         return (i // self.neighbours * SIDE + thread) * self.neighbours + i % self.neighbours
 
 
@@ -103,31 +103,31 @@ class MultiplyAddTile:
 
     @property
     def height(self) -> int:
-        """16 to 128."""
+        """Number of rows of results, 16 to 128."""
         return SIDE * self.down.length
 
     @property
     def width(self) -> int:
-        """16 to 128."""
+        """Number of columns of results, 16 to 128."""
         return SIDE * self.across.length
 
     @property
     def results(self) -> tuple[int, int]:
-        """One to eight each."""
+        """Numbers of rows and of columns of results that each thread has, one to eight each."""
         return self.down.length, self.across.length
 
     @property
     def run(self) -> int:
-        """One, two or four."""
+        """Number of neighbouring columns among a thread's: one, two or four."""
         return self.across.neighbours
 
     def place(self, thread: Any, i: int, j: int) -> tuple[Any, Any]:
-        """Threads side by side have runs side by side."""
+        """Row and column, in the tile, of a thread's result; threads side by side have runs side by side."""
         warp, lane = thread // WARP, thread % WARP
         return self.down.place(warp // 2 * 4 + lane // 8, i), self.across.place(warp % 2 * 8 + lane % 8, j)
 
     def multiply(self, a: tirx.Buffer, c: tirx.Buffer, sums: tirx.Buffer, slot: Any, thread: Any) -> Any:
-        """One outer product a term."""
+        """Add the products of one slot to ``sums``, one outer product for each term."""
         rows, columns = self.results
         left, right = local((rows,), "float32", "left"), local((columns,), "float32", "right")
 
@@ -160,27 +160,27 @@ class Tf32Tile:
 
     @property
     def height(self) -> int:
-        """64 or 128."""
+        """Number of rows of results, 64 or 128."""
         return 64 * self.down
 
     @property
     def width(self) -> int:
-        """64 or 128."""
+        """Number of columns of results, 64 or 128."""
         return 64 * self.across
 
     @property
     def results(self) -> tuple[int, int]:
-        """Two rows of every fragment down, two columns of every fragment across."""
+        """Numbers of rows and columns of a thread: two rows of every fragment down, two columns of every one across."""
         return 4 * self.down, 4 * self.across
 
     def place(self, thread: Any, i: int, j: int) -> tuple[Any, Any]:
-        """As the accumulators of ``mma.m16n8k8``."""
+        """Row and column, in the tile, of a thread's result, as in the accumulators of ``mma.m16n8k8``."""
         warp, lane = thread // WARP, thread % WARP
         row = warp // 4 * (32 * self.down) + i // 2 * 16 + i % 2 * 8 + lane // 4
         return row, warp % 4 * (16 * self.across) + j // 2 * 8 + lane % 4 * 2 + j % 2
 
     def multiply(self, a: tirx.Buffer, c: tirx.Buffer, sums: tirx.Buffer, slot: Any, thread: Any) -> Any:
-        """Eight terms an instruction."""
+        """Add the products of one slot to ``sums``, eight terms with each instruction."""
         fragments = 2 * self.down, 2 * self.across
         warp, lane = thread // WARP, thread % WARP
         row, column = warp // 4 * (32 * self.down) + lane // 4, warp % 4 * (16 * self.across) + lane // 4

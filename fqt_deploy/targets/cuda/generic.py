@@ -37,7 +37,7 @@ from fqt_deploy.targets.cuda.loop_nest import (
 )
 
 THREADS = 256
-"""Threads of a block: eight warps, enough blocks of which fit a multiprocessor whatever they need."""
+"""Number of threads of a block: eight warps, enough blocks of which fit a multiprocessor whatever they need."""
 CHUNK_TERMS = 64
 """A sum is split over several blocks only if each thread keeps at least this many terms."""
 
@@ -60,7 +60,7 @@ def emit(formulas: KernelFormulas) -> Any:
 
 
 def elementwise(nests: Sequence[LoopNest], private: Sequence[tirx.Buffer] = ()) -> Any:
-    """One thread an element; stages over the same axes follow each other in one thread.
+    """A launch with one thread an element; stages over the same axes follow each other in one thread.
 
     Args:
         nests: the stages.
@@ -159,7 +159,7 @@ def _combine(nest: LoopNest, chunk: Axis, partial: Sequence[tirx.Buffer]) -> Any
 def _reduce(
     nest: LoopNest, lanes: int, contiguous: bool, chunks: int = 1, partial: Sequence[tirx.Buffer] | None = None
 ) -> Any:
-    """``lanes`` threads share the terms of one element, or of one chunk of its terms."""
+    """The statements of a sum: ``lanes`` threads share the terms of one element, or of one chunk of its terms."""
     columns = THREADS // lanes
     terms = ceil_div(nest.terms, chunks)
 

@@ -12,16 +12,18 @@ from tvm.tirx.stmt import ForKind
 WARP = 32
 ALL_LANES = tirx.const(0xFFFFFFFF, "uint32")
 REFERENCE_PROCESSORS = 132
-"""Multiprocessors that a launch should fill: those of an H100. A constant, so that results depend on no device."""
+"""Number of multiprocessors that a launch should fill: those of an H100. A constant, so that results depend on no
+device.
+"""
 
 
 def integer(value: int) -> Any:
-    """An int32 constant."""
+    """The TIR constant of type int32."""
     return tirx.const(value, "int32")
 
 
 def sequence(*statements: Any) -> Any:
-    """One statement of several; None is left out."""
+    """One statement made of several; None is left out."""
     flat = [s for statement in statements if statement is not None for s in _parts(statement)]
     return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)
 
@@ -43,7 +45,7 @@ def launch(blocks: int, threads: int, body: Callable[[Any, Any], Any]) -> Any:
 
 
 def loop(extent: int, body: Callable[[Any], Any], *, unroll: bool = False) -> Any:
-    """``body`` of 0 to ``extent - 1``; one iteration is no loop. The device's compiler unrolls it, if told to."""
+    """A loop of ``body`` over 0 to ``extent - 1``, none for one iteration; nvcc unrolls it, if told to."""
     if extent == 1:
         return body(integer(0))
     var = tirx.Var("i", "int32")
@@ -53,12 +55,12 @@ def loop(extent: int, body: Callable[[Any], Any], *, unroll: bool = False) -> An
 
 
 def unrolled(extent: int, body: Callable[[int], Any]) -> Any:
-    """``body`` of the numbers 0 to ``extent - 1``, one after the other."""
+    """The statements ``body`` of the numbers 0 to ``extent - 1``, one after the other."""
     return sequence(*(body(i) for i in range(extent)))
 
 
 def vector(width: int, body: Callable[[Any], Any]) -> Any:
-    """``body`` of 0 to ``width - 1`` as one vector operation."""
+    """The value of ``body`` of 0 to ``width - 1`` as one vector operation."""
     if width == 1:
         return body(integer(0))
     var = tirx.Var("v", "int32")
@@ -73,32 +75,32 @@ def when(condition: Any, then: Any, otherwise: Any = None) -> Any:
 
 
 def store(buffer: tirx.Buffer, value: Any, *indices: Any) -> Any:
-    """``buffer[indices] = value``."""
+    """The statement ``buffer[indices] = value``."""
     return tirx.BufferStore(buffer, value, list(indices))
 
 
 def local(shape: Sequence[int], dtype: str, name: str) -> tirx.Buffer:
-    """Registers of one thread."""
+    """A buffer in the registers of one thread."""
     return tirx.decl_buffer(shape, dtype, name, scope="local")
 
 
 def shared(shape: Sequence[int], dtype: str, name: str) -> tirx.Buffer:
-    """Memory of one block."""
+    """A buffer in the shared memory of one block."""
     return tirx.decl_buffer(shape, dtype, name, scope="shared")
 
 
 def scratch(shape: Sequence[int], dtype: str, name: str) -> tirx.Buffer:
-    """Device memory between two launches of one function."""
+    """A buffer in device memory that lives from one launch of a function to another."""
     return tirx.decl_buffer(shape, dtype, name)
 
 
 def with_buffers(buffers: Sequence[tirx.Buffer], body: Any) -> Any:
-    """``body`` with ``buffers`` allocated in front of it."""
+    """The statement ``body`` with ``buffers`` allocated in front of it."""
     return sequence(*(tirx.AllocBuffer(buffer) for buffer in buffers), body)
 
 
 def barrier() -> Any:
-    """Wait for all threads of the block."""
+    """The statement that waits for all threads of the block."""
     return tirx.Evaluate(T.cuda.cta_sync())
 
 
@@ -123,10 +125,10 @@ def as_int32(word: Any) -> Any:
 
 
 def fused_multiply_add(a: Any, b: Any, c: Any) -> Any:
-    """``a * b + c`` of float32, rounded once; everything else rounds each operation (``toolchain.NVCC_FLAGS``)."""
+    """The float32 ``a * b + c``, rounded once; everything else rounds each operation (``toolchain.NVCC_FLAGS``)."""
     return tirx.call_pure_extern("float32", "fmaf", a, b, c)
 
 
 def ceil_div(a: int, b: int) -> int:
-    """Quotient rounded up."""
+    """The quotient ``a / b`` rounded up."""
     return -(-a // b)

@@ -30,11 +30,11 @@ class Value:
     """One buffer that a stage writes.
 
     Attributes:
-        buffer: written at ``indices``.
+        buffer: the buffer, written at ``indices``.
         indices: expressions of the spatial axes.
         expression: what is written, or the term of a reduction.
-        initial: of a reduction; None without one.
-        combine: of a reduction: the value of two partial results.
+        initial: the first value of a reduction; None without one.
+        combine: the function of a reduction: the value of two partial results.
     """
 
     buffer: tirx.Buffer
@@ -54,8 +54,8 @@ class LoopNest:
     """One stage of a kernel.
 
     Attributes:
-        name: of the stage.
-        axes: of the result.
+        name: name of the stage.
+        axes: axes of the result.
         reduced: axes that are summed, minimized or maximized over.
         values: what is written; more than one for a tuple reduction.
     """
@@ -140,14 +140,14 @@ def _flat(statement: Any) -> list[Any]:
 
 
 def loads_of(expression: Any) -> list[Any]:
-    """Every read of a buffer in ``expression``."""
+    """All reads of buffers in ``expression``."""
     found: list[Any] = []
     tvm_ffi.structural_walk(expression, (TensorLoad, found.append))
     return found
 
 
 def substituted(expression: Any, axes: tuple[Axis, ...], positions: list[Any]) -> Any:
-    """``expression`` with each axis replaced by its position."""
+    """The ``expression`` with each axis replaced by its position."""
     replacement = {
         axis.var: tirx.const(position, "int32") if isinstance(position, int) else position
         for axis, position in zip(axes, positions, strict=True)
@@ -156,7 +156,7 @@ def substituted(expression: Any, axes: tuple[Axis, ...], positions: list[Any]) -
 
 
 def inlined(expression: Any, nest: LoopNest, *, at: Callable[[Any], Any] | None = None) -> Any:
-    """``expression`` with reads of ``nest``'s result replaced by its formula, or by ``at(load)``."""
+    """The expression with reads of ``nest``'s result replaced by its formula, or by ``at(load)``."""
     result = nest.values[0]
 
     def replace(load: Any) -> Any:
@@ -168,7 +168,7 @@ def inlined(expression: Any, nest: LoopNest, *, at: Callable[[Any], Any] | None 
 
 
 def unflattened(flat: Any, axes: tuple[Axis, ...]) -> list[Any]:
-    """Position along each axis of row-major element ``flat``."""
+    """The position along each axis of the row-major element ``flat``."""
     positions: list[Any] = []
     for axis in reversed(axes):
         last = len(positions) == len(axes) - 1

@@ -1,4 +1,4 @@
-"""From TensorIR with explicit threads to host and device functions: TVM's passes, in an order without scheduling."""
+"""The lowering of TensorIR with explicit threads to host and device functions: TVM's passes, without scheduling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PIPELINE = "fqt_cuda"
 
 
 def _pipeline() -> tuple[tvm.transform.Pass, Callable[[], Any], Callable[[], Any]]:
-    """Unlike TVM's own: kernels place their barriers themselves, and no buffer has a tile layout to lower."""
+    """The passes in order; unlike TVM's own, for kernels that place their barriers and need no buffer layouts."""
     mark_in_place, keep_aliases = _alias_passes()
     passes = [
         s_tir.transform.UnifyThreadBinding(),

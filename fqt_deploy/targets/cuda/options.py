@@ -11,7 +11,7 @@ from fqt_deploy.targets.cuda.features import DEFAULT
 
 @dataclass(frozen=True, kw_only=True)
 class CudaOptions(TargetOptions):
-    """What a person may choose of NVIDIA GPUs."""
+    """The options that a person may choose for NVIDIA GPUs."""
 
     arch: str | None = option(
         None,

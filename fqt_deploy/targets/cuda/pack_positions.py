@@ -29,12 +29,12 @@ THREADS = 256
 
 
 class PackPositionsRule:
-    """Takes every ``pack_positions``."""
+    """Schedules every ``pack_positions``."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"pack_positions"})
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
-        """One launch for the rows of channels, a small one for the validity rows and those that fill the last panel."""
+        """Returns a launch for rows of channels, and a small one for validity rows and what fills the last panel."""
         image, result = function.params
         arguments, layer = arguments_of(function), convolution_of(function, image=image)
         if arguments is None or layer is None:

@@ -1,4 +1,4 @@
-"""How strings of bits lie in shared memory: by row, by word, or in the core matrices of the PTX ISA."""
+"""Layouts of strings of bits in shared memory: by row, by word, or in the core matrices of the PTX ISA."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 WORDS = 16
-"""Words of the contraction in shared memory at once: 64 bytes of a row."""
+"""Number of words of the contraction that are in shared memory at once: 64 bytes of a row."""
 
 
 class SharedLayout(Protocol):
@@ -14,14 +14,14 @@ class SharedLayout(Protocol):
 
     @property
     def chunk(self) -> int:
-        """Words that are copied at once."""
+        """Number of words that one copy moves."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the buffer, without the axis of its two slots."""
+        """Shape of the buffer, without the axis of its two slots."""
 
     def at(self, row: Any, word: Any) -> list[Any]:
-        """Indices of one word."""
+        """Indices of word ``word`` of row ``row`` in the buffer."""
 
     def place(self, index: Any) -> tuple[Any, Any]:
         """Row and word where chunk number ``index`` begins; neighbouring threads copy neighbouring chunks."""
@@ -39,19 +39,19 @@ class RowMajor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Rows, words."""
+        """Shape of the buffer: rows, words."""
         return self.height, WORDS + 4
 
     def at(self, row: Any, word: Any) -> list[Any]:
-        """Row, word."""
+        """Indices of a word in the buffer: row, word."""
         return [row, word]
 
     def place(self, index: Any) -> tuple[Any, Any]:
-        """Along a row first."""
+        """Row and word where chunk ``index`` begins; chunks are counted along a row first."""
         return index // (WORDS // self.chunk), index % (WORDS // self.chunk) * self.chunk
 
     def within(self, i: int) -> tuple[int, int]:
-        """Along the row."""
+        """Row and word of word ``i`` of a chunk, which lies along a row."""
         return 0, i
 
 
@@ -64,19 +64,19 @@ class WordMajor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Words, rows."""
+        """Shape of the buffer: words, rows."""
         return WORDS, self.height + 8
 
     def at(self, row: Any, word: Any) -> list[Any]:
-        """Word, row."""
+        """Indices of a word in the buffer: word, row."""
         return [word, row]
 
     def place(self, index: Any) -> tuple[Any, Any]:
-        """Along rows first."""
+        """Row and word where chunk ``index`` begins; chunks are counted down the rows first."""
         return index % (self.height // self.chunk) * self.chunk, index // (self.height // self.chunk)
 
     def within(self, i: int) -> tuple[int, int]:
-        """Along rows."""
+        """Row and word of word ``i`` of a chunk, which lies across rows."""
         return i, 0
 
 
@@ -92,7 +92,7 @@ class CoreMatrices:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Blocks along the contraction, rows, words."""
+        """Shape of the buffer: blocks along the contraction, rows, words."""
         return WORDS // 4, self.height, 4
 
     @property
@@ -105,10 +105,10 @@ class CoreMatrices:
         return [word // 4, row, word % 4]
 
     def place(self, index: Any) -> tuple[Any, Any]:
-        """Eight rows first, then the words of those."""
+        """Row and word where chunk ``index`` begins: eight rows first, then the words of those."""
         of_row = WORDS // self.chunk
         return index // (8 * of_row) * 8 + index % 8, index // 8 % of_row * self.chunk
 
     def within(self, i: int) -> tuple[int, int]:
-        """Along the row."""
+        """Row and word of word ``i`` of a chunk, which lies along a row."""
         return 0, i

@@ -25,11 +25,13 @@ from fqt_deploy.targets.cuda.kernel_builder import (
 from fqt_deploy.targets.cuda.loop_nest import LoopNest, formulas_of, substituted, unflattened
 
 THREADS = 512
-"""Sixteen warps: with more, the int64 arithmetic of a thread would not fit its registers."""
+"""Number of threads of the block, sixteen warps: with more, the int64 arithmetic of a thread would not fit its
+registers.
+"""
 
 
 class SingleBlockRule:
-    """Takes ``select_sampled`` and ``select_topk``: fifteen launches become one.
+    """Schedules ``select_sampled`` and ``select_topk``: fifteen launches become one.
 
     Sums there are of integers, so that lanes may add in any order.
     """

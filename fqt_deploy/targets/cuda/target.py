@@ -53,7 +53,7 @@ RULES: tuple[ScheduleRule, ...] = (
 
 
 SourceCompiler = Callable[[str, CudaFeatures], bytes]
-"""From CUDA source to a binary that the driver loads."""
+"""A function from CUDA source to a binary that the driver loads."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class CudaTarget(Target):
         return entries if self.features.forward_compatible else {**entries, "ptx": "none"}
 
     def device(self) -> Any:
-        """The first GPU; FQT403 if there is none."""
+        """The first GPU of this machine; FQT403 if there is none."""
         enable_cuda_runtime()
         device = tvm.cuda(0)
         if not device.exist:
@@ -117,7 +117,7 @@ class CudaTarget(Target):
         return device
 
     def companions(self) -> Mapping[str, Path]:
-        """TVM's runtime library for GPUs."""
+        """The files that an artifact brings along for a GPU: TVM's runtime library for GPUs."""
         return {f"lib/{CUDA_RUNTIME_LIBRARY}": Path(str(tvm.__file__)).parent / "lib" / CUDA_RUNTIME_LIBRARY}
 
     def check_library(self, library: Path) -> None:

@@ -1,4 +1,4 @@
-"""nvcc and what TVM needs to use it: found, loaded, called, and its result checked.
+"""The compiler nvcc and what TVM needs to use it: found, loaded, called, and its result checked.
 
 The machine that compiles needs no GPU and no driver. TVM's CUDA runtime links against the driver's library, so where
 there is none a stand-in without functions takes its place; without it TVM would export source code and no binary.
@@ -20,7 +20,8 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.targets.cuda.features import CudaFeatures
 
 NVCC_FLAGS = ("--fatbin", "--threads=0", "-O3", "-std=c++17", "-fmad=false", "--expt-relaxed-constexpr", "-w")
-"""``-fmad=false``: every float operation rounds, as in PyTorch. A contracted multiply-add could turn a bit.
+"""Flags of nvcc. ``-fmad=false``: every float operation rounds, as in PyTorch. A contracted multiply-add could turn a
+bit.
 
 ``-w``: warnings about generated code, such as unused variables, are thousands and nobody's to mend.
 """
@@ -33,9 +34,9 @@ _DRIVER_FUNCTIONS = (
     "cuDeviceGetName", "cuFuncSetAttribute", "cuLaunchKernelEx", "cuModuleGetFunction", "cuModuleLoadData",
     "cuModuleUnload", "cuTensorMapEncodeTiled", "cuGetErrorName", "cuGetErrorString",
 )  # fmt: skip
-"""What TVM's CUDA runtime takes from the driver."""
+"""Functions of the driver that TVM's CUDA runtime takes."""
 _NO_DRIVER = 100
-"""``CUDA_ERROR_NO_DEVICE``: what every function of the stand-in returns."""
+"""The error ``CUDA_ERROR_NO_DEVICE``, which every function of the stand-in returns."""
 
 
 def find_nvcc() -> Path:
@@ -78,7 +79,7 @@ def compile_cuda(source: str, features: CudaFeatures) -> bytes:
 
 
 def architecture_flags(features: CudaFeatures) -> list[str]:
-    """One PTX, a binary from it for each architecture, and itself where later devices can translate it.
+    """The flags for one PTX, a binary from it for each architecture, and itself where later devices can translate it.
 
     Translating the source takes several times as long as assembling its PTX, and is done once.
     """

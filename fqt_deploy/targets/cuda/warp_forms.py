@@ -28,7 +28,7 @@ TILES: dict[int, tuple[Tile, ...]] = {
 
 
 class WarpForm:
-    """What the instructions of one warp have in common."""
+    """The form that the instructions of one warp have in common."""
 
     tiles: ClassVar[Mapping[int, tuple[Tile, ...]]] = TILES
     asynchronous = True
@@ -36,24 +36,24 @@ class WarpForm:
     merges_planes = False
 
     def layout(self, operand: Operand, height: int) -> SharedLayout:
-        """As in memory."""
+        """The layout of the operand as it is in memory: by word, or by row."""
         return (WordMajor if operand.word_major else RowMajor)(height, operand.chunk)
 
     def publish(self) -> Any:
-        """Nothing."""
+        """Nothing to do: the barrier alone makes copies visible to the instructions of a warp."""
 
     def complete(self) -> Any:
-        """Nothing."""
+        """Nothing to do: the instructions of a warp are complete when they return."""
 
     def first_row(self, tile: Tile, planes: int, down: Any, group: int) -> Any:
-        """A warp's rows are contiguous."""
+        """The first row of a group of fragments; a warp's rows are contiguous."""
         return (down * (tile.fragments_down // planes) + group) * 16
 
     def multiply(
         self, tile: Tile, planes: int, sides: tuple[tirx.Buffer, tirx.Buffer], layouts: tuple[Any, Any], counts: Any,
         slot: Any, thread: Any,
     ) -> Any:  # fmt: skip
-        """Eight words at a time."""
+        """Add the products of one stage to the counts, eight words at a time."""
         (a, b), (rows, columns) = sides, layouts
         down, across = tile.warp(thread)
         group, lane = thread % WARP // 4, thread % 4
@@ -88,7 +88,7 @@ class WarpForm:
         return sequence(*(self.pair(left, i, right, j, counts) for i, j in pairs))
 
     def pair(self, left: tirx.Buffer, i: int, right: tirx.Buffer, j: int, counts: tirx.Buffer) -> Any:
-        """One pair of fragments."""
+        """Add the product of one pair of fragments to the counts."""
         raise NotImplementedError
 
 
@@ -96,7 +96,7 @@ class AndForm(WarpForm):
     """AND and popcount, from sm_80 to sm_90a: one instruction a pair."""
 
     def pair(self, left: tirx.Buffer, i: int, right: tirx.Buffer, j: int, counts: tirx.Buffer) -> Any:
-        """``m16n8k256``."""
+        """Add the product of one pair of fragments to the counts, by ``m16n8k256``."""
         sums = [counts[i, j, r] for r in range(4)]
         operands = [*(left[i, r] for r in range(4)), *(right[j, r] for r in range(2))]
         call = T.ptx["mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc"]
@@ -110,7 +110,7 @@ class XorForm(WarpForm):
     differences = True
 
     def pair(self, left: tirx.Buffer, i: int, right: tirx.Buffer, j: int, counts: tirx.Buffer) -> Any:
-        """``m8n8k128`` for either half of the rows and of the words."""
+        """Add the product of a pair of fragments: ``m8n8k128`` for either half of the rows and of the words."""
         call = T.ptx["mma.sync.aligned.m8n8k128.row.col.s32.b1.b1.s32.xor.popc"]
 
         def quarter(half: int, k: int) -> Any:
@@ -121,7 +121,7 @@ class XorForm(WarpForm):
 
 
 class Int8Form(WarpForm):
-    """Bytes on sm_100 and later, whose tensor cores have no bits.
+    """The form by bytes on sm_100 and later, whose tensor cores have no bits.
 
     Byte l of register s holds bit ``s + 8 l`` of a word, on both sides: an order of the contraction like any other. The
     planes of a row become one byte of its code, so they cost one product.
@@ -130,7 +130,7 @@ class Int8Form(WarpForm):
     merges_planes = True
 
     def fragments(self, tile: Tile, planes: int, left: tirx.Buffer, right: tirx.Buffer, counts: tirx.Buffer) -> Any:
-        """``m16n8k32`` of unsigned codes and bits, for each of the eight registers that words unpack to."""
+        """Add the products of fragments: ``m16n8k32`` of codes and bits, for each of the eight registers of bytes."""
         groups = tile.fragments_down // planes
         codes = local((groups, 4), "uint32", "codes")
         bits = local((tile.fragments_across, 2), "uint32", "bits")

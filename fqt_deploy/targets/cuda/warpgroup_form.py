@@ -28,7 +28,7 @@ TILES: dict[int, tuple[Tile, ...]] = {
 
 
 class WarpgroupForm:
-    """AND and popcount, ``m64nNk256``: four warps multiply 64 rows and all columns of the block at once."""
+    """The form by AND and popcount, ``m64nNk256``: four warps multiply 64 rows and all columns of the block at once."""
 
     tiles: ClassVar[Mapping[int, tuple[Tile, ...]]] = TILES
     asynchronous = True
@@ -36,7 +36,7 @@ class WarpgroupForm:
     merges_planes = False
 
     def layout(self, operand: Operand, height: int) -> CoreMatrices:
-        """Core matrices: a chunk stays within their 16 bytes of a row."""
+        """The layout in core matrices: a chunk stays within their 16 bytes of a row."""
         return CoreMatrices(height, 1 if operand.word_major else operand.chunk)
 
     def publish(self) -> Any:
@@ -44,7 +44,7 @@ class WarpgroupForm:
         return tirx.Evaluate(T.ptx["fence.proxy.async.shared::cta"]())
 
     def complete(self) -> Any:
-        """Wait for all products."""
+        """The statement that waits for all products."""
         return tirx.Evaluate(T.ptx["wgmma.wait_group.sync.aligned"](0))
 
     def first_row(self, tile: Tile, planes: int, down: Any, group: int) -> Any:
@@ -55,7 +55,7 @@ class WarpgroupForm:
         self, tile: Tile, planes: int, sides: tuple[tirx.Buffer, tirx.Buffer], layouts: tuple[Any, Any], counts: Any,
         slot: Any, thread: Any,
     ) -> Any:  # fmt: skip
-        """One instruction for 64 rows and eight words; they run until ``complete``."""
+        """The products of one stage: an instruction for 64 rows and eight words each; they run until ``complete``."""
         (a, b), (rows, columns) = sides, layouts
         call = T.ptx[f"wgmma.mma_async.sync.aligned.m64n{tile.width}k256.s32.b1.b1.and.popc"]
 

@@ -25,9 +25,11 @@ from fqt_deploy.targets.cpu.register_tile import (
 from fqt_deploy.targets.products import Extents, convolution_of
 
 _ROWS = 4
-"""Positions in a tile, with two vectors of channels."""
+"""Upper bound of the positions in a tile, with two vectors of channels."""
 _ACCUMULATORS = 8
-"""Enough to hide the latency of an addition. With twice as many, LLVM spills them where it unrolls the taps."""
+"""Upper bound of accumulators: enough to hide the latency of an addition. With twice as many, LLVM spills them where it
+unrolls the taps.
+"""
 
 
 class Fp32ConvolutionRule:
@@ -36,7 +38,7 @@ class Fp32ConvolutionRule:
     ops: ClassVar[frozenset[str]] = frozenset({"conv2d"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """Rows of the padded image, ``stride`` apart."""
+        """Returns the scheduled convolution, whose tiles read rows of the padded image that are ``stride`` apart."""
         x, weight, result = function.params
         layer = convolution_of(function, image=x, output=result, kernel=weight)
         extents = [int(d) for d in result.shape]
@@ -133,7 +135,7 @@ def schedule_product(schedule: Any, product: Product) -> None:
 
 
 def padded_rows(image: te.Tensor, before: Extents, after: Extents, name: str) -> te.Tensor:
-    """[N, b + H + a, (b + W + a) * C]: zeros around, columns and channels one axis."""
+    """The rows in a border of zeros: [N, b + H + a, (b + W + a) * C]; columns and channels are one axis."""
     n, height, width, channels = (int(d) for d in image.shape)
 
     def element(b: Any, h: Any, r: Any) -> Any:

@@ -20,9 +20,9 @@ from fqt_deploy.targets.cpu.register_tile import (
 from fqt_deploy.targets.products import convolution_of
 
 OPERANDS = 5
-"""Registers that are not accumulators."""
+"""Number of registers that are not accumulators."""
 _CHUNKS = 16
-"""Partial sums: independent of the thread count, and shorter sums round less."""
+"""Number of partial sums: independent of the thread count, and shorter sums round less."""
 
 
 class Fp32FewTapsWeightGradRule:

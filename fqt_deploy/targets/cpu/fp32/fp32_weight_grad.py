@@ -18,15 +18,15 @@ from fqt_deploy.targets.cpu.register_tile import largest_divisor, new_schedule, 
 from fqt_deploy.targets.products import Extents, convolution_of
 
 _ROWS = 8
-"""Input channels in a tile: with two vectors of output channels, sixteen accumulators for ten operands."""
+"""Number of input channels in a tile: with two vectors of output channels, sixteen accumulators for ten operands."""
 _CHUNK = 2048
-"""Positions summed at a stretch, so that panels of both operands stay in the second-level cache."""
+"""Number of positions summed at a stretch, so that panels of both operands stay in the second-level cache."""
 _CHUNKS = 64
-"""At most as many partial sums, for each is as large as the weight."""
+"""Upper bound of the number of partial sums, for each is as large as the weight."""
 _PANEL_READS = 16
-"""How often a panel of the gradient must be read for its copy to pay: more often than by a first layer's taps."""
+"""Least number of reads of a gradient panel for its copy to pay: more than by a first layer's taps."""
 _UNROLLED = 4
-"""Positions with constant offsets: longer runs are left to a loop, or LLVM computes offsets in vectors."""
+"""Upper bound of the positions with constant offsets: longer runs are a loop, or LLVM computes offsets in vectors."""
 
 
 class Fp32WeightGradRule:
@@ -77,7 +77,7 @@ class Fp32WeightGradRule:
 
 
 def _gradient_panels(g: te.Tensor, width: int) -> te.Tensor:
-    """[O / width, N, OH, OW, width]."""
+    """The gradient in panels of ``width`` output channels: [O / width, N, OH, OW, width] of [N, OH, OW, O]."""
     *positions, outputs = (int(d) for d in g.shape)
     return te.compute(
         (outputs // width, *positions, width), lambda p, n, y, z, o: g[n, y, z, p * width + o], name="gradient"
@@ -85,7 +85,7 @@ def _gradient_panels(g: te.Tensor, width: int) -> te.Tensor:
 
 
 def _input_panels(x: te.Tensor, padding: Extents, rows: int) -> te.Tensor:
-    """[I / rows, N, H + 2p, W + 2p, rows]: zeros around."""
+    """The input in panels of channels, in a border of zeros: [I / rows, N, H + 2p, W + 2p, rows]."""
     n, height, width, channels = (int(d) for d in x.shape)
 
     def element(p: Any, b: Any, h: Any, w: Any, c: Any) -> Any:
@@ -133,7 +133,7 @@ def _schedule_sums(schedule: Any, rows: int, width: int) -> None:
 
 
 def _schedule_gradient(schedule: Any) -> None:
-    """Copy vectors."""
+    """Schedules the copy of the gradient into panels, a vector at a time."""
     panel, sample, _, _, channel = schedule.get_loops(schedule.get_sblock("gradient"))
     _, lanes = schedule.split(channel, [None, PANEL])
     schedule.vectorize(lanes)

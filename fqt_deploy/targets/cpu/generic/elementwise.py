@@ -9,9 +9,9 @@ from tvm import s_tir, tirx
 from fqt_deploy.targets.cpu.features import CpuFeatures
 
 LANES = 16
-"""Elements of one vector operation; narrower machines split it."""
+"""Number of elements of one vector operation; narrower machines split it."""
 PARALLEL_ELEMENTS = 65536
-"""Below this a launch (about 7 us) costs more than the second thread saves."""
+"""Number of elements below which a launch (about 7 us) costs more than the second thread saves."""
 
 
 class ElementwiseRule:
@@ -20,7 +20,7 @@ class ElementwiseRule:
     ops: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """None if a block reduces."""
+        """Returns the scheduled function, or None if one of its blocks is a reduction."""
         schedule = s_tir.Schedule(function)
         blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
         if any(not is_spatial(schedule, block) for block in blocks):

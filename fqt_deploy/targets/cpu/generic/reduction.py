@@ -21,15 +21,17 @@ from fqt_deploy.targets.cpu.generic.elementwise import (
 )
 
 LONG_ROW = 1024
-"""Channels of rows that are read one after another: a tile of channels would be a few lines from every page."""
+"""Least number of channels of rows that are read one after another: a tile of channels would be a few lines from every
+page.
+"""
 STREAMED_CHANNELS = 1024
-"""Sums of so many channels stay in the first-level cache while rows stream by."""
+"""Upper bound of the channels whose sums stay in the first-level cache while rows stream by."""
 STREAMS = 8
-"""Rows read at a time."""
+"""Number of rows read at a time."""
 JOBS = 8
-"""Independent pieces to cut a reduction of long rows into: work for that many threads."""
+"""Number of independent pieces to cut a reduction of long rows into: work for that many threads."""
 CHANNEL_TILES = (64, 32, 16)
-"""Channels summed at once: four vector accumulators hide the latency of an addition."""
+"""Numbers of channels that may be summed at once: four vector accumulators hide the latency of an addition."""
 
 
 class ReductionRule:
@@ -38,7 +40,7 @@ class ReductionRule:
     ops: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """Takes every function: what fits no pattern stays a plain loop nest."""
+        """Returns the scheduled function for any function: what fits no pattern stays a plain loop nest."""
         schedule = s_tir.Schedule(function)
         for block in schedule.get_child_blocks(schedule.get_sblock("root")):
             if is_spatial(schedule, block):
@@ -74,7 +76,7 @@ def _size(buffer: Any) -> int:
 
 
 def _split_axes(schedule: Any, block: Any) -> tuple[list[Any], list[Any]]:
-    """Spatial and reduction loops."""
+    """Returns the spatial and the reduction loops of ``block``, each from the outermost on."""
     axes = schedule.get(block).iter_vars
     loops = schedule.get_loops(block)
     spatial = [lp for lp, a in zip(loops, axes, strict=True) if int(a.iter_type) == tirx.IterVar.DataPar]
@@ -83,7 +85,7 @@ def _split_axes(schedule: Any, block: Any) -> tuple[list[Any], list[Any]]:
 
 
 def schedule_channels(schedule: Any, block: Any) -> None:
-    """[.., reduced, channel]: channel tiles in vector registers, reduction loops inside them."""
+    """Schedules sums of [.., reduced, channel]: channel tiles in vector registers, reduction loops inside them."""
     spatial, reduced = _split_axes(schedule, block)
     total = 1
     for extent in extents(schedule, block):
@@ -121,7 +123,7 @@ def _streams(schedule: Any, spatial: list[Any], reduced: list[Any]) -> bool:
 
 
 def _stream_rows(schedule: Any, spatial: list[Any], reduced: list[Any]) -> tuple[list[Any], Any]:
-    """[.., reduced, channel]: a few rows at a time from end to end; sums in the cache. Job loops, first reduction."""
+    """Schedules [.., reduced, channel]: a few rows at a time, sums in the cache. Job loops, first reduction."""
     channels = int(schedule.get(spatial[-1]).extent)
     others = math.prod(int(schedule.get(loop).extent) for loop in spatial[:-1])
     chunks = [c for c in range(LANES, STREAMED_CHANNELS + 1, LANES) if channels % c == 0]
@@ -135,7 +137,7 @@ def _stream_rows(schedule: Any, spatial: list[Any], reduced: list[Any]) -> tuple
 
 
 def _rows(schedule: Any, block: Any) -> None:
-    """[row, reduced]: sixteen partial results a row, then their combination."""
+    """Schedules sums of [row, reduced]: sixteen partial results a row, then their combination."""
     spatial, reduced = _split_axes(schedule, block)
     count = 1
     for loop in reduced:

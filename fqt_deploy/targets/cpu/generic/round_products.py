@@ -42,7 +42,7 @@ def _compares(function: tirx.PrimFunc) -> bool:
 
 
 def round_products(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """``function`` with a fence around every float32 product that is an operand of a sum or difference."""
+    """The function with a fence around every float32 product that is an operand of a sum or difference."""
 
     def fenced(operand: Any) -> Any:
         if isinstance(operand, tirx.Mul) and dtype_of(operand) == "float32":

@@ -12,7 +12,7 @@ from fqt_deploy.targets.cpu.generic.elementwise import LANES, PARALLEL_ELEMENTS,
 
 
 class UpdateRule:
-    """Takes all updates."""
+    """Schedules every optimizer update."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"adam_update", "sgd_update", "sgd_momentum_update"})
 

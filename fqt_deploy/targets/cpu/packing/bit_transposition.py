@@ -14,7 +14,7 @@ ONE, ZERO = uint32(1), uint32(0)
 
 
 def lane_bit(word: Any, position: Any, k: Any) -> Any:
-    """uint32 with bit ``k`` set if bit ``position`` of the int32 expression ``word`` is.
+    """A uint32 with bit ``k`` set if bit ``position`` of the int32 expression ``word`` is.
 
     With the same word for all lanes and a position for each, this is a test against a constant mask.
     """

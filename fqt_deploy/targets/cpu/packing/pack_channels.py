@@ -20,7 +20,7 @@ from fqt_deploy.targets.cpu.generic.elementwise import PARALLEL_ELEMENTS, extent
 
 MOVE_MASK = "llvm.x86.avx2.pmovmskb"
 PLANE_AXIS = 2
-"""Of [K, P, B, words]."""
+"""Axis of the bit-planes in packed codes, [K, P, B, words]."""
 
 
 class PackChannelsRule:
@@ -56,7 +56,7 @@ def has_move_mask(features: CpuFeatures) -> bool:
 
 
 def collect_bits(function: tirx.PrimFunc, block: str, *, has_planes: bool) -> tirx.PrimFunc:
-    """``function`` with the reduction of ``block`` over the 32 bytes of a word replaced by one instruction.
+    """The function with the reduction of ``block`` over the 32 bytes of a word replaced by one instruction.
 
     Before::
 

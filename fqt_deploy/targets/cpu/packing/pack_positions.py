@@ -96,7 +96,7 @@ class PackPositionsRule:
 
 
 def _schedule_valid(schedule: Any, period: int) -> None:
-    """Lanes are words."""
+    """Schedules the validity rows; the lanes of a vector are words."""
     block = schedule.get_sblock("valid")
     tap, word, k = schedule.get_loops(block)
     if period % PANEL == 0:

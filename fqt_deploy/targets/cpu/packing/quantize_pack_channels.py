@@ -15,7 +15,9 @@ from fqt_deploy.targets.cpu.generic.elementwise import LANES, PARALLEL_ELEMENTS,
 from fqt_deploy.targets.cpu.generic.reduction import schedule_channels
 
 MANY_KEPT = 256
-"""Rows with so many kept channels are read one after another: sixteen of each would be a line from every page."""
+"""Number of kept channels from which on rows are read one after another: sixteen of each would be a line from every
+page.
+"""
 
 
 class QuantizePackChannelsRule:

@@ -33,7 +33,7 @@ FORMS: Mapping[str, tuple[Form[Any], ...]] = {
         TileWeightGradient(), TableWeightGradient(), ShuffleWeightGradient(), PopcountWeightGradient(),
     ),
 }  # fmt: skip
-"""Op -> forms of its product; the first one that accepts the product computes it."""
+"""Forms of a product by op; the first one that accepts the product computes it."""
 
 
 class BitProductRule:
@@ -42,7 +42,7 @@ class BitProductRule:
     ops: ClassVar[frozenset[str]] = frozenset(FORMS)
 
     def choice(self, function: tirx.PrimFunc, features: CpuFeatures) -> TileChoice | None:
-        """The form of a product and its tiles."""
+        """Returns the form that computes the product and its tiles worth measuring, or None if there is no form."""
         found = _formed(function, features)
         return None if found is None else TileChoice(found[1].name, found[1].tiles(found[0], features))
 

@@ -1,4 +1,4 @@
-"""What a form of the 1-bit products is: one way to compute them, on processors that have the instructions for it."""
+"""A form of the 1-bit products: one way to compute them, on processors that have the instructions for it."""
 
 from __future__ import annotations
 

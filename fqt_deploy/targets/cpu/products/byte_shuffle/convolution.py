@@ -31,28 +31,32 @@ from fqt_deploy.targets.products import BitConvolution
 from fqt_deploy.targets.tuning_log import Tile
 
 KINDS = 4
-"""Of pairs: both inside the image, the second alone, the first alone, none. What is outside differs nowhere."""
+"""Number of kinds of pairs: both positions inside the image, the second alone, the first alone, none. Positions outside
+differ nowhere.
+"""
 CHUNK = 3
-"""Lookups whose counts fit into half a byte."""
+"""Number of lookups whose counts fit together into half a byte."""
 MAXIMUM_TERMS = 65535
-"""Differences of one position are counted in 16 bits."""
+"""Upper bound of the differences of one position, which are counted in 16 bits."""
 JOBS = 16
-"""Independent pieces to cut a product into: work for that many threads."""
+"""Number of independent pieces to cut a product into: work for that many threads."""
 
 
 class ShuffleConvolution(ShuffleForm[BitConvolution]):
-    """Bands of image rows are jobs."""
+    """The 1-bit convolution by byte shuffles; each job computes a band of rows of one image."""
 
     choices: ClassVar[tuple[Tile, ...]] = ((4, 4), (4, 8), (4, 2), (2, 4), (2, 8), (2, 16), (1, 8), (1, 16))
-    """Registers of columns that look up one table, pairs that read a block of the weight in turn."""
+    """Tiles worth measuring: registers of columns that look up one table, pairs that read a block of the weight in
+    turn.
+    """
 
     def accepts(self, product: BitConvolution, features: CpuFeatures) -> bool:
-        """Whole panels, where an x86 byte shuffle is the best there is; ARM counts bits as fast as it shuffles."""
+        """Whether panels are whole and an x86 byte shuffle is fastest; ARM counts bits as fast as it shuffles."""
         counts_fit = product.depth * product.taps <= MAXIMUM_TERMS
         return product.has_whole_panels and counts_fit and features.is_x86 and shuffles_pay(features, 1)
 
     def cut(self, product: BitConvolution, tile: Tile, features: CpuFeatures) -> PairedConvolution:
-        """As many rows in a band as leave jobs enough."""
+        """The product cut into bands with as many rows as leave enough jobs."""
         height, width = product.output
         band = max(
             b for b in range(1, height + 1)
@@ -62,12 +66,12 @@ class ShuffleConvolution(ShuffleForm[BitConvolution]):
         return PairedConvolution(product, job_extents(product, band, width), shuffle, tile)
 
     def kernel(self, product: BitConvolution, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
-        """Tables, indices of the weight, then jobs in parallel."""
+        """The kernel: it builds the tables and the indices of the weight, then runs the jobs in parallel."""
         return _kernel(self.cut(product, tile, features))
 
 
 def _differences(kind: Any, pair: Any) -> Any:
-    """Table of a pair of nibbles."""
+    """The table of a pair of nibbles: for each nibble of the weight, how many bits of either differ from it."""
     choices = T.cast(T.ramp(0, 1, ENTRIES), f"uint8x{ENTRIES}")
 
     def count(nibble: Any, outside: Any, weight: int) -> Any:
@@ -78,7 +82,7 @@ def _differences(kind: Any, pair: Any) -> Any:
 
 
 def _table_offsets(kind: Any, pairs: Any) -> Any:
-    """Where those of four pairs begin."""
+    """The places where the tables of four pairs of nibbles begin, as offsets in bytes."""
     numbers = T.cast(T.reinterpret(pairs, dtype="uint8x4"), "int32x4")
     return numbers * T.broadcast(ENTRIES, 4) + T.broadcast(kind * (PAIR_TABLES * ENTRIES), 4)
 
@@ -163,7 +167,7 @@ def _write(result: Any, counts: Any, inside: Any, index: Any, at_run: Any, pair:
 
 
 def _kernel(c: PairedConvolution) -> tirx.PrimFunc:
-    """The loop nest."""
+    """The TIR function of the convolution that is cut as ``c`` says."""
     p = c.product
 
     @script.prim_func(s_tir=True)

@@ -1,4 +1,4 @@
-"""How a 1-bit convolution is cut into jobs, tiles and blocks of pairs of positions."""
+"""The cut of a 1-bit convolution into jobs, tiles and blocks of pairs of positions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fqt_deploy.targets.cpu.register_tile import largest_divisor
 from fqt_deploy.targets.products import BitConvolution, numbered_position
 
 BLOCK_WORDS = 7
-"""Words whose differences fit into a byte."""
+"""Number of words whose differences fit together into a byte."""
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,17 @@ class PairedConvolution(ShuffledConvolution[BitConvolution]):
 
     @property
     def jobs(self) -> int:
-        """Independent ones."""
+        """Number of independent jobs."""
         return self.product.positions // (self.job[0] * self.job[1])
 
     @property
     def row_pairs(self) -> int:
-        """Pairs of a row of a job; the last one's second position may not exist."""
+        """Number of pairs in a row of a job; the second position of the last one may not exist."""
         return -(-self.job[1] // 2)
 
     @property
     def turns(self) -> int:
-        """Pairs of a job."""
+        """Number of pairs of positions in a job; each reads a block of the weight in turn."""
         return self.job[0] * self.row_pairs
 
     @property
@@ -58,14 +58,14 @@ class PairedConvolution(ShuffledConvolution[BitConvolution]):
         return first // p.output[0], row, t - p.padding[1]
 
     def is_inside(self, index: Any, h: Any, t: Any) -> Any:
-        """Whether that is a place in the image."""
+        """Whether row ``h``, column ``t`` of the padded image of a job is a place in the image."""
         if self.is_flat:
             return t < self.job[1]
         _, y, z = self.source(index, h, t)
         return tirx.all(y >= 0, y < self.product.image[0], z >= 0, z < self.product.image[1])
 
     def word_at(self, x: Any, index: Any, h: Any, t: Any, word: Any) -> Any:
-        """A word of the padded image."""
+        """A word of the padded image of a job; 0 outside the image."""
         n, y, z = self.source(index, h, t)
         return tirx.if_then_else(self.is_inside(index, h, t), x[n, y, z, word], 0)
 

@@ -31,21 +31,23 @@ from fqt_deploy.targets.products import BitInputGradient
 from fqt_deploy.targets.tuning_log import Tile
 
 BAND_BYTES = 1 << 18
-"""Tables of one band: they are read from the second-level cache."""
+"""Upper bound of the bytes of one band's tables, which are read from the second-level cache."""
 
 
 class ShuffleInputGradient(ShuffleForm[BitInputGradient]):
     """Bands of image rows are jobs; where no gradient is, between strides or in padding, tables are empty."""
 
     choices: ClassVar[tuple[Tile, ...]] = ((4, 16), (4, 4), (4, 32), (2, 16), (2, 32), (1, 16), (1, 32))
-    """Registers of columns that look up one table, positions that read a block of the weight in turn."""
+    """Tiles worth measuring: registers of columns that look up one table, positions that read a block of the weight in
+    turn.
+    """
 
     def accepts(self, product: BitInputGradient, features: CpuFeatures) -> bool:
         """Whole panels, where a byte shuffle is the best there is for so many bits."""
         return product.has_whole_panels and shuffles_pay(features, product.bits)
 
     def cut(self, product: BitInputGradient, tile: Tile, features: CpuFeatures) -> CodeConvolution:
-        """As many rows in a band as tables in the cache reach for."""
+        """The product cut into bands with as many rows in a band as tables in the cache reach for."""
         (height, width), (kernel_h, kernel_w) = product.image, product.kernel
         row_bytes = (width + kernel_w - 1) * product.words * NIBBLES * ENTRIES
         band = max(
@@ -106,7 +108,7 @@ def _add_block(
 
 
 def _kernel(c: CodeConvolution) -> tirx.PrimFunc:
-    """The loop nest."""
+    """The TIR function of the gradient that is cut as ``c`` says."""
     p = c.product
 
     @script.prim_func(s_tir=True)

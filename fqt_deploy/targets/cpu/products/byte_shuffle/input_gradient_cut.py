@@ -1,4 +1,4 @@
-"""How an activation-gradient product is cut into jobs, tiles and blocks."""
+"""The cut of an activation-gradient product into jobs, tiles and blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from fqt_deploy.targets.cpu.register_tile import largest_divisor
 from fqt_deploy.targets.products import BitInputGradient, numbered_position
 
 BLOCK_LOOKUPS = 192
-"""Lookups of a register between visits of its sums in memory: indices of a block stay in the first-level cache."""
+"""Number of lookups of a register between visits of its sums in memory: indices of a block stay in the first-level
+cache.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,18 +30,18 @@ class CodeConvolution(ShuffledConvolution[BitInputGradient]):
 
     @property
     def turns(self) -> int:
-        """Positions of a job."""
+        """Number of positions in a job; each reads a block of the weight in turn."""
         return self.job[0] * self.job[1]
 
     @property
     def jobs(self) -> int:
-        """Independent ones."""
+        """Number of independent jobs."""
         height, width = self.product.image
         return self.product.samples * height * width // self.turns
 
     @property
     def chunk(self) -> int:
-        """Lookups whose sums fit into a byte."""
+        """Number of lookups whose sums fit together into a byte."""
         return lookups_of_a_byte(self.product.bits)
 
     @property

@@ -23,14 +23,14 @@ from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
 
 NIBBLES = 8
-"""In one word."""
+"""Number of nibbles in one word."""
 ENTRIES = 16
-"""Bytes of one table."""
+"""Number of entries of one table, a byte each."""
 QUARTERS = 4
 MAXIMUM_BITS = 4
-"""Sums of four wider codes would not leave room in a byte for adding some."""
+"""Largest code width in bits: sums of four wider codes would not leave room in a byte for adding some."""
 PAIR_TABLES = 256
-"""For every pair of nibbles, those of two bit-planes, their share of the subset sums."""
+"""Number of pairs of nibbles; for each, what two bit-planes with these nibbles add to the subset sums is kept."""
 _LOW = 0x0F0F0F0F
 _SHUFFLES = {16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}
 _ARM_SHUFFLE = "llvm.aarch64.neon.tbl1.v16i8"
@@ -42,12 +42,12 @@ def shuffles_pay(features: CpuFeatures, bits: int) -> bool:
 
 
 def lookups_of_a_byte(bits: int) -> int:
-    """How many sums of four codes fit into a byte; at most the eight of a word."""
+    """Upper bound of the sums of four codes that fit together into a byte; at most the eight of a word."""
     return min(NIBBLES, 255 // (4 * ((1 << bits) - 1)))
 
 
 def lookups_of_a_half(bits: int) -> int:
-    """How many sums of four codes fit into 16 bits."""
+    """Upper bound of the sums of four codes that fit together into 16 bits."""
     return 65535 // (4 * ((1 << bits) - 1))
 
 
@@ -62,7 +62,7 @@ def pair_nibbles(low: Any, high: Any, parity: Any) -> Any:
 
 
 def _pair_table(pair: Any, pair_of_planes: Any) -> Any:
-    """What the nibbles of two bit-planes, the lower plane's in the lower half of ``pair``, add to the subset sums."""
+    """The share that the nibbles of two bit-planes, the lower plane's in the lower half, have in the subset sums."""
     subsets = T.cast(T.ramp(0, 1, ENTRIES), f"uint8x{ENTRIES}")
 
     def weighted(nibble: Any, plane: Any) -> Any:
@@ -93,22 +93,22 @@ class ByteShuffle:
 
     @property
     def quarter(self) -> int:
-        """Words of a register."""
+        """Number of words in a register."""
         return self.width // QUARTERS
 
     @property
     def byte_lanes(self) -> Any:
-        """Index of all bytes of a register."""
+        """Index vector of all bytes of a register."""
         return T.ramp(0, 1, self.width)
 
     @property
     def half_lanes(self) -> Any:
-        """Index of all its 16-bit halves of words."""
+        """Index vector of all 16-bit halves of the words of a register."""
         return T.ramp(0, 1, self.width // 2)
 
     @property
     def word_lanes(self) -> Any:
-        """Index of all its words."""
+        """Index vector of all words of a register."""
         return T.ramp(0, 1, self.quarter)
 
     def nibble(self, quarters: Any, j: Any) -> Any:
@@ -123,7 +123,7 @@ class ByteShuffle:
         """
 
         def mixed(x: Any, y: Any, begin: Any, mask: int, size: int) -> Any:
-            """Fields of ``size`` bits: those of x that ``mask`` keeps from bit ``begin``, between them those of y."""
+            """Words whose fields of ``size`` bits are x's and y's in turn, those that ``mask`` keeps from ``begin``."""
             keep = _splat(mask, self.quarter)
             low, high = ((words >> _splat(begin, self.quarter)) & keep for words in (x, y))
             return low | (high << _splat(size, self.quarter))
@@ -233,7 +233,7 @@ def clear_sums(sums: Any, rows: int, shuffle: Any) -> None:
 
 @script.macro
 def add_found(sums: Any, row: Any, found: Any, shuffle: Any) -> None:
-    """Add bytes to the sums of a row."""
+    """Add the bytes ``found`` to the 16-bit sums of a row."""
     more: T.let = shuffle.halves(found)
     sums[row, 0, shuffle.half_lanes] = sums[row, 0, shuffle.half_lanes] + more
     sums[row, 1, shuffle.half_lanes] = sums[row, 1, shuffle.half_lanes] + shuffle.odd_bytes(more)

@@ -1,4 +1,4 @@
-"""What the convolutions by byte shuffles have in common, whichever way they go."""
+"""Common parts of the convolutions by byte shuffles, whichever way they go."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fqt_deploy.targets.tuning_log import Tile
 Product = TypeVar("Product", bound=PackedConvolution)
 
 JOB_POSITIONS = 64
-"""Positions of a job where rows of an image have no meaning: one tap."""
+"""Upper bound of the positions of a job where rows of an image have no meaning: one tap."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ShuffledConvolution(ABC, Generic[Product]):
         product: what is computed.
         job: rows and columns of positions of one job.
         shuffle: the processor's vectors.
-        tile: at most so many registers of columns in a group, and so many positions (or pairs of them) in a run.
+        tile: upper bounds: so many registers of columns in a group, and so many positions (or pairs of them) in a run.
     """
 
     product: Product
@@ -45,21 +45,21 @@ class ShuffledConvolution(ABC, Generic[Product]):
     @property
     @abstractmethod
     def turns(self) -> int:
-        """What of a job reads a block of the weight in turn: positions, or pairs of them."""
+        """Number of positions in a job, or of pairs of positions, that read a block of the weight in turn."""
 
     @property
     def run(self) -> int:
-        """How many of them do so while the block is in the first-level cache."""
+        """Number of turns that read a block of the weight while it is in the first-level cache."""
         return largest_divisor(self.turns, self.tile[1])
 
     @property
     def vectors(self) -> int:
-        """Registers of columns."""
+        """Number of registers that all columns take."""
         return self.product.columns // self.shuffle.width
 
     @property
     def group(self) -> int:
-        """Registers of columns that one table is looked up for: their indices are operands in memory."""
+        """Number of registers of columns that one table is looked up for: their indices are operands in memory."""
         return largest_divisor(self.vectors, self.tile[0])
 
 
@@ -69,7 +69,7 @@ def job_extents(product: PackedConvolution, band: int, width: int) -> Extents:
 
 
 class ShuffleForm(ABC, Generic[Product]):
-    """The form of one of these convolutions.
+    """The byte-shuffle form of a convolution: forward, or of the activation gradient.
 
     Attributes:
         choices: tiles worth measuring; the first is taken where nothing was measured.
@@ -84,10 +84,10 @@ class ShuffleForm(ABC, Generic[Product]):
 
     @abstractmethod
     def kernel(self, product: Product, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
-        """Tables, indices of the weight, then jobs in parallel."""
+        """The kernel: it builds the tables and the indices of the weight, then runs the jobs in parallel."""
 
     def tiles(self, product: Product, features: CpuFeatures) -> tuple[Tile, ...]:
-        """Choices that lead to different groups and runs."""
+        """The choices that lead to different groups and runs."""
         found: dict[tuple[int, int], Tile] = {}
         for tile in self.choices:
             cut = self.cut(product, tile, features)

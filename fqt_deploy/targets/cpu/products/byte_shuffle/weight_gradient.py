@@ -31,11 +31,11 @@ from fqt_deploy.targets.products import BitWeightGradient
 from fqt_deploy.targets.tuning_log import Tile
 
 RUN_WORDS = 16
-"""Words of positions whose tables are alive at once: with four channels, 8 KB."""
+"""Number of words of positions whose tables are alive at once: with four channels, 8 KB."""
 PIECE_WORDS = 64
-"""Fewest words of positions worth a sum of their own."""
+"""Least number of words of positions that are worth a sum of their own."""
 JOBS = 8
-"""Independent pieces to cut a product into: work for that many threads."""
+"""Number of independent pieces to cut a product into: work for that many threads."""
 
 
 class ShuffleWeightGradient:
@@ -44,11 +44,11 @@ class ShuffleWeightGradient:
     name: ClassVar[str] = BYTE_SHUFFLE
 
     def accepts(self, product: BitWeightGradient, features: CpuFeatures) -> bool:
-        """Where a byte shuffle is the best there is for so many bits."""
+        """Whether a byte shuffle is the fastest way to multiply codes of this width."""
         return shuffles_pay(features, product.bits)
 
     def tiles(self, product: BitWeightGradient, features: CpuFeatures) -> tuple[Tile, ...]:
-        """Nothing to choose."""
+        """The only choice: this form has no tiles to measure."""
         return NO_CHOICE
 
     def kernel(self, product: BitWeightGradient, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
@@ -63,13 +63,13 @@ class ShuffleWeightGradient:
 
 @dataclass(frozen=True)
 class _Cut:
-    """How the product is cut.
+    """A product and how it is cut.
 
     Attributes:
         product: what is computed.
         shuffle: the processor's vectors.
-        pieces: of the positions, each with sums of its own.
-        row_groups, column_groups: of kept channels and of columns.
+        pieces: number of pieces of the positions, each with sums of its own.
+        row_groups, column_groups: number of groups of kept channels, and of columns.
     """
 
     product: BitWeightGradient
@@ -80,37 +80,37 @@ class _Cut:
 
     @property
     def jobs(self) -> int:
-        """Independent ones."""
+        """Number of independent jobs."""
         return self.pieces * self.row_groups * self.column_groups
 
     @property
     def rows(self) -> int:
-        """Channels of a tile."""
+        """Number of kept channels in a tile."""
         return next(r for r in (4, 2, 1) if self.product.kept % r == 0)
 
     @property
     def vectors(self) -> int:
-        """Registers of columns; the last one may reach beyond the last panel."""
+        """Number of registers that all columns take; the last one may reach beyond the last panel."""
         return -(-self.product.panels * PANEL // self.shuffle.width)
 
     @property
     def chunk(self) -> int:
-        """Lookups whose sums fit into a byte."""
+        """Number of lookups whose sums fit together into a byte."""
         return lookups_of_a_byte(self.product.bits)
 
     @property
     def group_tiles(self) -> int:
-        """Tiles of a group of channels."""
+        """Number of tiles in a group of channels."""
         return -(-self.product.kept // (self.rows * self.row_groups))
 
     @property
     def group_vectors(self) -> int:
-        """Registers of a group of columns."""
+        """Number of registers in a group of columns."""
         return -(-self.vectors // self.column_groups)
 
     @property
     def piece_words(self) -> int:
-        """Words of a piece of positions."""
+        """Number of words in a piece of positions."""
         return -(-self.product.words // self.pieces)
 
     def piece(self, job: Any) -> Any:
@@ -133,7 +133,7 @@ class _Cut:
         return first, T.min(T.min(RUN_WORDS, self.piece_words - run * RUN_WORDS), self.product.words - first)
 
     def quarter(self, positions: Any, vector: Any, word: Any, q: Any) -> Any:
-        """A word of the columns of a quarter; past the last panel, of whatever is there."""
+        """Word ``word`` of each column in quarter ``q`` of a register; past the last panel, of other columns."""
         at = vector * self.shuffle.width + q * self.shuffle.quarter
         return positions[T.min(at // PANEL, self.product.panels - 1), word, T.ramp(at % PANEL, 1, self.shuffle.quarter)]
 
@@ -152,7 +152,7 @@ class _Cut:
         return total
 
     def total(self, counts: Any, channel: Any, column: Any) -> Any:
-        """Of all pieces."""
+        """The sum over all pieces of positions, for one channel and column."""
         value: Any = counts[0, channel, column]
         for piece in range(1, self.pieces):
             value = value + counts[piece, channel, column]
@@ -184,7 +184,7 @@ def _add_run(
 
 
 def _kernel(c: _Cut) -> tirx.PrimFunc:
-    """The loop nest: channels of a tile times one register of columns."""
+    """The TIR function: tiles of channels times one register of columns at a time."""
     p = c.product
 
     @script.prim_func(s_tir=True)

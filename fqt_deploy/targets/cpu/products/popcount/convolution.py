@@ -20,7 +20,9 @@ from fqt_deploy.targets.products import BitConvolution
 from fqt_deploy.targets.tuning_log import Tile
 
 SHORT_CONTRACTION = 40
-"""Words that LLVM unrolls: with them in registers, sixteen accumulators are spilled, and half as many are faster."""
+"""Upper bound of the words that LLVM unrolls: with them in registers, sixteen accumulators are spilled, and half as
+many are faster.
+"""
 
 
 class PopcountConvolution:
@@ -29,7 +31,7 @@ class PopcountConvolution:
     name: ClassVar[str] = POPCOUNT
 
     def accepts(self, product: BitConvolution, features: CpuFeatures) -> bool:
-        """Everywhere, whole panels."""
+        """Whether the product has whole panels; any processor can count bits."""
         return product.has_whole_panels
 
     def tiles(self, product: BitConvolution, features: CpuFeatures) -> tuple[Tile, ...]:
@@ -85,7 +87,7 @@ class PopcountConvolution:
 
 
 def _default_tile(product: BitConvolution, features: CpuFeatures) -> Tile:
-    """Positions times vectors: as many as there are accumulators; four times two if the contraction is short."""
+    """The default tile: as many positions times vectors as accumulators; four times two for a short contraction."""
     most, positions = (8, 4) if product.contraction <= SHORT_CONTRACTION else (features.accumulators, 8)
     accumulators = min(most, features.accumulators)
     rows = largest_divisor(product.output[1], min(positions, accumulators))
@@ -93,7 +95,7 @@ def _default_tile(product: BitConvolution, features: CpuFeatures) -> Tile:
 
 
 def _padded(x: te.Tensor, p: BitConvolution) -> te.Tensor:
-    """The bits with words of zeros around."""
+    """The packed input in a border of words of zeros."""
     (height, width), padding = p.image, p.padding
 
     def shifted(b: Any, h: Any, v: Any, word: Any) -> Any:
@@ -106,7 +108,7 @@ def _padded(x: te.Tensor, p: BitConvolution) -> te.Tensor:
 
 
 def _constants(w: te.Tensor, p: BitConvolution, rows: list[int], columns: list[int]) -> te.Tensor:
-    """[row class, column class, channel]: the sum if no bit differed, with what padded taps count taken back."""
+    """The sums if no bit differed, [row class, column class, channel], with what padded taps count taken back."""
     word = te.reduce_axis((0, p.words), "word")
     taps = te.compute(
         (p.taps, p.columns),
@@ -145,7 +147,7 @@ def _border_classes(
 
 
 def _chosen(index: Any, values: list[int]) -> Any:
-    """``values[index]`` as an expression."""
+    """The value ``values[index]`` as an expression in a variable ``index``."""
     found: Any = tirx.const(values[-1], "int32")
     for i, value in enumerate(values[:-1]):
         found = tirx.Select(index.equal(i), value, found)

@@ -15,12 +15,12 @@ from fqt_deploy.targets.tuning_log import Tile
 
 
 class PopcountInputGradient:
-    """One accumulator a plane; gradients that do not exist are planes of zeros, which count nothing."""
+    """The form by popcount: one accumulator a plane; gradients that do not exist are zeros, which count nothing."""
 
     name: ClassVar[str] = POPCOUNT
 
     def accepts(self, product: BitInputGradient, features: CpuFeatures) -> bool:
-        """Everywhere, whole panels."""
+        """Whether the product has whole panels; any processor can count bits."""
         return product.has_whole_panels
 
     def tiles(self, product: BitInputGradient, features: CpuFeatures) -> tuple[Tile, ...]:
@@ -81,7 +81,7 @@ def _spread(planes: te.Tensor, p: BitInputGradient) -> te.Tensor:
 
 
 def _code_sums(spread: te.Tensor, p: BitInputGradient) -> te.Tensor:
-    """[sample, row, column]: the sum of all codes that a result is made of."""
+    """The sums of all codes that each result is made of: [sample, row, column]."""
     plane, word = te.reduce_axis((0, p.bits), "plane"), te.reduce_axis((0, p.words), "word")
     codes = te.compute(
         spread.shape[:3],

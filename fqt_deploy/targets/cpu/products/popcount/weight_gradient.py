@@ -20,7 +20,7 @@ class PopcountWeightGradient:
     name: ClassVar[str] = POPCOUNT
 
     def accepts(self, product: BitWeightGradient, features: CpuFeatures) -> bool:
-        """Everywhere, any."""
+        """Whether the form can compute the product: it computes any, on any processor."""
         return True
 
     def tiles(self, product: BitWeightGradient, features: CpuFeatures) -> tuple[Tile, ...]:

@@ -24,9 +24,9 @@ from fqt_deploy.targets.products import BitInputGradient
 from fqt_deploy.targets.tuning_log import Tile
 
 BAND_BYTES = 1 << 19
-"""Tables of one band: they are read from the second-level cache."""
+"""Upper bound of the bytes of one band's tables, which are read from the second-level cache."""
 ROWS = 8
-"""Positions of a tile at most."""
+"""Upper bound of the positions in a tile."""
 
 
 class TableInputGradient:
@@ -50,7 +50,7 @@ class TableInputGradient:
 
 
 def _tile_rows(product: BitInputGradient, most: int) -> int:
-    """Positions of a tile: part of a row of the image, or whole rows of one sample."""
+    """Number of positions in a tile: part of a row of the image, or whole rows of one sample."""
     height, width = product.image
     return next(
         r for r in (8, 4, 2, 1)
@@ -60,7 +60,7 @@ def _tile_rows(product: BitInputGradient, most: int) -> int:
 
 @dataclass(frozen=True)
 class _Cut:
-    """How the product is cut.
+    """A product and how it is cut.
 
     Attributes:
         product: what is computed.
@@ -74,7 +74,7 @@ class _Cut:
 
     @property
     def band(self) -> int:
-        """Rows of the image that a job computes: as many as tables in the cache reach for."""
+        """Number of image rows that a job computes: as many as tables in the cache reach for."""
         (height, _), kernel_h = self.product.image, self.product.kernel[0]
         row_bytes = self.width * self.product.words * HALVES * 64
         tile_height = max(1, self.rows // self.product.image[1])
@@ -86,27 +86,27 @@ class _Cut:
 
     @property
     def bands(self) -> int:
-        """Bands of an image."""
+        """Number of bands in an image."""
         return self.product.image[0] // self.band
 
     @property
     def height(self) -> int:
-        """Rows of gradients that a band reads."""
+        """Number of gradient rows that a band reads."""
         return self.band + self.product.kernel[0] - 1
 
     @property
     def width(self) -> int:
-        """Columns of gradients that a band reads."""
+        """Number of gradient columns that a band reads."""
         return self.product.image[1] + self.product.kernel[1] - 1
 
     @property
     def per_row(self) -> int:
-        """Positions of a tile in one row of the image."""
+        """Number of positions of a tile that lie in one row of the image."""
         return min(self.rows, self.product.image[1])
 
     @property
     def tiles(self) -> int:
-        """Tiles of positions of a band."""
+        """Number of tiles of positions in a band."""
         return self.band * self.product.image[1] // self.rows
 
     def codes(self, planes: Any, job: Any, y: Any, z: Any, word: Any) -> list[Any]:
@@ -189,7 +189,7 @@ def _multiply_tile(c: _Cut, tables: Any, sums: Any, weight: Any, result: Any, jo
 
 
 def _kernel(c: _Cut) -> tirx.PrimFunc:
-    """The loop nest."""
+    """The TIR function of the gradient that is cut as ``c`` says."""
     p = c.product
 
     @script.prim_func(s_tir=True)

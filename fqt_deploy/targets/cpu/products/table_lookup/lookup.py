@@ -22,13 +22,13 @@ from fqt_deploy.targets.cpu.features import CpuFeatures
 
 MAXIMUM_BITS = 4
 MINIMUM_BITS = 3
-"""Fewer planes are multiplied faster than tables are looked up."""
+"""Least number of bit-planes: fewer are multiplied faster than tables are looked up."""
 MINIMUM_USES = 16
-"""A table costs about as much to build as ten lookups save."""
+"""Least number of uses of a table, which costs about as much to build as ten lookups save."""
 HALVES = 2
-"""Registers of table for one word: each covers sixteen codes."""
+"""Number of registers that the table of one word takes: each covers sixteen codes."""
 WORDS = 2
-"""Whose lookups are added as bytes: four times four codes of 15 are 240."""
+"""Number of words whose lookups are added as bytes: four times four codes of 15 are 240."""
 LOOKUPS = WORDS * HALVES
 _BYTES = 0x01010101
 
@@ -56,7 +56,7 @@ def _call(name: str, dtype: str, *operands: Any) -> Any:
 
 
 def subset_sums(words: list[Any], half: Any) -> Any:
-    """Table of sixteen codes: byte ``16 g + m`` is the sum of the codes of group ``g`` in subset ``m``.
+    """The table of sixteen codes: byte ``16 g + m`` is the sum of the codes of group ``g`` in subset ``m``.
 
     Args:
         words: int32 expressions, one for each bit-plane, lowest first.
@@ -92,7 +92,7 @@ def subset_indices(lanes: Any, half: Any) -> Any:
 
 
 def add_lookups(total: Any, tables: list[Any], indices: list[Any]) -> Any:
-    """``total``, int32x16, plus what sixteen rows look up in tables: ``LOOKUPS`` at most, whose sums fit a byte."""
+    """The sum of ``total``, int32x16, and what up to ``LOOKUPS`` rows look up in tables; their sums fit a byte."""
     ones = tirx.Broadcast(tirx.const(1, "int8"), 64)
     found = [_call("permvar.qi.512", "int8x64", table, index) for table, index in zip(tables, indices, strict=True)]
     return _call("vpdpbusd.512", "int32x16", total, functools.reduce(operator.add, found), ones)
@@ -104,11 +104,11 @@ def add_products(total: Any, rows: int, panels: int, words: int, word: Any, tabl
 
     Args:
         total: int32 [rows, panels, 16].
-        rows: of codes.
-        panels: of sixteen rows of bits.
-        words: of each.
-        word: of panel and number among ``words``: int32x16.
-        table: of row, number among ``words``, and half: int8x64.
+        rows: rows of codes.
+        panels: panels of sixteen rows of bits.
+        words: number of words of each.
+        word: the word by panel and number among ``words``: int32x16.
+        table: the table by row, number among ``words``, and half: int8x64.
     """
     indices = T.alloc_buffer((panels, words * HALVES, 64), "int8")
     for p in T.unroll(panels):

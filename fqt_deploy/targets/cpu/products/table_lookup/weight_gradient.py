@@ -25,40 +25,40 @@ from fqt_deploy.targets.products import BitWeightGradient
 from fqt_deploy.targets.tuning_log import Tile
 
 RUN_WORDS = 16
-"""Words of positions whose tables are alive at once: with eight channels, 16 KB."""
+"""Number of words of positions whose tables are alive at once: with eight channels, 16 KB."""
 ROWS = 8
-"""Kept channels of a tile at most."""
+"""Upper bound of the kept channels in a tile."""
 JOBS = 8
-"""Independent pieces to cut a product into, where it is large enough: work for that many threads."""
+"""Number of independent pieces to cut a product into, where it is large enough: work for that many threads."""
 
 
 class TableWeightGradient:
-    """Tiles of kept channels and groups of panels."""
+    """The weight-gradient product by tables, in tiles of kept channels and groups of panels."""
 
     name: ClassVar[str] = TABLE_LOOKUP
 
     def accepts(self, product: BitWeightGradient, features: CpuFeatures) -> bool:
-        """Whole panels, where a table is used often enough."""
+        """Whether the product has whole panels and uses each table often enough."""
         return product.has_whole_panels and can_look_up(features, product.bits, product.channel_panels)
 
     def tiles(self, product: BitWeightGradient, features: CpuFeatures) -> tuple[Tile, ...]:
-        """Kept channels and panels, as many as there are accumulators."""
+        """The tile of kept channels and panels: as many of them as there are accumulators."""
         rows = _tile_rows(product, ROWS)
         return ((rows, largest_divisor(product.channel_panels, features.accumulators // rows)),)
 
     def kernel(self, product: BitWeightGradient, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
-        """Tables of a run of positions, then groups of panels; jobs share the panels, and the kept channels."""
+        """The kernel: it builds the tables of a run of positions, then goes through groups of panels."""
         return _kernel(_Cut(product, _tile_rows(product, tile[0]), largest_divisor(product.channel_panels, tile[1])))
 
 
 def _tile_rows(product: BitWeightGradient, most: int) -> int:
-    """Kept channels of a tile."""
+    """Number of kept channels in a tile, at most ``most``."""
     return next(r for r in (8, 4, 2, 1) if r <= most and product.kept % r == 0)
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """How the product is cut.
+    """A product and how it is cut.
 
     Attributes:
         product: what is computed.
@@ -72,24 +72,24 @@ class _Cut:
 
     @property
     def per_job(self) -> int:
-        """Panels of a job: whole tiles."""
+        """Number of panels in a job, a multiple of those of a tile."""
         panels = self.product.channel_panels
         groups = max(1, min(panels // MINIMUM_USES, -(-JOBS * self.rows // self.product.kept)))
         return -(-panels // (groups * self.tile)) * self.tile
 
     @property
     def panel_jobs(self) -> int:
-        """Jobs over the same kept channels."""
+        """Number of jobs over the same kept channels."""
         return -(-self.product.channel_panels // self.per_job)
 
     @property
     def jobs(self) -> int:
-        """Independent ones."""
+        """Number of independent jobs."""
         return self.panel_jobs * (self.product.kept // self.rows)
 
     @property
     def run(self) -> int:
-        """Words of positions whose tables are alive at once."""
+        """Number of words of positions whose tables are alive at once."""
         return min(RUN_WORDS, self.product.words)
 
     def channel(self, job: Any, r: Any) -> Any:
@@ -163,7 +163,7 @@ def _add_run(c: _Cut, tables: Any, planes: Any, positions: Any, counts: Any, mas
 
 
 def _kernel(c: _Cut) -> tirx.PrimFunc:
-    """The loop nest."""
+    """The TIR function of the gradient that is cut as ``c`` says."""
     p = c.product
 
     @script.prim_func(s_tir=True)

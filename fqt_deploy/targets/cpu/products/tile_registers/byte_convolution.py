@@ -51,7 +51,7 @@ class _Product(ConvolutionImage):
 
     @property
     def panels(self) -> int:
-        """Of a block."""
+        """Number of panels in a block of columns."""
         return TILES // self.cut.row_tiles
 
     @property
@@ -60,12 +60,12 @@ class _Product(ConvolutionImage):
 
     @property
     def block_jobs(self) -> int:
-        """Jobs over the same image."""
+        """Number of jobs over the same image."""
         return self.all_blocks // self.cut.blocks
 
     @property
     def block_lanes(self) -> int:
-        """Words of four bytes of the weights of a block."""
+        """Number of 32-bit lanes that the weights of a block take."""
         return self.taps * self.pairs * self.panels * TILE
 
     @property
@@ -90,13 +90,13 @@ class _Product(ConvolutionImage):
         return job // self.block_jobs % self.bands * self.cut.band
 
     def block(self, job: Any, b: Any) -> Any:
-        """A block of columns of a job."""
+        """The number of block ``b`` of a job, among all blocks of columns."""
         return job % self.block_jobs * self.cut.blocks + b
 
 
 @script.macro
 def _expand_weight(p: _Product, weight: Any, columns: Any, begin: Any, block: Any, tap: Any) -> None:
-    """Tiles of columns of one tap, for one block; ``begin`` is where those of the block begin."""
+    """Expand the tiles of columns of one tap, for one block; ``begin`` is where those of the block begin."""
     for u, panel in T.grid(p.pairs, p.panels):
         word: T.let = (p.taps - 1 - tap if p.c.flipped else tap) * p.words + 2 * u
         expand_columns(
@@ -110,7 +110,7 @@ def _expand_weight(p: _Product, weight: Any, columns: Any, begin: Any, block: An
 
 @script.macro
 def _multiply_tap(p: _Product, image: Any, columns: Any, begin: Any, tile: Any, second: Any, kh: Any, kw: Any) -> None:
-    """One tap of one or two tiles of rows."""
+    """Multiply one tap of one or two tiles of rows with a block of columns."""
     for u in T.serial(p.pairs):
         if p.cut.row_tiles == 1:
             multiply_one_by_four(
@@ -137,7 +137,7 @@ def _multiply_tap(p: _Product, image: Any, columns: Any, begin: Any, tile: Any, 
 def _finish_row(
     p: _Product, result: Any, sums: Any, sample: Any, first: Any, tile: Any, number: Any, row: Any, block: Any
 ) -> None:
-    """One row of a tile to its place in the result."""
+    """Write one row of a tile's sums to its place in the result."""
     g, y, x = p.place(tile, row)
     result[sample + g, first + y, x, T.ramp(block * p.panels * PANEL, 1, p.panels * PANEL)] = T.cast(
         sums[T.ramp((number * TILE + row * TILE_LANES) * p.panels, 1, p.panels * TILE_LANES)],
@@ -166,7 +166,7 @@ def _multiply_block(
 
 @script.macro
 def _run_job(p: _Product, operand: Any, weight: Any, columns: Any, result: Any, job: Any) -> None:
-    """One job: its image, times all its blocks of columns."""
+    """Run one job: expand its image, and multiply it with all its blocks of columns."""
     image = T.alloc_buffer((p.size,), "int32")
     sums = T.alloc_buffer((TILES * TILE,), "int32")
     sample: T.let = p.sample(job)
@@ -194,11 +194,11 @@ class TileForm(ABC, Generic[Product]):
         """The product as a convolution of bytes."""
 
     def accepts(self, product: Product, features: CpuFeatures) -> bool:
-        """Where there are tile registers, and their tiles would not be too empty."""
+        """Whether the processor has tile registers and the product fills enough of their rows."""
         return features.has_amx and cut_convolution(self.expanded(product)) is not None
 
     def tiles(self, product: Product, features: CpuFeatures) -> tuple[Tile, ...]:
-        """Nothing to choose: tiles are as large as registers."""
+        """The only choice: tiles are as large as registers."""
         return NO_CHOICE
 
     def kernel(self, product: Product, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
@@ -210,7 +210,7 @@ class TileForm(ABC, Generic[Product]):
 
 
 def _kernel(p: _Product) -> tirx.PrimFunc:
-    """The loop nest."""
+    """The TIR function of the convolution that ``p`` says how to cut."""
     c = p.c
 
     @script.prim_func(s_tir=True)

@@ -1,4 +1,4 @@
-"""How a convolution is cut into tiles and into jobs for tile registers."""
+"""The cut of a convolution into tiles and into jobs for tile registers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from fqt_deploy.targets.cpu.register_tile import largest_divisor
 from fqt_deploy.targets.products import Extents, PackedConvolution
 
 IMAGE_BYTES = 1 << 19
-"""Of one job: with the weights of its columns, less than the second-level cache."""
+"""Upper bound of the bytes of one job's image: with the weights of its columns, less than the second-level cache."""
 JOBS = 8
-"""Independent pieces to cut a product into: work for that many threads."""
+"""Number of independent pieces to cut a product into: work for that many threads."""
 MINIMUM_ROWS = 8
-"""Emptier tiles are slower than popcounts."""
+"""Least rows of a tile: emptier tiles are slower than popcounts."""
 POSITIONS = 1024
-"""Of one job, where there are so many."""
+"""Number of positions that one job has at least, where there are so many."""
 TILES = 4
-"""Of sums: two of rows by two of columns, or one by four."""
+"""Number of tiles of sums: two of rows by two of columns, or one by four."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class ByteConvolution:
         product: what is computed: samples, kernel, depth and columns.
         source_hw: height and width of the operand.
         output_hw: height and width of the result.
-        stride: of the result's positions in the image.
+        stride: distance of the result's positions in the image.
         spread: distance of the operand's positions in the image; others are zero.
         border: zeros above and left of the image.
         flipped: the weight's last tap is applied first.
         instruction: multiplies the operand's bytes.
         operand: shape of the packed operand, [N, H, W, ..., words].
         row: int32x16, a row of bytes: of the operand, sample, row, column, and pair of words.
-        dtype: of the result.
+        dtype: type of the result.
     """
 
     product: PackedConvolution
@@ -56,12 +56,12 @@ class ByteConvolution:
 
 @dataclass(frozen=True)
 class Cut:
-    """How a product is cut.
+    """The way to cut a product.
 
     Attributes:
         along_samples: the rows of a tile are one position of several samples, not several positions of a row. Taps that
             read no operand are then left out, and the image is stored without border.
-        rows: of a tile.
+        rows: number of rows in a tile.
         row_tiles: tiles of rows that are multiplied together, one or two; the more, the fewer columns.
         group: samples in a job.
         band: rows of the result in a job.
@@ -77,7 +77,7 @@ class Cut:
 
 
 def cut_convolution(c: ByteConvolution) -> Cut | None:
-    """Tiles of sixteen positions of a row if rows are such, else of sixteen samples; None if all are too empty."""
+    """The cut into tiles of sixteen positions of a row, or else of sixteen samples; None if all are too empty."""
     # bytes of a single tap are used too seldom to be worth making: popcounts are faster
     if c.product.depth % TILE_DEPTH or c.product.columns % (2 * PANEL) or c.product.kernel == (1, 1):
         return None
@@ -85,7 +85,7 @@ def cut_convolution(c: ByteConvolution) -> Cut | None:
 
 
 def _along_row(c: ByteConvolution, least: int) -> Cut | None:
-    """Tiles of at least ``least`` rows of one sample, over as many bands of an image as fit the cache."""
+    """The cut into tiles of ``least`` or more positions of a row, in bands that fit the cache; None without any."""
     height, width = c.output_hw
     rows = largest_divisor(width, TILE_ROWS)
     fitting = [b for b in range(1, height + 1) if height % b == 0 and _image_bytes(c, b) <= IMAGE_BYTES]
@@ -95,7 +95,7 @@ def _along_row(c: ByteConvolution, least: int) -> Cut | None:
 
 
 def _along_samples(c: ByteConvolution) -> Cut | None:
-    """Tiles of sixteen samples, over the whole image."""
+    """The cut into tiles of sixteen samples, over the whole image; None where samples or cache are too few."""
     image_bytes = c.source_hw[0] * c.source_hw[1] * c.product.depth
     # two tiles of rows for two of columns are fewer loads than one for four
     groups = [g for g in (2 * TILE_ROWS, TILE_ROWS) if c.product.samples % g == 0 and g * image_bytes <= IMAGE_BYTES]
@@ -107,7 +107,7 @@ def _along_samples(c: ByteConvolution) -> Cut | None:
 
 
 def _cut(c: ByteConvolution, *, along_samples: bool, rows: int, group: int, band: int, image_bytes: int) -> Cut:
-    """As many samples in a job as make reading the weight worth it, and columns apart where there are few jobs."""
+    """The cut whose jobs have enough samples for reading the weight to pay; columns apart where jobs are few."""
     positions = band * c.output_hw[1]
     samples, columns = c.product.samples, c.product.columns
     while group * positions < POSITIONS and samples % (2 * group) == 0 and 2 * group * image_bytes <= IMAGE_BYTES:
@@ -126,5 +126,5 @@ def _image_bytes(c: ByteConvolution, band: int) -> int:
 
 
 def image_extent(positions: int, stride: int, kernel: int) -> int:
-    """Rows or columns of the image that so many positions of the result read."""
+    """The rows or columns of the image that ``positions`` positions of the result read."""
     return (positions - 1) * stride + kernel

@@ -15,7 +15,7 @@ from fqt_deploy.targets.cpu.products.tile_registers.registers import TILE_DEPTH,
 
 @dataclass(frozen=True)
 class ConvolutionImage:
-    """Rows of bytes of one job: a band of one or more samples, or samples as they are, without border.
+    """The image of one job, in rows of bytes: a band of one or more samples, or samples as they are, without border.
 
     Attributes:
         c: the convolution.
@@ -27,7 +27,7 @@ class ConvolutionImage:
 
     @property
     def height(self) -> int:
-        """Rows of one sample."""
+        """Number of rows of one sample's image."""
         c = self.c
         return (
             c.source_hw[0] if self.cut.along_samples else image_extent(self.cut.band, c.stride[0], c.product.kernel[0])
@@ -35,7 +35,7 @@ class ConvolutionImage:
 
     @property
     def width(self) -> int:
-        """Columns of one sample."""
+        """Number of columns of one sample's image."""
         c = self.c
         return (
             c.source_hw[1] if self.cut.along_samples else image_extent(c.output_hw[1], c.stride[1], c.product.kernel[1])
@@ -43,47 +43,47 @@ class ConvolutionImage:
 
     @property
     def lanes(self) -> int:
-        """Words of four bytes of one position."""
+        """Number of 32-bit lanes that one position takes."""
         return self.c.product.depth // 4
 
     @property
     def pairs(self) -> int:
-        """Tiles along the channels: pairs of packed words."""
+        """Number of tiles along the channels: pairs of packed words."""
         return self.c.product.depth // TILE_DEPTH
 
     @property
     def per_sample(self) -> int:
-        """Words of four bytes of one sample."""
+        """Number of 32-bit lanes that one sample takes."""
         # the rows of a tile along samples would else meet in the same set of the first-level cache
         return self.height * self.width * self.lanes + (TILE_LANES if self.cut.along_samples else 0)
 
     @property
     def size(self) -> int:
-        """Words of four bytes of a job."""
+        """Number of 32-bit lanes that the image of a job takes."""
         return self.cut.group * self.per_sample
 
     @property
     def per_row(self) -> int:
-        """Tiles of rows along a row of the result, of one sample or of one group of samples in a tile."""
+        """Number of tiles of rows along a row of the result, of one sample or of one group of samples in a tile."""
         return self.c.output_hw[1] if self.cut.along_samples else self.c.output_hw[1] // self.cut.rows
 
     @property
     def sample_tiles(self) -> int:
-        """Tiles of rows across the samples of a job."""
+        """Number of tiles of rows across the samples of a job."""
         return self.cut.group // self.cut.rows if self.cut.along_samples else self.cut.group
 
     @property
     def tiles(self) -> int:
-        """Tiles of rows in a job."""
+        """Number of tiles of rows in a job."""
         return self.sample_tiles * self.cut.band * self.per_row
 
     @property
     def row_bytes(self) -> int:
-        """Between the rows of a tile."""
+        """Distance between the rows of a tile in the image, in bytes."""
         return 4 * self.per_sample if self.cut.along_samples else self.c.stride[1] * self.c.product.depth
 
     def position_begin(self, g: Any, h: Any, v: Any) -> Any:
-        """Where a position of a sample of the job begins."""
+        """The lane of the image where position ``h``, ``v`` of sample ``g`` of the job begins."""
         return g * self.per_sample + (h * self.width + v) * self.lanes
 
     def source(self, axis: int, position: Any, tap: Any) -> tuple[Any, Any]:
@@ -110,7 +110,7 @@ class ConvolutionImage:
         return tirx.const(True, "bool")
 
     def tile_begin(self, tile: Any, kh: Any, kw: Any) -> Any:
-        """Where a tap of a tile begins."""
+        """The lane of the image where the first row of a tile begins, for one tap."""
         g, y, x = self.place(tile, 0)
         h, v = y * self.c.stride[0] + kh, x * self.c.stride[1] + kw
         if self.cut.along_samples:
@@ -120,7 +120,7 @@ class ConvolutionImage:
 
 @script.macro
 def expand_image(image: ConvolutionImage, operand: Any, expanded: Any, sample: Any, first: Any) -> None:
-    """Bytes of a job, from ``sample`` and row ``first`` of the result on; positions that do not exist are zero."""
+    """Fill the image of a job, from ``sample`` and row ``first`` of the result on; what does not exist is zero."""
     for g, h, v in T.grid(image.cut.group, image.height, image.width):
         at: T.let = image.position_begin(g, h, v)
         if image.cut.along_samples:

@@ -20,7 +20,7 @@ class TileConvolution(TileForm[BitConvolution]):
     """A convolution of signed bytes, of several taps, a multiple of 64 deep, with pairs of panels of columns."""
 
     def expanded(self, product: BitConvolution) -> ByteConvolution:
-        """Padding costs nothing else."""
+        """The product as a convolution of bytes 1, -1 and, in the padding, 0; padding then costs nothing else."""
 
         def signs(x: Any, n: Any, y: Any, z: Any, pair: Any) -> Any:
             return look_up(signs_table(), row_indices(neighbours(x[n, y, z, 2 * pair], x[n, y, z, 2 * pair + 1])))

@@ -20,7 +20,7 @@ class TileInputGradient(TileForm[BitInputGradient]):
     """A convolution of unsigned bytes, of several taps, a multiple of 64 deep, with pairs of panels of columns."""
 
     def accepts(self, product: BitInputGradient, features: CpuFeatures) -> bool:
-        """Codes of a byte at most."""
+        """Whether codes fit into a byte, the processor has tile registers, and their tiles are filled."""
         return product.bits <= MAXIMUM_BITS and super().accepts(product, features)
 
     def expanded(self, product: BitInputGradient) -> ByteConvolution:

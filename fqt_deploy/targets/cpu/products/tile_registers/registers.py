@@ -23,11 +23,11 @@ from fqt_deploy.targets import script
 
 TILE_ROWS = 16
 TILE_LANES = 16
-"""32-bit lanes in a row: four bytes of a product's rows, one of its sums."""
+"""Number of 32-bit lanes in a row: four bytes of a product's rows, one of its sums."""
 TILE_DEPTH = 64
-"""Bytes in a row: how many products one instruction adds up for each sum."""
+"""Number of bytes in a row of a tile: how many products one instruction adds up for each sum."""
 TILE = TILE_ROWS * TILE_LANES
-"""32-bit lanes in a tile."""
+"""Number of 32-bit lanes in a tile."""
 MAXIMUM_BITS = 8
 """A code is a byte."""
 SIGNED_ROWS, UNSIGNED_ROWS = "tdpbssd", "tdpbusd"
@@ -48,12 +48,12 @@ def _tile(name: str, *operands: Any) -> Any:
 
 
 def load_tile(register: int, address: Any, row_bytes: Any) -> Any:
-    """Rows from ``address`` on, ``row_bytes`` apart."""
+    """A load of a tile: its rows are read from ``address`` on, ``row_bytes`` apart."""
     return _tile("tileloadd64", register, address, T.cast(row_bytes, "int64"))
 
 
 def store_tile(register: int, address: Any, row_bytes: Any) -> Any:
-    """Rows to ``address`` and on, ``row_bytes`` apart."""
+    """A store of a tile: its rows are written from ``address`` on, ``row_bytes`` apart."""
     return _tile("tilestored64", register, address, T.cast(row_bytes, "int64"))
 
 
@@ -80,7 +80,7 @@ def release_tiles() -> Any:
 
 @script.macro
 def clear_sums() -> None:
-    """All four tiles of sums zero."""
+    """Set all four tiles of sums to zero."""
     T.evaluate(_tile("tilezero", 0))
     T.evaluate(_tile("tilezero", 1))
     T.evaluate(_tile("tilezero", 2))
@@ -88,13 +88,13 @@ def clear_sums() -> None:
 
 
 def sums_offset(tile: Any, panels: int) -> Any:
-    """Where the sums of a tile begin among those of four: columns of a row of ``panels`` tiles are neighbours."""
+    """The place of a tile's sums among those of four: columns of a row of ``panels`` tiles are neighbours."""
     return tile // panels * panels * TILE + tile % panels * TILE_LANES
 
 
 @script.macro
 def load_sums(buffer: Any, at: Any, panels: Any) -> None:
-    """Four tiles of sums, rows of two or one tiles by ``panels`` of columns, from ``buffer``."""
+    """Load four tiles of sums, one or two tiles of rows by ``panels`` of columns, from ``buffer``."""
     T.evaluate(load_tile(0, T.address_of(buffer[at + sums_offset(0, panels)]), TILE_DEPTH * panels))
     T.evaluate(load_tile(1, T.address_of(buffer[at + sums_offset(1, panels)]), TILE_DEPTH * panels))
     T.evaluate(load_tile(2, T.address_of(buffer[at + sums_offset(2, panels)]), TILE_DEPTH * panels))
@@ -103,7 +103,7 @@ def load_sums(buffer: Any, at: Any, panels: Any) -> None:
 
 @script.macro
 def store_sums(buffer: Any, at: Any, panels: Any) -> None:
-    """Four tiles of sums, rows of two or one tiles by ``panels`` of columns, to ``buffer``."""
+    """Store four tiles of sums, one or two tiles of rows by ``panels`` of columns, to ``buffer``."""
     T.evaluate(store_tile(0, T.address_of(buffer[at + sums_offset(0, panels)]), TILE_DEPTH * panels))
     T.evaluate(store_tile(1, T.address_of(buffer[at + sums_offset(1, panels)]), TILE_DEPTH * panels))
     T.evaluate(store_tile(2, T.address_of(buffer[at + sums_offset(2, panels)]), TILE_DEPTH * panels))
@@ -119,7 +119,7 @@ def multiply_two_by_two(
     Args:
         rows: buffer of the rows.
         first: where in it the first tile begins.
-        second: where the second does.
+        second: where in it the second tile begins.
         row_bytes: distance of rows.
         columns: buffer of two consecutive tiles of columns.
         at: where they begin.
@@ -137,7 +137,7 @@ def multiply_two_by_two(
 
 @script.macro
 def multiply_one_by_four(rows: Any, first: Any, row_bytes: Any, columns: Any, at: Any, instruction: Any) -> None:
-    """Likewise one tile of rows times four tiles of columns."""
+    """Add one tile of rows times four tiles of columns to the sums."""
     T.evaluate(load_tile(4, T.address_of(rows[first]), row_bytes))
     T.evaluate(load_tile(6, T.address_of(columns[at]), TILE_DEPTH))
     T.evaluate(_tile(instruction, 0, 4, 6))
@@ -158,13 +158,13 @@ def _splat(value: int) -> Any:
 
 
 def bits_table(plane: int = 0) -> Any:
-    """Lane ``e``: the four bits of ``e`` as four bytes, 0 or ``2 ** plane``."""
+    """A table of sixteen lanes: lane ``e`` holds the four bits of ``e`` as four bytes, 0 or ``2 ** plane``."""
     bits = (_lanes() * _splat(0x00204081)) & _splat(_LOW_BITS)
     return bits << _splat(plane) if plane else bits
 
 
 def signs_table() -> Any:
-    """Lane ``e``: the four bits of ``e`` as four bytes, -1 or 1."""
+    """A table of sixteen lanes: lane ``e`` holds the four bits of ``e`` as four bytes, -1 or 1."""
     byte = T.reinterpret(bits_table(), dtype="int8x64")
     ones = tirx.Broadcast(tirx.const(1, "int8"), TILE_DEPTH)
     return T.reinterpret(byte + byte - ones, dtype="int32x16")
@@ -177,25 +177,25 @@ def look_up(table: Any, indices: Any) -> Any:
 
 
 def neighbours(low: Any, high: Any | None) -> Any:
-    """Two words as one of 64 bits; the second may be missing."""
+    """Two packed words as one of 64 bits; the second may be missing."""
     wide = [T.cast(T.reinterpret(word, dtype="uint32"), "int64") for word in (low, high) if word is not None]
     return wide[0] if high is None else wide[0] | (wide[1] << T.int64(32))
 
 
 def row_indices(pair: Any) -> Any:
-    """Of two words, an int64, the four bits of each lane of a row, lowest."""
+    """Indices for a row of a tile: the lowest four bits of lane ``l`` are bits ``4 l`` on of the int64 ``pair``."""
     both = T.reinterpret(tirx.Broadcast(pair, 8), dtype="int32x16")
     return both >> ((_lanes() >> _splat(1)) << _splat(2))
 
 
 def column_indices(words: Any, lane: Any) -> Any:
-    """Of sixteen words, one for each column, the bits of row ``2 * lane`` or ``2 * lane + 1`` of a tile of columns."""
+    """Indices for row ``2 * lane`` or ``2 * lane + 1`` of a tile of columns: four bits of each of sixteen words."""
     return words >> tirx.Broadcast(4 * lane, TILE_LANES)
 
 
 @script.macro
 def expand_columns(columns: Any, at: Any, table: Any, low: Any, high: Any) -> None:
-    """A tile of sixteen columns, in ``columns`` from ``at`` on, of two words of each, int32x16."""
+    """Write a tile of sixteen columns into ``columns`` from ``at`` on, made of two words of each column, int32x16."""
     for lane in T.unroll(8):
         columns[T.ramp(at + 2 * lane * TILE_LANES, 1, TILE_LANES)] = look_up(table, column_indices(low, lane))
         columns[T.ramp(at + (2 * lane + 1) * TILE_LANES, 1, TILE_LANES)] = look_up(table, column_indices(high, lane))

@@ -40,37 +40,37 @@ from fqt_deploy.targets.products import BitWeightGradient
 from fqt_deploy.targets.tuning_log import Tile
 
 MINIMUM_ROWS = 8
-"""Emptier tiles are slower than tables."""
+"""Least rows of a tile: emptier tiles are slower than tables."""
 RUN = 8
-"""Products along positions before the sums are put away: columns of 16 or 32 KB are alive at once."""
+"""Number of products along positions before the sums are put away: columns of 16 or 32 KB are alive at once."""
 JOBS = 8
-"""Independent pieces to cut a product into, where it is large enough: work for that many threads."""
+"""Number of independent pieces to cut a product into, where it is large enough: work for that many threads."""
 TILES = 4
-"""Of sums: two of rows by two of columns, or one by four."""
+"""Number of tiles of sums: two of rows by two of columns, or one by four."""
 
 
 class TileWeightGradient:
-    """Codes, the sums of codes inside each tap, then blocks of panels."""
+    """The weight-gradient product in tile registers: codes, their sums inside each tap, then blocks of panels."""
 
     name: ClassVar[str] = TILE_REGISTERS
 
     def accepts(self, product: BitWeightGradient, features: CpuFeatures) -> bool:
-        """Whole panels and codes of a byte at most, where tiles can be filled."""
+        """Whether the product has whole panels and codes of at most a byte, and fills the tiles of the processor."""
         fits = product.has_whole_panels and product.bits <= MAXIMUM_BITS
         return features.has_amx and fits and largest_divisor(product.kept, TILE_ROWS) >= MINIMUM_ROWS
 
     def tiles(self, product: BitWeightGradient, features: CpuFeatures) -> tuple[Tile, ...]:
-        """Nothing to choose: tiles are as large as registers."""
+        """The only choice: tiles are as large as registers."""
         return NO_CHOICE
 
     def kernel(self, product: BitWeightGradient, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
-        """Tiles of as many kept channels as divide them."""
+        """The kernel, with the largest tiles of kept channels that divide them."""
         return _kernel(_Cut(product, largest_divisor(product.kept, TILE_ROWS)))
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """How the product is cut.
+    """A product and how it is cut.
 
     Attributes:
         product: what is computed.
@@ -82,7 +82,7 @@ class _Cut:
 
     @property
     def steps(self) -> int:
-        """Products along positions."""
+        """Number of products along the positions, two words of positions each."""
         return -(-self.product.words // 2)
 
     @property
@@ -91,7 +91,7 @@ class _Cut:
 
     @property
     def together(self) -> int:
-        """Tiles of rows that are multiplied at once: a group."""
+        """Number of tiles of rows that are multiplied at once: a group."""
         return 2 if self.row_tiles % 2 == 0 else 1
 
     @property
@@ -100,31 +100,31 @@ class _Cut:
 
     @property
     def width(self) -> int:
-        """Panels that are multiplied at once."""
+        """Number of panels that are multiplied at once."""
         return TILES // self.together
 
     @property
     def blocks(self) -> int:
-        """Blocks of ``width`` panels in a tap."""
+        """Number of blocks of ``width`` panels in a tap."""
         return -(-self.product.tap_panels // self.width)
 
     @property
     def tap_jobs(self) -> int:
-        """Taps of a channel are neighbours in the result: one job writes them all, if all jobs have channels."""
+        """Number of jobs that the taps are divided into: as few as give all threads work."""
         return next(
             (t for t in range(1, self.product.taps + 1) if self.product.taps % t == 0 and t * self.blocks >= JOBS),
             self.product.taps,
         )
 
     def sums_begin(self, tile: Any, p: Any, r: Any) -> Any:
-        """Where the sums of a row of a tile with a panel of the block begin."""
+        """The place where the sums of row ``r`` of a tile with panel ``p`` of the block begin."""
         in_group = (tile % self.together * TILE_ROWS + r) * self.width + p
         return tile // self.together * TILES * TILE + in_group * TILE_LANES
 
 
 @script.macro
 def _expand_codes(s: _Cut, planes: Any, codes: Any, tile: Any, r: Any) -> None:
-    """All bytes of a kept channel; past the last word they are zero."""
+    """Expand the codes of a kept channel to bytes; past the last word they are zero."""
     for step in T.serial(s.product.words // 2):
         codes[T.ramp((tile * s.steps + step) * TILE + r * TILE_LANES, 1, TILE_LANES)] = row_of_codes(
             [
@@ -140,7 +140,7 @@ def _expand_codes(s: _Cut, planes: Any, codes: Any, tile: Any, r: Any) -> None:
 
 @script.macro
 def _expand_positions(s: _Cut, positions: Any, columns: Any, run: Any, first: Any, last: Any) -> None:
-    """Bytes of a block of panels along one run."""
+    """Expand the positions of a block of panels along one run to bytes."""
     for step in T.serial(T.min(RUN, s.steps - run * RUN)):
         for p in T.unroll(s.width):
             panel: T.let = T.min(first + p, last)
@@ -175,7 +175,7 @@ def _multiply_block(s: _Cut, codes: Any, positions: Any, columns: Any, sums: Any
 
 
 def _kernel(s: _Cut) -> tirx.PrimFunc:
-    """The loop nest."""
+    """The TIR function of the gradient that is cut as ``s`` says."""
     p = s.product
 
     @script.prim_func(s_tir=True)
