@@ -17,8 +17,9 @@ from fnmatch import fnmatchcase
 import torch
 from torch import fx
 
+from fqt_deploy.core.call import call_of
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
-from fqt_deploy.core.graph import LayerRecord, TrainingGraph, shape
+from fqt_deploy.core.graph import LayerRecord, TrainingGraph, behind_views, shape
 from fqt_deploy.passes.pass_base import Pass
 
 aten = torch.ops.aten
@@ -27,6 +28,10 @@ fqt = torch.ops.fqt
 FORWARD = (fqt.conv2d.default, fqt.linear.default)
 INPUT_GRAD = (fqt.conv2d_input_grad.default, fqt.linear_input_grad.default)
 WEIGHT_GRAD = (fqt.conv2d_weight_grad.default, fqt.linear_weight_grad.default)
+
+GROUPED = (fqt.grouped_conv.default, fqt.grouped_conv_input_grad.default)
+"""Forward products of layers that stay in fp32: convolutions with groups or dilation, of one axis or three, and (the
+second) transposed ones."""
 
 MINIMUM_CONTRACTION = 32
 """A product over fewer elements does not fill one machine word."""
@@ -52,8 +57,8 @@ class AnnotateLayers(Pass):
         """Build the records in forward order; FQT204 if a glob matches no layer."""
         owners = {graph.placeholder(n): n for n in graph.inputs if n.startswith("param/")}
         by_weight: dict[str, LayerRecord] = {}
-        for node in graph.calls(*FORWARD):
-            weight = owners.get(node.args[1])  # type: ignore[arg-type]
+        for node in graph.calls(*FORWARD, *GROUPED):
+            weight = owners.get(_weight_of(node))  # type: ignore[arg-type]
             if weight is None:
                 continue
             record = by_weight.get(weight)
@@ -83,15 +88,19 @@ class AnnotateLayers(Pass):
                     )
 
     def _decide(self, record: LayerRecord, graph: TrainingGraph) -> tuple[bool, str]:
-        products = [n for n in graph.calls(*FORWARD) if n.meta.get("record") is record]
+        products = [n for n in graph.calls(*FORWARD, *GROUPED) if n.meta.get("record") is record]
         contraction = 1
         for extent in shape(products[0].args[1])[1:]:  # type: ignore[arg-type]
             contraction *= extent
         excluded = next((g for g in self.exclude if fnmatchcase(record.path, g)), None)
         if excluded is not None:
             return False, f"excluded by {excluded!r}"
+        if products[0].target is fqt.grouped_conv_input_grad.default:
+            return False, "a transposed convolution stays in fp32"
         if contraction < MINIMUM_CONTRACTION:
             return False, f"a contraction over {contraction} elements is too short to gain"
+        if products[0].target is fqt.grouped_conv.default:
+            return False, "a convolution with groups, dilation, one or three axes stays in fp32"
         if record.kind == "linear" and any(shape(n)[0] % graph.batch for n in products):
             return False, "its rows are not grouped by sample"
         if self.include:
@@ -106,9 +115,17 @@ class AnnotateLayers(Pass):
         return True, "default"
 
 
+def _weight_of(node: fx.Node) -> fx.Node | None:
+    """The weight of a forward product; None for a product of the step's backward part that looks like one."""
+    weight = call_of(node).w
+    if node.target not in GROUPED:
+        return weight  # type: ignore[no-any-return]
+    return behind_views(weight) if node.meta.get("phase", "forward") == "forward" else None
+
+
 def _record(node: fx.Node, weight: str, index: int) -> LayerRecord:
     path = weight.removeprefix("param/").removesuffix(".weight")
-    kind = "conv2d" if node.target is fqt.conv2d.default else "linear"
+    kind = "linear" if node.target is fqt.linear.default else "conv2d"
     location = SourceLocation.of(node)
     source = str(location) if location else None
     return LayerRecord(path, kind, index, source=source, weight=weight)  # type: ignore[arg-type]
