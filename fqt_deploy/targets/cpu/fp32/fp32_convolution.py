@@ -33,7 +33,7 @@ _ACCUMULATORS = 8
 class Fp32ConvolutionRule:
     """Takes ``conv2d`` with a multiple of 16 output channels."""
 
-    ops: ClassVar[frozenset[str]] = frozenset({"conv2d"})
+    ops: ClassVar[frozenset[str]] = frozenset({"conv2d", "grouped_conv"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """Rows of the padded image, ``stride`` apart."""

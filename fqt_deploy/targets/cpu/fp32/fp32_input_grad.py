@@ -28,7 +28,7 @@ from fqt_deploy.targets.products import Convolution, convolution_of
 class Fp32InputGradRule:
     """Takes ``conv2d_input_grad`` with a multiple of 16 input channels."""
 
-    ops: ClassVar[frozenset[str]] = frozenset({"conv2d_input_grad"})
+    ops: ClassVar[frozenset[str]] = frozenset({"conv2d_input_grad", "grouped_conv_input_grad"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """A product for each phase, then all in their places."""
