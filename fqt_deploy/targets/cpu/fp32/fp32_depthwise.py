@@ -7,7 +7,7 @@ padded in pieces that stay in the cache, and neighbouring results share what the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -49,7 +49,7 @@ class Fp32DepthwiseRule:
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """Each result from the taps that reach it."""
-        source, weight, result = function.params
+        _, weight, result = function.params
         axes = depthwise_axes(function, weight)
         if axes is None or (lanes := lanes_of(int(result.shape[3]))) is None:
             return None
@@ -109,12 +109,13 @@ def _scheduled(
     padded = te.compute((samples, *padded_extents, channels), padded_element, name="padded")
     taps = te.compute((*kernel, channels), lambda kh, kw, c: weight[c, 0, kh, kw], name="taps")
 
-    def term(n: Any, y: Any, z: Any, c: Any, kh: Any, kw: Any) -> Any:
+    def term(index: Sequence[Any], kh: Any, kw: Any) -> Any:
+        n, y, z, c = index
         return padded[n, place.at(0, y, kh) + before[0], place.at(1, z, kw) + before[1], c] * taps[kh, kw, c]
 
     if place.phases == (1, 1):
         kh, kw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
-        total = te.compute(extents, lambda *i: te.sum(term(*i, kh, kw), axis=[kh, kw]), name="total")
+        total = te.compute(extents, lambda *i: te.sum(term(i, kh, kw), axis=[kh, kw]), name="total")
         result = te.compute(extents, lambda *i: total[i], name="result")
     else:
         result = te.compute(extents, lambda *i: _written_out(i, kernel, place, term), name="result")
@@ -131,7 +132,7 @@ def _written_out(index: tuple[Any, ...], kernel: list[int], place: _Place, term:
     total: Any = zero
     for kh, kw in itertools.product(*map(range, kernel)):
         has = tirx.all(place.has(0, y, kh), place.has(1, z, kw))
-        total = total + tirx.if_then_else(has, term(*index, kh, kw), zero)
+        total = total + tirx.if_then_else(has, term(index, kh, kw), zero)
     return total
 
 

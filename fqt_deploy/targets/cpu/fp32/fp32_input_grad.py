@@ -34,7 +34,7 @@ class Fp32InputGradRule:
         """A product for each phase, then all in their places."""
         g, weight, result = function.params
         layer = convolution_of(function, image=result, output=g, kernel=weight)
-        columns = int(result.shape[3])
+        columns = int(result.shape[-1])
         if layer is None or columns % PANEL:
             return None
         gradient, w = placeholders(function)
