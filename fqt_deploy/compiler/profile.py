@@ -93,7 +93,8 @@ _LAYER_OPS = frozenset(
         "quantize_pack_channels", "bitplane_conv2d_input_grad", "tap_sums", "pack_positions", "position_sums",
         "bitplane_weight_grad", "dequantize_weight_grad", "select_sampled", "select_topk", "quantization_grid",
         "stream_key", "position_statistics", "latent_weight_grad", "weight_scale", "conv2d", "conv2d_input_grad",
-        "conv2d_weight_grad", "linear", "linear_input_grad", "linear_weight_grad", "gather_rows", "scatter_rows",
+        "conv2d_weight_grad", "grouped_conv", "grouped_conv_input_grad", "grouped_conv_weight_grad", "linear",
+        "linear_input_grad", "linear_weight_grad", "gather_rows", "scatter_rows",
     }
 )  # fmt: skip
 """Kernels whose time is their layer's; the others serve the layers between them."""

@@ -21,7 +21,7 @@ from torch import fx
 
 from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
-from fqt_deploy.core.graph import LayerRecord, TrainingGraph, shape
+from fqt_deploy.core.graph import LayerRecord, TrainingGraph, behind_views, shape
 from fqt_deploy.ops.traits import SampleAxis
 from fqt_deploy.passes.batch_axis import descendants, sample_axes
 from fqt_deploy.passes.pass_base import Pass
@@ -33,6 +33,10 @@ fqt = torch.ops.fqt
 FORWARD = (fqt.conv2d.default, fqt.linear.default)
 INPUT_GRAD = (fqt.conv2d_input_grad.default, fqt.linear_input_grad.default)
 WEIGHT_GRAD = (fqt.conv2d_weight_grad.default, fqt.linear_weight_grad.default)
+
+GROUPED = (fqt.grouped_conv.default, fqt.grouped_conv_input_grad.default)
+"""Forward products of layers that stay in fp32: convolutions with groups or dilation, of one axis or three, and (the
+second) transposed ones."""
 
 MINIMUM_CONTRACTION = 32
 """A product over fewer elements does not fill one machine word."""
@@ -90,7 +94,11 @@ class AnnotateLayers(Pass):
         excluded = next((g for g in self.exclude if fnmatchcase(record.path, g)), None)
         if excluded is not None:
             return False, f"excluded by {excluded!r}"
-        if any(n.target not in FORWARD for n in forward):
+        if forward[0].target is fqt.grouped_conv_input_grad.default:
+            return False, "a transposed convolution stays in fp32"
+        if forward[0].target is fqt.grouped_conv.default and contraction >= MINIMUM_CONTRACTION:
+            return False, "a convolution with groups, dilation, one or three axes stays in fp32"
+        if any(n.target not in (*FORWARD, *GROUPED) for n in forward):
             return False, "its weight is [in, out], and bits are packed along the last axis"
         if contraction < MINIMUM_CONTRACTION:
             return False, f"a contraction over {contraction} elements is too short to gain"
@@ -130,9 +138,9 @@ def mark_products(graph: TrainingGraph) -> None:
     """
     owners = {graph.placeholder(n): n for n in graph.inputs if n.startswith("param/")}
     by_weight: dict[str, LayerRecord] = {}
-    for node in graph.calls(*FORWARD, *INPUT_GRAD):
-        weight = owners.get(call_of(node).w)
-        if weight is None or (node.target is not fqt.linear_input_grad.default and node.target in INPUT_GRAD):
+    for node in graph.calls(*FORWARD, *INPUT_GRAD, *GROUPED):
+        weight = owners.get(behind_views(call_of(node).w))
+        if weight is None or node.target is fqt.conv2d_input_grad.default:
             continue
         if node.meta["phase"] != "forward":
             continue
@@ -187,7 +195,8 @@ def _all_layers_before(product: fx.Node) -> list[LayerRecord]:
 
 def _record(node: fx.Node, weight: str, index: int) -> LayerRecord:
     path = weight.removeprefix("param/").removesuffix(".weight")
-    kind: Literal["conv2d", "linear"] = "conv2d" if node.target is fqt.conv2d.default else "linear"
+    linear = node.target in (fqt.linear.default, fqt.linear_input_grad.default)
+    kind: Literal["conv2d", "linear"] = "linear" if linear else "conv2d"
     location = SourceLocation.of(node)
     source = str(location) if location else None
     return LayerRecord(path, kind, index, source=source, weight=weight)

@@ -25,7 +25,7 @@ from torch import fx
 from fqt_deploy.core.call import Call, call_of
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, replace_results, shape
-from fqt_deploy.passes.normalize_products import channels_first, channels_last
+from fqt_deploy.passes.normalize_convolution import channels_first, channels_last
 from fqt_deploy.passes.pass_base import Pass, rewrite_each
 
 aten = torch.ops.aten

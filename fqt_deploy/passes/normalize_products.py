@@ -13,6 +13,9 @@ After::
     %gw = fqt.conv2d_weight_grad(permute(%x), permute(%gy), ...);  %gb = aten.sum(permute(%gy), [0, 1, 2])
     %z = fqt.linear(%rows, %w2) + %b2
 
+Convolutions with groups, dilation or transposition, or with another number of spatial axes, are ``fqt.grouped_conv``
+and its gradients (``normalize_convolution``).
+
 A matrix product becomes ``linear`` (second operand transposed), ``linear_weight_grad`` (first operand transposed) or
 ``linear_input_grad`` (neither), which is what it is in a training step.
 """
@@ -27,15 +30,12 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.call import call_of, source_of
-from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, replace_results, shape
+from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
+from fqt_deploy.passes.normalize_convolution import convolution, convolution_backward
 from fqt_deploy.passes.pass_base import Pass, rewrite_each
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
-
-TO_CHANNELS_LAST = [0, 2, 3, 1]
-TO_CHANNELS_FIRST = [0, 3, 1, 2]
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class NormalizeProducts(Pass):
     name = "normalize-products"
 
     def run(self, graph: TrainingGraph) -> bool:
-        """Rewrite every contraction; a convolution that has no lowering is an FQT203 error."""
+        """Rewrite every contraction."""
         rewrites: dict[Any, Callable[[TrainingGraph, fx.Node], None]] = {
-            aten.convolution.default: _convolution,
-            aten.convolution_backward.default: _convolution_backward,
+            aten.convolution.default: convolution,
+            aten.convolution_backward.default: convolution_backward,
             aten.addmm.default: _addmm,
             aten.mm.default: _mm,
             aten.bmm.default: _bmm,
@@ -56,72 +56,6 @@ class NormalizeProducts(Pass):
         nodes = graph.calls(*rewrites)
         rewrite_each(graph, nodes, lambda node: rewrites[node.target](graph, node))
         return bool(nodes)
-
-
-def channels_last(emit: Emitter, node: fx.Node) -> fx.Node:
-    """Insert the permutation of ``node`` [N, C, H, W] to [N, H, W, C]."""
-    return emit(aten.permute.default, node, TO_CHANNELS_LAST)
-
-
-def channels_first(emit: Emitter, node: fx.Node) -> fx.Node:
-    """Insert the permutation of ``node`` [N, H, W, C] to [N, C, H, W]."""
-    return emit(aten.permute.default, node, TO_CHANNELS_FIRST)
-
-
-def _geometry(node: fx.Node) -> dict[str, list[int]]:
-    """Stride and padding of a convolution or its gradient; FQT203 for what has no lowering."""
-    call = call_of(node)
-    axes = len(shape(call.weight)) - 2
-    problems = [
-        what
-        for what, present in (
-            (f"{axes} spatial axes", axes != 2),
-            (f"dilation {list(call.dilation)}", any(d != 1 for d in call.dilation)),
-            (f"{call.groups} groups", call.groups != 1),
-            ("transposition", call.transposed),
-        )
-        if present
-    ]
-    if problems:
-        raise FqtError(
-            f"cannot lower a convolution with {', '.join(problems)}",
-            code="FQT203",
-            node=node,
-            hint="supported: Conv2d with groups=1 and dilation=1",
-        )
-    return {"stride": _both(call.stride), "padding": _both(call.padding)}
-
-
-def _both(extents: Any) -> list[int]:
-    """Numbers for height and width; one number, as ``padding="valid"`` is traced, stands for both."""
-    return [*extents] if len(extents) == 2 else [*extents] * 2
-
-
-def _convolution(graph: TrainingGraph, node: fx.Node) -> None:
-    call, geometry = call_of(node), _geometry(node)
-    emit = Emitter(graph, node, role="product")
-    y = emit(fqt.conv2d.default, channels_last(emit, call.input), call.weight, *geometry.values())
-    if call.bias is not None:
-        y = emit(aten.add.Tensor, y, call.bias)
-    replace(graph, node, channels_first(emit, y))
-
-
-def _convolution_backward(graph: TrainingGraph, node: fx.Node) -> None:
-    call, geometry = call_of(node), _geometry(node)
-    emit = Emitter(graph, node, role="product")
-    g = channels_last(emit, call.grad_output)
-    results: list[fx.Node | None] = [None, None, None]
-    wants_input, wants_weight, wants_bias = call.output_mask
-    if wants_input:
-        spatial = shape(call.input)[2:]
-        gradient = emit(fqt.conv2d_input_grad.default, g, call.weight, spatial, *geometry.values())
-        results[0] = channels_first(emit, gradient)
-    if wants_weight:
-        x, kernel = channels_last(emit, call.input), shape(call.weight)[2:]
-        results[1] = emit(fqt.conv2d_weight_grad.default, x, g, kernel, *geometry.values())
-    if wants_bias:
-        results[2] = emit(aten.sum.dim_IntList, g, [0, 1, 2])
-    replace_results(graph, node, results)
 
 
 def _transposed_weight(node: fx.Node) -> fx.Node | None:

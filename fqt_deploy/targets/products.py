@@ -266,7 +266,9 @@ def product_of(function: tirx.PrimFunc) -> BitProduct | None:
 def convolution_of(
     function: tirx.PrimFunc, *, image: Any = None, output: Any = None, kernel: Any = None
 ) -> Convolution | None:
-    """The convolution that another kernel belongs to; None if something was inlined into its op.
+    """The convolution that another kernel belongs to.
+
+    None if something was inlined into its op, or for groups, dilation, or another number of spatial axes than two.
 
     Args:
         function: whose first operand counts the samples, and whose arguments say ``stride`` and ``padding``.
@@ -275,7 +277,9 @@ def convolution_of(
         kernel: operand [O, I, KH, KW]; None if the taps are the argument ``kernel``.
     """
     arguments = arguments_of(function)
-    if arguments is None:
+    if arguments is None or arguments.get("groups", 1) != 1 or len(arguments["stride"]) != 2:
+        return None
+    if any(step != 1 for step in arguments.get("dilation", ())):
         return None
     return Convolution(
         samples=int(function.params[0].shape[0]),

@@ -8,4 +8,4 @@ FP32_PRODUCTS = frozenset(
         "linear", "linear_input_grad", "linear_weight_grad", "batch_matmul",
     }
 )  # fmt: skip
-"""Names of the ops that contract two fp32 tensors."""
+"""Names of the ops that contract two fp32 tensors as one matrix product: without groups, without dilation."""

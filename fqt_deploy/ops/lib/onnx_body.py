@@ -167,6 +167,11 @@ def ints(name: str) -> Reference:
     return Reference(name, AttributeProto.INTS)
 
 
+def integer(name: str) -> Reference:
+    """The function's attribute ``name``, an integer."""
+    return Reference(name, AttributeProto.INT)
+
+
 def make_node(
     op: str, inputs: Sequence[str], outputs: Sequence[str], name: str, attributes: Attributes, domain: str = ""
 ) -> NodeProto:

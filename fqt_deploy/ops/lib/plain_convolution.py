@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """PyTorch's own kernels in the place of oneDNN's, for the reason that ``plain_convolution`` gives."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 def plain_convolution(x: Tensor, w: Tensor, stride: list[int], padding: list[int]) -> Tensor:

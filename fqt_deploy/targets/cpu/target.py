@@ -11,6 +11,8 @@ from tvm import tirx
 from fqt_deploy.targets.base import ScheduleRule, Target
 from fqt_deploy.targets.cpu.features import cpu_features, host_cpu, llvm_target
 from fqt_deploy.targets.cpu.fp32.fp32_convolution import Fp32ConvolutionRule
+from fqt_deploy.targets.cpu.fp32.fp32_depthwise import Fp32DepthwiseRule
+from fqt_deploy.targets.cpu.fp32.fp32_depthwise_weight_grad import Fp32DepthwiseWeightGradRule
 from fqt_deploy.targets.cpu.fp32.fp32_few_taps_weight_grad import Fp32FewTapsWeightGradRule
 from fqt_deploy.targets.cpu.fp32.fp32_input_grad import Fp32InputGradRule
 from fqt_deploy.targets.cpu.fp32.fp32_weight_grad import Fp32WeightGradRule
@@ -45,6 +47,8 @@ RULES: tuple[ScheduleRule, ...] = (
     Fp32InputGradRule(),
     Fp32FewTapsWeightGradRule(),
     Fp32WeightGradRule(),
+    Fp32DepthwiseRule(),
+    Fp32DepthwiseWeightGradRule(),
     # optimizer
     UpdateRule(),
     # anything

@@ -35,7 +35,7 @@ unrolls the taps.
 class Fp32ConvolutionRule:
     """Takes ``conv2d`` with a multiple of 16 output channels."""
 
-    ops: ClassVar[frozenset[str]] = frozenset({"conv2d"})
+    ops: ClassVar[frozenset[str]] = frozenset({"conv2d", "grouped_conv"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """Returns the scheduled convolution, whose tiles read rows of the padded image that are ``stride`` apart."""

@@ -28,7 +28,7 @@ _CHUNKS = 16
 class Fp32FewTapsWeightGradRule:
     """Takes ``conv2d_weight_grad`` with a multiple of 16 output channels and as many taps as there are registers."""
 
-    ops: ClassVar[frozenset[str]] = frozenset({"conv2d_weight_grad"})
+    ops: ClassVar[frozenset[str]] = frozenset({"conv2d_weight_grad", "grouped_conv_weight_grad"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """All taps of 16 output channels, summed over the positions of some samples; the gradient is read once."""

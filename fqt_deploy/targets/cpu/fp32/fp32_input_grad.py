@@ -28,13 +28,13 @@ from fqt_deploy.targets.products import Convolution, convolution_of
 class Fp32InputGradRule:
     """Takes ``conv2d_input_grad`` with a multiple of 16 input channels."""
 
-    ops: ClassVar[frozenset[str]] = frozenset({"conv2d_input_grad"})
+    ops: ClassVar[frozenset[str]] = frozenset({"conv2d_input_grad", "grouped_conv_input_grad"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """A product for each phase, then all in their places."""
         g, weight, result = function.params
         layer = convolution_of(function, image=result, output=g, kernel=weight)
-        columns = int(result.shape[3])
+        columns = int(result.shape[-1])
         if layer is None or columns % PANEL:
             return None
         gradient, w = placeholders(function)

@@ -32,7 +32,7 @@ _UNROLLED = 4
 class Fp32WeightGradRule:
     """Takes ``conv2d_weight_grad`` with a multiple of 16 output channels."""
 
-    ops: ClassVar[frozenset[str]] = frozenset({"conv2d_weight_grad"})
+    ops: ClassVar[frozenset[str]] = frozenset({"conv2d_weight_grad", "grouped_conv_weight_grad"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """A tile of input times output channels for each tap and chunk, then the chunks' sums in the weight's order."""

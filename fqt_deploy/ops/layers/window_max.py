@@ -1,0 +1,200 @@
+"""``fqt::window_max`` and its gradient: maximum pooling along one axis, with windows of any kind.
+
+Maximum pooling over several axes is one of these for each, from the last axis on: the first of equal elements wins, in
+the order of memory, and a NaN wins over everything, as in PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tvm import te, tirx
+
+from fqt_deploy.ops.lib.onnx_body import Body
+from fqt_deploy.ops.lib.window_axis import WindowAxis, onnx_windows
+from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
+from fqt_deploy.ops.traits import Layout, leads, zero_with_any
+
+_INFINITY = tirx.const(float("inf"), "float32")
+
+_SAMPLES = (
+    (2, 7, 16, 4, 2, 1, 1, 3, 1),
+    (2, 8, 5, 3, 3, 1, 1, 4, 1),
+    (2, 9, 8, 5, 1, 1, 0, 5, 2),
+    (2, 7, 16, 4, 7, 4, 0, 10, 1),
+    (1, 200, 3, 1, 200, 1, 0, 200, 1),
+)
+"""B, extent, C, windows, step, parts, offset, span, dilation: padding, a partial window, dilation, adaptive windows, a
+window of many elements."""
+
+
+@define(kind=Kind.ROOT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
+class WindowMax(FqtOp):
+    """Largest element of every window, and where it is.
+
+    Attributes:
+        x: [B, L, C] float32.
+        windows: windows; this and the next five are those of ``WindowAxis``.
+        step: numerator of their distance.
+        parts: its denominator.
+        offset: positions that the first one begins before the axis.
+        span: where they end.
+        dilation: positions from one element to the next.
+
+    Returns:
+        The maximum, [B, windows, C] float32, and its position on the axis, [B, windows, C] int32.
+    """
+
+    x: Operand
+    windows: int
+    step: int
+    parts: int
+    offset: int
+    span: int
+    dilation: int
+
+    def axis(self) -> WindowAxis:
+        """The windows."""
+        extent = int(self.x.shape[1])
+        return WindowAxis(extent, self.windows, self.step, self.parts, self.offset, self.span, self.dilation)
+
+    def reference(self) -> tuple[Tensor, Tensor]:
+        """The result in plain PyTorch: element by element, as PyTorch's own kernel."""
+        values, places = [], []
+        for window in range(self.windows):
+            first, *others = self.axis().positions(window)
+            best, where = self.x[:, first], torch.full_like(self.x[:, first], first, dtype=torch.int32)
+            for at in others:
+                better = (self.x[:, at] > best) | self.x[:, at].isnan()
+                best, where = torch.where(better, self.x[:, at], best), torch.where(better, at, where)
+            values.append(best)
+            places.append(where)
+        return torch.stack(values, 1), torch.stack(places, 1).int()
+
+    def fake(self) -> tuple[Tensor, Tensor]:
+        """Shape rule: [B, L, C] -> [B, windows, C], twice."""
+        shape = (self.x.shape[0], self.windows, self.x.shape[2])
+        return self.x.new_empty(shape), self.x.new_empty(shape, dtype=torch.int32)
+
+    def compute(self) -> tuple[te.Tensor, ...]:
+        """A reduction of pairs; an element outside of the axis is at -1 and loses against every other."""
+        axis, (samples, _, channels) = self.axis(), (int(d) for d in self.x.shape)
+        tap, lowest, nowhere = te.reduce_axis((0, axis.taps), "tap"), tirx.min_value, tirx.const(-1, "int32")
+
+        def larger(a: Any, b: Any) -> Any:
+            wins = tirx.any(b[0] > a[0], tirx.Not(b[0] <= _INFINITY), tirx.all(a[1] < 0, b[1] >= 0))
+            return tirx.Select(wins, b[0], a[0]), tirx.Select(wins, b[1], a[1])
+
+        largest = te.comm_reducer(larger, lambda *types: (lowest(types[0]), tirx.const(-1, types[1])), name="largest")
+
+        def term(b: Any, o: Any, c: Any) -> Any:
+            inside, at = axis.element(o, tap)
+            value = tirx.if_then_else(inside, self.x[b, at, c], lowest("float32"))
+            return largest((value, tirx.Select(inside, at, nowhere)), axis=tap)
+
+        return tuple(te.compute((samples, self.windows, channels), term, name="window_max"))
+
+    def cost(self) -> Cost:
+        """A comparison a tap."""
+        y, where = self.fake()
+        return Cost(flops=self.axis().taps * y.numel(), bytes_moved=tensor_bytes(self.x, y, where))
+
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """See ``_SAMPLES``; and ties."""
+        g = torch.Generator().manual_seed(0)
+        for samples, extent, channels, *rest in _SAMPLES:
+            yield torch.randn(samples, extent, channels, generator=g), *rest
+        yield torch.zeros(1, 5, 4), 3, 2, 1, 0, 3, 1
+
+    def onnx_body(self, op: Body) -> tuple[str, str]:
+        """Largest of all positions, where those outside of the window are the lowest."""
+        _, _, inside = onnx_windows(op, op.extent(self.x, 1))
+        lowest = op.constant(float("-inf"), "float32")
+        elements = op("Where", op.unsqueeze(inside, 2), op.unsqueeze(self.x, 1), lowest)  # [B, windows, L, C]
+        value = op("ReduceMax", elements, op.constant([2], "int64"), keepdims=0)
+        return value, op.cast(op("ArgMax", elements, axis=2, keepdims=0), "int32")
+
+
+@define(kind=Kind.ROOT, batch=leads("gradient", "position"), zero=zero_with_any("gradient"), layout=Layout.OPAQUE)
+class WindowMaxBackward(FqtOp):
+    """Hand each window's gradient to its maximum.
+
+    Attributes:
+        gradient: [B, windows, C] float32.
+        position: [B, windows, C] int32, as ``window_max`` gave it.
+        extent: positions of the axis.
+        step: this and the next four are those of ``window_max``.
+        parts: denominator of the distance.
+        offset: positions that the first window begins before the axis.
+        span: where windows end.
+        dilation: positions from one element to the next.
+
+    Returns:
+        [B, extent, C] float32.
+    """
+
+    gradient: Operand
+    position: Operand
+    extent: int
+    step: int
+    parts: int
+    offset: int
+    span: int
+    dilation: int
+
+    def axis(self) -> WindowAxis:
+        """The windows."""
+        windows = int(self.gradient.shape[1])
+        return WindowAxis(self.extent, windows, self.step, self.parts, self.offset, self.span, self.dilation)
+
+    def reference(self) -> Tensor:
+        """The result in plain PyTorch."""
+        samples, _, channels = self.gradient.shape
+        spread = self.gradient.new_zeros(samples, self.extent, channels)
+        return spread.scatter_add(1, self.position.long(), self.gradient)
+
+    def fake(self) -> Tensor:
+        """Shape rule: [B, windows, C] -> [B, extent, C]."""
+        if self.gradient.shape != self.position.shape:
+            raise ValueError(
+                f"gradient {tuple(self.gradient.shape)} and positions {tuple(self.position.shape)} differ in shape"
+            )
+        return self.gradient.new_empty((self.gradient.shape[0], self.extent, self.gradient.shape[2]))
+
+    def compute(self) -> te.Tensor:
+        """Sum over the windows around a position, of those whose maximum it is."""
+        axis, (samples, _, channels) = self.axis(), (int(d) for d in self.gradient.shape)
+        number = te.reduce_axis((0, axis.readers), "window")
+
+        def term(b: Any, at: Any, c: Any) -> Any:
+            there, window = axis.reader(at, number)
+            zero = tirx.const(0.0, "float32")
+            own = tirx.Select(self.position[b, window, c].equal(at), self.gradient[b, window, c], zero)
+            return te.sum(tirx.if_then_else(there, own, zero), axis=number)
+
+        return te.compute((samples, self.extent, channels), term, name="window_max_backward")
+
+    def cost(self) -> Cost:
+        """A comparison and an addition a window."""
+        x = self.fake()
+        moved = tensor_bytes(self.gradient, self.position, x)
+        return Cost(flops=2 * self.axis().readers * x.numel(), bytes_moved=moved)
+
+    @staticmethod
+    def sample_inputs() -> Iterator[tuple[Any, ...]]:
+        """The windows of ``window_max``'s samples."""
+        g = torch.Generator().manual_seed(1)
+        for x, windows, *rest in WindowMax.sample_inputs():
+            y, position = WindowMax(x, windows, *rest).reference()
+            yield torch.randn(y.shape, generator=g), position, x.shape[1], *rest
+
+    def onnx_body(self, op: Body) -> str:
+        """A scatter that adds."""
+        shape = op.shape(op.extent(self.gradient, 0), op.reshape(op.integer("extent"), 1), op.extent(self.gradient, 2))
+        nothing = op("Expand", op.constant(0.0, "float32"), shape)
+        position = op.cast(self.position, "int64")
+        return op("ScatterElements", nothing, position, self.gradient, axis=1, reduction="add")
