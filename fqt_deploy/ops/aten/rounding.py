@@ -36,17 +36,23 @@ for _target, _expression, _onnx in _ROUNDINGS:
     )  # fmt: skip
 
 
+def _c_fmod(a: Any, b: Any) -> Any:
+    """C's ``fmodf``, which is exact; TVM's own intrinsic has no rule for LLVM."""
+    return tirx.call_pure_extern("float32", "fmodf", a, b)
+
+
 def _fmod(a: Any, b: Any) -> Any:
     """The remainder of a division that is rounded toward zero: the sign of ``a``."""
-    return tirx.fmod(a, b) if "float" in dtype_of(a) else tirx.truncmod(a, b)
+    return _c_fmod(a, b) if "float" in dtype_of(a) else tirx.truncmod(a, b)
 
 
 def _remainder(a: Any, b: Any) -> Any:
     """The remainder of a division that is rounded down: the sign of ``b``."""
     if "float" not in dtype_of(a):
         return tirx.floormod(a, b)
-    rest = tirx.fmod(a, b)
-    return tirx.Select(tirx.And(rest != 0.0, (rest < 0.0) != (b < 0.0)), rest + b, rest)
+    rest = _c_fmod(a, b)
+    differ = tirx.Or(tirx.And(rest < 0.0, b > 0.0), tirx.And(rest > 0.0, b < 0.0))
+    return tirx.Select(differ, rest + b, rest)
 
 
 def _fmod_onnx(graph: OnnxWriter, dtype: str, a: str, b: str) -> str:
