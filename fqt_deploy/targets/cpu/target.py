@@ -17,6 +17,7 @@ from fqt_deploy.targets.cpu.fp32.fp32_weight_grad import Fp32WeightGradRule
 from fqt_deploy.targets.cpu.generic.elementwise import ElementwiseRule
 from fqt_deploy.targets.cpu.generic.reduction import ReductionRule
 from fqt_deploy.targets.cpu.generic.round_products import makes_bits, round_products
+from fqt_deploy.targets.cpu.generic.scatter import ScatterRule
 from fqt_deploy.targets.cpu.generic.transposition import TranspositionRule
 from fqt_deploy.targets.cpu.generic.update import UpdateRule
 from fqt_deploy.targets.cpu.packing.pack_channels import PackChannelsRule
@@ -48,6 +49,7 @@ RULES: tuple[ScheduleRule, ...] = (
     # optimizer
     UpdateRule(),
     # anything
+    ScatterRule(),
     TranspositionRule(),
     ElementwiseRule(),
     ReductionRule(),
