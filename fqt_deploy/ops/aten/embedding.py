@@ -60,7 +60,8 @@ def _gradients(width: int, seed: int) -> Tensor:
 class EmbeddingDenseBackward(AtenOp):
     """The gradient of the table: each row is the sum, in order, of the gradients of the integers that name it.
 
-    Integers that are ``padding_idx``, or name no row, give nothing. ``scale_grad_by_freq`` is refused where the forward op has it.
+    Integers that are ``padding_idx``, or name no row, give nothing. ``scale_grad_by_freq`` is refused where the
+    forward op has it.
     """
 
     grad_output: Operand

@@ -2,8 +2,8 @@
 
 The result has axes ``outer + rows + inner``, what is scattered has ``outer + sources + inner``. The loop nest is made
 of two loops, whose iterations are independent of each other: one over all elements of the base, which are copied, and
-one over pairs (outer, inner), which takes the sources in order. So sums do not depend on the number of threads, and of two
-sources for one place the last one stays. A target decides what runs these iterations.
+one over pairs (outer, inner), which takes the sources in order. So sums do not depend on the number of threads, and of
+two sources for one place the last one stays. A target decides what runs these iterations.
 """
 
 from __future__ import annotations
