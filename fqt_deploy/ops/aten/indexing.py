@@ -30,7 +30,8 @@ def indexed_axes(indices: Sequence[Any]) -> list[int]:
 
 def _sources(indices: Sequence[Any]) -> list[int]:
     """The shape that the index tensors broadcast to."""
-    return list(torch.broadcast_shapes(*[tuple(extents(index)) for index in indices if index is not None]))
+    shapes = [tuple(extents(index)) for index in indices if index is not None]
+    return list(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
 
 
 def _wrapped(index: Any, extent: int) -> Any:

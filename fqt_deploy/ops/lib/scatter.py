@@ -1,25 +1,20 @@
 """Rows that are written, or added, to where integers say: one loop nest and one form in ONNX for all ops that do so.
 
-The result has axes ``outer + rows + inner``, what is scattered has ``outer + sources + inner``. The loop nest is made
-of two loops, whose iterations are independent of each other: one over all elements of the base, which are copied, and
-one over pairs (outer, inner), which takes the sources in order. So sums do not depend on the number of threads, and of
-two sources for one place the last one stays. A target decides what runs these iterations.
+The result has axes ``outer + rows + inner``, what is scattered has ``outer + sources + inner``. The base is copied;
+then each pair (outer, inner) takes its sources in order. So of two sources for one place the last one stays.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import te, tirx
-from tvm.tirx.stmt import ForKind
 
+from fqt_deploy.ops.lib.in_order import in_order, loop, unflattened
 from fqt_deploy.ops.lib.onnx_body import OnnxValue, OnnxWriter
-
-SCATTER = "fqt.scatter"
-"""Annotation of the block that scatters; its value is the product of the extents of the inner axes."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +61,7 @@ def scatter(
     dtype, inner = str(source.dtype), math.prod(axes.inner)
     everywhere = len(place.shape) == len(axes.scattered)
 
-    def body(inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
-        places, values, *bases = inputs
-        (result,) = outputs
-
+    def loops(result: Any, places: Any, values: Any, *bases: Any) -> list[Any]:
         def copied(flat: Any) -> Any:
             position = unflattened(flat, axes.result)
             value = bases[0][tuple(position)] if bases else tirx.const(0, dtype)
@@ -88,13 +80,13 @@ def scatter(
                 stored = tirx.BufferStore(result, result[tuple(to)] + value if add else value, to)
                 return tirx.IfThenElse(row >= 0, stored, None)
 
-            return _loop("source", math.prod(axes.sources), one)
+            return loop("source", math.prod(axes.sources), one)
 
         columns = math.prod((*axes.outer, *axes.inner))
-        return tirx.SeqStmt([_loop("element", math.prod(axes.result), copied), _loop("column", columns, scattered)])
+        return [loop("element", math.prod(axes.result), copied), loop("column", columns, scattered)]
 
     operands = [place, source, *([] if base is None else [base])]
-    return te.extern([list(axes.result)], operands, body, name=name, dtype=dtype, attrs={SCATTER: inner})
+    return in_order(axes.result, dtype, operands, loops, contiguous=inner, name=name)
 
 
 def scatter_onnx(
@@ -120,22 +112,7 @@ def scatter_onnx(
     return graph("Reshape", result, graph.constant(axes.result, "int64"))
 
 
-def unflattened(flat: Any, extents: Sequence[int]) -> list[Any]:
-    """The position along each axis of row-major element ``flat``."""
-    positions: list[Any] = []
-    for extent in reversed(extents):
-        first = len(positions) == len(extents) - 1
-        positions.append(flat if first else tirx.floormod(flat, extent))
-        flat = flat if first else tirx.floordiv(flat, extent)
-    return positions[::-1]
-
-
 def _aligned(shape: Sequence[Any], index: Sequence[Any]) -> tuple[Any, ...]:
     """Where in a tensor of ``shape`` that is broadcast the element at ``index`` comes from."""
     aligned = index[len(index) - len(shape) :]
     return tuple(0 if int(d) == 1 else i for d, i in zip(shape, aligned, strict=True))
-
-
-def _loop(name: str, extent: int, body: Callable[[Any], Any]) -> Any:
-    var = tirx.Var(name, "int32")
-    return tirx.For(var, 0, extent, ForKind.SERIAL, body(var))

@@ -15,9 +15,9 @@ from fqt_deploy.targets.cpu.fp32.fp32_few_taps_weight_grad import Fp32FewTapsWei
 from fqt_deploy.targets.cpu.fp32.fp32_input_grad import Fp32InputGradRule
 from fqt_deploy.targets.cpu.fp32.fp32_weight_grad import Fp32WeightGradRule
 from fqt_deploy.targets.cpu.generic.elementwise import ElementwiseRule
+from fqt_deploy.targets.cpu.generic.in_order import InOrderRule
 from fqt_deploy.targets.cpu.generic.reduction import ReductionRule
 from fqt_deploy.targets.cpu.generic.round_products import makes_bits, round_products
-from fqt_deploy.targets.cpu.generic.scatter import ScatterRule
 from fqt_deploy.targets.cpu.generic.transposition import TranspositionRule
 from fqt_deploy.targets.cpu.generic.update import UpdateRule
 from fqt_deploy.targets.cpu.packing.pack_channels import PackChannelsRule
@@ -49,7 +49,7 @@ RULES: tuple[ScheduleRule, ...] = (
     # optimizer
     UpdateRule(),
     # anything
-    ScatterRule(),
+    InOrderRule(),
     TranspositionRule(),
     ElementwiseRule(),
     ReductionRule(),

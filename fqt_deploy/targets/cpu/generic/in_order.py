@@ -1,4 +1,4 @@
-"""Scatters: independent columns are vector lanes and threads, sources are taken in order."""
+"""Scatters and running sums: independent columns are vector lanes and threads, each works in order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.tirx.stmt import ForKind
 
-from fqt_deploy.ops.lib.scatter import SCATTER
+from fqt_deploy.ops.lib.in_order import IN_ORDER, loops_of
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.generic.elementwise import LANES, PARALLEL_ELEMENTS
 
@@ -16,21 +16,22 @@ COLUMN_TILES = (128, 64, 32, 16)
 """Columns of one job: a few lines of each row, which the prefetcher takes at once."""
 
 
-class ScatterRule:
-    """Takes functions with a block that scatters (``ops/lib/scatter.py``)."""
+class InOrderRule:
+    """Takes functions with a block of independent columns (``ops/lib/in_order.py``)."""
 
     ops: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """None if nothing is scattered; the places are computed by a stage in front, which is short."""
+        """None without such a block; stages in front of it are short, and stay as they are."""
         found: list[bool] = []
 
         def rewrite(block: Any) -> Any:
-            if SCATTER not in block.annotations:
+            if IN_ORDER not in block.annotations:
                 return block
             found.append(True)
-            copy, columns = block.body.seq
-            body = tirx.SeqStmt([_tiled(copy), _columns(columns, int(block.annotations[SCATTER]))])
+            inner = int(block.annotations[IN_ORDER])
+            loops = [_columns(lp, inner) if isinstance(lp.body, tirx.For) else _tiled(lp) for lp in loops_of(block)]
+            body = loops[0] if len(loops) == 1 else tirx.SeqStmt(loops)
             return s_tir.SBlock(
                 block.iter_vars, block.reads, block.writes, block.name_hint, body, block.init, block.alloc_buffers,
                 block.match_buffers, {},

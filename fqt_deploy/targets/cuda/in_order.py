@@ -1,4 +1,4 @@
-"""Scatters: a thread for each independent column, which takes its sources in order."""
+"""Scatters and running sums: a thread for each independent column, which works in order."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any, ClassVar
 import tvm_ffi
 from tvm import s_tir, tirx
 
-from fqt_deploy.ops.lib.scatter import SCATTER
+from fqt_deploy.ops.lib.in_order import IN_ORDER, loops_of
 from fqt_deploy.targets.cuda import generic
 from fqt_deploy.targets.cuda.features import CudaFeatures
 from fqt_deploy.targets.cuda.kernel_builder import ceil_div, launch, sequence, when, with_buffers
 from fqt_deploy.targets.cuda.loop_nest import nest_of
 
 
-class ScatterRule:
-    """Takes functions with a block that scatters (``ops/lib/scatter.py``)."""
+class InOrderRule:
+    """Takes functions with a block of independent columns (``ops/lib/in_order.py``)."""
 
     ops: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
-        """None if nothing is scattered; otherwise launches: the places, the copy of the base, the columns."""
+        """None without such a block; otherwise a launch for each stage in front of it, and for each of its loops."""
         root, blocks = function.body.block, []
 
         def visit(block: Any) -> None:
@@ -28,11 +28,11 @@ class ScatterRule:
                 blocks.append(block)
 
         tvm_ffi.structural_walk(root.body, (s_tir.SBlock, visit))
-        if not blocks or SCATTER not in blocks[-1].annotations:
+        if not blocks or IN_ORDER not in blocks[-1].annotations:
             return None
-        *stages, scatter = blocks
+        *stages, columns = blocks
         statements = [generic.elementwise([nest_of(block)]) for block in stages]
-        statements += [_thread_each(loop) for loop in scatter.body.seq]
+        statements += [_thread_each(loop) for loop in loops_of(columns)]
         return function.with_body(with_buffers(list(root.alloc_buffers), sequence(*statements)))
 
 
