@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions, get_decompositions
 
+from fqt_deploy.capture.own_decompositions import OWN
+
 aten = torch.ops.aten
 
 _DECOMPOSE = (
@@ -20,7 +22,7 @@ _DECOMPOSE = (
     aten.elu, aten.elu_backward, aten.mse_loss, aten.mse_loss_backward, aten.native_dropout_backward,
     aten._adaptive_avg_pool2d_backward, aten.binary_cross_entropy_with_logits, aten.smooth_l1_loss,
     aten.smooth_l1_loss_backward, aten.slice_backward, aten.select_backward, aten.stack, aten.unbind,
-    aten._native_batch_norm_legit,
+    aten._native_batch_norm_legit, aten.upsample_bilinear2d, aten.upsample_nearest2d, aten.upsample_nearest2d_backward,
 )  # fmt: skip
 """Compound ops that PyTorch itself knows how to spell in simpler ones."""
 
@@ -33,10 +35,6 @@ _KEEP = (
     aten.bernoulli,
 )  # fmt: skip
 """Ops that this compiler has a better lowering for than their decomposition."""
-
-
-def _any_along(x: Tensor, axis: int, keepdim: bool = False) -> Tensor:
-    return (x if x.dtype == torch.bool else x != 0).float().amax(axis, keepdim) > 0
 
 
 def _group_norm(
@@ -63,10 +61,10 @@ def _copy(destination: Tensor, source: Tensor, _: bool = False) -> Tensor:
 
 
 _OWN: dict[Any, Callable[..., Any]] = {
-    aten.any.dim: _any_along,
     aten.copy.default: _copy,
     aten.native_group_norm.default: _group_norm,
     aten.split_with_sizes.default: _split,
+    **OWN,
 }
 """Ops that PyTorch spells in what has no lowering."""
 

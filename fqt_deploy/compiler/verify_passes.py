@@ -41,7 +41,10 @@ UPDATE_TOLERANCE = 1e-2
 
 Its gradient is held to ``TOLERANCE`` in the moments.
 """
-_RANDOM = (torch.ops.aten.native_dropout.default, torch.ops.aten.bernoulli.p)
+_RANDOM = (
+    torch.ops.aten.native_dropout.default, torch.ops.aten.bernoulli.p, torch.ops.aten.rand.default,
+    torch.ops.aten.rand_like.default,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

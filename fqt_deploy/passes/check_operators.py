@@ -18,7 +18,7 @@ from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import op_of
 from fqt_deploy.passes.pass_base import Pass, rewrite_each
 
-_LOWERED_LATER = ("aten.native_dropout.default", "aten.bernoulli.p")
+_LOWERED_LATER = ("aten.native_dropout.default", "aten.bernoulli.p", "aten.rand.default", "aten.rand_like.default")
 
 
 _TOO_WIDE_OR_NARROW = (torch.float64, torch.float16, torch.bfloat16)

@@ -8,7 +8,8 @@ After::
 
     %mask = fqt.dropout_mask(key, [N, C], 0.1);  %y = aten.where(%mask, %x * (1 / 0.9), 0)
 
-``aten.bernoulli(%like, 0.9)``, which drops whole channels, becomes such a mask as well.
+``aten.bernoulli(%like, 0.9)``, which drops whole channels, becomes such a mask as well, and ``aten.rand`` becomes
+``fqt.uniform_numbers`` of the same generator.
 """
 
 from __future__ import annotations
@@ -51,4 +52,9 @@ class ReplaceDropout(Pass):
             key = random_key(emit, graph, position, "dropout")
             mask = emit(fqt.dropout_mask.default, key, shape(node), 1.0 - float(call_of(node).p))
             replace(graph, node, emit(aten._to_copy.default, mask, dtype=node.meta["val"].dtype))
-        return bool(nodes or draws)
+        numbers = graph.calls(aten.rand.default, aten.rand_like.default)
+        for position, node in enumerate(numbers, start=len(nodes) + len(draws)):
+            emit = Emitter(graph, node)
+            key = random_key(emit, graph, position, "dropout")
+            replace(graph, node, emit(fqt.uniform_numbers.default, key, shape(node)))
+        return bool(nodes or draws or numbers)

@@ -27,3 +27,8 @@ SMALL = torch.tensor([1e-6, -1e-7, 0.0, 0.4, -0.5, 80.0, -80.0])
 def call(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of one sample call."""
     return args, kwargs
+
+
+def random(*shape: int) -> torch.Tensor:
+    """Normally distributed float32 of this shape, the same every time."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))

@@ -17,6 +17,7 @@ from fqt_deploy.targets.cpu.fp32.fp32_few_taps_weight_grad import Fp32FewTapsWei
 from fqt_deploy.targets.cpu.fp32.fp32_input_grad import Fp32InputGradRule
 from fqt_deploy.targets.cpu.fp32.fp32_weight_grad import Fp32WeightGradRule
 from fqt_deploy.targets.cpu.generic.elementwise import ElementwiseRule
+from fqt_deploy.targets.cpu.generic.in_order import InOrderRule
 from fqt_deploy.targets.cpu.generic.reduction import ReductionRule
 from fqt_deploy.targets.cpu.generic.round_products import makes_bits, round_products
 from fqt_deploy.targets.cpu.generic.transposition import TranspositionRule
@@ -52,6 +53,7 @@ RULES: tuple[ScheduleRule, ...] = (
     # optimizer
     UpdateRule(),
     # anything
+    InOrderRule(),
     TranspositionRule(),
     ElementwiseRule(),
     ReductionRule(),

@@ -95,13 +95,14 @@ def formulas_of(function: tirx.PrimFunc) -> KernelFormulas:
 
     def visit(block: Any) -> None:
         if not block.same_as(root):
-            nests.append(_nest(block))
+            nests.append(nest_of(block))
 
     tvm_ffi.structural_walk(root.body, (s_tir.SBlock, visit))
     return KernelFormulas(tuple(nests), tuple(root.alloc_buffers))
 
 
-def _nest(block: Any) -> LoopNest:
+def nest_of(block: Any) -> LoopNest:
+    """The stage that ``block`` computes."""
     spatial: list[Axis] = []
     reduced: list[Axis] = []
     for axis in block.iter_vars:

@@ -23,6 +23,7 @@ from fqt_deploy.targets.cuda.column_packing import ColumnPackingRule, WeightPack
 from fqt_deploy.targets.cuda.device_intrinsics import with_device_intrinsics
 from fqt_deploy.targets.cuda.features import BEFORE_TF32, CudaFeatures, cuda_features
 from fqt_deploy.targets.cuda.fp32_product import Fp32ProductRule
+from fqt_deploy.targets.cuda.in_order import InOrderRule
 from fqt_deploy.targets.cuda.pack_positions import PackPositionsRule
 from fqt_deploy.targets.cuda.single_block import SingleBlockRule
 from fqt_deploy.targets.cuda.toolchain import (
@@ -48,6 +49,7 @@ RULES: tuple[ScheduleRule, ...] = (
     # chains of small stages
     SingleBlockRule(),
     # anything
+    InOrderRule(),
     AnyRule(),
 )
 

@@ -1,0 +1,108 @@
+"""Where the largest or smallest element is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tvm import te, tirx
+
+from fqt_deploy.core.call import Call
+from fqt_deploy.ops.aten.aten_op import AtenOp, aten, define_aten, extents
+from fqt_deploy.ops.aten.samples import BYTES, MIXED, WIDE, call
+from fqt_deploy.ops.lib.in_order import in_order, loop, unflattened
+from fqt_deploy.ops.lib.onnx_body import OnnxWriter
+from fqt_deploy.ops.op import Kind, Operand
+from fqt_deploy.ops.traits import NEVER_ZERO, Aligned, AxisOf, Layout, moved
+
+
+def _other_axis(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
+    if call.dim is None:
+        return None
+    dim = call.dim % len(extents(call.self.meta["val"]))
+    return moved(call, axis_of, lambda axis: None if axis == dim else axis - (dim < axis and not call.keepdim))
+
+
+@dataclass(frozen=True, eq=False)
+class _Place(AtenOp):
+    """The index of an extreme element along one axis, or in the flat tensor; of equal ones that of the first."""
+
+    x: Operand
+    dim: int | None
+    keepdim: bool
+
+    def _found(self, result: Tensor, name: str, better: Callable[[Any, Any], Any]) -> te.Tensor:
+        """Along the axis in order: a later element wins if it is ``better`` than the best so far."""
+        size = extents(self.x)
+        axis = None if self.dim is None else self.dim % len(size)
+        before, own, behind = ([], size, []) if axis is None else (size[:axis], [size[axis]], size[axis + 1 :])
+        inner, shape = math.prod(behind), extents(result)
+        copied = te.compute(size, lambda *i: self.x[i], name=f"{name}_operand")
+
+        def loops(target: Any, source: Any) -> list[Any]:
+            def column(number: Any) -> Any:
+                outside = unflattened(tirx.floordiv(number, inner), before)
+                inside = unflattened(tirx.floormod(number, inner), behind)
+                at = tuple(unflattened(number, shape))
+
+                def element(place: Any) -> Any:
+                    def read(flat: Any) -> Any:
+                        return source[(*outside, *unflattened(flat, own), *inside)]
+
+                    best = tirx.if_then_else(place > 0, target[at], tirx.const(0, "int64"))
+                    wins = better(read(place), read(best.astype("int32")))
+                    return tirx.BufferStore(target, tirx.Select(wins, place.astype("int64"), best), list(at))
+
+                return loop("element", math.prod(own), element)
+
+            return [loop("column", math.prod(shape), column)]
+
+        return in_order(shape, "int64", [copied], loops, contiguous=inner, name=name)
+
+    def _nodes(self, graph: OnnxWriter, result: Tensor, op: str) -> str:
+        value, axis = self.x.name, self.dim
+        if axis is None:
+            flat = graph("Reshape", value, graph.constant([-1], "int64"))
+            return graph("Reshape", graph(op, flat, axis=0, keepdims=0), graph.constant(extents(result), "int64"))
+        return graph(op, value, axis=axis % len(self.x.shape), keepdims=int(self.keepdim))
+
+
+_TIES = torch.tensor([[1.0, 3.0, 3.0, -2.0], [-1.0, -4.0, -1.0, -4.0]])
+_SAMPLES = [
+    call(MIXED, 1), call(WIDE, -1, True), call(WIDE, 0), call(WIDE), call(_TIES, 1), call(_TIES, None, True),
+    call(BYTES, 1),
+]  # fmt: skip
+
+
+@define_aten(
+    aten.argmax.default, kind=Kind.PRODUCT, batch=_other_axis, zero=NEVER_ZERO, layout=Layout.OPAQUE, samples=_SAMPLES
+)
+class Argmax(_Place):
+    """The index of the largest element."""
+
+    def stages(self, result: Tensor, name: str) -> te.Tensor:
+        """Along the axis in order."""
+        return self._found(result, name, lambda a, b: a > b)
+
+    def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
+        """The same in ONNX."""
+        return self._nodes(graph, result, "ArgMax")
+
+
+@define_aten(
+    aten.argmin.default, kind=Kind.PRODUCT, batch=_other_axis, zero=NEVER_ZERO, layout=Layout.OPAQUE, samples=_SAMPLES
+)
+class Argmin(_Place):
+    """The index of the smallest element."""
+
+    def stages(self, result: Tensor, name: str) -> te.Tensor:
+        """Along the axis in order."""
+        return self._found(result, name, lambda a, b: a < b)
+
+    def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
+        """The same in ONNX."""
+        return self._nodes(graph, result, "ArgMin")

@@ -1,0 +1,66 @@
+"""Sums of all elements up to each along one axis."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+from tvm import te, tirx
+
+from fqt_deploy.core.call import Call
+from fqt_deploy.ops.aten.aten_op import AtenOp, aten, define_aten, extents
+from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, WIDE, call
+from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.lib.in_order import in_order, loop, unflattened
+from fqt_deploy.ops.lib.onnx_body import OnnxWriter
+from fqt_deploy.ops.op import Cost, Kind, Operand
+from fqt_deploy.ops.traits import Aligned, AxisOf, Layout, moved, zero_with_any
+
+
+def _other_axis(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
+    dim = call.dim % len(extents(call.self.meta["val"]))
+    return moved(call, axis_of, lambda axis: None if axis == dim else axis)
+
+
+@define_aten(
+    aten.cumsum.default, kind=Kind.PRODUCT, batch=_other_axis, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    samples=[call(MIXED, 1), call(WIDE, 1), call(WIDE[0].abs(), -1), call(MASK, 0), call(BYTES, 1)],
+)  # fmt: skip
+class CumulativeSum(AtenOp):
+    """Each element is the sum of those before it along one axis and itself."""
+
+    x: Operand
+    dim: int
+
+    def stages(self, result: Tensor, name: str) -> te.Tensor:
+        """Along the axis in order."""
+        size, dtype = extents(self.x), dtype_name(result.dtype)
+        axis = self.dim % len(size)
+        terms = te.compute(size, lambda *i: self.x[i].astype(dtype), name=f"{name}_term")
+        inner = math.prod(size[axis + 1 :])
+
+        def loops(target: Any, source: Any) -> list[Any]:
+            def column(number: Any) -> Any:
+                before = unflattened(tirx.floordiv(number, inner), size[:axis])
+                behind = unflattened(tirx.floormod(number, inner), size[axis + 1 :])
+
+                def element(i: Any) -> Any:
+                    here, last = [*before, i, *behind], [*before, i - 1, *behind]
+                    total = tirx.if_then_else(i > 0, target[tuple(last)], tirx.const(0, dtype)) + source[tuple(here)]
+                    return tirx.BufferStore(target, total, here)
+
+                return loop("element", size[axis], element)
+
+            return [loop("column", math.prod(size) // size[axis], column)]
+
+        return in_order(size, dtype, [terms], loops, contiguous=inner, name=name)
+
+    def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
+        """The same in ONNX."""
+        value = graph.cast(self.x, dtype_name(result.dtype))
+        return graph("CumSum", value, graph.constant(self.dim % len(self.x.shape), "int64"))
+
+    def work(self, result: Tensor) -> Cost:
+        """An addition an element."""
+        return Cost(flops=result.numel())
