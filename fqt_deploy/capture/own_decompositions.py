@@ -21,10 +21,6 @@ def _any(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     return (x if x.dtype == torch.bool else x != 0).float().amax(_axes(x, dim), keepdim) > 0
 
 
-def _all(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-    return (x if x.dtype == torch.bool else x != 0).float().amin(_axes(x, dim), keepdim) > 0
-
-
 def _vector_norm(
     x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Any:
@@ -160,8 +156,7 @@ def _scatter_value(x: Tensor, dim: int, index: Tensor, value: Any) -> Any:
 
 
 OWN: dict[Any, Callable[..., Any]] = {
-    aten.any.default: _any, aten.any.dim: _any, aten.any.dims: _any,
-    aten.all.default: _all, aten.all.dim: _all, aten.all.dims: _all,
+    aten.any.dim: _any,
     aten.linalg_vector_norm.default: _vector_norm,
     aten.var.correction: _variance, aten.var.dim: _variance_unbiased,
     aten.max.dim: _largest, aten.min.dim: _smallest, aten.clamp.Tensor: _clamp,
