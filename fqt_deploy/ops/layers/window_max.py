@@ -1,7 +1,7 @@
 """``fqt::window_max``, ``window_argmax`` and the gradient: maximum pooling along one axis, with windows of any kind.
 
 Maximum pooling over several axes is one of these for each, from the last axis on: the first of equal elements wins, in
-the order of memory, and a NaN wins over everything, as in PyTorch.
+the order of memory, as in PyTorch.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.window_axis import WindowAxis, onnx_windows
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.traits import NEVER_ZERO, Layout, leads, zero_with_any
-
-_INFINITY = tirx.const(float("inf"), "float32")
 
 _SAMPLES = (
     (2, 7, 16, 4, 2, 1, 1, 3, 1),
@@ -46,9 +44,16 @@ def _largest(call: Any) -> tuple[Tensor, Tensor]:
     return torch.stack(values, 1), torch.stack(places, 1).int()
 
 
-def _wins(a: Any, b: Any) -> Any:
-    """Whether ``b`` takes the place of ``a``, which comes before it."""
-    return tirx.any(b > a, tirx.Not(b <= _INFINITY))
+def _maximum(call: Any) -> te.Tensor:
+    """The maxima in TE; elements outside of the axis are the lowest number."""
+    axis, (samples, _, channels) = call.axis(), (int(d) for d in call.x.shape)
+    tap, lowest = te.reduce_axis((0, axis.taps), "tap"), tirx.min_value("float32")
+
+    def term(b: Any, o: Any, c: Any) -> Any:
+        inside, at = axis.element(o, tap)
+        return te.max(tirx.if_then_else(inside, call.x[b, at, c], lowest), axis=tap)
+
+    return te.compute((samples, call.windows, channels), term, name="window_max")
 
 
 def _onnx_elements(op: Body, x: str) -> str:
@@ -97,16 +102,8 @@ class WindowMax(FqtOp):
         return self.x.new_empty((self.x.shape[0], self.windows, self.x.shape[2]))
 
     def compute(self) -> te.Tensor:
-        """A reduction; elements outside of the axis are the lowest number."""
-        axis, (samples, _, channels) = self.axis(), (int(d) for d in self.x.shape)
-        tap = te.reduce_axis((0, axis.taps), "tap")
-        largest = te.comm_reducer(lambda a, b: tirx.Select(_wins(a, b), b, a), tirx.min_value, name="largest")
-
-        def term(b: Any, o: Any, c: Any) -> Any:
-            inside, at = axis.element(o, tap)
-            return largest(tirx.if_then_else(inside, self.x[b, at, c], tirx.min_value("float32")), axis=tap)
-
-        return te.compute((samples, self.windows, channels), term, name="window_max")
+        """A reduction over the taps."""
+        return _maximum(self)
 
     def cost(self) -> Cost:
         """A comparison a tap."""
@@ -165,22 +162,16 @@ class WindowArgmax(FqtOp):
         return self.x.new_empty((self.x.shape[0], self.windows, self.x.shape[2]), dtype=torch.int32)
 
     def compute(self) -> te.Tensor:
-        """A reduction of pairs; an element outside of the axis is at -1 and loses against every other."""
-        axis, (samples, _, channels) = self.axis(), (int(d) for d in self.x.shape)
-        tap, lowest, nowhere = te.reduce_axis((0, axis.taps), "tap"), tirx.min_value, tirx.const(-1, "int32")
-
-        def larger(a: Any, b: Any) -> Any:
-            wins = tirx.any(_wins(a[0], b[0]), tirx.all(a[1] < 0, b[1] >= 0))
-            return tirx.Select(wins, b[0], a[0]), tirx.Select(wins, b[1], a[1])
-
-        largest = te.comm_reducer(larger, lambda *types: (lowest(types[0]), tirx.const(-1, types[1])), name="largest")
+        """The first position whose element is the maximum."""
+        axis, maximum, tap = self.axis(), _maximum(self), te.reduce_axis((0, self.axis().taps), "tap")
 
         def term(b: Any, o: Any, c: Any) -> Any:
             inside, at = axis.element(o, tap)
-            value = tirx.if_then_else(inside, self.x[b, at, c], lowest("float32"))
-            return largest((value, tirx.Select(inside, at, nowhere)), axis=tap)
+            nowhere = tirx.const(axis.extent, "int32")
+            largest = tirx.Select(self.x[b, at, c].equal(maximum[b, o, c]), at, nowhere)
+            return te.min(tirx.if_then_else(inside, largest, nowhere), axis=tap)
 
-        return te.compute((samples, self.windows, channels), term, name="window_argmax")[1]
+        return te.compute(maximum.shape, term, name="window_argmax")
 
     cost = WindowMax.cost
 
