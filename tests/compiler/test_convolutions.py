@@ -62,14 +62,12 @@ def test_convolutions_train_as_in_pytorch(make):
     assert_trains_as_in_pytorch(model, x)
 
 
-def assert_trains_as_in_pytorch(model, x):
+def assert_trains_as_in_pytorch(model, x, lr=1.0):
     """Losses, predictions and what four steps add to every parameter."""
     y = torch.arange(len(x)) % 4
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
-    step = fqt_deploy.compile(
-        model, example_inputs=(x, y), optimizer=fqt_deploy.SGD(lr=1.0), recipe="none", exclude="*"
-    )
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    step = fqt_deploy.compile(model, example_inputs=(x, y), optimizer=fqt_deploy.SGD(lr=lr), recipe="none", exclude="*")
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     for _ in range(4):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x), y)

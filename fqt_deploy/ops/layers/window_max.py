@@ -1,7 +1,7 @@
-"""``fqt::window_max`` and its gradient: maximum pooling along one axis, with windows of any kind.
+"""``fqt::window_max``, ``window_argmax`` and the gradient: maximum pooling along one axis, with windows of any kind.
 
 Maximum pooling over several axes is one of these for each, from the last axis on: the first of equal elements wins, in
-the order of memory, and a NaN wins over everything, as in PyTorch.
+the order of memory, as in PyTorch.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from tvm import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.window_axis import WindowAxis, onnx_windows
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import Layout, leads, zero_with_any
-
-_INFINITY = tirx.const(float("inf"), "float32")
+from fqt_deploy.ops.traits import NEVER_ZERO, Layout, leads, zero_with_any
 
 _SAMPLES = (
     (2, 7, 16, 4, 2, 1, 1, 3, 1),
@@ -26,14 +24,48 @@ _SAMPLES = (
     (2, 9, 8, 5, 1, 1, 0, 5, 2),
     (2, 7, 16, 4, 7, 4, 0, 10, 1),
     (1, 200, 3, 1, 200, 1, 0, 200, 1),
+    (2, 11, 4, 3, 1, 1, 1, 11, 1),
 )
 """B, extent, C, windows, step, parts, offset, span, dilation: padding, a partial window, dilation, adaptive windows, a
-window of many elements."""
+window of many elements, long windows that overlap."""
 
 
-@define(kind=Kind.ROOT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
+def _largest(call: Any) -> tuple[Tensor, Tensor]:
+    """Maxima and their positions: element by element, as PyTorch's own kernel."""
+    values, places, x = [], [], call.x
+    for window in range(call.windows):
+        first, *others = call.axis().positions(window)
+        best, where = x[:, first], torch.full_like(x[:, first], first, dtype=torch.int32)
+        for at in others:
+            better = (x[:, at] > best) | x[:, at].isnan()
+            best, where = torch.where(better, x[:, at], best), torch.where(better, at, where)
+        values.append(best)
+        places.append(where)
+    return torch.stack(values, 1), torch.stack(places, 1).int()
+
+
+def _maximum(call: Any) -> te.Tensor:
+    """The maxima in TE; elements outside of the axis are the lowest number."""
+    axis, (samples, _, channels) = call.axis(), (int(d) for d in call.x.shape)
+    tap, lowest = te.reduce_axis((0, axis.taps), "tap"), tirx.min_value("float32")
+
+    def term(b: Any, o: Any, c: Any) -> Any:
+        inside, at = axis.element(o, tap)
+        return te.max(tirx.if_then_else(inside, call.x[b, at, c], lowest), axis=tap)
+
+    return te.compute((samples, call.windows, channels), term, name="window_max")
+
+
+def _onnx_elements(op: Body, x: str) -> str:
+    """[B, windows, L, C]: the elements of every window, and the lowest number at all other positions."""
+    _, _, inside = onnx_windows(op, op.extent(x, 1))
+    lowest = op.constant(float("-inf"), "float32")
+    return op("Where", op.unsqueeze(inside, 2), op.unsqueeze(x, 1), lowest)
+
+
+@define(kind=Kind.PRODUCT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
 class WindowMax(FqtOp):
-    """Largest element of every window, and where it is.
+    """Largest element of every window.
 
     Attributes:
         x: [B, L, C] float32.
@@ -45,7 +77,7 @@ class WindowMax(FqtOp):
         dilation: positions from one element to the next.
 
     Returns:
-        The maximum, [B, windows, C] float32, and its position on the axis, [B, windows, C] int32.
+        [B, windows, C] float32.
     """
 
     x: Operand
@@ -61,46 +93,22 @@ class WindowMax(FqtOp):
         extent = int(self.x.shape[1])
         return WindowAxis(extent, self.windows, self.step, self.parts, self.offset, self.span, self.dilation)
 
-    def reference(self) -> tuple[Tensor, Tensor]:
-        """The result in plain PyTorch: element by element, as PyTorch's own kernel."""
-        values, places = [], []
-        for window in range(self.windows):
-            first, *others = self.axis().positions(window)
-            best, where = self.x[:, first], torch.full_like(self.x[:, first], first, dtype=torch.int32)
-            for at in others:
-                better = (self.x[:, at] > best) | self.x[:, at].isnan()
-                best, where = torch.where(better, self.x[:, at], best), torch.where(better, at, where)
-            values.append(best)
-            places.append(where)
-        return torch.stack(values, 1), torch.stack(places, 1).int()
+    def reference(self) -> Tensor:
+        """The result in plain PyTorch."""
+        return _largest(self)[0]
 
-    def fake(self) -> tuple[Tensor, Tensor]:
-        """Shape rule: [B, L, C] -> [B, windows, C], twice."""
-        shape = (self.x.shape[0], self.windows, self.x.shape[2])
-        return self.x.new_empty(shape), self.x.new_empty(shape, dtype=torch.int32)
+    def fake(self) -> Tensor:
+        """Shape rule: [B, L, C] -> [B, windows, C]."""
+        return self.x.new_empty((self.x.shape[0], self.windows, self.x.shape[2]))
 
-    def compute(self) -> tuple[te.Tensor, ...]:
-        """A reduction of pairs; an element outside of the axis is at -1 and loses against every other."""
-        axis, (samples, _, channels) = self.axis(), (int(d) for d in self.x.shape)
-        tap, lowest, nowhere = te.reduce_axis((0, axis.taps), "tap"), tirx.min_value, tirx.const(-1, "int32")
-
-        def larger(a: Any, b: Any) -> Any:
-            wins = tirx.any(b[0] > a[0], tirx.Not(b[0] <= _INFINITY), tirx.all(a[1] < 0, b[1] >= 0))
-            return tirx.Select(wins, b[0], a[0]), tirx.Select(wins, b[1], a[1])
-
-        largest = te.comm_reducer(larger, lambda *types: (lowest(types[0]), tirx.const(-1, types[1])), name="largest")
-
-        def term(b: Any, o: Any, c: Any) -> Any:
-            inside, at = axis.element(o, tap)
-            value = tirx.if_then_else(inside, self.x[b, at, c], lowest("float32"))
-            return largest((value, tirx.Select(inside, at, nowhere)), axis=tap)
-
-        return tuple(te.compute((samples, self.windows, channels), term, name="window_max"))
+    def compute(self) -> te.Tensor:
+        """A reduction over the taps."""
+        return _maximum(self)
 
     def cost(self) -> Cost:
         """A comparison a tap."""
-        y, where = self.fake()
-        return Cost(flops=self.axis().taps * y.numel(), bytes_moved=tensor_bytes(self.x, y, where))
+        y = self.fake()
+        return Cost(flops=self.axis().taps * y.numel(), bytes_moved=tensor_bytes(self.x, y))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
@@ -110,22 +118,77 @@ class WindowMax(FqtOp):
             yield torch.randn(samples, extent, channels, generator=g), *rest
         yield torch.zeros(1, 5, 4), 3, 2, 1, 0, 3, 1
 
-    def onnx_body(self, op: Body) -> tuple[str, str]:
+    def onnx_body(self, op: Body) -> str:
         """Largest of all positions, where those outside of the window are the lowest."""
-        _, _, inside = onnx_windows(op, op.extent(self.x, 1))
-        lowest = op.constant(float("-inf"), "float32")
-        elements = op("Where", op.unsqueeze(inside, 2), op.unsqueeze(self.x, 1), lowest)  # [B, windows, L, C]
-        value = op("ReduceMax", elements, op.constant([2], "int64"), keepdims=0)
-        return value, op.cast(op("ArgMax", elements, axis=2, keepdims=0), "int32")
+        return op("ReduceMax", _onnx_elements(op, self.x), op.constant([2], "int64"), keepdims=0)
 
 
-@define(kind=Kind.ROOT, batch=leads("gradient", "position"), zero=zero_with_any("gradient"), layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=leads("x"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
+class WindowArgmax(FqtOp):
+    """Where the largest element of every window is.
+
+    Attributes:
+        x: [B, L, C] float32.
+        windows: windows; this and the next five are those of ``WindowAxis``.
+        step: numerator of their distance.
+        parts: its denominator.
+        offset: positions that the first one begins before the axis.
+        span: where they end.
+        dilation: positions from one element to the next.
+
+    Returns:
+        Positions on the axis, [B, windows, C] int32.
+    """
+
+    x: Operand
+    windows: int
+    step: int
+    parts: int
+    offset: int
+    span: int
+    dilation: int
+
+    def axis(self) -> WindowAxis:
+        """The windows."""
+        extent = int(self.x.shape[1])
+        return WindowAxis(extent, self.windows, self.step, self.parts, self.offset, self.span, self.dilation)
+
+    def reference(self) -> Tensor:
+        """The result in plain PyTorch."""
+        return _largest(self)[1]
+
+    def fake(self) -> Tensor:
+        """Shape rule: [B, L, C] -> [B, windows, C], int32."""
+        return self.x.new_empty((self.x.shape[0], self.windows, self.x.shape[2]), dtype=torch.int32)
+
+    def compute(self) -> te.Tensor:
+        """The first position whose element is the maximum."""
+        axis, maximum, tap = self.axis(), _maximum(self), te.reduce_axis((0, self.axis().taps), "tap")
+
+        def term(b: Any, o: Any, c: Any) -> Any:
+            inside, at = axis.element(o, tap)
+            nowhere = tirx.const(axis.extent, "int32")
+            largest = tirx.Select(self.x[b, at, c].equal(maximum[b, o, c]), at, nowhere)
+            return te.min(tirx.if_then_else(inside, largest, nowhere), axis=tap)
+
+        return te.compute(maximum.shape, term, name="window_argmax")
+
+    cost = WindowMax.cost
+
+    sample_inputs = WindowMax.sample_inputs
+
+    def onnx_body(self, op: Body) -> str:
+        """Position of the largest of all, where those outside of the window are the lowest."""
+        return op.cast(op("ArgMax", _onnx_elements(op, self.x), axis=2, keepdims=0), "int32")
+
+
+@define(kind=Kind.PRODUCT, batch=leads("gradient", "position"), zero=zero_with_any("gradient"), layout=Layout.OPAQUE)
 class WindowMaxBackward(FqtOp):
     """Hand each window's gradient to its maximum.
 
     Attributes:
         gradient: [B, windows, C] float32.
-        position: [B, windows, C] int32, as ``window_max`` gave it.
+        position: [B, windows, C] int32, as ``window_argmax`` gave it.
         extent: positions of the axis.
         step: this and the next four are those of ``window_max``.
         parts: denominator of the distance.
@@ -189,8 +252,8 @@ class WindowMaxBackward(FqtOp):
         """The windows of ``window_max``'s samples."""
         g = torch.Generator().manual_seed(1)
         for x, windows, *rest in WindowMax.sample_inputs():
-            y, position = WindowMax(x, windows, *rest).reference()
-            yield torch.randn(y.shape, generator=g), position, x.shape[1], *rest
+            position = WindowArgmax(x, windows, *rest).reference()
+            yield torch.randn(position.shape, generator=g), position, x.shape[1], *rest
 
     def onnx_body(self, op: Body) -> str:
         """A scatter that adds."""

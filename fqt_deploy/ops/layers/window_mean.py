@@ -23,9 +23,11 @@ _SAMPLES = (
     (1, 6, 3, 3, 2, 1, 0, 3, 0, False),
     (2, 7, 16, 4, 7, 4, 0, 10, 0, True),
     (1, 2, 4, 5, 2, 5, 0, 6, 0, True),
+    (2, 11, 4, 3, 1, 1, 1, 11, 1, True),
 )
 """B, extent, C, windows, step, parts, offset, span, counted, divide: padding that counts, padding that does not and a
-partial window, sums, adaptive windows, more of them than positions."""
+partial window, sums, adaptive windows, more of them than positions,
+long windows that overlap."""
 
 
 def _terms(axis: WindowAxis, counted: int, divide: bool) -> Tensor:
@@ -51,7 +53,7 @@ def _onnx_terms(op: Body, extent: str) -> str:
     return op("Div", op.cast(inside, "float32"), op.unsqueeze(divisor, 1))
 
 
-@define(kind=Kind.ROOT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
 class WindowMean(FqtOp):
     """Mean of every window, or its sum.
 
@@ -127,7 +129,7 @@ class WindowMean(FqtOp):
         return {**super().onnx_attributes(), "dilation": 1}
 
 
-@define(kind=Kind.ROOT, batch=leads("gradient"), zero=zero_with_any("gradient"), layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=leads("gradient"), zero=zero_with_any("gradient"), layout=Layout.OPAQUE)
 class WindowMeanBackward(FqtOp):
     """Spread the gradient of every window over its elements.
 

@@ -69,8 +69,8 @@ class WindowAxis:
     def reader(self, position: Any, number: Any) -> tuple[Any, Any]:
         """Whether there is a ``number``-th window that spans a position, and which."""
         earliest = (position + self.offset + 1) * self.parts - self.span
-        window = (earliest + (self.step - 1)) // self.step + number
-        return tirx.all(window >= 0, window < self.windows, self.first(window) <= position), window
+        window = tirx.max((earliest + (self.step - 1)) // self.step, 0) + number
+        return tirx.all(window < self.windows, self.first(window) <= position), window
 
 
 def onnx_windows(op: Body, extent: str) -> tuple[str, str, str]:
