@@ -65,3 +65,13 @@ def test_gelu_backward(approximate):
     backward = OPS[torch.ops.aten.gelu_backward.default].expression
     found = evaluate(lambda v: backward(tirx.const(1.5, "float32"), v, approximate=approximate), values)
     assert np.max(np.abs(found - expected)) < 3e-6
+
+
+@pytest.mark.parametrize(("op", "bound"), [("log1p", 3e-7), ("expm1", 4e-7)])
+def test_small_numbers_keep_their_digits(op, bound):
+    """What makes these functions of their own: relative, not absolute, error near 0."""
+    values = np.geomspace(1e-30, 80.0, 6000).astype(np.float32)
+    values = np.concatenate([values, -values[values < 0.9]])
+    expected = getattr(np, op)(values.astype(np.float64))
+    found = evaluate(OPS[getattr(torch.ops.aten, op).default].expression, values)
+    assert np.max(np.abs(found - expected) / np.abs(expected)) < bound
