@@ -17,7 +17,7 @@ class Normalized(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.body, self.branch = (nn.Conv2d(i, 8, 3, padding=1) for i in (4, 8, 8))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8, eps=1e-9) for _ in range(3))
         self.head = nn.Linear(512, 4)
 
     def forward(self, x):
@@ -29,7 +29,7 @@ class Normalized(nn.Module):
 
 @pytest.fixture(scope="module")
 def source(make_source):
-    torch.manual_seed(2)  # with others the eps of the normalization is a larger share of some gradients
+    torch.manual_seed(0)
     model = Normalized()
     with torch.no_grad():
         for layer in (model.body, model.branch):
@@ -48,7 +48,7 @@ def test_only_layers_whose_output_nothing_but_the_norm_reads_are_marked(graph_af
 
 
 def test_fp32_gradients_do_not_change(graph_after, source, weight_gradients):
-    """What is taken out is zero but for the eps of the normalization."""
+    """What is taken out is zero but for the eps of the normalization, which is next to nothing here."""
     plain, projected = (
         weight_gradients(of(graph_after, source, end, "auto"), source, 0)
         for end in ("binarize-forward", "project-weight-grad")
