@@ -21,12 +21,20 @@ _TOKENS = torch.tensor([[2, 0, 2, 5, 2], [1, 2, 3, 2, 0]])
 """[2, 5] int64, some of them repeated."""
 
 
+_NAN = 0x7FC00000
+"""The bits of a quiet NaN."""
+
+
 @define_aten(
     aten.embedding.default, kind=Kind.ELEMENTWISE, batch=leads("indices"), zero=zero_with_any("weight"),
     layout=Layout.OPAQUE, samples=[call(_TABLE, _TOKENS), call(_TABLE, _TOKENS.int(), 2)],
 )  # fmt: skip
 class Embedding(AtenOp):
-    """The row of ``weight`` at each integer; ``padding_idx`` matters to the gradient alone."""
+    """The row of ``weight`` at each integer; ``padding_idx`` matters to the gradient alone.
+
+    An integer that names no row gives NaN, so that the loss shows it: PyTorch raises an error, and what lies beside the
+    table is not read.
+    """
 
     weight: Operand
     indices: Operand
@@ -34,9 +42,13 @@ class Embedding(AtenOp):
 
     def stages(self, result: Tensor, name: str) -> te.Tensor:
         """Each element from its row."""
+        rows = int(self.weight.shape[0])
+        nothing = tirx.reinterpret("float32", tirx.const(_NAN, "int32"))
 
         def at(*i: Any) -> Any:
-            return self.weight[self.indices[i[:-1]].astype("int32"), i[-1]]
+            place = self.indices[i[:-1]]
+            row = self.weight[place.astype("int32"), i[-1]]
+            return tirx.if_then_else(tirx.all(place >= 0, place < rows), row, nothing)
 
         return te.compute(extents(result), at, name=name)
 
