@@ -8,6 +8,7 @@ from typing import Literal
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.option import CHECKS, WRITING, check_options, option, options_in
+from fqt_deploy.core.option_kinds import string
 
 SUFFIXES = {"so": ".fqt", "onnx": ".onnx", "onnx-infer": ".infer.onnx", "onnx-plugin": ".plugin"}
 """The kinds that ``--emit`` can write, each with the ending of its name."""
@@ -57,6 +58,7 @@ class CommandOptions:
         section=CHECKS,
         metavar="LIST",
         flags=("--passes",),
+        kind=string(may_be_empty=True),
     )
     quiet: bool = option(
         False, "Print errors alone, and what --json or --print-after asks for.", section=CHECKS, flags=("-q", "--quiet")

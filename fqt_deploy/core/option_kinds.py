@@ -90,15 +90,15 @@ def _range(minimum: float | None, below: float | None) -> str:
     return f" of at least {minimum}" if below is None else f" in [{minimum}, {'2^63' if below == 2**63 else below})"
 
 
-def string() -> Kind:
-    """Any string that is not empty."""
+def string(*, may_be_empty: bool = False) -> Kind:
+    """Any string that is not empty, or any at all."""
 
     def accept(value: Any) -> str:
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not (value or may_be_empty):
             raise ValueError
         return value
 
-    return Kind("TEXT", "a string that is not empty", accept)
+    return Kind("TEXT", "a string" if may_be_empty else "a string that is not empty", accept)
 
 
 def path() -> Kind:

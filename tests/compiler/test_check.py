@@ -25,12 +25,12 @@ def test_decisions_are_those_of_compiling(digits_source):
 class Unsupported(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.grouped = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, groups=64, padding=1)
-        self.plain, self.pool = nn.Conv2d(64, 64, 3, padding=1), nn.MaxPool2d(2, dilation=2)
-        self.head = nn.Linear(64 * 3 * 3, 10)
+        self.first, self.plain = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
+        self.pool, self.head = nn.MaxPool2d(2, return_indices=True), nn.Linear(64 * 4 * 4, 10)
 
     def forward(self, x):
-        x = self.pool(torch.relu(self.plain(self.grouped(self.first(x)))))
+        x, places = self.pool(torch.relu(self.plain(self.first(x))))
+        x = x + places
         x = torch.logcumsumexp(x.flatten(1), 1) if self.training else torch.sort(x.flatten(1), 1).values
         return self.head(x)
 
@@ -40,19 +40,18 @@ def test_all_that_is_unsupported_is_found_in_both_modes():
     report = fqt_deploy.check(Unsupported(), example_inputs=(x, y))
     assert not report.ok
     assert [(error.code, error.module, error.message) for error in report.errors] == [
-        ("FQT203", "grouped", "cannot lower a convolution with 64 groups"),
-        ("FQT203", "pool", "cannot lower pooling with dilation"),
+        ("FQT203", "pool", "cannot lower pooling whose indices are used"),
         ("FQT201", "", "aten.logcumsumexp.default (forward) cannot be lowered"),
         ("FQT201", "", "aten.sort.default (forward) cannot be lowered"),
     ]
     texts = [error.location.text.strip() for error in report.errors]
-    assert texts[0] == "x = self.pool(torch.relu(self.plain(self.grouped(self.first(x)))))"
-    assert "torch.logcumsumexp" in texts[2]
+    assert texts[0] == "x, places = self.pool(torch.relu(self.plain(self.first(x))))"
+    assert "torch.logcumsumexp" in texts[1]
     assert all(error.hint for error in report.errors)
     assert [(layer.path, layer.decision) for layer in report.layers] == [
         ("first", "fp32"), ("plain", "1-bit"), ("head", "fp32")
     ]  # fmt: skip
-    assert report.summary() == "Unsupported: 1 of 3 layers in 1 bit, 4 error(s)"
+    assert report.summary() == "Unsupported: 1 of 3 layers in 1 bit, 3 error(s)"
 
 
 def test_the_report_as_json():
@@ -65,9 +64,9 @@ def test_the_report_as_json():
         "reason": "a contraction over 27 elements is too short to gain", "source": report.layers[0].source,
     }  # fmt: skip
     assert found["errors"][0] == {
-        "code": "FQT203", "message": "cannot lower a convolution with 64 groups", "module": "grouped",
+        "code": "FQT203", "message": "cannot lower pooling whose indices are used", "module": "pool",
         "source": str(report.errors[0].location), "text": report.errors[0].location.text.strip(),
-        "help": "supported: Conv2d with groups=1 and dilation=1",
+        "help": "leave return_indices=False; in the place of MaxUnpool use interpolate or ConvTranspose2d",
     }  # fmt: skip
 
 

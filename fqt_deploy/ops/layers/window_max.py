@@ -44,8 +44,8 @@ def _largest(call: Any) -> tuple[Tensor, Tensor]:
     return torch.stack(values, 1), torch.stack(places, 1).int()
 
 
-def _maximum(call: Any) -> te.Tensor:
-    """The maxima in TE; elements outside of the axis are the lowest number."""
+def _maximum(call: Any, name: str) -> te.Tensor:
+    """The maxima in TE, as stage ``name``; elements outside of the axis are the lowest number."""
     axis, (samples, _, channels) = call.axis(), (int(d) for d in call.x.shape)
     tap, lowest = te.reduce_axis((0, axis.taps), "tap"), tirx.min_value("float32")
 
@@ -53,7 +53,7 @@ def _maximum(call: Any) -> te.Tensor:
         inside, at = axis.element(o, tap)
         return te.max(tirx.if_then_else(inside, call.x[b, at, c], lowest), axis=tap)
 
-    return te.compute((samples, call.windows, channels), term, name="window_max")
+    return te.compute((samples, call.windows, channels), term, name=name)
 
 
 def _onnx_elements(op: Body, x: str) -> str:
@@ -103,7 +103,7 @@ class WindowMax(FqtOp):
 
     def compute(self) -> te.Tensor:
         """A reduction over the taps."""
-        return _maximum(self)
+        return _maximum(self, "window_max")
 
     def cost(self) -> Cost:
         """A comparison a tap."""
@@ -163,7 +163,11 @@ class WindowArgmax(FqtOp):
 
     def compute(self) -> te.Tensor:
         """The first position whose element is the maximum."""
-        axis, maximum, tap = self.axis(), _maximum(self), te.reduce_axis((0, self.axis().taps), "tap")
+        axis, maximum, tap = (
+            self.axis(),
+            _maximum(self, "window_argmax_maximum"),
+            te.reduce_axis((0, self.axis().taps), "tap"),
+        )
 
         def term(b: Any, o: Any, c: Any) -> Any:
             inside, at = axis.element(o, tap)
