@@ -10,6 +10,7 @@ from fqt_deploy.ops.aten.aten_op import aten
 from fqt_deploy.ops.aten.pointwise import pointwise, zero_like
 from fqt_deploy.ops.aten.samples import MIXED, POSITIVE, ROW, SMALL, call
 from fqt_deploy.ops.lib.exponential import decay, exponential
+from fqt_deploy.ops.lib.float32 import opaque
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.traits import NEVER_ZERO, zero_with_any
 
@@ -49,32 +50,42 @@ def erf_and_decay(x: Any) -> tuple[Any, Any]:
     return tirx.Select(x >= 0.0, y, -y), e
 
 
+_HUGE = 1e9
+"""Far beyond what adding 1 changes."""
+_EXPM1 = (1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040, 1 / 40320)
+"""Coefficients of ``(exp(x) - 1) / x - 1`` from ``x`` on: for ``|x| < 0.5`` the next is below the last digit."""
+
+
 def _log1p(x: Any) -> Any:
     """Logarithm of ``1 + x`` without the error that rounding the sum makes (Kahan): small ``x`` keep their digits."""
-    u = 1.0 + x
-    return tirx.Select(u.equal(1.0), x, tirx.log(u) * (x / (u - 1.0)))
+    u = opaque(1.0 + x)
+    ratio = tirx.Select(x > _HUGE, tirx.const(1.0, "float32"), x / (u - 1.0))
+    return tirx.Select(u.equal(1.0), x, tirx.log(u) * ratio)
 
 
 def _log1p_onnx(graph: OnnxWriter, dtype: str, x: str) -> str:
     one = graph.constant(1.0, dtype)
     u = graph("Add", one, x)
     ratio = graph("Div", x, graph("Sub", u, one))
+    ratio = graph("Where", graph("Greater", x, graph.constant(_HUGE, dtype)), one, ratio)
     return graph("Where", graph("Equal", u, one), x, graph("Mul", graph("Log", u), ratio))
 
 
 def _expm1(x: Any) -> Any:
     """``exp(x) - 1``; by its series near 0, where the difference would cancel."""
-    series = x * (1.0 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x * (1 / 720))))))
-    return tirx.Select(tirx.abs(x) < 0.5, series, exponential(x) - 1.0)
+    series: Any = tirx.const(_EXPM1[-1], "float32")
+    for coefficient in _EXPM1[-2::-1]:
+        series = coefficient + x * series
+    return tirx.Select(tirx.abs(x) < 0.5, x + x * (x * series), exponential(x) - 1.0)
 
 
 def _expm1_onnx(graph: OnnxWriter, dtype: str, x: str) -> str:
-    series = graph.constant(1 / 720, dtype)
-    for coefficient in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0):
+    series = graph.constant(_EXPM1[-1], dtype)
+    for coefficient in _EXPM1[-2::-1]:
         series = graph("Add", graph.constant(coefficient, dtype), graph("Mul", x, series))
     near = graph("Less", graph("Abs", x), graph.constant(0.5, dtype))
     away = graph("Sub", graph("Exp", x), graph.constant(1.0, dtype))
-    return graph("Where", near, graph("Mul", x, series), away)
+    return graph("Where", near, graph("Add", x, graph("Mul", x, graph("Mul", x, series))), away)
 
 
 def _rsqrt_onnx(graph: OnnxWriter, _: str, x: str) -> str:
