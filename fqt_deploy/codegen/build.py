@@ -79,7 +79,9 @@ def export_library(executable: Any, path: Path, target: Target, objects: Sequenc
     """Link the executable and ``objects`` into the shared library ``path``; errors as of ``build_library``."""
     linker = find_linker(target.toolchain)
     try:
-        executable.export_library(str(path), fcompile=cross_compiler(linker), addons=[str(o) for o in objects])
+        # By itself TVM asks this machine's compiler what it compiles for, also where another one links.
+        compiler = cross_compiler(linker, get_target_triple=lambda: target.toolchain.triple)
+        executable.export_library(str(path), fcompile=compiler, addons=[str(o) for o in objects])
     except RuntimeError as error:  # its output
         raise FqtError(f"{linker} cannot link the library: {error}", code="FQT302") from None
     target.check_library(path)

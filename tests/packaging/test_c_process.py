@@ -42,10 +42,12 @@ static void say_step(void) {
   int code = step_of(session);
   printf("%d %s\n", code, fqt_last_error());
 }
+static volatile int stop_when_refused, refused;
 static void *forever(void *unused) {
   (void)unused;
-  for (;;) step_of(session);
-  return NULL;
+  for (;;) {
+    if (step_of(session) != 0 && stop_when_refused) { refused = 1; printf("%s\n", fqt_last_error()); return NULL; }
+  }
 }
 static int tasks(void) {
   FILE *pipe = popen("ls /proc/$PPID/task | wc -l", "r");
@@ -80,8 +82,9 @@ int main(int argc, char **argv) {
       if (i == 0 || i == 9) printf("%d tasks\n", tasks());
     }
   } else if (strcmp(argv[1], "two") == 0) {
+    stop_when_refused = 1;
     pthread_create(&thread, NULL, forever, NULL);
-    for (i = 0; i < 100000; ++i) {
+    while (!refused) {
       if (step_of(session) != 0) { printf("%s\n", fqt_last_error()); break; }
     }
     return 0; /* while the thread is in a step, or has been refused */
