@@ -32,6 +32,7 @@ def compile_options():
 
 CUDA, SGD = {"target": "cuda"}, {"optimizer": "sgd"}
 EXAMPLES = {
+    "prediction": (["--prediction", "boxes"], {"prediction": "boxes"}),
     "target": (["--target", "rpi5"], {"target": "rpi5"}),
     "mcpu": (["--mcpu", "znver4"], {"mcpu": "znver4"}),
     "arch": (["--target", "cuda", "--arch", "sm_90a"], {**CUDA, "arch": "sm_90a"}),
