@@ -92,6 +92,7 @@ def test_three_ways_give_one_result(name, model_file):
 
 
 WRONG = {
+    "prediction": "",
     "target": "tpu", "mcpu": "", "arch": "", "recipe": "psq", "agp": "all", "grad_bits": "5", "grid": "even",
     "projection": "on", "seed": "-1", "include": "", "exclude": "", "optimizer": "rprop", "lr": "fast",
     "weight_decay": "-1", "groups": "head", "betas": "0.9,1", "eps": "nan", "momentum": "-0.9", "remat": "on",

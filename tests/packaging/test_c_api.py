@@ -247,7 +247,7 @@ def test_digests_are_those_of_sha256sum(c_api, digits_artifact, tmp_path):
 
 
 def test_arrays_by_name_train_and_predict_with_the_same_bits(c_api, tmp_path):
-    """The text classifier: two inputs of the model, labels, a loss inside; predictions of fewer samples than a batch."""
+    """The text classifier: two inputs, labels, a loss inside; predictions of fewer samples than a batch."""
     torch.manual_seed(1)
     source = model_source(TextClassifier(), None, texts(8))
     compile_model(source, options_of({"recipe": "none", "exclude": ("*",)}), tmp_path / "text.fqt")
