@@ -40,13 +40,14 @@ class StateTensor:
     """One tensor that lives across steps and is updated in place.
 
     Attributes:
-        name: ``param/...``, ``buffer/...``, ``adam_m/...``, ``adam_v/...``, ``sgd_momentum/...`` or ``step``.
+        name: ``param/...``, ``buffer/...``, moments (``adam_m/...``, ``sgd_momentum/...``), ``grad_sum/...``,
+            ``ema/...``, ``metric/...`` or ``step``.
         role: what it is.
         initial: its value before the first step.
     """
 
     name: str
-    role: Literal["param", "buffer", "optimizer", "counter"]
+    role: Literal["param", "buffer", "optimizer", "counter", "metric"]
     initial: torch.Tensor
 
 

@@ -43,7 +43,7 @@ class StateSpec(TensorSpec):
     """One array that lives across steps.
 
     Attributes:
-        role: ``param``, ``buffer``, ``optimizer`` or ``counter``.
+        role: ``param``, ``buffer``, ``optimizer``, ``counter`` or ``metric``.
     """
 
     role: str
@@ -98,9 +98,10 @@ class OptimizerInfo:
     """The compiled optimizer.
 
     Attributes:
-        name: ``adam``, ``adamw`` or ``sgd``.
+        name: as ``--optimizer`` takes it.
         hyperparameters: what is fixed in the compiled step.
-        groups: ``{"pattern": glob, "lr": initial rate}``; the first is the default, the others in order of match.
+        groups: ``{"pattern": globs, "lr": initial rate}``, and hyperparameters that the group has of its own; the first
+            is the default, the others in order of match.
     """
 
     name: str
