@@ -51,6 +51,21 @@ class StateTensor:
     initial: torch.Tensor
 
 
+@dataclass(frozen=True)
+class ActivationGrid:
+    """The values that a layer's activations are quantized to.
+
+    Attributes:
+        bits: of a code.
+        signed: whether the values lie around 0, odd multiples of half the spacing; else they begin with 0.
+        spacing: distance of neighbouring values, a float32.
+    """
+
+    bits: int
+    signed: bool
+    spacing: float
+
+
 @dataclass
 class LayerRecord:
     """The decisions of the compiler about one convolution or linear layer.
@@ -63,6 +78,7 @@ class LayerRecord:
         reason: why not, or why; one short sentence.
         source: ``file:line`` of the call, when known.
         weight: name of its weight among the inputs, such as ``param/features.3.weight``.
+        grid: of the activations of a binarized layer; None for their signs.
     """
 
     path: str
@@ -72,6 +88,7 @@ class LayerRecord:
     reason: str = ""
     source: str | None = None
     weight: str = ""
+    grid: ActivationGrid | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +129,7 @@ class TrainingGraph:
         selection_note: why it is not what is chosen by default.
         refused: nodes that a pass cannot rewrite, with the error that says why: the pipeline raises them all at once.
         labels: the labels that the loss takes; None if it takes any number, or ``y`` are no labels.
+        example: ``x`` of the example batch that the graph was captured with; None for a graph read from text.
     """
 
     module: fx.GraphModule
@@ -125,6 +143,7 @@ class TrainingGraph:
     selection_note: str = ""
     refused: dict[fx.Node, FqtError] = field(default_factory=dict)
     labels: LabelUse | None = None
+    example: torch.Tensor | None = None
 
     @property
     def graph(self) -> fx.Graph:

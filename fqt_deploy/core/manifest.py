@@ -84,6 +84,7 @@ class LayerDecision:
         decision: ``1-bit`` or ``fp32``.
         reason: one short sentence.
         source: line of the user's model, when known.
+        activation_bits: bits of an activation, where it runs in 1 bit.
     """
 
     path: str
@@ -91,6 +92,7 @@ class LayerDecision:
     decision: str
     reason: str
     source: str | None = None
+    activation_bits: int = 1
 
 
 @dataclass(frozen=True)
