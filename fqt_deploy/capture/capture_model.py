@@ -36,6 +36,7 @@ def capture_model(source: ModelSource, prediction: str | None = None) -> tuple[T
             code="FQT105",
             hint="choose an output that both modes return, with prediction= or --prediction",
         )
+    train.example = {spec.name: tensor for spec, tensor in zip(call.signature, example, strict=True)}
     if predict.state.keys() - train.state.keys():
         raise FqtError(
             "a tensor that is no buffer is used in evaluation mode only", code="FQT104", hint="register_buffer() it"

@@ -100,13 +100,16 @@ def model_source(
     return ModelSource(module, loss_fn, tensors, path, options or {}, call)
 
 
-def load_model(path: Path, *, batch: int | None = None, weights: Path | None = None) -> ModelSource:
+def load_model(
+    path: Path, *, batch: int | None = None, weights: Path | None = None, skip: Sequence[str] = ()
+) -> ModelSource:
     """Run the user's file and call its functions.
 
     Args:
         path: the file; while it runs, its folder comes first on ``sys.path``, as it does for a script.
         batch: number of samples of the compiled step; the example inputs are repeated or cut to it.
-        weights: a state dict to start from, ``.safetensors`` or a PyTorch file.
+        weights: a state dict or checkpoint to start from, ``.safetensors`` or a PyTorch file.
+        skip: globs over names of weights that are not taken from there.
 
     Raises:
         FqtError: FQT101 if the file or one of its functions is missing or fails, FQT102 if the weights do not fit,
@@ -128,7 +131,7 @@ def load_model(path: Path, *, batch: int | None = None, weights: Path | None = N
     if loss_fn is not None and not callable(loss_fn):
         raise _wrong(path, "loss_fn", f"loss_fn is {_kind(loss_fn)}, not a function (outputs, targets) -> loss")
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, skip=skip)
     try:
         source = model_source(model, loss_fn, inputs, path=path, options=options)
     except FqtError as error:

@@ -28,6 +28,7 @@ class Session {
   float Train(const std::vector<Given>& batch);
   void Predict(const void* x, size_t x_bytes, void* logits, size_t logits_bytes);
   void PredictArrays(const std::vector<Given>& inputs, void* logits, size_t logits_bytes);
+  void UseAverages(bool yes);
   const std::vector<double>& rates() const;
   void SetRates(const std::vector<double>& rates);
   int64_t seed() const;
