@@ -54,11 +54,12 @@ class OnnxLibrary(HostMemory):
         self._infer = None if infer is None else _read_model(infer)
         self._prediction: InferenceSession | None = None
 
-    def train_step(self, *arrays: Array) -> tuple[float, Array]:
+    def train_step(self, *arrays: Array, variant: int = 0) -> tuple[float, Array]:
         """Run one step on ``*batch, seed, lr, *state``; the state is changed in place.
 
         Args:
             *arrays: in the manifest's order.
+            variant: 0: a file holds one.
 
         Returns:
             The loss and the logits.
@@ -97,8 +98,9 @@ class OnnxLibrary(HostMemory):
         _set_initializers(self._infer, {name: state[name] for name in self._manifest.predict_state})
         self._prediction = _session(self._infer.SerializeToString(), self.path, self._plugin)
 
-    def predict(self, *arrays: Array) -> Array:
+    def predict(self, *arrays: Array, variant: int = 0) -> Array:
         """Logits of the model's inputs, the first arrays, with the state of the last ``prepare_prediction``."""
+        assert variant == 0
         assert self._prediction is not None
         given = {spec.name: array for spec, array in zip(self._manifest.model_inputs, arrays, strict=False)}
         logits: Array = self._prediction.run(["logits"], given)[0]

@@ -16,6 +16,7 @@ from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 
 from fqt_deploy.capture.check_model import check_model, untrained_parameters
 from fqt_deploy.capture.decompositions import decompositions
+from fqt_deploy.capture.dynamic_shapes import refuse_dynamic_shapes
 from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export, refuse_custom_functions
 from fqt_deploy.capture.label_range import find_labels
 from fqt_deploy.capture.model_call import ModelCall, describe_call, predicted
@@ -116,6 +117,7 @@ def _export(step: nn.Module, args: tuple[Tensor, ...]) -> tuple[nn.Module, dict[
     """The functional module, and the tensors in it that are no state of ``step.model``, by name in the module."""
     try:
         program = torch.export.export(step, args, strict=False)
+        refuse_dynamic_shapes(program.graph_module)
         module = program.module(check_guards=False)
     except FqtError:
         raise

@@ -44,13 +44,21 @@ def module_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
             m.training = was
 
 
+_HINTS = (
+    ("data-dependent", "Python may not branch, loop or slice by values: choose with torch.where(condition, a, b)"),
+    ("vmap", "write the loop over samples as operations on the whole batch"),
+)
+"""What to write in place of what PyTorch's error is about, by words in it."""
+_PLAIN_HINT = "the model must be traceable by torch.export: no data-dependent control flow, no `.data`"
+
+
 def trace_error(what: str, error: Exception) -> FqtError:
     """FQT104, with the first line of PyTorch's error and the line of the user's file."""
     cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     told = FqtError(
         f"cannot trace the {what} step: {type(error).__name__}: {cause}",
         code="FQT104",
-        hint="the model must be traceable by torch.export: no data-dependent control flow, no `.data`",
+        hint=next((hint for words, hint in _HINTS if words in str(error)), _PLAIN_HINT),
     )
     told.location = SourceLocation.of_error(error)
     return told

@@ -28,7 +28,7 @@ def export_onnx(source: ModelSource, options: CompileOptions, lowered: LoweredMo
         FqtError: FQT203 for an op that ONNX Runtime could not compute exactly, FQT508 if the file cannot be written.
     """
     initial = {
-        **initial_state(lowered.train),
+        **initial_state(*lowered.graphs()),
         "seed": np.array(options.seed, dtype=np.int64),
         "lr": np.array(options.optimizer.lrs(), dtype=np.float32),
     }
@@ -41,13 +41,16 @@ def export_onnx_inference(source: ModelSource, options: CompileOptions, lowered:
     Raises:
         FqtError: as ``export_onnx``.
     """
-    initial = {name: array for name, array in initial_state(lowered.train).items() if name in lowered.predict.inputs}
+    state = initial_state(*lowered.graphs())
+    initial = {name: array for name, array in state.items() if name in lowered.predict.inputs}
     _write(to_onnx(lowered.predict, source.name, initial, training=False), source, options, lowered, output)
 
 
 def _write(
     model: ModelProto, source: ModelSource, options: CompileOptions, lowered: LoweredModel, output: Path
 ) -> None:
+    if source.others:
+        raise FqtError("an ONNX file holds a step for one shape of batches", code="FQT202", hint="choose one --batch")
     manifest = describe_model(source, options, lowered.train, lowered.predict, target={"name": "onnx"})
     onnx.helper.set_model_props(model, {MANIFEST_KEY: manifest.to_json()})
     size = model.ByteSize()
