@@ -58,14 +58,14 @@ def describe_model(
         target: what the format is for.
         kernels: the kernels of the step, where there are any.
     """
-    inputs = tuple(_spec(name, tensor) for name, tensor in zip(("x", "y"), source.example_inputs, strict=True))
+    inputs = train.signature
     logits = _spec("logits", predict.output("logits").meta["val"])
     state = tuple(StateSpec(t.name, tuple(t.initial.shape), _dtype(t.initial), t.role) for t in train.state.values())
     optimizer = options.optimizer.describe()
     layers, labels = layer_decisions(train), train.labels
     numerics = {**options.numerics(), "agp": train.selection}
     identity = [
-        [asdict(spec) for spec in (*inputs, logits, *state)],
+        [asdict(spec) for spec in (*(TensorSpec(i.name, i.shape, i.dtype) for i in inputs), logits, *state)],
         # what 1-bit layers are known by is what it was before there were others
         [[r.path, r.decision, *([r.activation_bits] if r.activation_bits > 1 else [])] for r in layers],
         numerics,
@@ -92,9 +92,8 @@ def describe_model(
         optimizer=OptimizerInfo(optimizer["name"], optimizer["hyperparameters"], tuple(optimizer["groups"])),
         seed=options.seed,
         fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-        label_range=(labels.low, labels.high) if labels is not None else None,
-        ignore_index=labels.ignore_index if labels is not None else None,
         class_axis=labels.class_axis if labels is not None else None,
+        prediction=predict.prediction,
     )
 
 

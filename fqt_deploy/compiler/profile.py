@@ -143,7 +143,7 @@ def _torch_seconds(source: ModelSource) -> dict[tuple[str, str], float]:
     layers = {n: m for n, m in source.module.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     handles = [module.register_forward_hook(record(name)) for name, module in layers.items()]
     with torch.no_grad():
-        source.module(source.example_inputs[0])
+        source.call.outputs(source.module, source.example_inputs)
     for handle in handles:
         handle.remove()
     found = {}

@@ -25,7 +25,7 @@ CODES: dict[str, str] = {
     "FQT103": "the example inputs do not fit the model",
     "FQT104": "the model cannot be traced",
     "FQT105": "the model's output or loss has the wrong type",
-    "FQT106": "a trainable parameter receives no gradient",
+    "FQT106": "no parameter receives a gradient",
     "FQT107": "a prediction depends on more than its own sample and the state",
     # options and legality
     "FQT201": "the model uses operators that have no lowering",

@@ -25,7 +25,7 @@ def sample_axes(graph: TrainingGraph) -> dict[fx.Node, SampleAxis]:
     Values that no op's definition leads the samples to are left out. Of an op with several results, such as batch
     normalization, only the first one follows the samples.
     """
-    found = {graph.placeholder(name): LEADING for name in ("x", "y") if name in graph.inputs}
+    found = dict.fromkeys(graph.batch_inputs(), LEADING)
     for node in graph.graph.nodes:
         if node.op == "call_function" and (where := following(node, found, graph.batch)) is not None:
             found[node] = where
