@@ -175,8 +175,11 @@ def _padded(node: NodeProto, graph: Graph) -> str | None:
     if (bits := bits_of(node.input[0], graph)) is None:
         return None
     rank = len(graph.shape(node.input[0]))
-    axes = graph.constants.get(node.input[3]) % rank if len(node.input) > 3 else np.arange(rank)
-    operands = [bits, graph.constant(pads), graph.constant(np.array(False)), graph.constant(np.asarray(axes))]
+    given = graph.constants.get(node.input[3]) if len(node.input) > 3 else np.arange(rank)
+    if given is None:
+        return None
+    axes = graph.constant(np.asarray(given % rank))
+    operands = [bits, graph.constant(pads), graph.constant(np.array(False)), axes]
     return graph.derive(node, "Pad", operands)
 
 

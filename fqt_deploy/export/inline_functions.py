@@ -26,7 +26,7 @@ def _body(call: NodeProto, function: FunctionProto) -> Iterator[NodeProto]:
     """The nodes of ``function`` with the operands, results and attributes of ``call``."""
     names = dict(zip(function.input, call.input, strict=True))
     results = dict(zip(function.output, call.output, strict=True))
-    copies = {}
+    copies: dict[str, str] = {}
     # A body ends in one Identity for each result. What it copies is given the result's name at once.
     for node in function.node:
         if node.op_type == "Identity" and node.output[0] in results and node.input[0] not in (*names, *copies):
