@@ -11,31 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fqt_deploy.capture.load_model import ModelSource, check_example_inputs
+from fqt_deploy.compiled_step import CompiledStep
 from fqt_deploy.compiler import CheckReport, check_model, compile_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.optimizer import Optimizer
 from fqt_deploy.runtime.artifact import read_artifact
 from fqt_deploy.runtime.library import Library
-from fqt_deploy.runtime.session import Session
 from fqt_deploy.settings import options_of
-
-
-class CompiledStep(Session):
-    """A session whose state dict is one of PyTorch tensors, and that is called like a function.
-
-    Attributes:
-        folder: holds the compiled library for as long as the step lives.
-    """
-
-    folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def __call__(self, x: Any, y: Any) -> float:
-        """Run ``step(x, y)`` and return its loss."""
-        return self.step(x, y)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Copies of parameters and buffers; ``model.load_state_dict`` takes it."""
-        return {name: torch.from_numpy(array) for name, array in super().state_dict().items()}
+from fqt_deploy.torch_optimizer import translate
 
 
 def compile(
@@ -43,7 +26,7 @@ def compile(
     loss_fn: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy,
     *,
     example_inputs: tuple[Tensor, Tensor],
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | torch.optim.Optimizer | None = None,
     **settings: Any,
 ) -> CompiledStep:
     """Compile a whole training step of ``model``.
@@ -52,19 +35,28 @@ def compile(
         model: any module that ``torch.export`` can trace; it is not changed.
         loss_fn: ``(outputs, targets) -> scalar``.
         example_inputs: one batch ``(x, y)``; fixes shapes and dtypes.
-        optimizer: ``fqt_deploy.Adam(...)``, ``AdamW`` or ``SGD``; default Adam.
-        **settings: the options of the README's tables by name, such as ``recipe``, ``agp``, ``lr`` or ``target``.
+        optimizer: ``torch.optim.SGD``, ``Adam``, ``AdamW`` or ``RMSprop`` of the model's parameters, with its parameter
+            groups: the step takes its learning rates from it, so that a ``lr_scheduler`` works. Or one of
+            ``fqt_deploy.Adam``, ``AdamW``, ``SGD``, ``RMSprop`` and ``Lion``; default Adam.
+        **settings: the options of the README's tables by name, such as ``recipe``, ``agp`` or ``clip_norm``.
 
     Raises:
         FqtError: what is wrong, with a code.
     """
-    options = options_of(settings if optimizer is None else {**settings, "optimizer": optimizer})
     source = _source(model, loss_fn, example_inputs)
+    followed = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
+    if followed is not None:
+        settings["optimizer"] = translate(followed, source.module)
+    elif optimizer is not None:
+        settings["optimizer"] = optimizer
+    options = options_of(settings)
     folder = tempfile.TemporaryDirectory(prefix="fqt-")
     result = compile_model(source, options, Path(folder.name) / "step")
     manifest, state, library = read_artifact(result.output)
     step = CompiledStep(manifest, Library(library), state)
-    step.folder = folder
+    step.folder, step.source = folder, source
+    if followed is not None:
+        step.follow(followed)
     return step
 
 

@@ -186,7 +186,7 @@ def _check(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
         from fqt_deploy.compiler.check import check_model
         from fqt_deploy.report import check_report
 
-        source = load_model(model, batch=command.batch, weights=command.weights)
+        source = load_model(model, batch=command.batch, weights=command.weights, skip=command.skip_weights)
         report = check_model(source, options_of(merge_settings(source.options, given)), progress=progress)
     if command.json:
         click.echo(report.to_json())
@@ -227,7 +227,7 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
 
         if "onnx-plugin" in outputs:
             check_plugin_output(outputs["onnx-plugin"])
-        source = load_model(model, batch=command.batch, weights=command.weights)
+        source = load_model(model, batch=command.batch, weights=command.weights, skip=command.skip_weights)
         options = options_of(merge_settings(source.options, given))
         if command.profile:
             check_can_profile(options)

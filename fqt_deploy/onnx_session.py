@@ -127,7 +127,7 @@ class OnnxSession(Session):
             FqtError: also FQT501 without it.
         """
         with self._turn:
-            self._onnx.prepare_prediction(self._state)
+            self._onnx.prepare_prediction({name: self._evaluated(name) for name in self.manifest.predict_state})
             return super().predict(x)
 
     def save(self, path: Path | str) -> None:

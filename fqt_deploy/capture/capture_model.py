@@ -22,6 +22,7 @@ def capture_model(source: ModelSource) -> tuple[TrainingGraph, TrainingGraph]:
     """
     train = capture_training_graph(source.module, source.loss_fn, source.example_inputs)
     predict = capture_prediction_graph(source.module, source.example_inputs[0])
+    train.example = source.example_inputs[0]
     if predict.state.keys() - train.state.keys():
         raise FqtError(
             "a tensor that is no buffer is used in evaluation mode only", code="FQT104", hint="register_buffer() it"

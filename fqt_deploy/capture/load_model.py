@@ -11,7 +11,7 @@ import contextlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -50,13 +50,16 @@ class ModelSource:
         return self.path.stem if self.path is not None else type(self.module).__name__
 
 
-def load_model(path: Path, *, batch: int | None = None, weights: Path | None = None) -> ModelSource:
+def load_model(
+    path: Path, *, batch: int | None = None, weights: Path | None = None, skip: Sequence[str] = ()
+) -> ModelSource:
     """Run the user's file and call its functions.
 
     Args:
         path: the file; while it runs, its folder comes first on ``sys.path``, as it does for a script.
         batch: number of samples of the compiled step; the example inputs are repeated or cut to it.
-        weights: a state dict to start from, ``.safetensors`` or a PyTorch file.
+        weights: a state dict or checkpoint to start from, ``.safetensors`` or a PyTorch file.
+        skip: globs over names of weights that are not taken from there.
 
     Raises:
         FqtError: FQT101 if the file or one of its functions is missing or fails, FQT102 if the weights do not fit,
@@ -78,7 +81,7 @@ def load_model(path: Path, *, batch: int | None = None, weights: Path | None = N
     if not callable(loss_fn):
         raise _wrong(path, "loss_fn", f"loss_fn is {_kind(loss_fn)}, not a function (outputs, targets) -> loss")
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, skip=skip)
     return ModelSource(model, loss_fn, inputs if batch is None else _resize(inputs, batch), path, options)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from fqt_deploy import __version__
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.to_relax import RelaxProgram
-from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.graph import LayerRecord, TrainingGraph
 from fqt_deploy.core.manifest import KernelInfo, LayerDecision, Manifest, OptimizerInfo, StateSpec, TensorSpec
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.targets.base import Target
@@ -66,7 +66,8 @@ def describe_model(
     numerics = {**options.numerics(), "agp": train.selection}
     identity = [
         [asdict(spec) for spec in (*inputs, logits, *state)],
-        [[layer.path, layer.decision] for layer in layers],
+        # what 1-bit layers are known by is what it was before there were others
+        [[r.path, r.decision, *([r.activation_bits] if r.activation_bits > 1 else [])] for r in layers],
         numerics,
         optimizer["name"],
         optimizer["hyperparameters"],
@@ -107,9 +108,16 @@ def _module_names(module: nn.Module, state: set[str]) -> dict[str, str]:
 
 def layer_decisions(graph: TrainingGraph) -> tuple[LayerDecision, ...]:
     """The decision about each layer, in forward order."""
-    return tuple(
-        LayerDecision(r.path, r.kind, "1-bit" if r.binarized else "fp32", r.reason, r.source) for r in graph.layers
-    )
+    return tuple(_decision(record) for record in graph.layers)
+
+
+def _decision(record: LayerRecord) -> LayerDecision:
+    decided, reason = "1-bit" if record.binarized else "fp32", record.reason
+    if record.grid is None:
+        return LayerDecision(record.path, record.kind, decided, reason, record.source)
+    kind = "both signs" if record.grid.signed else "no sign"
+    reason = f"{reason}; activations of {record.grid.bits} bits, {kind}, {record.grid.spacing:.3g} apart"
+    return LayerDecision(record.path, record.kind, decided, reason, record.source, record.grid.bits)
 
 
 def _classes(train: TrainingGraph, logits: TensorSpec) -> int | None:

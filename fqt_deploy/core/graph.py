@@ -40,14 +40,30 @@ class StateTensor:
     """One tensor that lives across steps and is updated in place.
 
     Attributes:
-        name: ``param/...``, ``buffer/...``, ``adam_m/...``, ``adam_v/...``, ``sgd_momentum/...`` or ``step``.
+        name: ``param/...``, ``buffer/...``, moments (``adam_m/...``, ``sgd_momentum/...``), ``grad_sum/...``,
+            ``ema/...``, ``metric/...`` or ``step``.
         role: what it is.
         initial: its value before the first step.
     """
 
     name: str
-    role: Literal["param", "buffer", "optimizer", "counter"]
+    role: Literal["param", "buffer", "optimizer", "counter", "metric"]
     initial: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ActivationGrid:
+    """The values that a layer's activations are quantized to.
+
+    Attributes:
+        bits: of a code.
+        signed: whether the values lie around 0, odd multiples of half the spacing; else they begin with 0.
+        spacing: distance of neighbouring values, a float32.
+    """
+
+    bits: int
+    signed: bool
+    spacing: float
 
 
 @dataclass
@@ -62,6 +78,7 @@ class LayerRecord:
         reason: why not, or why; one short sentence.
         source: ``file:line`` of the call, when known.
         weight: name of its weight among the inputs, such as ``param/features.3.weight``.
+        grid: of the activations of a binarized layer; None for their signs.
     """
 
     path: str
@@ -71,6 +88,7 @@ class LayerRecord:
     reason: str = ""
     source: str | None = None
     weight: str = ""
+    grid: ActivationGrid | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +129,7 @@ class TrainingGraph:
         selection_note: why it is not what is chosen by default.
         refused: nodes that a pass cannot rewrite, with the error that says why: the pipeline raises them all at once.
         labels: the labels that the loss takes; None if it takes any number, or ``y`` are no labels.
+        example: ``x`` of the example batch that the graph was captured with; None for a graph read from text.
     """
 
     module: fx.GraphModule
@@ -124,6 +143,7 @@ class TrainingGraph:
     selection_note: str = ""
     refused: dict[fx.Node, FqtError] = field(default_factory=dict)
     labels: LabelUse | None = None
+    example: torch.Tensor | None = None
 
     @property
     def graph(self) -> fx.Graph:

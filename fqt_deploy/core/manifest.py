@@ -43,7 +43,7 @@ class StateSpec(TensorSpec):
     """One array that lives across steps.
 
     Attributes:
-        role: ``param``, ``buffer``, ``optimizer`` or ``counter``.
+        role: ``param``, ``buffer``, ``optimizer``, ``counter`` or ``metric``.
     """
 
     role: str
@@ -84,6 +84,7 @@ class LayerDecision:
         decision: ``1-bit`` or ``fp32``.
         reason: one short sentence.
         source: line of the user's model, when known.
+        activation_bits: bits of an activation, where it runs in 1 bit.
     """
 
     path: str
@@ -91,6 +92,7 @@ class LayerDecision:
     decision: str
     reason: str
     source: str | None = None
+    activation_bits: int = 1
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,10 @@ class OptimizerInfo:
     """The compiled optimizer.
 
     Attributes:
-        name: ``adam``, ``adamw`` or ``sgd``.
+        name: as ``--optimizer`` takes it.
         hyperparameters: what is fixed in the compiled step.
-        groups: ``{"pattern": glob, "lr": initial rate}``; the first is the default, the others in order of match.
+        groups: ``{"pattern": globs, "lr": initial rate}``, and hyperparameters that the group has of its own; the first
+            is the default, the others in order of match.
     """
 
     name: str

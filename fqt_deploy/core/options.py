@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.layer_bits import ActivationBits, LayerBits, layer_bits_kind
 from fqt_deploy.core.optimizer import Adam, Optimizer, optimizer_kind
 from fqt_deploy.core.option import (
     CHECKS,
@@ -104,6 +105,18 @@ class CompileOptions:
         section=LAYERS,
         metavar="GLOB",
         in_manifest=True,
+    )
+    activation_bits: ActivationBits = option(
+        1,
+        "Keep this many bits of an activation of a binarized layer: more bits, more accuracy, more time.",
+        section=LAYERS,
+    )
+    bits: tuple[LayerBits, ...] = option(
+        (),
+        "Keep this many bits of the weights and the activations of layers that match; the first match counts. "
+        "Repeatable.",
+        section=LAYERS,
+        kind=layer_bits_kind(),
     )
     optimizer: Optimizer = option(
         Adam(), "End each step with this update.", section=OPTIMIZER, kind=optimizer_kind(), default_text="adam"

@@ -85,6 +85,7 @@ class Session:
         self._lr = library.place(np.zeros(len(manifest.optimizer.groups), "float32"))
         self.lr = [group["lr"] for group in manifest.optimizer.groups]
         self._last_logits: Any = None
+        self._averaged = False
 
     @_alone
     def step(self, x: Any, y: Any, *, check: bool = False) -> float:
@@ -126,7 +127,7 @@ class Session:
         """
         enter_process()
         spec, batch = self.manifest.inputs[0], self.manifest.batch
-        state = [self._state[name] for name in self.manifest.predict_state]
+        state = [self._evaluated(name) for name in self.manifest.predict_state]
         if is_on_gpu(x) and isinstance(self._library, CudaLibrary):
             return self._library.predict(self._library.batch(spec, x), *state)
         x = as_numpy(spec.name, x)
@@ -163,6 +164,32 @@ class Session:
     def last_logits(self) -> Array | None:
         """Logits of the batch of the latest ``step``; None before the first."""
         return None if self._last_logits is None else self._library.fetch(self._last_logits)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The numbers of the latest step that the step was compiled to keep (``--metrics``), by name."""
+        kept = [spec.name for spec in self.manifest.state if spec.role == "metric"]
+        return {name.partition("/")[2]: float(self._library.fetch(self._state[name])) for name in kept}
+
+    @property
+    def averaged(self) -> bool:
+        """Whether ``predict`` and ``state_dict`` take the averages of the parameters (``--ema``) in their place.
+
+        Raises:
+            FqtError: FQT513 when it is set and the step keeps no averages.
+        """
+        return self._averaged
+
+    @averaged.setter
+    def averaged(self, value: bool) -> None:
+        if value and not any(name.startswith("ema/") for name in self._state):
+            raise FqtError("the step keeps no averages", code="FQT513", hint="compile it with ema=0.999")
+        self._averaged = bool(value)
+
+    def _evaluated(self, name: str) -> Any:
+        """The state ``name`` as ``predict`` takes it; parameters that are not trained have no average."""
+        average = name.replace("param/", "ema/", 1)
+        return self._state[average if self._averaged and average in self._state else name]
 
     @property
     def step_count(self) -> int:
@@ -214,7 +241,7 @@ class Session:
     @_alone
     def state_dict(self) -> dict[str, Array]:
         """Copies of parameters and buffers by their names in the module."""
-        return {name: self._library.fetch(self._state[key]) for name, key in self.manifest.module_names.items()}
+        return {name: self._library.fetch(self._evaluated(key)) for name, key in self.manifest.module_names.items()}
 
     def tensors(self) -> dict[str, Any]:
         """The state itself by its names in the manifest, on the step's device; each has ``__dlpack__``.

@@ -239,3 +239,41 @@ def test_digests_are_those_of_sha256sum(c_api, digits_artifact, tmp_path):
     (folder / "length56").write_bytes(bytes(56))
     assert drive(c_api, folder)[0][0] == 502
     assert "length56" in read_sums(folder)
+
+
+AVERAGES = """
+import ctypes, sys
+import numpy as np
+library = ctypes.CDLL(sys.argv[1])
+library.fqt_last_error.restype = ctypes.c_char_p
+given = np.load(sys.argv[3])
+x, y = np.ascontiguousarray(given["x"]), np.ascontiguousarray(given["y"])
+session, loss, logits = ctypes.c_void_p(), ctypes.c_float(), np.empty((8, 10), "float32")
+at = lambda a: (a.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(a.nbytes))
+assert library.fqt_load(sys.argv[2].encode(), ctypes.byref(session)) == 0, library.fqt_last_error()
+for averaged in (0, 1, 0):
+    if sys.argv[4] == "none":
+        code = library.fqt_use_averages(session, 1)
+        print(code, library.fqt_last_error().decode())
+        break
+    assert library.fqt_use_averages(session, averaged) == 0, library.fqt_last_error()
+    for _ in range(2):
+        assert library.fqt_step(session, *at(x), *at(y), ctypes.byref(loss)) == 0, library.fqt_last_error()
+    assert library.fqt_predict(session, *at(x), *at(logits)) == 0, library.fqt_last_error()
+    print(loss.value.hex(), logits.tobytes().hex())
+"""
+
+
+def test_a_step_that_keeps_averages(c_api, loop_artifact, digits_artifact, digits, tmp_path):
+    x, y = (tensor[:8].numpy() for tensor in digits)
+    np.savez(tmp_path / "batch.npz", x=x, y=y)
+    script = [sys.executable, "-c", AVERAGES, c_api / "lib" / "libfqt_runtime.so"]
+    found = run(*script, loop_artifact, tmp_path / "batch.npz", "all").split()
+    session = fqt_deploy.load(loop_artifact)
+    for number, averaged in enumerate((False, True, False)):
+        session.averaged = averaged
+        losses = [session.step(x, y) for _ in range(2)]
+        assert found[2 * number] == losses[-1].hex()
+        assert found[2 * number + 1] == session.predict(x).tobytes().hex()
+    refused = run(*script, digits_artifact, tmp_path / "batch.npz", "none")
+    assert refused.startswith("513 FQT513: the step keeps no averages")

@@ -52,6 +52,9 @@ FQT_API int fqt_step(fqt_session *session, const void *x, size_t x_bytes, const 
 /* Logits of any number of samples: x_bytes is a whole number of samples, logits_bytes as many of logits. */
 FQT_API int fqt_predict(fqt_session *session, const void *x, size_t x_bytes, void *logits, size_t logits_bytes);
 
+/* Let predict take the averages of the parameters, which --ema keeps, or the parameters (0, as loaded). */
+FQT_API int fqt_use_averages(fqt_session *session, int yes);
+
 /* Learning rates, one for each parameter group; group 0 is the default group. */
 FQT_API size_t fqt_groups(const fqt_session *session);
 FQT_API double fqt_lr(const fqt_session *session, size_t group);
@@ -67,7 +70,8 @@ FQT_API int64_t fqt_step_count(const fqt_session *session);
 FQT_API int fqt_save_checkpoint(const fqt_session *session, const char *path); /* replaced whole or not at all */
 FQT_API int fqt_load_checkpoint(fqt_session *session, const char *path);
 
-/* The state: parameters "param/...", buffers "buffer/...", optimizer state, "step"; NULL past the end. */
+/* The state: parameters "param/...", buffers "buffer/...", optimizer state, averages
+ * "ema/...", numbers of the latest step "metric/...", "step"; NULL past the end. */
 FQT_API const fqt_tensor *fqt_state(const fqt_session *session, size_t index);
 FQT_API const void *fqt_state_data(const fqt_session *session, size_t index);
 

@@ -74,6 +74,10 @@ int fqt_predict(fqt_session* session, const void* x, size_t x_bytes, void* logit
   return Guarded([&] { session->session.Predict(x, x_bytes, logits, logits_bytes); });
 }
 
+int fqt_use_averages(fqt_session* session, int yes) {
+  return Guarded([&] { session->session.UseAverages(yes != 0); });
+}
+
 size_t fqt_groups(const fqt_session* session) { return session->session.rates().size(); }
 
 double fqt_lr(const fqt_session* session, size_t group) {

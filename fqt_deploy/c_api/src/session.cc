@@ -313,6 +313,26 @@ void Session::Predict(const void* x, size_t x_bytes, void* logits, size_t logits
   }
 }
 
+void Session::UseAverages(bool yes) {
+  Impl& my = *impl_;
+  const auto turn = my.TakeTurn();
+  const std::string param = "param/", average = "ema/";
+  std::vector<ffi::Tensor> chosen;
+  bool any = false;
+  for (const std::string& name : my.manifest.predict_state) {
+    size_t index = my.IndexOf(name);
+    for (size_t i = 0; yes && name.rfind(param, 0) == 0 && i < my.manifest.state.size(); ++i) {
+      if (my.manifest.state[i].name == average + name.substr(param.size())) {
+        index = i;
+        any = true;
+      }
+    }
+    chosen.push_back(my.state[index]);
+  }
+  if (yes && !any) throw Error(kNotThere, "the step keeps no averages; compile it with --ema 0.999");
+  my.predict_state = chosen;
+}
+
 const std::vector<double>& Session::rates() const { return impl_->rates; }
 
 void Session::SetRates(const std::vector<double>& rates) {

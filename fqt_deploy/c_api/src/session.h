@@ -19,6 +19,7 @@ class Session {
   const Manifest& manifest() const;
   float Step(const void* x, size_t x_bytes, const void* y, size_t y_bytes);
   void Predict(const void* x, size_t x_bytes, void* logits, size_t logits_bytes);
+  void UseAverages(bool yes);
   const std::vector<double>& rates() const;
   void SetRates(const std::vector<double>& rates);
   int64_t seed() const;
