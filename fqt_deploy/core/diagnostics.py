@@ -129,6 +129,13 @@ class SourceLocation:
         """The source line itself, or an empty string if the file cannot be read."""
         return linecache.getline(str(self.path), self.line).rstrip()
 
+    @property
+    def portable(self) -> str:
+        """The line without folders of this machine, for files that go to others."""
+        folder = self.root if self.root is not None else Path.cwd()
+        shown = self.path.relative_to(folder) if self.path.is_relative_to(folder) else self.path.name
+        return f"{shown}:{self.line}"
+
     def __str__(self) -> str:
         shown = self.path.relative_to(self.root) if self.root is not None else self.path
         return f"{shown}:{self.line}"
