@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from fqt_deploy.capture.check_prediction import refuse_mixed_samples, refuse_moving_state, refuse_random
 from fqt_deploy.capture.decompositions import decompositions
 from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export
+from fqt_deploy.capture.form_attention import form_attention
 from fqt_deploy.capture.label_range import find_labels
 from fqt_deploy.capture.model_state import constant_name, constant_state, model_state
 from fqt_deploy.capture.side_effects import observe_forward
@@ -59,7 +60,9 @@ def _trace_if_it_can(predict: nn.Module, model: nn.Module, x: Tensor) -> Trainin
 
 def _trace(predict: nn.Module, model: nn.Module, x: Tensor) -> TrainingGraph:
     try:
-        program = torch.export.export(predict, (x,), strict=False).run_decompositions(decompositions())
+        program = torch.export.export(predict, (x,), strict=False)
+        form_attention(program)
+        program = program.run_decompositions(decompositions())
     except FqtError:
         raise
     except Exception as error:
