@@ -37,6 +37,8 @@ def following(node: fx.Node, found: Mapping[fx.Node, SampleAxis], batch: int) ->
     if node.target is operator.getitem:
         call = call_of(node)
         return found.get(call.source) if call.index == 0 else None
+    if node.target is aten.native_dropout.default:  # not replaced yet: each element keeps its place
+        return found.get(call_of(node).input)
     aligned = alignment(node, found, batch)
     return None if aligned is None else aligned.result
 
