@@ -144,6 +144,8 @@ def _training_graph(
         if kind == "TangentAOTInput":
             _replace_tangent(traced, node)
             continue
+        if kind == "ForwardTokenAOTInput":
+            raise _checks_values(node)
         if kind == "PlainAOTInput":
             inputs.append(call.signature[described.idx].name)
         elif described.target in constants:
@@ -163,6 +165,18 @@ def _training_graph(
     module = fx.GraphModule(traced, traced.graph)
     graph = TrainingGraph(module, inputs, names, state, call.batch, signature=call.signature, notes=notes)
     return data_first(graph)
+
+
+def _checks_values(token: fx.Node) -> FqtError:
+    """FQT104 for the first of the operators that ``token`` keeps in order: they raise errors that values decide on."""
+    ordered = next(iter(token.users), token)
+    checked = next((a for a in ordered.args if isinstance(a, torch._ops.OpOverload)), ordered.target)
+    return FqtError(
+        f"an operator checks values while it runs ({checked}), which a compiled step does not do",
+        code="FQT104",
+        node=ordered,
+        hint="write it without matrix inverses, decompositions and solvers of torch.linalg",
+    )
 
 
 def _replace_tangent(traced: fx.GraphModule, node: fx.Node) -> None:

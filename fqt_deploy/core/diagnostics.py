@@ -99,7 +99,11 @@ class SourceLocation:
     @classmethod
     def of(cls, node: fx.Node) -> SourceLocation | None:
         """The innermost frame of ``node`` in the user's folder; outside ``user_root``, in no installed package."""
-        trace = str(node.meta.get("stack_trace") or "")
+        return cls.of_text(str(node.meta.get("stack_trace") or ""))
+
+    @classmethod
+    def of_text(cls, trace: str) -> SourceLocation | None:
+        """The innermost frame of the user's code in the text of a stack trace."""
         return cls._innermost([(Path(file), int(line)) for file, line in _FRAME.findall(trace)])
 
     @classmethod

@@ -39,6 +39,8 @@ def following(node: fx.Node, found: Mapping[fx.Node, SampleAxis], batch: int) ->
         aligned = None if call.index == 0 else alignment(call.source, found, batch)
         followed = call.index == 0 or (aligned is not None and call.index < aligned.results)
         return found.get(call.source) if followed else None
+    if node.target is aten.native_dropout.default:  # not replaced yet: each element keeps its place
+        return found.get(call_of(node).input)
     aligned = alignment(node, found, batch)
     return None if aligned is None else aligned.result
 
