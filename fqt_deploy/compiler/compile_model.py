@@ -110,7 +110,8 @@ def compile_model(
     companions = {**runtime_libraries(target.toolchain).companions(), **target.companions()}
     lowered = lowered or lower_model(source, options, progress=tell)
     tell("generating kernels")
-    program = to_relax(lowered.train, lowered.predict, lowered.graphs()[1:])
+    with user_code(source):
+        program = to_relax(lowered.train, lowered.predict, lowered.graphs()[1:])
     if options.tune:
         target = _tuned(program, target, options, tell)
     tell("compiling kernels")
