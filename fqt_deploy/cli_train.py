@@ -201,10 +201,12 @@ class _Run:
             )
 
     def _train(self, session: Session, data: Data, signals: _Signals) -> None:
+        from fqt_deploy.runtime.choose_variant import batch_sizes
         from fqt_deploy.runtime.training import train
 
-        batch = session.manifest.batch
-        total = self.epochs * (len(data) // batch)
+        sizes = batch_sizes(session.manifest.variants, len(data))
+        batch = sum(sizes) / len(sizes)
+        total = self.epochs * len(sizes)
         started, begin = session.step_count, time.perf_counter()
         if started >= total:
             _tell(f"{started} of {total} steps are done already: nothing to train ...")

@@ -41,7 +41,7 @@ def export_onnx(source: ModelSource, options: CompileOptions, lowered: LoweredMo
         FqtError: FQT203 for an op that ONNX Runtime could not compute exactly, FQT508 if the file cannot be written.
     """
     initial = {
-        **initial_state(lowered.train),
+        **initial_state(*lowered.graphs()),
         "seed": np.array(options.seed, dtype=np.int64),
         "lr": np.array(options.optimizer.lrs(), dtype=np.float32),
     }
@@ -55,7 +55,8 @@ def export_onnx_inference(source: ModelSource, options: CompileOptions, lowered:
     Raises:
         FqtError: as ``export_onnx``.
     """
-    initial = {name: array for name, array in initial_state(lowered.train).items() if name in lowered.predict.inputs}
+    state = initial_state(*lowered.graphs())
+    initial = {name: array for name, array in state.items() if name in lowered.predict.inputs}
     model = _model(source, lowered.predict, initial, training=False)
     _write(model, _manifest(source, options, lowered), options, output)
 
@@ -78,7 +79,7 @@ def export_onnx_step(source: ModelSource, options: CompileOptions, lowered: Lowe
     _write(step, manifest, options, files.step)
     _write(prediction, manifest, options, files.prediction)
     settings = {"seed": str(options.seed), "lr": json.dumps(list(options.optimizer.lrs()))}
-    save_checkpoint(files.state, manifest, initial_state(lowered.train), settings)
+    save_checkpoint(files.state, manifest, initial_state(*lowered.graphs()), settings)
 
 
 def _model(
@@ -89,6 +90,8 @@ def _model(
 
 
 def _manifest(source: ModelSource, options: CompileOptions, lowered: LoweredModel) -> Manifest:
+    if source.others:
+        raise FqtError("an ONNX file holds a step for one shape of batches", code="FQT202", hint="choose one --batch")
     return describe_model(source, options, lowered.train, lowered.predict, target={"name": "onnx"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.runtime.choose_variant import batch_sizes
 from fqt_deploy.runtime.data_file import Data
 from fqt_deploy.runtime.session import Session
 
@@ -43,8 +45,9 @@ def train(
     Raises:
         FqtError: FQT511 if a loss is not finite; the file is as it was. FQT506 and FQT508 of ``save_checkpoint``.
     """
-    batch = session.manifest.batch
-    steps = len(data) // batch
+    sizes = batch_sizes(session.manifest.variants, len(data))
+    starts = [0, *itertools.accumulate(sizes)]
+    steps = len(sizes)
     total = epochs * steps
     initial = session.lr if isinstance(session.lr, tuple) else (session.lr,)
     while (done := session.step_count) < total:
@@ -52,7 +55,7 @@ def train(
         order = np.random.default_rng([session.seed & _UNSIGNED, epoch]).permutation(len(data))
         if cosine:
             session.lr = [rate * 0.5 * (1 + math.cos(math.pi * done / total)) for rate in initial]
-        rows = order[position * batch : (position + 1) * batch]
+        rows = order[starts[position] : starts[position + 1]]
         loss = session.step(data.rows(rows), check=True)
         show(done + 1, epoch, loss)
         ends = stopped()
