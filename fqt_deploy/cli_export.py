@@ -147,15 +147,14 @@ def _pt(manifest: Manifest, weights: Arrays) -> bytes:
 
 
 def _onnx(manifest: Manifest, weights: Arrays, model: Path, output: Path) -> None:
-    """Write the prediction of the model file with ``weights``; the same layers run in 1 bit as in the artifact."""
+    """Write the prediction of the model file with ``weights`` for any batch; the layers run as in the artifact."""
     from fqt_deploy.core.compiler_extra import require_compiler
 
     require_compiler()
     import torch
 
     from fqt_deploy.capture.load_model import load_model
-    from fqt_deploy.compiler.compile_model import lower_model
-    from fqt_deploy.compiler.export_onnx import export_onnx_inference
+    from fqt_deploy.compiler.export_onnx import export_onnx_any_batch
     from fqt_deploy.settings import options_of
 
     source = load_model(model, batch=manifest.batch)
@@ -170,7 +169,7 @@ def _onnx(manifest: Manifest, weights: Arrays, model: Path, output: Path) -> Non
     layers = tuple(map(glob.escape, _one_bit(manifest)))
     chosen = {"include": layers} if layers else {"exclude": ("*",)}
     options = options_of({"recipe": "none", **chosen})
-    export_onnx_inference(source, options, lower_model(source, options), output)
+    export_onnx_any_batch(source, options, output)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import ModelProto
 
 from fqt_deploy.capture.load_model import ModelSource
-from fqt_deploy.compiler.compile_model import LoweredModel, initial_state
+from fqt_deploy.compiler.compile_model import LoweredModel, initial_state, lower_model
 from fqt_deploy.compiler.describe import describe_model
 from fqt_deploy.core.diagnostics import FqtError, InvariantError
 from fqt_deploy.core.onnx_names import MANIFEST_KEY
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.export.dynamic_batch import with_any_batch
+from fqt_deploy.export.fold_constants import with_folded_constants
 from fqt_deploy.export.onnx_model import to_onnx
 from fqt_deploy.runtime.files import replace_file
 
@@ -41,8 +45,26 @@ def export_onnx_inference(source: ModelSource, options: CompileOptions, lowered:
     Raises:
         FqtError: as ``export_onnx``.
     """
+    _write(_prediction(source, lowered), source, options, lowered, output)
+
+
+def export_onnx_any_batch(source: ModelSource, options: CompileOptions, output: Path) -> None:
+    """Write the prediction for batches of any size to ``output``, whole or not at all; 1-bit weights are packed in it.
+
+    Raises:
+        FqtError: as ``export_onnx``; also FQT203 where something depends on the batch that ONNX has fixed.
+    """
+    x, y = source.example_inputs
+    more = dataclasses.replace(source, example_inputs=(torch.cat([x, x[:1]]), torch.cat([y, y[:1]])))
+    lowered = lower_model(source, options)
+    larger = _prediction(more, lower_model(more, options))
+    model = with_any_batch(_prediction(source, lowered), larger, len(x), len(x) + 1)
+    _write(with_folded_constants(model), source, options, lowered, output)
+
+
+def _prediction(source: ModelSource, lowered: LoweredModel) -> ModelProto:
     initial = {name: array for name, array in initial_state(lowered.train).items() if name in lowered.predict.inputs}
-    _write(to_onnx(lowered.predict, source.name, initial, training=False), source, options, lowered, output)
+    return to_onnx(lowered.predict, source.name, initial, training=False)
 
 
 def _write(

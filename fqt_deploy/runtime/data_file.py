@@ -32,6 +32,13 @@ class Data:
     x: NDArray[np.generic]
     y: NDArray[np.generic]
 
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def rows(self, index: NDArray[np.int64]) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+        """Samples and targets of the rows ``index``."""
+        return self.x[index], self.y[index]
+
 
 def read_data(path: Path, manifest: Manifest) -> Data:
     """Arrays ``x`` and ``y`` of an npz file, as the step of ``manifest`` takes them.
