@@ -46,7 +46,7 @@ Examples:
 
 \b
 Data are, read batch by batch in a thread of their own but for .npz and tables:
-  FILE.npz                  numpy.savez(file, x=..., y=...): x [samples, ...] of the input's type, y of the target's
+  FILE.npz                  numpy.savez(file, x=..., y=...), or with the names of the model's inputs and targets
   folder with x.npy, y.npy  the same, mapped into memory
   folder of class folders   images, scaled and cut to size; needs Pillow: pip install 'fqt-deploy[images]'
   FILE.tar, folder of .tar  samples such as 17.jpg (or 17.x.npy) beside 17.cls (or 17.y.npy)
@@ -221,8 +221,8 @@ class _Run:
         _tell("evaluating ...")
         if self.data is not None:
             found = evaluate(session, held_out)
-            labels = session.manifest.classes is not None
-            unit = "numbers" if not labels else "samples" if len(session.manifest.inputs[1].shape) == 1 else "labels"
+            labels = session.manifest.labels
+            unit = "numbers" if labels is None else "samples" if len(labels.shape) == 1 else "labels"
             others = {name: value for name, value in found.values.items() if name != "accuracy"}
             if "accuracy" in found.values:
                 _print(f"accuracy {100 * found.values['accuracy']:.2f} % on {found.count} {unit}")
@@ -240,7 +240,7 @@ class _Run:
 
         manifest = session.manifest
         preparation = Preparation(_numbers("--mean", self.mean), _numbers("--std", self.std), self.flip, self.crop)
-        preparation.check(manifest.inputs[0].shape[1:])
+        preparation.check(manifest.model_inputs[0].shape[1:])
         source = open_source(path, manifest) if is_source(path) else read_data(path, manifest)
         if training and len(source) < manifest.batch:
             raise FqtError(f"{path} holds {len(source)} samples; a batch takes {manifest.batch}", code="FQT510")

@@ -122,3 +122,11 @@ def test_a_module_that_would_predict_something_else_is_refused() -> None:
     with pytest.raises(FqtError, match="would predict something else") as caught:
         step.to_torch()
     assert caught.value.code == "FQT513"
+
+
+def test_activations_of_several_bits_have_no_module() -> None:
+    torch.manual_seed(0)
+    step = compiled(Residual(), activation_bits=2)
+    with pytest.raises(FqtError, match="activations of several bits") as caught:
+        step.to_torch()
+    assert caught.value.code == "FQT513"

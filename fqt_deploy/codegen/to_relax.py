@@ -230,7 +230,7 @@ def _info(kernel: Kernel, symbol: str) -> KernelInfo:
         flops=flops,
         bit_ops=bit_ops,
         bytes_moved=sum(_bytes(n) for n in (*kernel.leaves, kernel.root)),
-        source=str(location) if location else None,
+        source=location.portable if location else None,
     )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.ops.lib.onnx_body import KERNEL
 
 BATCH = "batch"
 """The name of the extent that is left open."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.core.manifest import InputSpec, Manifest
 from fqt_deploy.runtime.load_ahead import load_ahead
 from fqt_deploy.runtime.preparation import Prepared
 from fqt_deploy.runtime.session import Session
@@ -44,7 +44,7 @@ class Evaluation:
 
 def check_measurable(manifest: Manifest) -> None:
     """FQT510 unless the targets are labels, or numbers of the shape of what is predicted."""
-    if manifest.classes is None and manifest.inputs[1].shape != manifest.logits.shape:
+    if _labels_of(manifest) is None and not (manifest.targets and manifest.targets[0].shape == manifest.logits.shape):
         raise FqtError(
             "metrics need targets that are class labels, or numbers of the predictions' shape "
             f"{list(manifest.logits.shape)}",
@@ -63,25 +63,29 @@ def evaluate(session: Session, data: Prepared) -> Evaluation:
         FqtError: FQT510 if nothing counts.
     """
     manifest = session.manifest
-    if manifest.classes is None:
+    spec = _labels_of(manifest)
+    if spec is None:
         return _of_numbers(session, data)
-    sums = _Labels(manifest.classes)
-    for x, y in _batches(data, manifest.batch):
-        sums.add(session.predict(x), y, manifest)
+    axis = -1 if manifest.class_axis is None else manifest.class_axis
+    sums = _Labels(spec, axis, manifest.logits.shape[axis])
+    for arrays in _batches(data, manifest.batch):
+        sums.add(session.predict(arrays), arrays[spec.name])
     if not sums.count:
         raise FqtError("no label counts: the loss leaves them all out", code="FQT510", hint="leave --eval-data out")
-    return sums.evaluation(axes=len(manifest.inputs[1].shape))
+    return sums.evaluation()
 
 
 def predictions(session: Session, data: Prepared) -> Array:
     """What the session predicts for every sample, in their order."""
-    return np.concatenate([session.predict(x) for x, _ in _batches(data, session.manifest.batch)])
+    return np.concatenate([session.predict(arrays) for arrays in _batches(data, session.manifest.batch)])
 
 
 @dataclass
 class _Labels:
     """Sums over labels: how often each class was predicted for each, and the negative logarithms of their shares."""
 
+    spec: InputSpec
+    axis: int
     classes: int
     surprise: float = 0.0
     table: Array = field(default_factory=lambda: np.zeros((0, 0), np.int64))
@@ -90,20 +94,20 @@ class _Labels:
     def count(self) -> int:
         return int(self.table.sum())
 
-    def add(self, logits: Array, labels: Array, manifest: Manifest) -> None:
-        axis = -1 if manifest.class_axis is None else manifest.class_axis
-        rows = np.moveaxis(logits, axis, -1).reshape(-1, self.classes).astype(np.float64)
+    def add(self, logits: Array, labels: Array) -> None:
+        rows = np.moveaxis(logits, self.axis, -1).reshape(-1, self.classes).astype(np.float64)
         flat = labels.reshape(-1).astype(np.int64)
-        low = manifest.labels.low if manifest.labels is not None else 0
-        counts = np.ones(flat.shape, bool) if manifest.ignore_index is None else flat != manifest.ignore_index
-        rows, flat = rows[counts], flat[counts] - low
+        ignored = self.spec.values.ignore_index if self.spec.values is not None else None
+        counts = np.ones(flat.shape, bool) if ignored is None else flat != ignored
+        rows, flat = rows[counts], flat[counts]
         largest = rows.max(1, keepdims=True) if len(rows) else rows
         shares = rows - largest - np.log(np.exp(rows - largest).sum(1, keepdims=True))
         self.surprise -= float(np.take_along_axis(shares, flat[:, np.newaxis], 1).sum())
         found = np.bincount(flat * self.classes + rows.argmax(1), minlength=self.classes**2)
         self.table = found if not self.table.size else self.table + found
 
-    def evaluation(self, axes: int) -> Evaluation:
+    def evaluation(self) -> Evaluation:
+        axes = len(self.spec.shape)
         table = self.table.reshape(self.classes, self.classes)
         right, loss = np.diag(table), self.surprise / self.count
         values = {"accuracy": float(right.sum() / self.count), "loss": loss}
@@ -115,22 +119,24 @@ class _Labels:
         return Evaluation(values, self.count)
 
 
+def _labels_of(manifest: Manifest) -> InputSpec | None:
+    """The labels that the loss indexes the logits by; None if the targets are no such."""
+    return manifest.labels if manifest.classes is not None else None
+
+
 def _of_numbers(session: Session, data: Prepared) -> Evaluation:
     squares = magnitudes = 0.0
-    count = 0
-    for x, y in _batches(data, session.manifest.batch):
-        errors = session.predict(x).astype(np.float64) - y
-        squares, magnitudes, count = (
-            squares + float((errors**2).sum()),
-            magnitudes + float(abs(errors).sum()),
-            (count + errors.size),
-        )
+    count, target = 0, session.manifest.targets[0].name
+    for arrays in _batches(data, session.manifest.batch):
+        errors = session.predict(arrays).astype(np.float64) - arrays[target]
+        squares += float((errors**2).sum())
+        magnitudes += float(abs(errors).sum())
+        count += errors.size
     return Evaluation({"rmse": (squares / count) ** 0.5, "mae": magnitudes / count}, count, smaller_is_better=True)
 
 
-def _batches(data: Prepared, batch: int) -> Iterator[tuple[Array, Array]]:
-    indices = [
-        np.arange(start, min(start + _BATCHES * batch, len(data))) for start in range(0, len(data), _BATCHES * batch)
-    ]
+def _batches(data: Prepared, batch: int) -> Iterator[dict[str, Array]]:
+    size = _BATCHES * batch
+    indices = [np.arange(start, min(start + size, len(data))) for start in range(0, len(data), size)]
     with load_ahead(data.batch, indices) as loaded:
         yield from loaded

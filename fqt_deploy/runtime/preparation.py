@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.core.manifest import InputSpec, Manifest
+from fqt_deploy.runtime.data_file import Data
 from fqt_deploy.runtime.sources.source import Array, Source
 
 _UNSIGNED = 2**64 - 1
@@ -83,14 +84,14 @@ class Prepared:
     """The samples of a source as a step takes them.
 
     Attributes:
-        source: where they are read from.
-        preparation: what is done to them.
+        source: where they are read from: a file of all arrays by name, or a source of one input and one target.
+        preparation: what is done to the first input.
         manifest: the manifest of the step.
         name: what the source is called in messages.
         seed: seed of the run.
     """
 
-    source: Source
+    source: Source | Data
     preparation: Preparation
     manifest: Manifest
     name: str
@@ -99,28 +100,31 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.source)
 
-    def batch(self, index: NDArray[np.int64], epoch: int | None = None) -> tuple[Array, Array]:
-        """Inputs and targets of the samples ``index``; augmented for training in ``epoch``, if it is given.
+    def batch(self, index: NDArray[np.int64], epoch: int | None = None) -> dict[str, Array]:
+        """Arrays of the samples ``index`` by name; augmented for training in ``epoch``, if it is given.
 
         Raises:
             FqtError: FQT510 if they are not of the step's shapes and types.
         """
-        x, y = self.source.rows(index)
+        inputs, targets = self.manifest.model_inputs[0], self.manifest.targets
+        rows = self.source.rows(index)
+        arrays = rows if isinstance(rows, dict) else dict(zip((inputs.name, targets[0].name), rows, strict=True))
+        x = arrays[inputs.name]
         if epoch is not None:
             x = self.preparation.augmented(x, index, len(self.source), self.seed, epoch)
-        x = self.preparation.inputs(x)
-        inputs, targets = self.manifest.inputs
-        if x.dtype.kind == "f":
-            x = x.astype(inputs.dtype, copy=False)
-        if y.dtype.kind in "iu" or targets.dtype == "float32":
-            y = y.astype(targets.dtype, copy=False)
-        if y.ndim == 1 and targets.shape[1:] == (1,):
-            y = y[:, np.newaxis]
-        for array, spec in ((x, inputs), (y, targets)):
-            if array.shape[1:] != spec.shape[1:] or array.dtype.name != spec.dtype:
-                raise FqtError(
-                    f"{spec.name} in {self.name} is {array.dtype} {list(array.shape[1:])}; the step takes {spec.dtype} "
-                    f"samples of {list(spec.shape[1:])}",
-                    code="FQT510",
-                )
-        return x, y
+        arrays = {**arrays, inputs.name: self.preparation.inputs(x)}
+        return {spec.name: self._fitting(arrays[spec.name], spec) for spec in self.manifest.inputs}
+
+    def _fitting(self, array: Array, spec: InputSpec) -> Array:
+        """The array in the type of ``spec``; FQT510 if it is not of its shape and kind."""
+        if array.dtype.kind in "iu" or spec.dtype == "float32":
+            array = array.astype(spec.dtype, copy=False)
+        if array.ndim == 1 and spec.shape[1:] == (1,):
+            array = array[:, np.newaxis]
+        if array.shape[1:] != spec.shape[1:] or array.dtype.name != spec.dtype:
+            raise FqtError(
+                f"{spec.name} in {self.name} is {array.dtype} {list(array.shape[1:])}; the step takes {spec.dtype} "
+                f"samples of {list(spec.shape[1:])}",
+                code="FQT510",
+            )
+        return array

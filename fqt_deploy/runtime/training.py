@@ -97,10 +97,10 @@ def train(
         order = np.random.default_rng([session.seed & _UNSIGNED, epoch]).permutation(len(data))
         rows = [order[start * batch : (start + 1) * batch] for start in range(position, steps)]
         with load_ahead(lambda index, at=epoch: data.batch(index, at), rows, progress.loader) as batches:
-            for x, y in batches:
+            for arrays in batches:
                 if not schedule.is_constant:
                     session.lr = [rate * schedule.factor(session.step_count, total) for rate in initial]
-                loss = session.step(x, y, check=True)
+                loss = session.step(arrays, check=True)
                 progress.show(session.step_count, epoch, loss)
                 if progress.stopped():
                     save()

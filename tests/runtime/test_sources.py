@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.manifest import Manifest, TensorSpec
+from fqt_deploy.core.manifest import InputSpec, Manifest
 from fqt_deploy.runtime.event_file import EventFile
 from fqt_deploy.runtime.load_ahead import LoaderTime, load_ahead
 from fqt_deploy.runtime.preparation import Preparation, Prepared
@@ -30,7 +30,9 @@ class Step:
     """What a source needs to know of a manifest."""
 
     def __init__(self, shape: tuple[int, ...] = (3, 6, 4), targets: tuple[int, ...] = (), dtype: str = "int64") -> None:
-        self.inputs = (TensorSpec("x", (2, *shape), "float32"), TensorSpec("y", (2, *targets), dtype))
+        self.model_inputs = (InputSpec("x", (2, *shape), "float32", "input"),)
+        self.targets = (InputSpec("y", (2, *targets), dtype, "target"),)
+        self.inputs = (*self.model_inputs, *self.targets)
 
 
 def step(*arguments: Any) -> Manifest:
@@ -188,7 +190,7 @@ def test_what_cannot_be_used_is_said(tmp_path: Path, what: str, said: str) -> No
 
 def test_samples_are_scaled_and_normalized(tmp_path: Path) -> None:
     prepared = Prepared(open_source(as_arrays(tmp_path), step()), Preparation((0.5, 0.25, 0), (0.5,)), step(), "set")
-    x, y = prepared.batch(ORDER)
+    x, y = prepared.batch(ORDER).values()
     expected = (IMAGES[ORDER] / 255 - np.array([0.5, 0.25, 0]).reshape(3, 1, 1)) / 0.5
     assert (x.dtype, y.dtype) == (np.float32, np.int64)
     np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-6)
@@ -197,11 +199,13 @@ def test_samples_are_scaled_and_normalized(tmp_path: Path) -> None:
 def test_augmentation_depends_on_seed_epoch_and_sample_alone(tmp_path: Path) -> None:
     source = open_source(as_arrays(tmp_path), step())
     prepared = Prepared(source, Preparation(flip=True, crop=2), step(), "set", seed=3)
-    whole, _ = prepared.batch(np.arange(7), 4)
-    assert np.array_equal(prepared.batch(ORDER, 4)[0], whole[ORDER])
-    assert not np.array_equal(prepared.batch(np.arange(7), 5)[0], whole)
-    assert not np.array_equal(Prepared(source, prepared.preparation, step(), "set", 4).batch(np.arange(7), 4)[0], whole)
-    plain = prepared.batch(np.arange(7))[0]
+    whole = prepared.batch(np.arange(7), 4)["x"]
+    assert np.array_equal(prepared.batch(ORDER, 4)["x"], whole[ORDER])
+    assert not np.array_equal(prepared.batch(np.arange(7), 5)["x"], whole)
+    assert not np.array_equal(
+        Prepared(source, prepared.preparation, step(), "set", 4).batch(np.arange(7), 4)["x"], whole
+    )
+    plain = prepared.batch(np.arange(7))["x"]
     for image, origin in zip(whole, plain, strict=True):
         padded = np.pad(origin, ((0, 0), (2, 2), (2, 2)))
         cuts = [padded[:, i : i + 6, j : j + 4] for i in range(5) for j in range(5)]
@@ -228,7 +232,7 @@ def test_samples_of_another_shape_or_type_are_refused(tmp_path: Path) -> None:
         with pytest.raises(FqtError, match="the step takes") as caught:
             Prepared(source, Preparation(), other, "set").batch(ORDER)
         assert caught.value.code == "FQT510"
-    column = Prepared(source, Preparation(), step((3, 6, 4), (1,), "float32"), "set").batch(ORDER)[1]
+    column = Prepared(source, Preparation(), step((3, 6, 4), (1,), "float32"), "set").batch(ORDER)["y"]
     assert (column.shape, column.dtype) == ((5, 1), np.float32)
 
 

@@ -36,7 +36,10 @@ def open_source(path: Path, manifest: Manifest) -> Source:
     Raises:
         FqtError: FQT510 if there is nothing that can be read as samples of the step's input.
     """
-    shape = manifest.inputs[0].shape[1:]
+    if len(manifest.model_inputs) != 1 or len(manifest.targets) != 1:
+        names = ", ".join(spec.name for spec in manifest.inputs)
+        raise unusable(path, f"the step takes {names}", f"a .npz file holds them by these names: {names}")
+    shape = manifest.model_inputs[0].shape[1:]
     if not path.exists():
         raise unusable(path, "it does not exist", HINT)
     if path.is_file():

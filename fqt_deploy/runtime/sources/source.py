@@ -14,7 +14,7 @@ Array = NDArray[Any]
 
 
 class Source(Protocol):
-    """Samples that can be read in any order; what they are read from may be larger than memory."""
+    """Samples of one input and one target, read in any order; what they are read from may be larger than memory."""
 
     def __len__(self) -> int:
         """Number of samples."""
