@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fqt_deploy.capture.without_checks import WithoutChecks
@@ -44,18 +44,6 @@ def module_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for m, was in before.items():
             m.training = was
-
-
-def one_tensor(outputs: object, mode: str) -> Tensor:
-    """The tensor that the model returned, or FQT105: one tensor is what a step can write."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    kind = type(outputs).__name__
-    raise FqtError(
-        f"the model returns a {kind} in {mode} mode; it must return one tensor",
-        code="FQT105",
-        hint="wrap it in a module whose forward returns the logits alone",
-    )
 
 
 _HINTS = (
