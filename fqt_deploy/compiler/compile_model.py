@@ -99,7 +99,8 @@ def compile_model(
     companions = {**runtime_libraries(target.toolchain).companions(), **target.companions()}
     lowered = lowered or lower_model(source, options, progress=tell)
     tell("generating kernels")
-    program = to_relax(lowered.train, lowered.predict)
+    with user_code(source):
+        program = to_relax(lowered.train, lowered.predict)
     if options.tune:
         target = _tuned(program, target, options, tell)
     tell("compiling kernels")
@@ -157,7 +158,7 @@ def lower_model(
     _check_pass_names(options)
     with user_code(source):
         tell("capturing the training step")
-        train, predict = capture_model(source)
+        train, predict = capture_model(source, options.prediction)
         tell("running passes")
         times: list[tuple[str, float]] = []
         invariants = () if options.verify == "off" else ALWAYS

@@ -25,7 +25,7 @@ def sample_axes(graph: TrainingGraph) -> dict[fx.Node, SampleAxis]:
     Values that no op's definition leads the samples to are left out. Of an op with several results, such as batch
     normalization, only those follow the samples of which its definition says so, by default the first one.
     """
-    found = {graph.placeholder(name): LEADING for name in ("x", "y") if name in graph.inputs}
+    found = dict.fromkeys(graph.batch_inputs(), LEADING)
     for node in graph.graph.nodes:
         if node.op == "call_function" and (where := following(node, found, graph.batch)) is not None:
             found[node] = where
@@ -39,6 +39,8 @@ def following(node: fx.Node, found: Mapping[fx.Node, SampleAxis], batch: int) ->
         aligned = None if call.index == 0 else alignment(call.source, found, batch)
         followed = call.index == 0 or (aligned is not None and call.index < aligned.results)
         return found.get(call.source) if followed else None
+    if node.target is aten.native_dropout.default:  # not replaced yet: each element keeps its place
+        return found.get(call_of(node).input)
     aligned = alignment(node, found, batch)
     return None if aligned is None else aligned.result
 
@@ -111,8 +113,9 @@ def gather_samples(
     if where == LEADING:
         grouped = emit(aten.view.default, value, [samples, extents[0] // samples, *extents[1:]])
         return emit(aten.view.default, emit(fqt.gather_rows.default, grouped, index), kept)
-    if value.target is fqt.sign.default:  # signs of kept samples are packed again: words hold no single sample
-        return emit(fqt.sign.default, gather_samples(emit, call_of(value).x, where, samples, index, keep))
+    if value.target in (fqt.sign.default, fqt.activation_levels.default):
+        # signs of kept samples are packed again: words hold no single sample
+        return emit.again(value, x=gather_samples(emit, call_of(value).x, where, samples, index, keep))
     rows = emit(fqt.gather_rows.default, samples_first(emit, value, where, samples), index)
     return samples_back(emit, rows, kept)
 
