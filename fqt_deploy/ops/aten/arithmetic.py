@@ -11,6 +11,7 @@ from fqt_deploy.ops.aten.aten_op import aten, prims
 from fqt_deploy.ops.aten.pointwise import pointwise, zero_like
 from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, POSITIVE, ROW, call
 from fqt_deploy.ops.lib.dtypes import dtype_of
+from fqt_deploy.ops.lib.float32 import at_least, at_most
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.traits import NEVER_ZERO, zero_with_all, zero_with_any
 
@@ -34,6 +35,11 @@ def _add(a: Any, b: Any, *, alpha: Any) -> Any:
 
 def _sub(a: Any, b: Any, *, alpha: Any) -> Any:
     return a - _scaled(b, alpha)
+
+
+def _neg(x: Any) -> Any:
+    """Of 0 it is -0."""
+    return x * tirx.const(-1.0, "float32") if dtype_of(x) == "float32" else zero_like(x) - x
 
 
 def _add_onnx(graph: OnnxWriter, dtype: str, a: str, b: str, *, alpha: Any) -> str:
@@ -72,7 +78,7 @@ pointwise(
     samples=[call(POSITIVE, POSITIVE + 1)],
 )  # fmt: skip
 pointwise(
-    aten.neg.default, expression=lambda x: zero_like(x) - x, onnx="Neg", flops=1, samples=[call(MIXED)],
+    aten.neg.default, expression=_neg, onnx="Neg", flops=1, samples=[call(MIXED), call(BYTES)],
     zero=zero_with_any("self"),
 )  # fmt: skip
 pointwise(aten.abs.default, expression=tirx.abs, onnx="Abs", flops=1, samples=[call(MIXED)], zero=zero_with_any("self"))
@@ -99,8 +105,8 @@ pointwise(
 
 
 def _clamp(x: Any, low: Any, high: Any) -> Any:
-    x = x if low is None else tirx.max(x, low)
-    return x if high is None else tirx.min(x, high)
+    x = x if low is None else at_least(x, low)
+    return x if high is None else at_most(x, high)
 
 
 def _clamp_onnx(graph: OnnxWriter, _: str, x: str, low: str | None, high: str | None) -> str:
@@ -110,13 +116,13 @@ def _clamp_onnx(graph: OnnxWriter, _: str, x: str, low: str | None, high: str | 
 
 pointwise(
     aten.clamp.default, expression=_clamp, onnx=_clamp_onnx, flops=1, zero=NEVER_ZERO,
-    samples=[call(MIXED, -0.5, 1.0), call(MIXED, None, 1.0), call(MIXED, 0.0)],
+    samples=[call(MIXED, -0.5, 1.0), call(MIXED, None, 1.0), call(MIXED, 0.0), call(MIXED, 1.0, -0.5)],
 )  # fmt: skip
 pointwise(
-    aten.clamp_min.default, expression=tirx.max, onnx="Max", flops=1, samples=[call(MIXED, 0.25)], zero=NEVER_ZERO
+    aten.clamp_min.default, expression=at_least, onnx="Max", flops=1, samples=[call(MIXED, 0.25)], zero=NEVER_ZERO
 )
 pointwise(
-    aten.clamp_max.default, expression=tirx.min, onnx="Min", flops=1, samples=[call(MIXED, 0.25)], zero=NEVER_ZERO
+    aten.clamp_max.default, expression=at_most, onnx="Min", flops=1, samples=[call(MIXED, 0.25)], zero=NEVER_ZERO
 )
 pointwise(
     aten._to_copy.default, expression=lambda x: x, onnx=lambda graph, dtype, x: x, flops=1,

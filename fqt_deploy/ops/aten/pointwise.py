@@ -16,6 +16,7 @@ from tvm import te, tirx
 from fqt_deploy.core.call import bind
 from fqt_deploy.ops.aten.aten_op import AtenOp, Samples, enter, extents
 from fqt_deploy.ops.lib.dtypes import dtype_name, dtype_of
+from fqt_deploy.ops.lib.float32 import number, opaque_operand
 from fqt_deploy.ops.lib.onnx_body import OnnxValue, OnnxWriter
 from fqt_deploy.ops.op import Cost, Kind, Traits
 from fqt_deploy.ops.traits import Layout, Zero, broadcast
@@ -60,15 +61,16 @@ class Pointwise(AtenOp):
         return cls([values[name] for name in cls.names], {name: values[name] for name in cls.keywords})
 
     def stages(self, result: Tensor, name: str) -> te.Tensor:
-        """One stage; operands are broadcast and cast as in PyTorch."""
+        """One stage; operands are broadcast and cast as in PyTorch, and rounded: no formula is seen across two of them."""
         dtype = dtype_name(result.dtype)
         common = _promoted(self.operands) if self.compares else dtype
 
         def element(*index: Any) -> Any:
-            operands = [
+            first, *others = [
                 _element(operand, index, None if position in self.keeps else common)
                 for position, operand in enumerate(self.operands)
             ]
+            operands = [first, *[o if _is_constant(o) else opaque_operand(o) for o in others]]
             return _cast(type(self).expression(*operands, **self.given), dtype)
 
         return te.compute(extents(result), element, name=name)
@@ -141,7 +143,12 @@ def _element(value: Any, index: tuple[Any, ...], dtype: str | None) -> Any:
     if isinstance(value, te.Tensor):
         element = read_broadcast(value, index)
         return element if dtype is None else _cast(element, dtype)
-    return tirx.const(value, dtype)
+    assert dtype is not None
+    return number(value, dtype)
+
+
+def _is_constant(expression: Any) -> bool:
+    return expression is None or isinstance(expression, tirx.FloatImm)
 
 
 def _cast(expression: Any, dtype: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,8 @@ from fqt_deploy.ops.traits import (
     zero_with_any,
 )
 
-LOWEST = -3.4028234663852886e38
+LOWEST = -math.inf
+"""What pads the image."""
 
 
 def _output_shape(x: te.Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> tuple[int, ...]:
@@ -87,6 +89,10 @@ class MaxPool2d(FqtOp):
         yield torch.randn(2, 6, 6, 16, generator=g), [2, 2], [2, 2], [0, 0]
         yield torch.randn(2, 7, 5, 3, generator=g), [3, 3], [2, 2], [1, 1]
         yield torch.zeros(1, 4, 4, 8), [2, 2], [2, 2], [0, 0]
+        special = torch.tensor([math.nan, math.inf, -math.inf, -math.inf, 0.0, 1.0])
+        yield special[torch.randint(6, (2, 7, 8, 16), generator=g)], [2, 2], [2, 2], [0, 0]
+        yield special[torch.randint(6, (2, 7, 5, 16), generator=g)], [3, 3], [2, 2], [1, 1]
+        yield torch.full((1, 4, 4, 16), -math.inf), [3, 3], [2, 2], [1, 1]
 
     def onnx_body(self, op: Body) -> str:
         """Pooling between two transpositions."""
@@ -99,7 +105,7 @@ class MaxPool2d(FqtOp):
 
 @define(kind=Kind.ELEMENTWISE, batch=leads("x"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class MaxPool2dArgmax(FqtOp):
-    """Position inside its window of every maximum, the first one on ties.
+    """Position inside its window of every maximum: the first one on ties, the last NaN if there is one.
 
     Attributes:
         x: [N, H, W, C] float32.
@@ -118,9 +124,12 @@ class MaxPool2dArgmax(FqtOp):
 
     def reference(self) -> Tensor:
         """The result in plain PyTorch."""
-        padded = F.pad(self.x, (0, 0, self.padding[1], self.padding[1], self.padding[0], self.padding[0]), value=LOWEST)
-        windows = padded.unfold(1, self.kernel[0], self.stride[0]).unfold(2, self.kernel[1], self.stride[1])
-        return windows.flatten(-2).argmax(-1).to(torch.int8)
+        image = self.x.permute(0, 3, 1, 2)
+        _, place = F.max_pool2d(image, self.kernel, self.stride, self.padding, return_indices=True)
+        (oh, ow), width = place.shape[2:], self.x.shape[2]
+        row = place // width - (torch.arange(oh) * self.stride[0] - self.padding[0]).view(-1, 1)
+        column = place % width - (torch.arange(ow) * self.stride[1] - self.padding[1])
+        return (row * self.kernel[1] + column).to(torch.int8).permute(0, 2, 3, 1).contiguous()
 
     def fake(self) -> Tensor:
         """Shape rule: as ``max_pool2d``, int8."""
@@ -133,15 +142,23 @@ class MaxPool2dArgmax(FqtOp):
 
         def position(*index: Any) -> Any:
             taps = window_taps(self.x, index, self.kernel, self.stride, self.padding, outside=LOWEST)
-            best, where = taps[0], tirx.const(0, "int8")
+            best, where = taps[0], self._first_inside(*index[1:3])
             for i, tap in enumerate(taps[1:], start=1):
-                where = tirx.Select(tap > best, tirx.const(i, "int8"), where)
+                where = tirx.Select(tirx.Or(tap > best, tirx.isnan(tap)), tirx.const(i, "int8"), where)
                 best = tirx.max(best, tap)
             return where
 
         return te.compute(
             _output_shape(self.x, self.kernel, self.stride, self.padding), position, name="max_pool2d_argmax"
         )
+
+    def _first_inside(self, oh: Any, ow: Any) -> Any:
+        """Position of the first tap inside the image: nothing is larger where all are minus infinity."""
+        if self.padding == [0, 0]:
+            return tirx.const(0, "int8")
+        axes = zip((oh, ow), self.stride, self.padding, strict=True)
+        row, column = (tirx.max(padding - o * stride, 0) for o, stride, padding in axes)
+        return (row * self.kernel[1] + column).astype("int8")
 
     cost = MaxPool2d.cost
 

@@ -1,16 +1,86 @@
 """Expressions that stay float32: TVM simplifies floats as if they were real numbers.
 
-``(x + c) - c`` becomes ``x``, which takes the meaning from formulas that are written for rounding. What is *opaque* is
-left alone: its bits are read as an integer and back, of which nothing is left in machine code.
+``(x + c) - c`` becomes ``x``, ``x - x`` becomes 0, ``x != x`` false, ``x * 0`` 0. What is *opaque* is left alone: its bits
+are read as an integer and back, which no machine code is left of.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from tvm import tirx
+from tvm import ir, tirx
+
+from fqt_deploy.ops.lib.dtypes import dtype_of
+
+_REINTERPRET = ir.Op.get("tirx.reinterpret")
 
 
 def opaque(x: Any) -> Any:
-    """Returns the float32 expression ``x`` as one whose formula no rule of TVM sees."""
-    return tirx.reinterpret("float32", tirx.reinterpret("int32", x))
+    """``x``, whose formula no rule of TVM sees; what is neither float32 nor bool stays as it is."""
+    if dtype_of(x) == "bool":
+        return x.astype("int8").astype("bool")
+    return _through("int32", x)
+
+
+def opaque_operand(x: Any) -> Any:
+    """``x`` beside another operand of one operation: never equal to that, not even if both are opaque."""
+    return _through("uint32", x)
+
+
+def _through(dtype: str, x: Any) -> Any:
+    return tirx.reinterpret("float32", tirx.reinterpret(dtype, x)) if dtype_of(x) == "float32" else x
+
+
+def seen_through(x: Any) -> Any:
+    """The formula behind an expression that was made opaque, however often; any other as it is."""
+    while (inner := _reinterpreted(x)) is not None and (innermost := _reinterpreted(inner)) is not None:
+        x = innermost
+    return x
+
+
+def _reinterpreted(x: Any) -> Any:
+    return x.args[0] if isinstance(x, ir.Call) and x.op.same_as(_REINTERPRET) else None
+
+
+def number(value: Any, dtype: str) -> Any:
+    """A constant; a float32 zero is opaque, or ``x * 0``, ``x + 0`` and ``0 / x`` would be folded."""
+    constant = tirx.const(value, dtype)
+    return opaque(constant) if dtype == "float32" and value == 0 else constant
+
+
+def at_least(x: Any, low: Any) -> Any:
+    """The larger of ``x``, NaN included, and a constant."""
+    return low if _is_nan(low) else tirx.max(low, x)
+
+
+def at_most(x: Any, high: Any) -> Any:
+    """The smaller of ``x``, NaN included, and a constant."""
+    return high if _is_nan(high) else tirx.min(high, x)
+
+
+def _is_nan(constant: Any) -> bool:
+    return isinstance(constant, tirx.FloatImm) and math.isnan(constant.value)
+
+
+def ordered_key(x: Any, nan: float) -> Any:
+    """An int32 that is ordered like the float32 ``x``; any NaN counts as more (``nan`` positive) or less than all.
+
+    The largest key is that of the maximum as PyTorch takes it. A reduction of integers needs no test for NaN.
+    """
+    bits = tirx.Select(tirx.isnan(x), tirx.const(0x7FC00000 if nan > 0 else -0x00400000, "int32"), _bits(x))
+    return _mirrored(bits)
+
+
+def of_ordered_key(key: Any) -> Any:
+    """The float32 with an ``ordered_key``."""
+    return tirx.reinterpret("float32", _mirrored(key))
+
+
+def _bits(x: Any) -> Any:
+    return tirx.reinterpret("int32", x)
+
+
+def _mirrored(bits: Any) -> Any:
+    """Bits of negative numbers without their sign inverted: floats are ordered by magnitude, integers by value."""
+    return bits ^ ((bits >> 31) & tirx.const(0x7FFFFFFF, "int32"))

@@ -1,4 +1,4 @@
-"""Keep products rounded to float32 before they are added, where bits are made of the result.
+"""Keep products rounded to float32 before they are added: across ops, and where bits are made of the result.
 
 LLVM contracts ``a * b + c`` to one fused operation, which rounds once; PyTorch rounds twice. A sign or an argmax of the
 result could then differ from the reference. The fence costs nothing but the fusion.
@@ -20,6 +20,8 @@ import tvm_ffi
 from tvm import tirx
 
 from fqt_deploy.ops.lib.dtypes import dtype_of
+from fqt_deploy.ops.lib.float32 import seen_through
+from fqt_deploy.targets.cpu.generic.stored_values import with_values
 
 
 def makes_bits(function: tirx.PrimFunc) -> bool:
@@ -42,16 +44,25 @@ def _compares(function: tirx.PrimFunc) -> bool:
 
 
 def round_products(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The function with a fence around every float32 product that is an operand of a sum or difference."""
+    """``function`` with fences around float32 products and quotients that are operands of a sum or difference.
+
+    The result of an op that was inlined is rounded in every kernel, a product within an op in those that make bits.
+    Terms of a sum over an axis are added in another order than PyTorch's anyway, and may be fused where no bits depend.
+    """
+    within = makes_bits(function)
 
     def fenced(operand: Any) -> Any:
-        if isinstance(operand, tirx.Mul) and dtype_of(operand) == "float32":
-            return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", operand)
-        return operand
+        formula = seen_through(operand)
+        kinds = (tirx.Mul,) if formula.same_as(operand) else (tirx.Mul, tirx.Div)  # LLVM multiplies by 1 / 2^n instead
+        if not isinstance(formula, kinds) or dtype_of(formula) != "float32" or (formula.same_as(operand) and not within):
+            return operand
+        return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", formula)
 
     def rewrite(node: Any) -> Any:
-        if dtype_of(node) != "float32":
-            return node
-        return type(node)(fenced(node.a), fenced(node.b))
+        return type(node)(fenced(node.a), fenced(node.b)) if dtype_of(node) == "float32" else node
 
-    return function.with_body(tvm_ffi.structural_map(function.body, ((tirx.Add, tirx.Sub), rewrite)))
+    return with_values(
+        function,
+        lambda value: tvm_ffi.structural_map(value, ((tirx.Add, tirx.Sub), rewrite)),
+        combinations=within,
+    )
