@@ -11,7 +11,7 @@ from fqt_deploy.ops.aten.aten_op import aten, prims
 from fqt_deploy.ops.aten.pointwise import pointwise, zero_like
 from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, POSITIVE, ROW, call
 from fqt_deploy.ops.lib.dtypes import dtype_of
-from fqt_deploy.ops.lib.float32 import at_least, at_most
+from fqt_deploy.ops.lib.float32 import clamped
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.traits import NEVER_ZERO, zero_with_all, zero_with_any
 
@@ -104,25 +104,30 @@ pointwise(
 )  # fmt: skip
 
 
-def _clamp(x: Any, low: Any, high: Any) -> Any:
-    x = x if low is None else at_least(x, low)
-    return x if high is None else at_most(x, high)
-
-
 def _clamp_onnx(graph: OnnxWriter, _: str, x: str, low: str | None, high: str | None) -> str:
     x = x if low is None else graph("Max", x, low)
     return x if high is None else graph("Min", x, high)
 
 
 pointwise(
-    aten.clamp.default, expression=_clamp, onnx=_clamp_onnx, flops=1, zero=NEVER_ZERO,
+    aten.clamp.default, expression=clamped, onnx=_clamp_onnx, flops=1, zero=NEVER_ZERO,
     samples=[call(MIXED, -0.5, 1.0), call(MIXED, None, 1.0), call(MIXED, 0.0), call(MIXED, 1.0, -0.5)],
 )  # fmt: skip
 pointwise(
-    aten.clamp_min.default, expression=at_least, onnx="Max", flops=1, samples=[call(MIXED, 0.25)], zero=NEVER_ZERO
+    aten.clamp_min.default,
+    expression=lambda x, low: clamped(x, low),
+    onnx="Max",
+    flops=1,
+    samples=[call(MIXED, 0.25)],
+    zero=NEVER_ZERO,
 )
 pointwise(
-    aten.clamp_max.default, expression=at_most, onnx="Min", flops=1, samples=[call(MIXED, 0.25)], zero=NEVER_ZERO
+    aten.clamp_max.default,
+    expression=lambda x, high: clamped(x, high=high),
+    onnx="Min",
+    flops=1,
+    samples=[call(MIXED, 0.25)],
+    zero=NEVER_ZERO,
 )
 pointwise(
     aten._to_copy.default, expression=lambda x: x, onnx=lambda graph, dtype, x: x, flops=1,

@@ -49,18 +49,13 @@ def number(value: Any, dtype: str) -> Any:
     return opaque(constant) if dtype == "float32" and value == 0 else constant
 
 
-def at_least(x: Any, low: Any) -> Any:
-    """The larger of ``x``, NaN included, and a constant."""
-    return low if _is_nan(low) else tirx.max(low, x)
-
-
-def at_most(x: Any, high: Any) -> Any:
-    """The smaller of ``x``, NaN included, and a constant."""
-    return high if _is_nan(high) else tirx.min(high, x)
-
-
-def _is_nan(constant: Any) -> bool:
-    return isinstance(constant, tirx.FloatImm) and math.isnan(constant.value)
+def clamped(x: Any, low: Any = None, high: Any = None) -> Any:
+    """``x``, NaN included, or the constant bound that it is beyond; NaN if a bound is."""
+    for bound in (low, high):
+        if isinstance(bound, tirx.FloatImm) and math.isnan(bound.value):
+            return bound
+    x = x if low is None else tirx.max(low, x)
+    return x if high is None else tirx.min(high, x)
 
 
 def ordered_key(x: Any, nan: float) -> Any:

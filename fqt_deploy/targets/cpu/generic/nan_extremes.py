@@ -2,18 +2,20 @@
 
 Before::
 
-    max(x, 1.0), max(x, y)
+    max(x, 1.0), max(max(x, y), z)
 
 After::
 
-    max(1.0, x), let a = x, b = y in select(isnan(a) or a > b, a, b)
+    max(1.0, x), select(isnan(x) or isnan(y), nan, max(max(x, y), z))
 
-The first is one instruction on x86, as before. Reductions stay: TVM would not know them again.
+The first is one instruction on x86, as before. Reductions stay: TVM would not know them again. A nest of maxima has one
+test, which mentions each operand once more: the expression does not grow with the depth of the nest.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
+from functools import reduce
 from typing import Any
 
 import tvm_ffi
@@ -23,28 +25,40 @@ from fqt_deploy.ops.lib.dtypes import dtype_of
 from fqt_deploy.ops.lib.float32 import seen_through
 from fqt_deploy.targets.cpu.generic.stored_values import with_values
 
-_WINS = {tirx.Max: lambda a, b: a > b, tirx.Min: lambda a, b: a < b}
-
 
 def nan_extremes(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """``function`` with maxima and minima that NaN wins."""
-    number = itertools.count()
 
     def rewrite(node: Any) -> Any:
-        if dtype_of(node) != "float32" or _is_constant(node.a):
+        if dtype_of(node) != "float32":
             return node
-        if _is_constant(node.b):
-            return type(node)(node.b, node.a)
-        i = next(number)
-        a, b = tirx.Var(f"larger{i}", "float32"), tirx.Var(f"other{i}", "float32")
-        wins = _WINS[type(node)](a, b)
-        return tirx.Let(a, node.a, tirx.Let(b, node.b, tirx.Select(tirx.Or(tirx.isnan(a), wins), a, b)))
+        operands = [*_operands(node.a, type(node)), *_operands(node.b, type(node))]
+        constants = [o for o in operands if _is_constant(o)]
+        others = [o for o in operands if not _is_constant(o)]
+        nest = reduce(type(node), [*constants, *others])
+        if len(others) < 2:
+            return nest
+        # The last passes by itself. TVM takes long to simplify a disjunction of many.
+        is_nan = reduce(tirx.bitwise_or, [tirx.isnan(operand).astype("int8") for operand in others[:-1]]).astype("bool")
+        return tirx.Select(is_nan, tirx.const(math.nan, "float32"), nest)
 
     return with_values(
         function,
         lambda value: tvm_ffi.structural_map(value, ((tirx.Max, tirx.Min), rewrite)),
         combinations=False,
     )
+
+
+def _operands(operand: Any, kind: type[Any]) -> list[Any]:
+    """The operands of a nest of maxima, rewritten or not; an expression of another kind alone."""
+    nest = seen_through(operand)
+    if (
+        isinstance(nest, tirx.Select)
+        and isinstance(nest.true_value, tirx.FloatImm)
+        and math.isnan(nest.true_value.value)
+    ):
+        nest = nest.false_value
+    return [*_operands(nest.a, kind), *_operands(nest.b, kind)] if isinstance(nest, kind) else [operand]
 
 
 def _is_constant(operand: Any) -> bool:

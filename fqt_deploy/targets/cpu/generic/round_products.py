@@ -20,7 +20,7 @@ import tvm_ffi
 from tvm import tirx
 
 from fqt_deploy.ops.lib.dtypes import dtype_of
-from fqt_deploy.ops.lib.float32 import seen_through
+from fqt_deploy.ops.lib.float32 import opaque_operand, seen_through
 from fqt_deploy.targets.cpu.generic.stored_values import with_values
 
 
@@ -54,12 +54,19 @@ def round_products(function: tirx.PrimFunc) -> tirx.PrimFunc:
     def fenced(operand: Any) -> Any:
         formula = seen_through(operand)
         kinds = (tirx.Mul,) if formula.same_as(operand) else (tirx.Mul, tirx.Div)  # LLVM multiplies by 1 / 2^n instead
-        if not isinstance(formula, kinds) or dtype_of(formula) != "float32" or (formula.same_as(operand) and not within):
+        if (
+            not isinstance(formula, kinds)
+            or dtype_of(formula) != "float32"
+            or (formula.same_as(operand) and not within)
+        ):
             return operand
         return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", formula)
 
     def rewrite(node: Any) -> Any:
-        return type(node)(fenced(node.a), fenced(node.b)) if dtype_of(node) == "float32" else node
+        if dtype_of(node) != "float32":
+            return node
+        a, b = fenced(node.a), fenced(node.b)
+        return node if a.same_as(node.a) and b.same_as(node.b) else type(node)(a, opaque_operand(b))
 
     return with_values(
         function,
