@@ -1,4 +1,4 @@
-"""NaN, infinities, zeros and denormals: kernels of one op, and of expressions of many, compute what PyTorch computes."""
+"""NaN, infinities, zeros and denormals: kernels of one op, and of many as one, compute what PyTorch computes."""
 
 import math
 
@@ -81,7 +81,9 @@ def test_one_operand(name):
 
 ACCURATE = {
     "log1p": (aten.log1p.default, 3e-7), "expm1": (aten.expm1.default, 4e-7), "exp": (aten.exp.default, 3e-7),
-    "log": (aten.log.default, 3e-7), "sqrt": (aten.sqrt.default, 1.2e-7), "rsqrt": (aten.rsqrt.default, 3e-7), "sigmoid": (aten.sigmoid.default, 4e-7),
+    "log": (aten.log.default, 3e-7),
+    "sqrt": (aten.sqrt.default, 1.2e-7), "rsqrt": (aten.rsqrt.default, 3e-7),
+    "sigmoid": (aten.sigmoid.default, 4e-7),
 }  # fmt: skip
 
 
@@ -190,7 +192,8 @@ def expressions(draw):
     """A function of two tensors: up to ten operations, each on two earlier values or a number."""
     steps = [
         (draw(st.sampled_from([*OPERATIONS, "relu", "clamp", "neg", "where"])), draw(st.integers(0, 99)),
-         draw(st.integers(0, 99)), draw(st.one_of(st.none(), NUMBERS)), draw(st.sampled_from(COMPARISONS)), draw(st.booleans()))
+         draw(st.integers(0, 99)), draw(st.one_of(st.none(), NUMBERS)), draw(st.sampled_from(COMPARISONS)),
+         draw(st.booleans()))
         for _ in range(draw(st.integers(2, 10)))
     ]  # fmt: skip
 

@@ -42,6 +42,13 @@ def _neg(x: Any) -> Any:
     return x * tirx.const(-1.0, "float32") if dtype_of(x) == "float32" else zero_like(x) - x
 
 
+def _sign_onnx(graph: OnnxWriter, dtype: str, x: str) -> str:
+    """PyTorch's sign of NaN is 0, ONNX's is NaN."""
+    if dtype == "float32":
+        x = graph("Where", graph("IsNaN", x), graph.constant(0.0, dtype), x)
+    return graph("Sign", x)
+
+
 def _add_onnx(graph: OnnxWriter, dtype: str, a: str, b: str, *, alpha: Any) -> str:
     return graph("Add", a, _scaled_onnx(graph, dtype, b, alpha))
 
@@ -83,7 +90,7 @@ pointwise(
 )  # fmt: skip
 pointwise(aten.abs.default, expression=tirx.abs, onnx="Abs", flops=1, samples=[call(MIXED)], zero=zero_with_any("self"))
 pointwise(
-    aten.sign.default, onnx="Sign", flops=2, samples=[call(MIXED)], zero=zero_with_any("self"),
+    aten.sign.default, onnx=_sign_onnx, flops=2, samples=[call(MIXED)], zero=zero_with_any("self"),
     expression=lambda x: tirx.Select(x > 0.0, 1.0, tirx.Select(x < 0.0, -1.0, 0.0)),
 )  # fmt: skip
 pointwise(

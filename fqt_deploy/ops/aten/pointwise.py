@@ -61,7 +61,7 @@ class Pointwise(AtenOp):
         return cls([values[name] for name in cls.names], {name: values[name] for name in cls.keywords})
 
     def stages(self, result: Tensor, name: str) -> te.Tensor:
-        """One stage; operands are broadcast and cast as in PyTorch, and rounded: no formula is seen across two of them."""
+        """One stage; operands are broadcast and cast as in PyTorch, and no two of them are known to be equal."""
         dtype = dtype_name(result.dtype)
         common = _promoted(self.operands) if self.compares else dtype
 

@@ -15,7 +15,7 @@ from fqt_deploy.ops.aten.aten_op import AtenOp, Samples, aten, enter, extents, p
 from fqt_deploy.ops.aten.samples import BYTES, MIXED, WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_name, dtype_of
 from fqt_deploy.ops.lib.float32 import of_ordered_key, ordered_key
-from fqt_deploy.ops.lib.onnx_body import OnnxWriter
+from fqt_deploy.ops.lib.onnx_body import OnnxWriter, element_type
 from fqt_deploy.ops.op import Kind, Traits
 from fqt_deploy.ops.traits import Aligned, AxisOf, Layout, moved, zero_with_any
 
@@ -101,9 +101,16 @@ class Reduction(AtenOp):
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
         """ONNX's reduction over the same axes."""
+        dtype, keepdims = dtype_name(result.dtype), int(len(result.shape) == len(self.x.shape))
         axes = graph.constant(_sorted_axes(self.dim, len(self.x.shape)), "int64")
-        value = graph.cast(self.x, dtype_name(result.dtype))
-        return graph(self.form.onnx, value, axes, keepdims=int(len(result.shape) == len(self.x.shape)))
+        value = graph.cast(self.x, dtype)
+        reduced = graph(self.form.onnx, value, axes, keepdims=keepdims)
+        if self.form.key is None or dtype != "float32":
+            return reduced
+        # ONNX Runtime's extremes pass over NaN.
+        is_nan = graph("Cast", graph("IsNaN", value), to=element_type("float32"))
+        any_nan = graph("Cast", graph("ReduceMax", is_nan, axes, keepdims=keepdims), to=element_type("bool"))
+        return graph("Where", any_nan, graph.constant(math.nan, dtype), reduced)
 
 
 def reduced_axes(call: Call) -> list[int]:

@@ -1,7 +1,7 @@
 """Expressions that stay float32: TVM simplifies floats as if they were real numbers.
 
-``(x + c) - c`` becomes ``x``, ``x - x`` becomes 0, ``x != x`` false, ``x * 0`` 0. What is *opaque* is left alone: its bits
-are read as an integer and back, which no machine code is left of.
+``(x + c) - c`` becomes ``x``, ``x - x`` becomes 0, ``x != x`` false, ``x * 0`` 0. What is *opaque* is left
+alone: its bits are read as an integer and back, which no machine code is left of.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from tvm import ir, tirx
 
 from fqt_deploy.ops.lib.dtypes import dtype_of
 
+CODED = frozenset({"quantize_samples", "quantize_channels", "quantize_pack_samples", "quantize_pack_channels"})
+"""Ops whose results are codes, which cannot be NaN: the scale of the codes is, where an operand is."""
 _REINTERPRET = ir.Op.get("tirx.reinterpret")
 
 

@@ -14,7 +14,9 @@ from fqt_deploy.core.graph import propagate
 
 aten = torch.ops.aten
 NAN, INFINITY = float("nan"), float("inf")
-X = torch.tensor([0.0, -0.0, 1.0, -1.0, INFINITY, -INFINITY, NAN, 1e-8, 3e38, 16777216.0, 0.1, 2.5, NAN, -7.0, 4.0, 1e-3])
+X = torch.tensor(
+    [0.0, -0.0, 1.0, -1.0, INFINITY, -INFINITY, NAN, 1e-8, 3e38, 16777216.0, 0.1, 2.5, NAN, -7.0, 4.0, 1e-3]
+)
 Y = X.roll(3)
 
 

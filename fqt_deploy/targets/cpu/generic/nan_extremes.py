@@ -22,12 +22,14 @@ import tvm_ffi
 from tvm import tirx
 
 from fqt_deploy.ops.lib.dtypes import dtype_of
-from fqt_deploy.ops.lib.float32 import seen_through
+from fqt_deploy.ops.lib.float32 import CODED, seen_through
 from fqt_deploy.targets.cpu.generic.stored_values import with_values
 
 
 def nan_extremes(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """``function`` with maxima and minima that NaN wins."""
+    """``function`` with maxima and minima that NaN wins; kernels that make codes stay."""
+    if str(function.attrs["fqt.op"]) in CODED:
+        return function
 
     def rewrite(node: Any) -> Any:
         if dtype_of(node) != "float32":
