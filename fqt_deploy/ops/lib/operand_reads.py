@@ -18,7 +18,7 @@ _measured: dict[str, tuple[int, ...]] = {}
 
 
 def operand_reads(op: type[Op], args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> tuple[int, ...]:
-    """For each tensor operand, in the order of the call, how often the formula of one element of the result mentions it.
+    """For each tensor operand, in order, how often the formula of one element of the result mentions it.
 
     Counted in the text, where equal subexpressions are repeated; a reduction counts one term. Measured once for each op
     and its arguments.
