@@ -121,21 +121,13 @@ pointwise(
     samples=[call(MIXED, -0.5, 1.0), call(MIXED, None, 1.0), call(MIXED, 0.0), call(MIXED, 1.0, -0.5)],
 )  # fmt: skip
 pointwise(
-    aten.clamp_min.default,
-    expression=lambda x, low: clamped(x, low),
-    onnx="Max",
-    flops=1,
+    aten.clamp_min.default, expression=lambda x, low: clamped(x, low), onnx="Max", flops=1, zero=NEVER_ZERO,
     samples=[call(MIXED, 0.25)],
-    zero=NEVER_ZERO,
-)
+)  # fmt: skip
 pointwise(
-    aten.clamp_max.default,
-    expression=lambda x, high: clamped(x, high=high),
-    onnx="Min",
-    flops=1,
+    aten.clamp_max.default, expression=lambda x, high: clamped(x, high=high), onnx="Min", flops=1, zero=NEVER_ZERO,
     samples=[call(MIXED, 0.25)],
-    zero=NEVER_ZERO,
-)
+)  # fmt: skip
 pointwise(
     aten._to_copy.default, expression=lambda x: x, onnx=lambda graph, dtype, x: x, flops=1,
     samples=[call(BYTES, dtype=torch.float32), call(MASK, dtype=torch.int64)], zero=zero_with_any("self"),

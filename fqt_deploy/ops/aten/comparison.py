@@ -11,7 +11,7 @@ from fqt_deploy.ops.aten.aten_op import aten
 from fqt_deploy.ops.aten.pointwise import OnnxNodes, pointwise
 from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, ROW, WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_of
-from fqt_deploy.ops.lib.float32 import opaque
+from fqt_deploy.ops.lib.float32 import is_nan, opaque
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.traits import NEVER_ZERO, zero_with_all, zero_with_any
 
@@ -95,6 +95,6 @@ pointwise(
     samples=[call(MASK), call(BYTES)],
 )  # fmt: skip
 pointwise(
-    aten.isnan.default, expression=tirx.isnan, onnx="IsNaN", flops=1, compares=True, zero=NEVER_ZERO,
+    aten.isnan.default, expression=is_nan, onnx="IsNaN", flops=1, compares=True, zero=NEVER_ZERO,
     samples=[call(MIXED), call(torch.tensor([0.0, float("nan"), float("inf")]))],
 )  # fmt: skip

@@ -64,14 +64,15 @@ class Pointwise(AtenOp):
         """One stage; operands are broadcast and cast as in PyTorch, and no two of them are known to be equal."""
         dtype = dtype_name(result.dtype)
         common = _promoted(self.operands) if self.compares else dtype
+        equal = _may_be_equal(self.operands)
 
         def element(*index: Any) -> Any:
-            first, *others = [
+            operands = [
                 _element(operand, index, None if position in self.keeps else common)
                 for position, operand in enumerate(self.operands)
             ]
-            operands = [first, *[o if _is_constant(o) else opaque_operand(o) for o in others]]
-            return _cast(type(self).expression(*operands, **self.given), dtype)
+            apart = [opaque_operand(o) if i in equal else o for i, o in enumerate(operands)]
+            return _cast(type(self).expression(*apart, **self.given), dtype)
 
         return te.compute(extents(result), element, name=name)
 
@@ -147,8 +148,16 @@ def _element(value: Any, index: tuple[Any, ...], dtype: str | None) -> Any:
     return number(value, dtype)
 
 
-def _is_constant(expression: Any) -> bool:
-    return expression is None or isinstance(expression, tirx.FloatImm)
+def _may_be_equal(operands: Sequence[Any]) -> frozenset[int]:
+    """Positions of tensors that may have the formula of one before them: it is the same, or both are computed."""
+    found = set()
+    for i, operand in enumerate(operands):
+        for earlier in operands[:i]:
+            if isinstance(operand, te.Tensor) and isinstance(earlier, te.Tensor):
+                computed = not any(isinstance(t.op, te.PlaceholderOp) for t in (operand, earlier))
+                if computed or operand.same_as(earlier):
+                    found.add(i)
+    return frozenset(found)
 
 
 def _cast(expression: Any, dtype: str) -> Any:

@@ -108,7 +108,7 @@ class MaxPool2d(FqtOp):
 
 @define(kind=Kind.ELEMENTWISE, batch=leads("x"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class MaxPool2dArgmax(FqtOp):
-    """Position inside its window of every maximum: the first one on ties, the last NaN if there is one.
+    """Position inside its window of every maximum: the first one on ties, any if there is NaN.
 
     Attributes:
         x: [N, H, W, C] float32.
@@ -147,7 +147,7 @@ class MaxPool2dArgmax(FqtOp):
             taps = window_taps(self.x, index, self.kernel, self.stride, self.padding, outside=LOWEST)
             best, where = taps[0], self._first_inside(*index[1:3])
             for i, tap in enumerate(taps[1:], start=1):
-                where = tirx.Select(tirx.Or(tap > best, tirx.isnan(tap)), tirx.const(i, "int8"), where)
+                where = tirx.Select(tap > best, tirx.const(i, "int8"), where)
                 best = tirx.max(best, tap)
             return where
 

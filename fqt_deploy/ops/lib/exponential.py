@@ -6,8 +6,6 @@ from typing import Any
 
 from tvm import tirx
 
-from fqt_deploy.ops.lib.float32 import clamped
-
 LOWEST, HIGHEST = -104.0, 89.0
 """Bounds beyond which the result is 0 or infinity in float32."""
 LOWEST_PRECISE = -87.0
@@ -21,9 +19,9 @@ _COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894
 
 def exponential(x: Any) -> Any:
     """The exponential of a float32 expression ``x``; relative error below 2e-7, infinities and NaN as usual."""
-    mantissa, exponent = _mantissa_and_exponent(
-        clamped(x, tirx.const(LOWEST, "float32"), tirx.const(HIGHEST, "float32"))
-    )
+    bounded = tirx.Select(x > HIGHEST, tirx.const(HIGHEST, "float32"), x)
+    bounded = tirx.Select(x < LOWEST, tirx.const(LOWEST, "float32"), bounded)
+    mantissa, exponent = _mantissa_and_exponent(bounded)
     # Two factors: their product may overflow or vanish where one power of two could not be written.
     half = exponent >> 1
     return mantissa * _power_of_two(half) * _power_of_two(exponent - half)
@@ -34,7 +32,9 @@ def decay(x: Any) -> Any:
 
     The relative error is below 2e-7 down to ``x = -87``; less gives what -87 does, 1e-38.
     """
-    mantissa, exponent = _mantissa_and_exponent(clamped(x, tirx.const(LOWEST_PRECISE, "float32")))
+    mantissa, exponent = _mantissa_and_exponent(
+        tirx.Select(x < LOWEST_PRECISE, tirx.const(LOWEST_PRECISE, "float32"), x)
+    )
     return mantissa * _power_of_two(exponent)
 
 

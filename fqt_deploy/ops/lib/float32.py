@@ -7,26 +7,33 @@ alone: its bits are read as an integer and back, which no machine code is left o
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any
 
 from tvm import ir, tirx
 
 from fqt_deploy.ops.lib.dtypes import dtype_of
 
-CODED = frozenset({"quantize_samples", "quantize_channels", "quantize_pack_samples", "quantize_pack_channels"})
-"""Ops whose results are codes, which cannot be NaN: the scale of the codes is, where an operand is."""
+CODED = frozenset(
+    {"quantize_samples", "quantize_channels", "quantize_pack_samples", "quantize_pack_channels", "max_pool2d_argmax"}
+)
+"""Ops whose results are codes or positions, which cannot be NaN: the scale or the maximum is, where an operand is."""
+NAN_KEY = 0x7FC00000
+"""The key of NaN where it counts as more than all: more than that of infinity."""
+LOWEST_KEY = -0x7F800001
+"""The key of minus infinity."""
 _REINTERPRET = ir.Op.get("tirx.reinterpret")
 
 
 def opaque(x: Any) -> Any:
-    """``x``, whose formula no rule of TVM sees; what is neither float32 nor bool stays as it is."""
+    """The expression ``x`` as one whose formula no rule of TVM sees; neither float32 nor bool, it stays as it is."""
     if dtype_of(x) == "bool":
         return x.astype("int8").astype("bool")
     return _through("int32", x)
 
 
 def opaque_operand(x: Any) -> Any:
-    """``x`` beside another operand of one operation: never equal to that, not even if both are opaque."""
+    """The operand ``x`` of an operation as one that no other is known to equal, not even if both are opaque."""
     return _through("uint32", x)
 
 
@@ -52,7 +59,7 @@ def number(value: Any, dtype: str) -> Any:
 
 
 def clamped(x: Any, low: Any = None, high: Any = None) -> Any:
-    """``x``, NaN included, or the constant bound that it is beyond; NaN if a bound is."""
+    """The float32 expression ``x``, NaN included, or the constant bound that it is beyond; NaN if a bound is."""
     for bound in (low, high):
         if isinstance(bound, tirx.FloatImm) and math.isnan(bound.value):
             return bound
@@ -60,13 +67,21 @@ def clamped(x: Any, low: Any = None, high: Any = None) -> Any:
     return x if high is None else tirx.min(high, x)
 
 
+def is_nan(*operands: Any) -> Any:
+    """Whether one of float32 expressions is NaN, in vectorized code as well: TVM's own test is scalar.
+
+    As integers, because TVM takes equality and its negation for opposites, and long for many; LLVM tests two at once.
+    """
+    numbers = [tirx.EQ(x, opaque_operand(x)).astype("int8") for x in operands]
+    return tirx.Not(reduce(tirx.bitwise_and, numbers).astype("bool"))
+
+
 def ordered_key(x: Any, nan: float) -> Any:
     """An int32 that is ordered like the float32 ``x``; any NaN counts as more (``nan`` positive) or less than all.
 
     The largest key is that of the maximum as PyTorch takes it. A reduction of integers needs no test for NaN.
     """
-    bits = tirx.Select(tirx.isnan(x), tirx.const(0x7FC00000 if nan > 0 else -0x00400000, "int32"), _bits(x))
-    return _mirrored(bits)
+    return tirx.Select(is_nan(x), tirx.const(NAN_KEY if nan > 0 else ~NAN_KEY, "int32"), _mirrored(_bits(x)))
 
 
 def of_ordered_key(key: Any) -> Any:

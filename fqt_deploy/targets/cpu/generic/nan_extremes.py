@@ -6,7 +6,7 @@ Before::
 
 After::
 
-    max(1.0, x), select(isnan(x) or isnan(y), nan, max(max(x, y), z))
+    max(1.0, x), select(is_nan(x, y), nan, max(max(x, y), z))
 
 The first is one instruction on x86, as before. Reductions stay: TVM would not know them again. A nest of maxima has one
 test, which mentions each operand once more: the expression does not grow with the depth of the nest.
@@ -22,7 +22,7 @@ import tvm_ffi
 from tvm import tirx
 
 from fqt_deploy.ops.lib.dtypes import dtype_of
-from fqt_deploy.ops.lib.float32 import CODED, seen_through
+from fqt_deploy.ops.lib.float32 import CODED, is_nan, seen_through
 from fqt_deploy.targets.cpu.generic.stored_values import with_values
 
 
@@ -40,9 +40,8 @@ def nan_extremes(function: tirx.PrimFunc) -> tirx.PrimFunc:
         nest = reduce(type(node), [*constants, *others])
         if len(others) < 2:
             return nest
-        # The last passes by itself. TVM takes long to simplify a disjunction of many.
-        is_nan = reduce(tirx.bitwise_or, [tirx.isnan(operand).astype("int8") for operand in others[:-1]]).astype("bool")
-        return tirx.Select(is_nan, tirx.const(math.nan, "float32"), nest)
+        # The last passes by itself.
+        return tirx.Select(is_nan(*others[:-1]), tirx.const(math.nan, "float32"), nest)
 
     return with_values(
         function,
