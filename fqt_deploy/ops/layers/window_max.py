@@ -194,8 +194,9 @@ class WindowArgmax(FqtOp):
         yield from (sample for sample in WindowMax.sample_inputs() if not sample[0].isnan().any())
 
     def onnx_body(self, op: Body) -> str:
-        """Position of the largest of all, where those outside of the window are the lowest."""
-        return op.cast(op("ArgMax", _onnx_elements(op, self.x), axis=2, keepdims=0), "int32")
+        """Position of the largest of all, where those outside of the window are lower than minus infinity inside."""
+        bounded = op("Max", self.x, op.constant(torch.finfo(torch.float32).min, "float32"))
+        return op.cast(op("ArgMax", _onnx_elements(op, bounded), axis=2, keepdims=0), "int32")
 
 
 @define(kind=Kind.PRODUCT, batch=leads("gradient", "position"), zero=zero_with_any("gradient"), layout=Layout.OPAQUE)
