@@ -52,7 +52,7 @@ Examples:
 MODEL.py defines
   build_model()        -> torch.nn.Module
   example_inputs()     -> (inputs, targets), one batch
-  loss_fn(outputs, targets) -> scalar       optional; default: cross-entropy
+  loss_fn(outputs, targets) -> scalar       optional; default: the model's own loss, or cross-entropy
   compile_options()    -> dict              optional; settings such as {'agp': 'once', 'lr': 0.01}
 """
 
@@ -174,7 +174,7 @@ def _check(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
         from fqt_deploy.compiler.check import check_model
         from fqt_deploy.report import check_report
 
-        source = load_model(model, batch=command.batch, weights=command.weights)
+        source = load_model(model, batch=command.batch, weights=command.weights, skip=command.skip_weights)
         report = check_model(source, options_of(merge_settings(source.options, given)), progress=progress)
     if command.json:
         click.echo(report.to_json())
@@ -214,7 +214,7 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
 
         if "onnx-plugin" in outputs:
             check_plugin_output(outputs["onnx-plugin"])
-        source = load_model(model, batch=command.batch, weights=command.weights)
+        source = load_model(model, batch=command.batch, weights=command.weights, skip=command.skip_weights)
         options = options_of(merge_settings(source.options, given))
         if command.profile:
             check_can_profile(options)
@@ -238,6 +238,8 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
         console.print(decision_table(layer_decisions(lowered.train)))
     if lowered.train.selection_note:
         console.print(f"--agp {lowered.train.selection}: {lowered.train.selection_note}", highlight=False, markup=False)
+    for note in lowered.train.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     for path in (path for kind, path in outputs.items() if kind != "so"):
         files = path.rglob("*") if path.is_dir() else [path]
         size = sum(file.stat().st_size for file in files if file.is_file())

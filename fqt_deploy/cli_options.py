@@ -40,10 +40,17 @@ class CommandOptions:
     )
     weights: Path | None = option(
         None,
-        "Start from this state dict, a .safetensors or .pt file.",
+        "Start from this state dict or checkpoint, a .safetensors or .pt file.",
         section=WRITING,
         metavar="FILE",
         default_text="those of build_model()",
+    )
+    skip_weights: tuple[str, ...] = option(
+        (),
+        "Keep weights that match as build_model() makes them, such as a head of another size. Repeatable.",
+        section=WRITING,
+        metavar="GLOB",
+        default_text="none",
     )
     check: bool = option(
         False,

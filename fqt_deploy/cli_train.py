@@ -41,9 +41,10 @@ Examples:
   fqt-train vgg16_cifar.fqt --data train.npz --eval-data test.npz --epochs 60 --lr 1e-3 --schedule cosine
 
 \b
-The data file is written by numpy.savez(file, x=..., y=...): x [samples, ...] of the model's input type (uint8 images
-are scaled to [0, 1]), y [samples, ...] of the target type. A checkpoint is saved after every epoch. Ctrl-C, SIGTERM
-from a scheduler and the end of the terminal finish the step, save a checkpoint and end; a second one ends at once.
+The data file is written by numpy.savez(file, x=..., y=...), or with the names of the model's inputs and targets, such
+as input_ids=..., labels=...: each [samples, ...] of its type (uint8 images are scaled to [0, 1]). A checkpoint is
+saved after every epoch. Ctrl-C, SIGTERM from a scheduler and the end of the terminal finish the step, save a checkpoint
+and end; a second one ends at once.
 """
 
 
@@ -175,7 +176,8 @@ class _Run:
             elif held_out is not None:
                 _tell("evaluating ...")
                 share, count = accuracy(session, held_out)
-                _print(f"accuracy {100 * share:.2f} % on {count} {'samples' if held_out.y.ndim == 1 else 'labels'}")
+                of_samples = session.manifest.labels is not None and len(session.manifest.labels.shape) == 1
+                _print(f"accuracy {100 * share:.2f} % on {count} {'samples' if of_samples else 'labels'}")
 
     def _check_replaceable(self) -> None:
         """FQT508 unless a checkpoint may be written: over an earlier one only when asked, over anything else never."""
@@ -202,7 +204,7 @@ class _Run:
         from fqt_deploy.runtime.training import train
 
         batch = session.manifest.batch
-        total = self.epochs * (len(data.x) // batch)
+        total = self.epochs * (len(data) // batch)
         started, begin = session.step_count, time.perf_counter()
         if started >= total:
             _tell(f"{started} of {total} steps are done already: nothing to train ...")

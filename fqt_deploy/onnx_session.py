@@ -50,11 +50,12 @@ class OnnxLibrary(HostMemory):
         self._ort = _onnxruntime()
         self._plugin = plugin
         self._train = _session(model.SerializeToString(), path, plugin)
+        self._outputs = {output.name for output in self._train.get_outputs()}
         self._infer = None if infer is None else _read_model(infer)
         self._prediction: InferenceSession | None = None
 
     def train_step(self, *arrays: Array) -> tuple[float, Array]:
-        """Run one step on ``x, y, seed, lr, *state``; the state is changed in place.
+        """Run one step on ``*batch, seed, lr, *state``; the state is changed in place.
 
         Args:
             *arrays: in the manifest's order.
@@ -64,9 +65,11 @@ class OnnxLibrary(HostMemory):
         """
         names = [spec.name for spec in self._manifest.state]
         binding = self._train.io_binding()
-        results = ["loss", "logits", *(name + NEXT for name in names)]
+        changed = [name for name in names if name + NEXT in self._outputs]  # frozen parameters stay as they are
+        results = ["loss", "logits", *(name + NEXT for name in changed)]
         try:
-            for name, array in zip(("x", "y", "seed", "lr", *names), arrays, strict=True):
+            batch = [spec.name for spec in self._manifest.inputs]
+            for name, array in zip((*batch, "seed", "lr", *names), arrays, strict=True):
                 binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
             for name in results:
                 binding.bind_output(name, "cpu")
@@ -74,8 +77,9 @@ class OnnxLibrary(HostMemory):
             loss, logits, *updated = (value.numpy() for value in binding.get_outputs())
         except _failures() as error:
             raise FqtError(f"ONNX Runtime cannot run {self.path}: {_shown(error)}", code="FQT502") from None
-        state = arrays[-len(names) :]
-        for name, array, new in zip(names, state, updated, strict=True):
+        before = dict(zip(names, arrays[-len(names) :], strict=True))
+        state = [before[name] for name in changed]
+        for name, array, new in zip(changed, state, updated, strict=True):
             if (array.shape, array.dtype) != (new.shape, new.dtype):
                 raise FqtError(f"{self.path} computes {new.dtype}{list(new.shape)} as {name}", code="FQT502")
         if loss.size != 1:
@@ -94,9 +98,10 @@ class OnnxLibrary(HostMemory):
         self._prediction = _session(self._infer.SerializeToString(), self.path, self._plugin)
 
     def predict(self, *arrays: Array) -> Array:
-        """Logits of ``x``, the first array, with the state of the last ``prepare_prediction``."""
+        """Logits of the model's inputs, the first arrays, with the state of the last ``prepare_prediction``."""
         assert self._prediction is not None
-        logits: Array = self._prediction.run(["logits"], {"x": arrays[0]})[0]
+        given = {spec.name: array for spec, array in zip(self._manifest.model_inputs, arrays, strict=False)}
+        logits: Array = self._prediction.run(["logits"], given)[0]
         return logits
 
 
@@ -108,15 +113,15 @@ class OnnxSession(Session):
         self._onnx = library
         self._model = model
 
-    def predict(self, x: Any) -> Array:
+    def predict(self, *inputs: Any, **named: Any) -> Array:
         """The logits, as from ``Session.predict``; needs the inference file.
 
         Raises:
             FqtError: also FQT501 without it.
         """
         with self._turn:
-            self._onnx.prepare_prediction(self._state)
-            return super().predict(x)
+            self._onnx.prepare_prediction({name: self._evaluated(name) for name in self.manifest.predict_state})
+            return super().predict(*inputs, **named)
 
     def save(self, path: Path | str) -> None:
         """Write the model with the state, seed and learning rates of now as its initial values."""

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
@@ -42,18 +42,6 @@ def module_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for m, was in before.items():
             m.training = was
-
-
-def one_tensor(outputs: object, mode: str) -> Tensor:
-    """The tensor that the model returned, or FQT105: one tensor is what a step can write."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    kind = type(outputs).__name__
-    raise FqtError(
-        f"the model returns a {kind} in {mode} mode; it must return one tensor",
-        code="FQT105",
-        hint="wrap it in a module whose forward returns the logits alone",
-    )
 
 
 def trace_error(what: str, error: Exception) -> FqtError:

@@ -154,6 +154,10 @@ class _Emitter:
         if kernel.root in written:
             state = [values[node] for node in written[kernel.root]]
             self.builder.emit(relax.Call(symbol, [*operands, *state]))
+            values[kernel.root] = state[0]  # what reads the new value reads the state
+            for user in kernel.root.users:
+                if user.target is operator.getitem:
+                    values[user] = state[call_of(user).index]
             return _info(kernel, symbol.name_hint)
         results = [buffers[buffer] for buffer in buffers_of(kernel.root)]
         self.builder.emit(relax.Call(symbol, [*operands, *results]))

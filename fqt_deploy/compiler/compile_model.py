@@ -157,7 +157,7 @@ def lower_model(
     _check_pass_names(options)
     with user_code(source):
         tell("capturing the training step")
-        train, predict = capture_model(source)
+        train, predict = capture_model(source, options.prediction)
         tell("running passes")
         times: list[tuple[str, float]] = []
         invariants = () if options.verify == "off" else ALWAYS

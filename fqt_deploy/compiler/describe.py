@@ -14,7 +14,7 @@ from torch import nn
 from fqt_deploy import __version__
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.to_relax import RelaxProgram
-from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.graph import LayerRecord, TrainingGraph
 from fqt_deploy.core.manifest import KernelInfo, LayerDecision, Manifest, OptimizerInfo, StateSpec, TensorSpec
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.targets.base import Target
@@ -58,15 +58,16 @@ def describe_model(
         target: what the format is for.
         kernels: the kernels of the step, where there are any.
     """
-    inputs = tuple(_spec(name, tensor) for name, tensor in zip(("x", "y"), source.example_inputs, strict=True))
+    inputs = train.signature
     logits = _spec("logits", predict.output("logits").meta["val"])
     state = tuple(StateSpec(t.name, tuple(t.initial.shape), _dtype(t.initial), t.role) for t in train.state.values())
     optimizer = options.optimizer.describe()
     layers, labels = layer_decisions(train), train.labels
     numerics = {**options.numerics(), "agp": train.selection}
     identity = [
-        [asdict(spec) for spec in (*inputs, logits, *state)],
-        [[layer.path, layer.decision] for layer in layers],
+        [asdict(spec) for spec in (*(TensorSpec(i.name, i.shape, i.dtype) for i in inputs), logits, *state)],
+        # what 1-bit layers are known by is what it was before there were others
+        [[r.path, r.decision, *([r.activation_bits] if r.activation_bits > 1 else [])] for r in layers],
         numerics,
         optimizer["name"],
         optimizer["hyperparameters"],
@@ -91,9 +92,8 @@ def describe_model(
         optimizer=OptimizerInfo(optimizer["name"], optimizer["hyperparameters"], tuple(optimizer["groups"])),
         seed=options.seed,
         fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-        label_range=(labels.low, labels.high) if labels is not None else None,
-        ignore_index=labels.ignore_index if labels is not None else None,
         class_axis=labels.class_axis if labels is not None else None,
+        prediction=predict.prediction,
     )
 
 
@@ -107,9 +107,16 @@ def _module_names(module: nn.Module, state: set[str]) -> dict[str, str]:
 
 def layer_decisions(graph: TrainingGraph) -> tuple[LayerDecision, ...]:
     """The decision about each layer, in forward order."""
-    return tuple(
-        LayerDecision(r.path, r.kind, "1-bit" if r.binarized else "fp32", r.reason, r.source) for r in graph.layers
-    )
+    return tuple(_decision(record) for record in graph.layers)
+
+
+def _decision(record: LayerRecord) -> LayerDecision:
+    decided, reason = "1-bit" if record.binarized else "fp32", record.reason
+    if record.grid is None:
+        return LayerDecision(record.path, record.kind, decided, reason, record.source)
+    kind = "both signs" if record.grid.signed else "no sign"
+    reason = f"{reason}; activations of {record.grid.bits} bits, {kind}, {record.grid.spacing:.3g} apart"
+    return LayerDecision(record.path, record.kind, decided, reason, record.source, record.grid.bits)
 
 
 def _classes(train: TrainingGraph, logits: TensorSpec) -> int | None:

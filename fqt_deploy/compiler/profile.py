@@ -90,6 +90,7 @@ def profile_artifact(source: ModelSource, output: Path) -> list[LayerTiming]:
 _LAYER_OPS = frozenset(
     {
         "pack_signs", "pack_weight", "transpose_packed_weight", "binary_conv2d", "quantize_pack_samples",
+        "pack_levels", "level_conv2d", "level_weight_grad", "level_sums",
         "quantize_pack_channels", "bitplane_conv2d_input_grad", "tap_sums", "pack_positions", "position_sums",
         "bitplane_weight_grad", "dequantize_weight_grad", "select_sampled", "select_topk", "quantization_grid",
         "stream_key", "position_statistics", "latent_weight_grad", "weight_scale", "conv2d", "conv2d_input_grad",
@@ -142,7 +143,7 @@ def _torch_seconds(source: ModelSource) -> dict[tuple[str, str], float]:
     layers = {n: m for n, m in source.module.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     handles = [module.register_forward_hook(record(name)) for name, module in layers.items()]
     with torch.no_grad():
-        source.module(source.example_inputs[0])
+        source.call.outputs(source.module, source.example_inputs)
     for handle in handles:
         handle.remove()
     found = {}

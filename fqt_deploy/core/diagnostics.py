@@ -25,7 +25,7 @@ CODES: dict[str, str] = {
     "FQT103": "the example inputs do not fit the model",
     "FQT104": "the model cannot be traced",
     "FQT105": "the model's output or loss has the wrong type",
-    "FQT106": "a trainable parameter receives no gradient",
+    "FQT106": "no parameter receives a gradient",
     "FQT107": "a prediction depends on more than its own sample and the state",
     # options and legality
     "FQT201": "the model uses operators that have no lowering",
@@ -37,6 +37,7 @@ CODES: dict[str, str] = {
     "FQT207": "a tuning log cannot be read",
     "FQT208": "the text of a graph cannot be read",
     "FQT209": "a list of passes cannot be read",
+    "FQT210": "an optimizer of PyTorch cannot be compiled or followed",
     # code generation
     "FQT301": "the generated program does not compile",
     "FQT302": "the C or C++ compiler is missing, or fails",
@@ -61,6 +62,7 @@ CODES: dict[str, str] = {
     "FQT510": "the data file cannot be used",
     "FQT511": "the loss is not finite",
     "FQT512": "the session cannot be used in this process or thread",
+    "FQT513": "a session cannot be copied, or has not what is asked of it",
     # bugs in the compiler
     "FQT900": "a compiler pass broke an invariant; please report it",
 }

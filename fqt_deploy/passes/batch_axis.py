@@ -25,7 +25,7 @@ def sample_axes(graph: TrainingGraph) -> dict[fx.Node, SampleAxis]:
     Values that no op's definition leads the samples to are left out. Of an op with several results, such as batch
     normalization, only the first one follows the samples.
     """
-    found = {graph.placeholder(name): LEADING for name in ("x", "y") if name in graph.inputs}
+    found = dict.fromkeys(graph.batch_inputs(), LEADING)
     for node in graph.graph.nodes:
         if node.op == "call_function" and (where := following(node, found, graph.batch)) is not None:
             found[node] = where
@@ -109,8 +109,9 @@ def gather_samples(
     if where == LEADING:
         grouped = emit(aten.view.default, value, [samples, extents[0] // samples, *extents[1:]])
         return emit(aten.view.default, emit(fqt.gather_rows.default, grouped, index), kept)
-    if value.target is fqt.sign.default:  # signs of kept samples are packed again: words hold no single sample
-        return emit(fqt.sign.default, gather_samples(emit, call_of(value).x, where, samples, index, keep))
+    if value.target in (fqt.sign.default, fqt.activation_levels.default):
+        # signs of kept samples are packed again: words hold no single sample
+        return emit.again(value, x=gather_samples(emit, call_of(value).x, where, samples, index, keep))
     rows = emit(fqt.gather_rows.default, samples_first(emit, value, where, samples), index)
     return samples_back(emit, rows, kept)
 

@@ -38,6 +38,8 @@ fqt = torch.ops.fqt
 
 SMALL = 16
 """A value counts as small if what is made of it has this many times as many elements: testing it takes no time then."""
+_PACKED = (fqt.pack_signs.default, fqt.pack_levels.default)
+"""Ops whose first operand loses NaN in them."""
 _HIDES = (aten.where.self, aten.sign.default)
 """Element-wise ops whose result need not be NaN where an operand is."""
 _PASSES = (
@@ -78,8 +80,8 @@ class ShowNan(Pass):
 
 def _tested(graph: TrainingGraph) -> Iterator[tuple[fx.Node, list[fx.Node]]]:
     """Nodes that NaN is lost in, or that tell of one that is, with the values to test."""
-    for node in graph.calls(fqt.pack_signs.default, fqt.weight_scale.default, fqt.position_statistics.default):
-        if node.target is fqt.pack_signs.default:
+    for node in graph.calls(*_PACKED, fqt.weight_scale.default, fqt.position_statistics.default):
+        if node.target in _PACKED:
             yield node, _sources(node.all_input_nodes[0], _inputs(graph))
         elif node.target is fqt.weight_scale.default:
             yield node, [node]
@@ -100,7 +102,7 @@ def _sources(signed: fx.Node, checked: frozenset[fx.Node]) -> list[fx.Node]:
 
 
 def _leaves(signed: fx.Node, limit: int, checked: frozenset[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
-    """What ``signed`` is computed from by ops that pass NaN on: values of at most ``limit`` elements, and larger ones."""
+    """What ``signed`` is computed from by ops that pass NaN on: values of up to ``limit`` elements, and larger ones."""
     small: dict[fx.Node, None] = {}
     large: dict[fx.Node, None] = {}
     seen: set[fx.Node] = set()

@@ -51,7 +51,7 @@ class Library(HostMemory):
         self._train_step, self._predict = machine["train_step"], machine["predict"]
 
     def train_step(self, *arrays: Array) -> tuple[float, Array]:
-        """Run one step on ``x, y, seed, lr, *state``; the state is changed in place.
+        """Run one step on ``*batch, seed, lr, *state``; the state is changed in place.
 
         Args:
             *arrays: in the manifest's order, C-contiguous and aligned to 64 bytes.
@@ -63,7 +63,7 @@ class Library(HostMemory):
         return float(loss), logits
 
     def predict(self, *arrays: Array) -> Array:
-        """Logits of ``x, *predict_state``; arguments as for ``train_step``."""
+        """Logits of ``*model_inputs, *predict_state``; arguments as for ``train_step``."""
         (logits,) = self._run(self._predict, arrays)
         return logits
 

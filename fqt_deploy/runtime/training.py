@@ -44,16 +44,16 @@ def train(
         FqtError: FQT511 if a loss is not finite; the file is as it was. FQT506 and FQT508 of ``save_checkpoint``.
     """
     batch = session.manifest.batch
-    steps = len(data.x) // batch
+    steps = len(data) // batch
     total = epochs * steps
     initial = session.lr if isinstance(session.lr, tuple) else (session.lr,)
     while (done := session.step_count) < total:
         epoch, position = divmod(done, steps)
-        order = np.random.default_rng([session.seed & _UNSIGNED, epoch]).permutation(len(data.x))
+        order = np.random.default_rng([session.seed & _UNSIGNED, epoch]).permutation(len(data))
         if cosine:
             session.lr = [rate * 0.5 * (1 + math.cos(math.pi * done / total)) for rate in initial]
         rows = order[position * batch : (position + 1) * batch]
-        loss = session.step(data.x[rows], data.y[rows], check=True)
+        loss = session.step(data.rows(rows), check=True)
         show(done + 1, epoch, loss)
         ends = stopped()
         if ends or position == steps - 1:
@@ -73,9 +73,13 @@ def accuracy(session: Session, data: Data) -> tuple[float, int]:
     """
     manifest = session.manifest
     axis = -1 if manifest.class_axis is None else manifest.class_axis
-    labels: NDArray[Any] = data.y
-    predicted = session.predict(data.x).argmax(axis).reshape(labels.shape)
-    counts = np.ones(labels.shape, bool) if manifest.ignore_index is None else labels != manifest.ignore_index
+    spec = manifest.labels
+    assert spec is not None, "accuracy needs labels"
+    assert spec.values is not None
+    labels: NDArray[Any] = data.arrays[spec.name]
+    predicted = session.predict(dict(data.arrays)).argmax(axis).reshape(labels.shape)
+    ignored = spec.values.ignore_index
+    counts = np.ones(labels.shape, bool) if ignored is None else labels != ignored
     if not counts.any():
         raise FqtError("no label counts: the loss leaves them all out", code="FQT510", hint="leave --eval-data out")
     return float((predicted == labels)[counts].mean()), int(counts.sum())

@@ -252,10 +252,8 @@ REFUSED = {
     "control flow": (branch, "FQT104", "data-dependent"),
     "error in forward": (lambda m, x: m.absent(x), "FQT104", "absent"),
     "wrong shape": (lambda m, x: m.a(m.b(x)), "FQT104", ""),
-    "tuple": (lambda m, x: (m.b(m.a(x)), x), "FQT105", "tuple"),
-    "tuple in evaluation": (lambda m, x: m.b(m.a(x)) if m.training else (m.b(m.a(x)), x), "FQT105", "evaluation"),
-    "unused parameter": (lambda m, x: m.b(x), "FQT106", "a.weight, a.bias"),
-    "detached": (lambda m, x: m.b(m.a(x).detach()), "FQT106", "a.weight, a.bias"),
+    "a word in evaluation": (lambda m, x: m.b(m.a(x)) if m.training else "logits", "FQT105", "a str in evaluation"),
+    "detached": (lambda m, x: m.b(m.a(x)).detach().requires_grad_(), "FQT106", "a.weight, a.bias, b.weight, b.bias"),
 }
 
 

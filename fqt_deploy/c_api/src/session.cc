@@ -80,16 +80,69 @@ void CheckFinite(const TensorSpec& spec, const char* data, size_t bytes) {
   if (spec.dtype == "float64") CheckFloats(spec, reinterpret_cast<const double*>(data), bytes / sizeof(double));
 }
 
-void CheckLabels(const TensorSpec& spec, const char* data, const LabelRange& labels) {
-  for (size_t i = 0; i < spec.Elements(); ++i) {
-    int64_t label;
-    std::memcpy(&label, data + i * sizeof label, sizeof label);
-    if ((label < labels.low || label >= labels.high) && labels.ignore_index != label) {
-      throw Error(kBadLabel, spec.name + "[" + std::to_string(i) + "] is " + std::to_string(label) +
-                                 "; labels go from " + std::to_string(labels.low) + " to " +
-                                 std::to_string(labels.high - 1));
+void CheckRange(const InputSpec& spec, const char* data, size_t count) {
+  if (!spec.values) return;
+  const IndexRange& range = *spec.values;
+  const size_t width = ItemSize(spec.dtype);
+  for (size_t i = 0; i < count; ++i) {
+    int64_t value;
+    if (width == sizeof(int32_t)) {
+      int32_t narrow;
+      std::memcpy(&narrow, data + i * width, width);
+      value = narrow;
+    } else {
+      std::memcpy(&value, data + i * width, width);
+    }
+    if ((value < range.low || value >= range.high) && range.ignore_index != value) {
+      throw Error(kBadLabel, spec.name + "[" + std::to_string(i) + "] is " + std::to_string(value) + "; " +
+                                 (spec.target ? "labels" : "indices") + " go from " + std::to_string(range.low) +
+                                 " to " + std::to_string(range.high - 1));
     }
   }
+}
+
+// A boolean is one byte, 0 or 1.
+void CheckBooleans(const TensorSpec& spec, const char* data, size_t bytes) {
+  if (spec.dtype != "bool") return;
+  for (size_t i = 0; i < bytes; ++i) {
+    if (data[i] != 0 && data[i] != 1) {
+      throw Error(kBadShape, spec.name + "[" + std::to_string(i) + "] is neither 0 nor 1");
+    }
+  }
+}
+
+std::string Names(const std::vector<InputSpec>& specs, size_t count) {
+  std::string text;
+  for (size_t i = 0; i < count; ++i) text += (i > 0 ? ", " : "") + specs[i].name;
+  return text;
+}
+
+// The arrays for the first `count` of `specs`, in their order; kBadShape for others. Targets may be there all the same.
+std::vector<const Given*> InOrder(const std::vector<InputSpec>& specs, size_t count, const std::vector<Given>& given) {
+  std::vector<const Given*> found(specs.size(), nullptr);
+  for (const Given& array : given) {
+    const auto spec = std::find_if(specs.begin(), specs.end(), [&](const InputSpec& s) { return s.name == array.name; });
+    if (spec == specs.end()) {
+      throw Error(kBadShape, "there is no input " + array.name + "; the inputs are " + Names(specs, count));
+    }
+    const Given*& place = found[static_cast<size_t>(spec - specs.begin())];
+    if (place != nullptr) throw Error(kBadShape, array.name + " is passed twice");
+    place = &array;
+  }
+  for (size_t i = 0; i < count; ++i) {
+    if (found[i] == nullptr) throw Error(kBadShape, "there is no value for " + specs[i].name);
+  }
+  found.resize(count);
+  return found;
+}
+
+// kBadShape unless `array` has the extents of `spec` but for the first one, which is `samples`.
+void CheckExtents(const InputSpec& spec, const Given& array, int64_t samples) {
+  std::vector<int64_t> expected = spec.shape;
+  expected[0] = samples;
+  if (array.shape == expected) return;
+  throw Error(kBadShape, TensorSpec{spec.name, spec.dtype, array.shape}.Describe() + " is passed as " + spec.name +
+                             ", expected " + TensorSpec{spec.name, spec.dtype, expected}.Describe());
 }
 
 template <typename T>
@@ -198,7 +251,8 @@ int64_t CountOf(const TensorSpec& spec, const char* data) {
 struct Session::Impl {
   Manifest manifest;
   ffi::Function train_step, predict;
-  ffi::Tensor x, y, seed, lr;
+  ffi::Tensor seed, lr;
+  std::vector<ffi::Tensor> inputs;
   std::vector<ffi::Tensor> state;
   std::vector<ffi::Tensor> predict_state;
   std::vector<double> rates;
@@ -209,6 +263,16 @@ struct Session::Impl {
     std::unique_lock<std::mutex> lock(turn, std::try_to_lock);
     if (!lock) throw Error(kWrongThread, "another thread is using this session; give each thread one of its own");
     return lock;
+  }
+
+  // Copy `bytes` of samples to the place of an input, and check them there.
+  void Fill(size_t index, const char* source, size_t bytes) {
+    const InputSpec& spec = manifest.inputs[index];
+    char* const place = Data(inputs[index]);
+    std::memcpy(place, source, bytes);
+    CheckFinite(spec, place, bytes);
+    CheckBooleans(spec, place, bytes);
+    CheckRange(spec, place, bytes / ItemSize(spec.dtype));
   }
 
   void SetRates(const std::vector<double>& values) {
@@ -238,8 +302,7 @@ Session::Session(const std::string& folder) : impl_(std::make_unique<Impl>()) {
   const TensorFile file = ParseTensors(artifact.state, folder + "/state.safetensors");
   const std::string misfit = Misfit(my.manifest.state, file.tensors);
   if (!misfit.empty()) throw Error(kDamaged, folder + "/state.safetensors: " + misfit);
-  my.x = EmptyTensor(my.manifest.x);
-  my.y = EmptyTensor(my.manifest.y);
+  for (const InputSpec& spec : my.manifest.inputs) my.inputs.push_back(EmptyTensor(spec));
   my.seed = EmptyTensor({"seed", "int64", {}});
   my.lr = EmptyTensor({"lr", "float32", {static_cast<int64_t>(my.manifest.rates.size())}});
   for (const TensorSpec& spec : my.manifest.state) my.state.push_back(EmptyTensor(spec));
@@ -265,17 +328,26 @@ Session::~Session() = default;
 const Manifest& Session::manifest() const { return impl_->manifest; }
 
 float Session::Step(const void* x, size_t x_bytes, const void* y, size_t y_bytes) {
+  const std::vector<InputSpec>& inputs = impl_->manifest.inputs;
+  if (inputs.size() != 2 || !inputs[1].target) {
+    throw Error(kBadShape, "the step takes " + Names(inputs, inputs.size()) + ": call fqt_train");
+  }
+  CheckSize(inputs[0], inputs[0].Bytes(), x_bytes);
+  CheckSize(inputs[1], inputs[1].Bytes(), y_bytes);
+  return Train({{inputs[0].name, x, inputs[0].shape}, {inputs[1].name, y, inputs[1].shape}});
+}
+
+float Session::Train(const std::vector<Given>& batch) {
   Impl& my = *impl_;
   const auto turn = my.TakeTurn();
   EnterProcess();
-  CheckSize(my.manifest.x, my.manifest.x.Bytes(), x_bytes);
-  CheckSize(my.manifest.y, my.manifest.y.Bytes(), y_bytes);
-  std::memcpy(Data(my.x), x, x_bytes);
-  std::memcpy(Data(my.y), y, y_bytes);
-  CheckFinite(my.manifest.x, Data(my.x), x_bytes);
-  CheckFinite(my.manifest.y, Data(my.y), y_bytes);
-  if (my.manifest.labels) CheckLabels(my.manifest.y, Data(my.y), *my.manifest.labels);
-  std::vector<ffi::Tensor> arguments{my.x, my.y, my.seed, my.lr};
+  const std::vector<InputSpec>& specs = my.manifest.inputs;
+  const std::vector<const Given*> arrays = InOrder(specs, specs.size(), batch);
+  for (size_t i = 0; i < specs.size(); ++i) CheckExtents(specs[i], *arrays[i], specs[0].shape[0]);
+  for (size_t i = 0; i < specs.size(); ++i) my.Fill(i, static_cast<const char*>(arrays[i]->data), specs[i].Bytes());
+  std::vector<ffi::Tensor> arguments = my.inputs;
+  arguments.push_back(my.seed);
+  arguments.push_back(my.lr);
   arguments.insert(arguments.end(), my.state.begin(), my.state.end());
   float loss = 0;
   CallFromOneThread([&] {
@@ -286,31 +358,72 @@ float Session::Step(const void* x, size_t x_bytes, const void* y, size_t y_bytes
 }
 
 void Session::Predict(const void* x, size_t x_bytes, void* logits, size_t logits_bytes) {
+  const Manifest& manifest = impl_->manifest;
+  const InputSpec& spec = manifest.inputs[0];
+  if (manifest.ModelInputs() != 1) {
+    throw Error(kBadShape,
+                "the model takes " + Names(manifest.inputs, manifest.ModelInputs()) + ": call fqt_predict_arrays");
+  }
+  const size_t row = spec.Bytes() / manifest.Batch();
+  if (row == 0 || x_bytes % row != 0) {
+    throw Error(kBadShape,
+                spec.name + " has " + std::to_string(x_bytes) + " bytes; a sample has " + std::to_string(row));
+  }
+  std::vector<int64_t> shape = spec.shape;
+  shape[0] = static_cast<int64_t>(x_bytes / row);
+  PredictArrays({{spec.name, x, shape}}, logits, logits_bytes);
+}
+
+void Session::PredictArrays(const std::vector<Given>& inputs, void* logits, size_t logits_bytes) {
   Impl& my = *impl_;
   const auto turn = my.TakeTurn();
   EnterProcess();
-  const size_t batch = static_cast<size_t>(my.manifest.x.shape[0]);
-  const size_t row = my.manifest.x.Bytes() / batch, result_row = my.manifest.logits.Bytes() / batch;
-  if (row == 0 || x_bytes % row != 0) {
-    throw Error(kBadShape, "x has " + std::to_string(x_bytes) + " bytes; a sample has " + std::to_string(row));
-  }
-  const size_t samples = x_bytes / row;
-  if (logits_bytes != samples * result_row) {
+  const std::vector<InputSpec>& specs = my.manifest.inputs;
+  const size_t count = my.manifest.ModelInputs(), batch = my.manifest.Batch();
+  const std::vector<const Given*> arrays = InOrder(specs, count, inputs);
+  const int64_t samples = arrays[0]->shape.empty() ? -1 : arrays[0]->shape[0];
+  for (size_t i = 0; i < count; ++i) CheckExtents(specs[i], *arrays[i], samples);
+  const auto total = static_cast<size_t>(samples);
+  const size_t result_row = my.manifest.logits.Bytes() / batch;
+  if (logits_bytes != total * result_row) {
     throw Error(kBadShape, "there is room for " + std::to_string(logits_bytes) + " bytes of logits; " +
-                               std::to_string(samples) + " samples have " + std::to_string(samples * result_row));
+                               std::to_string(total) + " samples have " + std::to_string(total * result_row));
   }
-  for (size_t start = 0; start < samples; start += batch) {
-    const size_t count = std::min(batch, samples - start);
-    std::memcpy(Data(my.x), static_cast<const char*>(x) + start * row, count * row);
-    std::memset(Data(my.x) + count * row, 0, (batch - count) * row);
-    CheckFinite(my.manifest.x, Data(my.x), batch * row);
-    std::vector<ffi::Tensor> arguments{my.x};
+  for (size_t start = 0; start < total; start += batch) {
+    const size_t rows = std::min(batch, total - start);
+    for (size_t i = 0; i < count; ++i) {
+      const size_t row = specs[i].Bytes() / batch;
+      my.Fill(i, static_cast<const char*>(arrays[i]->data) + start * row, rows * row);
+      char* const data = Data(my.inputs[i]);  // the last sample fills up the batch
+      for (size_t at = rows; at < batch; ++at) std::memcpy(data + at * row, data + (rows - 1) * row, row);
+    }
+    std::vector<ffi::Tensor> arguments(my.inputs.begin(), my.inputs.begin() + static_cast<std::ptrdiff_t>(count));
     arguments.insert(arguments.end(), my.predict_state.begin(), my.predict_state.end());
     CallFromOneThread([&] {
       const auto results = Call(my.predict, arguments, {my.manifest.logits});
-      std::memcpy(static_cast<char*>(logits) + start * result_row, Data(results[0]), count * result_row);
+      std::memcpy(static_cast<char*>(logits) + start * result_row, Data(results[0]), rows * result_row);
     });
   }
+}
+
+void Session::UseAverages(bool yes) {
+  Impl& my = *impl_;
+  const auto turn = my.TakeTurn();
+  const std::string param = "param/", average = "ema/";
+  std::vector<ffi::Tensor> chosen;
+  bool any = false;
+  for (const std::string& name : my.manifest.predict_state) {
+    size_t index = my.IndexOf(name);
+    for (size_t i = 0; yes && name.rfind(param, 0) == 0 && i < my.manifest.state.size(); ++i) {
+      if (my.manifest.state[i].name == average + name.substr(param.size())) {
+        index = i;
+        any = true;
+      }
+    }
+    chosen.push_back(my.state[index]);
+  }
+  if (yes && !any) throw Error(kNotThere, "the step keeps no averages; compile it with --ema 0.999");
+  my.predict_state = chosen;
 }
 
 const std::vector<double>& Session::rates() const { return impl_->rates; }
