@@ -232,8 +232,7 @@ def _flips(
     graph: TrainingGraph, source: ModelSource, options: CompileOptions, eager: nn.Module
 ) -> dict[str, tuple[int, int]]:
     given = {
-        "x": source.example_inputs[0],
-        "y": source.example_inputs[1],
+        **{spec.name: tensor for spec, tensor in zip(graph.signature, source.example_inputs, strict=True)},
         "seed": torch.tensor(options.seed),
         "lr": torch.tensor(options.optimizer.lrs()),
     } | {name: tensor.initial for name, tensor in graph.state.items()}

@@ -14,7 +14,7 @@ from fqt_deploy.passes.choose_bits import SPACINGS, spacing_of
 
 def grids(module, x, **options):
     """The grids of the layers of a classifier, of the training step and of the prediction."""
-    source = ModelSource("test", None, module, nn.functional.cross_entropy, (x, torch.zeros(len(x), dtype=torch.long)))
+    source = ModelSource(module, nn.functional.cross_entropy, (x, torch.zeros(len(x), dtype=torch.long)))
     lowered = lower_model(source, CompileOptions(**options))
     train, predict = ({r.path: r.grid for r in graph.layers} for graph in (lowered.train, lowered.predict))
     assert train == predict
