@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import gc
 import sys
 import time
@@ -22,6 +23,7 @@ from fqt_deploy.cli_options import COMMAND_OPTIONS, SUFFIXES, CommandOptions
 from fqt_deploy.command_line import SectionedCommand, given_options, with_flags
 from fqt_deploy.core.compiler_extra import require_compiler
 from fqt_deploy.core.diagnostics import FqtError, InvariantError
+from fqt_deploy.core.onnx_names import step_files
 from fqt_deploy.runtime.artifact import check_replaceable
 from fqt_deploy.settings import all_settings, merge_settings, options_of
 
@@ -47,6 +49,7 @@ Examples:
   fqt-compile model.py --tune                           measure tiles of 1-bit products here first
   fqt-compile model.py --target rpi5                    for a Raspberry Pi 5, on a PC
   fqt-compile model.py --emit onnx --emit onnx-infer    model.onnx and model.infer.onnx, for ONNX Runtime
+  fqt-compile model.py --emit onnx-step                 for ONNX Runtime in a browser, in Node, anywhere
 
 \b
 MODEL.py defines
@@ -149,7 +152,9 @@ def _run_passes(model: Path, command: CommandOptions, given: dict[str, Any]) -> 
     from fqt_deploy.compiler.run_passes import run_passes
 
     assert command.passes is not None
-    text = run_passes(model, command.passes, batch=command.batch)
+    if len(command.batch) > 1:
+        raise FqtError("passes run on one graph", code="FQT202", hint="give --batch one number")
+    text = run_passes(model, command.passes, batch=next(iter(command.batch), None))
     if command.output is None:
         click.echo(text, nl=False)
         return
@@ -165,6 +170,15 @@ def _outputs(stem: Path, output: Path | None, kinds: tuple[str, ...]) -> dict[st
         return {kinds[0]: output}
     stem = stem if output is None else output.with_suffix("") if output.suffix in SUFFIXES.values() else output
     return {kind: stem.with_name(stem.name + SUFFIXES[kind]) for kind in kinds}
+
+
+def _written(outputs: dict[str, Path]) -> Iterator[Path]:
+    """The files and folders beside the artifact."""
+    for kind, path in outputs.items():
+        if kind == "onnx-step":
+            yield from dataclasses.astuple(step_files(path))
+        elif kind != "so":
+            yield path
 
 
 def _check(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
@@ -205,6 +219,7 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
             compile_model,
             export_onnx,
             export_onnx_inference,
+            export_onnx_step,
             lower_model,
             profile_artifact,
         )
@@ -227,6 +242,9 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
         if "onnx-infer" in outputs:
             progress("writing the prediction as ONNX")
             export_onnx_inference(source, options, lowered, outputs["onnx-infer"])
+        if "onnx-step" in outputs:
+            progress("writing step, prediction and state for any ONNX Runtime")
+            export_onnx_step(source, options, lowered, outputs["onnx-step"])
         if "onnx-plugin" in outputs:
             progress("compiling the plug-in's kernels")
             export_plugin(lowered, target, outputs["onnx-plugin"])
@@ -240,7 +258,7 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
         console.print(f"--agp {lowered.train.selection}: {lowered.train.selection_note}", highlight=False, markup=False)
     for note in lowered.train.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-    for path in (path for kind, path in outputs.items() if kind != "so"):
+    for path in _written(outputs):
         files = path.rglob("*") if path.is_dir() else [path]
         size = sum(file.stat().st_size for file in files if file.is_file())
         console.print(f"{path}: {megabytes(size)}", highlight=False)

@@ -17,6 +17,7 @@ from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from fqt_deploy.capture.check_model import check_model, untrained_parameters
 from fqt_deploy.capture.decompositions import decompositions
 from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export, refuse_custom_functions
+from fqt_deploy.capture.form_attention import form_attention
 from fqt_deploy.capture.label_range import find_labels
 from fqt_deploy.capture.model_call import ModelCall, describe_call, predicted
 from fqt_deploy.capture.model_state import constant_name, constant_state, model_state
@@ -116,6 +117,7 @@ def _export(step: nn.Module, args: tuple[Tensor, ...]) -> tuple[nn.Module, dict[
     """The functional module, and the tensors in it that are no state of ``step.model``, by name in the module."""
     try:
         program = torch.export.export(step, args, strict=False)
+        form_attention(program)
         module = program.module(check_guards=False)
     except FqtError:
         raise
@@ -142,6 +144,8 @@ def _training_graph(
         if kind == "TangentAOTInput":
             _replace_tangent(traced, node)
             continue
+        if kind == "ForwardTokenAOTInput":
+            raise _checks_values(node)
         if kind == "PlainAOTInput":
             inputs.append(call.signature[described.idx].name)
         elif described.target in constants:
@@ -161,6 +165,18 @@ def _training_graph(
     module = fx.GraphModule(traced, traced.graph)
     graph = TrainingGraph(module, inputs, names, state, call.batch, signature=call.signature, notes=notes)
     return data_first(graph)
+
+
+def _checks_values(token: fx.Node) -> FqtError:
+    """FQT104 for the first of the operators that ``token`` keeps in order: they raise errors that values decide on."""
+    ordered = next(iter(token.users), token)
+    checked = next((a for a in ordered.args if isinstance(a, torch._ops.OpOverload)), ordered.target)
+    return FqtError(
+        f"an operator checks values while it runs ({checked}), which a compiled step does not do",
+        code="FQT104",
+        node=ordered,
+        hint="write it without matrix inverses, decompositions and solvers of torch.linalg",
+    )
 
 
 def _replace_tangent(traced: fx.GraphModule, node: fx.Node) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from fqt_deploy.capture.check_prediction import refuse_mixed_samples, refuse_moving_state, refuse_random
 from fqt_deploy.capture.decompositions import decompositions
 from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export
+from fqt_deploy.capture.form_attention import form_attention
 from fqt_deploy.capture.label_range import find_labels
 from fqt_deploy.capture.model_call import ModelCall, describe_call, predicted
 from fqt_deploy.capture.model_state import constant_name, constant_state, model_state
@@ -88,7 +89,9 @@ def _trace(predict: _PredictModule, inputs: tuple[Tensor, ...]) -> TrainingGraph
     model = predict.model
     call = predict.call.resized(int(inputs[0].shape[0]))
     try:
-        program = torch.export.export(predict, inputs, strict=False).run_decompositions(decompositions())
+        program = torch.export.export(predict, inputs, strict=False)
+        form_attention(program)
+        program = program.run_decompositions(decompositions())
     except FqtError:
         raise
     except Exception as error:

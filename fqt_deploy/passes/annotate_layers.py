@@ -199,7 +199,7 @@ def _record(node: fx.Node, weight: str, index: int) -> LayerRecord:
     linear = node.target in (fqt.linear.default, fqt.linear_input_grad.default)
     kind: Literal["conv2d", "linear"] = "linear" if linear else "conv2d"
     location = SourceLocation.of(node)
-    source = str(location) if location else None
+    source = location.portable if location else None
     return LayerRecord(path, kind, index, source=source, weight=weight)
 
 

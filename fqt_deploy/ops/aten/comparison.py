@@ -71,6 +71,10 @@ def _or(a: Any, b: Any) -> Any:
     return tirx.Or(a, b) if dtype_of(a) == "bool" else a | b
 
 
+def _xor(a: Any, b: Any) -> Any:
+    return tirx.NE(_comparable(a), _comparable(b)) if dtype_of(a) == "bool" else a ^ b
+
+
 def _not(a: Any) -> Any:
     return tirx.Not(a) if dtype_of(a) == "bool" else ~a
 
@@ -88,6 +92,13 @@ pointwise(
 )
 pointwise(
     aten.logical_or.default, expression=_or, onnx="Or", flops=1, samples=_MASKS, zero=zero_with_all("self", "other")
+)
+pointwise(
+    aten.bitwise_xor.Tensor, expression=_xor, onnx=_by_type("Xor", "BitwiseXor"), flops=1, samples=_BITS,
+    zero=zero_with_all("self", "other"),
+)  # fmt: skip
+pointwise(
+    aten.logical_xor.default, expression=_xor, onnx="Xor", flops=1, samples=_MASKS, zero=zero_with_all("self", "other")
 )
 pointwise(aten.logical_not.default, expression=_not, onnx="Not", flops=1, samples=[call(MASK)], zero=NEVER_ZERO)
 pointwise(

@@ -10,11 +10,14 @@ from tvm import tirx
 
 from fqt_deploy.targets.base import ScheduleRule, Target
 from fqt_deploy.targets.cpu.features import cpu_features, host_cpu, llvm_target
+from fqt_deploy.targets.cpu.fp32.fp32_attention import Fp32AttentionRule
+from fqt_deploy.targets.cpu.fp32.fp32_attention_backward import Fp32AttentionBackwardRule
 from fqt_deploy.targets.cpu.fp32.fp32_convolution import Fp32ConvolutionRule
 from fqt_deploy.targets.cpu.fp32.fp32_depthwise import Fp32DepthwiseRule
 from fqt_deploy.targets.cpu.fp32.fp32_depthwise_weight_grad import Fp32DepthwiseWeightGradRule
 from fqt_deploy.targets.cpu.fp32.fp32_few_taps_weight_grad import Fp32FewTapsWeightGradRule
 from fqt_deploy.targets.cpu.fp32.fp32_input_grad import Fp32InputGradRule
+from fqt_deploy.targets.cpu.fp32.fp32_matmul import Fp32MatmulRule
 from fqt_deploy.targets.cpu.fp32.fp32_weight_grad import Fp32WeightGradRule
 from fqt_deploy.targets.cpu.generic.elementwise import ElementwiseRule
 from fqt_deploy.targets.cpu.generic.in_order import InOrderRule
@@ -45,6 +48,9 @@ RULES: tuple[ScheduleRule, ...] = (
     QuantizePackChannelsRule(),
     TransposePackedWeightRule(),
     # fp32 products
+    Fp32AttentionRule(),
+    Fp32AttentionBackwardRule(),
+    Fp32MatmulRule(),
     Fp32ConvolutionRule(),
     Fp32InputGradRule(),
     Fp32FewTapsWeightGradRule(),
