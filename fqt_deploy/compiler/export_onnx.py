@@ -43,7 +43,7 @@ def export_onnx(source: ModelSource, options: CompileOptions, lowered: LoweredMo
         FqtError: FQT203 for an op that ONNX Runtime could not compute exactly, FQT508 if the file cannot be written.
     """
     initial = {
-        **initial_state(lowered.train),
+        **initial_state(*lowered.graphs()),
         "seed": np.array(options.seed, dtype=np.int64),
         "lr": np.array(options.optimizer.lrs(), dtype=np.float32),
     }
@@ -67,7 +67,7 @@ def export_onnx_any_batch(source: ModelSource, options: CompileOptions, output: 
         FqtError: as ``export_onnx``; also FQT203 where something depends on the batch that ONNX has fixed.
     """
     batch = source.call.batch
-    more = source.resized(batch + 1)
+    source, more = source.resized(batch), source.resized(batch + 1)
     lowered = lower_model(source, options)
     larger = _prediction(more, lower_model(more, options))
     model = with_any_batch(_prediction(source, lowered), larger, batch, batch + 1)
@@ -75,7 +75,8 @@ def export_onnx_any_batch(source: ModelSource, options: CompileOptions, output: 
 
 
 def _prediction(source: ModelSource, lowered: LoweredModel) -> ModelProto:
-    initial = {name: array for name, array in initial_state(lowered.train).items() if name in lowered.predict.inputs}
+    state = initial_state(*lowered.graphs())
+    initial = {name: array for name, array in state.items() if name in lowered.predict.inputs}
     return _model(source, lowered.predict, initial, training=False)
 
 
@@ -97,7 +98,7 @@ def export_onnx_step(source: ModelSource, options: CompileOptions, lowered: Lowe
     _write(step, manifest, options, files.step)
     _write(prediction, manifest, options, files.prediction)
     settings = {"seed": str(options.seed), "lr": json.dumps(list(options.optimizer.lrs()))}
-    save_checkpoint(files.state, manifest, initial_state(lowered.train), settings)
+    save_checkpoint(files.state, manifest, initial_state(*lowered.graphs()), settings)
 
 
 def _model(
@@ -108,6 +109,8 @@ def _model(
 
 
 def _manifest(source: ModelSource, options: CompileOptions, lowered: LoweredModel) -> Manifest:
+    if source.others:
+        raise FqtError("an ONNX file holds a step for one shape of batches", code="FQT202", hint="choose one --batch")
     return describe_model(source, options, lowered.train, lowered.predict, target={"name": "onnx"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fqt_deploy.runtime.choose_variant import batch_sizes
 from fqt_deploy.runtime.load_ahead import LoaderTime, load_ahead
 from fqt_deploy.runtime.preparation import Prepared
 from fqt_deploy.runtime.session import Session
@@ -81,8 +83,9 @@ def train(
         FqtError: FQT511 if a loss is not finite; the file is as it was. FQT506 and FQT508 of ``save_checkpoint``, and
             what reading the data raises.
     """
-    batch = session.manifest.batch
-    steps = len(data) // batch
+    sizes = batch_sizes(session.manifest.variants, len(data))
+    starts = [0, *itertools.accumulate(sizes)]
+    steps = len(sizes)
     total = epochs * steps
     initial = session.lr if isinstance(session.lr, tuple) else (session.lr,)
 
@@ -95,7 +98,7 @@ def train(
     while (done := session.step_count) < total:
         epoch, position = divmod(done, steps)
         order = np.random.default_rng([session.seed & _UNSIGNED, epoch]).permutation(len(data))
-        rows = [order[start * batch : (start + 1) * batch] for start in range(position, steps)]
+        rows = [order[starts[i] : starts[i + 1]] for i in range(position, steps)]
         with load_ahead(lambda index, at=epoch: data.batch(index, at), rows, progress.loader) as batches:
             for arrays in batches:
                 if not schedule.is_constant:
