@@ -234,7 +234,7 @@ class _Run:
 
     def _open(self, path: Path, session: Session, *, training: bool) -> Prepared:
         """The data at ``path`` as the step takes them; FQT510 if they are less than a batch to train on."""
-        from fqt_deploy.runtime.choose_variant import sizes_of_samples
+        from fqt_deploy.runtime.choose_variant import batch_sizes
         from fqt_deploy.runtime.data_file import read_data
         from fqt_deploy.runtime.preparation import Preparation, Prepared
         from fqt_deploy.runtime.sources.open_source import is_source, open_source
@@ -243,9 +243,8 @@ class _Run:
         preparation = Preparation(_numbers("--mean", self.mean), _numbers("--std", self.std), self.flip, self.crop)
         preparation.check(manifest.model_inputs[0].shape[1:])
         source = open_source(path, manifest) if is_source(path) else read_data(path, manifest)
-        least = min(sizes_of_samples(manifest.variants))
-        if training and len(source) < least:
-            raise FqtError(f"{path} holds {len(source)} samples; a batch takes {least}", code="FQT510")
+        if training and not batch_sizes(manifest.variants, len(source)):
+            raise FqtError(f"{path} holds {len(source)} samples; a batch takes {manifest.batch}", code="FQT510")
         return Prepared(source, preparation, manifest, str(path), session.seed)
 
     def _check_replaceable(self) -> None:

@@ -75,8 +75,7 @@ def export_onnx_any_batch(source: ModelSource, options: CompileOptions, output: 
 
 
 def _prediction(source: ModelSource, lowered: LoweredModel) -> ModelProto:
-    state = initial_state(*lowered.graphs())
-    initial = {name: array for name, array in state.items() if name in lowered.predict.inputs}
+    initial = {name: array for name, array in initial_state(*lowered.graphs()).items() if name in lowered.predict.inputs}
     return _model(source, lowered.predict, initial, training=False)
 
 

@@ -98,7 +98,7 @@ def train(
     while (done := session.step_count) < total:
         epoch, position = divmod(done, steps)
         order = np.random.default_rng([session.seed & _UNSIGNED, epoch]).permutation(len(data))
-        rows = [order[starts[i] : starts[i + 1]] for i in range(position, steps)]
+        rows = [order[start:end] for start, end in itertools.pairwise(starts[position:])]
         with load_ahead(lambda index, at=epoch: data.batch(index, at), rows, progress.loader) as batches:
             for arrays in batches:
                 if not schedule.is_constant:
