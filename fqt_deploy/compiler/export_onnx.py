@@ -75,7 +75,8 @@ def export_onnx_any_batch(source: ModelSource, options: CompileOptions, output: 
 
 
 def _prediction(source: ModelSource, lowered: LoweredModel) -> ModelProto:
-    initial = {name: array for name, array in initial_state(*lowered.graphs()).items() if name in lowered.predict.inputs}
+    state = initial_state(*lowered.graphs())
+    initial = {name: array for name, array in state.items() if name in lowered.predict.inputs}
     return _model(source, lowered.predict, initial, training=False)
 
 
