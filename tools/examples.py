@@ -15,9 +15,12 @@ _FOLDER = Path(__file__).resolve().parents[1] / "examples"
 EXAMPLES: dict[str, Path] = {
     "digits": _FOLDER / "digits_cnn.py",
     "mixer": _FOLDER / "mlp_mixer.py",
+    "mobilenet_v3": _FOLDER / "mobilenet_v3.py",
     "resnet18": _FOLDER / "resnet18_cifar.py",
+    "unet": _FOLDER / "unet.py",
     "vgg16": _FOLDER / "vgg16_cifar.py",
     "vgg16_imagenet": _FOLDER / "vgg16_imagenet.py",
+    "vit_s16": _FOLDER / "vit_s16.py",
 }
 """The model files of the examples by name."""
 
