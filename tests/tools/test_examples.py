@@ -9,7 +9,7 @@ from fqt_deploy.compiler import check_model
 from fqt_deploy.core.options import CompileOptions
 from tools.examples import EXAMPLES, load_example
 
-PARAMETERS = {"mobilenet_v3": 1_528_106, "unet": 1_927_075, "vit_s16": 21_608_074}
+PARAMETERS = {"mobilenet_v3": 1_528_106, "unet": 1_927_075, "vit_s16_96": 21_608_074}
 """Those of torchvision's MobileNetV3-Small and of timm's ViT-S/16 for ten classes; the latter for 96x96 pixels."""
 
 
