@@ -152,7 +152,9 @@ def _run_passes(model: Path, command: CommandOptions, given: dict[str, Any]) -> 
     from fqt_deploy.compiler.run_passes import run_passes
 
     assert command.passes is not None
-    text = run_passes(model, command.passes, batch=command.batch)
+    if len(command.batch) > 1:
+        raise FqtError("passes run on one graph", code="FQT202", hint="give --batch one number")
+    text = run_passes(model, command.passes, batch=next(iter(command.batch), None))
     if command.output is None:
         click.echo(text, nl=False)
         return

@@ -55,11 +55,12 @@ class OnnxLibrary(HostMemory):
         self._infer = None if infer is None else _read_model(infer)
         self._prediction: InferenceSession | None = None
 
-    def train_step(self, *arrays: Array) -> tuple[float, Array]:
+    def train_step(self, *arrays: Array, variant: int = 0) -> tuple[float, Array]:
         """Run one step on ``*batch, seed, lr, *state``; the state is changed in place.
 
         Args:
             *arrays: in the manifest's order.
+            variant: 0: a file holds one.
 
         Returns:
             The loss and the logits.
@@ -100,8 +101,9 @@ class OnnxLibrary(HostMemory):
         _set_initializers(self._infer, {name: state[name] for name in self._manifest.predict_state})
         self._prediction = _session(self._infer.SerializeToString(), self.path, self._plugin)
 
-    def predict(self, *arrays: Array) -> Array:
-        """Logits of the model's inputs, the first arrays; the state is the other ones, or that of ``prepare_prediction``."""
+    def predict(self, *arrays: Array, variant: int = 0) -> Array:
+        """Logits of the model's inputs, which come first; the state comes next, or was prepared."""
+        assert variant == 0
         assert self._prediction is not None
         inputs = [spec.name for spec in self._manifest.model_inputs]
         names = [*inputs, *self._manifest.predict_state] if self._takes_state else inputs

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fqt_deploy.capture.load_weights import load_weights
-from fqt_deploy.capture.model_call import ModelCall, describe_call, returned_loss
+from fqt_deploy.capture.model_call import ModelCall, describe_call, is_batch, returned_loss
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 
 
@@ -37,6 +37,7 @@ class ModelSource:
         path: the file that defines the model; None if it has none.
         options: what the file's ``compile_options()`` returned.
         call: what the tensors are to model and loss.
+        others: the same model with batches of other shapes, which the same artifact is to take.
     """
 
     module: nn.Module
@@ -45,6 +46,7 @@ class ModelSource:
     path: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
     call: ModelCall = None  # type: ignore[assignment]
+    others: tuple[ModelSource, ...] = ()
 
     def __post_init__(self) -> None:
         if self.call is None:
@@ -57,7 +59,7 @@ class ModelSource:
         return self.call.loss_and_outputs(module, self.loss_fn, tensors)
 
     def resized(self, batch: int) -> ModelSource:
-        """The same model for ``batch`` samples: the example's, repeated or cut.
+        """The same model for ``batch`` samples alone: the example's, repeated or cut.
 
         Raises:
             FqtError: FQT103 for less than one sample.
@@ -66,7 +68,12 @@ class ModelSource:
             raise FqtError(f"a batch of {batch} samples cannot be compiled; it takes at least 1", code="FQT103")
         index = torch.arange(batch) % self.call.batch
         tensors = tuple(tensor[index].contiguous() for tensor in self.example_inputs)
-        return replace(self, example_inputs=tensors, call=self.call.resized(batch))
+        return replace(self, example_inputs=tensors, call=self.call.resized(batch), others=())
+
+    def in_batches_of(self, sizes: Sequence[int]) -> ModelSource:
+        """The same model for each number of samples in ``sizes`` and each shape of the examples, the first foremost."""
+        sources = [source.resized(size) for source in (self, *self.others) for size in sizes]
+        return with_others(sources)
 
     @property
     def name(self) -> str:
@@ -88,26 +95,49 @@ def model_source(
         module: the model.
         loss_fn: ``(outputs, targets) -> scalar loss``; None: the model's own where it takes the targets, else
             cross-entropy.
-        example: one batch.
+        example: one batch, or a list of batches of different shapes.
         path: the file that defines the model.
         options: what the file says of the options.
 
     Raises:
         FqtError: FQT103 for an example that no step can be compiled for.
     """
-    call, tensors = describe_call(module, example, own_loss=loss_fn is not None)
-    loss_fn = loss_fn or (returned_loss if call.loss_inside else nn.functional.cross_entropy)
-    return ModelSource(module, loss_fn, tensors, path, options or {}, call)
+    several = isinstance(example, list) and bool(example) and all(map(is_batch, example))
+    sources = []
+    for batch in example if isinstance(example, list) and several else [example]:
+        call, tensors = describe_call(module, batch, own_loss=loss_fn is not None)
+        own = loss_fn or (returned_loss if call.loss_inside else nn.functional.cross_entropy)
+        sources.append(ModelSource(module, own, tensors, path, options or {}, call))
+    return with_others(sources)
+
+
+def with_others(sources: Sequence[ModelSource]) -> ModelSource:
+    """The first of ``sources`` with the others; they are of one model, and differ in the shapes of their batches.
+
+    Raises:
+        FqtError: FQT103 for examples that differ in more than that, or not in that.
+    """
+    first, *others = sources
+    seen = {tuple(spec.shape for spec in first.call.signature)}
+    for other in others:
+        told = [[(s.name, s.dtype, s.role, len(s.shape)) for s in x.call.signature] for x in (first, other)]
+        if told[0] != told[1] or first.call.leaves != other.call.leaves:
+            raise FqtError("the example batches differ in more than their shapes", code="FQT103")
+        shapes = tuple(spec.shape for spec in other.call.signature)
+        if shapes in seen:
+            raise FqtError(f"two example batches have the shapes {[list(s) for s in shapes]}", code="FQT103")
+        seen.add(shapes)
+    return replace(first, others=tuple(others))
 
 
 def load_model(
-    path: Path, *, batch: int | None = None, weights: Path | None = None, skip: Sequence[str] = ()
+    path: Path, *, batch: int | Sequence[int] | None = None, weights: Path | None = None, skip: Sequence[str] = ()
 ) -> ModelSource:
     """Run the user's file and call its functions.
 
     Args:
         path: the file; while it runs, its folder comes first on ``sys.path``, as it does for a script.
-        batch: number of samples of the compiled step; the example inputs are repeated or cut to it.
+        batch: number of samples of the compiled step, or several; the example inputs are repeated or cut to it.
         weights: a state dict or checkpoint to start from, ``.safetensors`` or a PyTorch file.
         skip: globs over names of weights that are not taken from there.
 
@@ -136,7 +166,8 @@ def load_model(
         source = model_source(model, loss_fn, inputs, path=path, options=options)
     except FqtError as error:
         raise _at(_definition(path, "example_inputs"), error) from None
-    return source if batch is None else source.resized(batch)
+    sizes = (batch,) if isinstance(batch, int) else batch
+    return source.in_batches_of(sizes) if sizes else source
 
 
 @contextlib.contextmanager

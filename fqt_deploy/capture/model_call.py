@@ -159,6 +159,11 @@ def _split_mapping(batch: dict[Any, Any]) -> tuple[tuple[Any, ...], dict[str, An
     return (), {name: value for name, value in batch.items() if name not in targets}, targets, True
 
 
+def is_batch(example: object) -> bool:
+    """Whether ``example`` has the form of a batch: a pair, or a dict of all inputs."""
+    return isinstance(example, Mapping) or (isinstance(example, (tuple, list)) and len(example) == 2)
+
+
 def is_target_name(name: str) -> bool:
     """Whether a keyword argument of a model called ``name`` is what its loss takes."""
     return "label" in name or name in _TARGET_NAMES

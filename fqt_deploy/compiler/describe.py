@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 import torch
 from torch import nn
@@ -14,7 +14,8 @@ from torch import nn
 from fqt_deploy import __version__
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.to_relax import RelaxProgram
-from fqt_deploy.core.graph import LayerRecord, TrainingGraph
+from fqt_deploy.compiler.buckets import describe_buckets, shared_state
+from fqt_deploy.core.graph import LayerRecord, StateTensor, TrainingGraph
 from fqt_deploy.core.manifest import KernelInfo, LayerDecision, Manifest, OptimizerInfo, StateSpec, TensorSpec
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.targets.base import Target
@@ -23,12 +24,11 @@ from fqt_deploy.targets.base import Target
 def describe(
     source: ModelSource,
     options: CompileOptions,
-    train: TrainingGraph,
-    predict: TrainingGraph,
+    graphs: Sequence[tuple[TrainingGraph, TrainingGraph]],
     program: RelaxProgram,
     target: Target,
 ) -> Manifest:
-    """The manifest of a compiled model."""
+    """The manifest of a compiled model, with the lowered step and prediction for every shape of batches."""
     names = {
         "name": target.name,
         "arch": target.toolchain.arch,
@@ -36,7 +36,12 @@ def describe(
         "requires": " ".join(target.features.requires),
         **target.variant(),
     }
-    return describe_model(source, options, train, predict, target=names, kernels=program.kernels)
+    train, predict = graphs[0]
+    manifest = describe_model(source, options, train, predict, target=names, kernels=program.kernels)
+    if len(graphs) == 1:
+        return manifest
+    state = shared_state([train for train, _ in graphs]).values()
+    return replace(manifest, state=tuple(map(_state_spec, state)), buckets=describe_buckets(graphs))
 
 
 def describe_model(
@@ -60,7 +65,7 @@ def describe_model(
     """
     inputs = train.signature
     logits = _spec("logits", predict.output("logits").meta["val"])
-    state = tuple(StateSpec(t.name, tuple(t.initial.shape), _dtype(t.initial), t.role) for t in train.state.values())
+    state = tuple(map(_state_spec, train.state.values()))
     optimizer = options.optimizer.describe()
     layers, labels = layer_decisions(train), train.labels
     numerics = {**options.numerics(), "agp": train.selection}
@@ -123,6 +128,10 @@ def _classes(train: TrainingGraph, logits: TensorSpec) -> int | None:
     """Number of classes, when labels index an axis of the logits."""
     axis = train.labels.class_axis if train.labels is not None else None
     return None if axis is None else logits.shape[axis]
+
+
+def _state_spec(tensor: StateTensor) -> StateSpec:
+    return StateSpec(tensor.name, tuple(tensor.initial.shape), _dtype(tensor.initial), tensor.role)
 
 
 def _spec(name: str, tensor: torch.Tensor) -> TensorSpec:

@@ -80,6 +80,57 @@ class StateSpec(TensorSpec):
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """One of several shapes of batches that the library has functions for, all on the same state.
+
+    Attributes:
+        shapes: the shapes of the inputs, in their order.
+        logits: the shape of what ``predict`` returns.
+        state: names of the state that ``train_step`` takes, in argument order.
+        predict_state: names of the state that ``predict`` takes, in order.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    logits: tuple[int, ...]
+    state: tuple[str, ...]
+    predict_state: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The step for one shape of batches.
+
+    Attributes:
+        number: its place among the variants; 0 for the shape that the manifest's own fields describe.
+        inputs: as in the manifest, with this variant's shapes.
+        logits: what ``predict`` returns.
+        state: names of the state that ``train_step`` takes, in argument order.
+        predict_state: names of the state that ``predict`` takes, in order.
+    """
+
+    number: int
+    inputs: tuple[InputSpec, ...]
+    logits: TensorSpec
+    state: tuple[str, ...]
+    predict_state: tuple[str, ...]
+
+    @property
+    def batch(self) -> int:
+        """Number of samples in one step."""
+        return self.inputs[0].shape[0]
+
+    @property
+    def model_inputs(self) -> tuple[InputSpec, ...]:
+        """The arrays that the model takes."""
+        return tuple(spec for spec in self.inputs if spec.role == "input")
+
+
+def function_name(function: str, number: int) -> str:
+    """The name in the library of ``train_step`` or ``predict`` of variant ``number``."""
+    return f"{function}_{number}" if number else function
+
+
+@dataclass(frozen=True)
 class KernelInfo:
     """One kernel call of the step.
 
@@ -166,6 +217,7 @@ class Manifest:
         seed: initial seed of the random streams.
         fingerprint: identifies model, options and optimizer; a checkpoint carries it.
         prediction: the name, among what the model returns, of what ``predict`` returns.
+        buckets: every shape of batches where there are several, that of ``inputs`` first; else empty.
     """
 
     name: str
@@ -186,6 +238,24 @@ class Manifest:
     schema_version: int = field(default=SCHEMA_VERSION)
     class_axis: int | None = None
     prediction: str = "logits"
+    buckets: tuple[Bucket, ...] = ()
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The step for each shape of batches, at least one."""
+        names = tuple(spec.name for spec in self.state)
+        if not self.buckets:
+            return (Variant(0, self.inputs, self.logits, names, self.predict_state),)
+        return tuple(
+            Variant(
+                number,
+                tuple(replace(spec, shape=shape) for spec, shape in zip(self.inputs, bucket.shapes, strict=True)),
+                replace(self.logits, shape=bucket.logits),
+                bucket.state,
+                bucket.predict_state,
+            )
+            for number, bucket in enumerate(self.buckets)
+        )
 
     @property
     def model_inputs(self) -> tuple[InputSpec, ...]:

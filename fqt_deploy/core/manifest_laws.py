@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -97,6 +98,28 @@ def _names_are_of_the_state(manifest: Manifest) -> Iterator[str]:
         yield "the state has no step count"
 
 
+def _buckets_are_of_the_same_step(manifest: Manifest) -> Iterator[str]:
+    names = {spec.name for spec in manifest.state}
+    if manifest.buckets and tuple(spec.shape for spec in manifest.inputs) != manifest.buckets[0].shapes:
+        yield "the first bucket is not that of the inputs"
+    for number, bucket in enumerate(manifest.buckets):
+        if len(bucket.shapes) != len(manifest.inputs) or len(bucket.logits) != len(manifest.logits.shape):
+            yield f"bucket {number} has {len(bucket.shapes)} inputs"
+            return
+        specs = [replace(spec, shape=shape) for spec, shape in zip(manifest.inputs, bucket.shapes, strict=True)]
+        specs.append(replace(manifest.logits, shape=bucket.logits))
+        ranks = [len(spec.shape) for spec in (*manifest.inputs, manifest.logits)]
+        possible = all(spec.shape and min(spec.shape) > 0 and _fits(spec) for spec in specs)
+        if not possible or ranks != [len(spec.shape) for spec in specs]:
+            yield f"bucket {number} has an impossible shape"
+        elif any(shape[0] != bucket.shapes[0][0] for shape in bucket.shapes) or bucket.logits[0] % bucket.shapes[0][0]:
+            yield f"bucket {number} is not of one batch"
+        if unknown := [name for name in (*bucket.state, *bucket.predict_state) if name not in names]:
+            yield f"the state has no {unknown[0]}"
+    if len({bucket.shapes for bucket in manifest.buckets}) < len(manifest.buckets):
+        yield "two buckets have the same shapes"
+
+
 def _numbers_are_possible(manifest: Manifest) -> Iterator[str]:
     if manifest.seed not in _INT64:
         yield f"the seed {manifest.seed} does not fit into 64 bits"
@@ -116,5 +139,5 @@ def _the_target_is_named(manifest: Manifest) -> Iterator[str]:
 
 _LAWS: tuple[Callable[[Manifest], Iterator[str]], ...] = (
     _arrays_are_possible, _inputs_have_a_batch, _indices_are_integers, _labels_index_the_logits,
-    _names_are_of_the_state, _numbers_are_possible, _the_target_is_named,
+    _names_are_of_the_state, _buckets_are_of_the_same_step, _numbers_are_possible, _the_target_is_named,
 )  # fmt: skip

@@ -44,6 +44,8 @@ class CudaLibrary:
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
+        if manifest.buckets:
+            raise FqtError("a step for a GPU is for one shape of batches", code="FQT502", hint="compile it again")
         self.path = path
         self.build = Build(path.parent)
         self._cuda = CudaRuntime(manifest.target["mcpu"].split(","), ptx=manifest.target.get("ptx") != "none")
@@ -101,13 +103,15 @@ class CudaLibrary:
         self._cuda.copy(target.data_ptr(), tensor.data_ptr(), _size(tensor))
         return target
 
-    def train_step(self, *operands: Any) -> tuple[float, Any]:
+    def train_step(self, *operands: Any, variant: int = 0) -> tuple[float, Any]:
         """Run one step; returns the loss, and the logits, which the next step overwrites.
 
         Args:
             *operands: the arrays of a batch from ``batch``, then seed, learning rates and the state in the manifest's
                 order, from ``place``.
+            variant: 0: steps for GPUs are for one shape of batches.
         """
+        assert variant == 0
         with self._cuda.errors(), self._ffi.use_raw_stream(self._device, self._cuda.stream):
             if not (self._records and self._warm):
                 self._launch_all(operands)
@@ -120,8 +124,9 @@ class CudaLibrary:
                 self._cuda.launch(self._graphs[key])
         return float(self.fetch(self._loss)), self._logits
 
-    def predict(self, *operands: Any) -> Array:
+    def predict(self, *operands: Any, variant: int = 0) -> Array:
         """The logits of one batch, from its arrays and the state that a prediction takes."""
+        assert variant == 0
         with self._cuda.errors(), self._ffi.use_raw_stream(self._device, self._cuda.stream):
             logits = self._predict(*operands)
             return self.fetch(logits)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import InputSpec, Manifest
 from fqt_deploy.runtime.arrays import check_values
+from fqt_deploy.runtime.choose_variant import sizes_of_samples
 
 _DAMAGE = (
     OSError, ValueError, EOFError, TypeError, LookupError, AttributeError, RuntimeError, MemoryError, ArithmeticError,
@@ -56,9 +57,10 @@ def read_data(path: Path, manifest: Manifest) -> Data:
         ) from None
     fitting = {spec.name: _fitting(path, spec, arrays[spec.name]) for spec in manifest.inputs}
     counts = {name: len(array) for name, array in fitting.items()}
-    if len(set(counts.values())) > 1 or min(counts.values()) < manifest.batch:
+    least = min(sizes_of_samples(manifest.variants))
+    if len(set(counts.values())) > 1 or min(counts.values()) < least:
         held = " and ".join(f"{count} of {name}" for name, count in counts.items())
-        raise FqtError(f"{path} holds {held}; a batch takes {manifest.batch} samples", code="FQT510")
+        raise FqtError(f"{path} holds {held}; a batch takes {least} samples", code="FQT510")
     for spec in manifest.inputs:
         try:
             check_values(spec, fitting[spec.name])

@@ -175,3 +175,28 @@ def test_a_mask_of_booleans_and_another_prediction():
     expected = eager(model, lambda m: F.cross_entropy(m(*inputs)["logits"], batch["labels"]))
     assert_same(step, lambda: step(*inputs, batch["labels"]), expected)
     assert step.predict(*inputs).shape == (4, 16)
+
+
+class LowRank(nn.Module):
+    """A linear layer that stays, and a trained product of two thin ones beside it, as LoRA adds it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down, self.up = nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
+        nn.init.normal_(self.up.weight, std=0.1)
+
+    def forward(self, x):
+        return self.base(x) + 2.0 * self.up(self.down(x))
+
+
+def test_adapters_train_and_the_frozen_body_stays():
+    torch.manual_seed(3)
+    model = TextClassifier().requires_grad_(False)
+    model.query, model.value = LowRank(model.query), LowRank(model.value)
+    batch = texts(8)
+    step = fqt_deploy.compile(model, example_inputs=batch, optimizer=fqt_deploy.SGD(lr=0.5), **PLAIN)
+    assert_same(step, lambda: step(**batch), eager(model, lambda m: m(**batch)["loss"], lr=0.5))
+    before, after = model.state_dict(), step.state_dict()
+    moved = {name for name, array in after.items() if not torch.equal(array, before[name])}
+    assert moved == {f"{layer}.{part}.weight" for layer in ("query", "value") for part in ("down", "up")}

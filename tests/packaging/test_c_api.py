@@ -249,10 +249,12 @@ def test_digests_are_those_of_sha256sum(c_api, digits_artifact, tmp_path):
 def test_arrays_by_name_train_and_predict_with_the_same_bits(c_api, tmp_path):
     """The text classifier: two inputs, labels, a loss inside; predictions of fewer samples than a batch."""
     torch.manual_seed(1)
-    source = model_source(TextClassifier(), None, texts(8))
+    source = model_source(TextClassifier(), None, [texts(8), texts(3), texts(4, 6)])
     compile_model(source, options_of({"recipe": "none", "exclude": ("*",)}), tmp_path / "text.fqt")
     batch = {name: tensor.numpy() for name, tensor in texts(8).items()}
+    short = {name: tensor.numpy() for name, tensor in texts(4, 6).items()}
     np.savez(tmp_path / "batch.npz", **batch)
+    np.savez(tmp_path / "short.npz", **short)
     actions = f"""
 import numpy as np
 class Array(ctypes.Structure):
@@ -268,6 +270,8 @@ def train(given):
 for _ in range(3):
     train(batch)
     print(json.dumps([loss.value, ""]))
+train(dict(np.load({str(tmp_path / "short.npz")!r})))
+print(json.dumps([loss.value, ""]))
 few = {{name: np.ascontiguousarray(array[:5]) for name, array in batch.items()}}
 place = logits.ctypes.data_as(ctypes.c_void_p)
 call("fqt_predict_arrays", arrays(few), ctypes.c_size_t(3), place, ctypes.c_size_t(60))
@@ -280,14 +284,15 @@ call("fqt_step", place, ctypes.c_size_t(768), None, ctypes.c_size_t(0), None)
 """
     results = drive(c_api, tmp_path / "text.fqt", actions)
     session = fqt_deploy.load(tmp_path / "text.fqt")
-    assert [np.float32(results[i][0]) for i in (2, 4, 6)] == [session.step(batch) for _ in range(3)]
+    assert [np.float32(results[i][0]) for i in (2, 4, 6, 8)] == [session.step(b) for b in (batch, batch, batch, short)]
     few = {name: array[:5] for name, array in batch.items()}
-    assert np.array_equal(np.array(results[8][0], np.float32), session.predict(few))
-    assert [code for code, _ in results[9:]] == [505, 505, 505, 507, 505]
+    assert np.array_equal(np.array(results[10][0], np.float32), session.predict(few))
+    assert [code for code, _ in results[11:]] == [505, 505, 505, 507, 505]
     for (_, said), expected in zip(
-        results[9:],
+        results[11:],
         (
-            "int64[5, 12] is passed as input_ids, expected int64[8, 12]", "no value for attention_mask",
+            "input_ids int64[5, 12], attention_mask int64[5, 12], labels int64[5]; expected input_ids int64[8, 12], "
+            "attention_mask int64[8, 12], labels int64[8]; input_ids int64[3, 12]", "no value for attention_mask",
             "no input token_type_ids; the inputs are input_ids, attention_mask, labels", "input_ids[0] is",
             "the step takes input_ids, attention_mask, labels: call fqt_train",
         ),

@@ -205,6 +205,12 @@ CONTRADICTIONS = {
     "range": lambda m: m["inputs"][1]["values"].update(low=3, high=3),
     "role": lambda m: m["inputs"][0].update(role="other"),
     "names": lambda m: m["inputs"][0].update(name="y"),
+    "bucket": lambda m: m.update(
+        buckets=[{"shapes": [[8, 1, 8, 8], [7]], "logits": [8, 10], "state": [], "predict_state": []}]
+    ),
+    "bucket of nothing": lambda m: m.update(
+        buckets=[{"shapes": [s["shape"] for s in m["inputs"]], "logits": [8, 10], "state": ["w"], "predict_state": []}]
+    ),
     "axis": lambda m: m.update(class_axis=7),
 }
 

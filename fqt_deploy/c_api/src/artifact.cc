@@ -138,6 +138,62 @@ void CheckLaws(const Manifest& manifest) {
   }
 }
 
+std::vector<int64_t> ParseShape(const Json& json) {
+  std::vector<int64_t> shape;
+  for (const Json& extent : json.Items()) shape.push_back(extent.Int());
+  return shape;
+}
+
+std::vector<std::string> ParseNames(const Json& json, const std::set<std::string>& known) {
+  std::vector<std::string> names;
+  for (const Json& name : json.Items()) {
+    names.push_back(name.String());
+    if (known.count(names.back()) == 0) Contradiction("the state has no " + names.back());
+  }
+  return names;
+}
+
+// The same array with another shape of as many axes.
+void Reshape(TensorSpec& spec, const std::vector<int64_t>& shape, int64_t rows) {
+  const bool positive = std::all_of(shape.begin(), shape.end(), [](int64_t extent) { return extent > 0; });
+  if (shape.size() != spec.shape.size() || shape.empty() || !positive || shape[0] % rows != 0) {
+    Contradiction("a bucket has an impossible shape of " + spec.name);
+  }
+  spec.shape = shape;
+  if (spec.Extent() >= kLargestArray) Contradiction("a bucket has an impossible shape of " + spec.name);
+}
+
+// The steps of a manifest that has been checked: its own alone, or one for each bucket.
+std::vector<Variant> ParseVariants(const Json& json, const Manifest& manifest) {
+  Variant own{manifest.inputs, manifest.logits, {}, manifest.predict_state};
+  for (const TensorSpec& spec : manifest.state) own.state.push_back(spec.name);
+  const std::vector<Json> buckets = json.Has("buckets") ? json["buckets"].Items() : std::vector<Json>();
+  if (buckets.empty()) return {own};
+  const std::set<std::string> known(own.state.begin(), own.state.end());
+  std::vector<Variant> variants;
+  for (const Json& bucket : buckets) {
+    Variant variant{manifest.inputs, manifest.logits, ParseNames(bucket["state"], known),
+                    ParseNames(bucket["predict_state"], known)};
+    const std::vector<Json> shapes = bucket["shapes"].Items();
+    if (shapes.size() != variant.inputs.size()) Contradiction("a bucket has not the shape of every input");
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      Reshape(variant.inputs[i], ParseShape(shapes[i]), 1);
+      if (variant.inputs[i].shape[0] != variant.inputs[0].shape[0]) Contradiction("a bucket is not of one batch");
+    }
+    Reshape(variant.logits, ParseShape(bucket["logits"]), variant.inputs[0].shape[0]);
+    for (const Variant& other : variants) {
+      bool same = true;
+      for (size_t i = 0; i < shapes.size(); ++i) same = same && other.inputs[i].shape == variant.inputs[i].shape;
+      if (same) Contradiction("two buckets have the same shapes");
+    }
+    variants.push_back(std::move(variant));
+  }
+  for (size_t i = 0; i < own.inputs.size(); ++i) {
+    if (variants[0].inputs[i].shape != own.inputs[i].shape) Contradiction("the first bucket is not that of the inputs");
+  }
+  return variants;
+}
+
 Manifest ParseManifest(const Json& json) {
   Manifest manifest;
   manifest.name = json["name"].String();
@@ -154,6 +210,7 @@ Manifest ParseManifest(const Json& json) {
   manifest.seed = json["seed"].Int();
   CheckLaws(manifest);
   CheckClasses(json, manifest);
+  manifest.variants = ParseVariants(json, manifest);
   return manifest;
 }
 

@@ -22,6 +22,15 @@ struct InputSpec : TensorSpec {
   std::optional<IndexRange> values;  // the integers that it may hold; any if absent
 };
 
+// The step for one shape of batches.
+struct Variant {
+  std::vector<InputSpec> inputs;  // of the model, then targets; in argument order
+  TensorSpec logits;
+  std::vector<std::string> state, predict_state;  // what train_step and predict take, in argument order
+
+  size_t Batch() const { return static_cast<size_t>(inputs[0].shape[0]); }
+};
+
 // What a session needs of manifest.json.
 struct Manifest {
   std::string name;
@@ -30,7 +39,8 @@ struct Manifest {
   TensorSpec logits;
   std::vector<TensorSpec> state;  // in argument order
   std::vector<std::string> predict_state;
-  std::vector<double> rates;  // one for each parameter group
+  std::vector<Variant> variants;  // at least one; the first has the shapes above
+  std::vector<double> rates;      // one for each parameter group
   int64_t seed;
 
   size_t ModelInputs() const;  // how many of the inputs are no targets

@@ -136,13 +136,32 @@ std::vector<const Given*> InOrder(const std::vector<InputSpec>& specs, size_t co
   return found;
 }
 
-// kBadShape unless `array` has the extents of `spec` but for the first one, which is `samples`.
-void CheckExtents(const InputSpec& spec, const Given& array, int64_t samples) {
-  std::vector<int64_t> expected = spec.shape;
-  expected[0] = samples;
-  if (array.shape == expected) return;
-  throw Error(kBadShape, TensorSpec{spec.name, spec.dtype, array.shape}.Describe() + " is passed as " + spec.name +
-                             ", expected " + TensorSpec{spec.name, spec.dtype, expected}.Describe());
+std::string Shapes(const std::vector<InputSpec>& specs, size_t count) {
+  std::string text;
+  for (size_t i = 0; i < count; ++i) text += (i > 0 ? ", " : "") + specs[i].name + " " + specs[i].Describe();
+  return text;
+}
+
+// Whether arrays have the extents of the first `count` inputs; from axis `first` on.
+bool Fits(const Variant& variant, size_t count, const std::vector<const Given*>& arrays, std::ptrdiff_t first) {
+  for (size_t i = 0; i < count; ++i) {
+    const std::vector<int64_t>&expected = variant.inputs[i].shape, &given = arrays[i]->shape;
+    if (given.size() != expected.size() || !std::equal(given.begin() + first, given.end(), expected.begin() + first)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// kBadShape for arrays that no variant takes, with those that there are.
+[[noreturn]] void RefuseShapes(const Manifest& manifest, size_t count, const std::vector<const Given*>& arrays) {
+  std::string given, known;
+  for (size_t i = 0; i < count; ++i) {
+    const InputSpec& spec = manifest.inputs[i];
+    given += (i > 0 ? ", " : "") + spec.name + " " + TensorSpec{spec.name, spec.dtype, arrays[i]->shape}.Describe();
+  }
+  for (const Variant& variant : manifest.variants) known += (known.empty() ? "" : "; ") + Shapes(variant.inputs, count);
+  throw Error(kBadShape, "passed are " + given + "; expected " + known);
 }
 
 template <typename T>
@@ -249,12 +268,16 @@ int64_t CountOf(const TensorSpec& spec, const char* data) {
 }  // namespace
 
 struct Session::Impl {
+  // The functions of one variant, and what they take.
+  struct Entry {
+    ffi::Function train_step, predict;
+    std::vector<ffi::Tensor> inputs, state, predict_state;
+  };
+
   Manifest manifest;
-  ffi::Function train_step, predict;
   ffi::Tensor seed, lr;
-  std::vector<ffi::Tensor> inputs;
+  std::vector<Entry> entries;  // of the manifest's variants
   std::vector<ffi::Tensor> state;
-  std::vector<ffi::Tensor> predict_state;
   std::vector<double> rates;
   size_t step_index;
   std::mutex turn;
@@ -266,9 +289,9 @@ struct Session::Impl {
   }
 
   // Copy `bytes` of samples to the place of an input, and check them there.
-  void Fill(size_t index, const char* source, size_t bytes) {
-    const InputSpec& spec = manifest.inputs[index];
-    char* const place = Data(inputs[index]);
+  void Fill(size_t variant, size_t index, const char* source, size_t bytes) {
+    const InputSpec& spec = manifest.variants[variant].inputs[index];
+    char* const place = Data(entries[variant].inputs[index]);
     std::memcpy(place, source, bytes);
     CheckFinite(spec, place, bytes);
     CheckBooleans(spec, place, bytes);
@@ -302,12 +325,17 @@ Session::Session(const std::string& folder) : impl_(std::make_unique<Impl>()) {
   const TensorFile file = ParseTensors(artifact.state, folder + "/state.safetensors");
   const std::string misfit = Misfit(my.manifest.state, file.tensors);
   if (!misfit.empty()) throw Error(kDamaged, folder + "/state.safetensors: " + misfit);
-  for (const InputSpec& spec : my.manifest.inputs) my.inputs.push_back(EmptyTensor(spec));
   my.seed = EmptyTensor({"seed", "int64", {}});
   my.lr = EmptyTensor({"lr", "float32", {static_cast<int64_t>(my.manifest.rates.size())}});
   for (const TensorSpec& spec : my.manifest.state) my.state.push_back(EmptyTensor(spec));
   my.CopyState(file.tensors);
-  for (const std::string& name : my.manifest.predict_state) my.predict_state.push_back(my.state[my.IndexOf(name)]);
+  for (const Variant& variant : my.manifest.variants) {
+    Impl::Entry entry;
+    for (const InputSpec& spec : variant.inputs) entry.inputs.push_back(EmptyTensor(spec));
+    for (const std::string& name : variant.state) entry.state.push_back(my.state[my.IndexOf(name)]);
+    for (const std::string& name : variant.predict_state) entry.predict_state.push_back(my.state[my.IndexOf(name)]);
+    my.entries.push_back(std::move(entry));
+  }
   my.step_index = my.IndexOf("step");
   SetSeed(my.manifest.seed);
   SetRates(my.manifest.rates);
@@ -316,8 +344,11 @@ Session::Session(const std::string& folder) : impl_(std::make_unique<Impl>()) {
     const ffi::Module library = ffi::Module::LoadFromFile(Spelling(artifact.library));
     const auto machine = library->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
     machine->GetFunction("vm_initialization").value()(static_cast<int>(kDLCPU), 0, kPooledAllocator);
-    my.train_step = machine->GetFunction("train_step").value();
-    my.predict = machine->GetFunction("predict").value();
+    for (size_t i = 0; i < my.entries.size(); ++i) {
+      const std::string ending = i > 0 ? "_" + std::to_string(i) : "";
+      my.entries[i].train_step = machine->GetFunction("train_step" + ending).value();
+      my.entries[i].predict = machine->GetFunction("predict" + ending).value();
+    }
   } catch (const ffi::Error& error) {
     throw Error(kDamaged, artifact.library + " cannot be loaded: " + std::string(error.message()));
   }
@@ -341,17 +372,24 @@ float Session::Train(const std::vector<Given>& batch) {
   Impl& my = *impl_;
   const auto turn = my.TakeTurn();
   EnterProcess();
-  const std::vector<InputSpec>& specs = my.manifest.inputs;
-  const std::vector<const Given*> arrays = InOrder(specs, specs.size(), batch);
-  for (size_t i = 0; i < specs.size(); ++i) CheckExtents(specs[i], *arrays[i], specs[0].shape[0]);
-  for (size_t i = 0; i < specs.size(); ++i) my.Fill(i, static_cast<const char*>(arrays[i]->data), specs[i].Bytes());
-  std::vector<ffi::Tensor> arguments = my.inputs;
+  const std::vector<Variant>& variants = my.manifest.variants;
+  const size_t count = my.manifest.inputs.size();
+  const std::vector<const Given*> arrays = InOrder(my.manifest.inputs, count, batch);
+  const auto variant =
+      std::find_if(variants.begin(), variants.end(), [&](const Variant& v) { return Fits(v, count, arrays, 0); });
+  if (variant == variants.end()) RefuseShapes(my.manifest, count, arrays);
+  const auto number = static_cast<size_t>(variant - variants.begin());
+  for (size_t i = 0; i < count; ++i) {
+    my.Fill(number, i, static_cast<const char*>(arrays[i]->data), variant->inputs[i].Bytes());
+  }
+  const Impl::Entry& entry = my.entries[number];
+  std::vector<ffi::Tensor> arguments = entry.inputs;
   arguments.push_back(my.seed);
   arguments.push_back(my.lr);
-  arguments.insert(arguments.end(), my.state.begin(), my.state.end());
+  arguments.insert(arguments.end(), entry.state.begin(), entry.state.end());
   float loss = 0;
   CallFromOneThread([&] {
-    const auto results = Call(my.train_step, arguments, {{"loss", "float32", {}}, my.manifest.logits});
+    const auto results = Call(entry.train_step, arguments, {{"loss", "float32", {}}, variant->logits});
     loss = *reinterpret_cast<const float*>(Data(results[0]));
   });
   return loss;
@@ -378,31 +416,43 @@ void Session::PredictArrays(const std::vector<Given>& inputs, void* logits, size
   Impl& my = *impl_;
   const auto turn = my.TakeTurn();
   EnterProcess();
-  const std::vector<InputSpec>& specs = my.manifest.inputs;
-  const size_t count = my.manifest.ModelInputs(), batch = my.manifest.Batch();
-  const std::vector<const Given*> arrays = InOrder(specs, count, inputs);
-  const int64_t samples = arrays[0]->shape.empty() ? -1 : arrays[0]->shape[0];
-  for (size_t i = 0; i < count; ++i) CheckExtents(specs[i], *arrays[i], samples);
-  const auto total = static_cast<size_t>(samples);
-  const size_t result_row = my.manifest.logits.Bytes() / batch;
+  const std::vector<Variant>& variants = my.manifest.variants;
+  const size_t count = my.manifest.ModelInputs();
+  const std::vector<const Given*> arrays = InOrder(my.manifest.inputs, count, inputs);
+  std::vector<size_t> fitting;  // the largest batch first
+  for (size_t i = 0; i < variants.size(); ++i) {
+    if (!arrays[0]->shape.empty() && Fits(variants[i], count, arrays, 1)) fitting.push_back(i);
+  }
+  std::stable_sort(fitting.begin(), fitting.end(),
+                   [&](size_t a, size_t b) { return variants[a].Batch() > variants[b].Batch(); });
+  bool same = !fitting.empty() && arrays[0]->shape[0] >= 0;
+  for (size_t i = 0; same && i < count; ++i) same = arrays[i]->shape[0] == arrays[0]->shape[0];
+  if (!same) RefuseShapes(my.manifest, count, arrays);
+  const auto total = static_cast<size_t>(arrays[0]->shape[0]);
+  const Variant& largest = variants[fitting[0]];
+  const size_t result_row = largest.logits.Bytes() / largest.Batch();
   if (logits_bytes != total * result_row) {
     throw Error(kBadShape, "there is room for " + std::to_string(logits_bytes) + " bytes of logits; " +
                                std::to_string(total) + " samples have " + std::to_string(total * result_row));
   }
-  for (size_t start = 0; start < total; start += batch) {
-    const size_t rows = std::min(batch, total - start);
+  for (size_t start = 0; start < total;) {
+    size_t number = fitting[0];
+    for (size_t i : fitting) number = variants[i].Batch() >= total - start ? i : number;
+    const size_t batch = variants[number].Batch(), rows = std::min(batch, total - start);
+    const Impl::Entry& entry = my.entries[number];
     for (size_t i = 0; i < count; ++i) {
-      const size_t row = specs[i].Bytes() / batch;
-      my.Fill(i, static_cast<const char*>(arrays[i]->data) + start * row, rows * row);
-      char* const data = Data(my.inputs[i]);  // the last sample fills up the batch
+      const size_t row = variants[number].inputs[i].Bytes() / batch;
+      my.Fill(number, i, static_cast<const char*>(arrays[i]->data) + start * row, rows * row);
+      char* const data = Data(entry.inputs[i]);  // the last sample fills up the batch
       for (size_t at = rows; at < batch; ++at) std::memcpy(data + at * row, data + (rows - 1) * row, row);
     }
-    std::vector<ffi::Tensor> arguments(my.inputs.begin(), my.inputs.begin() + static_cast<std::ptrdiff_t>(count));
-    arguments.insert(arguments.end(), my.predict_state.begin(), my.predict_state.end());
+    std::vector<ffi::Tensor> arguments(entry.inputs.begin(), entry.inputs.begin() + static_cast<std::ptrdiff_t>(count));
+    arguments.insert(arguments.end(), entry.predict_state.begin(), entry.predict_state.end());
     CallFromOneThread([&] {
-      const auto results = Call(my.predict, arguments, {my.manifest.logits});
+      const auto results = Call(entry.predict, arguments, {variants[number].logits});
       std::memcpy(static_cast<char*>(logits) + start * result_row, Data(results[0]), rows * result_row);
     });
+    start += rows;
   }
 }
 
@@ -410,9 +460,9 @@ void Session::UseAverages(bool yes) {
   Impl& my = *impl_;
   const auto turn = my.TakeTurn();
   const std::string param = "param/", average = "ema/";
-  std::vector<ffi::Tensor> chosen;
+  std::vector<std::vector<ffi::Tensor>> chosen(my.entries.size());
   bool any = false;
-  for (const std::string& name : my.manifest.predict_state) {
+  const auto choose = [&](const std::string& name) {
     size_t index = my.IndexOf(name);
     for (size_t i = 0; yes && name.rfind(param, 0) == 0 && i < my.manifest.state.size(); ++i) {
       if (my.manifest.state[i].name == average + name.substr(param.size())) {
@@ -420,10 +470,13 @@ void Session::UseAverages(bool yes) {
         any = true;
       }
     }
-    chosen.push_back(my.state[index]);
+    return my.state[index];
+  };
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    for (const std::string& name : my.manifest.variants[i].predict_state) chosen[i].push_back(choose(name));
   }
   if (yes && !any) throw Error(kNotThere, "the step keeps no averages; compile it with --ema 0.999");
-  my.predict_state = chosen;
+  for (size_t i = 0; i < chosen.size(); ++i) my.entries[i].predict_state = chosen[i];
 }
 
 const std::vector<double>& Session::rates() const { return impl_->rates; }
