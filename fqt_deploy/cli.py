@@ -55,7 +55,7 @@ Examples:
 MODEL.py defines
   build_model()        -> torch.nn.Module
   example_inputs()     -> (inputs, targets), one batch
-  loss_fn(outputs, targets) -> scalar       optional; default: cross-entropy
+  loss_fn(outputs, targets) -> scalar       optional; default: the model's own loss, or cross-entropy
   compile_options()    -> dict              optional; settings such as {'agp': 'once', 'lr': 0.01}
 """
 
@@ -152,7 +152,9 @@ def _run_passes(model: Path, command: CommandOptions, given: dict[str, Any]) -> 
     from fqt_deploy.compiler.run_passes import run_passes
 
     assert command.passes is not None
-    text = run_passes(model, command.passes, batch=command.batch)
+    if len(command.batch) > 1:
+        raise FqtError("passes run on one graph", code="FQT202", hint="give --batch one number")
+    text = run_passes(model, command.passes, batch=next(iter(command.batch), None))
     if command.output is None:
         click.echo(text, nl=False)
         return
@@ -254,6 +256,8 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
         console.print(decision_table(layer_decisions(lowered.train)))
     if lowered.train.selection_note:
         console.print(f"--agp {lowered.train.selection}: {lowered.train.selection_note}", highlight=False, markup=False)
+    for note in lowered.train.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     for path in _written(outputs):
         files = path.rglob("*") if path.is_dir() else [path]
         size = sum(file.stat().st_size for file in files if file.is_file())

@@ -8,7 +8,7 @@ from typing import Literal
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.option import CHECKS, WRITING, check_options, option, options_in
-from fqt_deploy.core.option_kinds import string
+from fqt_deploy.core.option_kinds import listed, number, string
 
 SUFFIXES = {
     "so": ".fqt",
@@ -38,12 +38,13 @@ class CommandOptions:
         "browser's (onnx-step). Repeatable.",
         section=WRITING,
     )
-    batch: int | None = option(
-        None,
-        "Compile for this many samples in a step.",
+    batch: tuple[int, ...] = option(
+        (),
+        "Compile for this many samples in a step, or for several numbers, with commas between them.",
         section=WRITING,
+        metavar="LIST",
         default_text="as in example_inputs()",
-        minimum=1,
+        kind=listed(number(int, 1)),
     )
     weights: Path | None = option(
         None,

@@ -13,6 +13,7 @@ from torch import nn
 
 from fqt_deploy.binary_layers import binarized
 from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.capture.model_call import predicted
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.session import Session
 from fqt_deploy.torch_optimizer import FollowedOptimizer, ScheduledRates
@@ -54,11 +55,11 @@ class CompiledStep(Session):
         assert self._followed is not None
         return self._followed.optimizer
 
-    def __call__(self, x: Any, y: Any) -> float:
-        """Run ``step(x, y)`` and return its loss."""
-        return self.step(x, y)
+    def __call__(self, *batch: Any, **named: Any) -> float:
+        """Run ``step`` on a batch and return its loss."""
+        return self.step(*batch, **named)
 
-    def step(self, x: Any, y: Any, *, check: bool = False) -> float:
+    def step(self, *batch: Any, check: bool = False, **named: Any) -> float:
         """Train on one batch, as ``Session.step``, with the learning rates of ``optimizer``.
 
         Raises:
@@ -68,7 +69,7 @@ class CompiledStep(Session):
             if (rates := tuple(self._followed.rates())) != self._rates:
                 Session.lr.fset(self, rates)  # type: ignore[attr-defined]
             self._followed.note_step()
-        return super().step(x, y, check=check)
+        return super().step(*batch, check=check, **named)
 
     @property
     def lr(self) -> float | tuple[float, ...]:
@@ -100,14 +101,21 @@ class CompiledStep(Session):
             FqtError: FQT513 if a 1-bit layer has no such form, or the module would predict something else.
         """
         assert self.source is not None
+        if several := [layer.path for layer in self.manifest.layers if layer.activation_bits > 1]:
+            raise FqtError(
+                f"layer {several[0]!r} takes activations of several bits, which has no form as a PyTorch module",
+                code="FQT513",
+                hint="predict with the step; or compile with activation_bits=1",
+            )
         model = binarized(self.source.module, [r.path for r in self.manifest.layers if r.decision == "1-bit"]).eval()
         state = self.state_dict()
         known = model.state_dict()
         model.load_state_dict({name: state.get(name, value) for name, value in known.items()})
-        x = self.source.example_inputs[0]
+        call = self.source.call
+        inputs = self.source.example_inputs[: call.inputs]
         with torch.no_grad():
-            theirs = model(x).numpy().astype(np.float64)
-        ours = self.predict(x)
+            chosen = predicted(call.outputs(model, inputs), self.manifest.prediction, "evaluation")[1]
+        theirs, ours = chosen.numpy().astype(np.float64), self.predict(*inputs)
         difference = float(np.linalg.norm(theirs - ours) / max(float(np.linalg.norm(ours)), 1e-30))
         if not difference <= DIFFERENCE:
             raise FqtError(

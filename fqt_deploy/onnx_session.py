@@ -51,23 +51,27 @@ class OnnxLibrary(HostMemory):
         self._ort = _onnxruntime()
         self._plugin = plugin
         self._train = _session(model.SerializeToString(), path, plugin)
+        self._outputs = {output.name for output in self._train.get_outputs()}
         self._infer = None if infer is None else _read_model(infer)
         self._prediction: InferenceSession | None = None
 
-    def train_step(self, *arrays: Array) -> tuple[float, Array]:
-        """Run one step on ``x, y, seed, lr, *state``; the state is changed in place.
+    def train_step(self, *arrays: Array, variant: int = 0) -> tuple[float, Array]:
+        """Run one step on ``*batch, seed, lr, *state``; the state is changed in place.
 
         Args:
             *arrays: in the manifest's order.
+            variant: 0: a file holds one.
 
         Returns:
             The loss and the logits.
         """
         names = [spec.name for spec in self._manifest.state]
         binding = self._train.io_binding()
-        results = ["loss", "logits", *(name + NEXT for name in names)]
+        changed = [name for name in names if name + NEXT in self._outputs]  # frozen parameters stay as they are
+        results = ["loss", "logits", *(name + NEXT for name in changed)]
         try:
-            for name, array in zip(("x", "y", "seed", "lr", *names), arrays, strict=True):
+            batch = [spec.name for spec in self._manifest.inputs]
+            for name, array in zip((*batch, "seed", "lr", *names), arrays, strict=True):
                 binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
             for name in results:
                 binding.bind_output(name, "cpu")
@@ -75,8 +79,9 @@ class OnnxLibrary(HostMemory):
             loss, logits, *updated = (value.numpy() for value in binding.get_outputs())
         except _failures() as error:
             raise FqtError(f"ONNX Runtime cannot run {self.path}: {_shown(error)}", code="FQT502") from None
-        state = arrays[-len(names) :]
-        for name, array, new in zip(names, state, updated, strict=True):
+        before = dict(zip(names, arrays[-len(names) :], strict=True))
+        state = [before[name] for name in changed]
+        for name, array, new in zip(changed, state, updated, strict=True):
             if (array.shape, array.dtype) != (new.shape, new.dtype):
                 raise FqtError(f"{self.path} computes {new.dtype}{list(new.shape)} as {name}", code="FQT502")
         if loss.size != 1:
@@ -96,12 +101,14 @@ class OnnxLibrary(HostMemory):
         _set_initializers(self._infer, {name: state[name] for name in self._manifest.predict_state})
         self._prediction = _session(self._infer.SerializeToString(), self.path, self._plugin)
 
-    def predict(self, *arrays: Array) -> Array:
-        """Logits of ``x``, the first array; the state is the other ones, or that of the last ``prepare_prediction``."""
+    def predict(self, *arrays: Array, variant: int = 0) -> Array:
+        """Logits of the model's inputs, which come first; the state comes next, or was prepared."""
+        assert variant == 0
         assert self._prediction is not None
-        given = dict(zip(("x", *self._manifest.predict_state), arrays, strict=True))
+        inputs = [spec.name for spec in self._manifest.model_inputs]
+        names = [*inputs, *self._manifest.predict_state] if self._takes_state else inputs
         try:
-            logits: Array = self._prediction.run(["logits"], given if self._takes_state else {"x": given["x"]})[0]
+            logits: Array = self._prediction.run(["logits"], dict(zip(names, arrays, strict=False)))[0]
         except _failures() as error:
             raise FqtError(f"ONNX Runtime cannot predict with {self.path}: {_shown(error)}", code="FQT502") from None
         return logits
@@ -109,7 +116,7 @@ class OnnxLibrary(HostMemory):
     @property
     def _takes_state(self) -> bool:
         """Whether the prediction takes the state as inputs."""
-        return self._infer is not None and len(self._infer.graph.input) > 1
+        return self._infer is not None and len(self._infer.graph.input) > len(self._manifest.model_inputs)
 
 
 class OnnxSession(Session):
@@ -120,7 +127,7 @@ class OnnxSession(Session):
         self._onnx = library
         self._model = model
 
-    def predict(self, x: Any) -> Array:
+    def predict(self, *inputs: Any, **named: Any) -> Array:
         """The logits, as from ``Session.predict``; needs the inference file.
 
         Raises:
@@ -128,7 +135,7 @@ class OnnxSession(Session):
         """
         with self._turn:
             self._onnx.prepare_prediction({name: self._evaluated(name) for name in self.manifest.predict_state})
-            return super().predict(x)
+            return super().predict(*inputs, **named)
 
     def save(self, path: Path | str) -> None:
         """Write the model with the state, seed and learning rates of now as its initial values.

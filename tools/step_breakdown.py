@@ -17,6 +17,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "1-bit products": (
         "binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad", "level_conv2d", "level_weight_grad",
     ),
+    "attention": ("attention", "attention_backward"),
     "fp32 products": (
         "batch_matmul", "conv2d", "conv2d_input_grad", "conv2d_weight_grad",
         "linear", "linear_input_grad", "linear_weight_grad",

@@ -230,10 +230,9 @@ def _cancellation_floor(node: fx.Node, values: dict[fx.Node, Any], position: int
 def _eager(source: ModelSource) -> dict[str, Tensor]:
     """Loss, gradients and updated buffers of one forward and backward pass in eager PyTorch."""
     model: nn.Module = copy.deepcopy(source.module)
-    x, y = (given.clone() for given in source.example_inputs)
     with module_mode(model, training=True), torch.enable_grad():
-        loss = source.loss_fn(model(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, _ = source.loss_and_outputs(model, [given.clone() for given in source.example_inputs])
+        loss.backward()
     gradients = {f"grad/{n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), **gradients}
 
@@ -245,12 +244,5 @@ def graph_inputs(graph: TrainingGraph, source: ModelSource, options: CompileOpti
     averages = {n.replace("param/", "ema/", 1): t for n, t in state.items() if n.startswith("param/")}
     metrics = {f"metric/{name}": torch.zeros(()) for name in options.optimizer.metrics}
     scalars = {"seed": torch.tensor(options.seed), "lr": torch.tensor(options.optimizer.lrs()), "step": torch.tensor(0)}
-    return {
-        "x": source.example_inputs[0],
-        "y": source.example_inputs[1],
-        **scalars,
-        **moments,
-        **averages,
-        **metrics,
-        **state,
-    }
+    batch = {spec.name: tensor for spec, tensor in zip(graph.signature, source.example_inputs, strict=True)}
+    return {**batch, **scalars, **moments, **averages, **metrics, **state}

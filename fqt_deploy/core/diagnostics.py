@@ -25,7 +25,7 @@ CODES: dict[str, str] = {
     "FQT103": "the example inputs do not fit the model",
     "FQT104": "the model cannot be traced",
     "FQT105": "the model's output or loss has the wrong type",
-    "FQT106": "a trainable parameter receives no gradient",
+    "FQT106": "no parameter receives a gradient",
     "FQT107": "a prediction depends on more than its own sample and the state",
     # options and legality
     "FQT201": "the model uses operators that have no lowering",
@@ -59,7 +59,7 @@ CODES: dict[str, str] = {
     "FQT507": "a label is out of range",
     "FQT508": "the output cannot be written, or would overwrite something else",
     "FQT509": "the runtime library is missing",
-    "FQT510": "the data file cannot be used",
+    "FQT510": "the data cannot be used",
     "FQT511": "the loss is not finite",
     "FQT512": "the session cannot be used in this process or thread",
     "FQT513": "a session cannot be copied, or has not what is asked of it",
@@ -99,7 +99,11 @@ class SourceLocation:
     @classmethod
     def of(cls, node: fx.Node) -> SourceLocation | None:
         """The innermost frame of ``node`` in the user's folder; outside ``user_root``, in no installed package."""
-        trace = str(node.meta.get("stack_trace") or "")
+        return cls.of_text(str(node.meta.get("stack_trace") or ""))
+
+    @classmethod
+    def of_text(cls, trace: str) -> SourceLocation | None:
+        """The innermost frame of the user's code in the text of a stack trace."""
         return cls._innermost([(Path(file), int(line)) for file, line in _FRAME.findall(trace)])
 
     @classmethod

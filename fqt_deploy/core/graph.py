@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from fqt_deploy.core.call import call_of, changed, source_of
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.manifest import InputSpec
 
 Phase = Literal["forward", "backward", "optimizer"]
 
@@ -119,7 +120,7 @@ class TrainingGraph:
 
     Attributes:
         module: the fx graph module; runs in eager mode at every stage.
-        inputs: input names in placeholder order: ``x``, ``y``, ``seed``, ``lr``, then the state.
+        inputs: input names in placeholder order: those of a batch, ``seed``, ``lr``, then the state.
         outputs: output names in order: ``loss``, ``logits``, then updated state.
         state: the state tensors by name, in argument order.
         batch: number of samples in one step.
@@ -128,8 +129,11 @@ class TrainingGraph:
         selection: which gradients are kept, as the option ``agp`` names it; None if all are.
         selection_note: why it is not what is chosen by default.
         refused: nodes that a pass cannot rewrite, with the error that says why: the pipeline raises them all at once.
-        labels: the labels that the loss takes; None if it takes any number, or ``y`` are no labels.
-        example: ``x`` of the example batch that the graph was captured with; None for a graph read from text.
+        labels: the labels that the loss takes; None if it takes any number, or the targets are no labels.
+        signature: the arrays of a batch that are among the inputs, in their order.
+        notes: what a person should know of the model, a line each.
+        prediction: the name of the model's output that ``logits`` is.
+        example: the arrays of the example batch by name; None for a graph read from text.
     """
 
     module: fx.GraphModule
@@ -143,7 +147,14 @@ class TrainingGraph:
     selection_note: str = ""
     refused: dict[fx.Node, FqtError] = field(default_factory=dict)
     labels: LabelUse | None = None
-    example: torch.Tensor | None = None
+    signature: tuple[InputSpec, ...] = ()
+    notes: tuple[str, ...] = ()
+    prediction: str = "logits"
+    example: Mapping[str, torch.Tensor] | None = None
+
+    def batch_inputs(self, role: str | None = None) -> list[fx.Node]:
+        """The input nodes of a batch, with ``role`` if it is given."""
+        return [self.placeholder(spec.name) for spec in self.signature if role in (None, spec.role)]
 
     @property
     def graph(self) -> fx.Graph:

@@ -16,6 +16,7 @@ from fqt_deploy.core.option import (
     OPTIMIZER,
     RESOURCES,
     TARGET,
+    WRITING,
     check_options,
     option,
     recorded_options,
@@ -50,6 +51,13 @@ class CompileOptions:
         target_options: the options that the target has (``targets/*/options.py``); None for its defaults.
     """
 
+    prediction: str | None = option(
+        None,
+        "Predict this output of a model that returns several, by name or number.",
+        section=WRITING,
+        metavar="NAME",
+        default_text="logits, or the first",
+    )
     target: str = option("cpu", "Compile for this kind of machine or device.", section=TARGET)
     target_options: TargetOptions | None = None
     recipe: Recipe = option(

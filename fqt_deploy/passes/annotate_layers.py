@@ -102,7 +102,8 @@ class AnnotateLayers(Pass):
             return False, "its weight is [in, out], and bits are packed along the last axis"
         if contraction < MINIMUM_CONTRACTION:
             return False, f"a contraction over {contraction} elements is too short to gain"
-        if not _rows_are_of_samples(products, axes, descendants(graph.placeholder("x"), graph)):
+        from_data = set[fx.Node]().union(*(descendants(node, graph) for node in graph.batch_inputs("input")))
+        if not _rows_are_of_samples(products, axes, from_data):
             return False, "its rows are not grouped by sample"
         if self.include:
             chosen = next((g for g in self.include if fnmatchcase(record.path, g)), None)

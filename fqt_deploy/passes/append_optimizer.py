@@ -53,8 +53,9 @@ class AppendOptimizer(Pass):
         """Add the scalar inputs, the optimizer state and one update per gradient; FQT204 for a group of nothing."""
         self._check_groups(graph)
         rates = torch.zeros(len(self.optimizer.lrs()))
-        _add_placeholder(graph, "seed", torch.zeros((), dtype=torch.int64), at=2)
-        _add_placeholder(graph, "lr", rates, at=3)
+        batch = len(graph.signature)
+        _add_placeholder(graph, "seed", torch.zeros((), dtype=torch.int64), at=batch)
+        _add_placeholder(graph, "lr", rates, at=batch + 1)
         step = _add_state(graph, StateTensor("step", "counter", torch.zeros((), dtype=torch.int64)))
         output = graph.output_node()
         emit = Emitter(graph, output, layer="", phase="optimizer")

@@ -23,9 +23,9 @@ def sample_axes(graph: TrainingGraph) -> dict[fx.Node, SampleAxis]:
     """The axis of each value that holds the samples, with rows of each or groups of all, if any.
 
     Values that no op's definition leads the samples to are left out. Of an op with several results, such as batch
-    normalization, only the first one follows the samples.
+    normalization, only those follow the samples of which its definition says so, by default the first one.
     """
-    found = {graph.placeholder(name): LEADING for name in ("x", "y") if name in graph.inputs}
+    found = dict.fromkeys(graph.batch_inputs(), LEADING)
     for node in graph.graph.nodes:
         if node.op == "call_function" and (where := following(node, found, graph.batch)) is not None:
             found[node] = where
@@ -36,7 +36,11 @@ def following(node: fx.Node, found: Mapping[fx.Node, SampleAxis], batch: int) ->
     """Where the result of ``node`` has its samples, from where values before it have theirs."""
     if node.target is operator.getitem:
         call = call_of(node)
-        return found.get(call.source) if call.index == 0 else None
+        aligned = None if call.index == 0 else alignment(call.source, found, batch)
+        followed = call.index == 0 or (aligned is not None and call.index < aligned.results)
+        return found.get(call.source) if followed else None
+    if node.target is aten.native_dropout.default:  # not replaced yet: each element keeps its place
+        return found.get(call_of(node).input)
     aligned = alignment(node, found, batch)
     return None if aligned is None else aligned.result
 

@@ -25,7 +25,7 @@ def visit_values(graph: TrainingGraph, nodes: Iterable[fx.Node], visit: Callable
                 needed.add(operand)
                 pending.append(operand)
     left = {node: sum(user in needed for user in node.users) for node in needed}
-    given = {"x": graph.example, "seed": torch.tensor(0)} | {n: t.initial for n, t in graph.state.items()}
+    given = {**graph.example, "seed": torch.tensor(0)} | {n: t.initial for n, t in graph.state.items()}
     names = iter(graph.inputs)
     values: dict[fx.Node, object] = {}
     with torch.no_grad():

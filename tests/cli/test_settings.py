@@ -32,6 +32,7 @@ def compile_options():
 
 CUDA, SGD, RMSPROP = {"target": "cuda"}, {"optimizer": "sgd"}, {"optimizer": "rmsprop"}
 EXAMPLES = {
+    "prediction": (["--prediction", "boxes"], {"prediction": "boxes"}),
     "target": (["--target", "rpi5"], {"target": "rpi5"}),
     "mcpu": (["--mcpu", "znver4"], {"mcpu": "znver4"}),
     "arch": (["--target", "cuda", "--arch", "sm_90a"], {**CUDA, "arch": "sm_90a"}),
@@ -105,6 +106,7 @@ def test_three_ways_give_one_result(name, model_file):
 
 
 WRONG = {
+    "prediction": "",
     "target": "tpu", "mcpu": "", "arch": "", "recipe": "psq", "agp": "all", "grad_bits": "5", "grid": "even",
     "projection": "on", "seed": "-1", "include": "", "exclude": "", "optimizer": "rprop", "lr": "fast",
     "weight_decay": "-1", "groups": "head", "betas": "0.9,1", "eps": "nan", "momentum": "-0.9", "decay": "some",
