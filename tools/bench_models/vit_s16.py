@@ -24,7 +24,8 @@ class Block(nn.Module):
         y = self.norm1(x)
         q, k, v = (f(y).unflatten(2, (HEADS, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
         x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        result: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return result
 
 
 class ViT(nn.Module):
