@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from fqt_deploy.capture.sample_independence import samples_are_independent
 from fqt_deploy.capture.side_effects import Effects
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import TrainingGraph
@@ -44,15 +45,18 @@ def refuse_moving_state(effects: Effects) -> None:
 def refuse_mixed_samples(graph: TrainingGraph, x: Tensor) -> None:
     """FQT107 if logits of one sample depend on another sample.
 
-    The graph is run with one sample replaced, by other values and by NaN, which passes through what clips or saturates;
-    the logits of all others must stay as they are, bit for bit.
+    Where the definitions of the ops do not prove that they do not, the graph is run with one sample replaced, by other
+    values and by NaN, which passes through what clips or saturates; the logits of all others must stay as they are, bit
+    for bit.
 
     Args:
         graph: the graph as captured.
         x: a batch of at least two samples.
     """
-    logits = _run(graph, x)
     batch = x.shape[0]
+    if samples_are_independent(graph):
+        return
+    logits = _run(graph, x)
     if logits.shape[0] % batch:
         raise FqtError(
             f"the model returns {logits.shape[0]} rows for {batch} samples in evaluation mode",
