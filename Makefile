@@ -8,7 +8,7 @@ PLUGIN := fqt_deploy/export/plugin/plugin.so
 SITE = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 ORT_INCLUDE ?= /usr/include/onnxruntime
 
-.PHONY: help env demo c-api cross-env onnx-plugin test lint
+.PHONY: help env demo c-api cross-env js-env onnx-plugin test lint
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ cross-env: $(STAMP)  ## what compiling and testing for aarch64 needs on a PC: De
 	command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64-static || \
 		(apt-get update && apt-get install -y --no-install-recommends g++-aarch64-linux-gnu qemu-user-static)
 	$(BIN)/fqt-compile --fetch-runtime aarch64
+
+js-env:  ## what testing the JavaScript package needs: ONNX Runtime for Node and browsers, from the npm registry
+	cd js && npm install
 
 test: $(STAMP)  ## run the test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

@@ -9,15 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fqt_deploy.api import CompiledStep as CompiledStep
     from fqt_deploy.api import check as check
     from fqt_deploy.api import compile as compile
+    from fqt_deploy.compiled_step import CompiledStep as CompiledStep
     from fqt_deploy.compiler.check import CheckReport as CheckReport
     from fqt_deploy.core.diagnostics import FqtError as FqtError
     from fqt_deploy.core.optimizer import SGD as SGD
     from fqt_deploy.core.optimizer import Adam as Adam
     from fqt_deploy.core.optimizer import AdamW as AdamW
-    from fqt_deploy.core.optimizer import ParameterGroup as ParameterGroup
+    from fqt_deploy.core.optimizer import Lion as Lion
+    from fqt_deploy.core.optimizer import RMSprop as RMSprop
+    from fqt_deploy.core.parameter_group import ParameterGroup as ParameterGroup
     from fqt_deploy.runtime import load as load
     from fqt_deploy.runtime.session import Session as Session
 
@@ -27,9 +29,11 @@ _PUBLIC = {
     "Adam": "core.optimizer",
     "AdamW": "core.optimizer",
     "CheckReport": "compiler.check",
-    "CompiledStep": "api",
+    "CompiledStep": "compiled_step",
     "FqtError": "core.diagnostics",
-    "ParameterGroup": "core.optimizer",
+    "Lion": "core.optimizer",
+    "ParameterGroup": "core.parameter_group",
+    "RMSprop": "core.optimizer",
     "SGD": "core.optimizer",
     "Session": "runtime.session",
     "check": "api",
@@ -43,6 +47,6 @@ __all__ = [*_PUBLIC]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _PUBLIC[name] in ("api", "compiler.check"):
+    if _PUBLIC[name] in ("api", "compiled_step", "compiler.check"):
         importlib.import_module(f"{__name__}.core.compiler_extra").require_compiler()
     return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

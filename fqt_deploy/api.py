@@ -2,77 +2,79 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
-from fqt_deploy.capture.load_model import ModelSource, check_example_inputs
+from fqt_deploy.capture.load_model import ModelSource, model_source
+from fqt_deploy.compiled_step import CompiledStep
 from fqt_deploy.compiler import CheckReport, check_model, compile_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.optimizer import Optimizer
+from fqt_deploy.report import decision_table
 from fqt_deploy.runtime.artifact import read_artifact
 from fqt_deploy.runtime.library import Library
-from fqt_deploy.runtime.session import Session
 from fqt_deploy.settings import options_of
-
-
-class CompiledStep(Session):
-    """A session whose state dict is one of PyTorch tensors, and that is called like a function.
-
-    Attributes:
-        folder: holds the compiled library for as long as the step lives.
-    """
-
-    folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def __call__(self, x: Any, y: Any) -> float:
-        """Run ``step(x, y)`` and return its loss."""
-        return self.step(x, y)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Copies of parameters and buffers; ``model.load_state_dict`` takes it."""
-        return {name: torch.from_numpy(array) for name, array in super().state_dict().items()}
+from fqt_deploy.torch_optimizer import translate
 
 
 def compile(
     model: nn.Module,
-    loss_fn: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
     *,
-    example_inputs: tuple[Tensor, Tensor],
-    optimizer: Optimizer | None = None,
+    example_inputs: Any,
+    optimizer: Optimizer | torch.optim.Optimizer | None = None,
+    verbose: bool = False,
     **settings: Any,
 ) -> CompiledStep:
     """Compile a whole training step of ``model``.
 
     Args:
         model: any module that ``torch.export`` can trace; it is not changed.
-        loss_fn: ``(outputs, targets) -> scalar``.
-        example_inputs: one batch ``(x, y)``; fixes shapes and dtypes.
-        optimizer: ``fqt_deploy.Adam(...)``, ``AdamW`` or ``SGD``; default Adam.
-        **settings: the options of the README's tables by name, such as ``recipe``, ``agp``, ``lr`` or ``target``.
+        loss_fn: ``(outputs, targets) -> scalar``; default: the loss that the model returns where it takes the targets
+            by keyword, as Hugging Face models take ``labels``, else cross-entropy.
+        example_inputs: one batch; fixes names, shapes and dtypes. ``(inputs, targets)``, where inputs are a tensor, a
+            tuple of arguments or a dict of keyword arguments and targets have any structure, or one dict with all.
+        optimizer: ``torch.optim.SGD``, ``Adam``, ``AdamW`` or ``RMSprop`` of the model's parameters, with its parameter
+            groups: the step takes its learning rates from it, so that a ``lr_scheduler`` works. Or one of
+            ``fqt_deploy.Adam``, ``AdamW``, ``SGD``, ``RMSprop`` and ``Lion``; default Adam.
+        verbose: say on standard error what is being done, then which layers run in 1 bit and why the others do not.
+        **settings: the options of the README's tables by name, such as ``recipe``, ``agp`` or ``clip_norm``.
 
     Raises:
         FqtError: what is wrong, with a code.
     """
-    options = options_of(settings if optimizer is None else {**settings, "optimizer": optimizer})
     source = _source(model, loss_fn, example_inputs)
+    followed = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
+    if followed is not None:
+        settings["optimizer"] = translate(followed, source.module)
+    elif optimizer is not None:
+        settings["optimizer"] = optimizer
+    options = options_of(settings)
     folder = tempfile.TemporaryDirectory(prefix="fqt-")
-    result = compile_model(source, options, Path(folder.name) / "step")
+    progress = (lambda phase: print(f"{phase} ...", file=sys.stderr)) if verbose else None
+    result = compile_model(source, options, Path(folder.name) / "step", progress=progress)
+    if verbose:
+        Console(stderr=True).print(decision_table(result.manifest.layers))
     manifest, state, library = read_artifact(result.output)
     step = CompiledStep(manifest, Library(library), state)
-    step.folder = folder
+    step.folder, step.source = folder, source
+    if followed is not None:
+        step.follow(followed)
     return step
 
 
 def check(
     model: nn.Module,
-    loss_fn: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
     *,
-    example_inputs: tuple[Tensor, Tensor],
+    example_inputs: Any,
     **settings: Any,
 ) -> CheckReport:
     """Say what would become of ``model``: which layers run in 1 bit, and everything that cannot be compiled.
@@ -81,8 +83,8 @@ def check(
 
     Args:
         model: any module; it is not changed.
-        loss_fn: ``(outputs, targets) -> scalar``.
-        example_inputs: one batch ``(x, y)``.
+        loss_fn: as for ``compile``.
+        example_inputs: one batch, as for ``compile``.
         **settings: as ``compile`` takes them.
 
     Raises:
@@ -94,6 +96,6 @@ def check(
 def _source(model: object, loss_fn: object, example_inputs: object) -> ModelSource:
     if not isinstance(model, nn.Module):
         raise FqtError(f"the model is of type {type(model).__name__}, not a torch.nn.Module", code="FQT101")
-    if not callable(loss_fn):
+    if loss_fn is not None and not callable(loss_fn):
         raise FqtError(f"loss_fn is of type {type(loss_fn).__name__}, not a function", code="FQT101")
-    return ModelSource(model, loss_fn, check_example_inputs(example_inputs))
+    return model_source(model, loss_fn, example_inputs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import gc
 import sys
 import time
@@ -22,6 +23,7 @@ from fqt_deploy.cli_options import COMMAND_OPTIONS, SUFFIXES, CommandOptions
 from fqt_deploy.command_line import SectionedCommand, given_options, with_flags
 from fqt_deploy.core.compiler_extra import require_compiler
 from fqt_deploy.core.diagnostics import FqtError, InvariantError
+from fqt_deploy.core.onnx_names import step_files
 from fqt_deploy.runtime.artifact import check_replaceable
 from fqt_deploy.settings import all_settings, merge_settings, options_of
 
@@ -47,12 +49,13 @@ Examples:
   fqt-compile model.py --tune                           measure tiles of 1-bit products here first
   fqt-compile model.py --target rpi5                    for a Raspberry Pi 5, on a PC
   fqt-compile model.py --emit onnx --emit onnx-infer    model.onnx and model.infer.onnx, for ONNX Runtime
+  fqt-compile model.py --emit onnx-step                 for ONNX Runtime in a browser, in Node, anywhere
 
 \b
 MODEL.py defines
   build_model()        -> torch.nn.Module
   example_inputs()     -> (inputs, targets), one batch
-  loss_fn(outputs, targets) -> scalar       optional; default: cross-entropy
+  loss_fn(outputs, targets) -> scalar       optional; default: the model's own loss, or cross-entropy
   compile_options()    -> dict              optional; settings such as {'agp': 'once', 'lr': 0.01}
 """
 
@@ -152,7 +155,9 @@ def _run_passes(model: Path, command: CommandOptions, given: dict[str, Any]) -> 
     from fqt_deploy.compiler.run_passes import run_passes
 
     assert command.passes is not None
-    text = run_passes(model, command.passes, batch=command.batch)
+    if len(command.batch) > 1:
+        raise FqtError("passes run on one graph", code="FQT202", hint="give --batch one number")
+    text = run_passes(model, command.passes, batch=next(iter(command.batch), None))
     if command.output is None:
         click.echo(text, nl=False)
         return
@@ -170,6 +175,15 @@ def _outputs(stem: Path, output: Path | None, kinds: tuple[str, ...]) -> dict[st
     return {kind: stem.with_name(stem.name + SUFFIXES[kind]) for kind in kinds}
 
 
+def _written(outputs: dict[str, Path]) -> Iterator[Path]:
+    """The files and folders beside the artifact."""
+    for kind, path in outputs.items():
+        if kind == "onnx-step":
+            yield from dataclasses.astuple(step_files(path))
+        elif kind != "so":
+            yield path
+
+
 def _check(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
     with _progress(command.quiet) as progress:
         progress("loading the model")
@@ -177,7 +191,7 @@ def _check(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
         from fqt_deploy.compiler.check import check_model
         from fqt_deploy.report import check_report
 
-        source = load_model(model, batch=command.batch, weights=command.weights)
+        source = load_model(model, batch=command.batch, weights=command.weights, skip=command.skip_weights)
         report = check_model(source, options_of(merge_settings(source.options, given)), progress=progress)
     if command.json:
         click.echo(report.to_json())
@@ -205,6 +219,7 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
             compile_model,
             export_onnx,
             export_onnx_inference,
+            export_onnx_step,
             lower_model,
             profile_artifact,
         )
@@ -214,7 +229,7 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
 
         if "onnx-plugin" in outputs:
             check_plugin_output(outputs["onnx-plugin"])
-        source = load_model(model, batch=command.batch, weights=command.weights)
+        source = load_model(model, batch=command.batch, weights=command.weights, skip=command.skip_weights)
         options = options_of(merge_settings(source.options, given))
         if command.profile:
             check_can_profile(options)
@@ -227,6 +242,9 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
         if "onnx-infer" in outputs:
             progress("writing the prediction as ONNX")
             export_onnx_inference(source, options, lowered, outputs["onnx-infer"])
+        if "onnx-step" in outputs:
+            progress("writing step, prediction and state for any ONNX Runtime")
+            export_onnx_step(source, options, lowered, outputs["onnx-step"])
         if "onnx-plugin" in outputs:
             progress("compiling the plug-in's kernels")
             export_plugin(lowered, target, outputs["onnx-plugin"])
@@ -238,7 +256,9 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
         console.print(decision_table(layer_decisions(lowered.train)))
     if lowered.train.selection_note:
         console.print(f"--agp {lowered.train.selection}: {lowered.train.selection_note}", highlight=False, markup=False)
-    for path in (path for kind, path in outputs.items() if kind != "so"):
+    for note in lowered.train.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    for path in _written(outputs):
         files = path.rglob("*") if path.is_dir() else [path]
         size = sum(file.stat().st_size for file in files if file.is_file())
         console.print(f"{path}: {megabytes(size)}", highlight=False)

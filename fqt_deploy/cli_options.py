@@ -8,9 +8,15 @@ from typing import Literal
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.option import CHECKS, WRITING, check_options, option, options_in
-from fqt_deploy.core.option_kinds import string
+from fqt_deploy.core.option_kinds import listed, number, string
 
-SUFFIXES = {"so": ".fqt", "onnx": ".onnx", "onnx-infer": ".infer.onnx", "onnx-plugin": ".plugin"}
+SUFFIXES = {
+    "so": ".fqt",
+    "onnx": ".onnx",
+    "onnx-infer": ".infer.onnx",
+    "onnx-step": ".step.onnx",
+    "onnx-plugin": ".plugin",
+}
 """The kinds that ``--emit`` can write, each with the ending of its name."""
 
 
@@ -25,25 +31,34 @@ class CommandOptions:
         default_text="MODEL and its ending",
         flags=("-o", "--output"),
     )
-    emit: tuple[Literal["so", "onnx", "onnx-infer", "onnx-plugin"], ...] = option(
+    emit: tuple[Literal["so", "onnx", "onnx-infer", "onnx-step", "onnx-plugin"], ...] = option(
         ("so",),
-        "Write the artifact (so), or for ONNX Runtime the training step (onnx), the prediction (onnx-infer), or fast "
-        "kernels for both (onnx-plugin). Repeatable.",
+        "Write the artifact (so), or for ONNX Runtime in Python the training step (onnx), the prediction (onnx-infer), "
+        "or fast kernels for both (onnx-plugin); or step, prediction and state for any ONNX Runtime, such as a "
+        "browser's (onnx-step). Repeatable.",
         section=WRITING,
     )
-    batch: int | None = option(
-        None,
-        "Compile for this many samples in a step.",
+    batch: tuple[int, ...] = option(
+        (),
+        "Compile for this many samples in a step, or for several numbers, with commas between them.",
         section=WRITING,
+        metavar="LIST",
         default_text="as in example_inputs()",
-        minimum=1,
+        kind=listed(number(int, 1)),
     )
     weights: Path | None = option(
         None,
-        "Start from this state dict, a .safetensors or .pt file.",
+        "Start from this state dict or checkpoint, a .safetensors or .pt file.",
         section=WRITING,
         metavar="FILE",
         default_text="those of build_model()",
+    )
+    skip_weights: tuple[str, ...] = option(
+        (),
+        "Keep weights that match as build_model() makes them, such as a head of another size. Repeatable.",
+        section=WRITING,
+        metavar="GLOB",
+        default_text="none",
     )
     check: bool = option(
         False,

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
-from fqt_deploy.core.onnx_names import MANIFEST_KEY, NEXT
+from fqt_deploy.core.onnx_names import MANIFEST_KEY, NEXT, step_files
 from fqt_deploy.runtime.arrays import aligned_copy
+from fqt_deploy.runtime.checkpoint import load_checkpoint
 from fqt_deploy.runtime.files import Arrays, read_file, replace_file, state_misfit
 from fqt_deploy.runtime.host_memory import HostMemory
 from fqt_deploy.runtime.session import Session
@@ -50,23 +51,27 @@ class OnnxLibrary(HostMemory):
         self._ort = _onnxruntime()
         self._plugin = plugin
         self._train = _session(model.SerializeToString(), path, plugin)
+        self._outputs = {output.name for output in self._train.get_outputs()}
         self._infer = None if infer is None else _read_model(infer)
         self._prediction: InferenceSession | None = None
 
-    def train_step(self, *arrays: Array) -> tuple[float, Array]:
-        """Run one step on ``x, y, seed, lr, *state``; the state is changed in place.
+    def train_step(self, *arrays: Array, variant: int = 0) -> tuple[float, Array]:
+        """Run one step on ``*batch, seed, lr, *state``; the state is changed in place.
 
         Args:
             *arrays: in the manifest's order.
+            variant: 0: a file holds one.
 
         Returns:
             The loss and the logits.
         """
         names = [spec.name for spec in self._manifest.state]
         binding = self._train.io_binding()
-        results = ["loss", "logits", *(name + NEXT for name in names)]
+        changed = [name for name in names if name + NEXT in self._outputs]  # frozen parameters stay as they are
+        results = ["loss", "logits", *(name + NEXT for name in changed)]
         try:
-            for name, array in zip(("x", "y", "seed", "lr", *names), arrays, strict=True):
+            batch = [spec.name for spec in self._manifest.inputs]
+            for name, array in zip((*batch, "seed", "lr", *names), arrays, strict=True):
                 binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
             for name in results:
                 binding.bind_output(name, "cpu")
@@ -74,8 +79,9 @@ class OnnxLibrary(HostMemory):
             loss, logits, *updated = (value.numpy() for value in binding.get_outputs())
         except _failures() as error:
             raise FqtError(f"ONNX Runtime cannot run {self.path}: {_shown(error)}", code="FQT502") from None
-        state = arrays[-len(names) :]
-        for name, array, new in zip(names, state, updated, strict=True):
+        before = dict(zip(names, arrays[-len(names) :], strict=True))
+        state = [before[name] for name in changed]
+        for name, array, new in zip(changed, state, updated, strict=True):
             if (array.shape, array.dtype) != (new.shape, new.dtype):
                 raise FqtError(f"{self.path} computes {new.dtype}{list(new.shape)} as {name}", code="FQT502")
         if loss.size != 1:
@@ -85,19 +91,32 @@ class OnnxLibrary(HostMemory):
         return float(loss.item()), logits
 
     def prepare_prediction(self, state: Mapping[str, Array]) -> None:
-        """Let ``predict`` use these values in place of the constants of the inference file."""
+        """Let ``predict`` use these values, also in place of the constants of an inference file that has them."""
         if self._infer is None:
             raise FqtError(
                 f"{self.path} is a training step only", code="FQT501", hint="load it with the file of --emit onnx-infer"
             )
+        if self._prediction is not None and self._takes_state:
+            return
         _set_initializers(self._infer, {name: state[name] for name in self._manifest.predict_state})
         self._prediction = _session(self._infer.SerializeToString(), self.path, self._plugin)
 
-    def predict(self, *arrays: Array) -> Array:
-        """Logits of ``x``, the first array, with the state of the last ``prepare_prediction``."""
+    def predict(self, *arrays: Array, variant: int = 0) -> Array:
+        """Logits of the model's inputs, which come first; the state comes next, or was prepared."""
+        assert variant == 0
         assert self._prediction is not None
-        logits: Array = self._prediction.run(["logits"], {"x": arrays[0]})[0]
+        inputs = [spec.name for spec in self._manifest.model_inputs]
+        names = [*inputs, *self._manifest.predict_state] if self._takes_state else inputs
+        try:
+            logits: Array = self._prediction.run(["logits"], dict(zip(names, arrays, strict=False)))[0]
+        except _failures() as error:
+            raise FqtError(f"ONNX Runtime cannot predict with {self.path}: {_shown(error)}", code="FQT502") from None
         return logits
+
+    @property
+    def _takes_state(self) -> bool:
+        """Whether the prediction takes the state as inputs."""
+        return self._infer is not None and len(self._infer.graph.input) > len(self._manifest.model_inputs)
 
 
 class OnnxSession(Session):
@@ -108,30 +127,38 @@ class OnnxSession(Session):
         self._onnx = library
         self._model = model
 
-    def predict(self, x: Any) -> Array:
+    def predict(self, *inputs: Any, **named: Any) -> Array:
         """The logits, as from ``Session.predict``; needs the inference file.
 
         Raises:
             FqtError: also FQT501 without it.
         """
         with self._turn:
-            self._onnx.prepare_prediction(self._state)
-            return super().predict(x)
+            self._onnx.prepare_prediction({name: self._evaluated(name) for name in self.manifest.predict_state})
+            return super().predict(*inputs, **named)
 
     def save(self, path: Path | str) -> None:
-        """Write the model with the state, seed and learning rates of now as its initial values."""
+        """Write the model with the state, seed and learning rates of now as its initial values.
+
+        Those of ``--emit onnx-step`` go into ``NAME.state.safetensors`` beside it, which ``load_onnx`` finds there.
+        """
+        path = Path(path)
+        if not _has_defaults(self._model):
+            replace_file(path, self._model.SerializeToString())
+            self.save_checkpoint(step_files(path).state)
+            return
         model = type(self._model)()
         model.CopyFrom(self._model)
         _set_initializers(model, {**self._state, "seed": self._seed, "lr": self._lr})
-        replace_file(Path(path), model.SerializeToString())
+        replace_file(path, model.SerializeToString())
 
 
 def load_onnx(path: Path | str, *, infer: Path | str | None = None, plugin: Path | str | None = None) -> OnnxSession:
-    """Load a file of ``fqt-compile --emit onnx``, ready to train.
+    """Load a file of ``fqt-compile --emit onnx`` or ``onnx-step``, ready to train.
 
     Args:
-        path: the training file.
-        infer: the file of ``--emit onnx-infer``, for ``predict``.
+        path: the training file. One of ``--emit onnx-step`` starts from ``NAME.state.safetensors`` beside it.
+        infer: the file of ``--emit onnx-infer``, or ``NAME.predict.onnx`` of ``onnx-step``, for ``predict``.
         plugin: a custom-op library, see docs/onnx.md.
 
     Raises:
@@ -140,6 +167,11 @@ def load_onnx(path: Path | str, *, infer: Path | str | None = None, plugin: Path
     path = Path(path)
     model = _read_model(path)
     manifest = _manifest(model, path)
+    if not _has_defaults(model):
+        if plugin is not None:
+            hint = "the plug-in is for the file of --emit onnx"
+            raise FqtError(f"{path} has no functions that a plug-in could compute", code="FQT501", hint=hint)
+        return _from_checkpoint(path, model, manifest, infer)
     stored = _initializers(model, path)
     state = {spec.name: aligned_copy(stored[spec.name]) for spec in manifest.state if spec.name in stored}
     if misfit := state_misfit(manifest.state, state):
@@ -156,6 +188,20 @@ def load_onnx(path: Path | str, *, infer: Path | str | None = None, plugin: Path
     except (FqtError, ValueError) as error:
         raise FqtError(f"{path} is damaged: {error}", code="FQT502") from None
     return session
+
+
+def _from_checkpoint(path: Path, model: ModelProto, manifest: Manifest, infer: Path | str | None) -> OnnxSession:
+    """A session on a file without an initial state, which a checkpoint beside it holds."""
+    library = OnnxLibrary(path, model, manifest, None if infer is None else Path(infer))
+    state, _ = load_checkpoint(step_files(path).state, manifest)
+    session = OnnxSession(manifest, library, state, model)
+    session.load_checkpoint(step_files(path).state)
+    return session
+
+
+def _has_defaults(model: ModelProto) -> bool:
+    """Whether the inputs of the step have initial values in the file."""
+    return not {value.name for value in model.graph.input}.isdisjoint(t.name for t in model.graph.initializer)
 
 
 def _manifest(model: ModelProto, path: Path) -> Manifest:

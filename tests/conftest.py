@@ -8,6 +8,7 @@ import torch
 
 from fqt_deploy.capture.load_model import ModelSource, load_model
 from fqt_deploy.compiler import compile_model
+from fqt_deploy.core.optimizer import AdamW
 from fqt_deploy.core.options import CompileOptions
 
 torch.set_num_threads(1)  # the tensors of tests are small: a second thread only waits
@@ -73,6 +74,37 @@ def digits_artifact(digits_source, tmp_path_factory) -> Path:
     """The digits example, compiled for this machine; to be copied by who changes it."""
     folder = tmp_path_factory.mktemp("digits") / "digits.fqt"
     compile_model(digits_source, CompileOptions(agp="once"), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loop_options():
+    """Options of a step that does all that a training loop may do between backward and the next batch."""
+    groups = {"0.*": {"lr": 3e-3, "betas": (0.8, 0.9)}}
+    adam = AdamW(
+        lr=1e-2, weight_decay=0.1, groups=groups, decay="matrices", clip_norm=0.5, clip_value=0.1, accumulate=2,
+        ema=0.9, metrics=("grad_norm", "param_norm"),
+    )  # fmt: skip
+    return CompileOptions(optimizer=adam, recipe="none", exclude=("*",))
+
+
+@pytest.fixture(scope="session")
+def loop_source() -> ModelSource:
+    """A small network; biases that a norm takes out would have gradients of rounding noise."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, bias=False), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten(),
+        torch.nn.Linear(144, 32, bias=False), torch.nn.BatchNorm1d(32), torch.nn.ReLU(), torch.nn.Linear(32, 10),
+    )  # fmt: skip
+    x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return ModelSource(model, torch.nn.functional.cross_entropy, (x, torch.arange(8)))
+
+
+@pytest.fixture(scope="session")
+def loop_artifact(loop_source, loop_options, tmp_path_factory) -> Path:
+    """The step of ``loop_options``, compiled for this machine."""
+    folder = tmp_path_factory.mktemp("loop") / "loop.fqt"
+    compile_model(loop_source, loop_options, folder)
     return folder
 
 

@@ -199,8 +199,7 @@ class _PackedSigns(fx.Interpreter):
 def _flips(source: ModelSource, options: CompileOptions, eager: nn.Module) -> dict[str, tuple[int, int]]:
     graph = lower_model(source, options).train
     given = {
-        "x": source.example_inputs[0],
-        "y": source.example_inputs[1],
+        **{spec.name: tensor for spec, tensor in zip(graph.signature, source.example_inputs, strict=True)},
         "seed": torch.tensor(options.seed),
         "lr": torch.tensor(options.optimizer.lrs()),
     } | {name: tensor.initial for name, tensor in graph.state.items()}

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from fqt_deploy.core.manifest import KernelInfo
 
 CLASSES: Mapping[str, tuple[str, ...]] = {
-    "1-bit products": ("binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad"),
+    "1-bit products": (
+        "binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad", "level_conv2d", "level_weight_grad",
+    ),
+    "attention": ("attention", "attention_backward"),
     "fp32 products": (
         "batch_matmul", "conv2d", "conv2d_input_grad", "conv2d_weight_grad",
         "linear", "linear_input_grad", "linear_weight_grad",
     ),
-    "packing": ("pack_positions", "pack_signs", "pack_weight", "transpose_packed_weight"),
+    "packing": ("pack_levels", "pack_positions", "pack_signs", "pack_weight", "transpose_packed_weight"),
     "quantizing": (
         "position_statistics", "position_sums", "quantization_grid", "quantize_channels", "quantize_pack_channels",
         "quantize_pack_samples", "quantize_samples", "tap_sums",

@@ -11,17 +11,32 @@ from fqt_deploy.core.diagnostics import FqtError, user_root
 from fqt_deploy.core.graph import TrainingGraph
 
 
-def capture_model(source: ModelSource) -> tuple[TrainingGraph, TrainingGraph]:
+def capture_model(source: ModelSource, prediction: str | None = None) -> tuple[TrainingGraph, TrainingGraph]:
     """Trace ``source`` in training and in evaluation mode.
+
+    Args:
+        source: the model.
+        prediction: the name of the output that a prediction is; None: ``logits``, or the first.
 
     Returns:
         The training step with its backward, and the prediction, both @CAPTURED; they share their state by name.
 
     Raises:
-        FqtError: as ``capture_training_graph`` and ``capture_prediction_graph``; FQT104 for state of one mode only.
+        FqtError: as ``capture_training_graph`` and ``capture_prediction_graph``; FQT104 for state of one mode
+            only, FQT105 if the modes predict different shapes.
     """
-    train = capture_training_graph(source.module, source.loss_fn, source.example_inputs)
-    predict = capture_prediction_graph(source.module, source.example_inputs[0])
+    module, example, call = source.module, source.example_inputs, source.call
+    train = capture_training_graph(module, source.loss_fn, example, call, prediction)
+    predict = capture_prediction_graph(module, example, call, prediction)
+    trained, evaluated = (graph.output("logits").meta["val"] for graph in (train, predict))
+    if (trained.shape, trained.dtype) != (evaluated.shape, evaluated.dtype):
+        raise FqtError(
+            f"the model predicts {trained.dtype}{list(trained.shape)} in training and "
+            f"{evaluated.dtype}{list(evaluated.shape)} in evaluation mode".replace("torch.", ""),
+            code="FQT105",
+            hint="choose an output that both modes return, with prediction= or --prediction",
+        )
+    train.example = {spec.name: tensor for spec, tensor in zip(call.signature, example, strict=True)}
     if predict.state.keys() - train.state.keys():
         raise FqtError(
             "a tensor that is no buffer is used in evaluation mode only", code="FQT104", hint="register_buffer() it"

@@ -11,6 +11,9 @@ from torch.nn.parameter import is_lazy
 
 from fqt_deploy.core.diagnostics import FqtError
 
+_MOST_NAMES = 8
+"""Number of parameters that a line lists by name."""
+
 
 def check_model(model: nn.Module, loss_fn: object) -> None:
     """Refuse what tracing would refuse in terms of its own, or not notice.
@@ -48,19 +51,31 @@ def _averages(module: _BatchNorm) -> bool:
     return module.momentum is None and module.track_running_stats
 
 
-def require_gradients(model: nn.Module, names: list[str], aliases: Mapping[str, str]) -> None:
-    """FQT106 listing every trainable parameter that has no output ``grad/...`` among ``names``.
+def untrained_parameters(model: nn.Module, names: list[str], aliases: Mapping[str, str]) -> tuple[str, ...]:
+    """One line for the frozen parameters, and one for those that the loss does not depend on; neither is an error.
 
     Args:
         model: the user's.
         names: the names of the captured graph's outputs.
         aliases: names of parameters by other names of the same ones.
+
+    Raises:
+        FqtError: FQT106 if no parameter receives a gradient.
     """
     with_gradient = {aliases.get(n.removeprefix("grad/"), n) for n in names if n.startswith("grad/")}
-    missing = [n for n, p in model.named_parameters() if p.requires_grad and n not in with_gradient]
-    if missing:
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+    unused = [n for n, p in model.named_parameters() if p.requires_grad and n not in with_gradient]
+    if not with_gradient:
         raise FqtError(
-            f"{len(missing)} trainable parameter(s) receive no gradient: {', '.join(missing)}",
+            f"{len(unused)} trainable parameter(s) receive no gradient: {', '.join(unused)}",
             code="FQT106",
-            hint="use them in forward, or set requires_grad_(False)",
+            hint="use them in forward; the loss must depend on one of them",
         )
+    said = (("frozen", frozen), ("not used by the loss", unused))
+    return tuple(
+        f"{len(found)} parameter(s) are {what}, and stay as they are: {_listed(found)}" for what, found in said if found
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" if names[_MOST_NAMES:] else "")

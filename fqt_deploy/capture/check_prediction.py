@@ -6,6 +6,8 @@ a sample's logits may depend on no other sample, on no random number, and must l
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -13,6 +15,8 @@ from fqt_deploy.capture.sample_independence import samples_are_independent
 from fqt_deploy.capture.side_effects import Effects
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import TrainingGraph
+
+aten = torch.ops.aten
 
 _CODE = "FQT107"
 
@@ -42,7 +46,7 @@ def refuse_moving_state(effects: Effects) -> None:
         raise error
 
 
-def refuse_mixed_samples(graph: TrainingGraph, x: Tensor) -> None:
+def refuse_mixed_samples(graph: TrainingGraph, inputs: tuple[Tensor, ...]) -> None:
     """FQT107 if logits of one sample depend on another sample.
 
     Where the definitions of the ops do not prove that they do not, the graph is run with one sample replaced, by other
@@ -51,12 +55,12 @@ def refuse_mixed_samples(graph: TrainingGraph, x: Tensor) -> None:
 
     Args:
         graph: the graph as captured.
-        x: a batch of at least two samples.
+        inputs: a batch of at least two samples, an array for each input of the graph's signature.
     """
-    batch = x.shape[0]
     if samples_are_independent(graph):
         return
-    logits = _run(graph, x)
+    logits = _run(graph, inputs)
+    batch = inputs[0].shape[0]
     if logits.shape[0] % batch:
         raise FqtError(
             f"the model returns {logits.shape[0]} rows for {batch} samples in evaluation mode",
@@ -65,11 +69,15 @@ def refuse_mixed_samples(graph: TrainingGraph, x: Tensor) -> None:
         )
     rows = logits.shape[0] // batch
     reached = torch.zeros(batch, dtype=torch.bool)
-    for other in _with_another_sample(x):
-        changed = _run(graph, other).view(batch, -1) != logits.view(batch, -1)
+    for other in _with_another_sample(inputs):
+        try:
+            outputs = _run(graph, other)
+        except RuntimeError:  # an operator that takes no such numbers: those that do so have no lowering either
+            continue
+        changed = outputs.view(batch, -1) != logits.view(batch, -1)
         reached |= changed.any(1)
     if reached[1:].any():
-        node = _first_mixing_node(graph, x)
+        node = _first_mixing_node(graph, inputs)
         raise FqtError(
             "in evaluation mode the logits of a sample depend on the other samples of the batch"
             + (f" ({rows} rows a sample)" if rows > 1 else ""),
@@ -79,9 +87,15 @@ def refuse_mixed_samples(graph: TrainingGraph, x: Tensor) -> None:
         )
 
 
-def _with_another_sample(x: Tensor) -> list[Tensor]:
-    """The batch ``x`` with other values in sample 0."""
+def _with_another_sample(inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+    """The batch ``inputs`` with other values in sample 0: values of other samples, large ones and NaN where it can."""
     generator = torch.Generator().manual_seed(0)
+    variants = [_another(x, generator) for x in inputs]
+    # Large numbers and NaN go with values of integers that the batch holds.
+    return [tuple(own[min(i, len(own) - 1)] for own in variants) for i in range(max(map(len, variants)))]
+
+
+def _another(x: Tensor, generator: torch.Generator) -> list[Tensor]:
     if not x.is_floating_point():
         rolled = x.clone()
         rolled[0] = x.flatten()[torch.randint(0, x.numel(), x[0].shape, generator=generator)]
@@ -92,34 +106,44 @@ def _with_another_sample(x: Tensor) -> list[Tensor]:
     return [noisy, unknown]
 
 
-def _run(graph: TrainingGraph, x: Tensor) -> Tensor:
+class _Interpreter(fx.Interpreter):
+    """Runs a captured graph, in which a view may be one of elements that lie elsewhere than while it was traced."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A view as a reshape."""
+        return super().call_function(aten.reshape.default if target is aten.view.default else target, args, kwargs)
+
+
+def _run(graph: TrainingGraph, inputs: tuple[Tensor, ...]) -> Tensor:
     with torch.no_grad():
-        outputs: tuple[Tensor, ...] = graph.module(*_arguments(graph, x))
+        outputs: tuple[Tensor, ...] = _Interpreter(graph.module).run(*_arguments(graph, inputs))
     return outputs[0].contiguous()
 
 
-def _arguments(graph: TrainingGraph, x: Tensor) -> list[Tensor]:
-    return [x if name == "x" else graph.state[name].initial.detach() for name in graph.inputs]
+def _arguments(graph: TrainingGraph, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    given = {spec.name: x for spec, x in zip(graph.signature, inputs, strict=True)}
+    return [given[name] if name in given else graph.state[name].initial.detach() for name in graph.inputs]
 
 
-def _first_mixing_node(graph: TrainingGraph, x: Tensor) -> fx.Node | None:
+def _first_mixing_node(graph: TrainingGraph, inputs: tuple[Tensor, ...]) -> fx.Node | None:
     """The first node where a value that has no sample axis left differs: where samples were mixed."""
-    reference = _values(graph, x)
-    for other in _with_another_sample(x):
+    reference = _values(graph, inputs)
+    batch = inputs[0].shape[0]
+    for other in _with_another_sample(inputs):
         changed = _values(graph, other)
         node: fx.Node
         for node in graph.graph.nodes:
             leaves = [torch.utils._pytree.tree_leaves(values.get(node)) for values in (reference, changed)]
             pairs = [pair for pair in zip(*leaves, strict=True) if isinstance(pair[0], Tensor)]
-            if node.op == "call_function" and any(_mixes(a, b, x.shape[0]) for a, b in pairs):
+            if node.op == "call_function" and any(_mixes(a, b, batch) for a, b in pairs):
                 return node
     return None
 
 
-def _values(graph: TrainingGraph, x: Tensor) -> dict[fx.Node, object]:
-    interpreter = fx.Interpreter(graph.module, garbage_collect_values=False)
+def _values(graph: TrainingGraph, inputs: tuple[Tensor, ...]) -> dict[fx.Node, object]:
+    interpreter = _Interpreter(graph.module, garbage_collect_values=False)
     with torch.no_grad():
-        interpreter.run(*_arguments(graph, x))
+        interpreter.run(*_arguments(graph, inputs))
     return interpreter.env
 
 

@@ -14,7 +14,7 @@ aten = torch.ops.aten
 _ALIASES = (aten.alias.default, aten.detach.default, aten.clone.default)
 
 
-def class_axis(graph: TrainingGraph, indexed: list[tuple[fx.Node, int]], classes: int) -> int | None:
+def class_axis(graph: TrainingGraph, labels: fx.Node, indexed: list[tuple[fx.Node, int]], classes: int) -> int | None:
     """The axis of the logits that labels index; None if they index something else.
 
     What is indexed is followed back to the logits, through element-wise ops, permutations and reshapes that keep the
@@ -22,6 +22,7 @@ def class_axis(graph: TrainingGraph, indexed: list[tuple[fx.Node, int]], classes
 
     Args:
         graph: the graph as captured.
+        labels: the input that holds the labels.
         indexed: the ops that read or write at an index made of labels, with the extent of the axis.
         classes: one more than the largest label.
     """
@@ -31,8 +32,8 @@ def class_axis(graph: TrainingGraph, indexed: list[tuple[fx.Node, int]], classes
             axis = _axis_in(node.args[0], int(node.args[1]), logits)  # type: ignore[arg-type]
             if axis is not None and shape(logits)[axis] == extent:
                 return axis
-    labels = graph.placeholder("y").meta["val"].numel()
-    fits = shape(logits)[-1:] == [classes] and labels * classes == logits.meta["val"].numel()
+    count = labels.meta["val"].numel()
+    fits = shape(logits)[-1:] == [classes] and count * classes == logits.meta["val"].numel()
     return len(shape(logits)) - 1 if fits else None
 
 

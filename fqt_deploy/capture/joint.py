@@ -14,38 +14,45 @@ import torch
 from torch import Tensor, fx, nn
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 
-from fqt_deploy.capture.check_model import check_model, require_gradients
+from fqt_deploy.capture.check_model import check_model, untrained_parameters
 from fqt_deploy.capture.decompositions import decompositions
 from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export, refuse_custom_functions
+from fqt_deploy.capture.form_attention import form_attention
 from fqt_deploy.capture.label_range import find_labels
+from fqt_deploy.capture.model_call import ModelCall, describe_call, predicted
 from fqt_deploy.capture.model_state import constant_name, constant_state, model_state
 from fqt_deploy.capture.side_effects import moving, observe_forward, refuse_lost
 from fqt_deploy.capture.tied_parameters import canonical_names, merge_equal_inputs, sum_tied_gradients
 from fqt_deploy.capture.traced_graph import data_first, reduce_provenance
-from fqt_deploy.capture.tracing import module_mode, one_tensor, plain_ops, trace_error
+from fqt_deploy.capture.tracing import module_mode, plain_ops, trace_error
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import TrainingGraph
 
 aten = torch.ops.aten
 
+LossFunction = Callable[[Any, Any], Any]
+"""A function ``(outputs, targets) -> scalar loss``."""
+
 
 class _StepModule(nn.Module):
-    """Model and loss as one module that returns ``(loss, outputs)``.
+    """Model and loss as one module from the tensors of a batch to ``(loss, outputs)``.
 
     Attributes:
         assigned: names of the buffers that forward assigns to; they are written once, at its end.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: Callable[[Any, Tensor], Tensor]) -> None:
+    def __init__(self, model: nn.Module, loss_fn: LossFunction, call: ModelCall, prediction: str | None) -> None:
         super().__init__()
         self.model = model
         self.loss_fn = loss_fn
+        self.call = call
+        self.prediction = prediction
         self.assigned: frozenset[str] = frozenset()
 
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         with moving(self, self.assigned):
-            outputs = one_tensor(self.model(x), "training")
-            loss = self.loss_fn(outputs, y)
+            loss, outputs = self.call.loss_and_outputs(self.model, self.loss_fn, tensors)
+            _, output = predicted(outputs, self.prediction, "training")
         if not isinstance(loss, Tensor):
             raise FqtError(f"the loss is of type {type(loss).__name__}; it must be a scalar tensor", code="FQT105")
         if loss.dim() or loss.dtype != torch.float32:
@@ -55,11 +62,15 @@ class _StepModule(nn.Module):
                 code="FQT105",
                 hint="reduce it with .mean()",
             )
-        return loss, outputs.detach()
+        return loss, output.detach()
 
 
 def capture_training_graph(
-    model: nn.Module, loss_fn: Callable[[Any, Tensor], Tensor], example_inputs: tuple[Tensor, Tensor]
+    model: nn.Module,
+    loss_fn: LossFunction,
+    example_inputs: tuple[Tensor, ...],
+    call: ModelCall | None = None,
+    prediction: str | None = None,
 ) -> TrainingGraph:
     """Trace forward, loss and backward of ``model`` on ``example_inputs``.
 
@@ -67,17 +78,22 @@ def capture_training_graph(
         model: the user's model; it is put into training mode for the trace and back afterwards. Parts of it that are in
             evaluation mode stay in it, see ``module_mode``.
         loss_fn: ``(outputs, targets) -> scalar loss``.
-        example_inputs: ``(x, y)``; their shapes and dtypes become those of the compiled step.
+        example_inputs: the tensors of a batch; their shapes and dtypes become those of the compiled step.
+        call: what they are to model and loss; None: one input and one target.
+        prediction: the name of the output that is returned beside the loss; None: see ``predicted``.
 
     Returns:
-        A graph with inputs ``x, y, param/..., buffer/...`` and outputs ``loss, logits, buffer updates, grad/...``.
+        A graph with the inputs of the call, ``param/...`` and ``buffer/...``, and outputs ``loss, logits, buffer
+        updates, grad/...``.
 
     Raises:
         FqtError: FQT101 for parameters that are not float32, FQT104 if tracing fails, FQT105 for a wrong output or
-            loss, FQT106 if a trainable parameter gets no gradient.
+            loss, FQT106 if no parameter gets a gradient.
     """
     check_model(model, loss_fn)
-    step = _StepModule(model, loss_fn)
+    if call is None:
+        call, example_inputs = describe_call(None, example_inputs, own_loss=True)
+    step = _StepModule(model, loss_fn, call, prediction)
     with contextlib.ExitStack() as stack:
         for context in (module_mode(model, training=True), torch.enable_grad(), quiet_export(), every_frame_recorded()):
             stack.enter_context(context)
@@ -91,9 +107,9 @@ def capture_training_graph(
             traced = joint.graph_module
         except Exception as error:
             raise trace_error("training", error) from error
-    graph = _training_graph(model, traced, constants, batch=int(example_inputs[0].shape[0]))
+    graph = _training_graph(model, traced, constants, call)
     refuse_lost(step, effects, {"model." + n.removeprefix("buffer/") for n in graph.outputs if n.startswith("buffer/")})
-    find_labels(graph, example_inputs[1])
+    find_labels(graph, {spec.name: tensor for spec, tensor in zip(call.signature, example_inputs, strict=True)})
     return graph
 
 
@@ -101,6 +117,7 @@ def _export(step: nn.Module, args: tuple[Tensor, ...]) -> tuple[nn.Module, dict[
     """The functional module, and the tensors in it that are no state of ``step.model``, by name in the module."""
     try:
         program = torch.export.export(step, args, strict=False)
+        form_attention(program)
         module = program.module(check_guards=False)
     except FqtError:
         raise
@@ -116,7 +133,7 @@ def _export(step: nn.Module, args: tuple[Tensor, ...]) -> tuple[nn.Module, dict[
 
 
 def _training_graph(
-    model: nn.Module, traced: fx.GraphModule, constants: Mapping[str, Tensor], batch: int
+    model: nn.Module, traced: fx.GraphModule, constants: Mapping[str, Tensor], call: ModelCall
 ) -> TrainingGraph:
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
     aliases = canonical_names(model)
@@ -127,8 +144,10 @@ def _training_graph(
         if kind == "TangentAOTInput":
             _replace_tangent(traced, node)
             continue
+        if kind == "ForwardTokenAOTInput":
+            raise _checks_values(node)
         if kind == "PlainAOTInput":
-            inputs.append("xy"[described.idx])
+            inputs.append(call.signature[described.idx].name)
         elif described.target in constants:
             inputs.append(constant_name(constants[described.target]))
         elif kind == "ParamAOTInput":
@@ -136,14 +155,28 @@ def _training_graph(
         else:
             inputs.append("buffer/" + described.target.removeprefix("model."))
     output = next(n for n in traced.graph.nodes if n.op == "output")
-    names, nodes = _named_outputs(output)
-    require_gradients(model, names, aliases)
+    names, nodes = _named_outputs(output, call)
+    notes = untrained_parameters(model, names, aliases)
     merge_equal_inputs(traced, inputs)
     sum_tied_gradients(traced, output, names, nodes, aliases)
     output.args = (tuple(nodes),)
     reduce_provenance(traced)
     state = model_state(model) | constant_state(constants.values())
-    return data_first(TrainingGraph(fx.GraphModule(traced, traced.graph), inputs, names, state, batch))
+    module = fx.GraphModule(traced, traced.graph)
+    graph = TrainingGraph(module, inputs, names, state, call.batch, signature=call.signature, notes=notes)
+    return data_first(graph)
+
+
+def _checks_values(token: fx.Node) -> FqtError:
+    """FQT104 for the first of the operators that ``token`` keeps in order: they raise errors that values decide on."""
+    ordered = next(iter(token.users), token)
+    checked = next((a for a in ordered.args if isinstance(a, torch._ops.OpOverload)), ordered.target)
+    return FqtError(
+        f"an operator checks values while it runs ({checked}), which a compiled step does not do",
+        code="FQT104",
+        node=ordered,
+        hint="write it without matrix inverses, decompositions and solvers of torch.linalg",
+    )
 
 
 def _replace_tangent(traced: fx.GraphModule, node: fx.Node) -> None:
@@ -155,12 +188,12 @@ def _replace_tangent(traced: fx.GraphModule, node: fx.Node) -> None:
     traced.graph.erase_node(node)
 
 
-def _refuse_changed_argument(changed: Any, node: fx.Node) -> None:
+def _refuse_changed_argument(changed: Any, node: fx.Node, call: ModelCall) -> None:
     """FQT104 if what a forward pass changes in place is a parameter or an input: of the state, buffers may move."""
     kind = type(changed).__name__
     if kind == "PlainAOTInput":
         raise FqtError(
-            f"forward or loss changes its input {'xy'[changed.idx]} in place",
+            f"forward or loss changes its input {call.signature[changed.idx].name} in place",
             code="FQT104",
             node=node,
             hint="write x = x * 2 in place of x *= 2",
@@ -174,7 +207,7 @@ def _refuse_changed_argument(changed: Any, node: fx.Node) -> None:
         )
 
 
-def _named_outputs(output: fx.Node) -> tuple[list[str], list[fx.Node]]:
+def _named_outputs(output: fx.Node, call: ModelCall) -> tuple[list[str], list[fx.Node]]:
     names: list[str] = []
     nodes: list[fx.Node] = []
     flat = output.args[0]
@@ -186,7 +219,7 @@ def _named_outputs(output: fx.Node) -> tuple[list[str], list[fx.Node]]:
         if kind == "PlainAOTOutput":
             names.append(("loss", "logits")[described.idx])
         elif kind == "InputMutationAOTOutput":
-            _refuse_changed_argument(described.mutated_input, node)
+            _refuse_changed_argument(described.mutated_input, node, call)
             names.append("buffer/" + described.mutated_input.target.removeprefix("model."))
         else:
             names.append("grad/" + described.grad_of.target.removeprefix("model."))

@@ -11,7 +11,7 @@ Here labels go from 0 to below the extent of axis 1, and 255 is left out. Assert
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ from fqt_deploy.capture.label_values import (
 )  # fmt: skip
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import LabelUse, TrainingGraph
+from fqt_deploy.core.manifest import IndexRange
 
 aten = torch.ops.aten
 
@@ -72,42 +73,90 @@ _ASSERTIONS = (
 """Ops that raise where a condition does not hold."""
 
 
-def find_labels(graph: TrainingGraph, example: Tensor | None = None) -> None:
-    """Note in ``graph.labels`` what labels the loss takes, and drop the assertions that this covers.
+@dataclass(frozen=True)
+class _Followed:
+    """What was found on the way of one input through a graph.
+
+    Attributes:
+        legal: the labels that each index and each assertion allows.
+        indexed: the ops that read or write at an index made of them, with the extent of the axis.
+        asserted: the assertions about them.
+    """
+
+    legal: list[LegalLabels]
+    indexed: list[tuple[fx.Node, int]]
+    asserted: set[fx.Node]
+
+
+def find_labels(graph: TrainingGraph, examples: Mapping[str, Tensor] | None = None) -> None:
+    """Note in ``graph.signature`` the range of every input, in ``graph.labels`` what labels the loss takes.
+
+    Assertions that this covers are dropped.
 
     Args:
         graph: the graph as captured; changed in place.
-        example: targets; where the loss leaves out several labels, that which occurs in them is noted.
+        examples: the batch by name; where the loss leaves out several labels, that which occurs in them is noted.
 
     Raises:
-        FqtError: FQT203 where an index is computed from labels in a way that is not followed, FQT104 for an assertion
+        FqtError: FQT203 where an index is computed from targets in a way that is not followed, FQT104 for an assertion
             about anything else.
     """
-    facts: dict[Any, Fact] = {}
-    legal: list[LegalLabels] = []
-    indexed: list[tuple[fx.Node, int]] = []
     assertions = graph.calls(*_ASSERTIONS)
-    if "y" in graph.inputs and is_integer(graph.placeholder("y")):
-        facts[graph.placeholder("y")] = Index()
-    for node in graph.graph.nodes:
-        if node.op != "call_function":
+    covered: set[fx.Node] = set()
+    specs = list(graph.signature)
+    for place, spec in enumerate(specs):
+        node = graph.placeholder(spec.name)
+        followed = _follow(graph, node, strict=spec.role == "target") if is_integer(node) else None
+        if followed is None:
             continue
-        if node in assertions:
-            legal += _asserted(node, facts)
-        for index, extent in _INDEXED[node.target](node) if node.target in _INDEXED else ():
-            fact = facts.get(index)
-            if fact is not None and not isinstance(fact, Condition):
-                legal.append(_checked(fact.legal(extent), node))
-                indexed.append((node, extent))
-        if (found := fact_of(node, facts)) is not None:
-            facts[node] = found
+        covered |= followed.asserted
+        example = (examples or {}).get(spec.name)
+        use = _together(followed.legal, frozenset() if example is None else frozenset(torch.unique(example).tolist()))
+        if use is None:
+            continue
+        specs[place] = replace(spec, values=IndexRange(use.low, use.high, use.ignore_index))
+        if spec.role == "target" and graph.labels is None:
+            graph.labels = replace(use, class_axis=class_axis(graph, node, followed.indexed, use.high))
+    graph.signature = tuple(specs)
+    _drop(graph, assertions, covered)
+
+
+def _drop(graph: TrainingGraph, assertions: list[fx.Node], covered: set[fx.Node]) -> None:
+    if unknown := [node for node in assertions if node not in covered]:
+        raise FqtError(
+            "the model asserts something about values, which a compiled step does not check",
+            code="FQT104",
+            node=unknown[0],
+            hint="leave the assertion out; labels are checked before each step",
+        )
     for node in assertions:
         graph.graph.erase_node(node)
     if assertions:
         graph.graph.eliminate_dead_code()
-    graph.labels = _together(legal, frozenset() if example is None else frozenset(torch.unique(example).tolist()))
-    if graph.labels is not None:
-        graph.labels = replace(graph.labels, class_axis=class_axis(graph, indexed, graph.labels.high))
+
+
+def _follow(graph: TrainingGraph, labels: fx.Node, *, strict: bool) -> _Followed | None:
+    """What becomes of the integers ``labels``; None, unless ``strict``, where an index of them is not followed."""
+    facts: dict[Any, Fact] = {labels: Index()}
+    found = _Followed([], [], set())
+    for node in graph.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target in _ASSERTIONS and (asserted := _all_hold(node.args[0], False, facts)) is not None:
+            found.legal.extend(asserted)
+            found.asserted.add(node)
+        for index, extent in _INDEXED[node.target](node) if node.target in _INDEXED else ():
+            fact = facts.get(index)
+            if fact is None or isinstance(fact, Condition):
+                continue
+            legal = fact.legal(extent)
+            if legal is None and not strict:
+                return None
+            found.legal.append(_checked(legal, node))
+            found.indexed.append((node, extent))
+        if (fact := fact_of(node, facts)) is not None:
+            facts[node] = fact
+    return found
 
 
 def _together(legal: list[LegalLabels], seen: frozenset[Any]) -> LabelUse | None:
@@ -134,18 +183,6 @@ def _checked(legal: LegalLabels | None, node: fx.Node) -> LegalLabels:
         code="FQT203",
         node=node,
         hint="index by the labels themselves; a constant may be added, they may be clamped, one may be replaced",
-    )
-
-
-def _asserted(node: fx.Node, facts: Mapping[Any, Fact]) -> list[LegalLabels]:
-    found = _all_hold(node.args[0], False, facts)
-    if found is not None:
-        return found
-    raise FqtError(
-        "the model asserts something about values, which a compiled step does not check",
-        code="FQT104",
-        node=node,
-        hint="leave the assertion out; labels are checked before each step",
     )
 
 

@@ -1,7 +1,7 @@
 """Load a user's model file: its model, its loss, one batch of example inputs and its options.
 
-The file defines ``build_model() -> nn.Module`` and ``example_inputs() -> (x, y)`` and may define
-``loss_fn(outputs, targets) -> scalar`` and ``compile_options() -> dict``.
+The file defines ``build_model() -> nn.Module`` and ``example_inputs() -> (inputs, targets)`` and may define
+``loss_fn(outputs, targets) -> scalar`` and ``compile_options() -> dict``. ``describe_call`` says what inputs may be.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import contextlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from fqt_deploy.capture.load_weights import load_weights
+from fqt_deploy.capture.model_call import ModelCall, describe_call, is_batch, returned_loss
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
-
-_DTYPES = (torch.float32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -33,16 +32,48 @@ class ModelSource:
     Attributes:
         module: the model, with its initial weights.
         loss_fn: ``(outputs, targets) -> scalar loss``.
-        example_inputs: ``(x, y)``; their shapes and dtypes become those of the compiled step.
+        example_inputs: the tensors of one batch in the call's order; their shapes and dtypes become those of the
+            compiled step. A pair of inputs and targets, where there is no call yet, is replaced by its tensors.
         path: the file that defines the model; None if it has none.
         options: what the file's ``compile_options()`` returned.
+        call: what the tensors are to model and loss.
+        others: the same model with batches of other shapes, which the same artifact is to take.
     """
 
     module: nn.Module
-    loss_fn: Callable[[Any, Tensor], Tensor]
-    example_inputs: tuple[Tensor, Tensor]
+    loss_fn: Callable[[Any, Any], Tensor]
+    example_inputs: Any
     path: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    call: ModelCall = None  # type: ignore[assignment]
+    others: tuple[ModelSource, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.call is None:
+            call, tensors = describe_call(self.module, self.example_inputs, own_loss=True)
+            object.__setattr__(self, "call", call)
+            object.__setattr__(self, "example_inputs", tensors)
+
+    def loss_and_outputs(self, module: nn.Module, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
+        """The loss of ``module``, this model or a copy of it, on the tensors of a batch, and what it returns."""
+        return self.call.loss_and_outputs(module, self.loss_fn, tensors)
+
+    def resized(self, batch: int) -> ModelSource:
+        """The same model for ``batch`` samples alone: the example's, repeated or cut.
+
+        Raises:
+            FqtError: FQT103 for less than one sample.
+        """
+        if batch < 1:
+            raise FqtError(f"a batch of {batch} samples cannot be compiled; it takes at least 1", code="FQT103")
+        index = torch.arange(batch) % self.call.batch
+        tensors = tuple(tensor[index].contiguous() for tensor in self.example_inputs)
+        return replace(self, example_inputs=tensors, call=self.call.resized(batch), others=())
+
+    def in_batches_of(self, sizes: Sequence[int]) -> ModelSource:
+        """The same model for each number of samples in ``sizes`` and each shape of the examples, the first foremost."""
+        sources = [source.resized(size) for source in (self, *self.others) for size in sizes]
+        return with_others(sources)
 
     @property
     def name(self) -> str:
@@ -50,13 +81,65 @@ class ModelSource:
         return self.path.stem if self.path is not None else type(self.module).__name__
 
 
-def load_model(path: Path, *, batch: int | None = None, weights: Path | None = None) -> ModelSource:
+def model_source(
+    module: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor] | None,
+    example: object,
+    *,
+    path: Path | None = None,
+    options: dict[str, Any] | None = None,
+) -> ModelSource:
+    """The source of ``module`` with an example batch as ``describe_call`` takes it.
+
+    Args:
+        module: the model.
+        loss_fn: ``(outputs, targets) -> scalar loss``; None: the model's own where it takes the targets, else
+            cross-entropy.
+        example: one batch, or a list of batches of different shapes.
+        path: the file that defines the model.
+        options: what the file says of the options.
+
+    Raises:
+        FqtError: FQT103 for an example that no step can be compiled for.
+    """
+    several = isinstance(example, list) and bool(example) and all(map(is_batch, example))
+    sources = []
+    for batch in example if isinstance(example, list) and several else [example]:
+        call, tensors = describe_call(module, batch, own_loss=loss_fn is not None)
+        own = loss_fn or (returned_loss if call.loss_inside else nn.functional.cross_entropy)
+        sources.append(ModelSource(module, own, tensors, path, options or {}, call))
+    return with_others(sources)
+
+
+def with_others(sources: Sequence[ModelSource]) -> ModelSource:
+    """The first of ``sources`` with the others; they are of one model, and differ in the shapes of their batches.
+
+    Raises:
+        FqtError: FQT103 for examples that differ in more than that, or not in that.
+    """
+    first, *others = sources
+    seen = {tuple(spec.shape for spec in first.call.signature)}
+    for other in others:
+        told = [[(s.name, s.dtype, s.role, len(s.shape)) for s in x.call.signature] for x in (first, other)]
+        if told[0] != told[1] or first.call.leaves != other.call.leaves:
+            raise FqtError("the example batches differ in more than their shapes", code="FQT103")
+        shapes = tuple(spec.shape for spec in other.call.signature)
+        if shapes in seen:
+            raise FqtError(f"two example batches have the shapes {[list(s) for s in shapes]}", code="FQT103")
+        seen.add(shapes)
+    return replace(first, others=tuple(others))
+
+
+def load_model(
+    path: Path, *, batch: int | Sequence[int] | None = None, weights: Path | None = None, skip: Sequence[str] = ()
+) -> ModelSource:
     """Run the user's file and call its functions.
 
     Args:
         path: the file; while it runs, its folder comes first on ``sys.path``, as it does for a script.
-        batch: number of samples of the compiled step; the example inputs are repeated or cut to it.
-        weights: a state dict to start from, ``.safetensors`` or a PyTorch file.
+        batch: number of samples of the compiled step, or several; the example inputs are repeated or cut to it.
+        weights: a state dict or checkpoint to start from, ``.safetensors`` or a PyTorch file.
+        skip: globs over names of weights that are not taken from there.
 
     Raises:
         FqtError: FQT101 if the file or one of its functions is missing or fails, FQT102 if the weights do not fit,
@@ -70,55 +153,21 @@ def load_model(path: Path, *, batch: int | None = None, weights: Path | None = N
         model = _call(module, "build_model", path)
         if not isinstance(model, nn.Module):
             raise _wrong(path, "build_model", f"build_model() returns {_kind(model)}, not a torch.nn.Module")
-        inputs = check_example_inputs(_call(module, "example_inputs", path), _definition(path, "example_inputs"))
+        inputs = _call(module, "example_inputs", path)
         options = _call(module, "compile_options", path) if hasattr(module, "compile_options") else {}
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
         raise _wrong(path, "compile_options", f"compile_options() returns {_kind(options)}, not a dict keyed by name")
-    loss_fn = getattr(module, "loss_fn", nn.functional.cross_entropy)
-    if not callable(loss_fn):
+    loss_fn = getattr(module, "loss_fn", None)
+    if loss_fn is not None and not callable(loss_fn):
         raise _wrong(path, "loss_fn", f"loss_fn is {_kind(loss_fn)}, not a function (outputs, targets) -> loss")
     if weights is not None:
-        load_weights(model, weights)
-    return ModelSource(model, loss_fn, inputs if batch is None else _resize(inputs, batch), path, options)
-
-
-def check_example_inputs(inputs: object, location: SourceLocation | None = None) -> tuple[Tensor, Tensor]:
-    """Check that ``inputs`` is a pair of CPU tensors with one batch size, and detach it.
-
-    Raises:
-        FqtError: FQT103, pointing at ``location``.
-    """
-    if not isinstance(inputs, (tuple, list)) or len(inputs) != 2:
-        found = f"{_kind(inputs)} of {len(inputs)}" if isinstance(inputs, (tuple, list)) else _kind(inputs)
-        raise _at(location, FqtError(f"the example inputs are a pair (inputs, targets); got {found}", code="FQT103"))
-    for what, tensor in zip(("inputs", "targets"), inputs, strict=True):
-        problem = _problem(tensor)
-        if problem:
-            raise _at(location, FqtError(f"the example {what} {problem}", code="FQT103"))
-    x, y = inputs
-    if x.shape[0] != y.shape[0]:
-        message = f"the example inputs hold {x.shape[0]} samples and the targets {y.shape[0]}"
-        raise _at(location, FqtError(message, code="FQT103", hint="the first axis of both is the batch"))
-    return x.detach().contiguous(), y.detach().contiguous()
-
-
-def _problem(tensor: object) -> str | None:
-    if not isinstance(tensor, Tensor):
-        return f"are {_kind(tensor)}, not a tensor"
-    if tensor.dtype not in _DTYPES:
-        return f"are {str(tensor.dtype).removeprefix('torch.')}; float32 and int64 are supported"
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-        return f"lie on {tensor.device} as {tensor.layout}; a dense CPU tensor is needed"
-    if tensor.dim() == 0 or 0 in tensor.shape:
-        return f"have shape {list(tensor.shape)}; the first axis is the batch, and none may be empty"
-    return None
-
-
-def _resize(inputs: tuple[Tensor, Tensor], batch: int) -> tuple[Tensor, Tensor]:
-    if batch < 1:
-        raise FqtError(f"a batch of {batch} samples cannot be compiled; it takes at least 1", code="FQT103")
-    index = torch.arange(batch) % inputs[0].shape[0]
-    return inputs[0][index].contiguous(), inputs[1][index].contiguous()
+        load_weights(model, weights, skip=skip)
+    try:
+        source = model_source(model, loss_fn, inputs, path=path, options=options)
+    except FqtError as error:
+        raise _at(_definition(path, "example_inputs"), error) from None
+    sizes = (batch,) if isinstance(batch, int) else batch
+    return source.in_batches_of(sizes) if sizes else source
 
 
 @contextlib.contextmanager

@@ -9,6 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fqt_deploy.capture.antialiased_decompositions import ANTIALIASED
+from fqt_deploy.capture.elementwise_decompositions import ELEMENTWISE
+from fqt_deploy.capture.order_decompositions import ORDER
+from fqt_deploy.capture.place_decompositions import PLACES
+from fqt_deploy.capture.random_decompositions import RANDOM
+
 aten = torch.ops.aten
 
 
@@ -50,10 +56,16 @@ def _variance_unbiased(x: Tensor, dim: Any = None, unbiased: bool = True, keepdi
 
 
 def _largest(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    if x.dtype == torch.bool:
+        value, place = _largest(x.int(), dim, keepdim)
+        return value > 0, place
     return x.amax(dim, keepdim), x.argmax(dim, keepdim)
 
 
 def _smallest(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    if x.dtype == torch.bool:
+        value, place = _smallest(x.int(), dim, keepdim)
+        return value > 0, place
     return x.amin(dim, keepdim), x.argmin(dim, keepdim)
 
 
@@ -78,44 +90,6 @@ def _new_empty_strided(
 ) -> Tensor:  # fmt: skip
     order = sorted(range(len(size)), key=lambda d: (-stride[d], d))
     return _empty_permuted(size, order, dtype or x.dtype)
-
-
-def _storage_order(size: Sequence[int], stride: Sequence[int]) -> list[int] | None:
-    """The axes by stride, the largest first; None if elements leave gaps or overlap."""
-    order = sorted(range(len(size)), key=lambda axis: (-int(stride[axis]), int(size[axis]) > 1))
-    expected = 1
-    for axis in reversed(order):
-        if size[axis] != 1 and stride[axis] != expected:
-            return None
-        expected *= int(size[axis])
-    return order
-
-
-def _restrided(
-    x: Tensor, old: tuple[Sequence[int], Sequence[int]], new: tuple[Sequence[int], Sequence[int]]
-) -> Tensor | None:
-    """What lies where ``x`` of shape and strides ``old`` lies, seen with those of ``new``; None if that is not all."""
-    before, after = _storage_order(*old), _storage_order(*new)
-    if before is None or after is None or math.prod(old[0]) != math.prod(new[0]):
-        return None
-    seen = x.permute(before).reshape([new[0][axis] for axis in after])
-    return seen.permute([after.index(axis) for axis in range(len(after))])
-
-
-def _as_strided(x: Tensor, size: list[int], stride: list[int], storage_offset: int | None = None) -> Any:
-    """A strided view of all elements, as those of tensors with another memory format."""
-    whole = storage_offset in (None, x.storage_offset())
-    seen = _restrided(x, (x.shape, x.stride()), (size, stride)) if whole else None
-    return NotImplemented if seen is None else seen
-
-
-def _as_strided_scatter(
-    x: Tensor, src: Tensor, size: list[int], stride: list[int], storage_offset: int | None = None
-) -> Any:
-    """Written through a view of all elements, nothing is left of what was there."""
-    whole = storage_offset in (None, x.storage_offset())
-    written = _restrided(src, (size, stride), (x.shape, x.stride())) if whole else None
-    return NotImplemented if written is None else written
 
 
 def _index(x: Tensor, indices: list[Tensor | None]) -> Any:
@@ -155,19 +129,86 @@ def _scatter_value(x: Tensor, dim: int, index: Tensor, value: Any) -> Any:
     return aten.scatter.src(x, dim, index, torch.full(index.shape, value, dtype=x.dtype))
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """The weight that ``g`` gives the lengths of, and the lengths of ``v``."""
+    lengths = _lengths(v, dim)
+    return v * (g / lengths), lengths
+
+
+def _weight_norm_backward(
+    grad_w: Tensor, saved_v: Tensor, saved_g: Tensor, saved_norms: Tensor, dim: int
+) -> tuple[Tensor, Tensor]:
+    along = (grad_w * saved_v).sum([axis for axis in range(saved_v.dim()) if axis != dim], True)
+    across = grad_w - saved_v * (along / (saved_norms * saved_norms))
+    return saved_g / saved_norms * across, along / saved_norms
+
+
+def _lengths(v: Tensor, dim: int) -> Tensor:
+    return (v * v).sum([axis for axis in range(v.dim()) if axis != dim], True).sqrt()
+
+
+def _product(x: Tensor, dim: int, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
+    """The last of the running products."""
+    if x.dim() == 0 or x.dtype != torch.float32 or dtype not in (None, x.dtype) or x.shape[dim] == 0:
+        return NotImplemented
+    last = aten.cumprod.default(x, dim).narrow(dim, x.shape[dim] - 1, 1)
+    return last if keepdim else last.squeeze(dim)
+
+
+def _product_of_all(x: Tensor, *, dtype: torch.dtype | None = None) -> Any:
+    return _product(x.reshape(-1), 0, dtype=dtype)
+
+
+def _trilinear(
+    i1: Tensor, i2: Tensor, i3: Tensor, expand1: list[int], expand2: list[int], expand3: list[int],
+    sumdim: list[int], unroll_dim: int = 1,
+) -> Tensor:  # fmt: skip
+    """The product of three tensors that get new axes, summed over some."""
+    factors = []
+    for factor, new in zip((i1, i2, i3), (expand1, expand2, expand3), strict=True):
+        for axis in sorted(new):
+            factor = factor.unsqueeze(axis)
+        factors.append(factor)
+    product = factors[0] * factors[1] * factors[2]
+    return product.sum(sumdim) if sumdim else product
+
+
+def _distances(x1: Tensor, x2: Tensor, p: float, compute_mode: int | None) -> Any:
+    """The distance of every row of ``x1`` from every row of ``x2``, from their differences."""
+    return _vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+
+
+def _distances_backward(grad: Tensor, x1: Tensor, x2: Tensor, p: float, cdist: Tensor) -> Any:
+    """The gradient of ``x1``; rows that are equal give none."""
+    if p not in (1, 2):
+        return NotImplemented
+    difference = x1.unsqueeze(-2) - x2.unsqueeze(-3)
+    if p == 1:
+        return (torch.sign(difference) * grad.unsqueeze(-1)).sum(-2)
+    share = torch.where(cdist == 0, 0.0, grad / cdist)
+    return (difference * share.unsqueeze(-1)).sum(-2)
+
+
+def _scatter_reduce(x: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True) -> Any:
+    if reduce != "sum" or not include_self:
+        return NotImplemented
+    return aten.scatter_add.default(x, dim, index, src)
+
+
 OWN: dict[Any, Callable[..., Any]] = {
     aten.any.dim: _any,
     aten.linalg_vector_norm.default: _vector_norm,
     aten.var.correction: _variance, aten.var.dim: _variance_unbiased,
     aten.max.dim: _largest, aten.min.dim: _smallest, aten.clamp.Tensor: _clamp,
     aten.empty_permuted.default: _empty_permuted, aten.new_empty_strided.default: _new_empty_strided,
-    aten.as_strided.default: _as_strided, aten.as_strided_scatter.default: _as_strided_scatter,
     aten.index.Tensor: _index, aten.index_put.default: _index_put,
     aten._unsafe_index.Tensor: _unsafe_index, aten._unsafe_index_put.default: _unsafe_index_put,
     aten.scatter.value: _scatter_value,
-    aten.exp2.default: lambda x: torch.exp(x * math.log(2)), aten.log2.default: lambda x: torch.log(x) / math.log(2),
-    aten.log10.default: lambda x: torch.log(x) / math.log(10), aten.isinf.default: lambda x: x.abs() == math.inf,
-    aten.sinh.default: lambda x: (torch.expm1(x) - torch.expm1(-x)) / 2,
-    aten.cosh.default: lambda x: (torch.exp(x) + torch.exp(-x)) / 2,
+    aten._weight_norm_interface.default: _weight_norm,
+    aten._weight_norm_interface_backward.default: _weight_norm_backward,
+    aten.any.default: _any, aten.prod.default: _product_of_all, aten.prod.dim_int: _product,
+    aten._cdist_forward.default: _distances, aten._cdist_backward.default: _distances_backward,
+    aten.scatter_reduce.two: _scatter_reduce, aten._trilinear.default: _trilinear,
+    **ANTIALIASED, **ELEMENTWISE, **ORDER, **PLACES, **RANDOM,
 }  # fmt: skip
 """By op; a rule that gives ``NotImplemented`` leaves the call as it is."""

@@ -35,10 +35,11 @@ def reduce_provenance(module: fx.GraphModule) -> None:
 
 
 def data_first(graph: TrainingGraph) -> TrainingGraph:
-    """Put ``x`` and ``y`` before the state, and the state in the order of its inputs."""
+    """Put the arrays of a batch before the state, in the order of the signature; the state stays in its order."""
     nodes = [n for n in graph.graph.nodes if n.op == "placeholder"]
     by_name = dict(zip(graph.inputs, nodes, strict=True))
-    graph.inputs = sorted(graph.inputs, key=lambda name: ("x", "y", name).index(name))
+    place = {spec.name: i for i, spec in enumerate(graph.signature)}
+    graph.inputs = sorted(graph.inputs, key=lambda name: place.get(name, len(place)))
     for name in reversed(graph.inputs):
         next(iter(graph.graph.nodes)).prepend(by_name[name])
     graph.state = {name: graph.state[name] for name in graph.inputs if name in graph.state}

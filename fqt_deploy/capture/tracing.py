@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fqt_deploy.capture.without_checks import WithoutChecks
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 
 
@@ -18,7 +20,7 @@ def plain_ops() -> Iterator[None]:
     enabled = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), WithoutChecks():
             yield
     finally:
         torch._C._set_mkldnn_enabled(enabled)
@@ -44,25 +46,26 @@ def module_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
             m.training = was
 
 
-def one_tensor(outputs: object, mode: str) -> Tensor:
-    """The tensor that the model returned, or FQT105: one tensor is what a step can write."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    kind = type(outputs).__name__
-    raise FqtError(
-        f"the model returns a {kind} in {mode} mode; it must return one tensor",
-        code="FQT105",
-        hint="wrap it in a module whose forward returns the logits alone",
-    )
+_HINTS = (
+    (r"_ctc_loss", "train with F.ctc_loss outside of the compiled step; its work depends on the labels' lengths"),
+    (r"nonzero|masked_select", "keep all elements, and mask them: torch.where(mask, x, 0); index with integers alone"),
+    (r"unique|bincount|DynamicOutputShape", "give the result a fixed size: compare with torch.arange(n), then sum"),
+    (
+        r"_local_scalar_dense|data-dependent|DataDependent",
+        "choose with torch.where(condition, a, b) in the place of `if`; compute on tensors in the place of .item()",
+    ),
+)
+"""What to write instead, by what PyTorch's error names."""
 
 
 def trace_error(what: str, error: Exception) -> FqtError:
     """FQT104, with the first line of PyTorch's error and the line of the user's file."""
     cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    hint = next((hint for pattern, hint in _HINTS if re.search(pattern, f"{type(error).__name__}: {cause}")), None)
     told = FqtError(
         f"cannot trace the {what} step: {type(error).__name__}: {cause}",
         code="FQT104",
-        hint="the model must be traceable by torch.export: no data-dependent control flow, no `.data`",
+        hint=hint or "the model must be traceable by torch.export: no data-dependent control flow, no `.data`",
     )
-    told.location = SourceLocation.of_error(error)
+    told.location = SourceLocation.of_error(error) or SourceLocation.of_text(str(error))
     return told

@@ -16,6 +16,8 @@ from torch import fx
 from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import TrainingGraph, behind_views
 from fqt_deploy.ops.aten.aten_op import moves_elements
+from fqt_deploy.ops.aten.pointwise import Pointwise
+from fqt_deploy.ops.lib.operand_reads import operand_reads
 from fqt_deploy.ops.op import Kind, op_of
 from fqt_deploy.ops.traits import Layout
 from fqt_deploy.passes.write_state import is_update
@@ -92,7 +94,8 @@ def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
 
     What all updates wait for, the step count and views of state, comes first.
     An optimizer update runs as soon as nothing else reads the state that it overwrites, so that what its gradient is
-    computed from need not be kept; other writes of state come last.
+    computed from need not be kept; one whose result a kernel reads, such as a sum of gradients whose norm is taken,
+    stays where it is. Other writes of state come last.
     """
     grouping = _Grouping(graph)
     steps: list[Kernel | View] = []
@@ -107,7 +110,7 @@ def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
                 of_input = storage_of(node).op == "placeholder"
                 (inputs if of_input else steps).append(View(node, grouping.views[node]))
         elif kind_of(node) is Kind.UPDATE:
-            updates.append(grouping.kernel(node))
+            (steps if _is_read(node) else updates).append(grouping.kernel(node))
         elif node.target is aten.clone.default:
             writes.append(grouping.kernel(node))
         else:
@@ -117,8 +120,18 @@ def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
     return [*inputs, *_placed(steps, updates), *writes]
 
 
+def _is_read(update: fx.Node) -> bool:
+    """Whether something else than another update, or the end of the step, reads the new value."""
+    return any(
+        _is_read(user)
+        if user.target in (operator.getitem, aten.view.default)
+        else kind_of(user) not in (None, Kind.UPDATE)
+        for user in update.users
+    )
+
+
 def _placed(steps: list[Kernel | View], updates: list[Kernel]) -> list[Kernel | View]:
-    """``steps`` with each update behind the last step that computes or reads one of its operands."""
+    """``steps`` with each update behind the last step and update that computes or reads one of its operands."""
     last: dict[fx.Node, int] = {}
     for position, step in enumerate(steps):
         touched = (step.node, step.source) if isinstance(step, View) else (step.root, *step.leaves)
@@ -126,7 +139,8 @@ def _placed(steps: list[Kernel | View], updates: list[Kernel]) -> list[Kernel | 
             last[storage_of(node)] = position
     behind: dict[int, list[Kernel | View]] = {}
     for update in updates:
-        behind.setdefault(max(last.get(storage_of(leaf), -1) for leaf in update.leaves), []).append(update)
+        place = last[update.root] = max(last.get(storage_of(leaf), -1) for leaf in update.leaves)
+        behind.setdefault(place, []).append(update)
     placed = behind.get(-1, [])
     for position, step in enumerate(steps):
         placed += [step, *behind.get(position, [])]
@@ -328,15 +342,11 @@ def _window(node: fx.Node) -> int:
     return 1
 
 
-_TEXTUAL_READS: dict[Any, tuple[int, ...]] = {
-    aten.exp.default: (81,), aten.expm1.default: (88,), aten.log1p.default: (5,), aten.sigmoid.default: (81,),
-    aten.tanh.default: (201,), aten.erf.default: (211,), aten.gelu.default: (212,),
-    aten.gelu_backward.default: (1, 312), aten.pow.Tensor_Scalar: (3,), aten.sign.default: (2,),
-}  # fmt: skip
-"""By op, how often its expression reads each operand, where that is not once."""
-
-
 def _textual_reads(node: fx.Node, position: int) -> int:
     """How often the expression of one element mentions the operand at ``position``."""
-    reads = _TEXTUAL_READS.get(node.target, ())
+    op = op_of(node)
+    if op is None or not issubclass(op, Pointwise):
+        return 1
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda a: a.meta["val"])
+    reads = operand_reads(op, args, kwargs, node.meta["val"])
     return reads[position] if position < len(reads) else 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import operator
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,7 @@ from fqt_deploy.codegen.memory_plan import MemoryPlan, plan_memory
 from fqt_deploy.core.call import call_of
 from fqt_deploy.core.diagnostics import SourceLocation
 from fqt_deploy.core.graph import TrainingGraph, shape
-from fqt_deploy.core.manifest import KernelInfo
+from fqt_deploy.core.manifest import KernelInfo, function_name
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import FqtOp, Kind
 
@@ -39,6 +39,7 @@ class RelaxProgram:
         calls: what each call computes, for verification, in the same order.
         memory: the places where the intermediate values of ``train_step`` lie.
         distinct: one call of each kernel, by the kernel's symbol.
+        others: kernels and calls, as above, of the training steps for other shapes.
     """
 
     callers: tvm.IRModule
@@ -46,6 +47,11 @@ class RelaxProgram:
     calls: tuple[Kernel, ...]
     memory: MemoryPlan
     distinct: Mapping[str, Kernel]
+    others: tuple[tuple[tuple[KernelInfo, ...], tuple[Kernel, ...]], ...] = ()
+
+    def variants(self) -> tuple[RelaxProgram, ...]:
+        """The program once for each training step, whose kernels and calls it then has."""
+        return (self, *(replace(self, kernels=kernels, calls=calls) for kernels, calls in self.others))
 
     def function(self, symbol: str) -> tirx.PrimFunc:
         """The kernel ``symbol``, not scheduled."""
@@ -154,6 +160,10 @@ class _Emitter:
         if kernel.root in written:
             state = [values[node] for node in written[kernel.root]]
             self.builder.emit(relax.Call(symbol, [*operands, *state]))
+            values[kernel.root] = state[0]  # what reads the new value reads the state
+            for user in kernel.root.users:
+                if user.target is operator.getitem:
+                    values[user] = state[call_of(user).index]
             return _info(kernel, symbol.name_hint)
         results = [buffers[buffer] for buffer in buffers_of(kernel.root)]
         self.builder.emit(relax.Call(symbol, [*operands, *results]))
@@ -164,17 +174,26 @@ class _Emitter:
         return _info(kernel, symbol.name_hint)
 
 
-def to_relax(train: TrainingGraph, predict: TrainingGraph) -> RelaxProgram:
+def to_relax(
+    train: TrainingGraph, predict: TrainingGraph, others: Sequence[tuple[TrainingGraph, TrainingGraph]] = ()
+) -> RelaxProgram:
     """Emit the training step and the prediction as one module.
 
     Args:
         train: lowered training graph; state outputs are written in place.
         predict: lowered evaluation graph.
+        others: the same for other shapes of batches; ``function_name`` says how their functions are called.
     """
     emitter = _Emitter()
     infos, calls = emitter.function("train_step", train)
     emitter.function("predict", predict)
-    return RelaxProgram(emitter.builder.finalize(), tuple(infos), tuple(calls), emitter.plans[0], emitter.distinct)
+    found = []
+    for number, (other, prediction) in enumerate(others, start=1):
+        more = emitter.function(function_name("train_step", number), other)
+        emitter.function(function_name("predict", number), prediction)
+        found.append((tuple(more[0]), tuple(more[1])))
+    module = emitter.builder.finalize()
+    return RelaxProgram(module, tuple(infos), tuple(calls), emitter.plans[0], emitter.distinct, tuple(found))
 
 
 def kernel_symbol(kernel: Kernel) -> str:
@@ -226,7 +245,7 @@ def _info(kernel: Kernel, symbol: str) -> KernelInfo:
         flops=flops,
         bit_ops=bit_ops,
         bytes_moved=sum(_bytes(n) for n in (*kernel.leaves, kernel.root)),
-        source=str(location) if location else None,
+        source=location.portable if location else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from fqt_deploy.compiler.check import CheckReport, check_model
 from fqt_deploy.compiler.compile_model import CompileResult, LoweredModel, check_can_compile, compile_model, lower_model
-from fqt_deploy.compiler.export_onnx import export_onnx, export_onnx_inference
+from fqt_deploy.compiler.export_onnx import export_onnx, export_onnx_inference, export_onnx_step
 from fqt_deploy.compiler.profile import LayerTiming, check_can_profile, profile_artifact
 from fqt_deploy.compiler.verify import VerificationReport, VerificationRow
 
@@ -19,6 +19,7 @@ __all__ = [
     "compile_model",
     "export_onnx",
     "export_onnx_inference",
+    "export_onnx_step",
     "lower_model",
     "profile_artifact",
 ]

@@ -30,12 +30,14 @@ class CheckReport:
             that are supported, as far as can be told before the others are.
         errors: everything that cannot be compiled, each with its line of the model and what to do.
         selection_note: why gradients are not selected as by default; empty where they are.
+        notes: what a person should know of the model, such as its frozen parameters, a line each.
     """
 
     name: str
     layers: tuple[LayerDecision, ...]
     errors: tuple[FqtError, ...]
     selection_note: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -49,13 +51,14 @@ class CheckReport:
         return f"{found}, the model compiles" if self.ok else f"{found}, {len(self.errors)} error(s)"
 
     def to_json(self) -> str:
-        """The report as JSON: ``name``, ``ok``, ``layers``, ``errors`` and ``selection_note``."""
+        """The report as JSON: ``name``, ``ok``, ``layers``, ``errors``, ``selection_note`` and ``notes``."""
         fields = {
             "name": self.name,
             "ok": self.ok,
             "layers": [asdict(layer) for layer in self.layers],
             "errors": [_fields(error) for error in self.errors],
             "selection_note": self.selection_note,
+            "notes": list(self.notes),
         }
         return json.dumps(fields, indent=2)
 
@@ -77,7 +80,7 @@ def check_model(
     with user_code(source):
         tell("capturing the training step")
         try:
-            train, predict = capture_model(source)
+            train, predict = capture_model(source, options.prediction)
         except FqtError as error:
             return CheckReport(source.name, (), error.parts)
         tell("running passes")
@@ -86,7 +89,7 @@ def check_model(
         if train.refused:
             AnnotateLayers().run(train)  # without the options' globs: they may match layers that are not supported
         parts = together(errors).parts if errors else ()
-        return CheckReport(source.name, layer_decisions(train), parts, train.selection_note)
+        return CheckReport(source.name, layer_decisions(train), parts, train.selection_note, train.notes)
 
 
 def _errors(graph: TrainingGraph, passes: tuple[Pass, ...]) -> list[FqtError]:

@@ -17,6 +17,7 @@ from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.build import build_library, find_linker
 from fqt_deploy.codegen.to_relax import RelaxProgram, to_relax
 from fqt_deploy.codegen.tune_tiles import check_can_tune, tune_tiles
+from fqt_deploy.compiler.buckets import check_same_step, same_decisions, shared_state
 from fqt_deploy.compiler.describe import describe
 from fqt_deploy.compiler.kernel_runner import kernel_runner
 from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
@@ -66,12 +67,18 @@ class LoweredModel:
         predict: the evaluation graph.
         pass_times: seconds by pass of the training graph.
         pass_checks: what exact passes did to the numbers, when ``verify`` is ``numerics``.
+        others: the same for other shapes of batches, on the same state.
     """
 
     train: TrainingGraph
     predict: TrainingGraph
     pass_times: tuple[tuple[str, float], ...]
     pass_checks: tuple[PassCheck, ...] = ()
+    others: tuple[LoweredModel, ...] = ()
+
+    def graphs(self) -> list[tuple[TrainingGraph, TrainingGraph]]:
+        """The training step and the prediction for every shape of batches."""
+        return [(one.train, one.predict) for one in (self, *self.others)]
 
 
 def compile_model(
@@ -96,10 +103,15 @@ def compile_model(
     """
     tell = progress or (lambda _: None)
     target = check_can_compile(options)
+    if source.others and target.name == "cuda":
+        raise FqtError(
+            "steps for several shapes of batches are compiled for CPUs only", code="FQT202", hint="choose one --batch"
+        )
     companions = {**runtime_libraries(target.toolchain).companions(), **target.companions()}
     lowered = lowered or lower_model(source, options, progress=tell)
     tell("generating kernels")
-    program = to_relax(lowered.train, lowered.predict)
+    with user_code(source):
+        program = to_relax(lowered.train, lowered.predict, lowered.graphs()[1:])
     if options.tune:
         target = _tuned(program, target, options, tell)
     tell("compiling kernels")
@@ -107,8 +119,8 @@ def compile_model(
         library = Path(folder) / "step.so"
         build_library(program, target, library)
         report = _verify(source, options, lowered, program, library, target, tell)
-        manifest = describe(source, options, lowered.train, lowered.predict, program, target)
-        write_artifact(output, manifest, initial_state(lowered.train), library, companions)
+        manifest = describe(source, options, lowered.graphs(), program, target)
+        write_artifact(output, manifest, initial_state(*lowered.graphs()), library, companions)
     return CompileResult(manifest, output, lowered.pass_times, report)
 
 
@@ -133,9 +145,10 @@ def _tuned(program: RelaxProgram, target: Target, options: CompileOptions, tell:
     return target.with_tiles(tiles)
 
 
-def initial_state(graph: TrainingGraph) -> dict[str, NDArray[Any]]:
-    """The state before the first step, by name."""
-    return {name: np.array(tensor.initial.detach().numpy(), order="C") for name, tensor in graph.state.items()}
+def initial_state(*graphs: tuple[TrainingGraph, TrainingGraph]) -> dict[str, NDArray[Any]]:
+    """The state before the first step, by name, of training steps that share it; predictions beside them add none."""
+    state = shared_state([train for train, _ in graphs])
+    return {name: np.array(tensor.initial.detach().numpy(), order="C") for name, tensor in state.items()}
 
 
 def lower_model(
@@ -154,10 +167,24 @@ def lower_model(
         progress: told the phases.
     """
     tell = progress or (lambda _: None)
+    first = _lower(source, options, passes, tell)
+    if not source.others:
+        return first
+    same = same_decisions(options, first.train)
+    others = [_lower(other, same, passes, tell) for other in source.others]
+    for other in others:
+        check_same_step(first.train, other.train)
+    return dataclasses.replace(first, others=tuple(others))
+
+
+def _lower(
+    source: ModelSource, options: CompileOptions, passes: tuple[Pass, ...] | None, tell: Progress
+) -> LoweredModel:
+    """Capture ``source`` without its other shapes, and run all passes."""
     _check_pass_names(options)
     with user_code(source):
         tell("capturing the training step")
-        train, predict = capture_model(source)
+        train, predict = capture_model(source, options.prediction)
         tell("running passes")
         times: list[tuple[str, float]] = []
         invariants = () if options.verify == "off" else ALWAYS
@@ -202,8 +229,15 @@ def _verify(
     toolchain = target.toolchain
     tell("comparing every kernel with PyTorch" + ("" if toolchain.is_native else f", under {toolchain.emulator}"))
     with kernel_runner(library, toolchain, target.device()) as runner:
-        report = verify_numerics(lowered.train, program, runner, source.example_inputs, options)
-    return dataclasses.replace(report, passes=lowered.pass_checks)
+        reports = [
+            verify_numerics(one.train, variant, runner, own.example_inputs, options)
+            for one, own, variant in zip(
+                (lowered, *lowered.others), (source, *source.others), program.variants(), strict=True
+            )
+        ]
+    rows = tuple(row for report in reports for row in report.rows)
+    checks = tuple(check for one in (lowered, *lowered.others) for check in one.pass_checks)
+    return VerificationReport(rows, checks)
 
 
 def _dump(folder: Path | None, position: int, name: str, graph: TrainingGraph) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 import torch
 from torch import nn
@@ -14,7 +14,8 @@ from torch import nn
 from fqt_deploy import __version__
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.to_relax import RelaxProgram
-from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.compiler.buckets import describe_buckets, shared_state
+from fqt_deploy.core.graph import LayerRecord, StateTensor, TrainingGraph
 from fqt_deploy.core.manifest import KernelInfo, LayerDecision, Manifest, OptimizerInfo, StateSpec, TensorSpec
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.targets.base import Target
@@ -23,12 +24,11 @@ from fqt_deploy.targets.base import Target
 def describe(
     source: ModelSource,
     options: CompileOptions,
-    train: TrainingGraph,
-    predict: TrainingGraph,
+    graphs: Sequence[tuple[TrainingGraph, TrainingGraph]],
     program: RelaxProgram,
     target: Target,
 ) -> Manifest:
-    """The manifest of a compiled model."""
+    """The manifest of a compiled model, with the lowered step and prediction for every shape of batches."""
     names = {
         "name": target.name,
         "arch": target.toolchain.arch,
@@ -36,7 +36,12 @@ def describe(
         "requires": " ".join(target.features.requires),
         **target.variant(),
     }
-    return describe_model(source, options, train, predict, target=names, kernels=program.kernels)
+    train, predict = graphs[0]
+    manifest = describe_model(source, options, train, predict, target=names, kernels=program.kernels)
+    if len(graphs) == 1:
+        return manifest
+    state = shared_state([train for train, _ in graphs]).values()
+    return replace(manifest, state=tuple(map(_state_spec, state)), buckets=describe_buckets(graphs))
 
 
 def describe_model(
@@ -58,15 +63,16 @@ def describe_model(
         target: what the format is for.
         kernels: the kernels of the step, where there are any.
     """
-    inputs = tuple(_spec(name, tensor) for name, tensor in zip(("x", "y"), source.example_inputs, strict=True))
+    inputs = train.signature
     logits = _spec("logits", predict.output("logits").meta["val"])
-    state = tuple(StateSpec(t.name, tuple(t.initial.shape), _dtype(t.initial), t.role) for t in train.state.values())
+    state = tuple(map(_state_spec, train.state.values()))
     optimizer = options.optimizer.describe()
     layers, labels = layer_decisions(train), train.labels
     numerics = {**options.numerics(), "agp": train.selection}
     identity = [
-        [asdict(spec) for spec in (*inputs, logits, *state)],
-        [[layer.path, layer.decision] for layer in layers],
+        [asdict(spec) for spec in (*(TensorSpec(i.name, i.shape, i.dtype) for i in inputs), logits, *state)],
+        # what 1-bit layers are known by is what it was before there were others
+        [[r.path, r.decision, *([r.activation_bits] if r.activation_bits > 1 else [])] for r in layers],
         numerics,
         optimizer["name"],
         optimizer["hyperparameters"],
@@ -91,9 +97,8 @@ def describe_model(
         optimizer=OptimizerInfo(optimizer["name"], optimizer["hyperparameters"], tuple(optimizer["groups"])),
         seed=options.seed,
         fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-        label_range=(labels.low, labels.high) if labels is not None else None,
-        ignore_index=labels.ignore_index if labels is not None else None,
         class_axis=labels.class_axis if labels is not None else None,
+        prediction=predict.prediction,
     )
 
 
@@ -107,15 +112,26 @@ def _module_names(module: nn.Module, state: set[str]) -> dict[str, str]:
 
 def layer_decisions(graph: TrainingGraph) -> tuple[LayerDecision, ...]:
     """The decision about each layer, in forward order."""
-    return tuple(
-        LayerDecision(r.path, r.kind, "1-bit" if r.binarized else "fp32", r.reason, r.source) for r in graph.layers
-    )
+    return tuple(_decision(record) for record in graph.layers)
+
+
+def _decision(record: LayerRecord) -> LayerDecision:
+    decided, reason = "1-bit" if record.binarized else "fp32", record.reason
+    if record.grid is None:
+        return LayerDecision(record.path, record.kind, decided, reason, record.source)
+    kind = "both signs" if record.grid.signed else "no sign"
+    reason = f"{reason}; activations of {record.grid.bits} bits, {kind}, {record.grid.spacing:.3g} apart"
+    return LayerDecision(record.path, record.kind, decided, reason, record.source, record.grid.bits)
 
 
 def _classes(train: TrainingGraph, logits: TensorSpec) -> int | None:
     """Number of classes, when labels index an axis of the logits."""
     axis = train.labels.class_axis if train.labels is not None else None
     return None if axis is None else logits.shape[axis]
+
+
+def _state_spec(tensor: StateTensor) -> StateSpec:
+    return StateSpec(tensor.name, tuple(tensor.initial.shape), _dtype(tensor.initial), tensor.role)
 
 
 def _spec(name: str, tensor: torch.Tensor) -> TensorSpec:

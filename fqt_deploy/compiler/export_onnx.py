@@ -1,20 +1,35 @@
-"""Write a lowered model as ONNX files: the training step, and the prediction alone."""
+"""Write a lowered model as ONNX files: the training step, and the prediction alone.
+
+Each in two forms: for Python, with functions and with the initial state inside, or for every client, flat and with the
+state as inputs.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import ModelProto
 
+from fqt_deploy.capture.capture_model import user_code
 from fqt_deploy.capture.load_model import ModelSource
-from fqt_deploy.compiler.compile_model import LoweredModel, initial_state
+from fqt_deploy.compiler.compile_model import LoweredModel, initial_state, lower_model
 from fqt_deploy.compiler.describe import describe_model
 from fqt_deploy.core.diagnostics import FqtError, InvariantError
-from fqt_deploy.core.onnx_names import MANIFEST_KEY
+from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.core.onnx_names import MANIFEST_KEY, step_files
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.export.dynamic_batch import with_any_batch
+from fqt_deploy.export.flat_model import flatten
+from fqt_deploy.export.fold_constants import with_folded_constants
 from fqt_deploy.export.onnx_model import to_onnx
+from fqt_deploy.runtime.checkpoint import save_checkpoint
 from fqt_deploy.runtime.files import replace_file
 
 _LARGEST = 2**31 - 1
@@ -28,11 +43,12 @@ def export_onnx(source: ModelSource, options: CompileOptions, lowered: LoweredMo
         FqtError: FQT203 for an op that ONNX Runtime could not compute exactly, FQT508 if the file cannot be written.
     """
     initial = {
-        **initial_state(lowered.train),
+        **initial_state(*lowered.graphs()),
         "seed": np.array(options.seed, dtype=np.int64),
         "lr": np.array(options.optimizer.lrs(), dtype=np.float32),
     }
-    _write(to_onnx(lowered.train, source.name, initial, training=True), source, options, lowered, output)
+    model = _model(source, lowered.train, initial, training=True)
+    _write(model, _manifest(source, options, lowered), options, output)
 
 
 def export_onnx_inference(source: ModelSource, options: CompileOptions, lowered: LoweredModel, output: Path) -> None:
@@ -41,14 +57,63 @@ def export_onnx_inference(source: ModelSource, options: CompileOptions, lowered:
     Raises:
         FqtError: as ``export_onnx``.
     """
-    initial = {name: array for name, array in initial_state(lowered.train).items() if name in lowered.predict.inputs}
-    _write(to_onnx(lowered.predict, source.name, initial, training=False), source, options, lowered, output)
+    _write(_prediction(source, lowered), _manifest(source, options, lowered), options, output)
 
 
-def _write(
-    model: ModelProto, source: ModelSource, options: CompileOptions, lowered: LoweredModel, output: Path
-) -> None:
-    manifest = describe_model(source, options, lowered.train, lowered.predict, target={"name": "onnx"})
+def export_onnx_any_batch(source: ModelSource, options: CompileOptions, output: Path) -> None:
+    """Write the prediction for batches of any size to ``output``, whole or not at all; 1-bit weights are packed in it.
+
+    Raises:
+        FqtError: as ``export_onnx``; also FQT203 where something depends on the batch that ONNX has fixed.
+    """
+    batch = source.call.batch
+    more = source.resized(batch + 1)
+    lowered = lower_model(source, options)
+    larger = _prediction(more, lower_model(more, options))
+    model = with_any_batch(_prediction(source, lowered), larger, batch, batch + 1)
+    _write(with_folded_constants(model), _manifest(source, options, lowered), options, output)
+
+
+def _prediction(source: ModelSource, lowered: LoweredModel) -> ModelProto:
+    initial = {name: array for name, array in initial_state(*lowered.graphs()).items() if name in lowered.predict.inputs}
+    return _model(source, lowered.predict, initial, training=False)
+
+
+def export_onnx_step(source: ModelSource, options: CompileOptions, lowered: LoweredModel, output: Path) -> None:
+    """Write step and prediction for every ONNX Runtime, and the initial state as a checkpoint.
+
+    Args:
+        source: the model.
+        options: how it was lowered.
+        lowered: its graphs.
+        output: the file of the step; prediction and state lie beside it, see ``step_files``.
+
+    Raises:
+        FqtError: as ``export_onnx``; FQT506 if the initial state holds NaN.
+    """
+    files, manifest = step_files(output), _manifest(source, options, lowered)
+    step = flatten(_model(source, lowered.train, {}, training=True))
+    prediction = flatten(_model(source, lowered.predict, {}, training=False))
+    _write(step, manifest, options, files.step)
+    _write(prediction, manifest, options, files.prediction)
+    settings = {"seed": str(options.seed), "lr": json.dumps(list(options.optimizer.lrs()))}
+    save_checkpoint(files.state, manifest, initial_state(*lowered.graphs()), settings)
+
+
+def _model(
+    source: ModelSource, graph: TrainingGraph, initial: Mapping[str, NDArray[Any]], *, training: bool
+) -> ModelProto:
+    with user_code(source):
+        return to_onnx(graph, source.name, initial, training=training)
+
+
+def _manifest(source: ModelSource, options: CompileOptions, lowered: LoweredModel) -> Manifest:
+    if source.others:
+        raise FqtError("an ONNX file holds a step for one shape of batches", code="FQT202", hint="choose one --batch")
+    return describe_model(source, options, lowered.train, lowered.predict, target={"name": "onnx"})
+
+
+def _write(model: ModelProto, manifest: Manifest, options: CompileOptions, output: Path) -> None:
     onnx.helper.set_model_props(model, {MANIFEST_KEY: manifest.to_json()})
     size = model.ByteSize()
     if size > _LARGEST:

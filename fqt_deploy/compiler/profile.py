@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,7 @@ def profile_artifact(source: ModelSource, output: Path) -> list[LayerTiming]:
 _LAYER_OPS = frozenset(
     {
         "pack_signs", "pack_weight", "transpose_packed_weight", "binary_conv2d", "quantize_pack_samples",
+        "pack_levels", "level_conv2d", "level_weight_grad", "level_sums",
         "quantize_pack_channels", "bitplane_conv2d_input_grad", "tap_sums", "pack_positions", "position_sums",
         "bitplane_weight_grad", "dequantize_weight_grad", "select_sampled", "select_topk", "quantization_grid",
         "stream_key", "position_statistics", "latent_weight_grad", "weight_scale", "conv2d", "conv2d_input_grad",
@@ -101,13 +102,14 @@ _LAYER_OPS = frozenset(
 
 
 def kernel_seconds(
-    manifest: Manifest, state: dict[str, np.ndarray[Any, Any]], library: Path, example: tuple[Tensor, Tensor]
+    manifest: Manifest, state: dict[str, np.ndarray[Any, Any]], library: Path, example: Sequence[Tensor]
 ) -> list[float]:
     """Median seconds of each kernel call of the step, in execution order."""
     device = tvm.cpu()
     machine = tvm.relax.VirtualMachine(tvm.runtime.load_module(str(library)), device)
     rates = np.array([group["lr"] for group in manifest.optimizer.groups], dtype=np.float32)
-    arrays = [example[0].numpy(), example[1].numpy(), np.array(manifest.seed, dtype=np.int64), rates, *state.values()]
+    own = [state[name] for name in manifest.variants[0].state]
+    arrays = [*(tensor.numpy() for tensor in example), np.array(manifest.seed, dtype=np.int64), rates, *own]
     operands = [tvm.runtime.tensor(np.array(a, order="C")) for a in arrays]
     symbols = {info.symbol for info in manifest.kernels}
     runs: list[list[float]] = []
@@ -142,7 +144,7 @@ def _torch_seconds(source: ModelSource) -> dict[tuple[str, str], float]:
     layers = {n: m for n, m in source.module.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     handles = [module.register_forward_hook(record(name)) for name, module in layers.items()]
     with torch.no_grad():
-        source.module(source.example_inputs[0])
+        source.call.outputs(source.module, source.example_inputs)
     for handle in handles:
         handle.remove()
     found = {}

@@ -47,4 +47,4 @@ def read_graph(file: Path) -> TrainingGraph:
 
 def _captured(file: Path, batch: int | None) -> TrainingGraph:
     source = load_model(file, batch=batch)
-    return capture_training_graph(source.module, source.loss_fn, source.example_inputs)
+    return capture_training_graph(source.module, source.loss_fn, source.example_inputs, source.call)

@@ -116,7 +116,7 @@ def verify_numerics(
     graph: TrainingGraph,
     program: RelaxProgram,
     runner: KernelRunner,
-    example_inputs: tuple[Tensor, Tensor],
+    example_inputs: Sequence[Tensor],
     options: CompileOptions,
 ) -> VerificationReport:
     """Interpret ``graph`` in PyTorch and check each kernel where its root is computed.
@@ -125,7 +125,7 @@ def verify_numerics(
         graph: the lowered training graph.
         program: its kernels.
         runner: calls the compiled kernels.
-        example_inputs: x and y.
+        example_inputs: the tensors of a batch, in the order of the graph's signature.
         options: seed and learning rates.
     """
     found = {
@@ -135,14 +135,14 @@ def verify_numerics(
 
 
 def kernel_cases(
-    graph: TrainingGraph, program: RelaxProgram, example_inputs: tuple[Tensor, Tensor], options: CompileOptions
+    graph: TrainingGraph, program: RelaxProgram, example_inputs: Sequence[Tensor], options: CompileOptions
 ) -> Iterator[tuple[fx.Node, KernelCase]]:
     """Interpret ``graph`` in PyTorch and return the root of each kernel and its case, in the order of the graph.
 
     Args:
         graph: the lowered training graph.
         program: its kernels.
-        example_inputs: x and y.
+        example_inputs: the tensors of a batch, in the order of the graph's signature.
         options: seed and learning rates.
     """
     checks = {call.root: (info, call) for info, call in zip(program.kernels, program.calls, strict=True)}
@@ -161,10 +161,9 @@ def kernel_cases(
                 values.pop(dead, None)
 
 
-def _inputs(graph: TrainingGraph, example: tuple[Tensor, Tensor], options: CompileOptions) -> dict[fx.Node, Any]:
+def _inputs(graph: TrainingGraph, example: Sequence[Tensor], options: CompileOptions) -> dict[fx.Node, Any]:
     given = {
-        "x": example[0],
-        "y": example[1],
+        **{spec.name: tensor for spec, tensor in zip(graph.signature, example, strict=True)},
         "seed": torch.tensor(options.seed),
         "lr": torch.tensor(options.optimizer.lrs()),
     } | {name: tensor.initial.detach() for name, tensor in graph.state.items()}

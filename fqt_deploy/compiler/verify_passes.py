@@ -25,6 +25,7 @@ from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.ops.aten.reductions import Reduction
 from fqt_deploy.ops.op import op_of
+from fqt_deploy.passes.optimizer_updates import ZERO_STATE
 
 TOLERANCE = 5e-3
 """Relative error allowed in floating point values, in the norm of a tensor. A wrong pass is off by its whole size.
@@ -183,12 +184,18 @@ def _compare(
             errors[key] = error, error <= FLIPS
 
 
+_SCALED_UPDATES = tuple(
+    getattr(torch.ops.fqt, name).default
+    for name in ("adam_update", "rmsprop_update", "rmsprop_momentum_update", "lion_update")
+)
+
+
 def _is_adams_parameter(node: fx.Node, position: int) -> bool:
-    """Whether result ``position`` of ``node`` is the parameter that an Adam update writes."""
+    """Whether result ``position`` of ``node`` is the parameter that Adam or its like updates."""
     while node.target in (torch.ops.aten.view.default, operator.getitem):
         position = call_of(node).index if node.target is operator.getitem else position
         node = source_of(node)
-    return node.target is torch.ops.fqt.adam_update.default and position == 0
+    return node.target in _SCALED_UPDATES and position == 0
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -223,10 +230,9 @@ def _cancellation_floor(node: fx.Node, values: dict[fx.Node, Any], position: int
 def _eager(source: ModelSource) -> dict[str, Tensor]:
     """Loss, gradients and updated buffers of one forward and backward pass in eager PyTorch."""
     model: nn.Module = copy.deepcopy(source.module)
-    x, y = (given.clone() for given in source.example_inputs)
     with module_mode(model, training=True), torch.enable_grad():
-        loss = source.loss_fn(model(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, _ = source.loss_and_outputs(model, [given.clone() for given in source.example_inputs])
+        loss.backward()
     gradients = {f"grad/{n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), **gradients}
 
@@ -234,10 +240,9 @@ def _eager(source: ModelSource) -> dict[str, Tensor]:
 def graph_inputs(graph: TrainingGraph, source: ModelSource, options: CompileOptions) -> dict[str, Tensor]:
     """Values of every input that a training graph of ``source`` may have at any stage."""
     state = {name: tensor.initial.detach() for name, tensor in graph.state.items()}
-    moments = {f"{kind}/{n.partition('/')[2]}": torch.zeros_like(t) for n, t in state.items() for kind in _MOMENTS}
+    moments = {f"{kind}/{n.partition('/')[2]}": torch.zeros_like(t) for n, t in state.items() for kind in ZERO_STATE}
+    averages = {n.replace("param/", "ema/", 1): t for n, t in state.items() if n.startswith("param/")}
+    metrics = {f"metric/{name}": torch.zeros(()) for name in options.optimizer.metrics}
     scalars = {"seed": torch.tensor(options.seed), "lr": torch.tensor(options.optimizer.lrs()), "step": torch.tensor(0)}
-    return {"x": source.example_inputs[0], "y": source.example_inputs[1], **scalars, **moments, **state}
-
-
-_MOMENTS = ("adam_m", "adam_v", "sgd_momentum")
-"""Optimizer state, by the prefix of its name; all start from zero."""
+    batch = {spec.name: tensor for spec, tensor in zip(graph.signature, source.example_inputs, strict=True)}
+    return {**batch, **scalars, **moments, **averages, **metrics, **state}

@@ -25,7 +25,7 @@ CODES: dict[str, str] = {
     "FQT103": "the example inputs do not fit the model",
     "FQT104": "the model cannot be traced",
     "FQT105": "the model's output or loss has the wrong type",
-    "FQT106": "a trainable parameter receives no gradient",
+    "FQT106": "no parameter receives a gradient",
     "FQT107": "a prediction depends on more than its own sample and the state",
     # options and legality
     "FQT201": "the model uses operators that have no lowering",
@@ -37,6 +37,7 @@ CODES: dict[str, str] = {
     "FQT207": "a tuning log cannot be read",
     "FQT208": "the text of a graph cannot be read",
     "FQT209": "a list of passes cannot be read",
+    "FQT210": "an optimizer of PyTorch cannot be compiled or followed",
     # code generation
     "FQT301": "the generated program does not compile",
     "FQT302": "the C or C++ compiler is missing, or fails",
@@ -58,9 +59,10 @@ CODES: dict[str, str] = {
     "FQT507": "a label is out of range",
     "FQT508": "the output cannot be written, or would overwrite something else",
     "FQT509": "the runtime library is missing",
-    "FQT510": "the data file cannot be used",
+    "FQT510": "the data cannot be used",
     "FQT511": "the loss is not finite",
     "FQT512": "the session cannot be used in this process or thread",
+    "FQT513": "a session cannot be copied, or has not what is asked of it",
     # bugs in the compiler
     "FQT900": "a compiler pass broke an invariant; please report it",
 }
@@ -97,7 +99,11 @@ class SourceLocation:
     @classmethod
     def of(cls, node: fx.Node) -> SourceLocation | None:
         """The innermost frame of ``node`` in the user's folder; outside ``user_root``, in no installed package."""
-        trace = str(node.meta.get("stack_trace") or "")
+        return cls.of_text(str(node.meta.get("stack_trace") or ""))
+
+    @classmethod
+    def of_text(cls, trace: str) -> SourceLocation | None:
+        """The innermost frame of the user's code in the text of a stack trace."""
         return cls._innermost([(Path(file), int(line)) for file, line in _FRAME.findall(trace)])
 
     @classmethod
@@ -126,6 +132,13 @@ class SourceLocation:
     def text(self) -> str:
         """The source line itself, or an empty string if the file cannot be read."""
         return linecache.getline(str(self.path), self.line).rstrip()
+
+    @property
+    def portable(self) -> str:
+        """The line without folders of this machine, for files that go to others."""
+        folder = self.root if self.root is not None else Path.cwd()
+        shown = self.path.relative_to(folder) if self.path.is_relative_to(folder) else self.path.name
+        return f"{shown}:{self.line}"
 
     def __str__(self) -> str:
         shown = self.path.relative_to(self.root) if self.root is not None else self.path

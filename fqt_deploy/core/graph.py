@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from fqt_deploy.core.call import call_of, changed, source_of
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.manifest import InputSpec
 
 Phase = Literal["forward", "backward", "optimizer"]
 
@@ -40,14 +41,30 @@ class StateTensor:
     """One tensor that lives across steps and is updated in place.
 
     Attributes:
-        name: ``param/...``, ``buffer/...``, ``adam_m/...``, ``adam_v/...``, ``sgd_momentum/...`` or ``step``.
+        name: ``param/...``, ``buffer/...``, moments (``adam_m/...``, ``sgd_momentum/...``), ``grad_sum/...``,
+            ``ema/...``, ``metric/...`` or ``step``.
         role: what it is.
         initial: its value before the first step.
     """
 
     name: str
-    role: Literal["param", "buffer", "optimizer", "counter"]
+    role: Literal["param", "buffer", "optimizer", "counter", "metric"]
     initial: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ActivationGrid:
+    """The values that a layer's activations are quantized to.
+
+    Attributes:
+        bits: of a code.
+        signed: whether the values lie around 0, odd multiples of half the spacing; else they begin with 0.
+        spacing: distance of neighbouring values, a float32.
+    """
+
+    bits: int
+    signed: bool
+    spacing: float
 
 
 @dataclass
@@ -62,6 +79,7 @@ class LayerRecord:
         reason: why not, or why; one short sentence.
         source: ``file:line`` of the call, when known.
         weight: name of its weight among the inputs, such as ``param/features.3.weight``.
+        grid: of the activations of a binarized layer; None for their signs.
     """
 
     path: str
@@ -71,6 +89,7 @@ class LayerRecord:
     reason: str = ""
     source: str | None = None
     weight: str = ""
+    grid: ActivationGrid | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +120,7 @@ class TrainingGraph:
 
     Attributes:
         module: the fx graph module; runs in eager mode at every stage.
-        inputs: input names in placeholder order: ``x``, ``y``, ``seed``, ``lr``, then the state.
+        inputs: input names in placeholder order: those of a batch, ``seed``, ``lr``, then the state.
         outputs: output names in order: ``loss``, ``logits``, then updated state.
         state: the state tensors by name, in argument order.
         batch: number of samples in one step.
@@ -110,7 +129,11 @@ class TrainingGraph:
         selection: which gradients are kept, as the option ``agp`` names it; None if all are.
         selection_note: why it is not what is chosen by default.
         refused: nodes that a pass cannot rewrite, with the error that says why: the pipeline raises them all at once.
-        labels: the labels that the loss takes; None if it takes any number, or ``y`` are no labels.
+        labels: the labels that the loss takes; None if it takes any number, or the targets are no labels.
+        signature: the arrays of a batch that are among the inputs, in their order.
+        notes: what a person should know of the model, a line each.
+        prediction: the name of the model's output that ``logits`` is.
+        example: the arrays of the example batch by name; None for a graph read from text.
     """
 
     module: fx.GraphModule
@@ -124,6 +147,14 @@ class TrainingGraph:
     selection_note: str = ""
     refused: dict[fx.Node, FqtError] = field(default_factory=dict)
     labels: LabelUse | None = None
+    signature: tuple[InputSpec, ...] = ()
+    notes: tuple[str, ...] = ()
+    prediction: str = "logits"
+    example: Mapping[str, torch.Tensor] | None = None
+
+    def batch_inputs(self, role: str | None = None) -> list[fx.Node]:
+        """The input nodes of a batch, with ``role`` if it is given."""
+        return [self.placeholder(spec.name) for spec in self.signature if role in (None, spec.role)]
 
     @property
     def graph(self) -> fx.Graph:

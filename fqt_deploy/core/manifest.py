@@ -12,10 +12,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest_laws import broken_law
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version of the manifest's fields; raised when an older runtime could not run a newer artifact."""
 OLDEST_SCHEMA = 2
 """The oldest version that is still read: what it lacks has defaults."""
+_FIRST_WITH_ROLES = 4
+"""The first version in which an input has a name of its own, a role and a range."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,93 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class IndexRange:
+    """The integers that a step indexes by.
+
+    Attributes:
+        low: the least.
+        high: one more than the largest.
+        ignore_index: one more integer, which the loss leaves out; None if there is none.
+    """
+
+    low: int
+    high: int
+    ignore_index: int | None = None
+
+
+@dataclass(frozen=True)
+class InputSpec(TensorSpec):
+    """One array of a batch, samples along its first axis.
+
+    Attributes:
+        role: ``input`` of the model, or ``target`` of the loss, which a prediction does without.
+        values: the integers that it may hold: labels that the loss indexes by, or indices into a table; None if any.
+    """
+
+    role: str
+    values: IndexRange | None = None
+
+
+@dataclass(frozen=True)
 class StateSpec(TensorSpec):
     """One array that lives across steps.
 
     Attributes:
-        role: ``param``, ``buffer``, ``optimizer`` or ``counter``.
+        role: ``param``, ``buffer``, ``optimizer``, ``counter`` or ``metric``.
     """
 
     role: str
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One of several shapes of batches that the library has functions for, all on the same state.
+
+    Attributes:
+        shapes: the shapes of the inputs, in their order.
+        logits: the shape of what ``predict`` returns.
+        state: names of the state that ``train_step`` takes, in argument order.
+        predict_state: names of the state that ``predict`` takes, in order.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    logits: tuple[int, ...]
+    state: tuple[str, ...]
+    predict_state: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The step for one shape of batches.
+
+    Attributes:
+        number: its place among the variants; 0 for the shape that the manifest's own fields describe.
+        inputs: as in the manifest, with this variant's shapes.
+        logits: what ``predict`` returns.
+        state: names of the state that ``train_step`` takes, in argument order.
+        predict_state: names of the state that ``predict`` takes, in order.
+    """
+
+    number: int
+    inputs: tuple[InputSpec, ...]
+    logits: TensorSpec
+    state: tuple[str, ...]
+    predict_state: tuple[str, ...]
+
+    @property
+    def batch(self) -> int:
+        """Number of samples in one step."""
+        return self.inputs[0].shape[0]
+
+    @property
+    def model_inputs(self) -> tuple[InputSpec, ...]:
+        """The arrays that the model takes."""
+        return tuple(spec for spec in self.inputs if spec.role == "input")
+
+
+def function_name(function: str, number: int) -> str:
+    """The name in the library of ``train_step`` or ``predict`` of variant ``number``."""
+    return f"{function}_{number}" if number else function
 
 
 @dataclass(frozen=True)
@@ -84,6 +165,7 @@ class LayerDecision:
         decision: ``1-bit`` or ``fp32``.
         reason: one short sentence.
         source: line of the user's model, when known.
+        activation_bits: bits of an activation, where it runs in 1 bit.
     """
 
     path: str
@@ -91,6 +173,7 @@ class LayerDecision:
     decision: str
     reason: str
     source: str | None = None
+    activation_bits: int = 1
 
 
 @dataclass(frozen=True)
@@ -98,29 +181,15 @@ class OptimizerInfo:
     """The compiled optimizer.
 
     Attributes:
-        name: ``adam``, ``adamw`` or ``sgd``.
+        name: as ``--optimizer`` takes it.
         hyperparameters: what is fixed in the compiled step.
-        groups: ``{"pattern": glob, "lr": initial rate}``; the first is the default, the others in order of match.
+        groups: ``{"pattern": globs, "lr": initial rate}``, and hyperparameters that the group has of its own; the first
+            is the default, the others in order of match.
     """
 
     name: str
     hyperparameters: dict[str, Any]
     groups: tuple[dict[str, Any], ...]
-
-
-@dataclass(frozen=True)
-class LabelRange:
-    """The labels that a loss takes.
-
-    Attributes:
-        low: the least.
-        high: one more than the largest.
-        ignore_index: one more label, which the loss leaves out; None if there is none.
-    """
-
-    low: int
-    high: int
-    ignore_index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,12 +203,9 @@ class Manifest:
             (extensions of the processor, as /proc/cpuinfo names them, separated by spaces); ``fp32_products`` is
             ``tf32`` if a GPU rounds their operands to that, ``ptx`` is ``none`` if later GPUs cannot run it.
         versions: versions of the packages that compiled it.
-        inputs: ``x`` and ``y``.
+        inputs: the arrays of one batch, inputs of the model before targets, in argument order of ``train_step``.
         logits: what ``predict`` returns.
-        classes: number of classes, when ``y`` are class indices; else None.
-        label_range: the least label and the one after the largest, as the loss indexes by them; None:
-            ``[0, classes)``, or any number where ``classes`` is None too.
-        ignore_index: a label outside that range that the loss leaves out; None if there is none.
+        classes: number of classes, when the labels are class indices; else None.
         class_axis: axis of the logits that the classes lie along; None: the last.
         state: the state in argument order of ``train_step``.
         predict_state: names of the state that ``predict`` takes, in order.
@@ -150,12 +216,14 @@ class Manifest:
         optimizer: the compiled update.
         seed: initial seed of the random streams.
         fingerprint: identifies model, options and optimizer; a checkpoint carries it.
+        prediction: the name, among what the model returns, of what ``predict`` returns.
+        buckets: every shape of batches where there are several, that of ``inputs`` first; else empty.
     """
 
     name: str
     target: dict[str, str]
     versions: dict[str, str]
-    inputs: tuple[TensorSpec, ...]
+    inputs: tuple[InputSpec, ...]
     logits: TensorSpec
     classes: int | None
     state: tuple[StateSpec, ...]
@@ -168,16 +236,41 @@ class Manifest:
     seed: int
     fingerprint: str
     schema_version: int = field(default=SCHEMA_VERSION)
-    label_range: tuple[int, ...] | None = None
-    ignore_index: int | None = None
     class_axis: int | None = None
+    prediction: str = "logits"
+    buckets: tuple[Bucket, ...] = ()
 
     @property
-    def labels(self) -> LabelRange | None:
-        """The labels that the loss takes; None if ``y`` are no labels."""
-        if self.label_range is not None:
-            return LabelRange(self.label_range[0], self.label_range[1], self.ignore_index)
-        return None if self.classes is None else LabelRange(0, self.classes, self.ignore_index)
+    def variants(self) -> tuple[Variant, ...]:
+        """The step for each shape of batches, at least one."""
+        names = tuple(spec.name for spec in self.state)
+        if not self.buckets:
+            return (Variant(0, self.inputs, self.logits, names, self.predict_state),)
+        return tuple(
+            Variant(
+                number,
+                tuple(replace(spec, shape=shape) for spec, shape in zip(self.inputs, bucket.shapes, strict=True)),
+                replace(self.logits, shape=bucket.logits),
+                bucket.state,
+                bucket.predict_state,
+            )
+            for number, bucket in enumerate(self.buckets)
+        )
+
+    @property
+    def model_inputs(self) -> tuple[InputSpec, ...]:
+        """The arrays that the model takes."""
+        return tuple(spec for spec in self.inputs if spec.role == "input")
+
+    @property
+    def targets(self) -> tuple[InputSpec, ...]:
+        """The arrays that the loss takes besides what the model returns."""
+        return tuple(spec for spec in self.inputs if spec.role == "target")
+
+    @property
+    def labels(self) -> InputSpec | None:
+        """The first target whose values the loss indexes by; None if there is none."""
+        return next((spec for spec in self.targets if spec.values is not None), None)
 
     @property
     def batch(self) -> int:
@@ -210,11 +303,26 @@ class Manifest:
                 code="FQT503",
                 hint="install a newer fqt-deploy" if newer else "compile the model again with the installed version",
             )
-        built = _build(cls, data, "manifest")
+        built = _build(cls, data if version >= _FIRST_WITH_ROLES else _upgraded(data), "manifest")
         assert isinstance(built, Manifest)
         if said := broken_law(built):
             raise FqtError(f"manifest.json contradicts itself: {said}", code="FQT502")
         return replace(built, schema_version=SCHEMA_VERSION)
+
+
+def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a manifest that knows two inputs, ``x`` and ``y``, and the range of ``y`` beside them."""
+    fields_of_now = {name: value for name, value in data.items() if name not in ("label_range", "ignore_index")}
+    classes = data.get("classes")
+    bounds = data.get("label_range") or ([0, classes] if classes is not None else None)
+    if bounds is not None and not (isinstance(bounds, list) and len(bounds) == 2):
+        raise FqtError(f"manifest.json contradicts itself: label_range is {str(bounds)[:40]}", code="FQT502")
+    values = None if bounds is None else {"low": bounds[0], "high": bounds[1], "ignore_index": data.get("ignore_index")}
+    inputs = data.get("inputs")
+    if isinstance(inputs, list) and all(isinstance(spec, dict) for spec in inputs):
+        own: list[dict[str, Any]] = [{"role": "input", "values": None}, {"role": "target", "values": values}]
+        fields_of_now["inputs"] = [{**spec, **own[min(i, 1)]} for i, spec in enumerate(inputs)]
+    return fields_of_now
 
 
 def _build(expected: Any, data: Any, where: str) -> Any:

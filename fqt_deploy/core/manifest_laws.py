@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ LARGEST_ARRAY = 2**46
 """Upper bound of an array's bytes; no address lies farther, so that sizes never overflow."""
 LARGEST_RATE = 3.4028234663852886e38
 """The largest number of float32, in which a step takes its learning rates."""
+RESERVED_NAMES = ("seed", "lr", "step", "loss", "logits")
+"""Names of what a step takes and returns besides a batch and its state."""
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -40,33 +43,46 @@ def _fits(spec: TensorSpec) -> bool:
 
 
 def _inputs_have_a_batch(manifest: Manifest) -> Iterator[str]:
-    if [spec.name for spec in manifest.inputs] != ["x", "y"]:
-        yield "the inputs are not x and y"
+    names = [spec.name for spec in manifest.inputs]
+    if len(set(names)) != len(names):
+        yield f"two inputs have one name: {', '.join(names)}"
+    if wrong := [name for name in names if name in RESERVED_NAMES or not name or "/" in name or ":" in name]:
+        yield f"an input is called {wrong[0]!r}"
+    roles = [spec.role for spec in manifest.inputs]
+    if roles != sorted(roles) or not roles or roles[0] != "input" or not set(roles) <= {"input", "target"}:
+        yield "the inputs are not inputs of the model followed by targets"
         return
-    x, y = manifest.inputs
-    if not x.shape or 0 in x.shape or not y.shape or y.shape[0] != x.shape[0]:
-        yield f"x {list(x.shape)} and y {list(y.shape)} are not of one batch"
-    elif not manifest.logits.shape or 0 in manifest.logits.shape or manifest.logits.shape[0] % x.shape[0]:
-        yield f"logits {list(manifest.logits.shape)} are not of a batch of {x.shape[0]}"
+    first = manifest.inputs[0]
+    batch = first.shape[0] if first.shape else 0
+    for spec in manifest.inputs:
+        if not spec.shape or spec.shape[0] != batch or (spec.role == "input" and 0 in spec.shape):
+            yield f"{first.name} {list(first.shape)} and {spec.name} {list(spec.shape)} are not of one batch"
+            return
+    if not manifest.logits.shape or 0 in manifest.logits.shape or manifest.logits.shape[0] % batch:
+        yield f"logits {list(manifest.logits.shape)} are not of a batch of {batch}"
+
+
+def _indices_are_integers(manifest: Manifest) -> Iterator[str]:
+    for spec in manifest.inputs:
+        if (values := spec.values) is None:
+            continue
+        if not spec.dtype.startswith(("int", "uint")):
+            yield f"{spec.name} is of type {spec.dtype}, and has a range of integers"
+        if values.low >= values.high or any(bound not in _INT64 for bound in (values.low, values.high)):
+            yield f"{spec.name} goes from {values.low} to before {values.high}"
+        if values.ignore_index is not None and values.ignore_index not in _INT64:
+            yield f"ignore_index is {values.ignore_index}"
 
 
 def _labels_index_the_logits(manifest: Manifest) -> Iterator[str]:
-    y, shape = manifest.inputs[1], manifest.logits.shape
+    shape = manifest.logits.shape
     axis = -1 if manifest.class_axis is None else manifest.class_axis
     if not -len(shape) <= axis < len(shape):
         yield f"class_axis is {axis} with logits {list(shape)}"
     elif manifest.classes is not None and manifest.classes != shape[axis]:
         yield f"there are {manifest.classes} classes and logits {list(shape)}"
-    if manifest.classes is None and manifest.label_range is None:
-        return
-    if not y.dtype.startswith(("int", "uint")):
-        yield f"labels are of type {y.dtype}"
-    if manifest.label_range is not None:
-        bounds = manifest.label_range
-        if len(bounds) != 2 or bounds[0] >= bounds[1] or any(bound not in _INT64 for bound in bounds):
-            yield f"label_range is {list(bounds)}"
-    if manifest.ignore_index is not None and manifest.ignore_index not in _INT64:
-        yield f"ignore_index is {manifest.ignore_index}"
+    if manifest.classes is not None and manifest.labels is None:
+        yield f"there are {manifest.classes} classes and no labels"
 
 
 def _names_are_of_the_state(manifest: Manifest) -> Iterator[str]:
@@ -80,6 +96,28 @@ def _names_are_of_the_state(manifest: Manifest) -> Iterator[str]:
         spec.name == "step" and spec.shape == () and spec.dtype in ("int32", "int64") for spec in manifest.state
     ):
         yield "the state has no step count"
+
+
+def _buckets_are_of_the_same_step(manifest: Manifest) -> Iterator[str]:
+    names = {spec.name for spec in manifest.state}
+    if manifest.buckets and tuple(spec.shape for spec in manifest.inputs) != manifest.buckets[0].shapes:
+        yield "the first bucket is not that of the inputs"
+    for number, bucket in enumerate(manifest.buckets):
+        if len(bucket.shapes) != len(manifest.inputs) or len(bucket.logits) != len(manifest.logits.shape):
+            yield f"bucket {number} has {len(bucket.shapes)} inputs"
+            return
+        specs = [replace(spec, shape=shape) for spec, shape in zip(manifest.inputs, bucket.shapes, strict=True)]
+        specs.append(replace(manifest.logits, shape=bucket.logits))
+        ranks = [len(spec.shape) for spec in (*manifest.inputs, manifest.logits)]
+        possible = all(spec.shape and min(spec.shape) > 0 and _fits(spec) for spec in specs)
+        if not possible or ranks != [len(spec.shape) for spec in specs]:
+            yield f"bucket {number} has an impossible shape"
+        elif any(shape[0] != bucket.shapes[0][0] for shape in bucket.shapes) or bucket.logits[0] % bucket.shapes[0][0]:
+            yield f"bucket {number} is not of one batch"
+        if unknown := [name for name in (*bucket.state, *bucket.predict_state) if name not in names]:
+            yield f"the state has no {unknown[0]}"
+    if len({bucket.shapes for bucket in manifest.buckets}) < len(manifest.buckets):
+        yield "two buckets have the same shapes"
 
 
 def _numbers_are_possible(manifest: Manifest) -> Iterator[str]:
@@ -100,6 +138,6 @@ def _the_target_is_named(manifest: Manifest) -> Iterator[str]:
 
 
 _LAWS: tuple[Callable[[Manifest], Iterator[str]], ...] = (
-    _arrays_are_possible, _inputs_have_a_batch, _labels_index_the_logits, _names_are_of_the_state,
-    _numbers_are_possible, _the_target_is_named,
+    _arrays_are_possible, _inputs_have_a_batch, _indices_are_integers, _labels_index_the_logits,
+    _names_are_of_the_state, _buckets_are_of_the_same_step, _numbers_are_possible, _the_target_is_named,
 )  # fmt: skip

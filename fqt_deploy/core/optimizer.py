@@ -2,58 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass
-from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from dataclasses import MISSING, dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.option import OPTIMIZER, check_options, option, options_in
-from fqt_deploy.core.option_kinds import Kind, number, string
+from fqt_deploy.core.option_kinds import Kind
+from fqt_deploy.core.parameter_group import ParameterGroup, groups_kind, matches_any
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 """Every optimizer by the name that its class declares, in the order of declaration."""
 
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters with a learning rate of their own.
-
-    Attributes:
-        pattern: glob over parameter names, such as ``features.0.*``.
-        lr: initial learning rate.
-    """
-
-    pattern: str
-    lr: float
-
-    def __post_init__(self) -> None:
-        for what, given, kind in (
-            ("the pattern of a parameter group", self.pattern, string()),
-            (f"the learning rate of group {self.pattern!r}", self.lr, number(float, 0)),
-        ):
-            try:
-                kind.accept(given)
-            except ValueError:
-                raise FqtError(f"{what} is {given!r}; it must be {kind.wanted}", code="FQT202") from None
-
-
-def _groups() -> Kind:
-    """Parameter groups, also as a dict from globs to learning rates, or as texts ``GLOB=NUMBER``."""
-
-    def accept(value: Any) -> tuple[ParameterGroup, ...]:
-        if isinstance(value, Mapping):
-            return tuple(ParameterGroup(pattern, lr) for pattern, lr in value.items())
-        if not isinstance(value, tuple | list) or not all(isinstance(group, ParameterGroup) for group in value):
-            raise ValueError
-        return tuple(value)
-
-    def read(text: str) -> Any:
-        pattern, equals, lr = text.rpartition("=")
-        return ParameterGroup(pattern, number(float).read(lr)) if equals else text
-
-    wanted = "a dict from globs to learning rates, or a list of ParameterGroup"
-    return Kind("GLOB=NUMBER", wanted, accept, read, repeatable=True)
+# What several optimizers have, each with a default of its own.
+_BETAS = "Average the gradient and its square with these decay rates; lion, the gradient for the step and for the next."
+_EPS = "Add this to the denominator."
+_MOMENTUM = "Keep a velocity with this decay rate; 0 keeps none."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +39,58 @@ class Optimizer:
         minimum=0,
     )
     weight_decay: float = option(
-        0.0, "Add this factor's L2 penalty; with adamw, decay parameters by it directly.", section=OPTIMIZER, minimum=0
+        0.0,
+        "Add this factor's L2 penalty; with adamw and lion, decay parameters by it directly.",
+        section=OPTIMIZER,
+        minimum=0,
     )
     groups: tuple[ParameterGroup, ...] = option(
         (),
-        "Begin with this learning rate for parameters that match; the first match counts. Repeatable.",
+        "Begin with this learning rate for parameters that match; the first match counts. GLOB=lr:NUMBER,"
+        "weight_decay:NUMBER gives a decay too. Repeatable.",
         section=OPTIMIZER,
-        kind=_groups(),
+        kind=groups_kind(),
         flags=("--group",),
+    )
+    decay: Literal["all", "matrices"] = option(
+        "all",
+        "Decay every parameter (all), or only those of two or more axes (matrices): no biases, no scales of norms.",
+        section=OPTIMIZER,
+    )
+    no_decay: tuple[str, ...] = option(
+        (),
+        "Do not decay parameters that match the glob. Repeatable.",
+        section=OPTIMIZER,
+        metavar="GLOB",
+        default_text="none",
+    )
+    clip_norm: float | None = option(
+        None,
+        "Scale all gradients down together where their norm is above this.",
+        section=OPTIMIZER,
+        minimum=0,
+        default_text="off",
+    )
+    clip_value: float | None = option(
+        None, "Clip each element of a gradient to this size.", section=OPTIMIZER, minimum=0, default_text="off"
+    )
+    accumulate: int = option(
+        1, "Update once for this many batches, by the mean of their gradients.", section=OPTIMIZER, minimum=1
+    )
+    ema: float | None = option(
+        None,
+        "Keep an average of the parameters over the updates, with this decay rate.",
+        section=OPTIMIZER,
+        minimum=0,
+        below=1,
+        default_text="off",
+    )
+    metrics: tuple[Literal["grad_norm", "param_norm"], ...] = option(
+        (),
+        "Keep this number of each step: the norm of all gradients before clipping (grad_norm), or of all trained "
+        "parameters before the update (param_norm). Repeatable.",
+        section=OPTIMIZER,
+        default_text="none",
     )
 
     def __init_subclass__(cls, name: str, **others: Any) -> None:
@@ -93,21 +100,42 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         check_options(self)
+        for group in self.groups:
+            if unknown := [name for name in group.own() if name not in options_in(type(self))]:
+                raise FqtError(f"optimizer {self.name} has no {unknown[0]} for group {group.pattern!r}", code="FQT202")
 
     def group_of(self, parameter: str) -> int:
         """Index of the learning rate of ``parameter``: 0 by default, else 1 + the first matching group."""
-        matches = (i for i, group in enumerate(self.groups, start=1) if fnmatchcase(parameter, group.pattern))
-        return next(matches, 0)
+        return next((i for i, group in enumerate(self.groups, start=1) if group.matches(parameter)), 0)
+
+    def for_parameter(self, parameter: str, axes: int) -> Self:
+        """The optimizer with the hyperparameters that the parameter of this name and number of axes has."""
+        index = self.group_of(parameter)
+        own = self.groups[index - 1].own() if index else {}
+        if matches_any(parameter, self.no_decay) or (self.decay == "matrices" and axes < 2):
+            own["weight_decay"] = 0.0
+        return replace(self, groups=(), **own)
 
     def lrs(self) -> tuple[float, ...]:
         """The initial learning rates: the default, then one for each group."""
-        return (self.lr, *(group.lr for group in self.groups))
+        return (self.lr, *(self.lr if group.lr is None else group.lr for group in self.groups))
 
     def describe(self) -> dict[str, Any]:
-        """The optimizer as the manifest stores it: name, hyperparameters, and all groups with the default first."""
+        """The optimizer as the manifest stores it: name, hyperparameters, and all groups with the default first.
+
+        What every optimizer has beside its weight decay is left out where it is off.
+        """
+        common = options_in(Optimizer)
         values = {name: getattr(self, name) for name in options_in(type(self)) if name not in ("lr", "groups")}
-        hyperparameters = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
-        groups = [{"pattern": "*", "lr": self.lr}, *(asdict(group) for group in self.groups)]
+        hyperparameters = {
+            name: _as_json(value)
+            for name, value in values.items()
+            if name not in common or name == "weight_decay" or value != common[name].default
+        }
+        groups: list[dict[str, Any]] = [{"pattern": "*", "lr": self.lr}]
+        for group, lr in zip(self.groups, self.lrs()[1:], strict=True):
+            own = {name: _as_json(value) for name, value in group.own().items()}
+            groups.append({"pattern": group.pattern, **own, "lr": lr})
         return {"name": self.name, "hyperparameters": hyperparameters, "groups": groups}
 
 
@@ -116,14 +144,8 @@ class Adam(Optimizer, name="adam"):
     """Adam (Kingma and Ba, 2015); ``weight_decay`` is added to the gradient."""
 
     lr: float = 1e-3
-    betas: tuple[float, float] = option(
-        (0.9, 0.999),
-        "Average the gradient and its square with these decay rates.",
-        section=OPTIMIZER,
-        minimum=0,
-        below=1,
-    )
-    eps: float = option(1e-8, "Add this to the denominator.", section=OPTIMIZER, minimum=0)
+    betas: tuple[float, float] = option((0.9, 0.999), _BETAS, section=OPTIMIZER, minimum=0, below=1)
+    eps: float = option(1e-8, _EPS, section=OPTIMIZER, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,13 +160,38 @@ class SGD(Optimizer, name="sgd"):
     """Stochastic gradient descent."""
 
     lr: float = 1e-2
-    momentum: float = option(0.0, "Keep a velocity with this decay rate; 0 keeps none.", section=OPTIMIZER, minimum=0)
+    momentum: float = option(0.0, _MOMENTUM, section=OPTIMIZER, minimum=0)
+    dampening: float = option(
+        0.0, "Add the gradient to the velocity without this share of it.", section=OPTIMIZER, minimum=0
+    )
     nesterov: bool = option(False, "Look ahead along the velocity.", section=OPTIMIZER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.nesterov and self.momentum == 0.0:
             raise FqtError("nesterov needs a momentum above 0", code="FQT202")
+        if self.nesterov and self.dampening:
+            raise FqtError("nesterov takes no dampening", code="FQT202")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSprop(Optimizer, name="rmsprop"):
+    """RMSprop (Hinton, 2012), as ``torch.optim.RMSprop``, not centered."""
+
+    lr: float = 1e-2
+    alpha: float = option(
+        0.99, "Average the square of the gradient with this decay rate.", section=OPTIMIZER, minimum=0, below=1
+    )
+    eps: float = option(1e-8, _EPS, section=OPTIMIZER, minimum=0)
+    momentum: float = option(0.0, _MOMENTUM, section=OPTIMIZER, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lion(Optimizer, name="lion"):
+    """Lion (Chen et al., 2023): steps of equal size along the sign of a mean; ``weight_decay`` is decoupled."""
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = option((0.9, 0.99), _BETAS, section=OPTIMIZER, minimum=0, below=1)
 
 
 def optimizer_kind() -> Kind:
@@ -160,3 +207,7 @@ def optimizer_kind() -> Kind:
     names = tuple(OPTIMIZERS)
     wanted = f"one of {', '.join(names)}, or an instance of {', '.join(c.__name__ for c in OPTIMIZERS.values())}"
     return Kind(f"[{'|'.join(names)}]", wanted, accept, choices=names)
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -121,6 +121,18 @@ def several(of: Kind) -> Kind:
     return Kind(of.metavar, f"{of.wanted}, or a list of such", accept, of.read, of.choices, repeatable=True)
 
 
+def listed(of: Kind) -> Kind:
+    """Any number of values of kind ``of``, or one by itself; on the command line there are commas between them."""
+
+    def accept(value: Any) -> tuple[Any, ...]:
+        return tuple(of.accept(item) for item in (value if isinstance(value, tuple | list) else (value,)))
+
+    def read(text: str) -> Any:
+        return tuple(of.read(part.strip()) for part in text.split(","))
+
+    return Kind("LIST", f"{of.wanted}, or several with commas between them", accept, read)
+
+
 def pair(of: Kind) -> Kind:
     """Two values of kind ``of``; on the command line there is a comma between them."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.layer_bits import ActivationBits, LayerBits, layer_bits_kind
 from fqt_deploy.core.optimizer import Adam, Optimizer, optimizer_kind
 from fqt_deploy.core.option import (
     CHECKS,
@@ -15,6 +16,7 @@ from fqt_deploy.core.option import (
     OPTIMIZER,
     RESOURCES,
     TARGET,
+    WRITING,
     check_options,
     option,
     recorded_options,
@@ -49,6 +51,13 @@ class CompileOptions:
         target_options: the options that the target has (``targets/*/options.py``); None for its defaults.
     """
 
+    prediction: str | None = option(
+        None,
+        "Predict this output of a model that returns several, by name or number.",
+        section=WRITING,
+        metavar="NAME",
+        default_text="logits, or the first",
+    )
     target: str = option("cpu", "Compile for this kind of machine or device.", section=TARGET)
     target_options: TargetOptions | None = None
     recipe: Recipe = option(
@@ -104,6 +113,18 @@ class CompileOptions:
         section=LAYERS,
         metavar="GLOB",
         in_manifest=True,
+    )
+    activation_bits: ActivationBits = option(
+        1,
+        "Keep this many bits of an activation of a binarized layer: more bits, more accuracy, more time.",
+        section=LAYERS,
+    )
+    bits: tuple[LayerBits, ...] = option(
+        (),
+        "Keep this many bits of the weights and the activations of layers that match; the first match counts. "
+        "Repeatable.",
+        section=LAYERS,
+        kind=layer_bits_kind(),
     )
     optimizer: Optimizer = option(
         Adam(), "End each step with this update.", section=OPTIMIZER, kind=optimizer_kind(), default_text="adam"

@@ -40,7 +40,7 @@ class GraphWriter:
         self._first = len(self.nodes)
         location = SourceLocation.of(node)
         known = {key: str(node.meta.get(key) or "") for key in ("layer", "phase")}
-        self._metadata = {**known, "source": str(location) if location else ""}
+        self._metadata = {**known, "source": location.portable if location else ""}
 
     def __call__(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Append a node of one output and return that."""

@@ -34,7 +34,7 @@ def to_onnx(graph: TrainingGraph, name: str, initial: Initial, *, training: bool
     Args:
         graph: the graph, in stage LOWERED.
         name: the name of the model.
-        initial: values of all inputs but ``x`` and ``y``, by name.
+        initial: values of all inputs but those of a batch, by name.
         training: keep these inputs, with their values as defaults; otherwise they become constants.
 
     Raises:

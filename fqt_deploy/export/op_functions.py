@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from onnx import FunctionProto, helper, numpy_helper
+from onnx import FunctionProto, NodeProto, helper, numpy_helper
 
 from fqt_deploy.ops.lib.onnx_body import DOMAIN, KERNEL, OPSET, Attributes, Body, kernel_key, make_node
 from fqt_deploy.ops.op import FqtOp
@@ -53,10 +53,27 @@ def op_function(op: type[FqtOp], attributes: tuple[str, ...]) -> FunctionProto:
     outputs = ["result"] if len(names) == 1 else [f"result_{i}" for i in range(len(names))]
     for value, output in zip(names, outputs, strict=True):
         body.nodes.append(make_node("Identity", [value], [output], output, {}))
+    nodes = _with_hidden_paddings(body.nodes)
     return helper.make_function(
-        DOMAIN, op.name, list(inputs), outputs, body.nodes, [helper.make_opsetid("", OPSET)], list(attributes),
+        DOMAIN, op.name, list(inputs), outputs, nodes, [helper.make_opsetid("", OPSET)], list(attributes),
         doc_string=inspect.getdoc(op),
     )  # fmt: skip
+
+
+def _with_hidden_paddings(nodes: list[NodeProto]) -> list[NodeProto]:
+    """The nodes with an ``Identity`` between a constant and the ``Pad`` that it tells how far to pad.
+
+    ONNX Runtime before 1.25 takes the elements of such a constant for its shape when it infers the types of a function.
+    """
+    constants = {node.output[0] for node in nodes if node.op_type == "Constant"}
+    found: list[NodeProto] = []
+    for node in nodes:
+        if node.op_type == "Pad" and node.input[1] in constants:
+            hidden = f"{node.output[0]}_pads"
+            found.append(make_node("Identity", [node.input[1]], [hidden], f"{node.name}_pads", {}))
+            node.input[1] = hidden
+        found.append(node)
+    return found
 
 
 def _attribute_value(value: Any) -> Any:

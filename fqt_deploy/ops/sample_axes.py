@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import fx
 
 from fqt_deploy.core.call import call_of
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.ops.op import op_of
 from fqt_deploy.ops.traits import LEADING, Aligned, BatchRule, SampleAxis
+
+aten = torch.ops.aten
 
 NO_RULES: Mapping[Any, BatchRule] = MappingProxyType({})
 """The rules of a graph all of whose ops are defined."""
@@ -22,13 +25,13 @@ def sample_axes(graph: TrainingGraph, rules: Mapping[Any, BatchRule] = NO_RULES)
     """The axis of each value that holds the samples, with rows of each or groups of all, if any.
 
     Values that no op's definition leads the samples to are left out. Of an op with several results, such as batch
-    normalization, only the first one follows the samples.
+    normalization, only those follow the samples of which its definition says so, by default the first one.
 
     Args:
         graph: the graph, at any stage.
         rules: how ops that have no definition treat samples, by target.
     """
-    found = {graph.placeholder(name): LEADING for name in ("x", "y") if name in graph.inputs}
+    found = dict.fromkeys(graph.batch_inputs(), LEADING)
     for node in graph.graph.nodes:
         if node.op == "call_function" and (where := following(node, found, graph.batch, rules)) is not None:
             found[node] = where
@@ -41,7 +44,11 @@ def following(
     """Where the result of ``node`` has its samples, from where values before it have theirs."""
     if node.target is operator.getitem:
         call = call_of(node)
-        return found.get(call.source) if call.index == 0 else None
+        aligned = None if call.index == 0 else alignment(call.source, found, batch, rules)
+        followed = call.index == 0 or (aligned is not None and call.index < aligned.results)
+        return found.get(call.source) if followed else None
+    if node.target is aten.native_dropout.default:  # not replaced yet: each element keeps its place
+        return found.get(call_of(node).input)
     aligned = alignment(node, found, batch, rules)
     return None if aligned is None else aligned.result
 

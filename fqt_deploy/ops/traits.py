@@ -40,15 +40,17 @@ AxisOf = Callable[[Any], SampleAxis | None]
 class Aligned:
     """How the samples of operands meet in a call.
 
-    Taking some samples of all ``operands`` takes these samples of the (first) result.
+    Taking some samples of all ``operands`` takes these samples of the first ``results`` results.
 
     Attributes:
         result: where the result has them; None for a sum over all samples.
         operands: each operand that has to have samples, and where; all others are read whole.
+        results: how many results, from the first on, have them there.
     """
 
     result: SampleAxis | None
     operands: dict[fx.Node, SampleAxis]
+    results: int = 1
 
 
 class Layout(enum.Enum):

@@ -103,7 +103,8 @@ class AnnotateLayers(Pass):
             return False, "its weight is [in, out], and bits are packed along the last axis"
         if contraction < MINIMUM_CONTRACTION:
             return False, f"a contraction over {contraction} elements is too short to gain"
-        if not _rows_are_of_samples(products, axes, descendants(graph.placeholder("x"), graph)):
+        from_data = set[fx.Node]().union(*(descendants(node, graph) for node in graph.batch_inputs("input")))
+        if not _rows_are_of_samples(products, axes, from_data):
             return False, "its rows are not grouped by sample"
         if self.include:
             chosen = next((g for g in self.include if fnmatchcase(record.path, g)), None)
@@ -199,7 +200,7 @@ def _record(node: fx.Node, weight: str, index: int) -> LayerRecord:
     linear = node.target in (fqt.linear.default, fqt.linear_input_grad.default)
     kind: Literal["conv2d", "linear"] = "linear" if linear else "conv2d"
     location = SourceLocation.of(node)
-    source = str(location) if location else None
+    source = location.portable if location else None
     return LayerRecord(path, kind, index, source=source, weight=weight)
 
 

@@ -7,10 +7,14 @@ Before::
 
 After::
 
-    inputs:  x, y, seed, lr, param/..., buffer/..., adam_m/..., adam_v/..., step
+    inputs:  x, y, seed, lr, param/..., buffer/..., step, adam_m/..., adam_v/...
     %t = aten.add(%step, 1)
     %p, %m, %v = fqt.adam_update(%param, %adam_m, %adam_v, %grad, %lr, %t, group, ...)   # all as [rows, elements]
     outputs: loss, logits, buffer/..., param/..., adam_m/..., adam_v/..., step
+
+What is done to gradients comes in between, where the optimizer asks for it: their sum over several steps
+(``grad_sum/...``), their norm (``metric/grad_norm``), clipping. The average of each parameter (``ema/...``) follows its
+update.
 """
 
 from __future__ import annotations
@@ -24,7 +28,9 @@ from torch import fx
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, StateTensor, TrainingGraph, shape
-from fqt_deploy.core.optimizer import SGD, Adam, AdamW, Optimizer
+from fqt_deploy.core.optimizer import Adam, Optimizer
+from fqt_deploy.core.parameter_group import matches_any
+from fqt_deploy.passes.optimizer_updates import update_of
 from fqt_deploy.passes.pass_base import Pass
 
 aten = torch.ops.aten
@@ -47,17 +53,24 @@ class AppendOptimizer(Pass):
         """Add the scalar inputs, the optimizer state and one update per gradient; FQT204 for a group of nothing."""
         self._check_groups(graph)
         rates = torch.zeros(len(self.optimizer.lrs()))
-        _add_placeholder(graph, "seed", torch.zeros((), dtype=torch.int64), at=2)
-        _add_placeholder(graph, "lr", rates, at=3)
+        batch = len(graph.signature)
+        _add_placeholder(graph, "seed", torch.zeros((), dtype=torch.int64), at=batch)
+        _add_placeholder(graph, "lr", rates, at=batch + 1)
         step = _add_state(graph, StateTensor("step", "counter", torch.zeros((), dtype=torch.int64)))
         output = graph.output_node()
         emit = Emitter(graph, output, layer="", phase="optimizer")
         values = graph.results()
         gradients = {n: values.pop(n) for n in graph.outputs if n.startswith("grad/")}
         count = emit(aten.add.Tensor, step, 1)
-        for name, gradient in gradients.items():
-            path = name.removeprefix("grad/")
+        paths = [name.removeprefix("grad/") for name in gradients]
+        for path in paths:
             emit.meta["layer"] = path.rpartition(".")[0]
+            gradients[f"grad/{path}"] = self._summed(graph, emit, path, gradients[f"grad/{path}"], count, values)
+        emit.meta["layer"] = ""
+        factor = self._clip_factor(graph, emit, gradients, values)
+        for path in paths:
+            emit.meta["layer"] = path.rpartition(".")[0]
+            gradient = self._clipped(emit, gradients[f"grad/{path}"], factor)
             values |= self._update(graph, emit, path, gradient, count)
         values["step"] = count
         graph.set_results(values)
@@ -74,41 +87,109 @@ class AppendOptimizer(Pass):
                     hint=f"the parameters are: {', '.join(parameters)}",
                 )
 
+        for glob in self.optimizer.no_decay:
+            if not any(matches_any(name, (glob,)) for name in parameters):
+                raise FqtError(
+                    f"no parameter matches {glob!r}, which no_decay names",
+                    code="FQT204",
+                    hint=f"the parameters are: {', '.join(parameters)}",
+                )
+
+    def _summed(
+        self,
+        graph: TrainingGraph,
+        emit: Emitter,
+        path: str,
+        gradient: fx.Node,
+        count: fx.Node,
+        values: dict[str, fx.Node],
+    ) -> fx.Node:
+        """The gradient as [rows, elements], summed up over several steps if there are any."""
+        gradient = _flat(emit, gradient)
+        if self.optimizer.accumulate == 1:
+            return gradient
+        name = f"grad_sum/{path}"
+        total = _add_state(graph, StateTensor(name, "optimizer", _zeros(graph, path)))
+        summed = emit(fqt.accumulate_gradient.default, _flat(emit, total), gradient, count, self.optimizer.accumulate)
+        values[name] = _viewed(emit, summed, shape(total))
+        return summed
+
+    def _clip_factor(
+        self, graph: TrainingGraph, emit: Emitter, gradients: dict[str, fx.Node], values: dict[str, fx.Node]
+    ) -> fx.Node | None:
+        """What clipping by the norm scales all gradients by; also writes the norms that the optimizer is asked for."""
+        o = self.optimizer
+        norm = _norm(emit, [*gradients.values()]) if gradients and (o.clip_norm is not None or o.metrics) else None
+        if norm is None:
+            return None
+        parameters = [_flat(emit, graph.placeholder(name.replace("grad/", "param/", 1))) for name in gradients]
+        for metric in dict.fromkeys(o.metrics):
+            name = f"metric/{metric}"
+            _add_state(graph, StateTensor(name, "metric", torch.zeros(())))
+            values[name] = norm if metric == "grad_norm" else _norm(emit, parameters)
+        if o.clip_norm is None:
+            return None
+        # As torch.nn.utils.clip_grad_norm_ has it.
+        inverse = emit(aten.reciprocal.default, emit(aten.add.Tensor, norm, 1e-6))
+        return emit(aten.clamp_max.default, emit(aten.mul.Tensor, inverse, float(o.clip_norm)), 1.0)
+
+    def _clipped(self, emit: Emitter, gradient: fx.Node, factor: fx.Node | None) -> fx.Node:
+        if factor is not None:
+            gradient = emit(aten.mul.Tensor, gradient, factor)
+        bound = self.optimizer.clip_value
+        return gradient if bound is None else emit(aten.clamp.default, gradient, -float(bound), float(bound))
+
     def _update(
         self, graph: TrainingGraph, emit: Emitter, path: str, gradient: fx.Node, count: fx.Node
     ) -> dict[str, fx.Node]:
-        parameter = graph.placeholder(f"param/{path}")
+        """The new values of the parameter and of all state beside it; ``gradient`` is [rows, elements]."""
+        parameter, every = graph.placeholder(f"param/{path}"), self.optimizer.accumulate
         extents = shape(parameter)
-        flat = [extents[0], math.prod(extents[1:])] if len(extents) > 2 else extents
-
-        def viewed(node: fx.Node, size: list[int]) -> fx.Node:
-            return node if shape(node) == size else emit(aten.view.default, node, size)
-
-        rates, group = graph.placeholder("lr"), self.optimizer.group_of(path)
-        zeros = torch.zeros_like(graph.state[f"param/{path}"].initial)
-
-        def moment(kind: str) -> tuple[str, fx.Node]:
+        update = update_of(self.optimizer.for_parameter(path, len(extents)))
+        state = {f"param/{path}": parameter}
+        for kind in update.moments:
             name = f"{kind}/{path}"
-            return name, _add_state(graph, StateTensor(name, "optimizer", zeros.clone()))
+            state[name] = _add_state(graph, StateTensor(name, "optimizer", _zeros(graph, path)))
+        operands = [_flat(emit, node) for node in state.values()]
+        rates, group = graph.placeholder("lr"), self.optimizer.group_of(path)
+        result = emit(update.target, *operands, gradient, rates, count, group, *update.arguments, every)
+        results = [emit.item(result, i) for i in range(len(state))] if len(state) > 1 else [result]
+        values = {name: _viewed(emit, new, extents) for name, new in zip(state, results, strict=True)}
+        if self.optimizer.ema is not None:
+            name = f"ema/{path}"
+            start = graph.state[f"param/{path}"].initial.detach().clone()
+            average = _add_state(graph, StateTensor(name, "optimizer", start))
+            averaged = emit(
+                fqt.average_parameter.default, _flat(emit, average), results[0], count, self.optimizer.ema, every
+            )
+            values[name] = _viewed(emit, averaged, extents)
+        return values
 
-        o = self.optimizer
-        gradient = viewed(gradient, flat)
-        if isinstance(o, (Adam, AdamW)):
-            state = [(f"param/{path}", parameter), moment("adam_m"), moment("adam_v")]
-            options: tuple[Any, ...] = (group, *o.betas, o.eps, o.weight_decay, isinstance(o, AdamW))
-            result = emit(
-                fqt.adam_update.default, *[viewed(n, flat) for _, n in state], gradient, rates, count, *options
-            )
-        elif isinstance(o, SGD) and o.momentum:
-            state = [(f"param/{path}", parameter), moment("sgd_momentum")]
-            options = (group, o.momentum, o.nesterov, o.weight_decay)
-            result = emit(
-                fqt.sgd_momentum_update.default, *[viewed(n, flat) for _, n in state], gradient, rates, count, *options
-            )
-        else:
-            updated = emit(fqt.sgd_update.default, viewed(parameter, flat), gradient, rates, group, o.weight_decay)
-            return {f"param/{path}": viewed(updated, extents)}
-        return {name: viewed(emit.item(result, i), extents) for i, (name, _) in enumerate(state)}
+
+def _norm(emit: Emitter, tensors: list[fx.Node]) -> fx.Node:
+    """The norm of all elements of ``tensors``, each [rows, elements] or [elements]; a float32 scalar."""
+    total = None
+    for tensor in tensors:
+        square = emit(aten.mul.Tensor, tensor, tensor)
+        for _ in shape(tensor):  # axis by axis: rows in parallel, and short sums
+            square = emit(aten.sum.dim_IntList, square, [len(shape(square)) - 1])
+        total = square if total is None else emit(aten.add.Tensor, total, square)
+    assert total is not None
+    return emit(aten.sqrt.default, total)
+
+
+def _flat(emit: Emitter, node: fx.Node) -> fx.Node:
+    """The value as [rows, elements] where it has more axes."""
+    extents = shape(node)
+    return _viewed(emit, node, [extents[0], math.prod(extents[1:])] if len(extents) > 2 else extents)
+
+
+def _viewed(emit: Emitter, node: fx.Node, size: list[int]) -> fx.Node:
+    return node if shape(node) == size else emit(aten.view.default, node, size)
+
+
+def _zeros(graph: TrainingGraph, path: str) -> torch.Tensor:
+    return torch.zeros_like(graph.state[f"param/{path}"].initial)
 
 
 def _add_state(graph: TrainingGraph, tensor: StateTensor) -> fx.Node:

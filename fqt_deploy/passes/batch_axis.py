@@ -57,8 +57,9 @@ def gather_samples(
     if where == LEADING:
         grouped = emit(aten.view.default, value, [samples, extents[0] // samples, *extents[1:]])
         return emit(aten.view.default, emit(fqt.gather_rows.default, grouped, index), kept)
-    if value.target is fqt.sign.default:  # signs of kept samples are packed again: words hold no single sample
-        return emit(fqt.sign.default, gather_samples(emit, call_of(value).x, where, samples, index, keep))
+    if value.target in (fqt.sign.default, fqt.activation_levels.default):
+        # signs of kept samples are packed again: words hold no single sample
+        return emit.again(value, x=gather_samples(emit, call_of(value).x, where, samples, index, keep))
     rows = emit(fqt.gather_rows.default, samples_first(emit, value, where, samples), index)
     return samples_back(emit, rows, kept)
 

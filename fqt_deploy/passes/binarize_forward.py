@@ -12,6 +12,13 @@ After (algorithm: XNOR-Net scale, straight-through estimator)::
     %y  = fqt.conv2d(fqt.sign(%x), fqt.sign(%w), ...) * %a
     %gx = fqt.straight_through(fqt.conv2d_input_grad(%gy * %a, fqt.sign(%w), ...), %x)
     %gw = fqt.latent_weight_grad(fqt.conv2d_weight_grad(fqt.sign(%x), %gy, ...), %w, False)
+
+Where a layer has a grid, its activations become levels, whole numbers, in the place of signs; what level 1 stands for is
+a factor of the result and of the weight's gradient::
+
+    %y  = fqt.conv2d(fqt.activation_levels(%x, ...), fqt.sign(%w), ...) * (%a * unit)
+    %gx = fqt.level_straight_through(fqt.conv2d_input_grad(%gy * %a, fqt.sign(%w), ...), %x, ...)
+    %gw = fqt.latent_weight_grad(fqt.conv2d_weight_grad(fqt.activation_levels(%x, ...), %gy, ...), %w, False) * unit
 """
 
 from __future__ import annotations
@@ -22,7 +29,8 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.call import call_of
-from fqt_deploy.core.graph import Emitter, Stage, TrainingGraph, replace, shape
+from fqt_deploy.core.graph import ActivationGrid, Emitter, Stage, TrainingGraph, replace, shape
+from fqt_deploy.ops.lib.levels import unit
 from fqt_deploy.passes.annotate_layers import products_of
 from fqt_deploy.passes.pass_base import Pass
 
@@ -65,10 +73,20 @@ def _product(emit: Emitter, node: fx.Node, **operands: fx.Node) -> fx.Node:
     return product
 
 
+def _quantized(emit: Emitter, x: fx.Node, grid: ActivationGrid | None) -> fx.Node:
+    """The signs of ``x``, or its levels on ``grid``."""
+    if grid is None:
+        return emit(fqt.sign.default, x)
+    return emit(fqt.activation_levels.default, x, grid.spacing, grid.bits, grid.signed)
+
+
 def _forward(graph: TrainingGraph, node: fx.Node) -> None:
     call, emit = call_of(node), Emitter(graph, node)
-    z = _product(emit, node, x=emit(fqt.sign.default, call.x), w=emit(fqt.sign.default, call.w))
+    grid = node.meta["record"].grid
+    z = _product(emit, node, x=_quantized(emit, call.x, grid), w=emit(fqt.sign.default, call.w))
     scale = emit(fqt.weight_scale.default, convolution_weight(emit, call.w))
+    if grid is not None:
+        scale = emit(aten.mul.Tensor, scale, unit(grid.spacing, grid.signed))
     replace(graph, node, emit(aten.mul.Tensor, z, scale))
 
 
@@ -77,13 +95,20 @@ def _input_grad(graph: TrainingGraph, node: fx.Node, x: fx.Node) -> None:
     scale = emit(fqt.weight_scale.default, convolution_weight(emit, call.w))
     scaled = emit(aten.mul.Tensor, call.g, scale)
     gradient = _product(emit, node, g=scaled, w=emit(fqt.sign.default, call.w))
-    replace(graph, node, emit(fqt.straight_through.default, gradient, x))
+    grid = node.meta["record"].grid
+    if grid is None:
+        replace(graph, node, emit(fqt.straight_through.default, gradient, x))
+    else:
+        passed = emit(fqt.level_straight_through.default, gradient, x, grid.spacing, grid.bits, grid.signed)
+        replace(graph, node, passed)
 
 
 def _weight_grad(graph: TrainingGraph, node: fx.Node) -> None:
-    w = graph.placeholder(node.meta["record"].weight)
+    w, grid = graph.placeholder(node.meta["record"].weight), node.meta["record"].grid
     emit = Emitter(graph, node)
-    effective = _product(emit, node, x=emit(fqt.sign.default, call_of(node).x))
+    effective = _product(emit, node, x=_quantized(emit, call_of(node).x, grid))
     viewed = convolution_weight(emit, effective)
     gradient = emit(fqt.latent_weight_grad.default, viewed, convolution_weight(emit, w), False)
+    if grid is not None:
+        gradient = emit(aten.mul.Tensor, gradient, unit(grid.spacing, grid.signed))
     replace(graph, node, gradient if viewed is effective else emit(aten.view.default, gradient, shape(effective)))

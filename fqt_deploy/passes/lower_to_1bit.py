@@ -13,6 +13,9 @@ After::
           + float(fqt.tap_sums(...)) * %zero
     %gw = fqt.dequantize_weight_grad(fqt.bitplane_weight_grad(%channel_planes, fqt.pack_positions(...)), ...)
 
+Levels of several bits, ``fqt.activation_levels``, take the same way through ``pack_levels``, ``level_conv2d``,
+``level_weight_grad`` and ``level_sums``.
+
 A linear layer is a 1x1 convolution over an image of one row. Gradients that no quantizer touches stay in fp32.
 """
 
@@ -25,7 +28,9 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.call import Call, call_of, source_of
+from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, Stage, TrainingGraph, replace, shape
+from fqt_deploy.ops.lib.levels import largest_code, plane_channels
 from fqt_deploy.passes.annotate_layers import products_of
 from fqt_deploy.passes.binarize_forward import convolution_weight
 from fqt_deploy.passes.pass_base import Pass
@@ -83,12 +88,14 @@ def _forward(graph: TrainingGraph, node: fx.Node) -> bool:
     emit = Emitter(graph, node, role="forward")
     geometry = _geometry(shape(x), shape(w), call)
     out_channels, in_channels = shape(w)[:2]
-    bits = emit(fqt.pack_signs.default, _viewed(emit, x, geometry.image))
     weight_bits = emit(fqt.pack_weight.default, convolution_weight(emit, w))
-    z = emit(
-        fqt.binary_conv2d.default, bits, weight_bits, in_channels, out_channels,
-        geometry.kernel, geometry.stride, geometry.padding,
-    )  # fmt: skip
+    layer = (in_channels, out_channels, geometry.kernel, geometry.stride, geometry.padding)
+    image, grid = _viewed(emit, x, geometry.image), node.meta["record"].grid
+    if grid is None:
+        z = emit(fqt.binary_conv2d.default, emit(fqt.pack_signs.default, image), weight_bits, *layer)
+    else:
+        planes = emit(fqt.pack_levels.default, image, grid.spacing, grid.bits, grid.signed)
+        z = emit(fqt.level_conv2d.default, planes, weight_bits, *layer, grid.signed)
     replace(graph, node, _viewed(emit, _float(emit, z), shape(node)))
     return True
 
@@ -129,11 +136,17 @@ def _input_grad(graph: TrainingGraph, node: fx.Node) -> bool:
 
 
 def _sign_bits(emit: Emitter, signs: fx.Node) -> fx.Node:
-    """Packed [N, H, W, words] of a product's sign operand; kept samples are gathered as bits, after packing."""
-    if signs.target is fqt.sign.default:
-        x = source_of(signs)
-        extents = shape(x)
-        return emit(fqt.pack_signs.default, x if len(extents) == 4 else emit(aten.view.default, x, [1, 1, *extents]))
+    """Packed [N, H, W, words] of a product's signs or levels; kept samples are gathered as bits, after packing.
+
+    The words of levels are those of one plane after another.
+    """
+    if signs.target in (fqt.sign.default, fqt.activation_levels.default):
+        call, extents = call_of(signs), shape(signs)
+        image = call.x if len(extents) == 4 else emit(aten.view.default, call.x, [1, 1, *extents])
+        if signs.target is fqt.sign.default:
+            return emit(fqt.pack_signs.default, image)
+        planes = emit(fqt.pack_levels.default, image, call.spacing, call.bits, call.signed)
+        return emit(aten.view.default, planes, [*shape(image)[:-1], call.bits * shape(planes)[-1]])
     if signs.target is fqt.gather_rows.default:
         gathered = call_of(signs)
         return emit(fqt.gather_rows.default, _sign_bits(emit, gathered.x), gathered.index)
@@ -147,6 +160,39 @@ def _sign_bits(emit: Emitter, signs: fx.Node) -> fx.Node:
     return emit(aten.view.default, kept, [1, 1, shape(signs)[0], words])
 
 
+def _codes_times_input(
+    emit: Emitter, node: fx.Node, planes: fx.Node, geometry: _Geometry, output_hw: list[int]
+) -> tuple[fx.Node, fx.Node]:
+    """The product of gradient codes with the signs or levels of a layer's input, and the sums of these alone."""
+    x, grid = call_of(node).x, node.meta["record"].grid
+    channels = shape(x)[-1]
+    rows = channels if grid is None else grid.bits * plane_channels(channels)
+    layer = (rows, geometry.kernel, geometry.stride, geometry.padding, output_hw)
+    positions = emit(fqt.pack_positions.default, _sign_bits(emit, x), *layer)
+    if grid is None:
+        product = emit(fqt.bitplane_weight_grad.default, planes, positions, channels, geometry.kernel)
+        return product, emit(fqt.position_sums.default, positions, channels, geometry.kernel)
+    _check_sums_fit(node, shape(planes)[1], grid.bits)
+    levels = (channels, geometry.kernel, grid.bits, grid.signed)
+    return (
+        emit(fqt.level_weight_grad.default, planes, positions, *levels),
+        emit(fqt.level_sums.default, positions, *levels),
+    )
+
+
+def _check_sums_fit(node: fx.Node, gradient_bits: int, bits: int) -> None:
+    """FQT205 if a sum over all positions might not fit 32 bits: 8-bit codes times 8-bit codes, 33,026 times."""
+    positions = math.prod(shape(call_of(node).g)[:-1])
+    if positions * largest_code(gradient_bits) * largest_code(bits) >= 2**31:
+        raise FqtError(
+            f"the weight gradient sums {positions} products of {gradient_bits}-bit gradients and {bits}-bit activations, "
+            "which may not fit 32 bits",
+            code="FQT205",
+            node=node,
+            hint="give the layer fewer bits, with --bits or --grad-bits, or make the batch smaller",
+        )
+
+
 def _weight_grad(graph: TrainingGraph, node: fx.Node) -> bool:
     call = call_of(node)
     quantized = QuantizedValue.of(call.g)
@@ -157,14 +203,8 @@ def _weight_grad(graph: TrainingGraph, node: fx.Node) -> bool:
     taps_shape = shape(node)[2:] if len(shape(node)) == 4 else [1, 1]
     geometry = _geometry(shape(x), [0, 0, *taps_shape], call)
     output_hw = shape(call.g)[1:3] if len(shape(x)) == 4 else [1, shape(x)[0]]
-    in_channels = shape(x)[-1]
     planes = emit(fqt.quantize_pack_channels.default, *quantized.quantizer.values().values())
-    bits = _sign_bits(emit, x)
-    positions = emit(
-        fqt.pack_positions.default, bits, in_channels, geometry.kernel, geometry.stride, geometry.padding, output_hw
-    )
-    product = emit(fqt.bitplane_weight_grad.default, planes, positions, in_channels, geometry.kernel)
-    sums = emit(fqt.position_sums.default, positions, in_channels, geometry.kernel)
+    product, sums = _codes_times_input(emit, node, planes, geometry, output_hw)
     scatter = next((u for u in node.users if u.target is fqt.scatter_rows.default), None)
     slot = call_of(scatter).slot if scatter is not None else None
     kept, *weight = shape(product)

@@ -10,6 +10,7 @@ from fqt_deploy.passes.annotate_layers import AnnotateLayers
 from fqt_deploy.passes.append_optimizer import AppendOptimizer
 from fqt_deploy.passes.binarize_forward import BinarizeForward
 from fqt_deploy.passes.check_operators import CheckOperators
+from fqt_deploy.passes.choose_bits import ChooseBits
 from fqt_deploy.passes.decompose_composites import DecomposeComposites
 from fqt_deploy.passes.decompose_variance import DecomposeVariance
 from fqt_deploy.passes.fold_packing import FoldPacking
@@ -28,6 +29,7 @@ from fqt_deploy.passes.rematerialize import Rematerialize
 from fqt_deploy.passes.replace_dropout import ReplaceDropout
 from fqt_deploy.passes.select_nested import SelectNested
 from fqt_deploy.passes.select_once import SelectOnce
+from fqt_deploy.passes.show_nan import ShowNan
 from fqt_deploy.passes.simplify_signs import SimplifySigns
 from fqt_deploy.passes.sink_scatter import SinkScatter
 from fqt_deploy.passes.sum_kept_channels import SumKeptChannels
@@ -49,6 +51,7 @@ _LOWER: tuple[Pass, ...] = (
     NormalizeViews(),  # again: lowering and decomposing insert reshapes
     SumKeptChannels(),
     FoldPacking(),
+    ShowNan(),
     WriteState(),
 )
 
@@ -67,6 +70,7 @@ def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
         # 1-bit training
         FoldPadding(),
         OrderRows(),
+        *([ChooseBits(options.activation_bits, options.bits)] if options.activation_bits > 1 or options.bits else []),
         BinarizeForward(),
         *([SelectNested(bits, required=agp == "nested")] if agp in ("nested", "any") else []),
         *([SelectOnce(bits, required=agp == "once")] if agp in ("once", "any") else []),
@@ -91,9 +95,10 @@ def prediction_passes(layers: Sequence[LayerRecord]) -> tuple[Pass, ...]:
         layers: what was decided for the training step.
     """
     decided = AnnotateLayers(binarized=tuple(record.weight for record in layers if record.binarized))
-    return (*_NORMALIZE, decided, FoldPadding(), BinarizeForward(), *_LOWER)
+    grids = [ChooseBits(decided=tuple(layers))] if any(record.grid is not None for record in layers) else []
+    return (*_NORMALIZE, decided, FoldPadding(), *grids, BinarizeForward(), *_LOWER)
 
 
 def all_passes() -> tuple[Pass, ...]:
     """Every pass of every recipe, in pipeline order: a pass that runs twice has two places."""
-    return (*training_passes(CompileOptions()), Rematerialize())
+    return (*training_passes(CompileOptions(activation_bits=2)), Rematerialize())

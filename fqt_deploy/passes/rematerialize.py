@@ -55,7 +55,7 @@ def _dependent(graph: TrainingGraph) -> set[fx.Node]:
         if node.op != "call_function" or node.meta.get("phase") != "forward":
             continue
         computed = _is_elementwise(node) and any(operand in found for operand in node.all_input_nodes)
-        if computed or node.target is fqt.binary_conv2d.default:
+        if computed or node.target in (fqt.binary_conv2d.default, fqt.level_conv2d.default):
             found.add(node)
     return found
 

@@ -51,7 +51,8 @@ def plan_shrink(graph: TrainingGraph, root: fx.Node, where: SampleAxis) -> Shrin
         FqtError: FQT205 with the node that cannot.
     """
     behind = descendants(root, graph)
-    labelled = descendants(graph.placeholder("y"), graph) - behind - {root}
+    labelled = set[fx.Node]().union(*(descendants(node, graph) for node in graph.batch_inputs("target")))
+    labelled -= behind | {root}
     plan = ShrinkPlan(root, {root: where}, {})
     for node in graph.graph.nodes:
         if node not in behind or not any(a in plan.places for a in node.all_input_nodes):

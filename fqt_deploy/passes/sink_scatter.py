@@ -22,6 +22,7 @@ counted by places.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,6 +110,11 @@ class _Sinker:
         kept = [self.rows[a] for a in node.all_input_nodes if a in self.rows]
         if len({k.slot for k in kept}) > 1:
             return
+        if node.target is operator.getitem:
+            self.rows[node] = kept[0].of(
+                Emitter(self.graph, node).item(kept[0].value, call_of(node).index), kept[0].where
+            )
+            return
         if node.target in _QUANTIZERS:
             if source_of(node) in self.rows and kept[0].where == LEADING:
                 _QUANTIZERS[node.target](self, node, kept[0])
@@ -118,7 +124,7 @@ class _Sinker:
             return
         if aligned.result is None:
             replace(self.graph, node, self._on_kept(node, kept[0], aligned))
-        elif self._stays_zero(node):
+        elif self._stays_zero(node) and _all_follow(node, aligned):
             self.rows[node] = kept[0].of(self._on_kept(node, kept[0], aligned), aligned.result)
 
     def _stays_zero(self, node: fx.Node) -> bool:
@@ -193,6 +199,12 @@ def _forms_weight_gradient(codes: fx.Node) -> bool:
         or (user.target in (fqt.dequantize.default, aten.view.default) and _forms_weight_gradient(user))
         for user in codes.users
     )
+
+
+def _all_follow(node: fx.Node, aligned: Aligned) -> bool:
+    """Whether every result of ``node`` that something reads has the samples."""
+    items = [call_of(user).index for user in node.users if user.target is operator.getitem]
+    return all(index < aligned.results for index in items)
 
 
 def _is_zero(operand: Any) -> bool:

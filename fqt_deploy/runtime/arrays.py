@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.manifest import LabelRange, TensorSpec
+from fqt_deploy.core.manifest import IndexRange, InputSpec, TensorSpec
 
 Array = NDArray[Any]
 
@@ -88,20 +88,19 @@ def _settled(value: Any) -> Any:
     return value
 
 
-def check_input(spec: TensorSpec, value: Any, *, labels: LabelRange | None = None) -> Array:
+def check_input(spec: TensorSpec, value: Any) -> Array:
     """The value as the step wants it: itself if it lies right, else an aligned copy.
 
     Args:
-        spec: name, shape and dtype that the artifact was compiled for.
+        spec: name, shape and dtype that the artifact was compiled for, and the integers that it may hold.
         value: see ``as_numpy``.
-        labels: if given, the values are labels, and these are legal.
 
     Raises:
-        FqtError: FQT505 for another shape or type, FQT506 for NaN or infinity, FQT507 for a label out of range.
+        FqtError: FQT505 for another shape or type, FQT506 for NaN or infinity, FQT507 for an index out of range.
     """
     array = as_numpy(spec.name, value)
     check_layout(spec, array)
-    check_values(spec.name, array, labels=labels)
+    check_values(spec, array)
     return array if is_ready(array) else aligned_copy(array)
 
 
@@ -117,33 +116,43 @@ def check_layout_of(spec: TensorSpec, shape: tuple[int, ...], dtype: str) -> Non
         return
     hint = None
     if shape[1:] == spec.shape[1:] and len(shape) == len(spec.shape) > 0 and shape[0] != spec.shape[0]:
-        hint = f"the step is compiled for batches of {spec.shape[0]}; compile again for another batch size"
+        hint = (
+            f"the step is compiled for batches of {spec.shape[0]}: DataLoader(..., drop_last=True) leaves out the "
+            "last, smaller one; or compile for another batch size"
+        )
     elif shape == spec.shape:
         hint = f"convert it with .astype({spec.dtype!r})"
     raise FqtError(f"{spec.name} is {got}, expected {expected}", code="FQT505", hint=hint)
 
 
-def check_values(name: str, array: Array, *, labels: LabelRange | None = None) -> None:
-    """FQT506 for NaN or infinity in floats, FQT507 for labels that are not legal; both name the first."""
+def check_values(spec: TensorSpec, array: Array) -> None:
+    """FQT506 for NaN or infinity in floats, FQT507 for integers that ``spec`` rules out; both name the first."""
     # A sum is one pass without a temporary array; it is finite unless a value is not, or it overflows.
     if array.dtype.kind == "f" and not np.isfinite(_sum(array)):
         bad = np.flatnonzero(~np.isfinite(array))
         if bad.size:
             where = _position(array, int(bad[0]))
-            raise FqtError(f"{name}{where} is {array.flat[bad[0]]}; {bad.size} such values", code="FQT506")
-    if labels is not None and array.size and (array.min() < labels.low or array.max() >= labels.high):
-        wrong = (array < labels.low) | (array >= labels.high)
-        if labels.ignore_index is not None:
-            wrong &= array != labels.ignore_index
-        bad = np.flatnonzero(wrong)
-        if bad.size:
-            where = _position(array, int(bad[0]))
-            also = "" if labels.ignore_index is None else f", or are {labels.ignore_index}, which is left out"
-            raise FqtError(
-                f"{name}{where} is {array.flat[bad[0]]}; labels go from {labels.low} to {labels.high - 1}{also}",
-                code="FQT507",
-                hint="number the classes from 0" if labels.low == 0 else None,
-            )
+            raise FqtError(f"{spec.name}{where} is {array.flat[bad[0]]}; {bad.size} such values", code="FQT506")
+    values = spec.values if isinstance(spec, InputSpec) else None
+    if values is not None and array.size and (array.min() < values.low or array.max() >= values.high):
+        _check_range(spec.name, array, values, labels=isinstance(spec, InputSpec) and spec.role == "target")
+
+
+def _check_range(name: str, array: Array, values: IndexRange, *, labels: bool) -> None:
+    wrong = (array < values.low) | (array >= values.high)
+    if values.ignore_index is not None:
+        wrong &= array != values.ignore_index
+    bad = np.flatnonzero(wrong)
+    if not bad.size:
+        return
+    also = "" if values.ignore_index is None else f", or are {values.ignore_index}, which is left out"
+    hint = "number the classes from 0" if labels else "the model looks them up in a table of that size"
+    raise FqtError(
+        f"{name}{_position(array, int(bad[0]))} is {array.flat[bad[0]]}; "
+        f"{'labels' if labels else 'indices'} go from {values.low} to {values.high - 1}{also}",
+        code="FQT507",
+        hint=hint if values.low == 0 else None,
+    )
 
 
 def check_no_nan(name: str, array: Array) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.manifest import LabelRange, Manifest, TensorSpec
+from fqt_deploy.core.manifest import Manifest, TensorSpec
 from fqt_deploy.runtime.arrays import check_input, check_layout_of
 from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME, Build
 from fqt_deploy.runtime.cuda_runtime import CudaRuntime
@@ -44,6 +44,8 @@ class CudaLibrary:
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
+        if manifest.buckets:
+            raise FqtError("a step for a GPU is for one shape of batches", code="FQT502", hint="compile it again")
         self.path = path
         self.build = Build(path.parent)
         self._cuda = CudaRuntime(manifest.target["mcpu"].split(","), ptx=manifest.target.get("ptx") != "none")
@@ -78,21 +80,20 @@ class CudaLibrary:
         array = np.ascontiguousarray(np.broadcast_to(value, tuple(tensor.shape)), dtype=str(tensor.dtype))
         self._cuda.copy_in(tensor.data_ptr(), array)
 
-    def batch(self, spec: TensorSpec, value: Any, *, labels: LabelRange | None = None) -> Any:
+    def batch(self, spec: TensorSpec, value: Any) -> Any:
         """An input on the device: an aligned CUDA tensor itself, the values of anything else, of arrays after a check.
 
         Args:
             spec: name, shape and dtype.
             value: a NumPy array, a CPU tensor, or a tensor on the first GPU with ``__dlpack__``; the values of the
                 latter are not checked: that would wait for the device.
-            labels: see ``check_input``.
 
         Raises:
             FqtError: FQT505 to FQT507, see ``check_input``.
         """
         if not is_on_gpu(value):
             target = self._inputs[spec.name]
-            self._cuda.copy_in(target.data_ptr(), check_input(spec, value, labels=labels))
+            self._cuda.copy_in(target.data_ptr(), check_input(spec, value))
             return target
         tensor = self._imported(spec, value)
         check_layout_of(spec, tuple(tensor.shape), str(tensor.dtype))
@@ -102,30 +103,32 @@ class CudaLibrary:
         self._cuda.copy(target.data_ptr(), tensor.data_ptr(), _size(tensor))
         return target
 
-    def train_step(self, x: Any, y: Any, *operands: Any) -> tuple[float, Any]:
+    def train_step(self, *operands: Any, variant: int = 0) -> tuple[float, Any]:
         """Run one step; returns the loss, and the logits, which the next step overwrites.
 
         Args:
-            x: inputs from ``batch``.
-            y: targets from ``batch``.
-            *operands: seed, learning rates and the state in the manifest's order, from ``place``.
+            *operands: the arrays of a batch from ``batch``, then seed, learning rates and the state in the manifest's
+                order, from ``place``.
+            variant: 0: steps for GPUs are for one shape of batches.
         """
+        assert variant == 0
         with self._cuda.errors(), self._ffi.use_raw_stream(self._device, self._cuda.stream):
             if not (self._records and self._warm):
-                self._launch_all(x, y, operands)
+                self._launch_all(operands)
                 self._warm = True
             else:
-                x, y = self._recorded_inputs(x, y)
-                key = (x.data_ptr(), y.data_ptr(), *(operand.data_ptr() for operand in operands))
+                operands = self._recorded_inputs(operands)
+                key = tuple(operand.data_ptr() for operand in operands)
                 if key not in self._graphs:
-                    self._graphs[key] = self._cuda.capture(lambda: self._launch_all(x, y, operands))
+                    self._graphs[key] = self._cuda.capture(lambda: self._launch_all(operands))
                 self._cuda.launch(self._graphs[key])
         return float(self.fetch(self._loss)), self._logits
 
-    def predict(self, x: Any, *operands: Any) -> Array:
-        """The logits of one batch."""
+    def predict(self, *operands: Any, variant: int = 0) -> Array:
+        """The logits of one batch, from its arrays and the state that a prediction takes."""
+        assert variant == 0
         with self._cuda.errors(), self._ffi.use_raw_stream(self._device, self._cuda.stream):
-            logits = self._predict(x, *operands)
+            logits = self._predict(*operands)
             return self.fetch(logits)
 
     def run_kernel(self, symbol: str, *operands: Any) -> None:
@@ -136,24 +139,25 @@ class CudaLibrary:
             self._module.get_function(symbol, query_imports=True)(*operands)
         self._cuda.synchronize()
 
-    def _launch_all(self, x: Any, y: Any, operands: Sequence[Any]) -> None:
+    def _launch_all(self, operands: Sequence[Any]) -> None:
         """Put all kernels on the stream; results are copied out of memory that the virtual machine uses again."""
-        loss, logits = self._train_step(x, y, *operands)
+        loss, logits = self._train_step(*operands)
         for target, source in ((self._loss, loss), (self._logits, logits)):
             if (tuple(source.shape), str(source.dtype)) != (tuple(target.shape), str(target.dtype)):
                 raise FqtError(f"{self.path} computes other results than the manifest says", code="FQT502")
             self._cuda.copy(target.data_ptr(), source.data_ptr(), _size(source))
 
-    def _recorded_inputs(self, x: Any, y: Any) -> tuple[Any, Any]:
-        """The inputs where a graph reads them: at their own place while there are few of those."""
-        known = any(key[:2] == (x.data_ptr(), y.data_ptr()) for key in self._graphs)
-        if known or len(self._graphs) < GRAPHS - 1:
-            return x, y
+    def _recorded_inputs(self, operands: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The operands with inputs where a graph reads them: at their own place while there are few of those."""
+        count = len(self._inputs)
+        batch = tuple(operand.data_ptr() for operand in operands[:count])
+        if len(self._graphs) < GRAPHS - 1 or any(key[:count] == batch for key in self._graphs):
+            return operands
         targets = tuple(self._inputs.values())
-        for target, source in zip(targets, (x, y), strict=True):
+        for target, source in zip(targets, operands[:count], strict=True):
             if target.data_ptr() != source.data_ptr():
                 self._cuda.copy(target.data_ptr(), source.data_ptr(), _size(source))
-        return targets[0], targets[1]
+        return (*targets, *operands[count:])
 
     def _imported(self, spec: TensorSpec, value: Any) -> Any:
         """A view of another library's tensor; work on it there comes before the step's."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fqt_deploy.core.manifest import LabelRange, TensorSpec
+from fqt_deploy.core.manifest import TensorSpec
 from fqt_deploy.runtime.arrays import aligned_copy, check_input, is_ready
 
 Array = NDArray[Any]
@@ -27,6 +27,6 @@ class HostMemory:
         """Overwrite the operand that ``place`` returned."""
         operand[...] = value
 
-    def batch(self, spec: TensorSpec, value: Any, *, labels: LabelRange | None = None) -> Array:
+    def batch(self, spec: TensorSpec, value: Any) -> Array:
         """The input of the step, checked by ``check_input``."""
-        return check_input(spec, value, labels=labels)
+        return check_input(spec, value)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.manifest import function_name
 from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME, CUDA_RUNTIME_LIBRARY, RUNTIME_LIBRARY, Build
 from fqt_deploy.runtime.calls import call
 from fqt_deploy.runtime.host_memory import HostMemory
@@ -48,34 +49,35 @@ class Library(HostMemory):
         ffi = load_runtime((path.absolute().parent / BUNDLED_RUNTIME).parent)
         self._from_dlpack = ffi.from_dlpack
         machine = load_machine(ffi, path, (_CPU, 0, _POOLED))
-        self._train_step, self._predict = machine["train_step"], machine["predict"]
+        self._machine = machine
 
-    def train_step(self, *arrays: Array) -> tuple[float, Array]:
-        """Run one step on ``x, y, seed, lr, *state``; the state is changed in place.
+    def train_step(self, *arrays: Array, variant: int = 0) -> tuple[float, Array]:
+        """Run one step on ``*batch, seed, lr, *state``; the state is changed in place.
 
         Args:
             *arrays: in the manifest's order, C-contiguous and aligned to 64 bytes.
+            variant: which of the manifest's variants they are of.
 
         Returns:
             The loss, and the logits, which share memory with nothing else.
         """
-        loss, logits = self._run(self._train_step, arrays)
+        loss, logits = self._run(function_name("train_step", variant), arrays)
         return float(loss), logits
 
-    def predict(self, *arrays: Array) -> Array:
-        """Logits of ``x, *predict_state``; arguments as for ``train_step``."""
-        (logits,) = self._run(self._predict, arrays)
+    def predict(self, *arrays: Array, variant: int = 0) -> Array:
+        """Logits of ``*model_inputs, *predict_state``; arguments as for ``train_step``."""
+        (logits,) = self._run(function_name("predict", variant), arrays)
         return logits
 
-    def _run(self, function: Any, arrays: tuple[Array, ...]) -> list[Array]:
-        """The results of the library's ``function`` for ``arrays``.
+    def _run(self, name: str, arrays: tuple[Array, ...]) -> list[Array]:
+        """The results of the library's function ``name`` for ``arrays``.
 
         Raises:
             FqtError: FQT502 if it takes arrays of other shapes or types; it checks all before it computes anything.
         """
         try:
-            return cast("list[Array]", call(_call_owned, function, self._from_dlpack, arrays))
-        except (RuntimeError, ValueError, TypeError) as error:  # what tvm_ffi raises, by kind of misfit
+            return cast("list[Array]", call(_call_owned, self._machine[name], self._from_dlpack, arrays))
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # what tvm_ffi raises, by kind of misfit
             raise FqtError(
                 f"{self.path} does not take what the manifest says: {str(error).strip().splitlines()[-1]}",
                 code="FQT502",

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import operator
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -15,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.manifest import LabelRange, Manifest, TensorSpec
+from fqt_deploy.core.manifest import Manifest, TensorSpec, Variant
 from fqt_deploy.core.manifest_laws import LARGEST_RATE
 from fqt_deploy.runtime.arrays import as_numpy, check_layout, check_no_nan, check_values, empty_aligned
 from fqt_deploy.runtime.artifact import LIBRARY, Build, write_artifact
+from fqt_deploy.runtime.bind_batch import bind_batch
 from fqt_deploy.runtime.calls import Turn, enter_process
 from fqt_deploy.runtime.checkpoint import load_checkpoint, save_checkpoint
+from fqt_deploy.runtime.choose_variant import variant_of, variants_for_samples
 from fqt_deploy.runtime.cuda_library import CudaLibrary, is_on_gpu
 
 Array = NDArray[Any]
@@ -45,14 +48,14 @@ class StepFunctions(Protocol):
     def assign(self, operand: Any, value: Any) -> None:
         """Overwrite the operand with ``value``."""
 
-    def batch(self, spec: TensorSpec, value: Any, *, labels: LabelRange | None = None) -> Any:
-        """Returns an input of the step, checked against ``spec`` and ``labels``."""
+    def batch(self, spec: TensorSpec, value: Any) -> Any:
+        """Returns an input of the step, checked against ``spec``."""
 
-    def train_step(self, *operands: Any) -> tuple[float, Any]:
-        """Loss and logits of one step on ``x, y, seed, lr, *state``; the state is changed in place."""
+    def train_step(self, *operands: Any, variant: int = 0) -> tuple[float, Any]:
+        """Loss and logits of one step on ``*batch, seed, lr, *state``; the state is changed in place."""
 
-    def predict(self, *operands: Any) -> Array:
-        """Returns the logits of ``x, *predict_state``."""
+    def predict(self, *operands: Any, variant: int = 0) -> Array:
+        """Returns the logits of ``*model_inputs, *predict_state``."""
 
 
 def _alone(method: _Method) -> _Method:
@@ -77,6 +80,7 @@ class Session:
 
     def __init__(self, manifest: Manifest, library: StepFunctions, state: Mapping[str, Array]) -> None:
         self.manifest = manifest
+        self._variants = manifest.variants
         self._turn = Turn()
         self._library = library
         self._state = {spec.name: library.place(state[spec.name]) for spec in manifest.state}
@@ -85,72 +89,105 @@ class Session:
         self._lr = library.place(np.zeros(len(manifest.optimizer.groups), "float32"))
         self.lr = [group["lr"] for group in manifest.optimizer.groups]
         self._last_logits: Any = None
+        self._averaged = False
 
     @_alone
-    def step(self, x: Any, y: Any, *, check: bool = False) -> float:
+    def step(self, *batch: Any, check: bool = False, **named: Any) -> float:
         """Train on one batch and return its loss; if an input is refused, nothing has changed.
 
+        ``step(x, y)``, ``step((image, metadata), y)``, ``step(input_ids=..., attention_mask=..., labels=...)`` and
+        ``step({"input_ids": ..., ...})`` are the same to it: what has a name goes by it, the rest in order.
+
         Args:
-            x: inputs, shape and dtype of ``manifest.inputs[0]``; a NumPy array or CPU tensor. A step on a GPU also
-                takes a tensor there, without a copy and without a check of its values.
-            y: targets, as ``manifest.inputs[1]``.
-            check: raise if the loss is not finite; by then the state has been updated.
+            *batch: the arrays of ``manifest.inputs``: NumPy arrays or CPU tensors, in tuples, lists and dicts or not.
+                A step on a GPU also takes a tensor there, without a copy and without a check of its values.
+            check: raise if the loss is not finite; by then the state has been updated. Without it such a loss is
+                returned, as PyTorch returns it.
+            **named: arrays by name.
 
         Raises:
-            FqtError: FQT505 for another shape or type, FQT506 for NaN or infinity, FQT507 for a label out of range,
-                FQT511 for the loss, FQT512 in a forked process or while another thread is in a call.
+            FqtError: FQT505 for a missing or unknown array and for another shape or type, FQT506 for NaN or infinity,
+                FQT507 for a label or index out of range, FQT511 for the loss, with the layer in whose signs NaN was
+                met, FQT512 in a forked process or while another thread is in a call.
         """
         enter_process()
-        inputs, targets = self.manifest.inputs
-        batch = self._library.batch(inputs, x), self._library.batch(targets, y, labels=self.manifest.labels)
-        value, logits = self._library.train_step(*batch, self._seed, self._lr, *self._state.values())
-        self._check_logits(logits)
+        values = bind_batch(self.manifest.inputs, batch, named)
+        variant = variant_of(self._variants, values)
+        operands = [self._library.batch(spec, value) for spec, value in zip(variant.inputs, values, strict=True)]
+        state = [self._state[name] for name in variant.state]
+        value, logits = self._library.train_step(*operands, self._seed, self._lr, *state, variant=variant.number)
+        self._check_logits(logits, variant.logits)
         self._last_logits = logits
         if check and not math.isfinite(value):
+            layer = _layer_with_nan(value, self.manifest)
+            met = f": NaN was met in {layer}, whose signs cannot hold it" if layer else ""
             raise FqtError(
-                f"the loss is {value} in step {self.step_count}",
+                f"the loss is {value} in step {self.step_count}{met}",
                 code="FQT511",
                 hint="lower the learning rate, and go on from an older checkpoint",
             )
         return float(value)
 
     @_alone
-    def predict(self, x: Any) -> Array:
+    def predict(self, *inputs: Any, **named: Any) -> Array:
         """Logits of any number of samples, evaluated in batches of the compiled size.
 
         Args:
-            x: inputs, as ``manifest.inputs[0]`` but for the first extent. A tensor on the GPU must be one whole batch.
+            *inputs: the arrays of ``manifest.model_inputs`` as ``step`` takes them, but for the first extent. A tensor
+                on the GPU must be one whole batch.
+            **named: arrays by name; targets among them are left alone.
 
         Raises:
-            FqtError: FQT505 for another shape or type, FQT506 for NaN or infinity, FQT512 as for ``step``.
+            FqtError: FQT505 for a missing or unknown array and for another shape or type, FQT506 for NaN or infinity,
+                FQT507 for an index out of range, FQT512 as for ``step``.
         """
         enter_process()
-        spec, batch = self.manifest.inputs[0], self.manifest.batch
-        state = [self._state[name] for name in self.manifest.predict_state]
-        if is_on_gpu(x) and isinstance(self._library, CudaLibrary):
-            return self._library.predict(self._library.batch(spec, x), *state)
-        x = as_numpy(spec.name, x)
-        samples = x.shape[0] if x.ndim else 0
-        check_layout(dataclasses.replace(spec, shape=(samples, *spec.shape[1:])), x)
-        check_values(spec.name, x)
-        rows = self.manifest.logits.shape[0] // batch  # more than one where a sample is a sequence
-        logits = np.empty((samples * rows, *self.manifest.logits.shape[1:]), dtype=self.manifest.logits.dtype)
-        try:
-            padded = empty_aligned(spec.shape, spec.dtype)
-        except MemoryError as error:
-            raise FqtError(f"a batch of {spec.name} needs too much memory: {error}", code="FQT406") from None
-        for start in range(0, samples, batch):
-            count = min(batch, samples - start)
-            padded[:count] = x[start : start + count]
-            padded[count:] = 0
-            part = self._library.predict(self._library.batch(spec, padded), *state)
-            self._check_logits(part)
-            logits[start * rows : (start + count) * rows] = part[: count * rows]
-        return logits
+        values = bind_batch(self.manifest.model_inputs, inputs, named, ignored=self.manifest.targets)
+        if any(map(is_on_gpu, values)) and isinstance(self._library, CudaLibrary):
+            (only,) = self._variants
+            operands = map(self._library.batch, only.model_inputs, values)
+            return self._library.predict(*operands, *map(self._evaluated, only.predict_state))
+        arrays = [as_numpy(spec.name, value) for spec, value in zip(self.manifest.model_inputs, values, strict=True)]
+        samples = arrays[0].shape[0] if arrays[0].ndim else 0
+        variants = variants_for_samples(self._variants, arrays)
+        for spec, array in zip(variants[0].model_inputs, arrays, strict=True):
+            check_layout(dataclasses.replace(spec, shape=(samples, *spec.shape[1:])), array)
+            check_values(spec, array)
+        return self._predicted(arrays, samples, variants)
 
-    def _check_logits(self, logits: Any) -> None:
+    def _predicted(self, arrays: list[Array], samples: int, variants: Sequence[Variant]) -> Array:
+        """Logits of checked arrays of ``samples`` samples; the last batch is filled up with its last sample.
+
+        Args:
+            arrays: the model's inputs.
+            samples: how many there are.
+            variants: those that take such samples, the largest batch first.
+        """
+        logits = variants[0].logits
+        rows = logits.shape[0] // variants[0].batch  # more than one where a sample is a sequence
+        result = np.empty((samples * rows, *logits.shape[1:]), dtype=logits.dtype)
+        start = 0
+        while start < samples:
+            variant = [variants[0], *(v for v in variants if v.batch >= samples - start)][-1]
+            specs = variant.model_inputs
+            try:
+                padded = [empty_aligned(spec.shape, spec.dtype) for spec in specs]
+            except MemoryError as error:
+                raise FqtError(f"a batch of {specs[0].name} needs too much memory: {error}", code="FQT406") from None
+            count = min(variant.batch, samples - start)
+            for own, array in zip(padded, arrays, strict=True):
+                own[:count] = array[start : start + count]
+                own[count:] = own[count - 1]
+            operands = [self._library.batch(spec, own) for spec, own in zip(specs, padded, strict=True)]
+            state = map(self._evaluated, variant.predict_state)
+            part = self._library.predict(*operands, *state, variant=variant.number)
+            self._check_logits(part, variant.logits)
+            result[start * rows : (start + count) * rows] = part[: count * rows]
+            start += count
+        return result
+
+    def _check_logits(self, logits: Any, spec: TensorSpec) -> None:
         """FQT502 unless the library computes what the manifest says."""
-        spec = self.manifest.logits
         if tuple(logits.shape) != spec.shape or str(logits.dtype) != spec.dtype:
             raise FqtError(
                 f"{self._library.path} computes {logits.dtype}{list(logits.shape)} as logits; the manifest says "
@@ -163,6 +200,32 @@ class Session:
     def last_logits(self) -> Array | None:
         """Logits of the batch of the latest ``step``; None before the first."""
         return None if self._last_logits is None else self._library.fetch(self._last_logits)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The numbers of the latest step that the step was compiled to keep (``--metrics``), by name."""
+        kept = [spec.name for spec in self.manifest.state if spec.role == "metric"]
+        return {name.partition("/")[2]: float(self._library.fetch(self._state[name])) for name in kept}
+
+    @property
+    def averaged(self) -> bool:
+        """Whether ``predict`` and ``state_dict`` take the averages of the parameters (``--ema``) in their place.
+
+        Raises:
+            FqtError: FQT513 when it is set and the step keeps no averages.
+        """
+        return self._averaged
+
+    @averaged.setter
+    def averaged(self, value: bool) -> None:
+        if value and not any(name.startswith("ema/") for name in self._state):
+            raise FqtError("the step keeps no averages", code="FQT513", hint="compile it with ema=0.999")
+        self._averaged = bool(value)
+
+    def _evaluated(self, name: str) -> Any:
+        """The state ``name`` as ``predict`` takes it; parameters that are not trained have no average."""
+        average = name.replace("param/", "ema/", 1)
+        return self._state[average if self._averaged and average in self._state else name]
 
     @property
     def step_count(self) -> int:
@@ -214,7 +277,7 @@ class Session:
     @_alone
     def state_dict(self) -> dict[str, Array]:
         """Copies of parameters and buffers by their names in the module."""
-        return {name: self._library.fetch(self._state[key]) for name, key in self.manifest.module_names.items()}
+        return {name: self._library.fetch(self._evaluated(key)) for name, key in self.manifest.module_names.items()}
 
     def tensors(self) -> dict[str, Any]:
         """The state itself by its names in the manifest, on the step's device; each has ``__dlpack__``.
@@ -302,6 +365,18 @@ class Session:
 
     def _fetched(self) -> dict[str, Array]:
         return {name: self._library.fetch(operand) for name, operand in self._state.items()}
+
+
+def _layer_with_nan(loss: float, manifest: Manifest) -> str | None:
+    """The layer whose number plus 1 is in the lowest 22 bits of a loss that is NaN; None if there is none.
+
+    The step writes it there: float32's quiet NaN has as many bits for it, and they are the upper ones of float64's.
+    """
+    if not math.isnan(loss):
+        return None
+    (bits,) = struct.unpack("<Q", struct.pack("<d", loss))
+    number = (bits >> 29 & 0x3FFFFF) - 1
+    return manifest.layers[number].path if 0 <= number < len(manifest.layers) else None
 
 
 def _fitting(name: str, array: Array, spec: TensorSpec) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tvm import tirx
 
-from fqt_deploy.ops.lib import convolution_shape
+from fqt_deploy.ops.lib import convolution_shape, levels
 from fqt_deploy.ops.lib.packed_words import PANEL, panel_count, word_count
 from fqt_deploy.targets.kernel_arguments import arguments_of
 
@@ -146,6 +146,33 @@ class BitConvolution(PackedConvolution):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LevelConvolution(BitConvolution):
+    """The product of levels and signs, ``level_conv2d``: [N, H, W, bits, words] and a weight to [N, OH, OW, columns].
+
+    Attributes:
+        bits: bit-planes of a code.
+        signed: whether a level is twice its code less the largest one, or the code itself.
+    """
+
+    bits: int
+    signed: bool
+
+    @property
+    def largest_code(self) -> int:
+        """The largest code."""
+        return (1 << self.bits) - 1
+
+    @staticmethod
+    def of(function: tirx.PrimFunc, arguments: dict[str, Any]) -> LevelConvolution:
+        """The convolution that ``function`` computes."""
+        return LevelConvolution(
+            **vars(BitConvolution.of(function, arguments)),
+            bits=int(function.params[0].shape[3]),
+            signed=arguments["signed"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class BitInputGradient(PackedConvolution):
     """The product of codes and signs, ``bitplane_conv2d_input_grad``.
 
@@ -186,22 +213,40 @@ class BitInputGradient(PackedConvolution):
 
 @dataclass(frozen=True, kw_only=True)
 class BitWeightGradient(Kernel):
-    """The product of codes and bits, ``bitplane_weight_grad``: a matrix product over positions.
+    """The product of codes and bits, ``bitplane_weight_grad`` and ``level_weight_grad``: a matrix product over positions.
 
     The codes are [words, bits, kept]. The other operand, [panels, words, 16], has a row for every tap and channel of
-    the input, and behind them one for every tap that says which positions lie inside of the image.
+    the input, and behind them one for every tap that says which positions lie inside of the image. Of activations of
+    several bits each tap has the channels of one plane after another, which are filled up to whole words; what they
+    sum up to is weighed and added.
 
     Attributes:
         words: packed words along the positions.
         bits: bit-planes of a code.
         kept: channels of the gradient.
-        channels: channels of the input.
+        channels: channels of the input, those of all its planes.
+        results: channels of the result.
+        planes: bit-planes of the input.
+        signed: whether levels of the input are twice their codes less the largest one, as signs are, or codes.
     """
 
     words: int
     bits: int
     kept: int
     channels: int
+    results: int
+    planes: int = 1
+    signed: bool = True
+
+    @property
+    def plane_channels(self) -> int:
+        """Channels of one plane of the input."""
+        return self.channels // self.planes
+
+    @property
+    def largest_code(self) -> int:
+        """The largest code of the input."""
+        return (1 << self.planes) - 1
 
     @property
     def rows(self) -> int:
@@ -215,8 +260,8 @@ class BitWeightGradient(Kernel):
 
     @property
     def has_whole_panels(self) -> bool:
-        """Whether every panel is of one tap, or of masks alone."""
-        return self.channels % PANEL == 0
+        """Whether every panel is of one plane of one tap and gives results, or is of masks alone."""
+        return self.plane_channels % PANEL == 0 and self.results == self.plane_channels
 
     @property
     def tap_panels(self) -> int:
@@ -229,6 +274,26 @@ class BitWeightGradient(Kernel):
         return self.taps * self.channels // PANEL
 
     @property
+    def plane_panels(self) -> int:
+        """Panels of the channels of one plane of all taps, if panels are whole."""
+        return self.channel_panels // self.planes
+
+    def plane_panel(self, panel: Any, plane: Any) -> Any:
+        """The place, among all panels, of a panel of one plane, if panels are whole."""
+        if self.planes == 1:
+            return panel
+        own = self.tap_panels // self.planes
+        return panel // own * self.tap_panels + plane * own + panel % own
+
+    def level(self, count: Any, mask: Any) -> Any:
+        """The sum of levels, from that of codes and from how much of the gradient meets the image."""
+        return count * 2 - mask * self.largest_code if self.signed else count
+
+    def share(self, count: Any, mask: Any, plane: Any) -> Any:
+        """The share of one plane in the sum of levels; those of all planes add up to it."""
+        return (count * 2 - mask if self.signed else count) << plane
+
+    @property
     def mask_panels(self) -> int:
         """Panels behind them that say which positions lie inside, if panels are whole."""
         return panel_count(self.taps)
@@ -237,8 +302,13 @@ class BitWeightGradient(Kernel):
     def of(function: tirx.PrimFunc, arguments: dict[str, Any]) -> BitWeightGradient:
         """The gradient that ``function`` computes."""
         words, bits, kept = (int(d) for d in function.params[0].shape)
-        channels, kernel = arguments["in_channels"], _extents(arguments, "kernel")
-        return BitWeightGradient(words=words, bits=bits, kept=kept, channels=channels, kernel=kernel)
+        results, kernel = arguments["in_channels"], _extents(arguments, "kernel")
+        planes, signed = arguments.get("bits", 1), arguments.get("signed", True)
+        channels = planes * levels.plane_channels(results) if "signed" in arguments else results
+        return BitWeightGradient(
+            words=words, bits=bits, kept=kept, channels=channels, results=results, planes=planes, signed=signed,
+            kernel=kernel,
+        )  # fmt: skip
 
 
 BitProduct = BitConvolution | BitInputGradient | BitWeightGradient
@@ -247,6 +317,8 @@ BIT_PRODUCTS: dict[str, Callable[[tirx.PrimFunc, dict[str, Any]], BitProduct]] =
     "binary_conv2d": BitConvolution.of,
     "bitplane_conv2d_input_grad": BitInputGradient.of,
     "bitplane_weight_grad": BitWeightGradient.of,
+    "level_conv2d": LevelConvolution.of,
+    "level_weight_grad": BitWeightGradient.of,
 }
 """Readers of a product from its function and arguments, by op."""
 

@@ -60,3 +60,10 @@ def test_batch_statistics_in_evaluation_are_refused_and_those_of_a_sample_are_no
 def test_a_model_of_one_sample_has_no_other_samples():
     graph = capture_prediction_graph(Predicting(lambda m, x: m.a(x.view(1, 192)) - x.mean()), X[:1])
     assert graph.outputs == ["logits"]
+
+
+def test_an_operator_that_refuses_numbers_is_left_to_the_check_of_operators():
+    graph = capture_prediction_graph(
+        Predicting(lambda m, x: m.a(x) * torch.linalg.svdvals(x.view(-1, 8, 24))[:, :5]), X
+    )
+    assert any("svd" in str(node.target) for node in graph.graph.nodes)

@@ -250,12 +250,18 @@ REFUSED = {
     "custom function": (lambda m, x: m.b(Signed.apply(m.a(x))), "FQT104", "Signed"),
     "custom function beside a residual": (lambda m, x: m.b(m.a(x) + Signed.apply(m.a(x))), "FQT104", "Signed"),
     "control flow": (branch, "FQT104", "data-dependent"),
+    "chosen rows": (
+        lambda m, x: m.b(m.a(x) * x[torch.nonzero(x[:, 0])[:, 0]].sum()),
+        "FQT104",
+        "torch.where(mask, x, 0)",
+    ),
+    "number of values": (lambda m, x: m.b(m.a(x)) * torch.unique(x).numel(), "FQT104", "a fixed size"),
+    "value as a number": (lambda m, x: m.b(m.a(x)) * x.sum().item(), "FQT104", "in the place of .item()"),
+    "solver": (lambda m, x: m.b(m.a(x) @ torch.linalg.inv(m.a.weight)), "FQT104", "checks values"),
     "error in forward": (lambda m, x: m.absent(x), "FQT104", "absent"),
     "wrong shape": (lambda m, x: m.a(m.b(x)), "FQT104", ""),
-    "tuple": (lambda m, x: (m.b(m.a(x)), x), "FQT105", "tuple"),
-    "tuple in evaluation": (lambda m, x: m.b(m.a(x)) if m.training else (m.b(m.a(x)), x), "FQT105", "evaluation"),
-    "unused parameter": (lambda m, x: m.b(x), "FQT106", "a.weight, a.bias"),
-    "detached": (lambda m, x: m.b(m.a(x).detach()), "FQT106", "a.weight, a.bias"),
+    "a word in evaluation": (lambda m, x: m.b(m.a(x)) if m.training else "logits", "FQT105", "a str in evaluation"),
+    "detached": (lambda m, x: m.b(m.a(x)).detach().requires_grad_(), "FQT106", "a.weight, a.bias, b.weight, b.bias"),
 }
 
 

@@ -123,7 +123,7 @@ def test_a_wrong_optional_function_is_refused(write, text):
         "(torch.zeros(6, 8), [1, 2])",
         "(torch.zeros(6, 8), torch.arange(5))",
         "(torch.zeros(6, 8, dtype=torch.float64), torch.arange(6))",
-        "(torch.zeros(6, 8), torch.arange(6, dtype=torch.int32))",
+        "(torch.zeros(6, 8), torch.arange(6, dtype=torch.int16))",
         "(torch.zeros(()), torch.arange(6))",
         "(torch.zeros(0, 8), torch.arange(0))",
         "None",
@@ -170,3 +170,62 @@ def test_unreadable_weights(write, tmp_path, name, content):
 def test_weights_that_are_no_state_dict(write, tmp_path, value):
     torch.save(value, tmp_path / "w.pt")
     fails(write(), "FQT102", weights=tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_left_out(write, tmp_path, prefix):
+    state = load_model(write()).module.state_dict()
+    given = {prefix + name: torch.rand_like(t) if t.is_floating_point() else t for name, t in state.items()}
+    torch.save(given, tmp_path / "w.pt")
+    loaded = load_model(write(), weights=tmp_path / "w.pt").module.state_dict()
+    assert all(torch.equal(loaded[name], given[prefix + name]) for name in loaded)
+
+
+TIED = """\
+import torch
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(self.norm(self.first(x)))
+
+def build_model():
+    return Tied()
+
+def example_inputs():
+    return torch.zeros(6, 4), torch.arange(6) % 4
+"""
+
+
+def test_weights_come_from_a_checkpoint(write, tmp_path):
+    """A checkpoint has optimizer state too, and one name for a tensor that has two."""
+    state = load_model(write(TIED)).module.state_dict()
+    kept = [n for n in state if n not in ("second.weight", "norm.num_batches_tracked")]
+    given = {n: torch.rand_like(state[n]) for n in kept}
+    file = {("buffer/" if "running" in n else "param/") + n: t for n, t in given.items()}
+    file |= {f"adam_m/{n}": torch.zeros(1) for n in kept} | {"step": torch.tensor(7)}
+    safetensors.torch.save_file(file, tmp_path / "c.safetensors", {"fqt_fingerprint": "0", "fqt_format": "2"})
+    model = load_model(write(TIED), weights=tmp_path / "c.safetensors").module
+    assert all(torch.equal(model.state_dict()[n], t) for n, t in given.items())
+    assert model.second.weight is model.first.weight
+
+
+def test_a_head_of_another_size_is_left_out_on_request(write, tmp_path):
+    state = load_model(write()).module.state_dict()
+    given = {
+        n: torch.rand(9, *t.shape[1:]) if n.startswith("1.") and t.dim() else torch.rand(t.shape)
+        for n, t in state.items()
+    }
+    torch.save(given, tmp_path / "w.pt")
+    error = fails(write(), "FQT102", weights=tmp_path / "w.pt")
+    assert "--skip-weights" in error.render()
+    torch.manual_seed(0)
+    loaded = load_model(write(), weights=tmp_path / "w.pt", skip=["1.*"]).module.state_dict()
+    assert torch.equal(loaded["0.weight"], given["0.weight"])
+    assert torch.equal(loaded["1.weight"], torch.ones(4))
+    assert "no weight matches 'tail.*'" in fails(write(), "FQT204", weights=tmp_path / "w.pt", skip=["tail.*"]).message

@@ -41,6 +41,41 @@ CASES = {
     "infinite": lambda x: torch.where(torch.isinf(x / (x > 0)), 0.0, x),
     "strided": lambda x: torch.as_strided_copy(x, (5, 3, 2, 2), (1, 20, 10, 5)),
     "written through strides": lambda x: torch.as_strided_scatter(x * 2, x.permute(2, 0, 1), (5, 3, 4), (1, 20, 5)),
+    "weight norm": lambda x: torch._weight_norm(x, x[:, :1, :1] * 0 + 2.0, 0),
+    "weight norm, last axis": lambda x: torch._weight_norm(x, x[:1, :1] * 0 + 2.0, 2),
+    "sorted": lambda x: x.sort(1)[0] * x.sort(0, descending=True)[1],
+    "sorted, ties and NaN": lambda x: torch.where(x > 1, math.nan, torch.round(x)).sort(dim=1, stable=True)[1] * x,
+    "descending, ties": lambda x: torch.round(x).argsort(dim=-1, descending=True, stable=True) * x,
+    "largest three": lambda x: x.topk(3, 1)[0] * x.topk(3, 1)[1],
+    "smallest two": lambda x: x.topk(2, -1, largest=False)[0],
+    "second": lambda x: x.kthvalue(2, 1)[0] * x.kthvalue(2, 1, keepdim=True)[1].squeeze(1),
+    "median": lambda x: x.median(1)[0] + x.median(-1, True)[0].sum(-1).sum(),
+    "median of all": lambda x: x.median() * x,
+    "running extremes": lambda x: x.cummax(1)[0] * x.cummin(2)[0] + x.round().cummax(1)[1],
+    "bucket": lambda x: torch.bucketize(x, torch.linspace(-1, 1, 5)) * x,
+    "bucket, right": lambda x: torch.bucketize(x.round(), torch.arange(-1.0, 2), right=True, out_int32=True) * x,
+    "searched": lambda x: torch.searchsorted(torch.linspace(-1, 1, 5).expand(3, 4, 5), x.detach(), side="right") * x,
+    "product": lambda x: x.prod(1) + x.prod(2, keepdim=True).sum(),
+    "running product": lambda x: x.cumprod(2) + x.cumprod(0),
+    "distances": lambda x: torch.cdist(x, x.flip(1)) + torch.cdist(x, x.roll(1, 1), p=1.0),
+    "bilinear layer": lambda x: F.bilinear(x, x.flip(1), torch.linspace(-1, 1, 50).view(2, 5, 5)),
+    "sum of scattered": lambda x: x.scatter_reduce(
+        1, torch.tensor([[[0], [2], [0], [3]]]).expand(3, 4, 5), x * 2, "sum"
+    ),
+    "any": lambda x: torch.any(x > 1) * x,
+    "strided, overlapping": lambda x: torch.as_strided(x * 2, (4, 3, 2), (5, 5, 1)),
+    "windows": lambda x: x.unfold(1, 2, 1) * 2,
+    "windows of the last axis": lambda x: x.unfold(-1, 3, 2),
+    "view of windows": lambda x: x.transpose(1, 2).unfold(1, 5, 1).view(3, 20),
+    "max of truth values": lambda x: (x > 1).max(1)[0] * (x > 1).max(1)[1] * x.sum(1),
+    "diagonal": lambda x: x.diagonal(1, 1, 2) + x.diagonal(-1, 2, 1)[:, :4],
+    "diagonal matrix": lambda x: torch.diag_embed(x),
+    "replicated": lambda x: F.pad(x, (2, 1), mode="replicate"),
+    "angles": lambda x: torch.asin(torch.sin(x) * 0.9) + torch.acos(torch.sin(x) * 0.9) + torch.atan2(x, x.flip(1)),
+    "inverse hyperbolic": lambda x: torch.asinh(x) + torch.acosh(x.abs() + 1.1) + torch.atanh(torch.tanh(x) * 0.9),
+    "length and sign": lambda x: torch.hypot(x, x.flip(1)) + torch.copysign(x, x.flip(2)),
+    "two decimals": lambda x: x + torch.round(x * 100, decimals=-1) + torch.round(x.detach(), decimals=1),
+    "exclusive": lambda x: ((x > 0) ^ (x.flip(1) > 0)) * x + torch.logical_xor(x > 1, x > 0),
     "hyperbolic": lambda x: torch.sinh(x) + torch.cosh(x),
 }
 IMAGES = {
@@ -49,6 +84,12 @@ IMAGES = {
     "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
     "bilinear, smaller": lambda x: F.interpolate(x, size=(3, 2), mode="bilinear"),
     "bilinear, corners": lambda x: F.interpolate(x, size=(7, 9), mode="bilinear", align_corners=True),
+    "replicated image": lambda x: F.pad(x, (2, 1, 0, 3), mode="replicate"),
+    "antialiased": lambda x: F.interpolate(x, size=(3, 2), mode="bilinear", antialias=True),
+    "antialiased, larger": lambda x: F.interpolate(x, size=(7, 9), mode="bilinear", antialias=True),
+    "antialiased, corners": lambda x: F.interpolate(x, (2, 3), mode="bilinear", antialias=True, align_corners=True),
+    "antialiased bicubic": lambda x: F.interpolate(x, size=(3, 2), mode="bicubic", antialias=True),
+    "antialiased bicubic, by a factor": lambda x: F.interpolate(x, scale_factor=0.7, mode="bicubic", antialias=True),
     "bicubic": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
 }
 
@@ -73,5 +114,52 @@ def test_value_and_gradient_are_those_of_the_op(function, x):
     for actual, expected in zip(traced(x), with_gradient(function)(x), strict=True):
         torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-6)
     targets = {node.target for node in traced.graph.nodes if node.op == "call_function"}
-    kept = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.scatter.value}
+    kept = {
+        torch.ops.aten.view.default,
+        torch.ops.aten.index.Tensor,
+        torch.ops.aten.index_put.default,
+        torch.ops.aten.scatter.value,
+    }
     assert not targets & (OWN.keys() - kept)
+
+
+@pytest.mark.parametrize(
+    ("draw", "mean", "deviation"),
+    [
+        (lambda n: torch.randn(n), 0, 1),
+        (lambda n: torch.randn_like(torch.zeros(n)), 0, 1),
+        (lambda n: torch.empty(n).normal_(3, 0.5), 3, 0.5),
+        (lambda n: torch.empty(n).uniform_(-1, 3), 1, 4 / math.sqrt(12)),
+        (lambda n: torch.empty(n).exponential_(2.0), 0.5, 0.5),
+        (lambda n: torch.bernoulli(torch.full((n,), 0.3)), 0.3, math.sqrt(0.21)),
+        (lambda n: torch.randint(2, 6, (n,)).float(), 3.5, math.sqrt(15 / 12)),
+        (lambda n: torch.randint(4, (n,)).float(), 1.5, math.sqrt(15 / 12)),
+    ],
+    ids=["randn", "randn_like", "normal_", "uniform_", "exponential_", "bernoulli", "randint", "randint from 0"],
+)
+def test_distributions_are_made_of_uniform_numbers(draw, mean, deviation):
+    traced = make_fx(torch.func.functionalize(lambda: draw(20000)), decomposition_table=decompositions())()
+    drawing = {node.target for node in traced.graph.nodes if torch.Tag.nondeterministic_seeded in tags(node)}
+    assert drawing == {torch.ops.aten.rand.default}
+    torch.manual_seed(0)
+    numbers = traced()
+    assert numbers.mean().item() == pytest.approx(mean, abs=0.03 * deviation)
+    assert numbers.std().item() == pytest.approx(deviation, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.as_strided(x, (3, 2), (20, 1), 3),
+        lambda x: torch.as_strided_scatter(x, x[:, :2, 0], (3, 2), (20, 1), 3),
+    ],
+    ids=["read", "written"],
+)
+def test_a_strided_view_with_an_offset_is_made_of_places(function):
+    traced = make_fx(torch.func.functionalize(function), decomposition_table=decompositions())(X)
+    torch.testing.assert_close(traced(X), function(X))
+    assert not [n for n in traced.graph.nodes if "as_strided" in str(n.target)]
+
+
+def tags(node):
+    return getattr(node.target, "tags", ())

@@ -89,7 +89,7 @@ MIXING = {
 
 
 def captured(forward, monkeypatch):
-    monkeypatch.setattr("fqt_deploy.capture.prediction.refuse_mixed_samples", lambda graph, x: None)
+    monkeypatch.setattr("fqt_deploy.capture.prediction.refuse_mixed_samples", lambda *_: None)
     return capture_prediction_graph(Predicting(forward), X)
 
 
@@ -104,5 +104,5 @@ def test_of_mixed_samples_nothing_is_proved(case, monkeypatch):
 
 
 def test_what_is_proved_is_not_run(monkeypatch):
-    monkeypatch.setattr("fqt_deploy.capture.check_prediction._run", lambda graph, x: pytest.fail("was run"))
+    monkeypatch.setattr("fqt_deploy.capture.check_prediction._run", lambda *_: pytest.fail("was run"))
     capture_prediction_graph(Predicting(INDEPENDENT["convolutional"]), X)

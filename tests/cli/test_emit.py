@@ -56,6 +56,16 @@ def test_several_kinds_go_side_by_side(model_file, tmp_path, given):
     assert onnx.numpy_helper.to_array(seed) == 3
 
 
+@pytest.mark.parametrize("given", ["m.onnx", "m.step.onnx"])
+def test_the_step_for_every_client_has_its_state_beside_it(model_file, tmp_path, given):
+    (tmp_path / "out").mkdir()
+    result = run(model_file(MODEL), "--emit", "onnx-step", "--seed", 3, "-o", tmp_path / "out" / given)
+    assert result.exit_code == 0, result.output
+    assert names(tmp_path / "out") == sorted([given, "m.predict.onnx", "m.state.safetensors"])
+    shown = "".join(result.output.split())  # long paths are wrapped
+    assert all(name in shown for name in names(tmp_path / "out"))
+
+
 def test_mistakes_leave_nothing_behind(model_file, tmp_path):
     path = model_file(MODEL)
     (tmp_path / "out").mkdir()

@@ -1,5 +1,6 @@
 """The manifest: written and read back the same, and every misfit refused with its place."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,19 +9,26 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import (
     OLDEST_SCHEMA,
     SCHEMA_VERSION,
+    Bucket,
+    IndexRange,
+    InputSpec,
     KernelInfo,
     LayerDecision,
     Manifest,
     OptimizerInfo,
     StateSpec,
     TensorSpec,
+    function_name,
 )
 
 MANIFEST = Manifest(
     name="net",
     target={"name": "cpu", "arch": "x86_64", "mcpu": "znver4", "requires": "avx2"},
     versions={"torch": "2.13.0"},
-    inputs=(TensorSpec("x", (8, 3, 4, 4), "float32"), TensorSpec("y", (8,), "int64")),
+    inputs=(
+        InputSpec("x", (8, 3, 4, 4), "float32", "input"),
+        InputSpec("y", (8,), "int64", "target", IndexRange(0, 10, -1)),
+    ),
     logits=TensorSpec("logits", (8, 10), "float32"),
     classes=None,
     state=(StateSpec("param/w", (10, 48), "float32", "param"), StateSpec("step", (), "int64", "counter")),
@@ -96,3 +104,78 @@ def test_another_version_is_told_before_anything_else(version, hint):
     with pytest.raises(FqtError, match="FQT503") as caught:
         Manifest.from_json(json.dumps({"schema_version": version, "unheard_of": 1}))
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("inputs", 1, "name"), "x", "two inputs have one name: x, x"),
+        (("inputs", 0, "name"), "step", "an input is called 'step'"),
+        (("inputs", 1, "role"), "other", "the inputs are not inputs of the model followed by targets"),
+        (("inputs", 0, "role"), "target", "the inputs are not inputs of the model followed by targets"),
+        (("inputs", 1, "shape"), [7], "x [8, 3, 4, 4] and y [7] are not of one batch"),
+        (("inputs", 1, "dtype"), "float32", "y is of type float32, and has a range of integers"),
+        (("inputs", 1, "values", "high"), 0, "y goes from 0 to before 0"),
+        (("inputs", 1, "values", "ignore_index"), 2**63, f"ignore_index is {2**63}"),
+        (("class_axis",), 7, "class_axis is 7 with logits [8, 10]"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(path, value, said):
+    with pytest.raises(FqtError) as caught:
+        Manifest.from_json(changed(*path, value=value))
+    assert (caught.value.code, caught.value.message) == ("FQT502", f"manifest.json contradicts itself: {said}")
+
+
+BUCKETS = (
+    Bucket(((8, 3, 4, 4), (8,)), (8, 10), ("param/w", "step"), ("param/w",)),
+    Bucket(((2, 3, 6, 4), (2,)), (2, 10), ("param/w", "step"), ("param/w",)),
+)
+
+
+def test_buckets_are_variants_of_the_same_step():
+    manifest = dataclasses.replace(MANIFEST, buckets=BUCKETS)
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    first, second = manifest.variants
+    assert (first.inputs, first.logits, first.state) == (manifest.inputs, manifest.logits, ("param/w", "step"))
+    assert (second.number, second.batch, second.inputs[0].shape) == (1, 2, (2, 3, 6, 4))
+    assert second.inputs[1].values == manifest.inputs[1].values
+    assert [function_name("predict", variant.number) for variant in (first, second)] == ["predict", "predict_1"]
+    (only,) = MANIFEST.variants
+    assert only == dataclasses.replace(first, predict_state=MANIFEST.predict_state)
+
+
+@pytest.mark.parametrize(
+    ("number", "change", "said"),
+    [
+        (0, {"shapes": ((4, 3, 4, 4), (4,))}, "the first bucket is not that of the inputs"),
+        (1, {"shapes": ((2, 3, 6, 4), (3,))}, "bucket 1 is not of one batch"),
+        (1, {"shapes": ((2, 3, 6), (2,))}, "bucket 1 has an impossible shape"),
+        (1, {"shapes": ((2, 3, 6, 2**60), (2,))}, "bucket 1 has an impossible shape"),
+        (1, {"shapes": ((2, 3, 6, 4),)}, "bucket 1 has 1 inputs"),
+        (1, {"logits": (3, 10)}, "bucket 1 is not of one batch"),
+        (1, {"state": ("param/v",)}, "the state has no param/v"),
+        (1, {"shapes": ((8, 3, 4, 4), (8,)), "logits": (8, 10)}, "two buckets have the same shapes"),
+    ],
+)
+def test_buckets_that_contradict_themselves_are_refused(number, change, said):
+    buckets = [*BUCKETS]
+    buckets[number] = dataclasses.replace(buckets[number], **change)
+    with pytest.raises(FqtError) as caught:
+        Manifest.from_json(dataclasses.replace(MANIFEST, buckets=tuple(buckets)).to_json())
+    assert caught.value.message == f"manifest.json contradicts itself: {said}"
+
+
+def test_manifests_of_two_unnamed_inputs_are_still_read():
+    def old(**own):
+        data = json.loads(MANIFEST.to_json())
+        data["inputs"] = [{k: spec[k] for k in ("name", "shape", "dtype")} for spec in data["inputs"]]
+        del data["prediction"], data["class_axis"], data["buckets"]
+        return json.dumps({**data, **own})
+
+    third = Manifest.from_json(old(schema_version=3, label_range=[0, 10], ignore_index=-1, class_axis=None))
+    assert third == MANIFEST
+    second = Manifest.from_json(old(schema_version=2, classes=10))
+    assert second.inputs[1].values == IndexRange(0, 10)
+    assert Manifest.from_json(old(schema_version=2)).labels is None
+    with pytest.raises(FqtError, match=r"FQT502: .*label_range is 3"):
+        Manifest.from_json(old(schema_version=3, label_range=3, ignore_index=None, class_axis=None))

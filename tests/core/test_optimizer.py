@@ -31,6 +31,12 @@ NAN, INFINITY = float("nan"), float("inf")
         (SGD, {"nesterov": 1, "momentum": 0.9}, "nesterov is 1; it must be True or False"),
         (SGD, {"groups": "a.*"}, "groups is 'a.*'; it must be a dict from globs to learning rates, or a list of"),
         (SGD, {"groups": {"a.*": "fast"}}, "the learning rate of group 'a.*' is 'fast'"),
+        (SGD, {"momentum": 0.9, "nesterov": True, "dampening": 0.1}, "nesterov takes no dampening"),
+        (Adam, {"groups": {"a.*": {"rate": 1}}}, "group 'a.*' has no rate"),
+        (Adam, {"groups": {"a.*": {"momentum": 0.9}}}, "optimizer adam has no momentum for group 'a.*'"),
+        (Adam, {"groups": {"a.*": {"weight_decay": -1}}}, "the weight decay of group 'a.*' is -1"),
+        (Adam, {"ema": 1.0}, "ema is 1.0"),
+        (Adam, {"accumulate": 0}, "accumulate is 0"),
         (ParameterGroup, {"pattern": "", "lr": 0.1}, "the pattern of a parameter group is ''"),
         (ParameterGroup, {"pattern": 3, "lr": 0.1}, "the pattern of a parameter group is 3"),
         (ParameterGroup, {"pattern": "a.*", "lr": -1}, "the learning rate of group 'a.*' is -1"),
@@ -46,7 +52,7 @@ def test_impossible_values_are_refused(kind, given, said):
 def test_edge_values_are_taken():
     assert SGD(lr=0, weight_decay=0, momentum=0).describe() == {
         "name": "sgd",
-        "hyperparameters": {"weight_decay": 0, "momentum": 0, "nesterov": False},
+        "hyperparameters": {"weight_decay": 0, "momentum": 0, "dampening": 0.0, "nesterov": False},
         "groups": [{"pattern": "*", "lr": 0}],
     }
     assert Adam(lr=1, betas=[0, 0.5], eps=0).describe()["hyperparameters"] == {
@@ -68,25 +74,25 @@ def test_groups_are_written_as_a_dict_or_as_values():
 
 def test_an_optimizer_is_declared_by_its_class_alone():
     """Name, hyperparameters, settings and flags follow from the class; here one is declared and taken back."""
-    assert list(OPTIMIZERS) == ["adam", "adamw", "sgd"]
+    assert list(OPTIMIZERS) == ["adam", "adamw", "sgd", "rmsprop", "lion"]
 
     try:
 
         @dataclass(frozen=True, kw_only=True)
-        class Lion(Optimizer, name="lion"):
-            lr: float = 1e-4
+        class Adan(Optimizer, name="adan"):
+            lr: float = 1e-5
             interpolation: float = option(0.9, "Share of the momentum.", section=OPTIMIZER, minimum=0, below=1)
 
-        assert options_of({"optimizer": "lion", "interpolation": 0.5}).optimizer == Lion(interpolation=0.5)
-        assert Lion().describe()["hyperparameters"] == {"weight_decay": 0.0, "interpolation": 0.9}
+        assert options_of({"optimizer": "adan", "interpolation": 0.5}).optimizer == Adan(interpolation=0.5)
+        assert Adan().describe()["hyperparameters"] == {"weight_decay": 0.0, "interpolation": 0.9}
         settings = all_settings()
-        assert settings["optimizer"].kind.choices == ("adam", "adamw", "sgd", "lion")
-        assert settings["lr"].default_text == "0.001; 0.01 for sgd; 0.0001 for lion"
-        assert help_text(settings["interpolation"]) == "lion: Share of the momentum.  [default: 0.9]"
-        with pytest.raises(FqtError, match=r"optimizer lion has no betas"):
-            options_of({"optimizer": "lion", "betas": (0.9, 0.99)})
+        assert settings["optimizer"].kind.choices == ("adam", "adamw", "sgd", "rmsprop", "lion", "adan")
+        assert settings["lr"].default_text == "0.001; 0.01 for sgd; 0.01 for rmsprop; 0.0001 for lion; 1e-05 for adan"
+        assert help_text(settings["interpolation"]) == "adan: Share of the momentum.  [default: 0.9]"
+        with pytest.raises(FqtError, match=r"optimizer adan has no betas"):
+            options_of({"optimizer": "adan", "betas": (0.9, 0.99)})
     finally:
-        del OPTIMIZERS["lion"]
+        del OPTIMIZERS["adan"]
 
 
 def test_what_the_manifest_says():
@@ -97,5 +103,32 @@ def test_what_the_manifest_says():
         "groups": [{"pattern": "*", "lr": 0.5}, {"pattern": "a.*", "lr": 0.1}],
     }
     assert SGD(momentum=0.9, nesterov=True).describe()["hyperparameters"] == {
-        "weight_decay": 0.0, "momentum": 0.9, "nesterov": True
+        "weight_decay": 0.0, "momentum": 0.9, "dampening": 0.0, "nesterov": True
     }  # fmt: skip
+
+
+def test_a_group_has_hyperparameters_of_its_own():
+    """What decays is said by groups, by globs, or by the number of axes."""
+    optimizer = AdamW(
+        weight_decay=0.5,
+        groups={"a.*,b.*": {"lr": 0.1, "betas": (0.5, 0.6)}, "c.*": {"weight_decay": 0.1}},
+        no_decay="*.norm.*",
+        decay="matrices",
+    )
+    assert optimizer.lrs() == (1e-3, 0.1, 1e-3)
+    own = {
+        name: optimizer.for_parameter(name, axes)
+        for name, axes in (("b.w", 2), ("b.bias", 1), ("c.w", 4), ("c.norm.w", 2), ("d.w", 2), ("d.scale", 0))
+    }
+    assert {name: (o.lr, o.betas[0], o.weight_decay) for name, o in own.items()} == {
+        "b.w": (0.1, 0.5, 0.5), "b.bias": (0.1, 0.5, 0.0), "c.w": (1e-3, 0.9, 0.1), "c.norm.w": (1e-3, 0.9, 0.0),
+        "d.w": (1e-3, 0.9, 0.5), "d.scale": (1e-3, 0.9, 0.0),
+    }  # fmt: skip
+    assert optimizer.describe()["groups"] == [
+        {"pattern": "*", "lr": 1e-3},
+        {"pattern": "a.*,b.*", "lr": 0.1, "betas": [0.5, 0.6]},
+        {"pattern": "c.*", "weight_decay": 0.1, "lr": 1e-3},
+    ]
+    kept = optimizer.describe()["hyperparameters"]
+    assert (kept["no_decay"], kept["decay"]) == (["*.norm.*"], "matrices")
+    assert "accumulate" not in kept

@@ -21,7 +21,10 @@ from fqt_deploy.core.options import CompileOptions
         ({"verify": "all"}, "verify is 'all'; it must be one of structure, numerics, off"),
         ({"grad_bits": True}, "grad_bits is True"),
         ({"recipe": None}, "recipe is None"),
-        ({"optimizer": "rprop"}, "optimizer is 'rprop'; it must be one of adam, adamw, sgd, or an instance of Adam"),
+        (
+            {"optimizer": "rprop"},
+            "optimizer is 'rprop'; it must be one of adam, adamw, sgd, rmsprop, lion, or an instance of Adam",
+        ),
         ({"seed": -1}, "seed is -1; it must be an integer in [0, 2^63)"),
         ({"seed": 2**63}, "seed is 9223372036854775808"),
         ({"seed": 0.5}, "seed is 0.5"),

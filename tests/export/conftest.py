@@ -14,27 +14,36 @@ import pytest
 import torch
 from torch import fx
 
-from fqt_deploy.compiler import LoweredModel, compile_model, export_onnx, export_onnx_inference, lower_model
+from fqt_deploy.compiler import (
+    LoweredModel,
+    compile_model,
+    export_onnx,
+    export_onnx_inference,
+    export_onnx_step,
+    lower_model,
+)
 from fqt_deploy.core.graph import TrainingGraph
-from fqt_deploy.core.onnx_names import NEXT
+from fqt_deploy.core.onnx_names import NEXT, StepFiles, step_files
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.export.graph_writer import label_of
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The digits network in all three forms, for batches of 8.
+    """The digits network in all its forms, for batches of 8.
 
     Attributes:
         artifact: folder of the compiled step.
         train: ONNX file of the training step.
         infer: ONNX file of the prediction.
+        step: files for every ONNX Runtime.
         lowered: the graphs that all of them come from.
     """
 
     artifact: Path
     train: Path
     infer: Path
+    step: StepFiles
     lowered: LoweredModel
 
 
@@ -46,7 +55,9 @@ def exported(digits_source, tmp_path_factory) -> Exported:
     export_onnx(digits_source, options, lowered, folder / "digits.onnx")
     export_onnx_inference(digits_source, options, lowered, folder / "digits.infer.onnx")
     compile_model(digits_source, options, folder / "digits.fqt", lowered=lowered)
-    return Exported(folder / "digits.fqt", folder / "digits.onnx", folder / "digits.infer.onnx", lowered)
+    step = step_files(folder / "digits.step.onnx")
+    export_onnx_step(digits_source, options, lowered, step.step)
+    return Exported(folder / "digits.fqt", folder / "digits.onnx", folder / "digits.infer.onnx", step, lowered)
 
 
 def all_values(model: Any, feeds: dict[str, np.ndarray], plugin: Path | None = None) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 
 import fqt_deploy
+from fqt_deploy.compiler import export_onnx, export_onnx_inference, lower_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.onnx_names import NEXT
 from fqt_deploy.onnx_session import load_onnx
@@ -162,3 +163,22 @@ def test_needs_neither_torch_nor_the_compiler(exported):
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert np.isfinite(float(result.stdout))
+
+
+def test_a_step_with_all_that_a_loop_does_between_batches(loop_source, loop_options, loop_artifact, digits, tmp_path):
+    """Groups, clipping, sums over two batches, averages and metrics are state in the file as in the artifact."""
+    lowered = lower_model(loop_source, loop_options)
+    export_onnx(loop_source, loop_options, lowered, tmp_path / "loop.onnx")
+    export_onnx_inference(loop_source, loop_options, lowered, tmp_path / "loop.infer.onnx")
+    theirs = load_onnx(tmp_path / "loop.onnx", infer=tmp_path / "loop.infer.onnx")
+    ours = fqt_deploy.load(loop_artifact)
+    for step in range(6):
+        for name, array in state_of(ours).items():
+            state_of(theirs)[name][...] = array
+        assert theirs.step(*batch(digits, step)) == pytest.approx(ours.step(*batch(digits, step)), rel=1e-5)
+        assert theirs.metrics == pytest.approx(ours.metrics, rel=1e-3)
+        assert difference(ours, theirs) < 1e-4
+    for averaged in (False, True):
+        ours.averaged = theirs.averaged = averaged
+        x = batch(digits, 0)[0]
+        np.testing.assert_allclose(theirs.predict(x), ours.predict(x), rtol=1e-3, atol=1e-3)

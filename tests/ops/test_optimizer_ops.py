@@ -9,68 +9,134 @@ import pytest
 import torch
 from torch import Tensor
 
+from fqt_deploy.ops.optimizers.accumulate_gradient import AccumulateGradient
 from fqt_deploy.ops.optimizers.adam_update import AdamUpdate
+from fqt_deploy.ops.optimizers.average_parameter import AverageParameter
+from fqt_deploy.ops.optimizers.lion_update import LionUpdate
+from fqt_deploy.ops.optimizers.rmsprop_momentum_update import RmspropMomentumUpdate
+from fqt_deploy.ops.optimizers.rmsprop_update import RmspropUpdate
 from fqt_deploy.ops.optimizers.sgd_momentum_update import SgdMomentumUpdate
 from fqt_deploy.ops.optimizers.sgd_update import SgdUpdate
 
-STEPS = 5
+UPDATES = 5
 RATES = torch.tensor([0.5, 1e-2])
 GROUP = 1
+RATE = float(RATES[GROUP])
+EVERY = pytest.mark.parametrize("every", [1, 3])
+DECAY = pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 
 
-def _follow(make: Callable[[list[Tensor]], torch.optim.Optimizer], update: Callable[..., Any], states: int) -> None:
-    """Compare ``update(step, param, *state, grad) -> (param, *state)`` with an optimizer over a few steps."""
+def _follow(make: Callable[[list[Tensor]], Any], op: type, arguments: tuple[Any, ...], states: int, every: int) -> None:
+    """Compare ``op(param, *state, grad, lr, step, group, *arguments, every)`` with an optimizer over a few updates."""
     g = torch.Generator().manual_seed(0)
     start = torch.randn(7, 5, generator=g)
     theirs = torch.nn.Parameter(start.clone())
     optimizer = make([theirs])
     values = [start, *(torch.zeros_like(start) for _ in range(states))]
-    for step in range(1, STEPS + 1):
+    for step in range(1, UPDATES * every + 1):
         grad = torch.randn(7, 5, generator=g)
-        theirs.grad = grad.clone()
-        optimizer.step()
         before = [value.clone() for value in values]
-        after = list(update(torch.tensor(step), *values, grad))
+        result = op(*values, grad, RATES, torch.tensor(step), GROUP, *arguments, every).reference()
         for old, kept in zip(values, before, strict=True):
             assert torch.equal(old, kept), "operands must not change"
-        values = after
+        values = list(result) if isinstance(result, tuple) else [result]
+        if step % every:
+            assert all(torch.equal(new, old) for new, old in zip(values, before, strict=True))
+            continue
+        theirs.grad = grad.clone()
+        optimizer.step()
         torch.testing.assert_close(values[0], theirs.detach(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@EVERY
+@DECAY
 @pytest.mark.parametrize("decoupled", [False, True])
-def test_adam(decoupled: bool, weight_decay: float) -> None:
+def test_adam(decoupled: bool, weight_decay: float, every: int) -> None:
     """Adam, and AdamW where decay is decoupled."""
     optimizer = torch.optim.AdamW if decoupled else torch.optim.Adam
     betas, eps = (0.8, 0.99), 1e-8
-
-    def update(step: Tensor, param: Tensor, m: Tensor, v: Tensor, grad: Tensor) -> Any:
-        options = (GROUP, *betas, eps, weight_decay, decoupled)
-        return AdamUpdate(param, m, v, grad, RATES, step, *options).reference()
-
-    rate = float(RATES[GROUP])
-    _follow(lambda p: optimizer(p, lr=rate, betas=betas, eps=eps, weight_decay=weight_decay), update, 2)
-
-
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_with_momentum(nesterov: bool, weight_decay: float) -> None:
-    """Momentum, with and without look-ahead."""
-
-    def update(step: Tensor, param: Tensor, buf: Tensor, grad: Tensor) -> Any:
-        return SgdMomentumUpdate(param, buf, grad, RATES, step, GROUP, 0.9, nesterov, weight_decay).reference()
-
-    rate = float(RATES[GROUP])
+    arguments = (*betas, eps, weight_decay, decoupled)
     _follow(
-        lambda p: torch.optim.SGD(p, lr=rate, momentum=0.9, nesterov=nesterov, weight_decay=weight_decay), update, 1
+        lambda p: optimizer(p, lr=RATE, betas=betas, eps=eps, weight_decay=weight_decay),
+        AdamUpdate,
+        arguments,
+        2,
+        every,
     )
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_plain_sgd(weight_decay: float) -> None:
+@EVERY
+@DECAY
+@pytest.mark.parametrize(("dampening", "nesterov"), [(0.0, False), (0.0, True), (0.3, False)])
+def test_sgd_with_momentum(dampening: float, nesterov: bool, weight_decay: float, every: int) -> None:
+    """Momentum, with and without look-ahead and dampening."""
+    options = {"momentum": 0.9, "dampening": dampening, "nesterov": nesterov, "weight_decay": weight_decay}
+    _follow(lambda p: torch.optim.SGD(p, lr=RATE, **options), SgdMomentumUpdate, tuple(options.values()), 1, every)
+
+
+@EVERY
+@DECAY
+def test_plain_sgd(weight_decay: float, every: int) -> None:
     """No momentum."""
+    _follow(lambda p: torch.optim.SGD(p, lr=RATE, weight_decay=weight_decay), SgdUpdate, (weight_decay,), 0, every)
 
-    def update(step: Tensor, param: Tensor, grad: Tensor) -> Any:
-        return (SgdUpdate(param, grad, RATES, GROUP, weight_decay).reference(),)
 
-    _follow(lambda p: torch.optim.SGD(p, lr=float(RATES[GROUP]), weight_decay=weight_decay), update, 0)
+@EVERY
+@DECAY
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_rmsprop(momentum: float, weight_decay: float, every: int) -> None:
+    """RMSprop, with and without momentum."""
+    op = RmspropMomentumUpdate if momentum else RmspropUpdate
+    arguments = (0.95, 1e-8, *([momentum] if momentum else []), weight_decay)
+    _follow(
+        lambda p: torch.optim.RMSprop(p, lr=RATE, alpha=0.95, momentum=momentum, weight_decay=weight_decay),
+        op, arguments, 2 if momentum else 1, every,
+    )  # fmt: skip
+
+
+class _Lion(torch.optim.Optimizer):
+    """Lion as the paper has it."""
+
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                m, (beta1, beta2) = self.state[p].setdefault("m", torch.zeros_like(p)), group["betas"]
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_((beta1 * m + (1 - beta1) * p.grad).sign(), alpha=-group["lr"])
+                m.mul_(beta2).add_(p.grad, alpha=1 - beta2)
+
+
+@EVERY
+@DECAY
+def test_lion(weight_decay: float, every: int) -> None:
+    """Lion, whose decay is decoupled."""
+    _follow(lambda p: _Lion(p, RATE, (0.9, 0.99), weight_decay), LionUpdate, (0.9, 0.99, weight_decay), 1, every)
+
+
+def test_accumulated_gradients_are_the_mean_of_each_few_steps() -> None:
+    """The sum starts anew after each update, whatever it held."""
+    gradients = torch.randn(6, 7, 5, generator=torch.Generator().manual_seed(0))
+    total = torch.full((7, 5), float("nan"))
+    for step, gradient in enumerate(gradients, start=1):
+        total = AccumulateGradient(total, gradient, torch.tensor(step), 3).reference()
+        if step % 3 == 0:
+            torch.testing.assert_close(total, gradients[step - 3 : step].mean(0))
+
+
+@EVERY
+def test_the_average_is_that_of_pytorchs_averaged_model(every: int) -> None:
+    """The first update copies, later ones average."""
+    g = torch.Generator().manual_seed(0)
+    model = torch.nn.Linear(5, 7, bias=False)
+    theirs = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    ours = torch.full((7, 5), float("nan"))
+    for step in range(1, UPDATES * every + 1):
+        model.weight.data = torch.randn(7, 5, generator=g)
+        ours = AverageParameter(ours, model.weight.detach(), torch.tensor(step), 0.9, every).reference()
+        if step % every == 0:
+            theirs.update_parameters(model)
+            torch.testing.assert_close(ours, theirs.module.weight.detach(), rtol=1e-6, atol=1e-6)

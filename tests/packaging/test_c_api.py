@@ -9,13 +9,18 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import fqt_deploy
+from fqt_deploy.capture.load_model import model_source
+from fqt_deploy.compiler import compile_model
 from fqt_deploy.core.diagnostics import CODES, FqtError
 from fqt_deploy.core.manifest import SCHEMA_VERSION
 from fqt_deploy.packaging.build_c_api import SOURCES
 from fqt_deploy.runtime.artifact import read_sums
+from fqt_deploy.settings import options_of
 from tests.packaging.conftest import compile_example, write_rows
+from tests.text_model import TextClassifier, texts
 
 LARGEST = 12e6
 """Bytes of everything that is shipped besides the artifact."""
@@ -239,3 +244,96 @@ def test_digests_are_those_of_sha256sum(c_api, digits_artifact, tmp_path):
     (folder / "length56").write_bytes(bytes(56))
     assert drive(c_api, folder)[0][0] == 502
     assert "length56" in read_sums(folder)
+
+
+def test_arrays_by_name_train_and_predict_with_the_same_bits(c_api, tmp_path):
+    """The text classifier: two inputs, labels, a loss inside; predictions of fewer samples than a batch."""
+    torch.manual_seed(1)
+    source = model_source(TextClassifier(), None, [texts(8), texts(3), texts(4, 6)])
+    compile_model(source, options_of({"recipe": "none", "exclude": ("*",)}), tmp_path / "text.fqt")
+    batch = {name: tensor.numpy() for name, tensor in texts(8).items()}
+    short = {name: tensor.numpy() for name, tensor in texts(4, 6).items()}
+    np.savez(tmp_path / "batch.npz", **batch)
+    np.savez(tmp_path / "short.npz", **short)
+    actions = f"""
+import numpy as np
+class Array(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("data", ctypes.c_void_p), ("shape", ctypes.POINTER(ctypes.c_int64)),
+                ("ndim", ctypes.c_size_t)]
+batch, loss, logits = dict(np.load({str(tmp_path / "batch.npz")!r})), ctypes.c_float(), np.zeros((5, 3), np.float32)
+def arrays(given):
+    made = [(k.encode(), v.ctypes.data, (ctypes.c_int64 * v.ndim)(*v.shape), v.ndim) for k, v in given.items()]
+    extents = ctypes.POINTER(ctypes.c_int64)
+    return (Array * len(made))(*(Array(k, p, ctypes.cast(s, extents), n) for k, p, s, n in made))
+def train(given):
+    call("fqt_train", arrays(given), ctypes.c_size_t(len(given)), ctypes.byref(loss))
+for _ in range(3):
+    train(batch)
+    print(json.dumps([loss.value, ""]))
+train(dict(np.load({str(tmp_path / "short.npz")!r})))
+print(json.dumps([loss.value, ""]))
+few = {{name: np.ascontiguousarray(array[:5]) for name, array in batch.items()}}
+place = logits.ctypes.data_as(ctypes.c_void_p)
+call("fqt_predict_arrays", arrays(few), ctypes.c_size_t(3), place, ctypes.c_size_t(60))
+print(json.dumps([logits.tolist(), ""]))
+train(few)
+train({{k: v for k, v in batch.items() if k != "attention_mask"}})
+train({{**batch, "token_type_ids": batch["input_ids"]}})
+train({{**batch, "input_ids": batch["input_ids"] + 40}})
+call("fqt_step", place, ctypes.c_size_t(768), None, ctypes.c_size_t(0), None)
+"""
+    results = drive(c_api, tmp_path / "text.fqt", actions)
+    session = fqt_deploy.load(tmp_path / "text.fqt")
+    assert [np.float32(results[i][0]) for i in (2, 4, 6, 8)] == [session.step(b) for b in (batch, batch, batch, short)]
+    few = {name: array[:5] for name, array in batch.items()}
+    assert np.array_equal(np.array(results[10][0], np.float32), session.predict(few))
+    assert [code for code, _ in results[11:]] == [505, 505, 505, 507, 505]
+    for (_, said), expected in zip(
+        results[11:],
+        (
+            "input_ids int64[5, 12], attention_mask int64[5, 12], labels int64[5]; expected input_ids int64[8, 12], "
+            "attention_mask int64[8, 12], labels int64[8]; input_ids int64[3, 12]", "no value for attention_mask",
+            "no input token_type_ids; the inputs are input_ids, attention_mask, labels", "input_ids[0] is",
+            "the step takes input_ids, attention_mask, labels: call fqt_train",
+        ),
+        strict=True,
+    ):  # fmt: skip
+        assert expected in said
+
+
+AVERAGES = """
+import ctypes, sys
+import numpy as np
+library = ctypes.CDLL(sys.argv[1])
+library.fqt_last_error.restype = ctypes.c_char_p
+given = np.load(sys.argv[3])
+x, y = np.ascontiguousarray(given["x"]), np.ascontiguousarray(given["y"])
+session, loss, logits = ctypes.c_void_p(), ctypes.c_float(), np.empty((8, 10), "float32")
+at = lambda a: (a.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(a.nbytes))
+assert library.fqt_load(sys.argv[2].encode(), ctypes.byref(session)) == 0, library.fqt_last_error()
+for averaged in (0, 1, 0):
+    if sys.argv[4] == "none":
+        code = library.fqt_use_averages(session, 1)
+        print(code, library.fqt_last_error().decode())
+        break
+    assert library.fqt_use_averages(session, averaged) == 0, library.fqt_last_error()
+    for _ in range(2):
+        assert library.fqt_step(session, *at(x), *at(y), ctypes.byref(loss)) == 0, library.fqt_last_error()
+    assert library.fqt_predict(session, *at(x), *at(logits)) == 0, library.fqt_last_error()
+    print(loss.value.hex(), logits.tobytes().hex())
+"""
+
+
+def test_a_step_that_keeps_averages(c_api, loop_artifact, digits_artifact, digits, tmp_path):
+    x, y = (tensor[:8].numpy() for tensor in digits)
+    np.savez(tmp_path / "batch.npz", x=x, y=y)
+    script = [sys.executable, "-c", AVERAGES, c_api / "lib" / "libfqt_runtime.so"]
+    found = run(*script, loop_artifact, tmp_path / "batch.npz", "all").split()
+    session = fqt_deploy.load(loop_artifact)
+    for number, averaged in enumerate((False, True, False)):
+        session.averaged = averaged
+        losses = [session.step(x, y) for _ in range(2)]
+        assert found[2 * number] == losses[-1].hex()
+        assert found[2 * number + 1] == session.predict(x).tobytes().hex()
+    refused = run(*script, digits_artifact, tmp_path / "batch.npz", "none")
+    assert refused.startswith("513 FQT513: the step keeps no averages")

@@ -202,7 +202,15 @@ CONTRADICTIONS = {
     "rate": lambda m: m["optimizer"]["groups"][0].update(lr=-1),
     "large rate": lambda m: m["optimizer"]["groups"][0].update(lr=1e300),
     "rates": lambda m: m["optimizer"].update(groups=[]),
-    "range": lambda m: m.update(label_range=[3, 3]),
+    "range": lambda m: m["inputs"][1]["values"].update(low=3, high=3),
+    "role": lambda m: m["inputs"][0].update(role="other"),
+    "names": lambda m: m["inputs"][0].update(name="y"),
+    "bucket": lambda m: m.update(
+        buckets=[{"shapes": [[8, 1, 8, 8], [7]], "logits": [8, 10], "state": [], "predict_state": []}]
+    ),
+    "bucket of nothing": lambda m: m.update(
+        buckets=[{"shapes": [s["shape"] for s in m["inputs"]], "logits": [8, 10], "state": ["w"], "predict_state": []}]
+    ),
     "axis": lambda m: m.update(class_axis=7),
 }
 
@@ -218,7 +226,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(program, digits_artifact,
 
 def test_labels_are_those_of_the_manifest(program, digits_artifact, tmp_path):
     def change(manifest):
-        manifest.update(label_range=[1, 10], ignore_index=-100)
+        manifest["inputs"][1]["values"] = {"low": 1, "high": 10, "ignore_index": -100}
 
     folder = tampered(digits_artifact, tmp_path / "labels.fqt", change)
     assert "507 FQT507: y[0] is 0; labels go from 1 to 9" in run(program, "predict", folder).stdout

@@ -130,7 +130,7 @@ def graph_after(make_source):
 
     def run(model, name="", **options):
         source = make_source(model)
-        graph = capture_training_graph(source.module, source.loss_fn, source.example_inputs)
+        graph = capture_training_graph(source.module, source.loss_fn, source.example_inputs, source.call)
 
         def stop(passed, _graph, _seconds):
             if passed == name:

@@ -23,6 +23,16 @@ def test_a_convolution_that_makes_the_logits_is_the_last_layer(graph_after):
     assert graph_after(wide, "annotate-layers").layer("4").reason == "the last convolution stays in fp32"
 
 
+def test_layers_behind_dropout_run_on_bits(graph_after):
+    """Dropout is replaced later; each element keeps its place, and so do the samples."""
+    model = nn.Sequential(
+        nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 8)
+    )
+    x = torch.randn(4, 1, 8, 8)
+    source = ModelSource(model, nn.functional.cross_entropy, (x, torch.zeros(4, dtype=torch.int64)))
+    assert binarized(lower_model(source, CompileOptions()).train) == {"2": True, "5": False}
+
+
 def test_a_linear_layer_inside_is_not_the_last_one(graph_after):
     """The list of layers ends with one that a gate calls; the logits come from a convolution."""
 

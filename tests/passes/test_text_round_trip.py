@@ -49,7 +49,7 @@ def read_back(graph):
 )  # fmt: skip
 def test_every_pass_does_the_same_to_what_is_read_back(make_source, model, recipe):
     source = make_source(model)
-    graph = capture_training_graph(source.module, source.loss_fn, source.example_inputs)
+    graph = capture_training_graph(source.module, source.loss_fn, source.example_inputs, source.call)
     for current in training_passes(CompileOptions(**RECIPES[recipe])):
         copy = read_back(graph)
         assert graph_text(copy) == graph_text(graph)
@@ -84,8 +84,8 @@ class _Contiguous(torch.fx.Interpreter):
 
 def stages(source, options):
     """The training graph's texts whenever a stage is done, and the prediction graph's."""
-    graph = capture_training_graph(source.module, source.loss_fn, source.example_inputs)
-    predict = capture_prediction_graph(source.module, source.example_inputs[0])
+    graph = capture_training_graph(source.module, source.loss_fn, source.example_inputs, source.call)
+    predict = capture_prediction_graph(source.module, source.example_inputs, source.call)
     texts = {"captured": graph_text(graph)}
 
     def observe(_name, now, _seconds):

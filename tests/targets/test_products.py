@@ -52,7 +52,7 @@ def test_an_input_gradient_is_read_from_its_kernel():
 
 def test_a_weight_gradient_is_read_from_its_kernel():
     product = product_of(op_function("bitplane_weight_grad", (words(5, 4, 6), words(19, 5, 16), 48, [3, 2])))
-    assert product == BitWeightGradient(words=5, bits=4, kept=6, channels=48, kernel=(3, 2))
+    assert product == BitWeightGradient(words=5, bits=4, kept=6, channels=48, results=48, kernel=(3, 2))
     assert (product.rows, product.panels, product.channel_panels, product.mask_panels) == (294, 19, 18, 1)
     assert (product.tap_panels, product.has_whole_panels) == (3, True)
 

@@ -89,7 +89,7 @@ def _readers(good: inputs.Good, workspace: Path) -> dict[str, Callable[[random.R
     def npz(random_: random.Random) -> None:
         inputs.damaged_npz(good, workspace / "data.npz", random_)
         data = read_data(workspace / "data.npz", manifest)
-        session.step(data.x[: manifest.batch], data.y[: manifest.batch])
+        session.step(data.rows(slice(manifest.batch)))
         session.load_checkpoint(good.checkpoint)
 
     def weights(random_: random.Random) -> None:
@@ -116,16 +116,15 @@ def _readers(good: inputs.Good, workspace: Path) -> dict[str, Callable[[random.R
 
 
 def use(session: Session, *, predict: bool = True) -> None:
-    """A step and a prediction, on labels that every loss takes: 0, or the least that the manifest allows above it."""
-    x, y = session.manifest.inputs
-    if max(x.size, y.size) > 2**24:  # what is larger, nobody has
+    """A step and a prediction, on indices that every model takes: 0, or the least that the manifest allows above it."""
+    specs = session.manifest.inputs
+    if max(spec.size for spec in specs) > 2**24:  # what is larger, nobody has
         return
-    samples = np.zeros(x.shape, x.dtype)
-    labels = session.manifest.labels
-    targets = np.full(y.shape, 0 if labels is None else min(max(labels.low, 0), 9), y.dtype)
-    session.step(samples, targets)
+    least = {spec.name: 0 if spec.values is None else min(max(spec.values.low, 0), 9) for spec in specs}
+    batch = {spec.name: np.full(spec.shape, least[spec.name], spec.dtype) for spec in specs}
+    session.step(batch)
     if predict:
-        session.predict(samples[:1])
+        session.predict({spec.name: batch[spec.name][:1] for spec in session.manifest.model_inputs})
 
 
 def _everything(session: Session) -> tuple[object, ...]:

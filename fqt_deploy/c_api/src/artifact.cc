@@ -19,13 +19,16 @@
 namespace fqt {
 namespace {
 
-constexpr int64_t kSchemaVersion = 3;
+constexpr int64_t kSchemaVersion = 4;
 constexpr int64_t kOldestSchema = 2;
+constexpr int64_t kFirstWithRoles = 4;  // before it the inputs are x and y, and the range of y lies beside them
 constexpr size_t kLargestArray = size_t{1} << 46;  // bytes; no address lies farther
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kLibrary = "step.so";
 constexpr const char* kState = "state.safetensors";
 constexpr const char* kSums = "SHA256SUMS";
+
+constexpr const char* kReserved[] = {"seed", "lr", "step", "loss", "logits"};
 
 TensorSpec ParseSpec(const Json& json) {
   TensorSpec spec{json["name"].String(), json["dtype"].String(), {}};
@@ -51,34 +54,71 @@ std::optional<int64_t> OptionalInt(const Json& json, const char* key) {
   return json[key].Int();
 }
 
-// The labels of a manifest whose shapes have been parsed.
-std::optional<LabelRange> ParseLabels(const Json& json, const Manifest& manifest) {
+IndexRange CheckedRange(const TensorSpec& spec, const IndexRange& values) {
+  if (values.low >= values.high) Contradiction(spec.name + " has an empty range");
+  if (spec.dtype != "int64" && spec.dtype != "int32") Contradiction(spec.name + " has a range, and is of " + spec.dtype);
+  return values;
+}
+
+InputSpec ParseInput(const Json& json) {
+  InputSpec spec{ParseSpec(json), false, std::nullopt};
+  const std::string role = json["role"].String();
+  if (role != "input" && role != "target") Contradiction("an input has the role " + role);
+  spec.target = role == "target";
+  if (const Json values = json["values"]; !values.IsNull()) {
+    spec.values = CheckedRange(spec, {values["low"].Int(), values["high"].Int(), OptionalInt(values, "ignore_index")});
+  }
+  return spec;
+}
+
+// The inputs of an older manifest.
+std::vector<InputSpec> ParseOldInputs(const Json& json) {
+  const std::vector<Json> specs = json["inputs"].Items();
+  if (specs.size() != 2) Contradiction("the inputs are not x and y");
+  std::vector<InputSpec> inputs{{ParseSpec(specs[0]), false, std::nullopt}, {ParseSpec(specs[1]), true, std::nullopt}};
+  InputSpec& y = inputs[1];
   const std::optional<int64_t> classes = OptionalInt(json, "classes"), ignored = OptionalInt(json, "ignore_index");
+  if (json.Has("label_range") && !json["label_range"].IsNull()) {
+    const std::vector<Json> bounds = json["label_range"].Items();
+    if (bounds.size() != 2) Contradiction("label_range has no two bounds");
+    y.values = CheckedRange(y, {bounds[0].Int(), bounds[1].Int(), ignored});
+  } else if (classes) {
+    y.values = CheckedRange(y, {0, *classes, ignored});
+  }
+  return inputs;
+}
+
+void CheckClasses(const Json& json, const Manifest& manifest) {
   const std::vector<int64_t>& shape = manifest.logits.shape;
   const auto rank = static_cast<int64_t>(shape.size());
   int64_t axis = OptionalInt(json, "class_axis").value_or(rank - 1);
   if (axis < -rank || axis >= rank) Contradiction("class_axis is none of the logits");
   if (axis < 0) axis += rank;
+  const std::optional<int64_t> classes = OptionalInt(json, "classes");
   if (classes && *classes != shape[static_cast<size_t>(axis)]) Contradiction("classes and logits differ");
-  std::optional<LabelRange> labels;
-  if (classes) labels = LabelRange{0, *classes, ignored};
-  if (json.Has("label_range") && !json["label_range"].IsNull()) {
-    const std::vector<Json> bounds = json["label_range"].Items();
-    if (bounds.size() != 2 || bounds[0].Int() >= bounds[1].Int()) Contradiction("label_range is empty");
-    labels = LabelRange{bounds[0].Int(), bounds[1].Int(), ignored};
+}
+
+void CheckInputs(const Manifest& manifest) {
+  std::set<std::string> names(std::begin(kReserved), std::end(kReserved));
+  if (manifest.inputs.empty() || manifest.inputs[0].target) Contradiction("the model has no input");
+  const std::vector<int64_t>& first = manifest.inputs[0].shape;
+  bool targets = false;
+  for (const InputSpec& spec : manifest.inputs) {
+    const bool plain = !spec.name.empty() && spec.name.find_first_of("/:") == std::string::npos;
+    if (!plain || !names.insert(spec.name).second) Contradiction("an input is called " + spec.name);
+    if (targets && !spec.target) Contradiction("the inputs are not inputs of the model followed by targets");
+    targets = spec.target;
+    if (first.empty() || spec.shape.empty() || spec.shape[0] != first[0] || (!spec.target && spec.Elements() == 0)) {
+      Contradiction(manifest.inputs[0].name + " and " + spec.name + " are not of one batch");
+    }
   }
-  if (labels && manifest.y.dtype != "int64") Contradiction("labels are not of type int64");
-  return labels;
 }
 
 // Check what holds in every manifest, as core/manifest_laws.py does.
 void CheckLaws(const Manifest& manifest) {
-  const std::vector<int64_t>&x = manifest.x.shape, &y = manifest.y.shape, &logits = manifest.logits.shape;
-  if (manifest.x.name != "x" || manifest.y.name != "y") Contradiction("the inputs are not x and y");
-  if (x.empty() || manifest.x.Elements() == 0 || y.empty() || y[0] != x[0]) {
-    Contradiction("x and y are not of one batch");
-  }
-  if (logits.empty() || manifest.logits.Elements() == 0 || logits[0] % x[0] != 0) {
+  CheckInputs(manifest);
+  const std::vector<int64_t>& logits = manifest.logits.shape;
+  if (logits.empty() || manifest.logits.Elements() == 0 || logits[0] % manifest.inputs[0].shape[0] != 0) {
     Contradiction("logits are not of this batch");
   }
   std::set<std::string> names;
@@ -98,21 +138,79 @@ void CheckLaws(const Manifest& manifest) {
   }
 }
 
+std::vector<int64_t> ParseShape(const Json& json) {
+  std::vector<int64_t> shape;
+  for (const Json& extent : json.Items()) shape.push_back(extent.Int());
+  return shape;
+}
+
+std::vector<std::string> ParseNames(const Json& json, const std::set<std::string>& known) {
+  std::vector<std::string> names;
+  for (const Json& name : json.Items()) {
+    names.push_back(name.String());
+    if (known.count(names.back()) == 0) Contradiction("the state has no " + names.back());
+  }
+  return names;
+}
+
+// The same array with another shape of as many axes.
+void Reshape(TensorSpec& spec, const std::vector<int64_t>& shape, int64_t rows) {
+  const bool positive = std::all_of(shape.begin(), shape.end(), [](int64_t extent) { return extent > 0; });
+  if (shape.size() != spec.shape.size() || shape.empty() || !positive || shape[0] % rows != 0) {
+    Contradiction("a bucket has an impossible shape of " + spec.name);
+  }
+  spec.shape = shape;
+  if (spec.Extent() >= kLargestArray) Contradiction("a bucket has an impossible shape of " + spec.name);
+}
+
+// The steps of a manifest that has been checked: its own alone, or one for each bucket.
+std::vector<Variant> ParseVariants(const Json& json, const Manifest& manifest) {
+  Variant own{manifest.inputs, manifest.logits, {}, manifest.predict_state};
+  for (const TensorSpec& spec : manifest.state) own.state.push_back(spec.name);
+  const std::vector<Json> buckets = json.Has("buckets") ? json["buckets"].Items() : std::vector<Json>();
+  if (buckets.empty()) return {own};
+  const std::set<std::string> known(own.state.begin(), own.state.end());
+  std::vector<Variant> variants;
+  for (const Json& bucket : buckets) {
+    Variant variant{manifest.inputs, manifest.logits, ParseNames(bucket["state"], known),
+                    ParseNames(bucket["predict_state"], known)};
+    const std::vector<Json> shapes = bucket["shapes"].Items();
+    if (shapes.size() != variant.inputs.size()) Contradiction("a bucket has not the shape of every input");
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      Reshape(variant.inputs[i], ParseShape(shapes[i]), 1);
+      if (variant.inputs[i].shape[0] != variant.inputs[0].shape[0]) Contradiction("a bucket is not of one batch");
+    }
+    Reshape(variant.logits, ParseShape(bucket["logits"]), variant.inputs[0].shape[0]);
+    for (const Variant& other : variants) {
+      bool same = true;
+      for (size_t i = 0; i < shapes.size(); ++i) same = same && other.inputs[i].shape == variant.inputs[i].shape;
+      if (same) Contradiction("two buckets have the same shapes");
+    }
+    variants.push_back(std::move(variant));
+  }
+  for (size_t i = 0; i < own.inputs.size(); ++i) {
+    if (variants[0].inputs[i].shape != own.inputs[i].shape) Contradiction("the first bucket is not that of the inputs");
+  }
+  return variants;
+}
+
 Manifest ParseManifest(const Json& json) {
   Manifest manifest;
   manifest.name = json["name"].String();
   manifest.fingerprint = json["fingerprint"].String();
-  const std::vector<Json> inputs = json["inputs"].Items();
-  if (inputs.size() != 2) Contradiction("the inputs are not x and y");
-  manifest.x = ParseSpec(inputs[0]);
-  manifest.y = ParseSpec(inputs[1]);
+  if (json["schema_version"].Int() < kFirstWithRoles) {
+    manifest.inputs = ParseOldInputs(json);
+  } else {
+    for (const Json& spec : json["inputs"].Items()) manifest.inputs.push_back(ParseInput(spec));
+  }
   manifest.logits = ParseSpec(json["logits"]);
   for (const Json& spec : json["state"].Items()) manifest.state.push_back(ParseSpec(spec));
   for (const Json& name : json["predict_state"].Items()) manifest.predict_state.push_back(name.String());
   for (const Json& group : json["optimizer"]["groups"].Items()) manifest.rates.push_back(group["lr"].Number());
   manifest.seed = json["seed"].Int();
   CheckLaws(manifest);
-  manifest.labels = ParseLabels(json, manifest);
+  CheckClasses(json, manifest);
+  manifest.variants = ParseVariants(json, manifest);
   return manifest;
 }
 
@@ -167,6 +265,11 @@ void CheckMachine(const std::string& folder, const Json& target) {
 }
 
 }  // namespace
+
+size_t Manifest::ModelInputs() const {
+  return static_cast<size_t>(
+      std::count_if(inputs.begin(), inputs.end(), [](const InputSpec& spec) { return !spec.target; }));
+}
 
 Artifact ReadArtifact(const std::string& folder) {
   const std::string base = folder + "/";

@@ -19,6 +19,7 @@ enum Code {
   kBadLabel = 507,
   kCannotWrite = 508,
   kWrongThread = 512,
+  kNotThere = 513,
   kBug = 900,
 };
 

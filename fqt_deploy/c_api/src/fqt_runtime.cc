@@ -15,6 +15,14 @@ fqt_tensor View(const fqt::TensorSpec& spec) {
   return {spec.name.c_str(), spec.dtype.c_str(), spec.shape.data(), spec.shape.size(), spec.Bytes()};
 }
 
+std::vector<fqt::Given> Arrays(const fqt_array* arrays, size_t count) {
+  std::vector<fqt::Given> given;
+  for (size_t i = 0; i < count; ++i) {
+    given.push_back({arrays[i].name, arrays[i].data, {arrays[i].shape, arrays[i].shape + arrays[i].ndim}});
+  }
+  return given;
+}
+
 int Failed(int code, const std::string& message) {
   last_error = "FQT" + std::to_string(code) + ": " + message;
   return code;
@@ -40,15 +48,16 @@ int Guarded(Action action) {
 struct fqt_session {
   explicit fqt_session(const char* path) : session(path) {
     const fqt::Manifest& manifest = session.manifest();
-    x = View(manifest.x);
-    y = View(manifest.y);
+    for (const fqt::InputSpec& spec : manifest.inputs) inputs.push_back(View(spec));
+    model_inputs = manifest.ModelInputs();
     logits = View(manifest.logits);
     for (const fqt::TensorSpec& spec : manifest.state) state.push_back(View(spec));
   }
 
   fqt::Session session;
-  fqt_tensor x, y, logits;
-  std::vector<fqt_tensor> state;
+  size_t model_inputs;
+  fqt_tensor logits;
+  std::vector<fqt_tensor> inputs, state;
 };
 
 extern "C" {
@@ -62,16 +71,34 @@ int fqt_load(const char* path, fqt_session** session) {
 
 void fqt_free(fqt_session* session) { delete session; }
 
-const fqt_tensor* fqt_x(const fqt_session* session) { return &session->x; }
-const fqt_tensor* fqt_y(const fqt_session* session) { return &session->y; }
+const fqt_tensor* fqt_input(const fqt_session* session, size_t index) {
+  return index < session->inputs.size() ? &session->inputs[index] : nullptr;
+}
+
+size_t fqt_model_inputs(const fqt_session* session) { return session->model_inputs; }
+
+const fqt_tensor* fqt_x(const fqt_session* session) { return fqt_input(session, 0); }
+const fqt_tensor* fqt_y(const fqt_session* session) { return fqt_input(session, session->model_inputs); }
 const fqt_tensor* fqt_logits(const fqt_session* session) { return &session->logits; }
 
 int fqt_step(fqt_session* session, const void* x, size_t x_bytes, const void* y, size_t y_bytes, float* loss) {
   return Guarded([&] { *loss = session->session.Step(x, x_bytes, y, y_bytes); });
 }
 
+int fqt_train(fqt_session* session, const fqt_array* batch, size_t count, float* loss) {
+  return Guarded([&] { *loss = session->session.Train(Arrays(batch, count)); });
+}
+
+int fqt_predict_arrays(fqt_session* session, const fqt_array* inputs, size_t count, void* logits, size_t logits_bytes) {
+  return Guarded([&] { session->session.PredictArrays(Arrays(inputs, count), logits, logits_bytes); });
+}
+
 int fqt_predict(fqt_session* session, const void* x, size_t x_bytes, void* logits, size_t logits_bytes) {
   return Guarded([&] { session->session.Predict(x, x_bytes, logits, logits_bytes); });
+}
+
+int fqt_use_averages(fqt_session* session, int yes) {
+  return Guarded([&] { session->session.UseAverages(yes != 0); });
 }
 
 size_t fqt_groups(const fqt_session* session) { return session->session.rates().size(); }

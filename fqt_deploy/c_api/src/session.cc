@@ -80,16 +80,88 @@ void CheckFinite(const TensorSpec& spec, const char* data, size_t bytes) {
   if (spec.dtype == "float64") CheckFloats(spec, reinterpret_cast<const double*>(data), bytes / sizeof(double));
 }
 
-void CheckLabels(const TensorSpec& spec, const char* data, const LabelRange& labels) {
-  for (size_t i = 0; i < spec.Elements(); ++i) {
-    int64_t label;
-    std::memcpy(&label, data + i * sizeof label, sizeof label);
-    if ((label < labels.low || label >= labels.high) && labels.ignore_index != label) {
-      throw Error(kBadLabel, spec.name + "[" + std::to_string(i) + "] is " + std::to_string(label) +
-                                 "; labels go from " + std::to_string(labels.low) + " to " +
-                                 std::to_string(labels.high - 1));
+void CheckRange(const InputSpec& spec, const char* data, size_t count) {
+  if (!spec.values) return;
+  const IndexRange& range = *spec.values;
+  const size_t width = ItemSize(spec.dtype);
+  for (size_t i = 0; i < count; ++i) {
+    int64_t value;
+    if (width == sizeof(int32_t)) {
+      int32_t narrow;
+      std::memcpy(&narrow, data + i * width, width);
+      value = narrow;
+    } else {
+      std::memcpy(&value, data + i * width, width);
+    }
+    if ((value < range.low || value >= range.high) && range.ignore_index != value) {
+      throw Error(kBadLabel, spec.name + "[" + std::to_string(i) + "] is " + std::to_string(value) + "; " +
+                                 (spec.target ? "labels" : "indices") + " go from " + std::to_string(range.low) +
+                                 " to " + std::to_string(range.high - 1));
     }
   }
+}
+
+// A boolean is one byte, 0 or 1.
+void CheckBooleans(const TensorSpec& spec, const char* data, size_t bytes) {
+  if (spec.dtype != "bool") return;
+  for (size_t i = 0; i < bytes; ++i) {
+    if (data[i] != 0 && data[i] != 1) {
+      throw Error(kBadShape, spec.name + "[" + std::to_string(i) + "] is neither 0 nor 1");
+    }
+  }
+}
+
+std::string Names(const std::vector<InputSpec>& specs, size_t count) {
+  std::string text;
+  for (size_t i = 0; i < count; ++i) text += (i > 0 ? ", " : "") + specs[i].name;
+  return text;
+}
+
+// The arrays for the first `count` of `specs`, in their order; kBadShape for others. Targets may be there all the same.
+std::vector<const Given*> InOrder(const std::vector<InputSpec>& specs, size_t count, const std::vector<Given>& given) {
+  std::vector<const Given*> found(specs.size(), nullptr);
+  for (const Given& array : given) {
+    const auto spec = std::find_if(specs.begin(), specs.end(), [&](const InputSpec& s) { return s.name == array.name; });
+    if (spec == specs.end()) {
+      throw Error(kBadShape, "there is no input " + array.name + "; the inputs are " + Names(specs, count));
+    }
+    const Given*& place = found[static_cast<size_t>(spec - specs.begin())];
+    if (place != nullptr) throw Error(kBadShape, array.name + " is passed twice");
+    place = &array;
+  }
+  for (size_t i = 0; i < count; ++i) {
+    if (found[i] == nullptr) throw Error(kBadShape, "there is no value for " + specs[i].name);
+  }
+  found.resize(count);
+  return found;
+}
+
+std::string Shapes(const std::vector<InputSpec>& specs, size_t count) {
+  std::string text;
+  for (size_t i = 0; i < count; ++i) text += (i > 0 ? ", " : "") + specs[i].name + " " + specs[i].Describe();
+  return text;
+}
+
+// Whether arrays have the extents of the first `count` inputs; from axis `first` on.
+bool Fits(const Variant& variant, size_t count, const std::vector<const Given*>& arrays, std::ptrdiff_t first) {
+  for (size_t i = 0; i < count; ++i) {
+    const std::vector<int64_t>&expected = variant.inputs[i].shape, &given = arrays[i]->shape;
+    if (given.size() != expected.size() || !std::equal(given.begin() + first, given.end(), expected.begin() + first)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// kBadShape for arrays that no variant takes, with those that there are.
+[[noreturn]] void RefuseShapes(const Manifest& manifest, size_t count, const std::vector<const Given*>& arrays) {
+  std::string given, known;
+  for (size_t i = 0; i < count; ++i) {
+    const InputSpec& spec = manifest.inputs[i];
+    given += (i > 0 ? ", " : "") + spec.name + " " + TensorSpec{spec.name, spec.dtype, arrays[i]->shape}.Describe();
+  }
+  for (const Variant& variant : manifest.variants) known += (known.empty() ? "" : "; ") + Shapes(variant.inputs, count);
+  throw Error(kBadShape, "passed are " + given + "; expected " + known);
 }
 
 template <typename T>
@@ -196,11 +268,16 @@ int64_t CountOf(const TensorSpec& spec, const char* data) {
 }  // namespace
 
 struct Session::Impl {
+  // The functions of one variant, and what they take.
+  struct Entry {
+    ffi::Function train_step, predict;
+    std::vector<ffi::Tensor> inputs, state, predict_state;
+  };
+
   Manifest manifest;
-  ffi::Function train_step, predict;
-  ffi::Tensor x, y, seed, lr;
+  ffi::Tensor seed, lr;
+  std::vector<Entry> entries;  // of the manifest's variants
   std::vector<ffi::Tensor> state;
-  std::vector<ffi::Tensor> predict_state;
   std::vector<double> rates;
   size_t step_index;
   std::mutex turn;
@@ -209,6 +286,16 @@ struct Session::Impl {
     std::unique_lock<std::mutex> lock(turn, std::try_to_lock);
     if (!lock) throw Error(kWrongThread, "another thread is using this session; give each thread one of its own");
     return lock;
+  }
+
+  // Copy `bytes` of samples to the place of an input, and check them there.
+  void Fill(size_t variant, size_t index, const char* source, size_t bytes) {
+    const InputSpec& spec = manifest.variants[variant].inputs[index];
+    char* const place = Data(entries[variant].inputs[index]);
+    std::memcpy(place, source, bytes);
+    CheckFinite(spec, place, bytes);
+    CheckBooleans(spec, place, bytes);
+    CheckRange(spec, place, bytes / ItemSize(spec.dtype));
   }
 
   void SetRates(const std::vector<double>& values) {
@@ -238,13 +325,17 @@ Session::Session(const std::string& folder) : impl_(std::make_unique<Impl>()) {
   const TensorFile file = ParseTensors(artifact.state, folder + "/state.safetensors");
   const std::string misfit = Misfit(my.manifest.state, file.tensors);
   if (!misfit.empty()) throw Error(kDamaged, folder + "/state.safetensors: " + misfit);
-  my.x = EmptyTensor(my.manifest.x);
-  my.y = EmptyTensor(my.manifest.y);
   my.seed = EmptyTensor({"seed", "int64", {}});
   my.lr = EmptyTensor({"lr", "float32", {static_cast<int64_t>(my.manifest.rates.size())}});
   for (const TensorSpec& spec : my.manifest.state) my.state.push_back(EmptyTensor(spec));
   my.CopyState(file.tensors);
-  for (const std::string& name : my.manifest.predict_state) my.predict_state.push_back(my.state[my.IndexOf(name)]);
+  for (const Variant& variant : my.manifest.variants) {
+    Impl::Entry entry;
+    for (const InputSpec& spec : variant.inputs) entry.inputs.push_back(EmptyTensor(spec));
+    for (const std::string& name : variant.state) entry.state.push_back(my.state[my.IndexOf(name)]);
+    for (const std::string& name : variant.predict_state) entry.predict_state.push_back(my.state[my.IndexOf(name)]);
+    my.entries.push_back(std::move(entry));
+  }
   my.step_index = my.IndexOf("step");
   SetSeed(my.manifest.seed);
   SetRates(my.manifest.rates);
@@ -253,8 +344,11 @@ Session::Session(const std::string& folder) : impl_(std::make_unique<Impl>()) {
     const ffi::Module library = ffi::Module::LoadFromFile(Spelling(artifact.library));
     const auto machine = library->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
     machine->GetFunction("vm_initialization").value()(static_cast<int>(kDLCPU), 0, kPooledAllocator);
-    my.train_step = machine->GetFunction("train_step").value();
-    my.predict = machine->GetFunction("predict").value();
+    for (size_t i = 0; i < my.entries.size(); ++i) {
+      const std::string ending = i > 0 ? "_" + std::to_string(i) : "";
+      my.entries[i].train_step = machine->GetFunction("train_step" + ending).value();
+      my.entries[i].predict = machine->GetFunction("predict" + ending).value();
+    }
   } catch (const ffi::Error& error) {
     throw Error(kDamaged, artifact.library + " cannot be loaded: " + std::string(error.message()));
   }
@@ -265,52 +359,124 @@ Session::~Session() = default;
 const Manifest& Session::manifest() const { return impl_->manifest; }
 
 float Session::Step(const void* x, size_t x_bytes, const void* y, size_t y_bytes) {
+  const std::vector<InputSpec>& inputs = impl_->manifest.inputs;
+  if (inputs.size() != 2 || !inputs[1].target) {
+    throw Error(kBadShape, "the step takes " + Names(inputs, inputs.size()) + ": call fqt_train");
+  }
+  CheckSize(inputs[0], inputs[0].Bytes(), x_bytes);
+  CheckSize(inputs[1], inputs[1].Bytes(), y_bytes);
+  return Train({{inputs[0].name, x, inputs[0].shape}, {inputs[1].name, y, inputs[1].shape}});
+}
+
+float Session::Train(const std::vector<Given>& batch) {
   Impl& my = *impl_;
   const auto turn = my.TakeTurn();
   EnterProcess();
-  CheckSize(my.manifest.x, my.manifest.x.Bytes(), x_bytes);
-  CheckSize(my.manifest.y, my.manifest.y.Bytes(), y_bytes);
-  std::memcpy(Data(my.x), x, x_bytes);
-  std::memcpy(Data(my.y), y, y_bytes);
-  CheckFinite(my.manifest.x, Data(my.x), x_bytes);
-  CheckFinite(my.manifest.y, Data(my.y), y_bytes);
-  if (my.manifest.labels) CheckLabels(my.manifest.y, Data(my.y), *my.manifest.labels);
-  std::vector<ffi::Tensor> arguments{my.x, my.y, my.seed, my.lr};
-  arguments.insert(arguments.end(), my.state.begin(), my.state.end());
+  const std::vector<Variant>& variants = my.manifest.variants;
+  const size_t count = my.manifest.inputs.size();
+  const std::vector<const Given*> arrays = InOrder(my.manifest.inputs, count, batch);
+  const auto variant =
+      std::find_if(variants.begin(), variants.end(), [&](const Variant& v) { return Fits(v, count, arrays, 0); });
+  if (variant == variants.end()) RefuseShapes(my.manifest, count, arrays);
+  const auto number = static_cast<size_t>(variant - variants.begin());
+  for (size_t i = 0; i < count; ++i) {
+    my.Fill(number, i, static_cast<const char*>(arrays[i]->data), variant->inputs[i].Bytes());
+  }
+  const Impl::Entry& entry = my.entries[number];
+  std::vector<ffi::Tensor> arguments = entry.inputs;
+  arguments.push_back(my.seed);
+  arguments.push_back(my.lr);
+  arguments.insert(arguments.end(), entry.state.begin(), entry.state.end());
   float loss = 0;
   CallFromOneThread([&] {
-    const auto results = Call(my.train_step, arguments, {{"loss", "float32", {}}, my.manifest.logits});
+    const auto results = Call(entry.train_step, arguments, {{"loss", "float32", {}}, variant->logits});
     loss = *reinterpret_cast<const float*>(Data(results[0]));
   });
   return loss;
 }
 
 void Session::Predict(const void* x, size_t x_bytes, void* logits, size_t logits_bytes) {
+  const Manifest& manifest = impl_->manifest;
+  const InputSpec& spec = manifest.inputs[0];
+  if (manifest.ModelInputs() != 1) {
+    throw Error(kBadShape,
+                "the model takes " + Names(manifest.inputs, manifest.ModelInputs()) + ": call fqt_predict_arrays");
+  }
+  const size_t row = spec.Bytes() / manifest.Batch();
+  if (row == 0 || x_bytes % row != 0) {
+    throw Error(kBadShape,
+                spec.name + " has " + std::to_string(x_bytes) + " bytes; a sample has " + std::to_string(row));
+  }
+  std::vector<int64_t> shape = spec.shape;
+  shape[0] = static_cast<int64_t>(x_bytes / row);
+  PredictArrays({{spec.name, x, shape}}, logits, logits_bytes);
+}
+
+void Session::PredictArrays(const std::vector<Given>& inputs, void* logits, size_t logits_bytes) {
   Impl& my = *impl_;
   const auto turn = my.TakeTurn();
   EnterProcess();
-  const size_t batch = static_cast<size_t>(my.manifest.x.shape[0]);
-  const size_t row = my.manifest.x.Bytes() / batch, result_row = my.manifest.logits.Bytes() / batch;
-  if (row == 0 || x_bytes % row != 0) {
-    throw Error(kBadShape, "x has " + std::to_string(x_bytes) + " bytes; a sample has " + std::to_string(row));
+  const std::vector<Variant>& variants = my.manifest.variants;
+  const size_t count = my.manifest.ModelInputs();
+  const std::vector<const Given*> arrays = InOrder(my.manifest.inputs, count, inputs);
+  std::vector<size_t> fitting;  // the largest batch first
+  for (size_t i = 0; i < variants.size(); ++i) {
+    if (!arrays[0]->shape.empty() && Fits(variants[i], count, arrays, 1)) fitting.push_back(i);
   }
-  const size_t samples = x_bytes / row;
-  if (logits_bytes != samples * result_row) {
+  std::stable_sort(fitting.begin(), fitting.end(),
+                   [&](size_t a, size_t b) { return variants[a].Batch() > variants[b].Batch(); });
+  bool same = !fitting.empty() && arrays[0]->shape[0] >= 0;
+  for (size_t i = 0; same && i < count; ++i) same = arrays[i]->shape[0] == arrays[0]->shape[0];
+  if (!same) RefuseShapes(my.manifest, count, arrays);
+  const auto total = static_cast<size_t>(arrays[0]->shape[0]);
+  const Variant& largest = variants[fitting[0]];
+  const size_t result_row = largest.logits.Bytes() / largest.Batch();
+  if (logits_bytes != total * result_row) {
     throw Error(kBadShape, "there is room for " + std::to_string(logits_bytes) + " bytes of logits; " +
-                               std::to_string(samples) + " samples have " + std::to_string(samples * result_row));
+                               std::to_string(total) + " samples have " + std::to_string(total * result_row));
   }
-  for (size_t start = 0; start < samples; start += batch) {
-    const size_t count = std::min(batch, samples - start);
-    std::memcpy(Data(my.x), static_cast<const char*>(x) + start * row, count * row);
-    std::memset(Data(my.x) + count * row, 0, (batch - count) * row);
-    CheckFinite(my.manifest.x, Data(my.x), batch * row);
-    std::vector<ffi::Tensor> arguments{my.x};
-    arguments.insert(arguments.end(), my.predict_state.begin(), my.predict_state.end());
+  for (size_t start = 0; start < total;) {
+    size_t number = fitting[0];
+    for (size_t i : fitting) number = variants[i].Batch() >= total - start ? i : number;
+    const size_t batch = variants[number].Batch(), rows = std::min(batch, total - start);
+    const Impl::Entry& entry = my.entries[number];
+    for (size_t i = 0; i < count; ++i) {
+      const size_t row = variants[number].inputs[i].Bytes() / batch;
+      my.Fill(number, i, static_cast<const char*>(arrays[i]->data) + start * row, rows * row);
+      char* const data = Data(entry.inputs[i]);  // the last sample fills up the batch
+      for (size_t at = rows; at < batch; ++at) std::memcpy(data + at * row, data + (rows - 1) * row, row);
+    }
+    std::vector<ffi::Tensor> arguments(entry.inputs.begin(), entry.inputs.begin() + static_cast<std::ptrdiff_t>(count));
+    arguments.insert(arguments.end(), entry.predict_state.begin(), entry.predict_state.end());
     CallFromOneThread([&] {
-      const auto results = Call(my.predict, arguments, {my.manifest.logits});
-      std::memcpy(static_cast<char*>(logits) + start * result_row, Data(results[0]), count * result_row);
+      const auto results = Call(entry.predict, arguments, {variants[number].logits});
+      std::memcpy(static_cast<char*>(logits) + start * result_row, Data(results[0]), rows * result_row);
     });
+    start += rows;
   }
+}
+
+void Session::UseAverages(bool yes) {
+  Impl& my = *impl_;
+  const auto turn = my.TakeTurn();
+  const std::string param = "param/", average = "ema/";
+  std::vector<std::vector<ffi::Tensor>> chosen(my.entries.size());
+  bool any = false;
+  const auto choose = [&](const std::string& name) {
+    size_t index = my.IndexOf(name);
+    for (size_t i = 0; yes && name.rfind(param, 0) == 0 && i < my.manifest.state.size(); ++i) {
+      if (my.manifest.state[i].name == average + name.substr(param.size())) {
+        index = i;
+        any = true;
+      }
+    }
+    return my.state[index];
+  };
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    for (const std::string& name : my.manifest.variants[i].predict_state) chosen[i].push_back(choose(name));
+  }
+  if (yes && !any) throw Error(kNotThere, "the step keeps no averages; compile it with --ema 0.999");
+  for (size_t i = 0; i < chosen.size(); ++i) my.entries[i].predict_state = chosen[i];
 }
 
 const std::vector<double>& Session::rates() const { return impl_->rates; }

@@ -11,6 +11,13 @@
 
 namespace fqt {
 
+// An array that is passed by name.
+struct Given {
+  std::string name;
+  const void* data;
+  std::vector<int64_t> shape;
+};
+
 class Session {
  public:
   explicit Session(const std::string& folder);
@@ -18,7 +25,10 @@ class Session {
 
   const Manifest& manifest() const;
   float Step(const void* x, size_t x_bytes, const void* y, size_t y_bytes);
+  float Train(const std::vector<Given>& batch);
   void Predict(const void* x, size_t x_bytes, void* logits, size_t logits_bytes);
+  void PredictArrays(const std::vector<Given>& inputs, void* logits, size_t logits_bytes);
+  void UseAverages(bool yes);
   const std::vector<double>& rates() const;
   void SetRates(const std::vector<double>& rates);
   int64_t seed() const;

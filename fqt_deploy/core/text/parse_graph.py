@@ -16,6 +16,8 @@ from torch import Tensor, fx
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import LayerRecord, StateTensor, TrainingGraph, fake_tensor, propagate
+from fqt_deploy.core.manifest import InputSpec
+from fqt_deploy.core.manifest_laws import RESERVED_NAMES
 from fqt_deploy.core.text.arguments import bound_arguments
 from fqt_deploy.core.text.filler import filler
 from fqt_deploy.core.text.literals import VALUE, parse_constant, parse_tensor_type, parse_type, type_text
@@ -26,7 +28,7 @@ from fqt_deploy.core.text.typed_fields import parse_fields
 
 CODE = "FQT208"
 
-_ROLES = ("input", *get_args(get_type_hints(StateTensor)["role"]))
+_ROLES = ("input", "target", *get_args(get_type_hints(StateTensor)["role"]))
 _INDEX = re.compile(r"\[\d+\]")
 _RULE_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 """The errors that PyTorch's and our own shape rules raise for operands that do not fit."""
@@ -117,7 +119,10 @@ class _Parser:
         node.meta["val"] = fake_tensor(extents, dtype)
         node.meta |= parse_metadata(scanner, self.graph)
         self.graph.inputs.append(path)
-        if role != "input":
+        if role in ("input", "target") and path not in RESERVED_NAMES:
+            spec = InputSpec(path, tuple(extents), str(dtype).removeprefix("torch."), role)
+            self.graph.signature = (*self.graph.signature, spec)
+        elif role not in ("input", "target"):
             self.graph.state[path] = StateTensor(path, role, self._value(path, role, extents, dtype))  # type: ignore[arg-type]
 
     def _value(self, name: str, role: str, extents: list[int], dtype: torch.dtype) -> Tensor:

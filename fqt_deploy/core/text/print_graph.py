@@ -35,6 +35,7 @@ def graph_text(graph: TrainingGraph) -> str:
     for record in graph.layers:
         lines.append(f"layer {quoted(record.path)} = {record.kind} {fields_text(record, but=('path', 'kind'))}")
     inputs = iter(graph.inputs)
+    roles = {spec.name: spec.role for spec in graph.signature}
     for node in graph.graph.nodes:
         if node.op == "output":
             values = zip(graph.outputs, node.args[0], strict=True)
@@ -43,7 +44,7 @@ def graph_text(graph: TrainingGraph) -> str:
         name = f"%{node.name} = "
         if node.op == "placeholder":
             path = next(inputs)
-            role = graph.state[path].role if path in graph.state else "input"
+            role = graph.state[path].role if path in graph.state else roles.get(path, "input")
             line = f"{role} {name}{quoted(path)}"
         else:
             line = f"{name}{_call(node)}"

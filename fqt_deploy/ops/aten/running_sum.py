@@ -1,10 +1,13 @@
-"""Sums of all elements up to each along one axis."""
+"""Sums and products of all elements up to each along one axis."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from tvm import te, tirx
 
@@ -23,18 +26,15 @@ def _other_axis(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
     return moved(call, axis_of, lambda axis: None if axis == dim else axis)
 
 
-@define_aten(
-    aten.cumsum.default, kind=Kind.PRODUCT, batch=_other_axis, zero=zero_with_any("self"), layout=Layout.OPAQUE,
-    samples=[call(MIXED, 1), call(WIDE, 1), call(WIDE[0].abs(), -1), call(MASK, 0), call(BYTES, 1)],
-)  # fmt: skip
-class CumulativeSum(AtenOp):
-    """Each element is the sum of those before it along one axis and itself."""
+@dataclass(frozen=True, eq=False)
+class _Running(AtenOp):
+    """Each element combined with those before it along one axis, in order."""
 
     x: Operand
     dim: int
 
-    def stages(self, result: Tensor, name: str) -> te.Tensor:
-        """Along the axis in order."""
+    def _nest(self, result: Tensor, name: str, combine: Callable[[Any, Any], Any], neutral: int) -> te.Tensor:
+        """Along the axis in order, from ``neutral`` on."""
         size, dtype = extents(self.x), dtype_name(result.dtype)
         axis = self.dim % len(size)
         terms = te.compute(size, lambda *i: self.x[i].astype(dtype), name=f"{name}_term")
@@ -47,8 +47,8 @@ class CumulativeSum(AtenOp):
 
                 def element(i: Any) -> Any:
                     here, last = [*before, i, *behind], [*before, i - 1, *behind]
-                    total = tirx.if_then_else(i > 0, target[tuple(last)], tirx.const(0, dtype)) + source[tuple(here)]
-                    return tirx.BufferStore(target, total, here)
+                    so_far = tirx.if_then_else(i > 0, target[tuple(last)], tirx.const(neutral, dtype))
+                    return tirx.BufferStore(target, combine(so_far, source[tuple(here)]), here)
 
                 return loop("element", size[axis], element)
 
@@ -56,11 +56,47 @@ class CumulativeSum(AtenOp):
 
         return in_order(size, dtype, [terms], loops, contiguous=inner, name=name)
 
+    def work(self, result: Tensor) -> Cost:
+        """An operation an element."""
+        return Cost(flops=result.numel())
+
+
+@define_aten(
+    aten.cumsum.default, kind=Kind.PRODUCT, batch=_other_axis, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    samples=[call(MIXED, 1), call(WIDE, 1), call(WIDE[0].abs(), -1), call(MASK, 0), call(BYTES, 1)],
+)  # fmt: skip
+class CumulativeSum(_Running):
+    """Each element is the sum of those before it along one axis and itself."""
+
+    def stages(self, result: Tensor, name: str) -> te.Tensor:
+        """Along the axis in order."""
+        return self._nest(result, name, lambda a, b: a + b, 0)
+
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
         """The same in ONNX."""
         value = graph.cast(self.x, dtype_name(result.dtype))
         return graph("CumSum", value, graph.constant(self.dim % len(self.x.shape), "int64"))
 
-    def work(self, result: Tensor) -> Cost:
-        """An addition an element."""
-        return Cost(flops=result.numel())
+
+@define_aten(
+    aten.cumprod.default, kind=Kind.PRODUCT, batch=_other_axis, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    samples=[call(MIXED, 1), call(WIDE, 1), call(WIDE[0].abs(), -1), call(MASK, 0), call(BYTES, 1)],
+)  # fmt: skip
+class CumulativeProduct(_Running):
+    """Each element is the product of those before it along one axis and itself."""
+
+    def stages(self, result: Tensor, name: str) -> te.Tensor:
+        """Along the axis in order."""
+        return self._nest(result, name, lambda a, b: a * b, 1)
+
+    def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
+        """A product for each element, of those up to it: ONNX has no running product."""
+        rank, dtype = len(self.x.shape), dtype_name(result.dtype)
+        axis = self.dim % rank
+        order = [*[a for a in range(rank) if a != axis], axis]
+        last = graph("Transpose", graph.cast(self.x, dtype), perm=order)
+        rows = graph("Unsqueeze", last, graph.constant([rank - 1], "int64"))
+        counted = graph.constant(np.tri(self.x.shape[axis], dtype=bool), "bool")
+        terms = graph("Where", counted, rows, graph.constant(1, dtype))
+        product = graph("ReduceProd", terms, graph.constant([rank], "int64"), keepdims=0)
+        return graph("Transpose", product, perm=[order.index(a) for a in range(rank)])

@@ -10,7 +10,8 @@ from torch import Tensor
 from tvm import te, tirx
 
 from fqt_deploy.ops.lib.onnx_body import Body
-from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
+from fqt_deploy.ops.op import Cost, Kind, Operand, define, tensor_bytes
+from fqt_deploy.ops.optimizers.update_op import UpdateOp
 from fqt_deploy.ops.traits import (
     NEVER_ZERO,
     Layout,
@@ -19,8 +20,8 @@ from fqt_deploy.ops.traits import (
 
 
 @define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
-class SgdMomentumUpdate(FqtOp):
-    """The update that ``torch.optim.SGD`` with momentum and no dampening makes of a parameter.
+class SgdMomentumUpdate(UpdateOp):
+    """The update that ``torch.optim.SGD`` with momentum makes of a parameter.
 
     Attributes:
         param: [...] float32.
@@ -30,8 +31,10 @@ class SgdMomentumUpdate(FqtOp):
         step: [] int64, number of this step, from 1.
         group: which learning rate.
         momentum: decay of ``buf``.
+        dampening: share of the gradient that is not added to ``buf``, but for the first update.
         nesterov: look ahead.
         weight_decay: zero for none.
+        every: update at each multiple of this many steps.
 
     Returns:
         New param and buf, [...] float32 each.
@@ -44,26 +47,22 @@ class SgdMomentumUpdate(FqtOp):
     step: Operand
     group: int
     momentum: float
+    dampening: float
     nesterov: bool
     weight_decay: float
+    every: int
 
     def reference(self) -> tuple[Tensor, Tensor]:
         """The result in plain PyTorch."""
-        buf = self.buf
         gradient = self.grad + self.weight_decay * self.param
-        buf = torch.where(self.step == 1, gradient, self.momentum * buf + gradient)
-        return self.param - self.lr[self.group] * (gradient + self.momentum * buf if self.nesterov else buf), buf
+        later = self.momentum * self.buf + (1 - self.dampening) * gradient
+        buf = torch.where(self.number() == 1, gradient, later)
+        param = self.param - self.lr[self.group] * (gradient + self.momentum * buf if self.nesterov else buf)
+        return self.due(param, self.param), self.due(buf, self.buf)
 
     def fake(self) -> tuple[Tensor, Tensor]:
         """Shape rule: two tensors like ``param``."""
-        if (
-            not self.param.shape == self.buf.shape == self.grad.shape
-            or self.step.dim() != 0
-            or not 0 <= self.group < self.lr.shape[0]
-        ):
-            raise ValueError(
-                f"parameter {tuple(self.param.shape)}, its state and gradient {tuple(self.grad.shape)} do not match"
-            )
+        self.fits((self.param, self.buf), self.grad, self.lr, self.group)
         return self.param.new_empty(tuple(self.param.shape)), self.param.new_empty(tuple(self.param.shape))
 
     def compute(self) -> tuple[te.Tensor, ...]:
@@ -72,15 +71,19 @@ class SgdMomentumUpdate(FqtOp):
         def gradient(i: tuple[Any, ...]) -> Any:
             return self.grad[i] + self.weight_decay * self.param[i] if self.weight_decay else self.grad[i]
 
+        def added(i: tuple[Any, ...]) -> Any:
+            return gradient(i) * (1.0 - self.dampening) if self.dampening else gradient(i)
+
         new_buf = te.compute(
             self.param.shape,
-            lambda *i: tirx.Select(self.step().equal(1), gradient(i), self.momentum * self.buf[i] + gradient(i)),
+            lambda *i: tirx.Select(self.te_number().equal(1), gradient(i), self.momentum * self.buf[i] + added(i)),
             name="sgd_momentum_update_buf",
         )
 
         def updated(*i: Any) -> Any:
             direction = gradient(i) + self.momentum * new_buf[i] if self.nesterov else new_buf[i]
-            return self.param[i] - self.lr[self.group] * direction, new_buf[i]
+            param = self.param[i] - self.lr[self.group] * direction
+            return self.te_due(param, self.param[i]), self.te_due(new_buf[i], self.buf[i])
 
         return tuple(te.compute(self.param.shape, updated, name="sgd_momentum_update"))
 
@@ -90,25 +93,29 @@ class SgdMomentumUpdate(FqtOp):
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """The samples: first and later steps, decay, look-ahead, two groups, odd shapes."""
+        """The samples: first and later steps, decay, look-ahead, dampening, an update for several steps, none."""
         g = torch.Generator().manual_seed(0)
         rates = torch.tensor([1e-3, 1e-1])
         cases = (
-            ((16, 32, 3, 3), 1, 0, False, 0.0),
-            ((7, 5), 10, 1, True, 1e-2),
-            ((33,), 1, 1, True, 1e-1),
-            ((1,), 2, 0, False, 1e-2),
+            ((16, 32, 3, 3), 1, 0, 0.0, False, 0.0, 1),
+            ((7, 5), 10, 1, 0.0, True, 1e-2, 5),
+            ((33,), 1, 1, 0.0, True, 1e-1, 1),
+            ((1,), 2, 0, 0.25, False, 1e-2, 2),
+            ((5, 3), 4, 0, 0.25, False, 1e-2, 2),
+            ((5, 3), 5, 0, 0.0, True, 1e-2, 2),
         )
-        for shape, step, group, nesterov, decay in cases:
+        for shape, step, group, dampening, nesterov, decay, every in cases:
             param, buf, grad = (torch.randn(shape, generator=g) for _ in range(3))
-            yield param, buf, grad, rates, torch.tensor(step), group, 0.9, nesterov, decay
+            yield param, buf, grad, rates, torch.tensor(step), group, 0.9, dampening, nesterov, decay, every
 
     def onnx_body(self, op: Body) -> tuple[str, str]:
         """The ONNX body: element-wise; ``nesterov`` chooses between two directions."""
         momentum = op.float("momentum")
         gradient = op("Add", self.grad, op("Mul", self.param, op.float("weight_decay")))
-        first = op("Equal", self.step, op.constant(1, "int64"))
-        new = op("Where", first, gradient, op("Add", op("Mul", self.buf, momentum), gradient))
+        first = op("Equal", self.onnx_number(op), op.constant(1, "int64"))
+        added = op("Mul", gradient, op("Sub", op.constant(1.0, "float32"), op.float("dampening")))
+        new = op("Where", first, gradient, op("Add", op("Mul", self.buf, momentum), added))
         ahead = op("Add", gradient, op("Mul", new, momentum))
         direction = op("Where", op.cast(op.integer("nesterov"), "bool"), ahead, new)
-        return op("Sub", self.param, op("Mul", direction, op("Gather", self.lr, op.integer("group"), axis=0))), new
+        param = op("Sub", self.param, op("Mul", direction, op("Gather", self.lr, op.integer("group"), axis=0)))
+        return self.onnx_due(op, param, self.param), self.onnx_due(op, new, self.buf)

@@ -10,7 +10,8 @@ from torch import Tensor
 from tvm import te
 
 from fqt_deploy.ops.lib.onnx_body import Body
-from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
+from fqt_deploy.ops.op import Cost, Kind, Operand, define, tensor_bytes
+from fqt_deploy.ops.optimizers.update_op import UpdateOp
 from fqt_deploy.ops.traits import (
     NEVER_ZERO,
     Layout,
@@ -19,15 +20,17 @@ from fqt_deploy.ops.traits import (
 
 
 @define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
-class SgdUpdate(FqtOp):
+class SgdUpdate(UpdateOp):
     """The update that ``torch.optim.SGD`` without momentum makes of a parameter.
 
     Attributes:
         param: [...] float32.
         grad: [...] float32.
         lr: [G] float32, learning rates of the parameter groups.
+        step: [] int64, number of this step, from 1.
         group: which learning rate.
         weight_decay: zero for none.
+        every: update at each multiple of this many steps.
 
     Returns:
         [...] float32.
@@ -36,17 +39,19 @@ class SgdUpdate(FqtOp):
     param: Operand
     grad: Operand
     lr: Operand
+    step: Operand
     group: int
     weight_decay: float
+    every: int
 
     def reference(self) -> Tensor:
         """The result in plain PyTorch."""
-        return self.param - self.lr[self.group] * (self.grad + self.weight_decay * self.param)
+        param = self.param - self.lr[self.group] * (self.grad + self.weight_decay * self.param)
+        return self.due(param, self.param)
 
     def fake(self) -> Tensor:
         """Shape rule: a tensor like ``param``."""
-        if self.param.shape != self.grad.shape or not 0 <= self.group < self.lr.shape[0]:
-            raise ValueError(f"parameter {tuple(self.param.shape)} and gradient {tuple(self.grad.shape)} do not match")
+        self.fits((self.param,), self.grad, self.lr, self.group)
         return self.param.new_empty(tuple(self.param.shape))
 
     def compute(self) -> te.Tensor:
@@ -54,7 +59,7 @@ class SgdUpdate(FqtOp):
 
         def updated(*i: Any) -> Any:
             gradient = self.grad[i] + self.weight_decay * self.param[i] if self.weight_decay else self.grad[i]
-            return self.param[i] - self.lr[self.group] * gradient
+            return self.te_due(self.param[i] - self.lr[self.group] * gradient, self.param[i])
 
         return te.compute(self.param.shape, updated, name="sgd_update")
 
@@ -64,13 +69,21 @@ class SgdUpdate(FqtOp):
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """The samples: with and without decay, two groups, odd shapes."""
+        """The samples: with and without decay, two groups, odd shapes, an update for several steps, none."""
         g = torch.Generator().manual_seed(0)
         rates = torch.tensor([1e-3, 1e-1])
-        for shape, group, decay in (((16, 32, 3, 3), 0, 0.0), ((7, 5), 1, 1e-2), ((1,), 1, 0.0)):
-            yield torch.randn(shape, generator=g), torch.randn(shape, generator=g), rates, group, decay
+        cases = (
+            ((16, 32, 3, 3), 1, 0, 0.0, 1),
+            ((7, 5), 3, 1, 1e-2, 1),
+            ((1,), 4, 1, 0.0, 2),
+            ((7, 5), 3, 1, 1e-2, 2),
+        )
+        for shape, step, group, decay, every in cases:
+            param, grad = torch.randn(shape, generator=g), torch.randn(shape, generator=g)
+            yield param, grad, rates, torch.tensor(step), group, decay, every
 
     def onnx_body(self, op: Body) -> str:
         """The ONNX body: element-wise."""
         gradient = op("Add", self.grad, op("Mul", self.param, op.float("weight_decay")))
-        return op("Sub", self.param, op("Mul", gradient, op("Gather", self.lr, op.integer("group"), axis=0)))
+        param = op("Sub", self.param, op("Mul", gradient, op("Gather", self.lr, op.integer("group"), axis=0)))
+        return self.onnx_due(op, param, self.param)

@@ -10,16 +10,20 @@ from tvm import tirx
 
 from fqt_deploy.targets.base import ScheduleRule, Target
 from fqt_deploy.targets.cpu.features import cpu_features, host_cpu, llvm_target
+from fqt_deploy.targets.cpu.fp32.fp32_attention import Fp32AttentionRule
+from fqt_deploy.targets.cpu.fp32.fp32_attention_backward import Fp32AttentionBackwardRule
 from fqt_deploy.targets.cpu.fp32.fp32_convolution import Fp32ConvolutionRule
 from fqt_deploy.targets.cpu.fp32.fp32_depthwise import Fp32DepthwiseRule
 from fqt_deploy.targets.cpu.fp32.fp32_depthwise_weight_grad import Fp32DepthwiseWeightGradRule
 from fqt_deploy.targets.cpu.fp32.fp32_few_taps_weight_grad import Fp32FewTapsWeightGradRule
 from fqt_deploy.targets.cpu.fp32.fp32_input_grad import Fp32InputGradRule
+from fqt_deploy.targets.cpu.fp32.fp32_matmul import Fp32MatmulRule
 from fqt_deploy.targets.cpu.fp32.fp32_weight_grad import Fp32WeightGradRule
 from fqt_deploy.targets.cpu.generic.elementwise import ElementwiseRule
 from fqt_deploy.targets.cpu.generic.in_order import InOrderRule
+from fqt_deploy.targets.cpu.generic.nan_extremes import nan_extremes
 from fqt_deploy.targets.cpu.generic.reduction import ReductionRule
-from fqt_deploy.targets.cpu.generic.round_products import makes_bits, round_products
+from fqt_deploy.targets.cpu.generic.round_products import round_products
 from fqt_deploy.targets.cpu.generic.transposition import TranspositionRule
 from fqt_deploy.targets.cpu.generic.update import UpdateRule
 from fqt_deploy.targets.cpu.packing.pack_channels import PackChannelsRule
@@ -44,6 +48,9 @@ RULES: tuple[ScheduleRule, ...] = (
     QuantizePackChannelsRule(),
     TransposePackedWeightRule(),
     # fp32 products
+    Fp32AttentionRule(),
+    Fp32AttentionBackwardRule(),
+    Fp32MatmulRule(),
     Fp32ConvolutionRule(),
     Fp32InputGradRule(),
     Fp32FewTapsWeightGradRule(),
@@ -62,13 +69,13 @@ RULES: tuple[ScheduleRule, ...] = (
 
 @dataclass(frozen=True)
 class CpuTarget(Target):
-    """A target whose kernels that make bits round like the reference."""
+    """A target whose kernels round, and pass NaN on, like PyTorch."""
 
     separate_objects: ClassVar[bool] = True
 
     def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
-        """Fence products where needed, then apply the first rule that takes the kernel."""
-        return super().schedule(round_products(function) if makes_bits(function) else function)
+        """Compute floats as PyTorch does, then apply the first rule that takes the kernel."""
+        return super().schedule(nan_extremes(round_products(function)))
 
 
 def cpu_target(mcpu: str | None) -> Target:

@@ -1,5 +1,6 @@
 """Whole steps on the emulated GPU: every kernel agrees with PyTorch, and a session trains as on the CPU."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -201,3 +202,10 @@ def test_the_benchmark_checks_a_carried_step(emulated_cuda, tmp_path, capsys, mo
     arrays[f"{number}_expected_0"] += 1
     np.savez(table.with_name(layout.CASES), **arrays)
     assert [row["symbol"] for row in checks.check_kernels(tmp_path)["wrong"]] == [rows[number]["symbol"]]
+
+
+def test_a_step_with_all_that_a_loop_does_between_batches(loop_source, loop_options, emulated_cuda, tmp_path):
+    options = dataclasses.replace(loop_options, target="cuda", target_options=CudaOptions(), verify="numerics")
+    result = compile_model(loop_source, options, tmp_path / "step")
+    assert {"accumulate_gradient", "adam_update", "average_parameter"} <= {k.op for k in result.manifest.kernels}
+    assert [row for row in result.verification.rows if not row.ok] == []

@@ -14,7 +14,12 @@ from fqt_deploy.targets.cpu.generic.elementwise import LANES, PARALLEL_ELEMENTS,
 class UpdateRule:
     """Schedules every optimizer update."""
 
-    ops: ClassVar[frozenset[str]] = frozenset({"adam_update", "sgd_update", "sgd_momentum_update"})
+    ops: ClassVar[frozenset[str]] = frozenset(
+        {
+            "accumulate_gradient", "adam_update", "average_parameter", "lion_update", "rmsprop_momentum_update",
+            "rmsprop_update", "sgd_momentum_update", "sgd_update",
+        }
+    )  # fmt: skip
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """Compute all stages of sixteen elements, then write the new values over the old."""

@@ -19,14 +19,16 @@ from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.generic.elementwise import PARALLEL_ELEMENTS, extents
 
 MOVE_MASK = "llvm.x86.avx2.pmovmskb"
-PLANE_AXIS = 2
-"""Axis of the bit-planes in packed codes, [K, P, B, words]."""
+PLANE_AXIS = -2
+"""Axis of the bit-planes in packed codes, [..., B, words]."""
+PLANES = frozenset({"quantize_pack_samples", "pack_levels"})
+"""The ops that pack several bit-planes."""
 
 
 class PackChannelsRule:
-    """Takes ``pack_signs`` and ``quantize_pack_samples`` of whole words where ``vpmovmskb`` is to be had."""
+    """Takes ``pack_signs`` and packings of codes, of whole words, where ``vpmovmskb`` is to be had."""
 
-    ops: ClassVar[frozenset[str]] = frozenset({"pack_signs", "quantize_pack_samples"})
+    ops: ClassVar[frozenset[str]] = PLANES | {"pack_signs"}
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """Compute 32 bytes, whatever was inlined into them, then collect their bits."""
@@ -38,7 +40,7 @@ class PackChannelsRule:
         if extents(schedule, values)[-1] % WORD:
             return None
         *outer, k = schedule.get_loops(packing)
-        has_planes = str(function.attrs["fqt.op"]) == "quantize_pack_samples"
+        has_planes = str(function.attrs["fqt.op"]) in PLANES
         if has_planes:
             plane = outer.pop(PLANE_AXIS)
             schedule.reorder(*outer, plane, k)

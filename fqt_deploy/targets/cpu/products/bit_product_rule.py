@@ -15,11 +15,13 @@ from fqt_deploy.targets.cpu.products.byte_shuffle.weight_gradient import Shuffle
 from fqt_deploy.targets.cpu.products.form import Form
 from fqt_deploy.targets.cpu.products.popcount.convolution import PopcountConvolution
 from fqt_deploy.targets.cpu.products.popcount.input_gradient import PopcountInputGradient
+from fqt_deploy.targets.cpu.products.popcount.level_convolution import PopcountLevelConvolution
 from fqt_deploy.targets.cpu.products.popcount.weight_gradient import PopcountWeightGradient
 from fqt_deploy.targets.cpu.products.table_lookup.input_gradient import TableInputGradient
 from fqt_deploy.targets.cpu.products.table_lookup.weight_gradient import TableWeightGradient
 from fqt_deploy.targets.cpu.products.tile_registers.convolution import TileConvolution
 from fqt_deploy.targets.cpu.products.tile_registers.input_gradient import TileInputGradient
+from fqt_deploy.targets.cpu.products.tile_registers.level_convolution import TileLevelConvolution
 from fqt_deploy.targets.cpu.products.tile_registers.weight_gradient import TileWeightGradient
 from fqt_deploy.targets.products import BitProduct, product_of
 from fqt_deploy.targets.tuning_log import Tile
@@ -30,6 +32,10 @@ FORMS: Mapping[str, tuple[Form[Any], ...]] = {
         TileInputGradient(), TableInputGradient(), ShuffleInputGradient(), PopcountInputGradient(),
     ),
     "bitplane_weight_grad": (
+        TileWeightGradient(), TableWeightGradient(), ShuffleWeightGradient(), PopcountWeightGradient(),
+    ),
+    "level_conv2d": (TileLevelConvolution(), PopcountLevelConvolution()),
+    "level_weight_grad": (
         TileWeightGradient(), TableWeightGradient(), ShuffleWeightGradient(), PopcountWeightGradient(),
     ),
 }  # fmt: skip

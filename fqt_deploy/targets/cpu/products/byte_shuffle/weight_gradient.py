@@ -158,10 +158,13 @@ class _Cut:
             value = value + counts[piece, channel, column]
         return value
 
-    def signed(self, counts: Any, channel: Any, tap: Any, i: Any) -> Any:
+    def level(self, counts: Any, channel: Any, tap: Any, i: Any) -> Any:
         """A sum of signs is twice the sum where the sign is positive, minus that of the mask."""
-        positive = self.total(counts, channel, tap * self.product.channels + i)
-        return 2 * positive - self.total(counts, channel, self.product.taps * self.product.channels + tap)
+        p = self.product
+        found: Any = 0
+        for plane in range(p.planes):
+            found = found + (self.total(counts, channel, tap * p.channels + plane * p.plane_channels + i) << plane)
+        return p.level(found, self.total(counts, channel, p.taps * p.channels + tap))
 
 
 @script.macro
@@ -191,7 +194,7 @@ def _kernel(c: _Cut) -> tirx.PrimFunc:
     def product(
         planes: T.Buffer((p.words, p.bits, p.kept), "int32"),
         positions: T.Buffer((p.panels, p.words, PANEL), "int32"),
-        result: T.Buffer((p.kept, p.channels, p.kernel[0], p.kernel[1]), "int32"),
+        result: T.Buffer((p.kept, p.results, p.kernel[0], p.kernel[1]), "int32"),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         pair_tables = T.alloc_buffer((plane_pairs(p.bits), PAIR_TABLES, ENTRIES), "uint8")
@@ -226,7 +229,7 @@ def _kernel(c: _Cut) -> tirx.PrimFunc:
                     for v in T.serial(c.vector_range(job)[1]):
                         _add_run(counts, tables, indices, c.piece(job), row, v, first_vector + v, length, c)
         for channel in T.parallel(p.kept):
-            for tap, i in T.grid(p.taps, p.channels):
-                result[channel, i, p.tap(tap)[0], p.tap(tap)[1]] = c.signed(counts, channel, tap, i)
+            for tap, i in T.grid(p.taps, p.results):
+                result[channel, i, p.tap(tap)[0], p.tap(tap)[1]] = c.level(counts, channel, tap, i)
 
     return product

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tvm import te, tirx
@@ -45,10 +46,10 @@ class PopcountConvolution:
     def kernel(self, product: BitConvolution, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
         """Counts of differing bits in registers; constants are computed before."""
         p = product
-        (oh, ow), (kernel_h, kernel_w), stride, padding = p.output, p.kernel, p.stride, p.padding
+        (oh, ow), (kernel_h, kernel_w), stride = p.output, p.kernel, p.stride
         x = te.placeholder((p.samples, *p.image, p.words), "int32", name="operand0")
         w = te.placeholder((p.panels, p.contraction, PANEL), "int32", name="operand1")
-        image = _padded(x, p) if p.is_padded else x
+        image = padded_image(x, p)
         kh, kw = te.reduce_axis((0, kernel_h), "kh"), te.reduce_axis((0, kernel_w), "kw")
         k = te.reduce_axis((0, p.words), "k")
         total = te.compute(
@@ -62,12 +63,11 @@ class PopcountConvolution:
             ),
             name="total",
         )
-        row_class, row_examples = _border_classes(oh, p.image[0], kernel_h, stride[0], padding[0], "row_class")
-        column_class, column_examples = _border_classes(ow, p.image[1], kernel_w, stride[1], padding[1], "column_class")
-        constants = _constants(w, p, row_examples, column_examples)
+        borders = Borders.of(p)
+        constants = _constants(w, p, *borders.examples)
 
         def finish(i: Any, y: Any, z: Any, o: Any) -> Any:
-            largest = constants[row_class[y], column_class[z], o] if p.is_padded else p.depth * p.taps
+            largest = borders.at(constants, y, z, o) if p.is_padded else p.depth * p.taps
             return (largest - 2 * total[i, y, z, o]).astype(p.dtype)
 
         schedule = new_schedule([x, w, te.compute(total.shape, finish, name="result")])
@@ -94,35 +94,69 @@ def _default_tile(product: BitConvolution, features: CpuFeatures) -> Tile:
     return rows, largest_divisor(product.panels, max(1, accumulators // rows))
 
 
-def _padded(x: te.Tensor, p: BitConvolution) -> te.Tensor:
-    """The packed input in a border of words of zeros."""
+def padded_image(x: te.Tensor, p: BitConvolution) -> te.Tensor:
+    """The packed input [N, H, W, ...] in a border of words of zeros; as it is without padding."""
+    if not p.is_padded:
+        return x
     (height, width), padding = p.image, p.padding
 
-    def shifted(b: Any, h: Any, v: Any, word: Any) -> Any:
+    def shifted(b: Any, h: Any, v: Any, *rest: Any) -> Any:
         y, z = h - padding[0], v - padding[1]
         inside = tirx.all(y >= 0, y < height, z >= 0, z < width)
-        return tirx.if_then_else(inside, x[b, y, z, word], 0)
+        return tirx.if_then_else(inside, x[(b, y, z, *rest)], 0)
 
-    shape = (p.samples, height + 2 * padding[0], width + 2 * padding[1], p.words)
+    shape = (p.samples, height + 2 * padding[0], width + 2 * padding[1], *x.shape[3:])
     return te.compute(shape, shifted, name="padded")
+
+
+@dataclass(frozen=True)
+class Borders:
+    """The positions of a result by which of their taps lie inside of the image.
+
+    Attributes:
+        rows: class of each row.
+        columns: class of each column.
+        examples: a row of each class, and a column of each class.
+    """
+
+    rows: te.Tensor
+    columns: te.Tensor
+    examples: tuple[list[int], list[int]]
+
+    @classmethod
+    def of(cls, p: BitConvolution) -> Borders:
+        """The classes of a convolution's positions."""
+        names = ("row_class", "column_class")
+        axes = zip(p.output, p.image, p.kernel, p.stride, p.padding, names, strict=True)
+        (rows, row_examples), (columns, column_examples) = (_border_classes(*axis) for axis in axes)
+        return cls(rows, columns, (row_examples, column_examples))
+
+    def at(self, constants: te.Tensor, y: Any, z: Any, o: Any) -> Any:
+        """The constant of a position, of [row class, column class, channel]."""
+        return constants[self.rows[y], self.columns[z], o]
 
 
 def _constants(w: te.Tensor, p: BitConvolution, rows: list[int], columns: list[int]) -> te.Tensor:
     """The sums if no bit differed, [row class, column class, channel], with what padded taps count taken back."""
-    word = te.reduce_axis((0, p.words), "word")
-    taps = te.compute(
-        (p.taps, p.columns),
-        lambda t, o: te.sum(popcount(w[o // PANEL, t * p.words + word, o % PANEL]), axis=word),
-        name="ones",
-    )
+    taps = tap_ones(w, p)
     a, b = te.reduce_axis((0, p.kernel[0]), "a"), te.reduce_axis((0, p.kernel[1]), "b")
 
     def constant(r: Any, c: Any, o: Any) -> Any:
-        inside, _, _ = p.input_position((_chosen(r, rows), _chosen(c, columns)), (a, b))
+        inside, _, _ = p.input_position((chosen(r, rows), chosen(c, columns)), (a, b))
         outside = 2 * taps[a * p.kernel[1] + b, o]
         return te.sum(tirx.if_then_else(inside, p.depth, outside), axis=[a, b])
 
     return te.compute((len(rows), len(columns), p.columns), constant, name="constants")
+
+
+def tap_ones(w: te.Tensor, p: BitConvolution) -> te.Tensor:
+    """The ones of the weight of each tap and channel."""
+    word = te.reduce_axis((0, p.words), "word")
+    return te.compute(
+        (p.taps, p.columns),
+        lambda t, o: te.sum(popcount(w[o // PANEL, t * p.words + word, o % PANEL]), axis=word),
+        name="ones",
+    )
 
 
 def _border_classes(
@@ -146,7 +180,7 @@ def _border_classes(
     return te.compute((outputs,), class_at, name=name), examples
 
 
-def _chosen(index: Any, values: list[int]) -> Any:
+def chosen(index: Any, values: list[int]) -> Any:
     """The value ``values[index]`` as an expression in a variable ``index``."""
     found: Any = tirx.const(values[-1], "int32")
     for i, value in enumerate(values[:-1]):

@@ -28,7 +28,7 @@ class PopcountWeightGradient:
         return ((largest_divisor(product.kept, max(1, features.accumulators // product.bits)),),)
 
     def kernel(self, product: BitWeightGradient, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
-        """Counts of shared bits, then twice those of a tap less those of its mask."""
+        """Counts of shared bits; then the planes of each tap, weighed and added, less its mask where levels have signs."""
         p = product
         planes = te.placeholder((p.words, p.bits, p.kept), "int32", name="operand0")
         positions = te.placeholder((p.panels, p.words, PANEL), "int32", name="operand1")
@@ -50,11 +50,14 @@ class PopcountWeightGradient:
         def at(row: Any, c: Any) -> Any:
             return counts[row // PANEL, c, row % PANEL]
 
-        def signed(c: Any, i: Any, kh: Any, kw: Any) -> Any:
+        def level(c: Any, i: Any, kh: Any, kw: Any) -> Any:
             tap = kh * p.kernel[1] + kw
-            return 2 * at(tap * p.channels + i, c) - at(p.taps * p.channels + tap, c)
+            found: Any = at(tap * p.channels + i, c)
+            for plane in range(1, p.planes):
+                found = found + (at(tap * p.channels + plane * p.plane_channels + i, c) << plane)
+            return p.level(found, at(p.taps * p.channels + tap, c))
 
-        result = te.compute((p.kept, p.channels, *p.kernel), signed, name="result")
+        result = te.compute((p.kept, p.results, *p.kernel), level, name="result")
         schedule = new_schedule([planes, positions, result])
         _schedule_counts(schedule, largest_divisor(p.kept, tile[0]))
         schedule_helpers(schedule, ("result",))

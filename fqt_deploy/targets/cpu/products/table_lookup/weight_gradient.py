@@ -39,21 +39,26 @@ class TableWeightGradient:
 
     def accepts(self, product: BitWeightGradient, features: CpuFeatures) -> bool:
         """Whether the product has whole panels and uses each table often enough."""
-        return product.has_whole_panels and can_look_up(features, product.bits, product.channel_panels)
+        return product.has_whole_panels and can_look_up(features, product.bits, product.plane_panels)
 
     def tiles(self, product: BitWeightGradient, features: CpuFeatures) -> tuple[Tile, ...]:
         """The tile of kept channels and panels: as many of them as there are accumulators."""
         rows = _tile_rows(product, ROWS)
-        return ((rows, largest_divisor(product.channel_panels, features.accumulators // rows)),)
+        return ((rows, largest_divisor(_panels_in_a_row(product), features.accumulators // rows)),)
 
     def kernel(self, product: BitWeightGradient, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
         """The kernel: it builds the tables of a run of positions, then goes through groups of panels."""
-        return _kernel(_Cut(product, _tile_rows(product, tile[0]), largest_divisor(product.channel_panels, tile[1])))
+        return _kernel(_Cut(product, _tile_rows(product, tile[0]), largest_divisor(_panels_in_a_row(product), tile[1])))
 
 
 def _tile_rows(product: BitWeightGradient, most: int) -> int:
     """Number of kept channels in a tile, at most ``most``."""
     return next(r for r in (8, 4, 2, 1) if r <= most and product.kept % r == 0)
+
+
+def _panels_in_a_row(product: BitWeightGradient) -> int:
+    """Number of panels of one plane that lie one after another."""
+    return product.plane_panels if product.planes == 1 else product.tap_panels // product.planes
 
 
 @dataclass(frozen=True)
@@ -72,15 +77,15 @@ class _Cut:
 
     @property
     def per_job(self) -> int:
-        """Number of panels in a job, a multiple of those of a tile."""
-        panels = self.product.channel_panels
+        """Number of panels of a plane in a job, a multiple of those of a tile."""
+        panels = self.product.plane_panels
         groups = max(1, min(panels // MINIMUM_USES, -(-JOBS * self.rows // self.product.kept)))
         return -(-panels // (groups * self.tile)) * self.tile
 
     @property
     def panel_jobs(self) -> int:
         """Number of jobs over the same kept channels."""
-        return -(-self.product.channel_panels // self.per_job)
+        return -(-self.product.plane_panels // self.per_job)
 
     @property
     def jobs(self) -> int:
@@ -97,17 +102,17 @@ class _Cut:
         return job // self.panel_jobs * self.rows + r
 
     def panel(self, job: Any, number: Any) -> Any:
-        """A panel of a job."""
+        """A panel of a plane, of a job."""
         return job % self.panel_jobs * self.per_job + number
 
     def place(self, panel: Any, lane: Any) -> tuple[Any, Any, Any]:
         """Channel of the input, row and column of the kernel of a lane of a panel."""
-        tap, part = panel // self.product.tap_panels, panel % self.product.tap_panels
-        return (part * PANEL + lane, *self.product.tap(tap))
+        own = self.product.plane_panels // self.product.taps
+        return (panel % own * PANEL + lane, *self.product.tap(panel // own))
 
     def mask(self, panel: Any) -> tuple[Any, Any]:
         """Panel and lane of the masks of a panel's tap."""
-        tap = panel // self.product.tap_panels
+        tap = panel // (self.product.plane_panels // self.product.taps)
         return tap // PANEL, tap % PANEL
 
     def codes(self, planes: Any, word: Any, channel: Any) -> list[Any]:
@@ -149,7 +154,9 @@ def _accumulate(
 
 
 @script.macro
-def _add_run(c: _Cut, tables: Any, planes: Any, positions: Any, counts: Any, masks: Any, job: Any, begin: Any) -> None:
+def _add_run(
+    c: _Cut, tables: Any, planes: Any, positions: Any, counts: Any, masks: Any, job: Any, begin: Any, plane: Any
+) -> None:
     """Build the tables of a run, and add its products with the masks and the panels of a job."""
     for w in T.serial(T.min(c.run, c.product.words - begin)):
         for r in T.unroll(c.rows):
@@ -158,8 +165,25 @@ def _add_run(c: _Cut, tables: Any, planes: Any, positions: Any, counts: Any, mas
     for panel in T.serial(c.product.mask_panels):
         _accumulate(c, tables, positions, masks, c.product.channel_panels + panel, panel, begin, 1)
     for group in T.serial(c.per_job // c.tile):
-        if c.panel(job, group * c.tile) < c.product.channel_panels:
-            _accumulate(c, tables, positions, counts, c.panel(job, group * c.tile), group * c.tile, begin, c.tile)
+        if c.panel(job, group * c.tile) < c.product.plane_panels:
+            first: T.let = c.product.plane_panel(c.panel(job, group * c.tile), plane)
+            _accumulate(c, tables, positions, counts, first, group * c.tile, begin, c.tile)
+
+
+@script.macro
+def _write(c: _Cut, counts: Any, masks: Any, result: Any, job: Any, plane: Any) -> None:
+    """Write the share of a plane; the first one's is what the others are added to."""
+    for r, panel in T.grid(c.rows, c.per_job):
+        at: T.let = c.panel(job, panel)
+        if at < c.product.plane_panels:
+            for lane in T.vectorized(PANEL):
+                share: T.let = c.product.share(
+                    counts[panel, r, lane], masks[c.mask(at)[0], r, c.mask(at)[1]], plane
+                )
+                before: T.let = tirx.if_then_else(
+                    plane > 0, result[c.channel(job, r), c.place(at, lane)[0], c.place(at, lane)[1], c.place(at, lane)[2]], 0
+                )
+                result[c.channel(job, r), c.place(at, lane)[0], c.place(at, lane)[1], c.place(at, lane)[2]] = before + share
 
 
 def _kernel(c: _Cut) -> tirx.PrimFunc:
@@ -170,25 +194,20 @@ def _kernel(c: _Cut) -> tirx.PrimFunc:
     def product(
         planes: T.Buffer((p.words, p.bits, p.kept), "int32"),
         positions: T.Buffer((p.panels, p.words, PANEL), "int32"),
-        result: T.Buffer((p.kept, p.channels, p.kernel[0], p.kernel[1]), "int32"),
+        result: T.Buffer((p.kept, p.results, p.kernel[0], p.kernel[1]), "int32"),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         for job in T.parallel(c.jobs):
             counts = T.alloc_buffer((c.per_job, c.rows, PANEL), "int32")
             masks = T.alloc_buffer((p.mask_panels, c.rows, PANEL), "int32")
             tables = T.alloc_buffer((c.run, c.rows, HALVES, 64), "int8")
-            for panel, r in T.grid(c.per_job, c.rows):
-                counts[panel, r, T.ramp(0, 1, PANEL)] = T.broadcast(0, PANEL)
-            for panel, r in T.grid(p.mask_panels, c.rows):
-                masks[panel, r, T.ramp(0, 1, PANEL)] = T.broadcast(0, PANEL)
-            for piece in T.serial((p.words + c.run - 1) // c.run):
-                _add_run(c, tables, planes, positions, counts, masks, job, piece * c.run)
-            for r, panel in T.grid(c.rows, c.per_job):
-                at: T.let = c.panel(job, panel)
-                if at < p.channel_panels:
-                    for lane in T.vectorized(PANEL):
-                        result[c.channel(job, r), c.place(at, lane)[0], c.place(at, lane)[1], c.place(at, lane)[2]] = (
-                            counts[panel, r, lane] * 2 - masks[c.mask(at)[0], r, c.mask(at)[1]]
-                        )
+            for plane in T.unroll(p.planes):
+                for panel, r in T.grid(c.per_job, c.rows):
+                    counts[panel, r, T.ramp(0, 1, PANEL)] = T.broadcast(0, PANEL)
+                for panel, r in T.grid(p.mask_panels, c.rows):
+                    masks[panel, r, T.ramp(0, 1, PANEL)] = T.broadcast(0, PANEL)
+                for piece in T.serial((p.words + c.run - 1) // c.run):
+                    _add_run(c, tables, planes, positions, counts, masks, job, piece * c.run, plane)
+                _write(c, counts, masks, result, job, plane)
 
     return product

@@ -105,8 +105,13 @@ class _Cut:
 
     @property
     def blocks(self) -> int:
-        """Number of blocks of ``width`` panels in a tap."""
-        return -(-self.product.tap_panels // self.width)
+        """Number of blocks of ``width`` panels in a plane of a tap."""
+        return -(-self.tap_panels // self.width)
+
+    @property
+    def tap_panels(self) -> int:
+        """Number of panels in a plane of a tap."""
+        return self.product.tap_panels // self.product.planes
 
     @property
     def tap_jobs(self) -> int:
@@ -174,6 +179,25 @@ def _multiply_block(s: _Cut, codes: Any, positions: Any, columns: Any, sums: Any
             store_sums(sums, group * TILES * TILE, s.width)
 
 
+@script.macro
+def _write_block(s: _Cut, sums: Any, inside: Any, result: Any, tap: Any, block: Any, plane: Any) -> None:
+    """Write the share of a plane in a block of panels of a tap; the first one's is what the others are added to."""
+    for tile, r in T.grid(s.row_tiles, s.rows):
+        for panel in T.serial(T.min(s.width, s.tap_panels - block)):
+            for lane in T.vectorized(PANEL):
+                share: T.let = s.product.share(
+                    sums[s.sums_begin(tile, panel, r) + lane], inside[tile * s.rows + r, tap], plane
+                )
+                before: T.let = tirx.if_then_else(
+                    plane > 0,
+                    result[tile * s.rows + r, (block + panel) * PANEL + lane, s.product.tap(tap)[0], s.product.tap(tap)[1]],
+                    0,
+                )
+                result[tile * s.rows + r, (block + panel) * PANEL + lane, s.product.tap(tap)[0], s.product.tap(tap)[1]] = (
+                    before + share
+                )
+
+
 def _kernel(s: _Cut) -> tirx.PrimFunc:
     """The TIR function of the gradient that is cut as ``s`` says."""
     p = s.product
@@ -182,7 +206,7 @@ def _kernel(s: _Cut) -> tirx.PrimFunc:
     def product(
         planes: T.Buffer((p.words, p.bits, p.kept), "int32"),
         positions: T.Buffer((p.panels, p.words, PANEL), "int32"),
-        result: T.Buffer((p.kept, p.channels, p.kernel[0], p.kernel[1]), "int32"),
+        result: T.Buffer((p.kept, p.results, p.kernel[0], p.kernel[1]), "int32"),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         codes = T.alloc_buffer((s.row_tiles * s.steps * TILE,), "int32")
@@ -208,15 +232,12 @@ def _kernel(s: _Cut) -> tirx.PrimFunc:
             for t in T.serial(p.taps // s.tap_jobs):
                 tap: T.let = job % s.tap_jobs * (p.taps // s.tap_jobs) + t
                 block: T.let = job // s.tap_jobs * s.width
-                _multiply_block(
-                    s, codes, positions, columns, sums, tap * p.tap_panels + block, (tap + 1) * p.tap_panels - 1
-                )
-                for tile, r in T.grid(s.row_tiles, s.rows):
-                    for panel in T.serial(T.min(s.width, p.tap_panels - block)):
-                        for lane in T.vectorized(PANEL):
-                            result[tile * s.rows + r, (block + panel) * PANEL + lane, p.tap(tap)[0], p.tap(tap)[1]] = (
-                                sums[s.sums_begin(tile, panel, r) + lane] * 2 - inside[tile * s.rows + r, tap]
-                            )
+                for plane in T.unroll(p.planes):
+                    first: T.let = tap * p.tap_panels + plane * s.tap_panels
+                    _multiply_block(
+                        s, codes, positions, columns, sums, first + block, first + s.tap_panels - 1
+                    )
+                    _write_block(s, sums, inside, result, tap, block, plane)
             T.evaluate(release_tiles())
 
     return product

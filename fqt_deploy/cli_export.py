@@ -1,0 +1,182 @@
+"""The command fqt-export: the weights of an artifact or a checkpoint for other programs.
+
+A ``.safetensors`` file needs neither PyTorch nor the compiler, a ``.pt`` file needs PyTorch, an ``.onnx`` file the
+compiler and the model file. Exit codes: 0 success, 1 a mistake that the person can repair, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from fqt_deploy import __version__
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.runtime.artifact import MANIFEST, STATE, check_members
+from fqt_deploy.runtime.checkpoint import load_checkpoint
+from fqt_deploy.runtime.files import Arrays, read_file, read_tensors, replace_file, state_misfit, tensors_to_bytes
+
+EXAMPLES = """
+\b
+Examples:
+  fqt-export vgg16.fqt -o vgg16.safetensors                the weights as fqt-compile or Session.save left them
+  fqt-export vgg16.fqt --checkpoint -o vgg16.pt            those of DIR/checkpoint.safetensors, for torch.load
+  fqt-export vgg16.fqt --checkpoint run.safetensors --averages -o vgg16.safetensors
+  fqt-export vgg16.fqt --checkpoint --model vgg16.py -o vgg16.onnx     the prediction, for ONNX Runtime
+
+\b
+The weights of 1-bit layers are latent: the step computes with their signs and the mean of their magnitudes. A model
+that is loaded with them computes with them as they are, which is another function, and far less accurate: evaluate with
+predict, with the .onnx file, or with the module that to_torch() of a compiled step gives. The metadata of the
+.safetensors file name the 1-bit layers.
+"""
+
+_LATENT = "weights of these layers are latent: their signs, scaled, are what the model computes with"
+_DEFAULT = "checkpoint.safetensors"
+
+
+@click.command(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("artifact", type=click.Path(path_type=Path), metavar="DIR")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="A .safetensors, .pt or .onnx file."
+)
+@click.option(
+    "--checkpoint", is_flag=False, flag_value=_DEFAULT, metavar="[FILE]",
+    help=f"Take the weights from this checkpoint of the artifact; without FILE from DIR/{_DEFAULT}.",
+)  # fmt: skip
+@click.option("--averages", is_flag=True, help="Take the averages of the parameters, which --ema keeps.")
+@click.option("--model", type=click.Path(path_type=Path), metavar="FILE.py", help="The model file; for .onnx.")
+@click.version_option(__version__)
+def main(artifact: Path, output: Path, checkpoint: str | None, averages: bool, model: Path | None) -> None:
+    """Write the weights of the artifact in DIR to a file for other programs."""
+    try:
+        export(artifact, output, _checkpoint_of(artifact, checkpoint), averages=averages, model=model)
+    except FqtError as error:
+        click.echo(error.render(), err=True)
+        sys.exit(1)
+    click.echo(f"wrote {output}", err=True)
+
+
+def export(
+    artifact: Path, output: Path, checkpoint: Path | None = None, *, averages: bool = False, model: Path | None = None
+) -> None:
+    """Write the weights of an artifact, whole or not at all.
+
+    Args:
+        artifact: the folder; it may be for another kind of machine.
+        output: the file; its ending says which format.
+        checkpoint: take the weights from there.
+        averages: take the averages of the parameters in their place.
+        model: the model file, for ONNX.
+
+    Raises:
+        FqtError: FQT202 for another ending, or ONNX without the model file; FQT501 to FQT508 as for ``fqt_deploy.load``
+            and ``Session.load_checkpoint``; FQT513 without averages.
+    """
+    writers: dict[str, Callable[[Manifest, Arrays], bytes]] = {".safetensors": _safetensors, ".pt": _pt, ".pth": _pt}
+    if output.suffix not in (*writers, ".onnx"):
+        known = ", ".join((*writers, ".onnx"))
+        raise FqtError(f"{output} is to have the ending {output.suffix!r}", code="FQT202", hint=f"endings are {known}")
+    if output.suffix == ".onnx" and model is None:
+        raise FqtError(
+            "an artifact holds no graph to write as ONNX", code="FQT202", hint="give the model file: --model model.py"
+        )
+    manifest, state = _read(artifact, checkpoint)
+    weights = {name: _evaluated(state, key, averages) for name, key in manifest.module_names.items()}
+    if averages and not any(name.startswith("ema/") for name in state):
+        raise FqtError("the step keeps no averages", code="FQT513", hint="compile it with --ema 0.999")
+    if model is not None and output.suffix == ".onnx":
+        _onnx(manifest, weights, model, output)
+    else:
+        replace_file(output, writers[output.suffix](manifest, weights))
+
+
+def _checkpoint_of(artifact: Path, given: str | None) -> Path | None:
+    if given is None:
+        return None
+    return artifact / _DEFAULT if given == _DEFAULT and not Path(given).exists() else Path(given)
+
+
+def _read(artifact: Path, checkpoint: Path | None) -> tuple[Manifest, Arrays]:
+    """The manifest, and the state of the artifact or the checkpoint; no code in the artifact is loaded."""
+    if not (artifact / MANIFEST).is_file():
+        raise FqtError(f"{artifact} is not an artifact", code="FQT501", hint="make an artifact with fqt-compile")
+    manifest = Manifest.from_json(read_file(artifact / MANIFEST))
+    check_members(artifact)
+    if checkpoint is not None:
+        return manifest, load_checkpoint(checkpoint, manifest)[0]
+    arrays, _ = read_tensors(artifact / STATE)
+    if misfit := state_misfit(manifest.state, arrays):
+        raise FqtError(f"{artifact / STATE}: {misfit}", code="FQT502")
+    return manifest, arrays
+
+
+def _evaluated(state: Mapping[str, NDArray[Any]], name: str, averages: bool) -> NDArray[Any]:
+    average = name.replace("param/", "ema/", 1)
+    return state[average if averages and average in state else name]
+
+
+def _one_bit(manifest: Manifest) -> list[str]:
+    return [layer.path for layer in manifest.layers if layer.decision == "1-bit"]
+
+
+def _safetensors(manifest: Manifest, weights: Arrays) -> bytes:
+    metadata = {"format": "pt", "fqt_1bit_layers": json.dumps(_one_bit(manifest)), "fqt_note": _LATENT}
+    return tensors_to_bytes({name: np.array(array, order="C") for name, array in weights.items()}, metadata)
+
+
+def _pt(manifest: Manifest, weights: Arrays) -> bytes:
+    try:
+        import torch
+    except ImportError:
+        raise FqtError(
+            "PyTorch is not installed", code="FQT303", hint="write a .safetensors file, or pip install torch"
+        ) from None
+    file = io.BytesIO()
+    torch.save({name: torch.from_numpy(np.array(array)) for name, array in weights.items()}, file)
+    return file.getvalue()
+
+
+def _onnx(manifest: Manifest, weights: Arrays, model: Path, output: Path) -> None:
+    """Write the prediction of the model file with ``weights`` for any batch; the layers run as in the artifact."""
+    from fqt_deploy.core.compiler_extra import require_compiler
+
+    require_compiler()
+    import torch
+
+    from fqt_deploy.capture.load_model import load_model
+    from fqt_deploy.compiler.export_onnx import export_onnx_any_batch
+    from fqt_deploy.settings import options_of
+
+    if several := [layer.path for layer in manifest.layers if layer.activation_bits > 1]:
+        raise FqtError(
+            f"layer {several[0]!r} takes activations of several bits, whose grid an artifact does not hold",
+            code="FQT513",
+            hint="fqt-compile --emit onnx-infer writes the prediction of the model before training",
+        )
+    source = load_model(model, batch=manifest.batch)
+    state = source.module.state_dict()
+    if wrong := [n for n, array in weights.items() if n not in state or tuple(state[n].shape) != array.shape]:
+        raise FqtError(
+            f"{model} is another model than {manifest.name}: {wrong[0]} does not fit",
+            code="FQT504",
+            hint="give the model file that the artifact was compiled from",
+        )
+    source.module.load_state_dict({n: torch.from_numpy(np.array(a)) for n, a in weights.items()}, strict=False)
+    layers = tuple(map(glob.escape, _one_bit(manifest)))
+    chosen = {"include": layers} if layers else {"exclude": ("*",)}
+    options = options_of({"recipe": "none", **chosen})
+    export_onnx_any_batch(source, options, output)
+
+
+if __name__ == "__main__":
+    main()

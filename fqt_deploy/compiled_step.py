@@ -1,0 +1,136 @@
+"""The compiled step as ``fqt_deploy.compile`` returns it: a session that lives among PyTorch's objects."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import nn
+
+from fqt_deploy.binary_layers import binarized
+from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.capture.model_call import predicted
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.runtime.session import Session
+from fqt_deploy.torch_optimizer import FollowedOptimizer, ScheduledRates
+
+DIFFERENCE = 0.1
+"""Relative difference of a module's predictions from the step's that flipped signs may explain, but no other function.
+
+Sums in another order flip the sign of a value that is all but zero, and each flip moves later ones.
+"""
+
+
+class CompiledStep(Session):
+    """A session whose state dict is one of PyTorch tensors, and that is called like a function.
+
+    Attributes:
+        folder: holds the compiled library for as long as the step lives.
+        source: the model that was compiled, with the example batch.
+    """
+
+    folder: tempfile.TemporaryDirectory[str] | None = None
+    source: ModelSource | None = None
+    _followed: FollowedOptimizer | None = None
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the learning rates of each step from ``optimizer``, whose groups are those of the step."""
+        self._followed = FollowedOptimizer(optimizer)
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that the step follows: one of ``torch.optim`` for ``lr_scheduler`` to work on.
+
+        It is the one that was compiled, or stands for ``fqt_deploy.Adam`` and the like. Its ``step`` is not to be
+        called: the compiled step updates the parameters.
+        """
+        if self._followed is None:
+            rates = self.lr if isinstance(self.lr, tuple) else (self.lr,)
+            groups = [{**g, "lr": lr} for g, lr in zip(self.manifest.optimizer.groups, rates, strict=True)]
+            self.follow(ScheduledRates(groups))
+        assert self._followed is not None
+        return self._followed.optimizer
+
+    def __call__(self, *batch: Any, **named: Any) -> float:
+        """Run ``step`` on a batch and return its loss."""
+        return self.step(*batch, **named)
+
+    def step(self, *batch: Any, check: bool = False, **named: Any) -> float:
+        """Train on one batch, as ``Session.step``, with the learning rates of ``optimizer``.
+
+        Raises:
+            FqtError: also FQT210 if another hyperparameter of the optimizer has changed.
+        """
+        if self._followed is not None:
+            if (rates := tuple(self._followed.rates())) != self._rates:
+                Session.lr.fset(self, rates)  # type: ignore[attr-defined]
+            self._followed.note_step()
+        return super().step(*batch, check=check, **named)
+
+    @property
+    def lr(self) -> float | tuple[float, ...]:
+        """Learning rate; with several parameter groups one rate each. One number sets all groups."""
+        rates = self._rates if self._followed is None else tuple(self._followed.rates())
+        return rates if len(rates) > 1 else rates[0]
+
+    @lr.setter
+    def lr(self, value: float | Sequence[float]) -> None:
+        Session.lr.fset(self, value)  # type: ignore[attr-defined]
+        if self._followed is not None:
+            self._followed.set_rates(self._rates)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of parameters and buffers; ``model.load_state_dict`` takes it.
+
+        The weights of 1-bit layers are latent: the step computes with their signs. The model that was compiled computes
+        with them as they are, which is another function: ``to_torch()`` is the module that predicts as ``predict``.
+        """
+        return {name: torch.from_numpy(array) for name, array in super().state_dict().items()}
+
+    def to_torch(self) -> nn.Module:
+        """A PyTorch module that predicts what ``predict`` does, in evaluation mode, for batches of any size.
+
+        It is a copy of the model that was compiled, with the weights of now and layers that compute on signs
+        (``fqt_deploy.binary_layers``) where the step does; its state dict has the names of the model's.
+
+        Raises:
+            FqtError: FQT513 if a 1-bit layer has no such form, or the module would predict something else.
+        """
+        assert self.source is not None
+        if several := [layer.path for layer in self.manifest.layers if layer.activation_bits > 1]:
+            raise FqtError(
+                f"layer {several[0]!r} takes activations of several bits, which has no form as a PyTorch module",
+                code="FQT513",
+                hint="predict with the step; or compile with activation_bits=1",
+            )
+        model = binarized(self.source.module, [r.path for r in self.manifest.layers if r.decision == "1-bit"]).eval()
+        state = self.state_dict()
+        known = model.state_dict()
+        model.load_state_dict({name: state.get(name, value) for name, value in known.items()})
+        call = self.source.call
+        inputs = self.source.example_inputs[: call.inputs]
+        with torch.no_grad():
+            chosen = predicted(call.outputs(model, inputs), self.manifest.prediction, "evaluation")[1]
+        theirs, ours = chosen.numpy().astype(np.float64), self.predict(*inputs)
+        difference = float(np.linalg.norm(theirs - ours) / max(float(np.linalg.norm(ours)), 1e-30))
+        if not difference <= DIFFERENCE:
+            raise FqtError(
+                f"as a PyTorch module the model would predict something else: it differs by {difference:.1%}",
+                code="FQT513",
+                hint="zeros put in front of a 1-bit convolution belong into its padding=; a layer whose weight is "
+                "used by other code than its own forward has no such form: predict with the step",
+            )
+        return model
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse ``copy.deepcopy``, ``pickle`` and ``torch.save``: a step is a loaded library with its state."""
+        raise FqtError(
+            "a compiled step cannot be copied, pickled or given to torch.save",
+            code="FQT513",
+            hint="step.save_checkpoint(file) keeps all of its state, step.save(folder) an artifact to load again, "
+            "torch.save(step.state_dict(), file) the weights",
+        )

@@ -1,0 +1,86 @@
+"""Levels that activations are quantized to: small integers, times one unit for a whole layer.
+
+With a bits there are codes from 0 to ``M = 2^a - 1``. A *signed* grid has the odd levels ``2 code - M``, a sum of planes of
+signs, ``sum_p 2^p s_p``; its unit is half the spacing. An unsigned grid has the levels ``code``, a sum of planes of bits;
+its unit is the spacing. A code is a level's number in both: what is packed is the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tvm import tirx
+
+from fqt_deploy.ops.lib.onnx_body import Body
+from fqt_deploy.ops.lib.packed_words import WORD, word_count
+
+
+def largest_code(bits: int) -> int:
+    """The largest code of ``bits`` bits."""
+    return (1 << bits) - 1
+
+
+def reciprocal(spacing: float) -> float:
+    """One over ``spacing``, in float32: what every target multiplies with."""
+    return float(np.float32(1) / np.float32(spacing))
+
+
+def codes_of(x: Tensor, spacing: float, bits: int, signed: bool) -> Tensor:
+    """The codes of ``x``, [...] float32 of whole numbers; that of NaN is 0."""
+    scaled = x * reciprocal(spacing)
+    code = torch.floor(scaled) + float(1 << (bits - 1)) if signed else torch.floor(scaled + 0.5)
+    return torch.where(code > 0, code.clamp(max=largest_code(bits)), 0.0)
+
+
+def codes_compute(x: Any, spacing: float, bits: int, signed: bool) -> Any:
+    """The code of a scalar expression, float32, as ``codes_of`` computes it."""
+    scaled = x * tirx.const(reciprocal(spacing), "float32")
+    if signed:
+        code = tirx.floor(scaled) + tirx.const(float(1 << (bits - 1)), "float32")
+    else:
+        code = tirx.floor(scaled + tirx.const(0.5, "float32"))
+    largest, zero = (tirx.const(float(bound), "float32") for bound in (largest_code(bits), 0))
+    return tirx.Select(code > zero, tirx.Select(code < largest, code, largest), zero)
+
+
+def codes_onnx(op: Body, x: str) -> str:
+    """The codes of ``x`` in ONNX, float32; the attributes are those of ``onnx_attributes``."""
+    scaled = op("Mul", x, op.float("reciprocal"))
+    shifted = op("Add", scaled, op.float("before"))
+    code = op("Add", op("Floor", shifted), op.float("behind"))
+    largest, zero = op.float("largest"), op.constant(0.0, "float32")
+    return op("Where", op("Greater", code, zero), op("Min", code, largest), zero)
+
+
+def onnx_attributes(spacing: float, bits: int, signed: bool) -> dict[str, Any]:
+    """The attributes of a quantizer in ONNX: what is added before and behind the floor is 0 for one of the grids."""
+    return {
+        "reciprocal": reciprocal(spacing),
+        "before": 0.0 if signed else 0.5,
+        "behind": float(1 << (bits - 1)) if signed else 0.0,
+        "largest": float(largest_code(bits)),
+    }
+
+
+def passing_range(bits: int, signed: bool) -> tuple[float, float]:
+    """The multiples of the spacing between which no value is clamped: from the first, less than the second."""
+    half = float(1 << (bits - 1))
+    return (-half, half) if signed else (-0.5, largest_code(bits) + 0.5)
+
+
+def levels_of(codes: Tensor, bits: int, signed: bool) -> Tensor:
+    """The levels of codes."""
+    return 2 * codes - largest_code(bits) if signed else codes
+
+
+def unit(spacing: float, signed: bool) -> float:
+    """The value of level 1."""
+    return float(np.float32(spacing / 2 if signed else spacing))
+
+
+def plane_channels(channels: int) -> int:
+    """The channels of one plane, with those that fill its last word."""
+    return WORD * word_count(channels)

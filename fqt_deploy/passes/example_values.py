@@ -1,0 +1,50 @@
+"""Values that a graph computes on the example batch it was captured with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, fx
+
+from fqt_deploy.core.graph import TrainingGraph
+
+
+def visit_values(graph: TrainingGraph, nodes: Iterable[fx.Node], visit: Callable[[fx.Node, Tensor], None]) -> bool:
+    """Compute ``nodes`` of forward on the example batch and hand each to ``visit``; False if the graph has no batch.
+
+    Whatever they depend on is computed too, and nothing else; a value is let go when nothing needs it any more.
+    """
+    if graph.example is None:
+        return False
+    wanted = set(nodes)
+    needed, pending = set(wanted), list(wanted)
+    while pending:
+        for operand in pending.pop().all_input_nodes:
+            if operand not in needed:
+                needed.add(operand)
+                pending.append(operand)
+    left = {node: sum(user in needed for user in node.users) for node in needed}
+    given = {**graph.example, "seed": torch.tensor(0)} | {n: t.initial for n, t in graph.state.items()}
+    names = iter(graph.inputs)
+    values: dict[fx.Node, object] = {}
+    with torch.no_grad():
+        for node in graph.graph.nodes:
+            name = next(names) if node.op == "placeholder" else ""
+            if node not in needed:
+                continue
+            if node.op == "placeholder":
+                values[node] = given[name]
+            else:
+                args, kwargs = (fx.map_arg(a, values.__getitem__) for a in (node.args, node.kwargs))
+                found = node.target(*args, **kwargs)  # type: ignore[operator]
+                values[node] = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, found)
+            if node in wanted:
+                value = values[node]
+                assert isinstance(value, Tensor)
+                visit(node, value)
+            for operand in node.all_input_nodes:
+                left[operand] -= 1
+                if not left[operand]:
+                    del values[operand]
+    return True

@@ -1,0 +1,63 @@
+"""Convolution of levels in tile registers: levels as bytes, and bytes of zero around the image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.products.tile_registers.byte_convolution import TileForm
+from fqt_deploy.targets.cpu.products.tile_registers.byte_convolution_cut import ByteConvolution
+from fqt_deploy.targets.cpu.products.tile_registers.registers import (
+    SIGNED_ROWS,
+    UNSIGNED_ROWS,
+    neighbours,
+    row_of_codes,
+)
+from fqt_deploy.targets.products import LevelConvolution
+
+MOST_BITS = {True: 7, False: 8}
+"""The widest codes whose levels fit a byte, for levels with signs and without."""
+
+
+class TileLevelConvolution(TileForm[LevelConvolution]):
+    """A convolution of bytes, of several taps, a multiple of 64 deep, with pairs of panels of columns."""
+
+    def accepts(self, product: LevelConvolution, features: CpuFeatures) -> bool:
+        """Whether levels fit into a byte, the processor has tile registers, and their tiles are filled."""
+        return product.bits <= MOST_BITS[product.signed] and super().accepts(product, features)
+
+    def expanded(self, product: LevelConvolution) -> ByteConvolution:
+        """The product as a convolution of bytes: the levels and, in the padding, 0."""
+
+        def levels(planes: Any, n: Any, y: Any, z: Any, pair: Any) -> Any:
+            codes = row_of_codes(
+                [
+                    neighbours(planes[n, y, z, p, 2 * pair], planes[n, y, z, p, 2 * pair + 1])
+                    for p in range(product.bits)
+                ]
+            )
+            return _signed(codes, product.largest_code) if product.signed else codes
+
+        return ByteConvolution(
+            product=product,
+            source_hw=product.image,
+            output_hw=product.output,
+            stride=product.stride,
+            spread=(1, 1),
+            border=product.padding,
+            flipped=False,
+            instruction=SIGNED_ROWS if product.signed else UNSIGNED_ROWS,
+            operand=(product.samples, *product.image, product.bits, product.words),
+            row=levels,
+            dtype=product.dtype,
+        )
+
+
+def _signed(codes: Any, largest: int) -> Any:
+    """Twice each byte less the largest code, in sixteen lanes of four bytes."""
+    octets = T.reinterpret(codes, dtype="int8x64")
+    doubled = octets + octets - tirx.Broadcast(tirx.const(largest, "int8"), 64)
+    return T.reinterpret(doubled, dtype="int32x16")

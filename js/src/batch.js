@@ -1,0 +1,43 @@
+import { BY_DTYPE, sizeOf } from "./element_types.js";
+import { FqtError } from "./error.js";
+
+/**
+ * The values of one input as the typed array that ONNX Runtime takes; numbers become 64-bit integers where the model has those.
+ *
+ * @param {{name: string, shape: number[], dtype: string}} spec
+ * @param {ArrayLike<number> | ArrayLike<bigint>} values in row-major order
+ * @param {number} samples how many; the shape of each is the spec's
+ */
+export function asInput(spec, values, samples) {
+  const size = samples * sizeOf(spec.shape.slice(1));
+  if (values?.length !== size) {
+    const got = values?.length === undefined ? `a ${typeof values}` : `${values.length} numbers`;
+    throw new FqtError(`${spec.name} is ${got}, expected ${size} for ${samples} samples`, "FQT505");
+  }
+  const kind = BY_DTYPE.get(spec.dtype).array;
+  const array = values instanceof kind ? values : converted(spec, values, kind);
+  if (array instanceof Float32Array) {
+    const bad = array.findIndex((value) => !Number.isFinite(value));
+    if (bad >= 0) throw new FqtError(`${spec.name}[${bad}] is ${array[bad]}`, "FQT506");
+  }
+  return array;
+}
+
+function converted(spec, values, kind) {
+  try {
+    return kind === BigInt64Array ? BigInt64Array.from(values, BigInt) : kind.from(values, Number);
+  } catch (error) {
+    throw new FqtError(`${spec.name} is not ${spec.dtype}: ${error.message}`, "FQT505");
+  }
+}
+
+/** FQT507 unless all `labels` are those that the loss of the model takes. */
+export function checkLabels(manifest, labels) {
+  const [low, high] = manifest.label_range ?? (manifest.classes === null ? [] : [0, manifest.classes]);
+  if (low === undefined) return;
+  const ignored = manifest.ignore_index ?? undefined;
+  const bad = labels.findIndex((label) => (label < low || label >= high) && Number(label) !== ignored);
+  if (bad >= 0) {
+    throw new FqtError(`y[${bad}] is ${labels[bad]}, expected a label from ${low} to ${high - 1}`, "FQT507");
+  }
+}

@@ -1,0 +1,95 @@
+"""What an example batch becomes: names, roles and structure; what cannot be compiled is refused with its name."""
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from fqt_deploy.capture.model_call import describe_call, loss_in, named_outputs, predicted, without_loss
+from fqt_deploy.core.diagnostics import FqtError
+
+X, M, Y = torch.zeros(4, 3), torch.ones(4, 2, dtype=torch.bool), torch.arange(4)
+
+
+class Model(nn.Module):
+    def forward(self, image, mask=None, *, flag=False, labels=None):
+        return image
+
+
+@dataclass
+class Result:
+    loss: torch.Tensor
+    logits: torch.Tensor
+    cache: object = None
+
+
+Pair = namedtuple("Pair", ["logits", "aux"])
+
+
+@pytest.mark.parametrize(
+    ("example", "names", "targets"),
+    [
+        ((X, Y), ["x", "y"], 1),
+        (((X, M), Y), ["image", "mask", "y"], 1),
+        (((X, None, M), Y), ["x0", "x2", "y"], 1),
+        ((X, (Y, Y)), ["x", "y0", "y1"], 2),
+        ((X, {"labels": Y}), ["x", "labels"], 1),
+        (({"image": X, "mask": M, "flag": True}, Y), ["image", "mask", "y"], 1),
+        (({"image": {"left": X, "right": X}}, Y), ["image.left", "image.right", "y"], 1),
+        ({"image": X, "labels": Y, "mask": None}, ["image", "labels"], 1),
+        (({"y": X}, Y), ["y", "target"], 1),
+    ],
+)
+def test_tensors_are_named(example, names, targets):
+    call, tensors = describe_call(Model(), example, own_loss=False)
+    assert [spec.name for spec in call.signature] == names
+    assert [spec.role for spec in call.signature].count("target") == targets == len(names) - call.inputs
+    assert [tuple(t.shape) for t in tensors] == [spec.shape for spec in call.signature]
+    args, kwargs, _ = call.arguments(tensors[: call.inputs])
+    if isinstance(example, tuple) and isinstance(example[0], dict):
+        assert not args
+        assert kwargs.keys() == example[0].keys()
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        (X, "a pair (inputs, targets); got a Tensor"),
+        ((X, Y, Y), "got a tuple of 3"),
+        ((X, None), "the example target y is None, not a tensor"),
+        ((X.double(), Y), "the example input x is float64; float32, int64, int32 and bool are supported"),
+        (({"image": X, "mask": M[:1]}, Y), "input mask has shape [1, 2], and image has 4 samples"),
+        ((X, Y[:3]), "the example target y has shape [3], and x has 4 samples"),
+        (({"image": X, "places": torch.tensor(3)}, Y), "input places has shape []; the first axis is the batch"),
+        ({"image": X}, "a dict without labels; it has image"),
+        ((X, {"box": Y}), "forward takes no box"),
+        (({"step": X}, Y), "called 'step', a name that a step uses itself"),
+        (({"image": X, "y.kind": X}, {"y.kind": Y}), "forward takes no y.kind"),
+        (((), Y), "the example inputs hold no tensor"),
+    ],
+)
+def test_what_no_step_can_take_is_refused_by_name(example, said):
+    with pytest.raises(FqtError, match="FQT103") as caught:
+        describe_call(Model(), example, own_loss=False)
+    assert said in caught.value.message
+
+
+def test_outputs_have_names():
+    loss, logits = torch.tensor(1.0), torch.zeros(4, 2)
+    result = Result(loss, logits, object())
+    assert loss_in(result) is loss
+    assert loss_in({"loss": loss}) is loss
+    assert loss_in((loss, logits)) is loss
+    assert named_outputs(without_loss(result)).keys() == {"logits"}
+    assert named_outputs(Pair(logits, (logits, logits))).keys() == {"logits", "aux.0", "aux.1"}
+    assert predicted(without_loss((loss, logits)), None, "training") == ("0", logits)
+    assert predicted((Y, {"a": logits}), None, "training") == ("1.a", logits)
+    assert predicted(Pair(loss, logits), "aux", "training")[1] is logits
+    with pytest.raises(FqtError, match="FQT105: the model returns no 'box' in training mode; it returns logits, aux"):
+        predicted(Pair(logits, logits), "box", "training")
+    with pytest.raises(FqtError, match="FQT105: the model was given labels and returns a dict with logits without"):
+        loss_in({"logits": logits})
+    with pytest.raises(FqtError, match="FQT105: the model returns None in evaluation mode"):
+        predicted(None, None, "evaluation")

@@ -1,0 +1,101 @@
+"""Attention and products of matrices on a CPU, of sizes that the samples of their ops do not reach."""
+
+import numpy as np
+import pytest
+import torch
+import tvm
+
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.ops.op import FQT_OPS
+from fqt_deploy.targets.cpu.fp32.matrix_tile import tile_shape
+from fqt_deploy.targets.cpu.options import CpuOptions
+from fqt_deploy.targets.registry import make_target
+from tests.targets.op_kernel import op_function
+
+LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+ATTENTIONS = (
+    (1, 197, 197, 3, 3, 64, 64, False),  # several blocks, a narrow last panel
+    (1, 130, 130, 2, 1, 16, 40, True),  # later blocks see more keys; two heads of queries for one of keys
+    (1, 3, 700, 1, 1, 80, 80, False),  # one short block of long rows, more vectors than a tile has
+    (9, 20, 20, 1, 1, 8, 8, True),  # a job for each sample
+)
+"""B, N, M, H, G, D, E and whether causal."""
+PRODUCTS = (
+    ("batch_matmul", (3, 100, 300), (3, 300, 70)),  # two stretches of terms, two blocks of rows
+    ("batch_matmul", (17, 7, 5), (17, 5, 3)),
+    ("linear", (100, 300), (530, 300)),  # several groups of panels
+    ("linear_input_grad", (5, 600), (600, 33)),
+    ("linear_weight_grad", (300, 130), (300, 99)),
+    ("linear_weight_grad", (1, 4), (1, 3)),
+)
+
+
+def kernel(target, name, arguments):
+    module = tvm.compile(tvm.IRModule({"main": target.schedule(op_function(name, arguments))}), target.tvm_target)
+    return module["main"]
+
+
+def run(function, arguments, expected, threads):
+    """Results of a kernel that is given arrays full of NaN to write to."""
+    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    results = [tvm.runtime.tensor(np.full(tuple(e.shape), np.nan, dtype=np.float32)) for e in expected]
+    function(*(tvm.runtime.tensor(a.contiguous().numpy()) for a in arguments if isinstance(a, torch.Tensor)), *results)
+    return [result.numpy() for result in results]
+
+
+def check(target, name, arguments):
+    """A kernel gives what its reference gives, the same bits on any number of threads."""
+    expected = FQT_OPS[name](*arguments).reference()
+    expected = list(expected) if isinstance(expected, tuple) else [expected]
+    function = kernel(target, name, arguments)
+    alone, both = (run(function, arguments, expected, threads) for threads in (1, 2))
+    for one, two, right in zip(alone, both, expected, strict=True):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_allclose(one, right.numpy(), rtol=1e-4, atol=1e-5 * float(right.abs().max()))
+
+
+def attention_arguments(b, n, m, h, g, d, e, causal):
+    r = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(*s, generator=r) for s in ((b, n, h, d), (b, m, g, d), (b, m, g, e)))
+    forward = q, k, v, None, d**-0.5, causal
+    output, logsumexp = FQT_OPS["attention"](*forward).reference()
+    return forward, (torch.randn(output.shape, generator=r), q, k, v, None, output, logsumexp, d**-0.5, causal)
+
+
+@pytest.mark.parametrize("sizes", ATTENTIONS)
+def test_attention_equals_its_reference_on_any_number_of_threads(sizes):
+    forward, backward = attention_arguments(*sizes)
+    check(make_target("cpu"), "attention", forward)
+    check(make_target("cpu"), "attention_backward", backward)
+
+
+@pytest.mark.parametrize(("name", "first", "second"), PRODUCTS)
+def test_products_equal_their_reference_on_any_number_of_threads(name, first, second):
+    r = torch.Generator().manual_seed(0)
+    check(make_target("cpu"), name, (torch.randn(first, generator=r), torch.randn(second, generator=r)))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_level_has_its_tile(level):
+    try:
+        target = make_target("cpu", CpuOptions(mcpu=level))
+    except FqtError:
+        pytest.skip("this machine cannot run it")
+    tile = tile_shape(target.features)
+    registers = tile.rows * tile.vectors * 512 // target.features.vector_bits
+    assert registers <= target.features.vector_registers * 3 // 4
+    forward, backward = attention_arguments(2, 19, 33, 2, 1, 20, 20, True)
+    check(target, "attention", forward)
+    check(target, "attention_backward", backward)
+    check(target, "linear", (torch.randn(20, 40), torch.randn(50, 40)))
+
+
+def test_numbers_that_are_none_stay_visible():
+    """A query that is not a number gets no number, and no other query is touched."""
+    forward, _ = attention_arguments(1, 20, 20, 1, 1, 16, 16, False)
+    forward[0][0, 7] = float("nan")
+    expected = FQT_OPS["attention"](*forward).reference()
+    output, logsumexp = run(kernel(make_target("cpu"), "attention", forward), forward, expected, 1)
+    assert np.isnan(output[0, 7]).all()
+    assert np.isnan(logsumexp[0, 0, 7])
+    assert np.isfinite(np.delete(output, 7, axis=1)).all()

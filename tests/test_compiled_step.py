@@ -1,0 +1,132 @@
+"""A compiled step as a PyTorch module: the same predictions from another program."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fqt_deploy
+from fqt_deploy.binary_layers import BinaryConv2d, BinaryLinear, signs_of
+from fqt_deploy.core.diagnostics import FqtError
+
+
+class Residual(nn.Module):
+    """Both kinds of 1-bit layers, with bias, stride, padding of both spellings, a skip and a frozen parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 32, 3, padding=1), nn.BatchNorm2d(32))
+        self.body = nn.Sequential(nn.Conv2d(32, 32, 3, padding="same"), nn.BatchNorm2d(32), nn.Hardtanh())
+        self.down = nn.Conv2d(32, 64, 3, stride=2, padding=1)
+        self.hidden = nn.Linear(64, 48)
+        self.head = nn.Linear(48, 5)
+        self.stem[0].bias.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = self.down(x + self.body(x)).mean((2, 3))
+        return self.head(torch.relu(self.hidden(x)))
+
+
+def compiled(model: nn.Module, **settings: Any) -> Any:
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(6, 2, 8, 8, generator=g), torch.randint(0, 5, (6,), generator=g)
+    step = fqt_deploy.compile(model, example_inputs=(x, y), include=["body.0", "down", "hidden"], **settings)
+    for _ in range(3):
+        step(x, y)
+    return step
+
+
+def test_the_module_predicts_what_the_step_predicts_for_batches_of_any_size() -> None:
+    torch.manual_seed(0)
+    model = Residual()
+    step = compiled(model, ema=0.5)
+    module = step.to_torch()
+    assert not module.training
+    assert isinstance(module.down, BinaryConv2d)
+    assert isinstance(module.hidden, BinaryLinear)
+    assert type(module.head) is nn.Linear
+    assert list(module.state_dict()) == list(model.state_dict())
+    x = torch.randn(17, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    np.testing.assert_allclose(module(x).detach().numpy(), step.predict(x), rtol=1e-5, atol=1e-5)
+
+    step.averaged = True
+    averaged = step.to_torch()
+    assert not torch.equal(averaged.hidden.weight, module.hidden.weight)
+    np.testing.assert_allclose(averaged(x).detach().numpy(), step.predict(x), rtol=1e-5, atol=1e-5)
+
+    plain = copy.deepcopy(model)
+    plain.load_state_dict({**plain.state_dict(), **step.state_dict()})
+    assert np.abs(plain.eval()(x).detach().numpy() - step.predict(x)).max() > 0.05, (
+        "latent weights are another function"
+    )
+
+
+def test_a_module_can_be_saved_and_trained(tmp_path: Any, capsys: Any) -> None:
+    torch.manual_seed(0)
+    step = compiled(Residual(), verbose=True)
+    told = capsys.readouterr().err
+    assert "capturing the training step ..." in told
+    assert {line.split()[0]: line.split()[2] for line in told.splitlines() if "linear" in line} == {
+        "hidden": "1-bit", "head": "fp32"
+    }  # fmt: skip
+    module = step.to_torch()
+    torch.save(module, tmp_path / "module.pt")
+    again = torch.load(tmp_path / "module.pt", weights_only=False)
+    x = torch.randn(3, 2, 8, 8)
+    assert torch.equal(again(x), module(x))
+    module.train()(x).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters() if p.requires_grad)
+
+
+def test_the_last_batch_of_a_loader_is_said_to_be_smaller() -> None:
+    torch.manual_seed(0)
+    step = fqt_deploy.compile(nn.Linear(4, 2), example_inputs=(torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64)))
+    with pytest.raises(FqtError) as caught:
+        step(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64))
+    assert caught.value.code == "FQT505"
+    assert "drop_last=True" in (caught.value.hint or "")
+
+
+def test_signs_pass_gradients_straight_through_where_magnitudes_are_small() -> None:
+    x = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0], requires_grad=True)
+    signs = signs_of(x)
+    assert signs.tolist() == [-1, -1, -1, 1, 1]
+    signs.sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0, 1, 1, 1, 0]
+
+
+class Padded(Residual):
+    """Zeros in front of a 1-bit convolution: the step makes them padding, a module would take their signs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.ZeroPad2d(3), nn.Conv2d(32, 64, 3, stride=2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head(torch.relu(self.hidden(self.down(x + self.body(x)).mean((2, 3)))))
+
+
+def test_a_module_that_would_predict_something_else_is_refused() -> None:
+    torch.manual_seed(0)
+    g = torch.Generator().manual_seed(0)
+    example = torch.randn(6, 2, 8, 8, generator=g), torch.randint(0, 5, (6,), generator=g)
+    step = fqt_deploy.compile(Padded(), example_inputs=example, include=["down.1"], recipe="none")
+    with pytest.raises(FqtError, match="would predict something else") as caught:
+        step.to_torch()
+    assert caught.value.code == "FQT513"
+
+
+def test_activations_of_several_bits_have_no_module() -> None:
+    torch.manual_seed(0)
+    step = compiled(Residual(), activation_bits=2)
+    with pytest.raises(FqtError, match="activations of several bits") as caught:
+        step.to_torch()
+    assert caught.value.code == "FQT513"
