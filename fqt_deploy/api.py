@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from fqt_deploy.capture.load_model import ModelSource, model_source
@@ -15,6 +17,7 @@ from fqt_deploy.compiled_step import CompiledStep
 from fqt_deploy.compiler import CheckReport, check_model, compile_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.optimizer import Optimizer
+from fqt_deploy.report import decision_table
 from fqt_deploy.runtime.artifact import read_artifact
 from fqt_deploy.runtime.library import Library
 from fqt_deploy.settings import options_of
@@ -27,6 +30,7 @@ def compile(
     *,
     example_inputs: Any,
     optimizer: Optimizer | torch.optim.Optimizer | None = None,
+    verbose: bool = False,
     **settings: Any,
 ) -> CompiledStep:
     """Compile a whole training step of ``model``.
@@ -40,6 +44,7 @@ def compile(
         optimizer: ``torch.optim.SGD``, ``Adam``, ``AdamW`` or ``RMSprop`` of the model's parameters, with its parameter
             groups: the step takes its learning rates from it, so that a ``lr_scheduler`` works. Or one of
             ``fqt_deploy.Adam``, ``AdamW``, ``SGD``, ``RMSprop`` and ``Lion``; default Adam.
+        verbose: say on standard error what is being done, then which layers run in 1 bit and why the others do not.
         **settings: the options of the README's tables by name, such as ``recipe``, ``agp`` or ``clip_norm``.
 
     Raises:
@@ -53,7 +58,10 @@ def compile(
         settings["optimizer"] = optimizer
     options = options_of(settings)
     folder = tempfile.TemporaryDirectory(prefix="fqt-")
-    result = compile_model(source, options, Path(folder.name) / "step")
+    progress = (lambda phase: print(f"{phase} ...", file=sys.stderr)) if verbose else None
+    result = compile_model(source, options, Path(folder.name) / "step", progress=progress)
+    if verbose:
+        Console(stderr=True).print(decision_table(result.manifest.layers))
     manifest, state, library = read_artifact(result.output)
     step = CompiledStep(manifest, Library(library), state)
     step.folder, step.source = folder, source

@@ -147,17 +147,22 @@ def _pt(manifest: Manifest, weights: Arrays) -> bytes:
 
 
 def _onnx(manifest: Manifest, weights: Arrays, model: Path, output: Path) -> None:
-    """Write the prediction of the model file with ``weights``; the same layers run in 1 bit as in the artifact."""
+    """Write the prediction of the model file with ``weights`` for any batch; the layers run as in the artifact."""
     from fqt_deploy.core.compiler_extra import require_compiler
 
     require_compiler()
     import torch
 
     from fqt_deploy.capture.load_model import load_model
-    from fqt_deploy.compiler.compile_model import lower_model
-    from fqt_deploy.compiler.export_onnx import export_onnx_inference
+    from fqt_deploy.compiler.export_onnx import export_onnx_any_batch
     from fqt_deploy.settings import options_of
 
+    if several := [layer.path for layer in manifest.layers if layer.activation_bits > 1]:
+        raise FqtError(
+            f"layer {several[0]!r} takes activations of several bits, whose grid an artifact does not hold",
+            code="FQT513",
+            hint="fqt-compile --emit onnx-infer writes the prediction of the model before training",
+        )
     source = load_model(model, batch=manifest.batch)
     state = source.module.state_dict()
     if wrong := [n for n, array in weights.items() if n not in state or tuple(state[n].shape) != array.shape]:
@@ -170,7 +175,7 @@ def _onnx(manifest: Manifest, weights: Arrays, model: Path, output: Path) -> Non
     layers = tuple(map(glob.escape, _one_bit(manifest)))
     chosen = {"include": layers} if layers else {"exclude": ("*",)}
     options = options_of({"recipe": "none", **chosen})
-    export_onnx_inference(source, options, lower_model(source, options), output)
+    export_onnx_any_batch(source, options, output)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,12 @@ class CompiledStep(Session):
             FqtError: FQT513 if a 1-bit layer has no such form, or the module would predict something else.
         """
         assert self.source is not None
+        if several := [layer.path for layer in self.manifest.layers if layer.activation_bits > 1]:
+            raise FqtError(
+                f"layer {several[0]!r} takes activations of several bits, which has no form as a PyTorch module",
+                code="FQT513",
+                hint="predict with the step; or compile with activation_bits=1",
+            )
         model = binarized(self.source.module, [r.path for r in self.manifest.layers if r.decision == "1-bit"]).eval()
         state = self.state_dict()
         known = model.state_dict()

@@ -67,15 +67,30 @@ def test_the_module_predicts_what_the_step_predicts_for_batches_of_any_size() ->
     )
 
 
-def test_a_module_can_be_saved_and_trained(tmp_path: Any) -> None:
+def test_a_module_can_be_saved_and_trained(tmp_path: Any, capsys: Any) -> None:
     torch.manual_seed(0)
-    module = compiled(Residual()).to_torch()
+    step = compiled(Residual(), verbose=True)
+    told = capsys.readouterr().err
+    assert "capturing the training step ..." in told
+    assert {line.split()[0]: line.split()[2] for line in told.splitlines() if "linear" in line} == {
+        "hidden": "1-bit", "head": "fp32"
+    }  # fmt: skip
+    module = step.to_torch()
     torch.save(module, tmp_path / "module.pt")
     again = torch.load(tmp_path / "module.pt", weights_only=False)
     x = torch.randn(3, 2, 8, 8)
     assert torch.equal(again(x), module(x))
     module.train()(x).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters() if p.requires_grad)
+
+
+def test_the_last_batch_of_a_loader_is_said_to_be_smaller() -> None:
+    torch.manual_seed(0)
+    step = fqt_deploy.compile(nn.Linear(4, 2), example_inputs=(torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64)))
+    with pytest.raises(FqtError) as caught:
+        step(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64))
+    assert caught.value.code == "FQT505"
+    assert "drop_last=True" in (caught.value.hint or "")
 
 
 def test_signs_pass_gradients_straight_through_where_magnitudes_are_small() -> None:
@@ -105,5 +120,13 @@ def test_a_module_that_would_predict_something_else_is_refused() -> None:
     example = torch.randn(6, 2, 8, 8, generator=g), torch.randint(0, 5, (6,), generator=g)
     step = fqt_deploy.compile(Padded(), example_inputs=example, include=["down.1"], recipe="none")
     with pytest.raises(FqtError, match="would predict something else") as caught:
+        step.to_torch()
+    assert caught.value.code == "FQT513"
+
+
+def test_activations_of_several_bits_have_no_module() -> None:
+    torch.manual_seed(0)
+    step = compiled(Residual(), activation_bits=2)
+    with pytest.raises(FqtError, match="activations of several bits") as caught:
         step.to_torch()
     assert caught.value.code == "FQT513"

@@ -1,4 +1,4 @@
-"""The example models by name, and how to compile one."""
+"""The example models and those of the benchmarks by name, and how to compile one."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ if TYPE_CHECKING:
     from fqt_deploy.compiler import CompileResult
 
 _FOLDER = Path(__file__).resolve().parents[1] / "examples"
+_BENCHMARKED = Path(__file__).resolve().parent / "bench_models"
 
 EXAMPLES: dict[str, Path] = {
+    "bert_base": _BENCHMARKED / "bert_base.py",
     "digits": _FOLDER / "digits_cnn.py",
+    "gpt2_small": _BENCHMARKED / "gpt2_small.py",
     "mixer": _FOLDER / "mlp_mixer.py",
+    "mobilenet_v3": _FOLDER / "mobilenet_v3.py",
     "resnet18": _FOLDER / "resnet18_cifar.py",
+    "unet": _FOLDER / "unet.py",
     "vgg16": _FOLDER / "vgg16_cifar.py",
     "vgg16_imagenet": _FOLDER / "vgg16_imagenet.py",
+    "vit_s16": _BENCHMARKED / "vit_s16.py",
+    "vit_s16_96": _FOLDER / "vit_s16.py",
 }
-"""The model files of the examples by name."""
+"""The model files by name."""
 
 
 def load_example(name: str, batch: int | None = None) -> ModelSource:
-    """The example called ``name``, for ``batch`` samples in a step."""
+    """The model called ``name``, for ``batch`` samples in a step."""
     from fqt_deploy.capture.load_model import load_model
 
     return load_model(EXAMPLES[name], batch=batch)

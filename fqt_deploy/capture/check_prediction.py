@@ -6,12 +6,16 @@ a sample's logits may depend on no other sample, on no random number, and must l
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
 from fqt_deploy.capture.side_effects import Effects
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import TrainingGraph
+
+aten = torch.ops.aten
 
 _CODE = "FQT107"
 
@@ -98,9 +102,17 @@ def _another(x: Tensor, generator: torch.Generator) -> list[Tensor]:
     return [noisy, unknown]
 
 
+class _Interpreter(fx.Interpreter):
+    """Runs a captured graph, in which a view may be one of elements that lie elsewhere than while it was traced."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A view as a reshape."""
+        return super().call_function(aten.reshape.default if target is aten.view.default else target, args, kwargs)
+
+
 def _run(graph: TrainingGraph, inputs: tuple[Tensor, ...]) -> Tensor:
     with torch.no_grad():
-        outputs: tuple[Tensor, ...] = graph.module(*_arguments(graph, inputs))
+        outputs: tuple[Tensor, ...] = _Interpreter(graph.module).run(*_arguments(graph, inputs))
     return outputs[0].contiguous()
 
 
@@ -125,7 +137,7 @@ def _first_mixing_node(graph: TrainingGraph, inputs: tuple[Tensor, ...]) -> fx.N
 
 
 def _values(graph: TrainingGraph, inputs: tuple[Tensor, ...]) -> dict[fx.Node, object]:
-    interpreter = fx.Interpreter(graph.module, garbage_collect_values=False)
+    interpreter = _Interpreter(graph.module, garbage_collect_values=False)
     with torch.no_grad():
         interpreter.run(*_arguments(graph, inputs))
     return interpreter.env

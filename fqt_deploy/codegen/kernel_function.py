@@ -10,6 +10,7 @@ from torch import fx
 from tvm import s_tir, te, tirx
 
 from fqt_deploy.codegen.kernel_grouping import Kernel, kind_of
+from fqt_deploy.codegen.opaque_stages import with_opaque_stages
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import FqtOp, Kind, Op, op_of
 from fqt_deploy.targets.kernel_arguments import ARGUMENTS, encoded
@@ -102,9 +103,12 @@ def _inline_producers(function: tirx.PrimFunc, kernel: Kernel, root_prefix: str)
         kept = {len(blocks) - 1}
     if kind is Kind.UPDATE and kernel.members:
         kept.add(min(kept) - 1)
-    for position, block in enumerate(blocks):
-        if position not in kept:
-            schedule.compute_inline(block)
+    inlined = [name for position, name in enumerate(names) if position not in kept]
+    if not inlined:
+        return function
+    schedule = s_tir.Schedule(with_opaque_stages(function, inlined))
+    for name in inlined:
+        schedule.compute_inline(schedule.get_sblock(name))
     return schedule.mod["main"]
 
 

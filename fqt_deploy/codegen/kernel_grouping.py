@@ -16,6 +16,8 @@ from torch import fx
 from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import TrainingGraph, behind_views
 from fqt_deploy.ops.aten.aten_op import moves_elements
+from fqt_deploy.ops.aten.pointwise import Pointwise
+from fqt_deploy.ops.lib.operand_reads import operand_reads
 from fqt_deploy.ops.op import Kind, op_of
 from fqt_deploy.ops.traits import Layout
 from fqt_deploy.passes.write_state import is_update
@@ -340,15 +342,11 @@ def _window(node: fx.Node) -> int:
     return 1
 
 
-_TEXTUAL_READS: dict[Any, tuple[int, ...]] = {
-    aten.exp.default: (81,), aten.expm1.default: (88,), aten.log1p.default: (5,), aten.sigmoid.default: (81,),
-    aten.tanh.default: (201,), aten.erf.default: (211,), aten.gelu.default: (212,),
-    aten.gelu_backward.default: (1, 312), aten.pow.Tensor_Scalar: (3,), aten.sign.default: (2,),
-}  # fmt: skip
-"""By op, how often its expression reads each operand, where that is not once."""
-
-
 def _textual_reads(node: fx.Node, position: int) -> int:
     """How often the expression of one element mentions the operand at ``position``."""
-    reads = _TEXTUAL_READS.get(node.target, ())
+    op = op_of(node)
+    if op is None or not issubclass(op, Pointwise):
+        return 1
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda a: a.meta["val"])
+    reads = operand_reads(op, args, kwargs, node.meta["val"])
     return reads[position] if position < len(reads) else 1

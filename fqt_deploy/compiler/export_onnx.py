@@ -18,14 +18,16 @@ from onnx import ModelProto
 
 from fqt_deploy.capture.capture_model import user_code
 from fqt_deploy.capture.load_model import ModelSource
-from fqt_deploy.compiler.compile_model import LoweredModel, initial_state
+from fqt_deploy.compiler.compile_model import LoweredModel, initial_state, lower_model
 from fqt_deploy.compiler.describe import describe_model
 from fqt_deploy.core.diagnostics import FqtError, InvariantError
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.onnx_names import MANIFEST_KEY, step_files
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.export.dynamic_batch import with_any_batch
 from fqt_deploy.export.flat_model import flatten
+from fqt_deploy.export.fold_constants import with_folded_constants
 from fqt_deploy.export.onnx_model import to_onnx
 from fqt_deploy.runtime.checkpoint import save_checkpoint
 from fqt_deploy.runtime.files import replace_file
@@ -55,10 +57,27 @@ def export_onnx_inference(source: ModelSource, options: CompileOptions, lowered:
     Raises:
         FqtError: as ``export_onnx``.
     """
+    _write(_prediction(source, lowered), _manifest(source, options, lowered), options, output)
+
+
+def export_onnx_any_batch(source: ModelSource, options: CompileOptions, output: Path) -> None:
+    """Write the prediction for batches of any size to ``output``, whole or not at all; 1-bit weights are packed in it.
+
+    Raises:
+        FqtError: as ``export_onnx``; also FQT203 where something depends on the batch that ONNX has fixed.
+    """
+    batch = source.call.batch
+    source, more = source.resized(batch), source.resized(batch + 1)
+    lowered = lower_model(source, options)
+    larger = _prediction(more, lower_model(more, options))
+    model = with_any_batch(_prediction(source, lowered), larger, batch, batch + 1)
+    _write(with_folded_constants(model), _manifest(source, options, lowered), options, output)
+
+
+def _prediction(source: ModelSource, lowered: LoweredModel) -> ModelProto:
     state = initial_state(*lowered.graphs())
     initial = {name: array for name, array in state.items() if name in lowered.predict.inputs}
-    model = _model(source, lowered.predict, initial, training=False)
-    _write(model, _manifest(source, options, lowered), options, output)
+    return _model(source, lowered.predict, initial, training=False)
 
 
 def export_onnx_step(source: ModelSource, options: CompileOptions, lowered: LoweredModel, output: Path) -> None:

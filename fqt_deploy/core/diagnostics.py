@@ -59,7 +59,7 @@ CODES: dict[str, str] = {
     "FQT507": "a label is out of range",
     "FQT508": "the output cannot be written, or would overwrite something else",
     "FQT509": "the runtime library is missing",
-    "FQT510": "the data file cannot be used",
+    "FQT510": "the data cannot be used",
     "FQT511": "the loss is not finite",
     "FQT512": "the session cannot be used in this process or thread",
     "FQT513": "a session cannot be copied, or has not what is asked of it",

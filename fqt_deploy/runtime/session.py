@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import operator
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -100,13 +101,14 @@ class Session:
         Args:
             *batch: the arrays of ``manifest.inputs``: NumPy arrays or CPU tensors, in tuples, lists and dicts or not.
                 A step on a GPU also takes a tensor there, without a copy and without a check of its values.
-            check: raise if the loss is not finite; by then the state has been updated.
+            check: raise if the loss is not finite; by then the state has been updated. Without it such a loss is
+                returned, as PyTorch returns it.
             **named: arrays by name.
 
         Raises:
             FqtError: FQT505 for a missing or unknown array and for another shape or type, FQT506 for NaN or infinity,
-                FQT507 for a label or index out of range, FQT511 for the loss, FQT512 in a forked process or while
-                another thread is in a call.
+                FQT507 for a label or index out of range, FQT511 for the loss, with the layer in whose signs NaN was
+                met, FQT512 in a forked process or while another thread is in a call.
         """
         enter_process()
         values = bind_batch(self.manifest.inputs, batch, named)
@@ -117,8 +119,10 @@ class Session:
         self._check_logits(logits, variant.logits)
         self._last_logits = logits
         if check and not math.isfinite(value):
+            layer = _layer_with_nan(value, self.manifest)
+            met = f": NaN was met in {layer}, whose signs cannot hold it" if layer else ""
             raise FqtError(
-                f"the loss is {value} in step {self.step_count}",
+                f"the loss is {value} in step {self.step_count}{met}",
                 code="FQT511",
                 hint="lower the learning rate, and go on from an older checkpoint",
             )
@@ -361,6 +365,18 @@ class Session:
 
     def _fetched(self) -> dict[str, Array]:
         return {name: self._library.fetch(operand) for name, operand in self._state.items()}
+
+
+def _layer_with_nan(loss: float, manifest: Manifest) -> str | None:
+    """The layer whose number plus 1 is in the lowest 22 bits of a loss that is NaN; None if there is none.
+
+    The step writes it there: float32's quiet NaN has as many bits for it, and they are the upper ones of float64's.
+    """
+    if not math.isnan(loss):
+        return None
+    (bits,) = struct.unpack("<Q", struct.pack("<d", loss))
+    number = (bits >> 29 & 0x3FFFFF) - 1
+    return manifest.layers[number].path if 0 <= number < len(manifest.layers) else None
 
 
 def _fitting(name: str, array: Array, spec: TensorSpec) -> Array:

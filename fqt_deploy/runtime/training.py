@@ -1,88 +1,114 @@
-"""Epochs over data in memory, with a checkpoint after each, and the accuracy of what was trained."""
+"""Epochs over a source of data, with a checkpoint after each."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.choose_variant import batch_sizes
-from fqt_deploy.runtime.data_file import Data
+from fqt_deploy.runtime.load_ahead import LoaderTime, load_ahead
+from fqt_deploy.runtime.preparation import Prepared
 from fqt_deploy.runtime.session import Session
 
 _UNSIGNED = 2**64 - 1
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """What becomes of the learning rates over all steps of a run.
+
+    Attributes:
+        cosine: they fall along a half cosine after the warm-up.
+        warmup: number of steps in which they rise from next to nothing, along a line.
+    """
+
+    cosine: bool = False
+    warmup: int = 0
+
+    def factor(self, done: int, total: int) -> float:
+        """What the initial rates are multiplied with in the step after ``done`` of ``total``."""
+        if done < self.warmup:
+            return (done + 1) / (self.warmup + 1)
+        if not self.cosine:
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / max(1, total - self.warmup)))
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the rates stay as they are."""
+        return not self.cosine and not self.warmup
+
+
+@dataclass
+class Progress:
+    """What goes on beside the steps of a run.
+
+    Attributes:
+        show: called after each step with steps done, epoch from 0, and loss.
+        stopped: asked after each step whether to end there.
+        ended: called after each whole epoch with its number from 0; returns whether to end there.
+        kept: text that the checkpoint keeps, as the session's metadata.
+        loader: how long loading took.
+    """
+
+    show: Callable[[int, int, float], None] = lambda *_: None
+    stopped: Callable[[], bool] = lambda: False
+    ended: Callable[[int], bool] = lambda _: False
+    kept: dict[str, str] = field(default_factory=dict)
+    loader: LoaderTime = field(default_factory=LoaderTime)
+
+
 def train(
-    session: Session,
-    data: Data,
-    *,
-    epochs: int,
-    cosine: bool,
-    checkpoint: Path,
-    show: Callable[[int, int, float], None],
-    stopped: Callable[[], bool],
+    session: Session, data: Prepared, *, epochs: int, schedule: Schedule, checkpoint: Path, progress: Progress
 ) -> None:
     """Run the steps that are left; a checkpoint follows every epoch, and the last step where training is stopped.
 
-    The order of the samples depends on seed and epoch alone, so a resumed run sees the batches it would have seen.
+    The order of the samples, and how they are augmented, depends on seed and epoch alone, so a resumed run sees the
+    batches it would have seen.
 
     Args:
         session: the session to train, as far as its step count says.
         data: the data, at least one batch.
         epochs: passes over the data in all, those done before included.
-        cosine: lower the learning rates along a half cosine over all steps.
+        schedule: of the learning rates.
         checkpoint: the file.
-        show: called after each step with steps done, epoch from 0, and loss.
-        stopped: asked after each step whether to end there.
+        progress: is told how it goes, and asked whether to end.
 
     Raises:
-        FqtError: FQT511 if a loss is not finite; the file is as it was. FQT506 and FQT508 of ``save_checkpoint``.
+        FqtError: FQT511 if a loss is not finite; the file is as it was. FQT506 and FQT508 of ``save_checkpoint``, and
+            what reading the data raises.
     """
     sizes = batch_sizes(session.manifest.variants, len(data))
     starts = [0, *itertools.accumulate(sizes)]
     steps = len(sizes)
     total = epochs * steps
     initial = session.lr if isinstance(session.lr, tuple) else (session.lr,)
+
+    def save() -> None:
+        rates = session.lr
+        session.lr = list(initial)  # a schedule starts again from the initial rate
+        session.save_checkpoint(checkpoint, progress.kept)
+        session.lr = rates
+
     while (done := session.step_count) < total:
         epoch, position = divmod(done, steps)
         order = np.random.default_rng([session.seed & _UNSIGNED, epoch]).permutation(len(data))
-        if cosine:
-            session.lr = [rate * 0.5 * (1 + math.cos(math.pi * done / total)) for rate in initial]
-        rows = order[starts[position] : starts[position + 1]]
-        loss = session.step(data.rows(rows), check=True)
-        show(done + 1, epoch, loss)
-        ends = stopped()
-        if ends or position == steps - 1:
-            rates = session.lr
-            session.lr = list(initial)  # a schedule starts again from the initial rate
-            session.save_checkpoint(checkpoint)
-            session.lr = rates
+        rows = [order[start:end] for start, end in itertools.pairwise(starts[position:])]
+        with load_ahead(lambda index, at=epoch: data.batch(index, at), rows, progress.loader) as batches:
+            for arrays in batches:
+                if not schedule.is_constant:
+                    session.lr = [rate * schedule.factor(session.step_count, total) for rate in initial]
+                loss = session.step(arrays, check=True)
+                progress.show(session.step_count, epoch, loss)
+                if progress.stopped():
+                    save()
+                    return
+        ends = progress.ended(epoch)
+        save()
         if ends:
             return
-
-
-def accuracy(session: Session, data: Data) -> tuple[float, int]:
-    """The share of labels that the session predicts, and of how many; those that the loss leaves out do not count.
-
-    Raises:
-        FqtError: FQT510 if none counts.
-    """
-    manifest = session.manifest
-    axis = -1 if manifest.class_axis is None else manifest.class_axis
-    spec = manifest.labels
-    assert spec is not None, "accuracy needs labels"
-    assert spec.values is not None
-    labels: NDArray[Any] = data.arrays[spec.name]
-    predicted = session.predict(dict(data.arrays)).argmax(axis).reshape(labels.shape)
-    ignored = spec.values.ignore_index
-    counts = np.ones(labels.shape, bool) if ignored is None else labels != ignored
-    if not counts.any():
-        raise FqtError("no label counts: the loss leaves them all out", code="FQT510", hint="leave --eval-data out")
-    return float((predicted == labels)[counts].mean()), int(counts.sum())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import safetensors
@@ -86,9 +87,15 @@ def test_onnx_predicts_as_the_session(trained: Any, tmp_path: Path) -> None:
     model, artifact, session = trained
     result = run(artifact, "--checkpoint", "--model", model, "-o", tmp_path / "w.onnx")
     assert result.exit_code == 0, result.output
-    x = np.random.default_rng(0).standard_normal((5, 1, 4, 4), dtype=np.float32)
-    (logits,) = onnxruntime.InferenceSession(str(tmp_path / "w.onnx")).run(["logits"], {"x": x})
-    np.testing.assert_allclose(logits, session.predict(x), rtol=1e-5, atol=1e-5)
+    exported = onnxruntime.InferenceSession(str(tmp_path / "w.onnx"))
+    assert exported.get_inputs()[0].shape == ["batch", 1, 4, 4]
+    for samples in (1, 5, 13):
+        x = np.random.default_rng(0).standard_normal((samples, 1, 4, 4), dtype=np.float32)
+        (logits,) = exported.run(["logits"], {"x": x})
+        np.testing.assert_allclose(logits, session.predict(x), rtol=1e-5, atol=1e-5)
+    stored = {tuple(t.dims): t.data_type for t in onnx.load(tmp_path / "w.onnx").graph.initializer}
+    assert (32, 32) not in {shape for shape, kind in stored.items() if kind == onnx.TensorProto.FLOAT}
+    assert onnx.TensorProto.FLOAT in {kind for shape, kind in stored.items() if sorted(shape) == [16, 32]}
 
 
 @pytest.mark.parametrize(

@@ -55,3 +55,33 @@ def test_agrees_with_pytorch(target: Any, args: Any, kwargs: Any) -> None:
     expected = target(*args, **kwargs).numpy()
     assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+NAN, INFINITY = float("nan"), float("inf")
+SPECIAL = torch.tensor([[0.0, 1.0, -1.0, INFINITY, -INFINITY, NAN, 1e-8, -3e38, 1e-6, -0.5, 2.0, 0.3]])
+WITH_NAN = {
+    "relu": (torch.ops.aten.relu.default, ()),
+    "clamp": (torch.ops.aten.clamp.default, (-0.5, 1.0)),
+    "clamp_min": (torch.ops.aten.clamp_min.default, (0.0,)),
+    "clamp_max": (torch.ops.aten.clamp_max.default, (0.0,)),
+    "maximum": (torch.ops.aten.maximum.default, (SPECIAL.roll(5, 1),)),
+    "minimum": (torch.ops.aten.minimum.default, (SPECIAL.roll(5, 1),)),
+    "amax": (torch.ops.aten.amax.default, ([1],)),
+    "amin": (torch.ops.aten.amin.default, ([1],)),
+    "sign": (torch.ops.aten.sign.default, ()),
+    "unequal": (torch.ops.aten.ne.Tensor, (SPECIAL,)),
+    "difference": (torch.ops.aten.sub.Tensor, (SPECIAL,)),
+    "log1p": (torch.ops.aten.log1p.default, ()),
+    "expm1": (torch.ops.aten.expm1.default, ()),
+}
+
+
+@pytest.mark.parametrize("name", WITH_NAN)
+def test_special_values(name: str) -> None:
+    """NaN and infinities come out where PyTorch has them, and small numbers keep their digits."""
+    target, others = WITH_NAN[name]
+    graph, feeds = _graph(target, (SPECIAL, *others), {})
+    model = to_onnx(graph, "one", {}, training=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (actual,) = session.run(["result"], feeds)
+    np.testing.assert_allclose(actual, target(SPECIAL, *others).numpy(), rtol=3e-7, atol=0)

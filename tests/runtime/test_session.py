@@ -107,3 +107,13 @@ def test_importing_the_package_imports_nothing_heavy():
     program = "import sys, fqt_deploy; sys.exit(any(name in sys.modules for name in ('torch', 'tvm', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
     assert set(fqt_deploy.__all__) >= {"compile", "load", "Adam", "FqtError"}
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan])
+def test_nan_that_signs_cannot_hold_is_told_with_its_layer(session, bad):
+    weight = np.from_dlpack(session.tensors()["param/first.weight"])
+    weight[3, 5] = bad
+    with pytest.raises(FqtError, match="step 1: NaN was met in first") as refused:
+        session.step(X, Y, check=True)
+    assert refused.value.code == "FQT511"
+    assert np.isnan(session.step(X, Y)), "without the check the loss is returned"

@@ -20,6 +20,8 @@ using std::isfinite;
 using std::isinf;
 using std::isnan;
 
+#define CUDART_INF_F INFINITY
+
 typedef unsigned int uint;
 typedef unsigned char uchar;
 typedef unsigned short ushort;

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tvm import tirx
-
 from fqt_deploy.ops.aten.aten_op import aten
 from fqt_deploy.ops.aten.pointwise import pointwise, zero_like
 from fqt_deploy.ops.aten.samples import MIXED, POSITIVE, call
 from fqt_deploy.ops.aten.transcendental import erf, erf_and_decay, tanh
+from fqt_deploy.ops.lib.float32 import clamped
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.traits import zero_with_any
 
@@ -63,7 +62,7 @@ def _gelu_backward_onnx(graph: OnnxWriter, dtype: str, g: str, x: str, *, approx
 
 
 pointwise(
-    aten.relu.default, expression=lambda x: tirx.max(x, zero_like(x)), onnx="Relu", flops=1, samples=[call(MIXED)],
+    aten.relu.default, expression=lambda x: clamped(x, zero_like(x)), onnx="Relu", flops=1, samples=[call(MIXED)],
     zero=zero_with_any("self"),
 )  # fmt: skip
 pointwise(

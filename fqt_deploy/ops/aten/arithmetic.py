@@ -11,6 +11,7 @@ from fqt_deploy.ops.aten.aten_op import aten, prims
 from fqt_deploy.ops.aten.pointwise import pointwise, zero_like
 from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, POSITIVE, ROW, call
 from fqt_deploy.ops.lib.dtypes import dtype_of
+from fqt_deploy.ops.lib.float32 import clamped
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.traits import NEVER_ZERO, zero_with_all, zero_with_any
 
@@ -34,6 +35,18 @@ def _add(a: Any, b: Any, *, alpha: Any) -> Any:
 
 def _sub(a: Any, b: Any, *, alpha: Any) -> Any:
     return a - _scaled(b, alpha)
+
+
+def _neg(x: Any) -> Any:
+    """Of 0 it is -0."""
+    return x * tirx.const(-1.0, "float32") if dtype_of(x) == "float32" else zero_like(x) - x
+
+
+def _sign_onnx(graph: OnnxWriter, dtype: str, x: str) -> str:
+    """PyTorch's sign of NaN is 0, ONNX's is NaN."""
+    if dtype == "float32":
+        x = graph("Where", graph("IsNaN", x), graph.constant(0.0, dtype), x)
+    return graph("Sign", x)
 
 
 def _add_onnx(graph: OnnxWriter, dtype: str, a: str, b: str, *, alpha: Any) -> str:
@@ -72,12 +85,12 @@ pointwise(
     samples=[call(POSITIVE, POSITIVE + 1)],
 )  # fmt: skip
 pointwise(
-    aten.neg.default, expression=lambda x: zero_like(x) - x, onnx="Neg", flops=1, samples=[call(MIXED)],
+    aten.neg.default, expression=_neg, onnx="Neg", flops=1, samples=[call(MIXED), call(BYTES)],
     zero=zero_with_any("self"),
 )  # fmt: skip
 pointwise(aten.abs.default, expression=tirx.abs, onnx="Abs", flops=1, samples=[call(MIXED)], zero=zero_with_any("self"))
 pointwise(
-    aten.sign.default, onnx="Sign", flops=2, samples=[call(MIXED)], zero=zero_with_any("self"),
+    aten.sign.default, onnx=_sign_onnx, flops=2, samples=[call(MIXED)], zero=zero_with_any("self"),
     expression=lambda x: tirx.Select(x > 0.0, 1.0, tirx.Select(x < 0.0, -1.0, 0.0)),
 )  # fmt: skip
 pointwise(
@@ -98,26 +111,23 @@ pointwise(
 )  # fmt: skip
 
 
-def _clamp(x: Any, low: Any, high: Any) -> Any:
-    x = x if low is None else tirx.max(x, low)
-    return x if high is None else tirx.min(x, high)
-
-
 def _clamp_onnx(graph: OnnxWriter, _: str, x: str, low: str | None, high: str | None) -> str:
     x = x if low is None else graph("Max", x, low)
     return x if high is None else graph("Min", x, high)
 
 
 pointwise(
-    aten.clamp.default, expression=_clamp, onnx=_clamp_onnx, flops=1, zero=NEVER_ZERO,
-    samples=[call(MIXED, -0.5, 1.0), call(MIXED, None, 1.0), call(MIXED, 0.0)],
+    aten.clamp.default, expression=clamped, onnx=_clamp_onnx, flops=1, zero=NEVER_ZERO,
+    samples=[call(MIXED, -0.5, 1.0), call(MIXED, None, 1.0), call(MIXED, 0.0), call(MIXED, 1.0, -0.5)],
 )  # fmt: skip
 pointwise(
-    aten.clamp_min.default, expression=tirx.max, onnx="Max", flops=1, samples=[call(MIXED, 0.25)], zero=NEVER_ZERO
-)
+    aten.clamp_min.default, expression=lambda x, low: clamped(x, low), onnx="Max", flops=1, zero=NEVER_ZERO,
+    samples=[call(MIXED, 0.25)],
+)  # fmt: skip
 pointwise(
-    aten.clamp_max.default, expression=tirx.min, onnx="Min", flops=1, samples=[call(MIXED, 0.25)], zero=NEVER_ZERO
-)
+    aten.clamp_max.default, expression=lambda x, high: clamped(x, high=high), onnx="Min", flops=1, zero=NEVER_ZERO,
+    samples=[call(MIXED, 0.25)],
+)  # fmt: skip
 pointwise(
     aten._to_copy.default, expression=lambda x: x, onnx=lambda graph, dtype, x: x, flops=1,
     samples=[call(BYTES, dtype=torch.float32), call(MASK, dtype=torch.int64)], zero=zero_with_any("self"),

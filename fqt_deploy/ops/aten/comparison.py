@@ -11,6 +11,7 @@ from fqt_deploy.ops.aten.aten_op import aten
 from fqt_deploy.ops.aten.pointwise import OnnxNodes, pointwise
 from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, ROW, WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_of
+from fqt_deploy.ops.lib.float32 import is_nan, opaque
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.traits import NEVER_ZERO, zero_with_all, zero_with_any
 
@@ -23,6 +24,15 @@ _BITS = [*_MASKS, call(BYTES, BYTES.flip(1))]
 def _comparable(x: Any) -> Any:
     """LLVM's code generator compares booleans as if they were floats."""
     return x.astype("int8") if dtype_of(x) == "bool" else x
+
+
+def _equal(a: Any, b: Any) -> Any:
+    return tirx.EQ(_comparable(a), _comparable(b))
+
+
+def _unequal(a: Any, b: Any) -> Any:
+    """NaN differs from everything: TVM's own inequality is false of it."""
+    return tirx.Not(opaque(_equal(a, b))) if dtype_of(a) == "float32" else tirx.NE(_comparable(a), _comparable(b))
 
 
 def _not_equal(graph: OnnxWriter, _: str, a: str, b: str) -> str:
@@ -41,8 +51,8 @@ _COMPARISONS: tuple[tuple[str, Any, OnnxNodes], ...] = (
     ("le", lambda a, b: a <= b, "LessOrEqual"),
     ("gt", lambda a, b: a > b, "Greater"),
     ("ge", lambda a, b: a >= b, "GreaterOrEqual"),
-    ("eq", lambda a, b: tirx.EQ(_comparable(a), _comparable(b)), "Equal"),
-    ("ne", lambda a, b: tirx.NE(_comparable(a), _comparable(b)), _not_equal),
+    ("eq", _equal, "Equal"),
+    ("ne", _unequal, _not_equal),
 )
 for _name, _expression, _onnx in _COMPARISONS:
     _equality = _name in ("eq", "ne")
@@ -96,6 +106,6 @@ pointwise(
     samples=[call(MASK), call(BYTES)],
 )  # fmt: skip
 pointwise(
-    aten.isnan.default, expression=tirx.isnan, onnx="IsNaN", flops=1, compares=True, zero=NEVER_ZERO,
+    aten.isnan.default, expression=is_nan, onnx="IsNaN", flops=1, compares=True, zero=NEVER_ZERO,
     samples=[call(MIXED), call(torch.tensor([0.0, float("nan"), float("inf")]))],
 )  # fmt: skip

@@ -14,8 +14,10 @@ from tvm import te, tirx
 from fqt_deploy.core.call import Call
 from fqt_deploy.ops.aten.aten_op import AtenOp, aten, define_aten, extents
 from fqt_deploy.ops.aten.samples import BYTES, MIXED, WIDE, call
+from fqt_deploy.ops.lib.dtypes import dtype_of
+from fqt_deploy.ops.lib.float32 import is_nan
 from fqt_deploy.ops.lib.in_order import in_order, loop, unflattened
-from fqt_deploy.ops.lib.onnx_body import OnnxWriter
+from fqt_deploy.ops.lib.onnx_body import OnnxWriter, element_type
 from fqt_deploy.ops.op import Kind, Operand
 from fqt_deploy.ops.traits import NEVER_ZERO, Aligned, AxisOf, Layout, moved
 
@@ -29,7 +31,7 @@ def _other_axis(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
 
 @dataclass(frozen=True, eq=False)
 class _Place(AtenOp):
-    """The index of an extreme element along one axis, or in the flat tensor; of equal ones that of the first."""
+    """The index of an extreme element along one axis, or in the flat tensor; of equal ones the first, as of NaN."""
 
     x: Operand
     dim: int | None
@@ -64,17 +66,33 @@ class _Place(AtenOp):
         return in_order(shape, "int64", [copied], loops, contiguous=inner, name=name)
 
     def _nodes(self, graph: OnnxWriter, result: Tensor, op: str) -> str:
-        value, axis = self.x.name, self.dim
+        value, axis, keepdims = self.x.name, self.dim, int(self.keepdim)
         if axis is None:
-            flat = graph("Reshape", value, graph.constant([-1], "int64"))
-            return graph("Reshape", graph(op, flat, axis=0, keepdims=0), graph.constant(extents(result), "int64"))
-        return graph(op, value, axis=axis % len(self.x.shape), keepdims=int(self.keepdim))
+            value, axis, keepdims = graph("Reshape", value, graph.constant([-1], "int64")), 0, 0
+        axis %= len(self.x.shape)
+        place = graph(op, value, axis=axis, keepdims=keepdims)
+        if self.x.dtype == "float32":  # what ONNX Runtime makes of NaN depends on where it is
+            is_nan = graph("Cast", graph("IsNaN", value), to=element_type("float32"))
+            first = graph("ArgMax", is_nan, axis=axis, keepdims=keepdims)
+            any_nan = graph("ReduceMax", is_nan, graph.constant([axis], "int64"), keepdims=keepdims)
+            place = graph("Where", graph("Greater", any_nan, graph.constant(0.0, "float32")), first, place)
+        if self.dim is None:
+            return graph("Reshape", place, graph.constant(extents(result), "int64"))
+        return place
+
+
+def _or_nan(better: Any, later: Any, best: Any) -> Any:
+    """Whether a later element wins: if it is better, or NaN where the best so far is not."""
+    if dtype_of(later) != "float32":
+        return better
+    return tirx.Or(better, tirx.And(is_nan(later), tirx.Not(is_nan(best))))
 
 
 _TIES = torch.tensor([[1.0, 3.0, 3.0, -2.0], [-1.0, -4.0, -1.0, -4.0]])
+_WITH_NAN = torch.tensor([[1.0, math.nan, math.inf, math.nan], [-math.inf, 0.0, math.inf, 2.0], [math.nan] * 4])
 _SAMPLES = [
     call(MIXED, 1), call(WIDE, -1, True), call(WIDE, 0), call(WIDE), call(_TIES, 1), call(_TIES, None, True),
-    call(BYTES, 1),
+    call(BYTES, 1), call(_WITH_NAN, 1), call(_WITH_NAN), call(_WITH_NAN, 0, True),
 ]  # fmt: skip
 
 
@@ -86,7 +104,7 @@ class Argmax(_Place):
 
     def stages(self, result: Tensor, name: str) -> te.Tensor:
         """Along the axis in order."""
-        return self._found(result, name, lambda a, b: a > b)
+        return self._found(result, name, lambda a, b: _or_nan(a > b, a, b))
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
         """The same in ONNX."""
@@ -101,7 +119,7 @@ class Argmin(_Place):
 
     def stages(self, result: Tensor, name: str) -> te.Tensor:
         """Along the axis in order."""
-        return self._found(result, name, lambda a, b: a < b)
+        return self._found(result, name, lambda a, b: _or_nan(a < b, a, b))
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
         """The same in ONNX."""

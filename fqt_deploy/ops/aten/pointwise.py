@@ -16,6 +16,7 @@ from tvm import te, tirx
 from fqt_deploy.core.call import bind
 from fqt_deploy.ops.aten.aten_op import AtenOp, Samples, enter, extents
 from fqt_deploy.ops.lib.dtypes import dtype_name, dtype_of
+from fqt_deploy.ops.lib.float32 import number, opaque_operand
 from fqt_deploy.ops.lib.onnx_body import OnnxValue, OnnxWriter
 from fqt_deploy.ops.op import Cost, Kind, Traits
 from fqt_deploy.ops.traits import Layout, Zero, broadcast
@@ -60,16 +61,18 @@ class Pointwise(AtenOp):
         return cls([values[name] for name in cls.names], {name: values[name] for name in cls.keywords})
 
     def stages(self, result: Tensor, name: str) -> te.Tensor:
-        """One stage; operands are broadcast and cast as in PyTorch."""
+        """One stage; operands are broadcast and cast as in PyTorch, and no two of them are known to be equal."""
         dtype = dtype_name(result.dtype)
         common = _promoted(self.operands) if self.compares else dtype
+        equal = _may_be_equal(self.operands)
 
         def element(*index: Any) -> Any:
             operands = [
                 _element(operand, index, None if position in self.keeps else common)
                 for position, operand in enumerate(self.operands)
             ]
-            return _cast(type(self).expression(*operands, **self.given), dtype)
+            apart = [opaque_operand(o) if i in equal else o for i, o in enumerate(operands)]
+            return _cast(type(self).expression(*apart, **self.given), dtype)
 
         return te.compute(extents(result), element, name=name)
 
@@ -141,7 +144,20 @@ def _element(value: Any, index: tuple[Any, ...], dtype: str | None) -> Any:
     if isinstance(value, te.Tensor):
         element = read_broadcast(value, index)
         return element if dtype is None else _cast(element, dtype)
-    return tirx.const(value, dtype)
+    assert dtype is not None
+    return number(value, dtype)
+
+
+def _may_be_equal(operands: Sequence[Any]) -> frozenset[int]:
+    """Positions of tensors that may have the formula of one before them: it is the same, or both are computed."""
+    found = set()
+    for i, operand in enumerate(operands):
+        for earlier in operands[:i]:
+            if isinstance(operand, te.Tensor) and isinstance(earlier, te.Tensor):
+                computed = not any(isinstance(t.op, te.PlaceholderOp) for t in (operand, earlier))
+                if computed or operand.same_as(earlier):
+                    found.add(i)
+    return frozenset(found)
 
 
 def _cast(expression: Any, dtype: str) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
@@ -11,9 +12,10 @@ from tvm import te, tirx
 
 from fqt_deploy.core.call import Call, bind
 from fqt_deploy.ops.aten.aten_op import AtenOp, Samples, aten, enter, extents, prims
-from fqt_deploy.ops.aten.samples import MIXED, WIDE, call
+from fqt_deploy.ops.aten.samples import BYTES, MIXED, WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_name, dtype_of
-from fqt_deploy.ops.lib.onnx_body import OnnxWriter
+from fqt_deploy.ops.lib.float32 import of_ordered_key, ordered_key
+from fqt_deploy.ops.lib.onnx_body import OnnxWriter, element_type
 from fqt_deploy.ops.op import Kind, Traits
 from fqt_deploy.ops.traits import Aligned, AxisOf, Layout, moved, zero_with_any
 
@@ -26,11 +28,13 @@ class _Form:
         combine: TE reducer, ``(expression, axis=...) -> expression``.
         onnx: ONNX's op.
         finish: ``(total, number of elements) -> result``; None for the total itself.
+        key: float32 element -> int32 that is reduced instead, where NaN has to win; None for the element itself.
     """
 
     combine: Callable[..., Any]
     onnx: str
     finish: Callable[[Any, int], Any] | None = None
+    key: Callable[[Any], Any] | None = None
 
 
 class Reduction(AtenOp):
@@ -69,20 +73,23 @@ class Reduction(AtenOp):
         A reduction over a leading axis together with inner ones runs first within each index of axis 0, then over
         axis 0: partial results belong to indices, never to threads.
         """
-        form, x = self.form, self.x
+        x, dtype = self.x, dtype_name(result.dtype)
+        form = self.form if dtype == "float32" or self.form.key is None else replace(self.form, key=None, finish=None)
         size = extents(x)
         axes = _sorted_axes(self.dim, len(size))
         kept = [a for a in range(len(size)) if a not in axes]
-        dtype = dtype_name(result.dtype)
-        count = 1
-        for a in axes:
-            count *= size[a]
+        count = math.prod(size[a] for a in axes)
         keepdim = len(result.shape) == len(size)
+
+        def element(value: Any) -> Any:
+            value = value if dtype_of(value) == dtype else value.astype(dtype)
+            return value if form.key is None else form.key(value)
+
         if axes[:1] == [0] and len(axes) > 1 and size[0] > 1 and kept:
-            partial = _reduce(form, x, axes[1:], [0, *kept], dtype, f"{name}_partial")
-            totals = _reduce(form, partial, [0], list(range(1, len(kept) + 1)), dtype, f"{name}_total")
+            partial = _reduce(form, x, axes[1:], [0, *kept], element, f"{name}_partial")
+            totals = _reduce(form, partial, [0], list(range(1, len(kept) + 1)), lambda value: value, f"{name}_total")
         else:
-            totals = _reduce(form, x, axes, kept, dtype, f"{name}_total")
+            totals = _reduce(form, x, axes, kept, element, f"{name}_total")
 
         def finished(*index: Any) -> Any:
             total = totals[tuple(index[a] for a in kept) if keepdim else index]
@@ -94,9 +101,16 @@ class Reduction(AtenOp):
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
         """ONNX's reduction over the same axes."""
+        dtype, keepdims = dtype_name(result.dtype), int(len(result.shape) == len(self.x.shape))
         axes = graph.constant(_sorted_axes(self.dim, len(self.x.shape)), "int64")
-        value = graph.cast(self.x, dtype_name(result.dtype))
-        return graph(self.form.onnx, value, axes, keepdims=int(len(result.shape) == len(self.x.shape)))
+        value = graph.cast(self.x, dtype)
+        reduced = graph(self.form.onnx, value, axes, keepdims=keepdims)
+        if self.form.key is None or dtype != "float32":
+            return reduced
+        # ONNX Runtime's extremes pass over NaN.
+        is_nan = graph("Cast", graph("IsNaN", value), to=element_type("float32"))
+        any_nan = graph("Cast", graph("ReduceMax", is_nan, axes, keepdims=keepdims), to=element_type("bool"))
+        return graph("Where", any_nan, graph.constant(math.nan, dtype), reduced)
 
 
 def reduced_axes(call: Call) -> list[int]:
@@ -133,13 +147,14 @@ def _batch_of_sum(call: Call, axis_of: AxisOf, size: int) -> Aligned | None:
     return _batch(call, axis_of, size)
 
 
-def _reduce(form: _Form, x: te.Tensor, axes: list[int], kept: list[int], dtype: str, name: str) -> te.Tensor:
+def _reduce(
+    form: _Form, x: te.Tensor, axes: list[int], kept: list[int], element: Callable[[Any], Any], name: str
+) -> te.Tensor:
     loops = {a: te.reduce_axis((0, int(x.shape[a])), name=f"r{a}") for a in axes}
 
     def total(*index: Any) -> Any:
         where = dict(zip(kept, index, strict=True)) | loops
-        value = x[tuple(where[a] for a in range(len(x.shape)))]
-        return form.combine(value if dtype_of(value) == dtype else value.astype(dtype), axis=list(loops.values()))
+        return form.combine(element(x[tuple(where[a] for a in range(len(x.shape)))]), axis=list(loops.values()))
 
     return te.compute([int(x.shape[a]) for a in kept], total, name=name)
 
@@ -160,6 +175,7 @@ _WHOLE = [call(MIXED), call(WIDE), call(WIDE[0])]
 _AXES = [call(MIXED, [0]), call(MIXED, [-1], True)] + [
     call(WIDE, axes, keep) for axes in ([0], [2], [0, 1], [1, 2], [0, 1, 2]) for keep in (False, True)
 ]
+_INTEGERS = [call(BYTES, [1])]
 _SUM = _Form(te.sum, "ReduceSum")
 _MEAN = _Form(te.sum, "ReduceMean", lambda total, count: total / tirx.const(float(count), "float32"))
 
@@ -168,5 +184,7 @@ _define(aten.sum.dim_IntList, _SUM, _AXES)
 _define(prims.sum.default, _SUM, [call(MIXED, [1])])
 _define(aten.mean.default, _MEAN, _WHOLE)
 _define(aten.mean.dim, _MEAN, _AXES)
-_define(aten.amax.default, _Form(te.max, "ReduceMax"), _AXES)
-_define(aten.amin.default, _Form(te.min, "ReduceMin"), _AXES[:2])
+_MAX = _Form(te.max, "ReduceMax", lambda key, _: of_ordered_key(key), lambda x: ordered_key(x, nan=math.inf))
+_MIN = _Form(te.min, "ReduceMin", lambda key, _: of_ordered_key(key), lambda x: ordered_key(x, nan=-math.inf))
+_define(aten.amax.default, _MAX, [*_AXES, *_INTEGERS])
+_define(aten.amin.default, _MIN, [*_AXES[:2], *_INTEGERS])

@@ -21,8 +21,9 @@ from fqt_deploy.targets.cpu.fp32.fp32_matmul import Fp32MatmulRule
 from fqt_deploy.targets.cpu.fp32.fp32_weight_grad import Fp32WeightGradRule
 from fqt_deploy.targets.cpu.generic.elementwise import ElementwiseRule
 from fqt_deploy.targets.cpu.generic.in_order import InOrderRule
+from fqt_deploy.targets.cpu.generic.nan_extremes import nan_extremes
 from fqt_deploy.targets.cpu.generic.reduction import ReductionRule
-from fqt_deploy.targets.cpu.generic.round_products import makes_bits, round_products
+from fqt_deploy.targets.cpu.generic.round_products import round_products
 from fqt_deploy.targets.cpu.generic.transposition import TranspositionRule
 from fqt_deploy.targets.cpu.generic.update import UpdateRule
 from fqt_deploy.targets.cpu.packing.pack_channels import PackChannelsRule
@@ -68,13 +69,13 @@ RULES: tuple[ScheduleRule, ...] = (
 
 @dataclass(frozen=True)
 class CpuTarget(Target):
-    """A target whose kernels that make bits round like the reference."""
+    """A target whose kernels round, and pass NaN on, like PyTorch."""
 
     separate_objects: ClassVar[bool] = True
 
     def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
-        """Fence products where needed, then apply the first rule that takes the kernel."""
-        return super().schedule(round_products(function) if makes_bits(function) else function)
+        """Compute floats as PyTorch does, then apply the first rule that takes the kernel."""
+        return super().schedule(nan_extremes(round_products(function)))
 
 
 def cpu_target(mcpu: str | None) -> Target:

@@ -24,6 +24,7 @@ from fqt_deploy.targets.cuda.device_intrinsics import with_device_intrinsics
 from fqt_deploy.targets.cuda.features import BEFORE_TF32, CudaFeatures, cuda_features
 from fqt_deploy.targets.cuda.fp32_product import Fp32ProductRule
 from fqt_deploy.targets.cuda.in_order import InOrderRule
+from fqt_deploy.targets.cuda.nan_extremes import nan_extremes, with_definitions
 from fqt_deploy.targets.cuda.pack_positions import PackPositionsRule
 from fqt_deploy.targets.cuda.single_block import SingleBlockRule
 from fqt_deploy.targets.cuda.toolchain import (
@@ -70,7 +71,7 @@ class CudaTarget(Target):
 
     def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
         """Apply the first rule that takes the kernel."""
-        return with_device_intrinsics(super().schedule(function))
+        return nan_extremes(with_device_intrinsics(super().schedule(function)))
 
     def compile(self, module: tvm.IRModule, relax_pipeline: Any) -> Any:
         """Host code by LLVM, device code by nvcc; FQT301 or FQT404 where that fails."""
@@ -80,7 +81,7 @@ class CudaTarget(Target):
 
         def callback(source: str) -> bytes:
             try:
-                return self.compile_source(source, self.features)
+                return self.compile_source(with_definitions(source), self.features)
             except FqtError as error:  # would lose its type on the way through C++
                 failures.append(error)
                 raise RuntimeError(str(error)) from None

@@ -1,7 +1,8 @@
-"""Keep products rounded to float32 before they are added, where bits are made of the result.
+"""Keep products rounded to float32 before they are added, where bits are made of the result or both may cancel.
 
 LLVM contracts ``a * b + c`` to one fused operation, which rounds once; PyTorch rounds twice. A sign or an argmax of the
-result could then differ from the reference. The fence costs nothing but the fusion.
+result could then differ from the reference, and of ``x * 0.1 - x * 0.1`` something would be left. The fence costs
+nothing but the fusion.
 
 Before::
 
@@ -18,8 +19,11 @@ from typing import Any
 
 import tvm_ffi
 from tvm import tirx
+from tvm.ir import TensorLoad
 
 from fqt_deploy.ops.lib.dtypes import dtype_of
+from fqt_deploy.ops.lib.float32 import opaque_operand, seen_through
+from fqt_deploy.targets.cpu.generic.stored_values import with_values
 
 
 def makes_bits(function: tirx.PrimFunc) -> bool:
@@ -42,16 +46,57 @@ def _compares(function: tirx.PrimFunc) -> bool:
 
 
 def round_products(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The function with a fence around every float32 product that is an operand of a sum or difference."""
+    """The function with fences around float32 products that are operands of a sum or difference.
 
-    def fenced(operand: Any) -> Any:
-        if isinstance(operand, tirx.Mul) and dtype_of(operand) == "float32":
-            return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", operand)
-        return operand
+    In kernels that make bits all are fenced. In others one is whose other operand is computed from an element that the
+    product reads, too: there the two may cancel, and what is left would be the rounding alone. Terms of a sum over an
+    axis are added in another order than PyTorch's anyway.
+    """
+    within = makes_bits(function)
+
+    def fenced(operand: Any, other: Any) -> Any:
+        formula = seen_through(operand)
+        if dtype_of(formula) != "float32" or not isinstance(formula, (tirx.Mul, tirx.Div)):
+            return operand
+        if within and isinstance(formula, tirx.Mul):
+            needed = True
+        else:  # of an op that was inlined; LLVM multiplies by 1 / 2^n instead of dividing
+            needed = not formula.same_as(operand) and bool(_elements(formula) & _elements(other))
+        if not needed:
+            return operand
+        return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", formula)
+
+    def apart(operand: Any, other: Any) -> Any:
+        """The second operand fenced, and not known to equal the first: infinity less infinity is NaN."""
+        changed = fenced(operand, other)
+        return changed if changed.same_as(operand) else opaque_operand(changed)
 
     def rewrite(node: Any) -> Any:
         if dtype_of(node) != "float32":
             return node
-        return type(node)(fenced(node.a), fenced(node.b))
+        return type(node)(fenced(node.a, node.b), apart(node.b, node.a))
 
-    return function.with_body(tvm_ffi.structural_map(function.body, ((tirx.Add, tirx.Sub), rewrite)))
+    return with_values(
+        function,
+        lambda value: tvm_ffi.structural_map(value, ((tirx.Add, tirx.Sub), rewrite)),
+        combinations=within,
+    )
+
+
+def _elements(expression: Any) -> frozenset[str]:
+    """The elements of whole arrays that an expression reads, as text; one of fewer axes is a coefficient."""
+    found: list[tuple[str, int]] = []
+
+    def visit(load: Any) -> None:
+        axes = {str(v) for index in load.indices for v in _variables(index)}
+        found.append((f"{load.source.name}{list(load.indices)}", len(axes)))
+
+    tvm_ffi.structural_walk(expression, (TensorLoad, visit))
+    most = max((axes for _, axes in found), default=0)
+    return frozenset(text for text, axes in found if axes == most)
+
+
+def _variables(index: Any) -> list[Any]:
+    found: list[Any] = []
+    tvm_ffi.structural_walk(index, (tirx.Var, found.append))
+    return found

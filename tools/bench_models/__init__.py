@@ -1,0 +1,1 @@
+"""Transformers in plain PyTorch that are benchmarked, as model files: too large for the tests of the examples."""
