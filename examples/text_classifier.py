@@ -62,7 +62,8 @@ class Layer(nn.Module):
         )
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = self.norm1(x + self.output(attended.transpose(1, 2).reshape(n, length, width)))
-        return self.norm2(x + self.narrow(F.gelu(self.wide(x))))
+        result: torch.Tensor = self.norm2(x + self.narrow(F.gelu(self.wide(x))))
+        return result
 
 
 class TextClassifier(nn.Module):
