@@ -58,7 +58,7 @@ class LowerTo1Bit(Pass):
     produces = Stage.LOWERED
 
     def run(self, graph: TrainingGraph) -> bool:
-        """Rewrite all three directions."""
+        """Rewrite the products of all three directions, and return whether there was one."""
         rewrites = {"forward": _forward, "input_grad": _input_grad, "weight_grad": _weight_grad}
         changed = False
         for direction, rewrite in rewrites.items():

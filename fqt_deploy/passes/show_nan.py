@@ -44,7 +44,7 @@ _HIDES = (aten.where.self, aten.sign.default)
 """Element-wise ops whose result need not be NaN where an operand is."""
 _PASSES = (
     fqt.max_pool2d.default, fqt.avg_pool2d.default, fqt.window_max.default, fqt.window_mean.default,
-    fqt.channel_moments.default, operator.getitem,
+    fqt.channel_moments.default,
 )  # fmt: skip
 """Other ops whose result is NaN where an operand is."""
 
@@ -70,7 +70,8 @@ class ShowNan(Pass):
             return False
         found: fx.Node | None = None
         for source, layer in first.items():
-            emit = Emitter(graph, _behind(source), layer=graph.layers[layer].path if layer < len(number) else "")
+            path = graph.layers[layer].path if layer < len(number) else ""
+            emit = Emitter(graph, _behind(source), layer=path, phase="forward")
             own = emit(fqt.nan_number.default, source, layer)
             found = own if found is None else Emitter(graph, graph.output_node())(aten.minimum.default, found, own)
         shown = Emitter(graph, graph.output_node(), layer="")(fqt.show_nan.default, results["loss"], found)
@@ -112,7 +113,7 @@ def _leaves(signed: fx.Node, limit: int, checked: frozenset[fx.Node]) -> tuple[l
         if node in seen or node in checked or _dtype(node) != torch.float32:
             continue
         seen.add(node)
-        if _elements(node) <= limit:
+        if isinstance(node.meta["val"], torch.Tensor) and _elements(node) <= limit:
             small[node] = None
         elif _passes_on(node):
             pending += node.all_input_nodes
@@ -138,6 +139,8 @@ def _behind_statistics(node: fx.Node) -> set[fx.Node]:
 def _passes_on(node: fx.Node) -> bool:
     """Whether an element of the result is NaN where one is that it is computed from."""
     op = op_of(node)
+    if node.target is operator.getitem:
+        return _passes_on(node.all_input_nodes[0])
     if node.target in _PASSES or moves_elements(node):
         return True
     return op is not None and issubclass(op, Pointwise) and node.target not in _HIDES

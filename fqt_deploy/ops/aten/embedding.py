@@ -53,7 +53,7 @@ class Embedding(AtenOp):
         return te.compute(extents(result), at, name=name)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """A gather."""
+        """Writes one Gather node, and returns the name of its result."""
         return graph("Gather", self.weight.name, self.indices.name, axis=0)
 
 
