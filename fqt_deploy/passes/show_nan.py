@@ -98,7 +98,7 @@ def _inputs(graph: TrainingGraph) -> frozenset[fx.Node]:
 def _sources(signed: fx.Node, checked: frozenset[fx.Node]) -> list[fx.Node]:
     """Values of which one is NaN where ``signed`` is."""
     small, large = _leaves(signed, _elements(signed) // SMALL, checked)
-    covered = set().union(*(_behind_statistics(node) for node in small)) if small else set()
+    covered = {value for node in small for value in _behind_statistics(node)}
     return [*small, *(node for node in large if node not in covered)]
 
 

@@ -66,10 +66,11 @@ class _Place(AtenOp):
         return in_order(shape, "int64", [copied], loops, contiguous=inner, name=name)
 
     def _nodes(self, graph: OnnxWriter, result: Tensor, op: str) -> str:
-        value, axis, keepdims = self.x.name, self.dim, int(self.keepdim)
-        if axis is None:
-            value, axis, keepdims = graph("Reshape", value, graph.constant([-1], "int64")), 0, 0
-        axis %= len(self.x.shape)
+        value, axis, keepdims = self.x.name, 0, int(self.keepdim)
+        if self.dim is None:
+            value, keepdims = graph("Reshape", value, graph.constant([-1], "int64")), 0
+        else:
+            axis = self.dim % len(self.x.shape)
         place = graph(op, value, axis=axis, keepdims=keepdims)
         if self.x.dtype == "float32":  # what ONNX Runtime makes of NaN depends on where it is
             is_nan = graph("Cast", graph("IsNaN", value), to=element_type("float32"))
