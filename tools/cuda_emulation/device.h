@@ -354,6 +354,7 @@ inline T __shfl_xor_sync(unsigned, T value, int mask, int = 32) {
 
 inline int __popc(unsigned word) { return __builtin_popcount(word); }
 inline int __popcll(uint64_t word) { return __builtin_popcountll(word); }
+inline float __int_as_float(int word) { return __builtin_bit_cast(float, word); }
 
 // CUDA's overloads take any two arithmetic types.
 template <typename A, typename B>

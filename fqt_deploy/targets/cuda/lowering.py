@@ -10,6 +10,8 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.tirx import compilation_pipeline
 
+from fqt_deploy.targets.cuda.constant_bits import with_constant_bits
+
 PIPELINE = "fqt_cuda"
 """Name under which TVM knows the pipeline."""
 
@@ -37,8 +39,16 @@ def _pipeline() -> tuple[tvm.transform.Pass, Callable[[], Any], Callable[[], Any
     return (
         tvm.transform.Sequential(passes),
         compilation_pipeline.finalize_host_passes,
-        compilation_pipeline.finalize_device_passes,
+        _finalize_device,
     )
+
+
+def _finalize_device() -> tvm.transform.Pass:
+    @tirx.transform.prim_func_pass(opt_level=0)  # type: ignore[untyped-decorator]
+    def fold(function: tirx.PrimFunc, _module: tvm.IRModule, _context: Any) -> tirx.PrimFunc:
+        return with_constant_bits(function)
+
+    return tvm.transform.Sequential([compilation_pipeline.finalize_device_passes(), fold])
 
 
 def _alias_passes() -> tuple[tvm.transform.Pass, tvm.transform.Pass]:
