@@ -223,7 +223,7 @@ class _PackedLevels(fx.Interpreter):
             if user.target is torch.ops.fqt.binary_conv2d.default and n.target is torch.ops.fqt.pack_signs.default:
                 self.levels[user.meta["layer"]] = torch.where(self.env[n.all_input_nodes[0]] > 0, 1.0, -1.0)
             if user.target is torch.ops.fqt.level_conv2d.default and n.target is torch.ops.fqt.pack_levels.default:
-                x, *grid = (self.env.get(a, a) for a in n.args)
+                x, grid = self.env[n.all_input_nodes[0]], n.args[1:]
                 self.levels[user.meta["layer"]] = torch.ops.fqt.activation_levels(x, *grid)
         return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -27,7 +28,7 @@ def visit_values(graph: TrainingGraph, nodes: Iterable[fx.Node], visit: Callable
     left = {node: sum(user in needed for user in node.users) for node in needed}
     given = {**graph.example, "seed": torch.tensor(0)} | {n: t.initial for n, t in graph.state.items()}
     names = iter(graph.inputs)
-    values: dict[fx.Node, object] = {}
+    values: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in graph.graph.nodes:
             name = next(names) if node.op == "placeholder" else ""
@@ -37,7 +38,7 @@ def visit_values(graph: TrainingGraph, nodes: Iterable[fx.Node], visit: Callable
                 values[node] = given[name]
             else:
                 args, kwargs = (fx.map_arg(a, values.__getitem__) for a in (node.args, node.kwargs))
-                found = node.target(*args, **kwargs)  # type: ignore[operator]
+                found = node.target(*args, **kwargs)
                 values[node] = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, found)
             if node in wanted:
                 value = values[node]

@@ -17,7 +17,7 @@ fqt = torch.ops.fqt
 ALWAYS = frozenset(
     (
         aten.relu.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.abs.default, aten.exp.default,
-        aten.softplus.default, aten._softmax.default, aten.sqrt.default, aten.rsqrt.default,
+        aten._softmax.default, aten.sqrt.default, aten.rsqrt.default,
     )
 )  # fmt: skip
 """Operators whose results are never negative."""

@@ -28,10 +28,11 @@ def between(*activations):
 @pytest.mark.parametrize(
     ("activations", "signed"),
     [
-        ([nn.ReLU()], False), ([nn.Sigmoid()], False), ([nn.Softplus()], False), ([nn.Hardtanh(0.0, 1.0)], False),
+        ([nn.ReLU()], False), ([nn.Sigmoid()], False), ([nn.Hardtanh(0.0, 1.0)], False),
         ([nn.ReLU(), nn.Dropout(0.2)], False), ([nn.Softmax(1)], False),
         ([nn.ReLU(), nn.Unflatten(1, (8, 8)), nn.Flatten()], False),
-        ([nn.Tanh()], True), ([nn.GELU()], True), ([nn.PReLU()], True), ([nn.Hardtanh()], True), ([], True),
+        ([nn.Tanh()], True), ([nn.GELU()], True), ([nn.Softplus()], True), ([nn.PReLU()], True),
+        ([nn.Hardtanh()], True), ([], True),
         ([nn.ReLU(), nn.LayerNorm(64)], True),
     ],
 )  # fmt: skip
