@@ -132,6 +132,9 @@ def _instead(name: str, action: Callable[..., None], text: str, **settings: Any)
 @click.version_option(__version__)
 def main(model: Path, **given: Any) -> None:
     """Compile the PyTorch model in MODEL.py into a 1-bit training step that runs without PyTorch."""
+    # Nearly all objects live as long as the process: looking for garbage among them would be a tenth of the time.
+    gc.set_threshold(100_000, 20, 100)
+    atexit.register(gc.freeze)
     with exit_codes():
         command = CommandOptions(**given_options(COMMAND_OPTIONS.values(), given))
         settings = given_options(all_settings().values(), given)
@@ -200,9 +203,6 @@ def _check(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
 
 def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, given: dict[str, Any]) -> None:
     require_compiler()
-    # Nearly all objects live as long as the process: looking for garbage among them would be a tenth of the time.
-    gc.set_threshold(100_000, 20, 100)
-    atexit.register(gc.freeze)
     if "so" in outputs:
         check_replaceable(outputs["so"])
     from rich.console import Console

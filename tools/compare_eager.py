@@ -4,8 +4,8 @@ Example: ``python -m tools.compare_eager --model resnet18 --batch 16``.
 
 Both sides take the same weights and one batch. Where an activation lies within rounding of zero, its sign may differ
 between the two, because they sum in different orders; such flips are counted by layer, on the lowered graph run in
-PyTorch. A gradient that is zero in double precision, such as that of a constant which a norm removes, has no direction:
-it is named, and must be small.
+PyTorch. So are levels that differ, with activations of several bits. A gradient that is zero in double precision, such
+as that of a constant which a norm removes, has no direction: it is named, and must be small.
 
 Exit status 1 if the loss differs by more than 1e-3, or a gradient's cosine is below 0.999. The last line printed is
 JSON.
@@ -19,6 +19,7 @@ import dataclasses
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ import fqt_deploy
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.compiler.compile_model import compile_model, lower_model
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.graph import ActivationGrid, TrainingGraph
+from fqt_deploy.core.layer_bits import ACTIVATION_BITS, ActivationBits
 from fqt_deploy.core.optimizer import SGD
 from fqt_deploy.core.options import CompileOptions
 from tools.examples import EXAMPLES, load_example
@@ -51,7 +54,7 @@ class Comparison:
         loss_error: relative error of the loss.
         cosines: the cosines of our gradient with PyTorch's, by parameter.
         zeros: parameters whose true gradient is zero -> norm of ours, relative to the whole gradient.
-        flips: by binarized layer, the activations whose sign differs and the number of activations.
+        flips: by binarized layer, the activations whose sign or level differs and the number of activations.
     """
 
     loss_error: float
@@ -82,25 +85,52 @@ class Sign(torch.autograd.Function):
         return gradient * passes
 
 
+class Levels(torch.autograd.Function):
+    """The whole numbers that values are quantized to; the gradient passes where none is clamped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: ActivationGrid) -> Tensor:
+        """Levels of ``x``, of its shape and dtype: odd ones around 0 on a signed grid, else 0 and above."""
+        count, spacing = 2**grid.bits, np.float32(grid.spacing)
+        scaled = x * float(np.float32(1) / spacing)
+        cell = torch.floor(scaled) if grid.signed else torch.round(scaled)
+        first = -count // 2 if grid.signed else 0
+        ctx.save_for_backward((cell >= first) & (cell < first + count))
+        ctx.unit = float(spacing / 2 if grid.signed else spacing)
+        cell = cell.clamp(first, first + count - 1)
+        return 2 * cell + 1 if grid.signed else cell
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """The gradient straight through, by what level 1 stands for."""
+        return gradient * ctx.saved_tensors[0] / ctx.unit, None
+
+
 class FakeQuantized(nn.Module):
-    """A binarized layer in eager mode: signs, scales and straight-through gradients by autograd.
+    """A binarized layer in eager mode: signs or levels, scales and straight-through gradients by autograd.
 
     The scale is applied to the product of signs, an integer: so equal values tie in max pooling here as they do there.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, grid: ActivationGrid | None = None) -> None:
         super().__init__()
         self.layer = layer
-        self.signs: Tensor | None = None
+        self.grid = grid
+        self.levels: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The result of the layer for ``x``; keeps the signs of ``x``."""
+        """The result of the layer for ``x``; keeps the signs or levels of ``x``."""
         layer: Any = self.layer
         weight = layer.weight
         bias = torch.zeros(()) if layer.bias is None else layer.bias
         alpha = weight.abs().flatten(1).mean(1)
-        signs = Sign.apply(x), Sign.apply(weight)  # type: ignore[no-untyped-call]
-        self.signs = signs[0].detach() > 0
+        if self.grid is None:
+            activations = Sign.apply(x)  # type: ignore[no-untyped-call]
+        else:
+            activations = Levels.apply(x, self.grid)  # type: ignore[no-untyped-call]
+            alpha = alpha * (self.grid.spacing / 2 if self.grid.signed else self.grid.spacing)
+        signs = activations, Sign.apply(weight)  # type: ignore[no-untyped-call]
+        self.levels = activations.detach()
         if isinstance(layer, nn.Conv2d):
             product = nn.functional.conv2d(*signs, None, layer.stride, layer.padding)
             result: Tensor = product * alpha.view(-1, 1, 1) + bias.view(-1, 1, 1)
@@ -109,13 +139,13 @@ class FakeQuantized(nn.Module):
         return result
 
 
-def fake_quantized(model: nn.Module, paths: list[str]) -> nn.Module:
-    """A copy of ``model`` in training mode whose layers ``paths`` are binarized."""
+def fake_quantized(model: nn.Module, grids: Mapping[str, ActivationGrid | None]) -> nn.Module:
+    """A copy of ``model`` in training mode whose layers named in ``grids`` are binarized, with these grids."""
     model = copy.deepcopy(model)
-    for path in paths:
+    for path, grid in grids.items():
         parent, _, name = path.rpartition(".")
         owner = model.get_submodule(parent)
-        setattr(owner, name, FakeQuantized(owner.get_submodule(name)))
+        setattr(owner, name, FakeQuantized(owner.get_submodule(name), grid))
     return model.train()
 
 
@@ -134,18 +164,19 @@ def as_if_trained(source: ModelSource) -> ModelSource:
     return dataclasses.replace(source, module=module)
 
 
-def compare(source: ModelSource) -> Comparison:
+def compare(source: ModelSource, activation_bits: ActivationBits = 1) -> Comparison:
     """Take one step of plain SGD on both sides, and compare losses and gradients."""
     source = as_if_trained(source)
     x, y = source.example_inputs
-    options = CompileOptions(recipe="none", optimizer=SGD(lr=1.0))
+    options = CompileOptions(recipe="none", optimizer=SGD(lr=1.0), activation_bits=activation_bits)
+    lowered = lower_model(source, options)
     with tempfile.TemporaryDirectory() as folder:
-        manifest = compile_model(source, options, Path(folder) / "step").manifest
+        compile_model(source, options, Path(folder) / "step", lowered=lowered)
         step = fqt_deploy.load(Path(folder) / "step")
         before = step.state_dict()
         loss = step.step(x, y)
         after = step.state_dict()
-    eager = fake_quantized(source.module, [r.path for r in manifest.layers if r.decision == "1-bit"])
+    eager = fake_quantized(source.module, {r.path: r.grid for r in lowered.train.layers if r.binarized})
     precise = copy.deepcopy(eager).double()
     expected, gradients = _loss_and_gradients(eager, source, x)
     _, true = _loss_and_gradients(precise, source, x.double() if x.is_floating_point() else x)
@@ -156,7 +187,7 @@ def compare(source: ModelSource) -> Comparison:
         loss_error=abs(loss - expected) / abs(expected),
         cosines={name: _cosine(ours[name], gradient) for name, gradient in gradients.items() if name not in zeros},
         zeros=zeros,
-        flips=_flips(source, options, eager),
+        flips=_flips(lowered.train, source, options, eager),
     )
 
 
@@ -178,39 +209,41 @@ def _cosine(ours: Any, theirs: Any) -> float:
     return float(ours @ theirs) / norms if norms else float(np.array_equal(ours, theirs))
 
 
-class _PackedSigns(fx.Interpreter):
-    """Runs a lowered graph and keeps the signs of each binarized layer's input, by layer."""
+class _PackedLevels(fx.Interpreter):
+    """Runs a lowered graph and keeps the signs or levels of each binarized layer's input, by layer."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.signs: dict[str, Tensor] = {}
+        self.levels: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; of a packing of activations, remember what is packed."""
         result = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, super().run_node(n))
-        if n.target is torch.ops.fqt.pack_signs.default:
-            packed: Tensor = self.env[n.all_input_nodes[0]] > 0
-            for user in n.users:
-                if user.target is torch.ops.fqt.binary_conv2d.default:
-                    self.signs[user.meta["layer"]] = packed
+        for user in n.users:
+            if user.target is torch.ops.fqt.binary_conv2d.default and n.target is torch.ops.fqt.pack_signs.default:
+                self.levels[user.meta["layer"]] = torch.where(self.env[n.all_input_nodes[0]] > 0, 1.0, -1.0)
+            if user.target is torch.ops.fqt.level_conv2d.default and n.target is torch.ops.fqt.pack_levels.default:
+                x, *grid = (self.env.get(a, a) for a in n.args)
+                self.levels[user.meta["layer"]] = torch.ops.fqt.activation_levels(x, *grid)
         return result
 
 
-def _flips(source: ModelSource, options: CompileOptions, eager: nn.Module) -> dict[str, tuple[int, int]]:
-    graph = lower_model(source, options).train
+def _flips(
+    graph: TrainingGraph, source: ModelSource, options: CompileOptions, eager: nn.Module
+) -> dict[str, tuple[int, int]]:
     given = {
         **{spec.name: tensor for spec, tensor in zip(graph.signature, source.example_inputs, strict=True)},
         "seed": torch.tensor(options.seed),
         "lr": torch.tensor(options.optimizer.lrs()),
     } | {name: tensor.initial for name, tensor in graph.state.items()}
-    interpreter = _PackedSigns(graph.module)
+    interpreter = _PackedLevels(graph.module)
     with torch.no_grad():
         interpreter.run(*[given[name] for name in graph.inputs])
     found = {}
     for path, layer in eager.named_modules():
-        if isinstance(layer, FakeQuantized) and layer.signs is not None:
-            theirs = layer.signs.permute(0, 2, 3, 1) if layer.signs.dim() == 4 else layer.signs
-            ours = interpreter.signs[path].reshape(theirs.shape)
+        if isinstance(layer, FakeQuantized) and layer.levels is not None:
+            theirs = layer.levels.permute(0, 2, 3, 1) if layer.levels.dim() == 4 else layer.levels
+            ours = interpreter.levels[path].reshape(theirs.shape)
             found[path] = int((ours != theirs).sum()), ours.numel()
     return found
 
@@ -224,7 +257,7 @@ def report(found: Comparison) -> None:
     for name, norm in found.zeros.items():
         print(f"{name:{width}}  is zero; ours has {norm:.1e} of the whole gradient's norm")
     for path, (flipped, total) in found.flips.items():
-        print(f"{path:{width}}  {flipped} of {total} signs differ")
+        print(f"{path:{width}}  {flipped} of {total} activations differ")
 
 
 def main() -> int:
@@ -232,16 +265,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=sorted(EXAMPLES), default="digits")
     parser.add_argument("--batch", type=int, help="samples in the step (default: the example's)")
+    parser.add_argument("--activation-bits", type=int, choices=ACTIVATION_BITS, default=1, help="bits of an activation")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     try:
-        found = compare(load_example(arguments.model, arguments.batch))
+        found = compare(load_example(arguments.model, arguments.batch), arguments.activation_bits)
     except FqtError as error:
         print(error.render(), file=sys.stderr)
         return 1
     report(found)
     summary = {
         "model": arguments.model,
+        "activation_bits": arguments.activation_bits,
         "loss_error": found.loss_error,
         "lowest_cosine": min(found.cosines.values()),
         "zero_gradients": len(found.zeros),

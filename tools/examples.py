@@ -18,10 +18,13 @@ EXAMPLES: dict[str, Path] = {
     "digits": _FOLDER / "digits_cnn.py",
     "gpt2_small": _BENCHMARKED / "gpt2_small.py",
     "mixer": _FOLDER / "mlp_mixer.py",
+    "mobilenet_v3": _FOLDER / "mobilenet_v3.py",
     "resnet18": _FOLDER / "resnet18_cifar.py",
+    "unet": _FOLDER / "unet.py",
     "vgg16": _FOLDER / "vgg16_cifar.py",
     "vgg16_imagenet": _FOLDER / "vgg16_imagenet.py",
     "vit_s16": _BENCHMARKED / "vit_s16.py",
+    "vit_s16_96": _FOLDER / "vit_s16.py",
 }
 """The model files by name."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
+from fqt_deploy.capture.own_decompositions import OWN
 from fqt_deploy.ops.aten.aten_op import AtenOp, aten_ops
 from fqt_deploy.ops.op import FQT_OPS, Op
 
@@ -30,7 +31,7 @@ honour must have its default.
 
 def document() -> str:
     """The whole text of ``docs/operators.md``."""
-    return _HEAD + "\n".join(_folder(name, ops) for name, ops in _by_file().items()) + _ours()
+    return _HEAD + "\n".join(_folder(name, ops) for name, ops in _by_file().items()) + _spelled() + _ours()
 
 
 def _by_file() -> dict[str, list[type[AtenOp]]]:
@@ -45,6 +46,11 @@ def _folder(name: str, ops: Iterable[type[AtenOp]]) -> str:
     return f"### {name.replace('_', ' ').capitalize()}\n\n| operator | arguments |\n|---|---|\n" + "".join(
         f"| `{target}` | {arguments} |\n" for target, arguments in rows
     )
+
+
+def _spelled() -> str:
+    names = ", ".join(f"`{target}`" for target in sorted(map(str, OWN.keys() - aten_ops().keys())))
+    return f"\n## Operators that are spelled in those\n\nBeside what PyTorch spells in simpler ones itself: {names}.\n"
 
 
 def _ours() -> str:

@@ -8,7 +8,7 @@ import io
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from fqt_deploy.capture.tracing import trace_error
@@ -43,6 +44,7 @@ class EagerRun:
         changed: names of those that have another value, or are parameters that were written; the first name of each.
         assigned: names of those that are another tensor afterwards.
         attributes: plain values of Python attributes after the run, by module path and name.
+        called: names of the functions of PyTorch that were called, in order.
     """
 
     lines: dict[tuple[int, str], SourceLocation | None] = field(default_factory=dict)
@@ -53,6 +55,11 @@ class EagerRun:
     changed: list[str] = field(default_factory=list)
     assigned: frozenset[str] = frozenset()
     attributes: dict[tuple[str, str], Any] = field(default_factory=dict)
+    called: list[str] = field(default_factory=list)
+
+    def behaviour(self) -> tuple[Any, ...]:
+        """What the run did but for the values of tensors: its calls, and what became of Python attributes."""
+        return self.called, self.lines.keys(), self.attributes
 
 
 def run_eagerly(module: nn.Module, tensors: dict[str, Tensor], inputs: tuple[Tensor, ...], what: str) -> EagerRun:
@@ -67,6 +74,33 @@ def run_eagerly(module: nn.Module, tensors: dict[str, Tensor], inputs: tuple[Ten
     Raises:
         FqtError: FQT104 if forward fails.
     """
+    copies = _install_copies(module, tensors)
+    record = _run(module, inputs, what)
+    record.after = state_tensors(module)
+    written = {n for n, t in tensors.items() if isinstance(t, nn.Parameter) and copies[id(t)]._version}
+    differing = {n for n, t in tensors.items() if n in record.after and not equal(record.after[n], t)}
+    first_names = {id(tensor): name for name, tensor in reversed(tensors.items())}
+    record.changed = [n for n in first_names.values() if n in written or n in differing]
+    record.assigned = frozenset(n for n in tensors if record.after.get(n) is not copies[id(tensors[n])])
+    return record
+
+
+def run_without_values(
+    module: nn.Module, tensors: dict[str, Tensor], inputs: tuple[Tensor, ...], what: str
+) -> EagerRun:
+    """Run ``module`` once as ``run_eagerly`` does, on tensors of the same shapes that have no values.
+
+    Only ``behaviour`` is recorded.
+
+    Raises:
+        FqtError: FQT104 if forward fails, as it does where it reads a value.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        _install_copies(module, tensors, mode.from_tensor)
+        return _run(module, tuple(mode.from_tensor(given) for given in inputs), what)
+
+
+def _run(module: nn.Module, inputs: tuple[Tensor, ...], what: str) -> EagerRun:
     record = EagerRun()
     original = nn.Module.__setattr__
 
@@ -74,7 +108,6 @@ def run_eagerly(module: nn.Module, tensors: dict[str, Tensor], inputs: tuple[Ten
         record.lines[id(owner), name] = SourceLocation.of_frame(sys._getframe(1))
         original(owner, name, value)
 
-    copies = _install_copies(module, tensors)
     torch.manual_seed(0)
     silent = io.StringIO()
     try:
@@ -89,12 +122,6 @@ def run_eagerly(module: nn.Module, tensors: dict[str, Tensor], inputs: tuple[Ten
         raise
     except Exception as error:
         raise trace_error(what, error) from error
-    record.after = state_tensors(module)
-    written = {n for n, t in tensors.items() if isinstance(t, nn.Parameter) and copies[id(t)]._version}
-    differing = {n for n, t in tensors.items() if n in record.after and not equal(record.after[n], t)}
-    first_names = {id(tensor): name for name, tensor in reversed(tensors.items())}
-    record.changed = [n for n in first_names.values() if n in written or n in differing]
-    record.assigned = frozenset(n for n in tensors if record.after.get(n) is not copies[id(tensors[n])])
     record.attributes = plain_attributes(module)
     return record
 
@@ -105,12 +132,14 @@ def state_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**parameters, **dict(module.named_buffers(remove_duplicate=False))}
 
 
-def _install_copies(module: nn.Module, tensors: dict[str, Tensor]) -> dict[int, Tensor]:
+def _install_copies(
+    module: nn.Module, tensors: dict[str, Tensor], copy_of: Callable[[Tensor], Tensor] = torch.clone
+) -> dict[int, Tensor]:
     """Give ``module`` copies of ``tensors``, tied ones once, and return them by the identity of the originals."""
     copies: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
         owner = module.get_submodule(name.rpartition(".")[0])
-        copied = tensor.detach().clone()
+        copied = copy_of(tensor.detach())
         if isinstance(tensor, nn.Parameter):
             copied = nn.Parameter(copied, tensor.requires_grad)
         store: dict[str, Any] = owner._parameters if isinstance(tensor, nn.Parameter) else owner._buffers
@@ -134,8 +163,9 @@ class _InPlaceLines(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
+        self.record.called.append(name)
         changes = name in ("__set__", "__setitem__") or (name.endswith("_") and not name.endswith("__"))
-        if args and isinstance(args[0], Tensor) and (changes or re.fullmatch(r"__i\w+__", name)):
+        if args and has_values(args[0]) and (changes or re.fullmatch(r"__i\w+__", name)):
             line = SourceLocation.of_frame(sys._getframe(1))
             self.record.in_place[address_of(args[0])] = line
             if any(args[0] is tensor for tensor in self.data):
@@ -143,6 +173,11 @@ class _InPlaceLines(TorchFunctionMode):
         if func == _DATA:
             self.data.append(result)
         return result
+
+
+def has_values(given: Any) -> bool:
+    """Whether ``given`` is a tensor that lies in memory."""
+    return isinstance(given, Tensor) and not isinstance(given, FakeTensor)
 
 
 def address_of(tensor: Tensor) -> int:

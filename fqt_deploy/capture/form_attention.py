@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,8 @@ def _attention(node: fx.Node) -> tuple[_Scores, fx.Node] | None:
         return found, call["value"]
     if node.target not in _PRODUCTS:
         return None
-    weights, values = node.args
+    weights: Any = node.args[0]
+    values: Any = node.args[1]
     while (weights := _sole(weights)) is not None and weights.target in (aten.dropout.default, aten.clone.default):
         call = arguments_of(weights)
         if call.get("p") and call.get("train"):
@@ -117,8 +118,7 @@ def _scores_of(node: Any) -> _Scores | None:
     if node is None:
         return None
     if node.target in _PRODUCTS:
-        q, k = node.args
-        return _Scores(q, k, True)
+        return _Scores(node.args[0], node.args[1], True)
     call = bind(node.target, node.args, node.kwargs) if isinstance(node.target, torch._ops.OpOverload) else {}
     if node.target in (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar):
         inner, factor = _scores_of(call["self"]), call["other"]
@@ -211,7 +211,7 @@ def _rewrite(graph: fx.Graph, node: fx.Node, scores: _Scores, values: fx.Node) -
     graph.erase_node(node)
 
 
-def _added(emit: Any, mask: _Mask, heads: bool, keys: int) -> fx.Node:
+def _added(emit: Callable[..., fx.Node], mask: _Mask, heads: bool, keys: int) -> fx.Node:
     """What ``mask`` adds to scores, as [B or 1, H or 1, N or 1, M]."""
     node, extents = mask.node, _shape(mask.node)
     if mask.hides is not None:
@@ -220,7 +220,7 @@ def _added(emit: Any, mask: _Mask, heads: bool, keys: int) -> fx.Node:
     wanted = [1] * ((4 if heads else 3) - len(extents)) + extents
     if not heads:
         wanted.insert(1, 1)
-    node = emit(aten.view.default, node, wanted)
+    node = emit(aten.reshape.default, node, wanted)
     return node if wanted[-1] == keys else emit(aten.expand.default, node, [*wanted[:-1], keys])
 
 

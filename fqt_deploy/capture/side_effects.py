@@ -27,11 +27,14 @@ from fqt_deploy.capture.eager_run import (
     generators_restored,
     plain_attributes,
     run_eagerly,
+    run_without_values,
     state_tensors,
 )  # fmt: skip
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 
 _RUNS = 2
+_FEW = 2
+"""Samples that are enough where forward does the same with all: one would fail in batch normalization."""
 _TOLERANCE = 1e-4
 """Relative difference of two runs that is rounding: eager kernels may add up in another order on other threads."""
 
@@ -64,15 +67,8 @@ def observe_forward(module: nn.Module, args: tuple[Tensor, ...], what: str, pref
     """
     tensors = state_tensors(module)
     paths = {id(m): name for name, m in module.named_modules()}
-    records: list[EagerRun] = []
-    with attributes_restored(module), generators_restored():
-        before = plain_attributes(module)
-        generators = generator_states()
-        for _ in range(_RUNS):
-            inputs = tuple(arg.clone() for arg in args)
-            records.append(run_eagerly(module, tensors, inputs, what))
-            _check_inputs(module, args, inputs, records[-1])
-        drawn = generators != generator_states()
+    before = plain_attributes(module)
+    records, drawn = _observed(module, tensors, args, what)
     if drawn:
         message = "forward draws numbers from Python's or NumPy's generator, which a trace takes as constants"
         _refuse(module, prefix[:-1], message, hint="draw them with torch, such as torch.rand_like(x)")
@@ -93,6 +89,42 @@ def observe_forward(module: nn.Module, args: tuple[Tensor, ...], what: str, pref
     assigned = frozenset(n for n in first.assigned if n in first.after and not isinstance(tensors[n], nn.Parameter))
     _check_assigned(module, assigned, tensors, first.after, lines, prefix)
     return Effects({name: lines.get(name) for name in first.changed}, assigned)
+
+
+def _observed(
+    module: nn.Module, tensors: dict[str, Tensor], args: tuple[Tensor, ...], what: str
+) -> tuple[list[EagerRun], bool]:
+    """The runs, and whether they drew numbers from Python's or NumPy's generator.
+
+    Two samples show what all do, if forward does the same with all: calls the same functions of PyTorch in the same
+    order, and assigns the same attributes the same plain values. That is seen without the work, on tensors without
+    values. Where forward reads values, or minds the number of samples, it runs on all of them.
+    """
+    few = tuple(arg[:_FEW] for arg in args)
+    if all(arg.shape[0] > _FEW for arg in args):
+        with contextlib.suppress(FqtError):
+            records, drawn = _runs(module, tensors, few, what)
+            with attributes_restored(module), generators_restored():
+                generators = generator_states()
+                whole = run_without_values(module, tensors, args, what)
+                same = drawn == (generators != generator_states())
+            if same and whole.behaviour() == records[0].behaviour():
+                return records, drawn
+    return _runs(module, tensors, args, what)
+
+
+def _runs(
+    module: nn.Module, tensors: dict[str, Tensor], args: tuple[Tensor, ...], what: str
+) -> tuple[list[EagerRun], bool]:
+    """Runs on ``args``, each from what the one before it left in Python, and whether numbers were drawn."""
+    records: list[EagerRun] = []
+    with attributes_restored(module), generators_restored():
+        generators = generator_states()
+        for _ in range(_RUNS):
+            inputs = tuple(arg.clone() for arg in args)
+            records.append(run_eagerly(module, tensors, inputs, what))
+            _check_inputs(module, args, inputs, records[-1])
+        return records, generators != generator_states()
 
 
 @contextlib.contextmanager

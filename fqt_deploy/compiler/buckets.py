@@ -27,13 +27,13 @@ def check_same_step(first: TrainingGraph, other: TrainingGraph) -> None:
     Raises:
         FqtError: FQT103 if a layer or the state depends on the shape of the batch.
     """
-    decisions = [[(r.path, r.binarized, r.grid and r.grid.bits) for r in graph.layers] for graph in (first, other)]
+    decisions = [[(r.path, r.binarized, r.grid) for r in graph.layers] for graph in (first, other)]
     if decisions[0] != decisions[1]:
         differing = [a[0] for a, b in zip(*decisions, strict=False) if a != b] or ["their number"]
         raise FqtError(
-            f"for {_shapes(other)} other layers run in 1 bit than for {_shapes(first)}: {', '.join(differing)}",
+            f"for {_shapes(other)} layers run otherwise than for {_shapes(first)}: {', '.join(differing)}",
             code="FQT103",
-            hint="exclude these layers, or compile the shapes one by one",
+            hint="exclude these layers, or leave their activations at 1 bit: wider grids come from each example",
         )
     layouts = [
         {name: (tuple(t.initial.shape), t.initial.dtype, t.role) for name, t in _lasting(graph)}

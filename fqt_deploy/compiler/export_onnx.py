@@ -67,7 +67,7 @@ def export_onnx_any_batch(source: ModelSource, options: CompileOptions, output: 
         FqtError: as ``export_onnx``; also FQT203 where something depends on the batch that ONNX has fixed.
     """
     batch = source.call.batch
-    more = source.resized(batch + 1)
+    source, more = source.resized(batch), source.resized(batch + 1)
     lowered = lower_model(source, options)
     larger = _prediction(more, lower_model(more, options))
     model = with_any_batch(_prediction(source, lowered), larger, batch, batch + 1)
@@ -75,7 +75,8 @@ def export_onnx_any_batch(source: ModelSource, options: CompileOptions, output: 
 
 
 def _prediction(source: ModelSource, lowered: LoweredModel) -> ModelProto:
-    initial = {name: array for name, array in initial_state(*lowered.graphs()).items() if name in lowered.predict.inputs}
+    state = initial_state(*lowered.graphs())
+    initial = {name: array for name, array in state.items() if name in lowered.predict.inputs}
     return _model(source, lowered.predict, initial, training=False)
 
 

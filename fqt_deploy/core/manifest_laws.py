@@ -106,7 +106,9 @@ def _buckets_are_of_the_same_step(manifest: Manifest) -> Iterator[str]:
         if len(bucket.shapes) != len(manifest.inputs) or len(bucket.logits) != len(manifest.logits.shape):
             yield f"bucket {number} has {len(bucket.shapes)} inputs"
             return
-        specs = [replace(spec, shape=shape) for spec, shape in zip(manifest.inputs, bucket.shapes, strict=True)]
+        specs: list[TensorSpec] = [
+            replace(spec, shape=shape) for spec, shape in zip(manifest.inputs, bucket.shapes, strict=True)
+        ]
         specs.append(replace(manifest.logits, shape=bucket.logits))
         ranks = [len(spec.shape) for spec in (*manifest.inputs, manifest.logits)]
         possible = all(spec.shape and min(spec.shape) > 0 and _fits(spec) for spec in specs)

@@ -161,6 +161,13 @@ def _sliced(node: NodeProto, graph: Graph) -> str | None:
     return graph.derive(node, "Slice", [bits, *node.input[1:3], places, *node.input[4:]])
 
 
+def _expanded(node: NodeProto, graph: Graph) -> str | None:
+    if (bits := bits_of(node.input[0], graph)) is None:
+        return None
+    target = np.array([*graph.shape(node.output[0]), WORD], dtype=np.int64)
+    return graph.derive(node, "Expand", [bits, graph.constant(target)])
+
+
 def _concatenated(node: NodeProto, graph: Graph) -> str | None:
     parts = [bits_of(value, graph) for value in node.input]
     axis = _attributes(node)["axis"] % len(graph.shape(node.input[0]))
@@ -185,6 +192,7 @@ def _padded(node: NodeProto, graph: Graph) -> str | None:
 
 _MOVES: Mapping[str, Callable[[NodeProto, Graph], str | None]] = {
     "Concat": _concatenated,
+    "Expand": _expanded,
     "Gather": _gathered,
     "Pad": _padded,
     "Reshape": _reshaped,

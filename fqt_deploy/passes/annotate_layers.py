@@ -22,8 +22,9 @@ from torch import fx
 from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 from fqt_deploy.core.graph import LayerRecord, TrainingGraph, behind_views, shape
+from fqt_deploy.ops.sample_axes import sample_axes
 from fqt_deploy.ops.traits import SampleAxis
-from fqt_deploy.passes.batch_axis import descendants, sample_axes
+from fqt_deploy.passes.batch_axis import descendants
 from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.zero_padding import padding_before
 

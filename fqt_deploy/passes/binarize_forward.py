@@ -13,8 +13,8 @@ After (algorithm: XNOR-Net scale, straight-through estimator)::
     %gx = fqt.straight_through(fqt.conv2d_input_grad(%gy * %a, fqt.sign(%w), ...), %x)
     %gw = fqt.latent_weight_grad(fqt.conv2d_weight_grad(fqt.sign(%x), %gy, ...), %w, False)
 
-Where a layer has a grid, its activations become levels, whole numbers, in the place of signs; what level 1 stands for is
-a factor of the result and of the weight's gradient::
+Where a layer has a grid, its activations become levels, whole numbers, in the place of signs; what level 1 stands for
+is a factor of the result and of the weight's gradient::
 
     %y  = fqt.conv2d(fqt.activation_levels(%x, ...), fqt.sign(%w), ...) * (%a * unit)
     %gx = fqt.level_straight_through(fqt.conv2d_input_grad(%gy * %a, fqt.sign(%w), ...), %x, ...)

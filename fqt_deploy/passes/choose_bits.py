@@ -10,7 +10,7 @@ After::
 
 A layer that reads what cannot be negative, such as a ReLU's result, gets an unsigned grid, all others a signed one. The
 spacing is the best one for normally distributed values, or for their positive part, of the same root mean square as the
-layer reads on the example batch; without an example batch, of 1, as behind batch normalization. It is rounded to an eighth
+layer reads on the example batch; without one, as behind batch normalization. It is rounded to an eighth
 of a power of two, so that equal layers share their kernels.
 """
 
@@ -37,8 +37,8 @@ SPACINGS = {
     True: {2: 0.996, 3: 0.5864, 4: 0.3354, 8: 0.0308},
     False: {2: 0.9211, 3: 0.4997, 4: 0.2728, 8: 0.0236},
 }
-"""Spacing with the least mean square error, by whether the grid is signed and by bits, in root mean squares: of normally
-distributed values for signed grids, of their positive part for unsigned ones.
+"""Spacing with the least mean square error, by whether the grid is signed and by bits, in root mean squares: of
+normally distributed values for signed grids, of their positive part for unsigned ones.
 """
 STEPS_PER_OCTAVE = 8
 
@@ -75,7 +75,7 @@ class ChooseBits(Pass):
         for record in graph.layers:
             if nodes := inputs.get(record.weight):
                 signed = not all(map(is_non_negative, nodes))
-                mean = sum(squares.get(x, 1.0) for x in nodes) / len(nodes)
+                mean = sum(squares.get(x, 1.0 if signed else 0.5) for x in nodes) / len(nodes)
                 bits = self._bits_of(record)
                 record.grid = ActivationGrid(bits, signed, spacing_of(math.sqrt(mean), bits, signed))
         return False

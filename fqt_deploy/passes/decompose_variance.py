@@ -30,7 +30,7 @@ class DecomposeVariance(Pass):
     name = "decompose-variance"
 
     def run(self, graph: TrainingGraph) -> bool:
-        """Rewrite every ``prims.var``."""
+        """Rewrite every ``prims.var`` of ``graph``, and return whether there was one."""
         nodes = graph.calls(prims.var.default)
         for node in nodes:
             call = call_of(node)

@@ -58,7 +58,7 @@ class LowerTo1Bit(Pass):
     produces = Stage.LOWERED
 
     def run(self, graph: TrainingGraph) -> bool:
-        """Rewrite all three directions."""
+        """Rewrite the products of all three directions, and return whether there was one."""
         rewrites = {"forward": _forward, "input_grad": _input_grad, "weight_grad": _weight_grad}
         changed = False
         for direction, rewrite in rewrites.items():
@@ -185,8 +185,8 @@ def _check_sums_fit(node: fx.Node, gradient_bits: int, bits: int) -> None:
     positions = math.prod(shape(call_of(node).g)[:-1])
     if positions * largest_code(gradient_bits) * largest_code(bits) >= 2**31:
         raise FqtError(
-            f"the weight gradient sums {positions} products of {gradient_bits}-bit gradients and {bits}-bit activations, "
-            "which may not fit 32 bits",
+            f"the weight gradient sums {positions} products of {gradient_bits}-bit gradients and {bits}-bit "
+            "activations, which may not fit 32 bits",
             code="FQT205",
             node=node,
             hint="give the layer fewer bits, with --bits or --grad-bits, or make the batch smaller",

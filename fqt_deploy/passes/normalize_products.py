@@ -45,7 +45,7 @@ class NormalizeProducts(Pass):
     name = "normalize-products"
 
     def run(self, graph: TrainingGraph) -> bool:
-        """Rewrite every contraction."""
+        """Rewrite every contraction of ``graph``, and return whether there was one."""
         rewrites: dict[Any, Callable[[TrainingGraph, fx.Node], None]] = {
             aten.convolution.default: convolution,
             aten.convolution_backward.default: convolution_backward,

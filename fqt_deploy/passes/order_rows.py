@@ -21,9 +21,9 @@ from torch import fx
 
 from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
+from fqt_deploy.ops.sample_axes import sample_axes
 from fqt_deploy.ops.traits import LEADING
 from fqt_deploy.passes.annotate_layers import products_of
-from fqt_deploy.passes.batch_axis import sample_axes
 from fqt_deploy.passes.normalize_views import NormalizeViews
 from fqt_deploy.passes.pass_base import Pass
 

@@ -26,8 +26,9 @@ from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
 from fqt_deploy.core.options import GRADIENT_BITS
+from fqt_deploy.ops.sample_axes import sample_axes
 from fqt_deploy.ops.traits import SampleAxis
-from fqt_deploy.passes.batch_axis import descendants, resized, sample_axes, samples_back, samples_first
+from fqt_deploy.passes.batch_axis import descendants, resized, samples_back, samples_first
 from fqt_deploy.passes.insert_scq import random_key
 from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.shrink_backward import (

@@ -33,8 +33,9 @@ from torch import fx
 from fqt_deploy.core.call import call_of, changed, source_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
 from fqt_deploy.ops.op import op_of
+from fqt_deploy.ops.sample_axes import alignment
 from fqt_deploy.ops.traits import LEADING, Aligned, SampleAxis
-from fqt_deploy.passes.batch_axis import alignment, gather_samples, resized, scatter_samples
+from fqt_deploy.passes.batch_axis import gather_samples, resized, scatter_samples
 from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.shrink_backward import SIZED
 

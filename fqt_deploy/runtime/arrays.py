@@ -118,7 +118,7 @@ def check_layout_of(spec: TensorSpec, shape: tuple[int, ...], dtype: str) -> Non
     if shape[1:] == spec.shape[1:] and len(shape) == len(spec.shape) > 0 and shape[0] != spec.shape[0]:
         hint = (
             f"the step is compiled for batches of {spec.shape[0]}: DataLoader(..., drop_last=True) leaves out the "
-            "last, smaller one; or compile for another batch size"
+            "last, smaller one; example_inputs=[batch, last batch], or --batch 128,16, compiles for both"
         )
     elif shape == spec.shape:
         hint = f"convert it with .astype({spec.dtype!r})"

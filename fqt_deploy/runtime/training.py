@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def train(
         epoch, position = divmod(done, steps)
         order = np.random.default_rng([session.seed & _UNSIGNED, epoch]).permutation(len(data))
         rows = [order[start:end] for start, end in itertools.pairwise(starts[position:])]
-        with load_ahead(lambda index, at=epoch: data.batch(index, at), rows, progress.loader) as batches:
+        with load_ahead(partial(data.batch, epoch=epoch), rows, progress.loader) as batches:
             for arrays in batches:
                 if not schedule.is_constant:
                     session.lr = [rate * schedule.factor(session.step_count, total) for rate in initial]

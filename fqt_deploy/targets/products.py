@@ -213,7 +213,7 @@ class BitInputGradient(PackedConvolution):
 
 @dataclass(frozen=True, kw_only=True)
 class BitWeightGradient(Kernel):
-    """The product of codes and bits, ``bitplane_weight_grad`` and ``level_weight_grad``: a matrix product over positions.
+    """The product of codes and bits, ``bitplane_weight_grad`` and ``level_weight_grad``: a product over positions.
 
     The codes are [words, bits, kept]. The other operand, [panels, words, 16], has a row for every tap and channel of
     the input, and behind them one for every tap that says which positions lie inside of the image. Of activations of

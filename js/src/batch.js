@@ -31,13 +31,12 @@ function converted(spec, values, kind) {
   }
 }
 
-/** FQT507 unless all `labels` are those that the loss of the model takes. */
-export function checkLabels(manifest, labels) {
-  const [low, high] = manifest.label_range ?? (manifest.classes === null ? [] : [0, manifest.classes]);
-  if (low === undefined) return;
-  const ignored = manifest.ignore_index ?? undefined;
-  const bad = labels.findIndex((label) => (label < low || label >= high) && Number(label) !== ignored);
+/** FQT507 unless all integers are those that the step indexes by: labels, or rows of a table. */
+export function checkValues(spec, values) {
+  if (spec.values === null) return;
+  const { low, high, ignore_index: ignored } = spec.values;
+  const bad = values.findIndex((value) => (value < low || value >= high) && (ignored === null || Number(value) !== ignored));
   if (bad >= 0) {
-    throw new FqtError(`y[${bad}] is ${labels[bad]}, expected a label from ${low} to ${high - 1}`, "FQT507");
+    throw new FqtError(`${spec.name}[${bad}] is ${values[bad]}, expected an integer from ${low} to ${high - 1}`, "FQT507");
   }
 }

@@ -16,10 +16,16 @@ export interface TensorSpec {
   readonly dtype: string;
 }
 
+/** One array of a batch; `values` are the integers that it may hold, null if any. */
+export interface InputSpec extends TensorSpec {
+  readonly role: "input" | "target";
+  readonly values: { readonly low: number; readonly high: number; readonly ignore_index: number | null } | null;
+}
+
 /** What the compiler says about a model; the fields of manifest.json that matter here. */
 export interface Manifest {
   readonly name: string;
-  readonly inputs: readonly TensorSpec[];
+  readonly inputs: readonly InputSpec[];
   readonly logits: TensorSpec;
   readonly classes: number | null;
   readonly state: readonly (TensorSpec & { readonly role: string })[];
@@ -47,11 +53,10 @@ export class Trainer extends EventTarget {
   set seed(value: bigint | number);
   get lr(): number | number[];
   set lr(value: number | number[]);
-  step(x: Numbers, y: Numbers): Promise<number>;
-  predict(x: Numbers): Promise<Float32Array>;
+  step(...batch: Numbers[]): Promise<number>;
+  predict(...inputs: Numbers[]): Promise<Float32Array>;
   fit(
-    x: Numbers,
-    y: Numbers,
+    data: Numbers[],
     options?: { epochs?: number; signal?: AbortSignal },
   ): Promise<{ steps: number; loss: number; cancelled: boolean }>;
   saveCheckpoint(metadata?: Record<string, string>): Promise<Uint8Array>;

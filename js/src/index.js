@@ -1,4 +1,4 @@
-import { asInput, checkLabels } from "./batch.js";
+import { asInput, checkValues } from "./batch.js";
 import { readCheckpoint, writeCheckpoint } from "./checkpoint.js";
 import { BY_DTYPE, sizeOf } from "./element_types.js";
 import { FqtError } from "./error.js";
@@ -105,34 +105,33 @@ export class Trainer extends EventTarget {
   /**
    * Train on one batch; if an input is refused, nothing has changed.
    *
-   * @param {ArrayLike<number> | ArrayLike<bigint>} x all numbers of the batch, row by row
-   * @param {ArrayLike<number> | ArrayLike<bigint>} y
+   * @param {...(ArrayLike<number> | ArrayLike<bigint>)} batch the arrays that `manifest.inputs` names, in its order: inputs
+   *   of the model, then targets; each with all numbers of the batch, row by row
    * @returns {Promise<number>} the loss
    */
-  async step(x, y) {
-    return this.#alone(() => this.#step(x, y));
+  async step(...batch) {
+    return this.#alone(() => this.#step(batch));
   }
 
   /**
    * The logits of any number of samples, row by row.
    *
-   * @param {ArrayLike<number> | ArrayLike<bigint>} x
+   * @param {...(ArrayLike<number> | ArrayLike<bigint>)} inputs the model's inputs, in the order of `manifest.inputs`
    * @returns {Promise<Float32Array>}
    */
-  async predict(x) {
-    return this.#alone(() => this.#predict(x));
+  async predict(...inputs) {
+    return this.#alone(() => this.#predict(inputs));
   }
 
   /**
    * Train on data in memory; the last samples of an epoch that fill no batch are left out, others in each epoch.
    *
-   * @param {ArrayLike<number> | ArrayLike<bigint>} x all samples, row by row
-   * @param {ArrayLike<number> | ArrayLike<bigint>} y
+   * @param {(ArrayLike<number> | ArrayLike<bigint>)[]} data as for `step`, but with all samples
    * @param {{ epochs?: number, signal?: AbortSignal }} [options] `signal` ends training after the step in progress
    * @returns {Promise<{ steps: number, loss: number, cancelled: boolean }>} the last step's loss
    */
-  async fit(x, y, { epochs = 1, signal } = {}) {
-    return this.#alone(() => this.#fit(x, y, epochs, signal));
+  async fit(data, { epochs = 1, signal } = {}) {
+    return this.#alone(() => this.#fit(data, epochs, signal));
   }
 
   /**
@@ -192,51 +191,60 @@ export class Trainer extends EventTarget {
     }
   }
 
-  async #step(x, y) {
-    const [inputs, targets] = this.manifest.inputs;
-    const given = { [inputs.name]: asInput(inputs, x, this.batch), [targets.name]: asInput(targets, y, targets.shape[0]) };
-    checkLabels(this.manifest, given[targets.name]);
+  async #step(batch) {
+    const specs = this.manifest.inputs;
+    checkCount("step", specs, batch);
+    const given = specs.map((spec, i) => asInput(spec, batch[i], spec.shape[0]));
+    specs.forEach((spec, i) => checkValues(spec, given[i]));
     const { Tensor } = this.#ort;
     const feeds = Object.fromEntries(this.#state);
-    for (const spec of [inputs, targets]) feeds[spec.name] = new Tensor(spec.dtype, given[spec.name], spec.shape);
+    specs.forEach((spec, i) => (feeds[spec.name] = new Tensor(spec.dtype, given[i], spec.shape)));
     feeds.seed = new Tensor("int64", BigInt64Array.of(this.#seed), []);
     feeds.lr = new Tensor("float32", Float32Array.from(this.#lr), [this.#lr.length]);
     const results = await this.#run(this.#train, feeds);
-    for (const spec of this.manifest.state) this.#state.set(spec.name, results[spec.name + NEXT]);
+    for (const { name } of this.manifest.state) this.#state.set(name, results[name + NEXT] ?? this.#state.get(name));
     this.#logits = results.logits.data;
     return results.loss.data[0];
   }
 
-  async #predict(x) {
+  async #predict(inputs) {
     if (this.#prediction === undefined) {
       throw new FqtError("the prediction was not loaded", "FQT501", "give load the file NAME.predict.onnx");
     }
-    const [inputs] = this.manifest.inputs;
+    const specs = this.manifest.inputs.filter((spec) => spec.role === "input");
+    checkCount("predict", specs, inputs);
+    const sizes = specs.map((spec) => sizeOf(spec.shape.slice(1)));
     const [rows, ...rest] = this.manifest.logits.shape;
-    const perSample = sizeOf(inputs.shape.slice(1));
-    const samples = Math.ceil((x?.length ?? 0) / perSample);
-    const all = asInput(inputs, x, samples);
+    const samples = Math.ceil((inputs[0]?.length ?? 0) / sizes[0]);
+    const all = specs.map((spec, i) => asInput(spec, inputs[i], samples));
+    specs.forEach((spec, i) => checkValues(spec, all[i]));
     const perRow = (rows / this.batch) * sizeOf(rest);
     const logits = new Float32Array(samples * perRow);
     const feeds = Object.fromEntries(this.manifest.predict_state.map((name) => [name, this.#state.get(name)]));
     for (let first = 0; first < samples; first += this.batch) {
-      const part = all.subarray(first * perSample, (first + this.batch) * perSample);
-      const padded = new (BY_DTYPE.get(inputs.dtype).array)(this.batch * perSample);
-      padded.set(part);
-      feeds[inputs.name] = new this.#ort.Tensor(inputs.dtype, padded, inputs.shape);
+      specs.forEach((spec, i) => {
+        const padded = new (BY_DTYPE.get(spec.dtype).array)(this.batch * sizes[i]);
+        padded.set(all[i].subarray(first * sizes[i], (first + this.batch) * sizes[i]));
+        if (spec.values !== null) padded.fill(padded[0], Math.min(samples - first, this.batch) * sizes[i]);
+        feeds[spec.name] = new this.#ort.Tensor(spec.dtype, padded, spec.shape);
+      });
       const results = await this.#run(this.#prediction, feeds);
       logits.set(results.logits.data.subarray(0, (samples - first) * perRow), first * perRow);
     }
     return logits;
   }
 
-  async #fit(x, y, epochs, signal) {
-    const [inputs, targets] = this.manifest.inputs;
-    const [ofX, ofY] = [sizeOf(inputs.shape.slice(1)), targets.shape[0] / this.batch * sizeOf(targets.shape.slice(1))];
-    const samples = Math.floor(x.length / ofX);
-    if (samples * ofX !== x.length || samples * ofY !== y.length || samples < this.batch) {
-      throw new FqtError(`${x.length / ofX} samples, ${y.length / ofY} targets; a batch takes ${this.batch}`, "FQT510");
+  async #fit(data, epochs, signal) {
+    const specs = this.manifest.inputs;
+    checkCount("fit", specs, data);
+    const sizes = specs.map((spec) => sizeOf(spec.shape) / this.batch);
+    const samples = Math.floor(data[0].length / sizes[0]);
+    if (samples < this.batch || data.some((values, i) => values.length !== samples * sizes[i])) {
+      const found = specs.map((spec, i) => `${data[i].length / sizes[i]} of ${spec.name}`).join(", ");
+      throw new FqtError(`${found}; a batch takes ${this.batch} samples`, "FQT510");
     }
+    const label = specs.findIndex((spec) => spec.role === "target" && spec.values !== null);
+    const isClassified = this.manifest.classes !== null && label >= 0;
     const perEpoch = Math.floor(samples / this.batch);
     const done = { steps: 0, loss: NaN, cancelled: false };
     for (let epoch = 0; epoch < epochs; epoch++) {
@@ -244,10 +252,10 @@ export class Trainer extends EventTarget {
       for (let batch = 0; batch < perEpoch; batch++) {
         if (signal?.aborted) return { ...done, cancelled: true };
         const rows = order.subarray(batch * this.batch, (batch + 1) * this.batch);
-        const labels = gathered(y, rows, ofY);
-        done.loss = await this.#step(gathered(x, rows, ofX), labels);
+        const batchOfData = data.map((values, i) => gathered(values, rows, sizes[i]));
+        done.loss = await this.#step(batchOfData);
         done.steps += 1;
-        const accuracy = this.manifest.classes === null ? null : accuracyOf(this.#logits, labels);
+        const accuracy = isClassified ? accuracyOf(this.#logits, batchOfData[label]) : null;
         const detail = { epoch, step: done.steps, steps: epochs * perEpoch, loss: done.loss, accuracy };
         this.dispatchEvent(new CustomEvent("progress", { detail }));
         await new Promise((resolve) => setTimeout(resolve)); // a page draws and takes clicks between steps
@@ -258,10 +266,19 @@ export class Trainer extends EventTarget {
 
   async #run(session, feeds) {
     try {
-      return await session.run(feeds);
+      const names = session.inputNames; // a step does without the state that only a prediction needs
+      return await session.run(Object.fromEntries(names.map((name) => [name, feeds[name]])));
     } catch (error) {
       throw new FqtError(`ONNX Runtime failed: ${error.message ?? error}`, "FQT502");
     }
+  }
+}
+
+/** FQT505 unless there are as many arrays as the model has inputs for. */
+function checkCount(method, specs, arrays) {
+  if (arrays?.length !== specs.length) {
+    const names = specs.map((spec) => spec.name).join(", ");
+    throw new FqtError(`${method} takes ${names}, and got ${arrays?.length ?? 0} arrays`, "FQT505");
   }
 }
 

@@ -61,7 +61,7 @@ test("fit tells its progress", async () => {
   const trainer = await fresh();
   const told = [];
   trainer.addEventListener("progress", ({ detail }) => told.push(detail));
-  const done = await trainer.fit(x, y, { epochs: 2 });
+  const done = await trainer.fit([x, y], { epochs: 2 });
   assert.deepEqual([done.steps, done.cancelled, told.length], [6, false, 6]);
   assert.deepEqual(told.map(({ epoch, step }) => [epoch, step]), [[0, 1], [0, 2], [0, 3], [1, 4], [1, 5], [1, 6]]);
   assert.ok(told.every(({ steps, loss, accuracy }) => steps === 6 && loss > 0 && accuracy >= 0 && accuracy <= 1));
@@ -72,7 +72,7 @@ test("fit ends after the step in which it is cancelled", async () => {
   const trainer = await fresh();
   const stop = new AbortController();
   trainer.addEventListener("progress", ({ detail }) => detail.step === 2 && stop.abort());
-  const done = await trainer.fit(x, y, { epochs: 100, signal: stop.signal });
+  const done = await trainer.fit([x, y], { epochs: 100, signal: stop.signal });
   assert.deepEqual([done.steps, done.cancelled, trainer.stepCount], [2, true, 2]);
 });
 
@@ -83,11 +83,13 @@ test("mistakes have codes, and change nothing", async () => {
   await fails("FQT505", () => trainer.step(images.slice(1), labels));
   await fails("FQT505", () => trainer.step(images, bad(labels, 0, 0.5)));
   await fails("FQT505", () => trainer.step(undefined, labels));
+  await fails("FQT505", () => trainer.step(images));
+  await fails("FQT505", () => trainer.predict(images, labels));
   await fails("FQT506", () => trainer.step(bad(images, 3, NaN), labels));
   await fails("FQT507", () => trainer.step(images, bad(labels, 0, 10)));
   await fails("FQT507", () => trainer.step(images, bad(labels, 0, -1)));
   await fails("FQT505", () => trainer.predict(images.slice(1)));
-  await fails("FQT510", () => trainer.fit(images, labels.slice(1)));
+  await fails("FQT510", () => trainer.fit([images, labels.slice(1)]));
   await fails("FQT202", () => (trainer.lr = -1));
   await fails("FQT202", () => (trainer.lr = [1, 2]));
   await fails("FQT202", () => (trainer.seed = 0.5));

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fqt_deploy.capture.joint import capture_training_graph
 from fqt_deploy.capture.prediction import capture_prediction_graph
+from fqt_deploy.capture.side_effects import observe_forward
 from fqt_deploy.core.diagnostics import FqtError
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
@@ -239,3 +240,64 @@ def test_prediction_has_no_side_effects():
         capture_prediction_graph(Keeping(counted), X)
     assert caught.value.location.text.strip() == "m.count += 1"
     assert capture_prediction_graph(Keeping(kept_for_later), X).outputs == ["logits"]
+
+
+def minds_the_batch_in_python(m, x):
+    if x.shape[0] > 2:
+        m.calls = m.calls + 1
+    return m.fc(x)
+
+
+def minds_the_batch_in_a_constant(m, x):
+    m.calls = m.calls + x.shape[0] - 2
+    return m.fc(x)
+
+
+def minds_the_batch_through_numpy(m, x):
+    if x.shape[0] > 2:
+        m.seen.numpy()[:] += 1
+    return m.fc(x)
+
+
+@pytest.mark.parametrize("forward", [minds_the_batch_in_python, minds_the_batch_in_a_constant])
+def test_what_happens_with_many_samples_alone_is_refused_too(forward):
+    model = observed(forward)
+    with pytest.raises(FqtError, match="FQT104"):
+        observe_forward(model, (torch.randn(5, 4),), "training", prefix="")
+    assert model.calls == 0
+
+
+def test_a_buffer_that_moves_with_many_samples_alone_is_seen():
+    model = observed(minds_the_batch_through_numpy)
+    assert observe_forward(model, (torch.randn(5, 4),), "training", prefix="").moved.keys() == {"seen"}
+    assert not model.seen.any()
+
+
+def observed(forward):
+    model = nn.Module()
+    model.fc, model.calls = nn.Linear(4, 3), 0
+    model.register_buffer("seen", torch.zeros(1))
+    model.forward = lambda x: forward(model, x)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("forward", "sizes"),
+    [
+        (lambda m, x: m.fc(x), [2, 2, 5]),
+        (lambda m, x: m.fc(x.view(5, 4)), [2, 5, 5]),
+        (lambda m, x: m.fc(x) if x.shape[0] < 5 else m.fc(x).relu(), [2, 2, 5, 5, 5]),
+        (lambda m, x: torch.stack([m.fc(row) for row in x]), [2, 2, 5, 5, 5]),
+    ],
+    ids=["all alike", "a batch of its own", "other functions", "a loop over samples"],
+)
+def test_two_samples_are_run_where_all_are_treated_alike(forward, sizes):
+    seen = []
+
+    def counted(m, x):
+        seen.append(x.shape[0])
+        return forward(m, x)
+
+    model = observed(counted)
+    observe_forward(model, (torch.randn(5, 4),), "training", prefix="")
+    assert seen == sizes

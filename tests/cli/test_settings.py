@@ -45,6 +45,8 @@ EXAMPLES = {
     "seed": (["--seed", "7"], {"seed": 7}),
     "include": (["--include", "a.*", "--include", "b"], {"include": ["a.*", "b"]}),
     "exclude": (["--exclude", "a.*"], {"exclude": "a.*"}),
+    "activation_bits": (["--activation-bits", "2"], {"activation_bits": 2}),
+    "bits": (["--bits", "head.*=1,4", "--bits", "*=1,2"], {"bits": {"head.*": (1, 4), "*": (1, 2)}}),
     "optimizer": (["--optimizer", "adamw"], {"optimizer": "adamw"}),
     "lr": (["--lr", "0.5"], {"lr": 0.5}),
     "weight_decay": (["--weight-decay", "1e-4"], {"weight_decay": 1e-4}),
@@ -108,7 +110,8 @@ def test_three_ways_give_one_result(name, model_file):
 WRONG = {
     "prediction": "",
     "target": "tpu", "mcpu": "", "arch": "", "recipe": "psq", "agp": "all", "grad_bits": "5", "grid": "even",
-    "projection": "on", "seed": "-1", "include": "", "exclude": "", "optimizer": "rprop", "lr": "fast",
+    "projection": "on", "seed": "-1", "include": "", "exclude": "", "activation_bits": "5", "bits": "a=1",
+    "optimizer": "rprop", "lr": "fast",
     "weight_decay": "-1", "groups": "head", "betas": "0.9,1", "eps": "nan", "momentum": "-0.9", "decay": "some",
     "no_decay": "", "clip_norm": "-1", "clip_value": "nan", "accumulate": "0", "ema": "1", "metrics": "loss",
     "dampening": "-1", "alpha": "1", "remat": "on",

@@ -16,7 +16,8 @@ from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.choose_variant import batch_sizes
 from fqt_deploy.runtime.data_file import read_data
-from fqt_deploy.runtime.training import train
+from fqt_deploy.runtime.preparation import Preparation, Prepared
+from fqt_deploy.runtime.training import Progress, Schedule, train
 from fqt_deploy.settings import options_of
 from tests.text_model import TextClassifier, texts
 
@@ -86,12 +87,12 @@ def test_a_shape_that_is_not_there_is_refused_with_what_is(artifact):
 def test_the_last_batch_trains(artifact, tmp_path):
     np.savez(tmp_path / "data.npz", **{name: tensor.numpy() for name, tensor in texts(15).items()})
     session, shown = fqt_deploy.load(artifact), []
-    data = read_data(tmp_path / "data.npz", session.manifest)
+    read = read_data(tmp_path / "data.npz", session.manifest)
+    data = Prepared(read, Preparation(), session.manifest, "data.npz", session.seed)
     assert batch_sizes(session.manifest.variants, 15) == [8, 3, 3]
-    train(
-        session, data, epochs=2, cosine=False, checkpoint=tmp_path / "c.safetensors",
-        show=lambda *told: shown.append(told), stopped=lambda: False,
-    )  # fmt: skip
+    progress = Progress(show=lambda *told: shown.append(told))
+    checkpoint, schedule = tmp_path / "c.safetensors", Schedule(cosine=False, warmup=0)
+    train(session, data, epochs=2, schedule=schedule, checkpoint=checkpoint, progress=progress)
     assert [told[:2] for told in shown] == [(1, 0), (2, 0), (3, 0), (4, 1), (5, 1), (6, 1)]
 
 

@@ -12,6 +12,7 @@ import torch
 from onnx import helper
 
 import fqt_deploy.ops.registry  # noqa: F401
+from fqt_deploy.export.flat_model import flatten
 from fqt_deploy.export.op_functions import op_call, op_function
 from fqt_deploy.ops.lib.onnx_body import DOMAIN, OPSET, element_type, make_node
 from fqt_deploy.ops.op import FQT_OPS, FqtOp, Kind
@@ -57,12 +58,15 @@ def _session(model: Any) -> onnxruntime.InferenceSession:
 
 @pytest.mark.parametrize(("spec", "arguments"), SAMPLES)
 def test_body_agrees_with_reference(spec: type[FqtOp], arguments: tuple[Any, ...]) -> None:
-    """Integers, booleans and bits exactly, floating point within the op's tolerance; the model is valid."""
+    """Integers, booleans and bits exactly, floating point within the op's tolerance; the flat model to the bit."""
     expected = _flat(spec(*arguments).reference())
     model, feeds = _model(spec, arguments, expected)
     onnx.checker.check_model(model, full_check=True)
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    for actual, wanted in zip(_session(model).run(None, feeds), expected, strict=True):
+    results = _session(model).run(None, feeds)
+    for inlined, actual in zip(_session(flatten(model)).run(None, feeds), results, strict=True):
+        np.testing.assert_array_equal(inlined, actual)
+    for actual, wanted in zip(results, expected, strict=True):
         assert (actual.shape, actual.dtype) == (tuple(wanted.shape), wanted.numpy().dtype)
         if not wanted.dtype.is_floating_point:
             np.testing.assert_array_equal(actual, wanted.numpy())

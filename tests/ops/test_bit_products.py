@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 import fqt_deploy.ops.registry  # noqa: F401 - defines the ops
 from fqt_deploy.ops.lib.convolution_shape import output_extents
+from fqt_deploy.ops.lib.levels import plane_channels
 from fqt_deploy.ops.lib.packed_words import pack_last_axis
+from fqt_deploy.ops.packing.pack_levels import PackLevels
 from fqt_deploy.ops.packing.pack_positions import PackPositions
 from fqt_deploy.ops.packing.pack_signs import PackSigns
 from fqt_deploy.ops.packing.pack_weight import PackWeight
@@ -18,6 +20,9 @@ from fqt_deploy.ops.packing.transpose_packed_weight import TransposePackedWeight
 from fqt_deploy.ops.products.binary_conv2d import BinaryConv2d
 from fqt_deploy.ops.products.bitplane_conv2d_input_grad import BitplaneConv2dInputGrad
 from fqt_deploy.ops.products.bitplane_weight_grad import BitplaneWeightGrad
+from fqt_deploy.ops.products.level_conv2d import LevelConv2d
+from fqt_deploy.ops.products.level_sums import LevelSums
+from fqt_deploy.ops.products.level_weight_grad import LevelWeightGrad
 from fqt_deploy.ops.products.position_sums import PositionSums
 from fqt_deploy.ops.products.tap_sums import TapSums
 
@@ -113,4 +118,42 @@ def test_weight_gradient(case, seed, bits):
     planes = torch.stack([pack_last_axis((rows >> p) & 1 > 0) for p in range(bits)], 1).permute(2, 1, 0)
     product = BitplaneWeightGrad(planes, layer.positions(), layer.inputs, layer.kernel).reference()
     sums = PositionSums(layer.positions(), layer.inputs, layer.kernel).reference()
+    assert torch.equal((product + zero * sums).double(), layer.gradients(codes + zero)[1])
+
+
+GRIDS = [(1, False), (2, True), (2, False), (3, True), (4, True), (8, True), (8, False)]
+
+
+def with_levels(layer, bits, signed):
+    """Levels drawn at random take the place of the layer's signs; returns what packs them: planes."""
+    codes = torch.randint(0, 2**bits, layer.x.shape, generator=layer.generator)
+    layer.x = (2 * codes - 2**bits + 1 if signed else codes).double()
+    values = layer.x.permute(0, 2, 3, 1).float() / (2 if signed else 1)  # a spacing of 1
+    return PackLevels(values.contiguous(), 1.0, bits, signed).reference()
+
+
+@given(layers(), st.integers(0, 2**31), st.sampled_from(GRIDS))
+@quick
+def test_forward_of_levels(case, seed, grid):
+    layer = Layer(case, seed)
+    planes = with_levels(layer, *grid)
+    geometry = (layer.inputs, layer.outputs, layer.kernel, layer.stride, layer.padding)
+    z = LevelConv2d(planes, layer.w_bits, *geometry, grid[1]).reference()
+    assert torch.equal(z.double(), layer.forward(layer.x, layer.w).permute(0, 2, 3, 1))
+
+
+@given(layers(), st.integers(0, 2**31), st.sampled_from([1, 3, 8]), st.sampled_from(GRIDS))
+@quick
+def test_weight_gradient_of_levels(case, seed, width, grid):
+    """Codes and zero point apart, as with signs."""
+    layer = Layer(case, seed)
+    bits, signed = grid
+    packed = with_levels(layer, bits, signed).flatten(3)
+    codes, zero = layer.codes(width)
+    rows = codes.transpose(0, 1).flatten(1)
+    planes = torch.stack([pack_last_axis((rows >> p) & 1 > 0) for p in range(width)], 1).permute(2, 1, 0)
+    geometry = (layer.kernel, layer.stride, layer.padding, layer.output_hw)
+    positions = PackPositions(packed, bits * plane_channels(layer.inputs), *geometry).reference()
+    product = LevelWeightGrad(planes, positions, layer.inputs, layer.kernel, bits, signed).reference()
+    sums = LevelSums(positions, layer.inputs, layer.kernel, bits, signed).reference()
     assert torch.equal((product + zero * sums).double(), layer.gradients(codes + zero)[1])

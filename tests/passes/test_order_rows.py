@@ -6,8 +6,8 @@ from torch import nn
 
 from fqt_deploy.core.graph import shape
 from fqt_deploy.core.optimizer import SGD
+from fqt_deploy.ops.sample_axes import sample_axes
 from fqt_deploy.ops.traits import LEADING
-from fqt_deploy.passes.batch_axis import sample_axes
 from tests.passes.selection_models import Encoder, Recurrent, shifted
 
 fqt = torch.ops.fqt

@@ -11,6 +11,7 @@ from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.targets.cpu.products.tile_registers.byte_convolution_cut import Cut, cut_convolution
 from fqt_deploy.targets.cpu.products.tile_registers.convolution import TileConvolution
 from fqt_deploy.targets.cpu.products.tile_registers.input_gradient import TileInputGradient
+from fqt_deploy.targets.cpu.products.tile_registers.level_convolution import TileLevelConvolution
 from fqt_deploy.targets.cpu.products.tile_registers.registers import SIGNED_ROWS, UNSIGNED_ROWS
 from fqt_deploy.targets.cpu.products.tile_registers.weight_gradient import TileWeightGradient
 from fqt_deploy.targets.products import BitConvolution
@@ -21,6 +22,8 @@ FORMS = {
     "binary_conv2d": (TileConvolution(), SIGNED_ROWS),
     "bitplane_conv2d_input_grad": (TileInputGradient(), UNSIGNED_ROWS),
     "bitplane_weight_grad": (TileWeightGradient(), UNSIGNED_ROWS),
+    "level_conv2d": (TileLevelConvolution(), "tdpb"),
+    "level_weight_grad": (TileWeightGradient(), UNSIGNED_ROWS),
 }
 
 MANY_POSITIONS = (

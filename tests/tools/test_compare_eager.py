@@ -19,6 +19,13 @@ def test_the_digits_network_agrees(digits_source):
     assert sum(flipped for flipped, _ in found.flips.values()) <= 3
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_activations_of_several_bits_agree(digits_source, bits):
+    found = compare(digits_source, activation_bits=bits)
+    assert found.ok, found
+    assert sum(flipped for flipped, _ in found.flips.values()) <= 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "batch"), [("vgg16", 32), ("resnet18", 16), ("mixer", 16)])
 def test_the_large_networks_agree(model, batch):
@@ -34,7 +41,7 @@ def test_disagreement_is_an_error(monkeypatch, capsys, digits_source):
     assert good.ok
     bad = dataclasses.replace(good, cosines={"w": 0.998})
     for found, code in ((good, 0), (bad, 1), (dataclasses.replace(good, loss_error=0.01), 1)):
-        monkeypatch.setattr(compare_eager, "compare", lambda _, found=found: found)
+        monkeypatch.setattr(compare_eager, "compare", lambda *_, found=found: found)
         monkeypatch.setattr("sys.argv", ["compare_eager", "--batch", "2"])
         assert main() == code
         summary = json.loads(capsys.readouterr().out.splitlines()[-1])

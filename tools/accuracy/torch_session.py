@@ -48,7 +48,7 @@ class TorchSession:
     ) -> None:
         torch.set_num_threads(int(os.environ.get("FQT_NUM_THREADS") or len(os.sched_getaffinity(0))))
         source = model_source(network, classes, batch)
-        model = fake_quantized(source.module, binarized).train()
+        model = fake_quantized(source.module, dict.fromkeys(binarized)).train()
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batch, self.bf16, self.loss_fn = batch, bf16, source.loss_fn
         self.seed = 0  # nothing here is random

@@ -25,7 +25,8 @@ class Block(nn.Module):
         q, k, v = (part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in parts)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+        y: Tensor = x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+        return y
 
 
 class GPT2(nn.Module):

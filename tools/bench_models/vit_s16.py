@@ -21,10 +21,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x: [N, patches, width] float32`` to the same shape and dtype."""
-        y = self.norm1(x)
-        q, k, v = (f(y).unflatten(2, (HEADS, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        normed = self.norm1(x)
+        q, k, v = (f(normed).unflatten(2, (HEADS, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
         x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        y: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return y
 
 
 class ViT(nn.Module):

@@ -20,16 +20,16 @@ class _Constant(AtenOp):
     """Every element is the same number."""
 
     def number(self) -> float:
-        """The number."""
+        """Returns the number that every element is."""
         return 0.0
 
     def stages(self, result: Tensor, name: str) -> te.Tensor:
-        """The number everywhere."""
+        """The loop nest that writes the number everywhere."""
         constant = tirx.const(self.number(), dtype_name(result.dtype))
         return te.compute(extents(result), lambda *_: constant, name=name)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """The number, expanded."""
+        """Writes one Expand node of the number, and returns the name of its result; a scalar is the number itself."""
         scalar = graph.constant(self.number(), dtype_name(result.dtype))
         return graph("Expand", scalar, graph.constant(extents(result), "int64")) if extents(result) else scalar
 
@@ -48,7 +48,7 @@ class Full(_Constant):
     fill_value: float
 
     def number(self) -> float:
-        """The one given."""
+        """Returns the number that the call gives."""
         return self.fill_value
 
 
@@ -60,7 +60,7 @@ class FullLike(_Constant):
     fill_value: float
 
     def number(self) -> float:
-        """The one given."""
+        """Returns the number that the call gives."""
         return self.fill_value
 
 
@@ -71,7 +71,7 @@ class ScalarTensor(_Constant):
     s: float
 
     def number(self) -> float:
-        """The one given."""
+        """Returns the number that the call gives."""
         return self.s
 
 
@@ -103,7 +103,7 @@ class Ones(_Constant):
     size: list[int]
 
     def number(self) -> float:
-        """One."""
+        """Returns the number one."""
         return 1.0
 
 
@@ -114,7 +114,7 @@ class OnesLike(_Constant):
     x: Operand
 
     def number(self) -> float:
-        """One."""
+        """Returns the number one."""
         return 1.0
 
 
@@ -146,7 +146,7 @@ class ArangeStep(_Range):
     step: float
 
     def first_and_step(self) -> tuple[float, float]:
-        """Those given."""
+        """Returns the first number and the step that the call gives."""
         return self.start, self.step
 
 

@@ -14,7 +14,7 @@ from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.lib.onnx_body import OnnxValue, OnnxWriter
 from fqt_deploy.ops.lib.scatter import ScatterAxes, scatter, scatter_onnx
 from fqt_deploy.ops.op import Cost, Kind, Operand
-from fqt_deploy.ops.traits import Layout, leads, no_samples, zero_with_any
+from fqt_deploy.ops.traits import Layout, leads, summed, zero_with_any
 
 _TABLE = WIDE[0]
 _TOKENS = torch.tensor([[2, 0, 2, 5, 2], [1, 2, 3, 2, 0]])
@@ -53,7 +53,7 @@ class Embedding(AtenOp):
         return te.compute(extents(result), at, name=name)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """A gather."""
+        """Writes one Gather node, and returns the name of its result."""
         return graph("Gather", self.weight.name, self.indices.name, axis=0)
 
 
@@ -62,8 +62,8 @@ def _gradients(width: int, seed: int) -> Tensor:
 
 
 @define_aten(
-    aten.embedding_dense_backward.default, kind=Kind.PRODUCT, batch=no_samples, zero=zero_with_any("grad_output"),
-    layout=Layout.OPAQUE,
+    aten.embedding_dense_backward.default, kind=Kind.PRODUCT, batch=summed("grad_output", "indices"),
+    zero=zero_with_any("grad_output"), layout=Layout.OPAQUE,
     samples=[
         call(_gradients(32, 0), _TOKENS, 7, -1, False), call(_gradients(5, 1), _TOKENS, 6, 2, False),
         call(_gradients(256, 2), _TOKENS.int(), 300, 0, False), call(_gradients(3, 3)[0], _TOKENS[0], 6, -1, False),

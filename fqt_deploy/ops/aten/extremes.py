@@ -108,7 +108,7 @@ class Argmax(_Place):
         return self._found(result, name, lambda a, b: _or_nan(a > b, a, b))
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """The same in ONNX."""
+        """Writes the nodes that compute what ``stages`` computes, and returns the name of the result."""
         return self._nodes(graph, result, "ArgMax")
 
 
@@ -123,5 +123,5 @@ class Argmin(_Place):
         return self._found(result, name, lambda a, b: _or_nan(a < b, a, b))
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """The same in ONNX."""
+        """Writes the nodes that compute what ``stages`` computes, and returns the name of the result."""
         return self._nodes(graph, result, "ArgMin")

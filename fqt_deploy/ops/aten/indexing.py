@@ -250,11 +250,11 @@ class ScatterSource(_AlongAxis):
     """``self`` with elements of ``src`` written along one axis; of two for one place the last is kept."""
 
     def stages(self, result: Tensor, name: str) -> te.Tensor:
-        """The sources in order."""
+        """The loop nest that writes the sources in order."""
         return self._scattered(name, False)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """The same in ONNX."""
+        """Writes the nodes that compute what ``stages`` computes, and returns the name of the result."""
         return self._nodes(graph, False)
 
 
@@ -270,9 +270,9 @@ class ScatterAdd(_AlongAxis):
     """``self`` with elements of ``src`` added along one axis, in order."""
 
     def stages(self, result: Tensor, name: str) -> te.Tensor:
-        """The sources in order."""
+        """The loop nest that writes the sources in order."""
         return self._scattered(name, True)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """The same in ONNX."""
+        """Writes the nodes that compute what ``stages`` computes, and returns the name of the result."""
         return self._nodes(graph, True)

@@ -43,7 +43,7 @@ class View(AtenOp):
         return te.compute(target, lambda *i: self.x[tuple(reshape_index(i, target, source))], name=name)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """A reshape."""
+        """Writes one Reshape node, and returns the name of its result."""
         return graph("Reshape", self.x.name, graph.constant(extents(result), "int64"))
 
 
@@ -70,7 +70,7 @@ class Permute(AtenOp):
         return te.compute(extents(result), lambda *i: self.x[tuple(i[a] for a in inverse)], name=name)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """A transposition."""
+        """Writes one Transpose node, and returns the name of its result."""
         return graph("Transpose", self.x.name, perm=[axis % len(self.dims) for axis in self.dims])
 
 
@@ -94,7 +94,7 @@ class Expand(AtenOp):
         return te.compute(extents(result), lambda *i: read_broadcast(self.x, i), name=name)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """The same in ONNX."""
+        """Writes the nodes that compute what ``stages`` computes, and returns the name of the result."""
         return graph("Expand", self.x.name, graph.constant(extents(result), "int64"))
 
 
@@ -128,7 +128,7 @@ class Slice(AtenOp):
         return te.compute(extents(result), at, name=name)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """The same in ONNX."""
+        """Writes the nodes that compute what ``stages`` computes, and returns the name of the result."""
         end = np.iinfo(np.int64).max if self.end is None else self.end
         bounds = [self.start or 0, end, self.dim, self.step]
         return graph("Slice", self.x.name, *[graph.constant([bound], "int64") for bound in bounds])
@@ -276,7 +276,7 @@ class Gather(AtenOp):
         return te.compute(extents(result), at, name=name)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """The same in ONNX."""
+        """Writes the nodes that compute what ``stages`` computes, and returns the name of the result."""
         return graph("GatherElements", self.x.name, self.index.name, axis=self.dim % len(self.x.shape))
 
 

@@ -89,7 +89,7 @@ class Pointwise(AtenOp):
         return written(graph, common, *names, **self.given)
 
     def work(self, result: Tensor) -> Cost:
-        """``flops`` an element."""
+        """Returns ``flops`` floating-point operations for each element of the result."""
         return Cost(flops=self.flops * result.numel())
 
 

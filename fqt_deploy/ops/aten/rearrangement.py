@@ -131,7 +131,7 @@ class Roll(AtenOp):
         return te.compute(size, at, name=name)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """Gathers along each axis."""
+        """Writes one Gather node for each axis, and returns the name of the last result."""
         if not self.dims:
             flat = graph("Reshape", self.x.name, graph.constant([-1], "int64"))
             count = int(np.prod(self.x.shape))
@@ -211,7 +211,7 @@ class IndexSelect(AtenOp):
         return te.compute(extents(result), at, name=name)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """A gather."""
+        """Writes one Gather node, and returns the name of its result."""
         return graph("Gather", self.x.name, self.index.name, axis=self.dim % len(self.x.shape))
 
 

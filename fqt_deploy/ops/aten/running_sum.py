@@ -57,7 +57,7 @@ class _Running(AtenOp):
         return in_order(size, dtype, [terms], loops, contiguous=inner, name=name)
 
     def work(self, result: Tensor) -> Cost:
-        """An operation an element."""
+        """Returns one operation for each element."""
         return Cost(flops=result.numel())
 
 
@@ -73,7 +73,7 @@ class CumulativeSum(_Running):
         return self._nest(result, name, lambda a, b: a + b, 0)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """The same in ONNX."""
+        """Writes the nodes that compute what ``stages`` computes, and returns the name of the result."""
         value = graph.cast(self.x, dtype_name(result.dtype))
         return graph("CumSum", value, graph.constant(self.dim % len(self.x.shape), "int64"))
 

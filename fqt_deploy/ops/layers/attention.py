@@ -152,7 +152,7 @@ class Attention(FqtOp):
         return op("Transpose", output, perm=[0, 2, 1, 3]), op("Squeeze", logs, axis)
 
     def onnx_attributes(self) -> Attributes:
-        """Scale and causality."""
+        """Returns the scale, and whether the attention is causal, as ONNX attributes."""
         return {"scale": self.scale, "causal": int(self.causal)}
 
     def onnx_neutral(self) -> dict[str, Tensor]:

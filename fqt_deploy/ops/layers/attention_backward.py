@@ -141,7 +141,7 @@ class AttentionBackward(FqtOp):
             yield torch.randn(output.shape, generator=r), q, k, v, mask, output, logsumexp, scale, causal
 
     def onnx_body(self, op: Body) -> tuple[str, str, str]:
-        """Five matrix products."""
+        """Writes five matrix products, and returns the names of the gradients."""
         found = onnx_scores(op, self.q, self.k, self.mask)
         weights = op("Exp", op("Sub", found, op.unsqueeze(self.logsumexp, 3)))
         gradient = op("Transpose", self.gradient, perm=[0, 2, 1, 3])
@@ -156,7 +156,7 @@ class AttentionBackward(FqtOp):
         return gq, onnx_sum_heads(op, gk, self.k), onnx_sum_heads(op, gv, self.v)
 
     def onnx_attributes(self) -> Attributes:
-        """Scale and causality."""
+        """Returns the scale, and whether the attention is causal, as ONNX attributes."""
         return {"scale": self.scale, "causal": int(self.causal)}
 
     def onnx_neutral(self) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ class AvgPool2d(FqtOp):
         return te.compute((n, *extents, c), mean, name="avg_pool2d")
 
     def cost(self) -> Cost:
-        """One addition a tap."""
+        """Returns one addition for each tap of each window."""
         y = self.fake()
         return Cost(flops=self.kernel[0] * self.kernel[1] * y.numel(), bytes_moved=tensor_bytes(self.x, y))
 
@@ -81,12 +81,12 @@ class AvgPool2d(FqtOp):
         yield torch.randn(2, 7, 5, 3, generator=g), [3, 3], [2, 2], [1, 1]
 
     def onnx_body(self, op: Body) -> str:
-        """Pooling between two transpositions."""
+        """Writes the pooling between two transpositions, because ONNX has channels first."""
         geometry = {name: ints(name) for name in ("kernel_shape", "strides", "pads")}
         return op.channels_last(op("AveragePool", op.channels_first(self.x), count_include_pad=1, **geometry))
 
     def onnx_attributes(self) -> Attributes:
-        """Of a pooling op."""
+        """Returns the attributes of an ONNX pooling op."""
         return {"kernel_shape": self.kernel, "strides": self.stride, "pads": [*self.padding, *self.padding]}
 
 
@@ -159,7 +159,7 @@ class AvgPool2dBackward(FqtOp):
         return op.channels_last(op.reshape(spread, op("Shape", images, end=2), op("Shape", spread, start=2)))
 
     def onnx_attributes(self) -> Attributes:
-        """Of a transposed convolution."""
+        """Returns the attributes of an ONNX transposed convolution."""
         return transposed_convolution(
             self.input_hw, list(self.gradient.shape[1:3]), self.kernel, self.stride, self.padding
         )

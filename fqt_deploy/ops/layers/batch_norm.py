@@ -79,7 +79,7 @@ class BatchNorm(FqtOp):
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """With and without affine parameters."""
+        """Yields calls with and without affine parameters."""
         g = torch.Generator().manual_seed(0)
         x = torch.randn(4, 3, 3, 8, generator=g)
         c = [torch.rand(8, generator=g) + 0.5 for _ in range(4)]

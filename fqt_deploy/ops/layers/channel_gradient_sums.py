@@ -65,14 +65,14 @@ class ChannelGradientSums(FqtOp):
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Spatial and flat."""
+        """Yields calls on spatial and on flat tensors."""
         g = torch.Generator().manual_seed(0)
         for shape in ((3, 4, 5, 32), (17, 10)):
             x = torch.randn(shape, generator=g)
             yield torch.randn(shape, generator=g), x, x.flatten(0, -2).mean(0)
 
     def onnx_body(self, op: Body) -> tuple[str, str]:
-        """Two sums."""
+        """Writes the nodes of two sums, and returns the names of their results."""
         return onnx_channel_sum(op, self.gradient), onnx_channel_sum(
             op, op("Mul", self.gradient, op("Sub", self.x, self.mean))
         )

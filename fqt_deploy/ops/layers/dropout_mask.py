@@ -52,11 +52,11 @@ class DropoutMask(FqtOp):
         return (element_hash(index, self.key) >> 8) >= _threshold(self.probability)
 
     def fake(self) -> Tensor:
-        """Shape rule: ``size``."""
+        """Returns a tensor of the shape ``size``."""
         return self.key.new_empty(self.size, dtype=torch.bool)
 
     def compute(self) -> te.Tensor:
-        """One hash an element."""
+        """The loop nest of one hash for each element."""
 
         def keep(*index: Any) -> Any:
             flat: Any = tirx.const(0, "uint32")
@@ -82,7 +82,7 @@ class DropoutMask(FqtOp):
             yield key, [7, 5, 3], probability
 
     def onnx_body(self, op: Body) -> str:
-        """One hash an element."""
+        """Writes the nodes of one hash for each element."""
         size = op.integers("size")
         count = op("ReduceProd", size, op.constant([0], "int64"))
         bits = shift_right(op, element_hash_onnx(op, op.cast(op.range(count), "uint32"), self.key), 8)

@@ -78,7 +78,7 @@ class MaxPool2d(FqtOp):
         return te.compute(_output_shape(self.x, self.kernel, self.stride, self.padding), largest, name="max_pool2d")
 
     def cost(self) -> Cost:
-        """One comparison a tap."""
+        """Returns one comparison for each tap of each window."""
         y = self.fake()
         return Cost(flops=self.kernel[0] * self.kernel[1] * y.numel(), bytes_moved=tensor_bytes(self.x, y))
 
@@ -102,7 +102,7 @@ class MaxPool2d(FqtOp):
         return op.channels_last(op("Where", has_nan, op.constant(math.nan, "float32"), largest))
 
     def onnx_attributes(self) -> Attributes:
-        """Of a pooling op."""
+        """Returns the attributes of an ONNX pooling op."""
         return {"kernel_shape": self.kernel, "strides": self.stride, "pads": [*self.padding, *self.padding]}
 
 

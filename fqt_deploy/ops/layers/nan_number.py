@@ -54,7 +54,7 @@ class NanNumber(FqtOp):
         )
 
     def cost(self) -> Cost:
-        """A comparison an element."""
+        """Returns one comparison for each element."""
         return Cost(flops=self.x.numel(), bytes_moved=tensor_bytes(self.x))
 
     @staticmethod

@@ -43,7 +43,7 @@ class ShowNan(FqtOp):
         return torch.empty_like(self.loss)
 
     def compute(self) -> te.Tensor:
-        """One choice."""
+        """The loop nest of one choice."""
 
         def shown() -> Any:
             number = self.number[()]
@@ -53,7 +53,7 @@ class ShowNan(FqtOp):
         return te.compute((), shown, name="show_nan")
 
     def cost(self) -> Cost:
-        """One comparison."""
+        """Returns one comparison for each element."""
         return Cost(flops=1, bytes_moved=12)
 
     @staticmethod

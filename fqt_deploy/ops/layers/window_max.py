@@ -91,7 +91,7 @@ class WindowMax(FqtOp):
     dilation: int
 
     def axis(self) -> WindowAxis:
-        """The windows."""
+        """Returns the windows along the axis."""
         extent = int(self.x.shape[1])
         return WindowAxis(extent, self.windows, self.step, self.parts, self.offset, self.span, self.dilation)
 
@@ -109,13 +109,13 @@ class WindowMax(FqtOp):
         return te.compute(largest.shape, lambda *i: of_ordered_key(largest[i]), name="window_max")
 
     def cost(self) -> Cost:
-        """A comparison a tap."""
+        """Returns one comparison for each tap of each window."""
         y = self.fake()
         return Cost(flops=self.axis().taps * y.numel(), bytes_moved=tensor_bytes(self.x, y))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """See ``_SAMPLES``; and ties."""
+        """Yields the calls of ``_SAMPLES``, and one with ties."""
         g = torch.Generator().manual_seed(0)
         for samples, extent, channels, *rest in _SAMPLES:
             yield torch.randn(samples, extent, channels, generator=g), *rest
@@ -158,7 +158,7 @@ class WindowArgmax(FqtOp):
     dilation: int
 
     def axis(self) -> WindowAxis:
-        """The windows."""
+        """Returns the windows along the axis."""
         extent = int(self.x.shape[1])
         return WindowAxis(extent, self.windows, self.step, self.parts, self.offset, self.span, self.dilation)
 
@@ -227,7 +227,7 @@ class WindowMaxBackward(FqtOp):
     dilation: int
 
     def axis(self) -> WindowAxis:
-        """The windows."""
+        """Returns the windows along the axis."""
         windows = int(self.gradient.shape[1])
         return WindowAxis(self.extent, windows, self.step, self.parts, self.offset, self.span, self.dilation)
 
@@ -273,7 +273,7 @@ class WindowMaxBackward(FqtOp):
             yield torch.randn(position.shape, generator=g), position, x.shape[1], *rest
 
     def onnx_body(self, op: Body) -> str:
-        """A scatter that adds."""
+        """Writes one ScatterElements node that adds the gradients at their positions."""
         shape = op.shape(op.extent(self.gradient, 0), op.reshape(op.integer("extent"), 1), op.extent(self.gradient, 2))
         nothing = op("Expand", op.constant(0.0, "float32"), shape)
         position = op.cast(self.position, "int64")

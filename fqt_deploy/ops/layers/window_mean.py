@@ -45,7 +45,7 @@ def _divisor(axis: WindowAxis, window: Any, counted: int) -> Any:
 
 
 def _onnx_terms(op: Body, extent: str) -> str:
-    """``_terms`` in ONNX."""
+    """Writes the nodes that compute ``_terms``, and returns the name of the result."""
     first, stop, inside = onnx_windows(op, extent)
     counted = op.integer("counted")
     count = op("Sub", op("Min", stop, op("Add", extent, counted)), op("Max", first, op("Neg", counted)))
@@ -81,7 +81,7 @@ class WindowMean(FqtOp):
     divide: bool
 
     def axis(self) -> WindowAxis:
-        """The windows."""
+        """Returns the windows along the axis."""
         return WindowAxis(int(self.x.shape[1]), self.windows, self.step, self.parts, self.offset, self.span, 1)
 
     def reference(self) -> Tensor:
@@ -109,13 +109,13 @@ class WindowMean(FqtOp):
         )
 
     def cost(self) -> Cost:
-        """An addition a tap."""
+        """Returns one addition for each tap of each window."""
         y = self.fake()
         return Cost(flops=self.axis().taps * y.numel(), bytes_moved=tensor_bytes(self.x, y))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """See ``_SAMPLES``."""
+        """Yields the calls of ``_SAMPLES``."""
         g = torch.Generator().manual_seed(0)
         for samples, extent, channels, *rest in _SAMPLES:
             yield torch.randn(samples, extent, channels, generator=g), *rest
@@ -157,7 +157,7 @@ class WindowMeanBackward(FqtOp):
     divide: bool
 
     def axis(self) -> WindowAxis:
-        """The windows."""
+        """Returns the windows along the axis."""
         windows = int(self.gradient.shape[1])
         return WindowAxis(self.extent, windows, self.step, self.parts, self.offset, self.span, 1)
 
@@ -190,7 +190,7 @@ class WindowMeanBackward(FqtOp):
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """The windows of ``window_mean``."""
+        """Yields the windows of the samples of ``window_mean``."""
         g = torch.Generator().manual_seed(0)
         for samples, extent, channels, windows, *rest in _SAMPLES:
             yield torch.randn(samples, windows, channels, generator=g), extent, *rest

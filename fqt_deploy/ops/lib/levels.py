@@ -1,8 +1,8 @@
 """Levels that activations are quantized to: small integers, times one unit for a whole layer.
 
-With a bits there are codes from 0 to ``M = 2^a - 1``. A *signed* grid has the odd levels ``2 code - M``, a sum of planes of
-signs, ``sum_p 2^p s_p``; its unit is half the spacing. An unsigned grid has the levels ``code``, a sum of planes of bits;
-its unit is the spacing. A code is a level's number in both: what is packed is the same.
+With a bits there are codes from 0 to ``M = 2^a - 1``. A *signed* grid has the odd levels ``2 code - M``, a sum of
+planes of signs, ``sum_p 2^p s_p``; its unit is half the spacing. An unsigned grid has the levels ``code``, a sum of
+planes of bits; its unit is the spacing. A code is a level's number in both: what is packed is the same.
 """
 
 from __future__ import annotations

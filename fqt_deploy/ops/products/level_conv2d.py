@@ -168,7 +168,7 @@ class LevelConv2d(FqtOp):
         )
 
     def onnx_attributes(self) -> Attributes:
-        """The attributes in ONNX; ``to`` is the type of the result, a level is ``factor`` times its code and ``first``."""
+        """The attributes in ONNX; ``to`` is the result's type, a level is ``factor`` times its code plus ``first``."""
         exact_below(self.largest)
         return {
             "in_channels": self.in_channels,

@@ -1,4 +1,4 @@
-"""``fqt::level_sums``: sum of the input levels that each weight meets; the zero point's share of the weight gradient."""
+"""``fqt::level_sums``: sum of the input levels that each weight meets; the zero point's share of wgrad."""
 
 from __future__ import annotations
 

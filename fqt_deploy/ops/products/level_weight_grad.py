@@ -91,7 +91,7 @@ class LevelWeightGrad(FqtOp):
         return self.planes.new_empty((self.planes.shape[2], self.in_channels, *self.kernel))
 
     def compute(self) -> te.Tensor:
-        """The loop nest: the shared ones of every row, masks too; then the planes of each channel, weighed and added."""
+        """The loop nest: the shared ones of every row, masks too; then a channel's planes, weighed and added."""
         words, width, kept = (int(d) for d in self.planes.shape)
         taps, channels = self.kernel[0] * self.kernel[1], levels.plane_channels(self.in_channels)
         rows = row_count(self.in_channels, self.kernel, self.bits)

@@ -18,12 +18,12 @@ from fqt_deploy.targets.products import BitWeightGradient, product_of
 
 
 class BitplaneWeightGradRule:
-    """Schedules ``bitplane_weight_grad`` on tiles of bits."""
+    """Schedules ``bitplane_weight_grad`` and ``level_weight_grad`` on tiles of bits."""
 
-    ops: ClassVar[frozenset[str]] = frozenset({"bitplane_weight_grad"})
+    ops: ClassVar[frozenset[str]] = frozenset({"bitplane_weight_grad", "level_weight_grad"})
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
-        """Counts of every part of the contraction, then twice their sum less that of the tap's validity row."""
+        """Counts of every part of the contraction; then planes are weighed and added, and made sums of levels."""
         p = product_of(function)
         if not isinstance(p, BitWeightGradient):
             return None
@@ -47,11 +47,14 @@ class BitplaneWeightGradRule:
         c, r = Axis(tirx.Var("c", "int32"), p.kept), Axis(tirx.Var("r", "int32"), p.rows)
         part = Axis(tirx.Var("part", "int32"), parts)
         total = Value(counts, (c.var, r.var), partial[part.var, c.var, r.var], integer(0), lambda a, b: a + b)
-        i, kh, kw = (Axis(tirx.Var(name, "int32"), e) for name, e in zip("iyx", (p.channels, *p.kernel), strict=True))
+        i, kh, kw = (Axis(tirx.Var(name, "int32"), e) for name, e in zip("iyx", (p.results, *p.kernel), strict=True))
         tap = kh.var * p.kernel[1] + kw.var
-        signs = 2 * counts[c.var, tap * p.channels + i.var] - counts[c.var, p.taps * p.channels + tap]
+        codes: Any = counts[c.var, tap * p.channels + i.var]
+        for plane in range(1, p.planes):
+            codes = codes + (counts[c.var, tap * p.channels + plane * p.plane_channels + i.var] << plane)
+        sums = p.level(codes, counts[c.var, p.taps * p.channels + tap])
         axes = (c, i, kh, kw)
-        difference = LoopNest("result", axes, (), (Value(result, tuple(axis.var for axis in axes), signs),))
+        difference = LoopNest("result", axes, (), (Value(result, tuple(axis.var for axis in axes), sums),))
         launches = (
             product,
             generic.reduction(LoopNest("counts", (c, r), (part,), (total,))),

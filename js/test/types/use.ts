@@ -9,7 +9,7 @@ export async function train(ort: object, x: Float32Array, y: BigInt64Array): Pro
     const progress: Progress = (event as CustomEvent<Progress>).detail;
     console.log(progress.loss.toFixed(2), trainer.manifest.classes);
   });
-  const { cancelled } = await trainer.fit(x, y, { epochs: 2, signal: new AbortController().signal });
+  const { cancelled } = await trainer.fit([x, y], { epochs: 2, signal: new AbortController().signal });
   const loss: number = await trainer.step(Array.from(x), y);
   if (cancelled || loss > 3) throw new FqtError("it does not learn", "FQT511");
   // @ts-expect-error the state is needed

@@ -19,7 +19,7 @@ SAMPLES = {
     if spec.traits.kind is not Kind.COMPOSITE
     for i, arguments in enumerate(spec.sample_inputs())
 }
-PRODUCTS = ("binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad")
+PRODUCTS = ("binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad", "level_conv2d", "level_weight_grad")
 
 
 def flat(result):
@@ -30,6 +30,8 @@ IN_OTHER_FORMS = [
     *(f"binary_conv2d_{i}" for i in (1, 5)),
     *(f"bitplane_conv2d_input_grad_{i}" for i in range(4)),
     *(f"bitplane_weight_grad_{i}" for i in range(4)),
+    *(f"level_conv2d_{i}" for i in (1, 3, 4, 5)),
+    *(f"level_weight_grad_{i}" for i in (0, 2, 3)),
 ]
 """Samples with every number of planes, odd channels, strides, padding."""
 

@@ -1,7 +1,7 @@
 """Convolution of levels by popcount: the tile of the 1-bit convolution, with an accumulator for each bit-plane.
 
-Zeros around the image are codes of zero, which count nothing. Where levels have signs, a level is twice its code less the
-largest one: the sum of the weight's signs over the taps inside of the image, times the largest code, is taken off.
+Zeros around the image are codes of zero, which count nothing. Where levels have signs, a level is twice its code less
+the largest one: the sum of the weight's signs over the taps inside of the image, times the largest code, is taken off.
 """
 
 from __future__ import annotations

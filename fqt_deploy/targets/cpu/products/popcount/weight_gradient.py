@@ -28,7 +28,7 @@ class PopcountWeightGradient:
         return ((largest_divisor(product.kept, max(1, features.accumulators // product.bits)),),)
 
     def kernel(self, product: BitWeightGradient, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
-        """Counts of shared bits; then the planes of each tap, weighed and added, less its mask where levels have signs."""
+        """Counts of shared bits; then each tap's planes, weighed and added, less its mask where levels have signs."""
         p = product
         planes = te.placeholder((p.words, p.bits, p.kept), "int32", name="operand0")
         positions = te.placeholder((p.panels, p.words, PANEL), "int32", name="operand1")

@@ -177,13 +177,15 @@ def _write(c: _Cut, counts: Any, masks: Any, result: Any, job: Any, plane: Any) 
         at: T.let = c.panel(job, panel)
         if at < c.product.plane_panels:
             for lane in T.vectorized(PANEL):
-                share: T.let = c.product.share(
-                    counts[panel, r, lane], masks[c.mask(at)[0], r, c.mask(at)[1]], plane
-                )
+                share: T.let = c.product.share(counts[panel, r, lane], masks[c.mask(at)[0], r, c.mask(at)[1]], plane)
                 before: T.let = tirx.if_then_else(
-                    plane > 0, result[c.channel(job, r), c.place(at, lane)[0], c.place(at, lane)[1], c.place(at, lane)[2]], 0
+                    plane > 0,
+                    result[c.channel(job, r), c.place(at, lane)[0], c.place(at, lane)[1], c.place(at, lane)[2]],
+                    0,
                 )
-                result[c.channel(job, r), c.place(at, lane)[0], c.place(at, lane)[1], c.place(at, lane)[2]] = before + share
+                result[c.channel(job, r), c.place(at, lane)[0], c.place(at, lane)[1], c.place(at, lane)[2]] = (
+                    before + share
+                )
 
 
 def _kernel(c: _Cut) -> tirx.PrimFunc:

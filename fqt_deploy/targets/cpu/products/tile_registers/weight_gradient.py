@@ -190,12 +190,14 @@ def _write_block(s: _Cut, sums: Any, inside: Any, result: Any, tap: Any, block: 
                 )
                 before: T.let = tirx.if_then_else(
                     plane > 0,
-                    result[tile * s.rows + r, (block + panel) * PANEL + lane, s.product.tap(tap)[0], s.product.tap(tap)[1]],
+                    result[
+                        tile * s.rows + r, (block + panel) * PANEL + lane, s.product.tap(tap)[0], s.product.tap(tap)[1]
+                    ],
                     0,
                 )
-                result[tile * s.rows + r, (block + panel) * PANEL + lane, s.product.tap(tap)[0], s.product.tap(tap)[1]] = (
-                    before + share
-                )
+                result[
+                    tile * s.rows + r, (block + panel) * PANEL + lane, s.product.tap(tap)[0], s.product.tap(tap)[1]
+                ] = before + share
 
 
 def _kernel(s: _Cut) -> tirx.PrimFunc:
@@ -234,9 +236,7 @@ def _kernel(s: _Cut) -> tirx.PrimFunc:
                 block: T.let = job // s.tap_jobs * s.width
                 for plane in T.unroll(p.planes):
                     first: T.let = tap * p.tap_panels + plane * s.tap_panels
-                    _multiply_block(
-                        s, codes, positions, columns, sums, first + block, first + s.tap_panels - 1
-                    )
+                    _multiply_block(s, codes, positions, columns, sums, first + block, first + s.tap_panels - 1)
                     _write_block(s, sums, inside, result, tap, block, plane)
             T.evaluate(release_tiles())
 

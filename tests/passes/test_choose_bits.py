@@ -1,0 +1,77 @@
+"""Grids of activations: their kind is told by the graph, their spacing by the example batch."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.passes.choose_bits import SPACINGS, spacing_of
+
+
+def grids(module, x, **options):
+    """The grids of the layers of a classifier, of the training step and of the prediction."""
+    source = ModelSource(module, nn.functional.cross_entropy, (x, torch.zeros(len(x), dtype=torch.long)))
+    lowered = lower_model(source, CompileOptions(**options))
+    train, predict = ({r.path: r.grid for r in graph.layers} for graph in (lowered.train, lowered.predict))
+    assert train == predict
+    return train
+
+
+def between(*activations):
+    return nn.Sequential(nn.Linear(40, 64), *activations, nn.Linear(64, 64), nn.Linear(64, 4))
+
+
+@pytest.mark.parametrize(
+    ("activations", "signed"),
+    [
+        ([nn.ReLU()], False), ([nn.Sigmoid()], False), ([nn.Softplus()], False), ([nn.Hardtanh(0.0, 1.0)], False),
+        ([nn.ReLU(), nn.Dropout(0.2)], False), ([nn.Softmax(1)], False),
+        ([nn.ReLU(), nn.Unflatten(1, (8, 8)), nn.Flatten()], False),
+        ([nn.Tanh()], True), ([nn.GELU()], True), ([nn.PReLU()], True), ([nn.Hardtanh()], True), ([], True),
+        ([nn.ReLU(), nn.LayerNorm(64)], True),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_negative_gets_a_grid_without_signs(activations, signed):
+    found = grids(between(*activations), torch.randn(8, 40), activation_bits=2)
+    middle = str(len(activations) + 1)
+    assert found[middle].signed == signed
+    assert found[str(len(activations) + 2)] is None, "the last layer is not binarized"
+
+
+def test_the_spacing_fits_the_example_batch():
+    """Ten times the values, ten times the spacing, to the eighth of a power of two that it is rounded to."""
+    x = torch.randn(64, 40)
+    one, ten = (grids(between(nn.ReLU()), size * x, activation_bits=4)["0"] for size in (1, 10))
+    assert one.spacing == pytest.approx(SPACINGS[True][4], rel=2 ** (1 / 16) - 1 + 0.05)
+    assert ten.spacing / one.spacing == pytest.approx(10, rel=2 ** (1 / 8) - 1)
+    assert (math.log2(ten.spacing) * 8) % 1 == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [0.0, math.inf, math.nan])
+def test_values_without_a_size_get_the_grid_of_normalized_ones(size):
+    assert spacing_of(size, 2, True) == spacing_of(1.0, 2, True)
+
+
+def test_layers_have_bits_of_their_own():
+    found = grids(between(nn.ReLU()), torch.randn(8, 40), activation_bits=2, bits={"2": (1, 8), "0": (1, 1)})
+    assert found["0"] is None
+    assert found["2"].bits == 8
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_spacing_has_the_least_error_for_normal_values(bits, signed):
+    x = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    x = x if signed else x.clamp(min=0)
+    size = x.square().mean().sqrt().item()
+
+    def error(spacing):
+        levels = torch.ops.fqt.activation_levels(x, spacing, bits, signed)
+        return (levels * (spacing / 2 if signed else spacing) - x).square().mean().item()
+
+    best = SPACINGS[signed][bits] * size
+    assert error(best) < min(error(best * 1.1), error(best * 0.9))
