@@ -21,6 +21,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from fqt_deploy.core.graph import Emitter, TrainingGraph
 from fqt_deploy.ops.aten.aten_op import moves_elements
 from fqt_deploy.ops.aten.pointwise import Pointwise
 from fqt_deploy.ops.aten.reductions import Reduction
-from fqt_deploy.ops.op import op_of
+from fqt_deploy.ops.op import Kind, op_of
 from fqt_deploy.passes.pass_base import Pass
 
 aten = torch.ops.aten
@@ -69,10 +70,12 @@ class ShowNan(Pass):
         if not first:
             return False
         found: fx.Node | None = None
-        for source, layer in first.items():
+        place = {node: i for i, node in enumerate(graph.graph.nodes)}
+        for layer, sources in _alike(first):
             path = graph.layers[layer].path if layer < len(number) else ""
-            emit = Emitter(graph, _behind(source), layer=path, phase="forward")
-            own = emit(fqt.nan_number.default, source, layer)
+            emit = Emitter(graph, _behind(max(sources, key=place.__getitem__)), layer=path, phase="forward")
+            total = reduce(lambda a, b: emit(aten.add.Tensor, a, b), sources)
+            own = emit(fqt.nan_number.default, total, layer)
             found = own if found is None else Emitter(graph, graph.output_node())(aten.minimum.default, found, own)
         shown = Emitter(graph, graph.output_node(), layer="")(fqt.show_nan.default, results["loss"], found)
         graph.set_results(results | {"loss": shown})
@@ -88,6 +91,14 @@ def _tested(graph: TrainingGraph) -> Iterator[tuple[fx.Node, list[fx.Node]]]:
             yield node, [node]
         else:
             yield node, [user for user in node.users if user.args[1] == 2]
+
+
+def _alike(first: dict[fx.Node, int]) -> list[tuple[int, list[fx.Node]]]:
+    """Values by layer and shape: their sum is NaN where one is, or where they are infinite of both signs."""
+    groups: dict[tuple[int, tuple[int, ...]], list[fx.Node]] = {}
+    for source, layer in first.items():
+        groups.setdefault((layer, tuple(source.meta["val"].shape)), []).append(source)
+    return [(layer, sources) for (layer, _), sources in groups.items()]
 
 
 def _inputs(graph: TrainingGraph) -> frozenset[fx.Node]:
@@ -113,7 +124,8 @@ def _leaves(signed: fx.Node, limit: int, checked: frozenset[fx.Node]) -> tuple[l
         if node in seen or node in checked or _dtype(node) != torch.float32:
             continue
         seen.add(node)
-        if isinstance(node.meta["val"], torch.Tensor) and _elements(node) <= limit:
+        tensor = isinstance(node.meta["val"], torch.Tensor)
+        if tensor and _elements(node) <= limit and not _is_inlined(node):
             small[node] = None
         elif _passes_on(node):
             pending += node.all_input_nodes
@@ -144,6 +156,12 @@ def _passes_on(node: fx.Node) -> bool:
     if node.target in _PASSES or moves_elements(node):
         return True
     return op is not None and issubclass(op, Pointwise) and node.target not in _HIDES
+
+
+def _is_inlined(node: fx.Node) -> bool:
+    """Whether a value passes NaN on and need not be in memory: one more reader could make code generation write it."""
+    op = op_of(node)
+    return op is not None and op.traits.kind is Kind.ELEMENTWISE and _passes_on(node)
 
 
 def _reduces(node: fx.Node) -> bool:
