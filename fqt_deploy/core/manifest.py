@@ -311,7 +311,7 @@ class Manifest:
 
 
 def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a manifest that knows two inputs, ``x`` and ``y``, and the range of ``y`` beside them."""
+    """The fields of now for a manifest that knows ``x``, ``y`` and the range of ``y`` beside them, and signs alone."""
     fields_of_now = {name: value for name, value in data.items() if name not in ("label_range", "ignore_index")}
     classes = data.get("classes")
     bounds = data.get("label_range") or ([0, classes] if classes is not None else None)
@@ -322,6 +322,9 @@ def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(inputs, list) and all(isinstance(spec, dict) for spec in inputs):
         own: list[dict[str, Any]] = [{"role": "input", "values": None}, {"role": "target", "values": values}]
         fields_of_now["inputs"] = [{**spec, **own[min(i, 1)]} for i, spec in enumerate(inputs)]
+    layers = data.get("layers")
+    if isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers):
+        fields_of_now["layers"] = [{"activation_bits": 1, **layer} for layer in layers]
     return fields_of_now
 
 
