@@ -18,7 +18,7 @@ from fqt_deploy.ops.lib.float32 import LOWEST_KEY, NAN_KEY, of_ordered_key, orde
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.window_axis import WindowAxis, onnx_windows
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import NEVER_ZERO, Layout, leads, zero_with_any
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, keeps_sign, leads, zero_with_any
 
 _SAMPLES = (
     (2, 7, 16, 4, 2, 1, 1, 3, 1),
@@ -65,7 +65,14 @@ def _onnx_elements(op: Body, x: str) -> str:
     return op("Where", op.unsqueeze(inside, 2), op.unsqueeze(x, 1), lowest)
 
 
-@define(kind=Kind.PRODUCT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
+@define(
+    kind=Kind.PRODUCT,
+    batch=leads("x"),
+    zero=zero_with_any("x"),
+    sign=keeps_sign("x"),
+    nan=Nan.KEPT,
+    layout=Layout.OPAQUE,
+)
 class WindowMax(FqtOp):
     """Largest element of every window.
 
@@ -132,7 +139,7 @@ class WindowMax(FqtOp):
         return op("Where", op("Greater", nans, op.constant(0.0, "float32")), op.constant(math.nan, "float32"), largest)
 
 
-@define(kind=Kind.PRODUCT, batch=leads("x"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=leads("x"), zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class WindowArgmax(FqtOp):
     """Where the largest element of every window is.
 
@@ -199,7 +206,14 @@ class WindowArgmax(FqtOp):
         return op.cast(op("ArgMax", _onnx_elements(op, bounded), axis=2, keepdims=0), "int32")
 
 
-@define(kind=Kind.PRODUCT, batch=leads("gradient", "position"), zero=zero_with_any("gradient"), layout=Layout.OPAQUE)
+@define(
+    kind=Kind.PRODUCT,
+    batch=leads("gradient", "position"),
+    zero=zero_with_any("gradient"),
+    sign=ANY_SIGN,
+    nan=Nan.UNKNOWN,
+    layout=Layout.OPAQUE,
+)
 class WindowMaxBackward(FqtOp):
     """Hand each window's gradient to its maximum.
 

@@ -15,7 +15,7 @@ from tvm import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.window_axis import WindowAxis, onnx_windows
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import Layout, leads, zero_with_any
+from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, keeps_sign, leads, zero_with_any
 
 _SAMPLES = (
     (2, 7, 16, 4, 2, 1, 1, 3, 1, True),
@@ -53,7 +53,14 @@ def _onnx_terms(op: Body, extent: str) -> str:
     return op("Div", op.cast(inside, "float32"), op.unsqueeze(divisor, 1))
 
 
-@define(kind=Kind.PRODUCT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
+@define(
+    kind=Kind.PRODUCT,
+    batch=leads("x"),
+    zero=zero_with_any("x"),
+    sign=keeps_sign("x"),
+    nan=Nan.KEPT,
+    layout=Layout.OPAQUE,
+)
 class WindowMean(FqtOp):
     """Mean of every window, or its sum.
 
@@ -129,7 +136,14 @@ class WindowMean(FqtOp):
         return {**super().onnx_attributes(), "dilation": 1}
 
 
-@define(kind=Kind.PRODUCT, batch=leads("gradient"), zero=zero_with_any("gradient"), layout=Layout.OPAQUE)
+@define(
+    kind=Kind.PRODUCT,
+    batch=leads("gradient"),
+    zero=zero_with_any("gradient"),
+    sign=ANY_SIGN,
+    nan=Nan.UNKNOWN,
+    layout=Layout.OPAQUE,
+)
 class WindowMeanBackward(FqtOp):
     """Spread the gradient of every window over its elements.
 
