@@ -120,6 +120,10 @@ class Op(ABC):
     def work(self, result: Tensor) -> Cost:
         """The cost of the call, from fake operands."""
 
+    def window_size(self) -> int:
+        """Returns how many elements of an operand one element of the result reads: those of a window, otherwise 1."""
+        return 1
+
     @classmethod
     def match(cls, node: Any) -> Self | None:
         """The call that ``node`` makes, if it calls this op."""

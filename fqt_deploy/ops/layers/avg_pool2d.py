@@ -58,6 +58,10 @@ class AvgPool2d(FqtOp):
             (n, *(pooled_extent(*a) for a in zip((h, w), self.kernel, self.stride, self.padding, strict=True)), c)
         )
 
+    def window_size(self) -> int:
+        """Returns the number of elements of a window."""
+        return self.kernel[0] * self.kernel[1]
+
     def compute(self) -> te.Tensor:
         """Sum of the taps, written out, times the reciprocal of the window size."""
         n, h, w, c = (int(d) for d in self.x.shape)

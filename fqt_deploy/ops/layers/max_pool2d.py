@@ -67,6 +67,10 @@ class MaxPool2d(FqtOp):
             (n, *(pooled_extent(*a) for a in zip((h, w), self.kernel, self.stride, self.padding, strict=True)), c)
         )
 
+    def window_size(self) -> int:
+        """Returns the number of elements of a window."""
+        return self.kernel[0] * self.kernel[1]
+
     def compute(self) -> te.Tensor:
         """Maximum over the taps, written out: the op stays element-wise for fusion."""
 
@@ -141,6 +145,10 @@ class MaxPool2dArgmax(FqtOp):
         if self.kernel[0] * self.kernel[1] > 127:
             raise ValueError(f"a {self.kernel[0]}x{self.kernel[1]} window has more than 127 positions")
         return torch.empty_like(MaxPool2d(self.x, self.kernel, self.stride, self.padding).fake(), dtype=torch.int8)
+
+    def window_size(self) -> int:
+        """Returns the number of elements of a window."""
+        return self.kernel[0] * self.kernel[1]
 
     def compute(self) -> te.Tensor:
         """Running maximum and its position, written out."""
