@@ -45,7 +45,7 @@ def compile(
             groups: the step takes its learning rates from it, so that a ``lr_scheduler`` works. Or one of
             ``fqt_deploy.Adam``, ``AdamW``, ``SGD``, ``RMSprop`` and ``Lion``; default Adam.
         verbose: say on standard error what is being done, then which layers run in 1 bit and why the others do not.
-        **settings: the options of the README's tables by name, such as ``recipe``, ``agp`` or ``clip_norm``.
+        **settings: the options in ``docs/options.md`` by name, such as ``recipe``, ``agp`` or ``clip_norm``.
 
     Raises:
         FqtError: what is wrong, with a code.

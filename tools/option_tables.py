@@ -1,7 +1,7 @@
-"""Write the option tables of the README from the declarations: ``python -m tools.option_tables``.
+"""Write the option tables of ``docs/options.md`` from the declarations: ``python -m tools.option_tables``.
 
 An option's text, default and values stand where it is declared: in ``core/options.py``, ``core/optimizer.py``,
-``targets/*/options.py`` or ``cli_options.py``. A test compares the README with what they yield.
+``targets/*/options.py`` or ``cli_options.py``. A test compares the document with what they yield.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fqt_deploy.cli_options import COMMAND_OPTIONS
 from fqt_deploy.core.option import Option, by_section
 from fqt_deploy.settings import all_settings
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+OPTIONS = Path(__file__).resolve().parents[1] / "docs" / "options.md"
 BEGIN, END = "<!-- options: python -m tools.option_tables -->\n", "<!-- end of options -->\n"
 
 
@@ -45,4 +45,4 @@ def _row(declared: Option) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(rewritten(README.read_text()))
+    OPTIONS.write_text(rewritten(OPTIONS.read_text()))

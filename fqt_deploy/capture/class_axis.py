@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, fx
 
 from fqt_deploy.core.graph import TrainingGraph, shape
+from fqt_deploy.ops.aten.spellings import ALIASES
 
 aten = torch.ops.aten
-
-_ALIASES = (aten.alias.default, aten.detach.default, aten.clone.default)
 
 
 def class_axis(graph: TrainingGraph, labels: fx.Node, indexed: list[tuple[fx.Node, int]], classes: int) -> int | None:
@@ -38,7 +37,7 @@ def class_axis(graph: TrainingGraph, labels: fx.Node, indexed: list[tuple[fx.Nod
 
 
 def _source(node: fx.Node) -> fx.Node:
-    while node.target in _ALIASES:
+    while node.target in ALIASES:
         node = node.args[0]  # type: ignore[assignment]
     return node
 

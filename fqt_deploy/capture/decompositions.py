@@ -1,4 +1,4 @@
-"""Which compound ops PyTorch spells in simpler ones before the compiler sees them."""
+"""The decompositions that capture runs: PyTorch's rules for compound ops, and ours."""
 
 from __future__ import annotations
 
@@ -10,31 +10,9 @@ from torch import Tensor
 from torch._decomp import core_aten_decompositions, get_decompositions
 
 from fqt_deploy.capture.own_decompositions import OWN
+from fqt_deploy.ops.aten.compound_ops import DECOMPOSED, KEPT
 
 aten = torch.ops.aten
-
-_DECOMPOSE = (
-    aten._log_softmax, aten._log_softmax_backward_data, aten._softmax, aten._softmax_backward_data,
-    aten.native_layer_norm, aten.native_layer_norm_backward, aten.threshold_backward,
-    aten.nll_loss_forward, aten.nll_loss_backward, aten.t, aten.transpose, aten.rsub, aten._unsafe_view,
-    aten.tanh_backward, aten.sigmoid_backward, aten.silu, aten.silu_backward, aten.var_mean, aten.hardtanh,
-    aten.hardtanh_backward, aten.hardswish, aten.hardswish_backward, aten.leaky_relu, aten.leaky_relu_backward,
-    aten.elu, aten.elu_backward, aten.mse_loss, aten.mse_loss_backward, aten.native_dropout_backward,
-    aten._adaptive_avg_pool2d_backward, aten.binary_cross_entropy_with_logits, aten.smooth_l1_loss,
-    aten.smooth_l1_loss_backward, aten.slice_backward, aten.select_backward, aten.stack, aten.unbind,
-    aten._native_batch_norm_legit, aten.upsample_bilinear2d, aten.upsample_nearest2d, aten.upsample_nearest2d_backward,
-)  # fmt: skip
-"""Compound ops that PyTorch itself knows how to spell in simpler ones."""
-
-_KEEP = (
-    aten.convolution, aten.convolution_backward, aten._native_batch_norm_legit_functional,
-    aten.native_batch_norm_backward, aten._native_batch_norm_legit_no_training, aten.max_pool2d_with_indices,
-    aten.max_pool2d_with_indices_backward, aten.avg_pool2d, aten.avg_pool2d_backward, aten._adaptive_avg_pool2d,
-    aten.mm, aten.addmm, aten.bmm, aten.native_dropout, aten.embedding, aten.embedding_dense_backward, aten.relu,
-    aten.gelu, aten.gelu_backward, aten.mean, aten.var, aten.squeeze, aten.unsqueeze, aten.expand, aten.sum,
-    aten.bernoulli,
-)  # fmt: skip
-"""Ops that this compiler has a better lowering for than their decomposition."""
 
 
 def _group_norm(
@@ -71,6 +49,6 @@ _OWN: dict[Any, Callable[..., Any]] = {
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """PyTorch's rule for every op that it spells in simpler ones, and ours."""
-    table = {**core_aten_decompositions(), **get_decompositions(_DECOMPOSE)}
-    kept = {getattr(packet, overload) for packet in _KEEP for overload in packet.overloads()}  # type: ignore[no-untyped-call]
+    table = {**core_aten_decompositions(), **get_decompositions(DECOMPOSED)}
+    kept = {getattr(packet, overload) for packet in KEPT for overload in packet.overloads()}  # type: ignore[no-untyped-call]
     return {op: rule for op, rule in table.items() if op not in kept} | _OWN

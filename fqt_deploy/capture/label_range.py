@@ -19,13 +19,9 @@ from torch import Tensor, fx
 
 from fqt_deploy.capture.class_axis import class_axis
 from fqt_deploy.capture.label_values import (
-    AND,
-    COMPARISONS,
     HIGHEST,
     KEEPS,
     LOWEST,
-    NOT,
-    OR,
     Condition,
     Fact,
     Index,
@@ -36,6 +32,7 @@ from fqt_deploy.capture.label_values import (
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import LabelUse, TrainingGraph
 from fqt_deploy.core.manifest import IndexRange
+from fqt_deploy.ops.aten.spellings import AND, COMPARISONS, NOT, OR
 
 aten = torch.ops.aten
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fqt_deploy.ops.aten.spellings import AND, COMPARISONS, ELEMENTS, IN_ORDER, NOT, OR
+
 aten = torch.ops.aten
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
@@ -146,29 +148,8 @@ class Condition:
 Integer = Index | Within | Unknown
 Fact = Integer | Condition
 
-KEEPS = (
-    aten.view.default, aten.reshape.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-    aten.unsqueeze.default, aten.expand.default, aten.permute.default, aten.transpose.int, aten.clone.default,
-    aten.alias.default, aten.detach.default, aten.slice.Tensor, aten.select.int, aten._to_copy.default,
-    aten.lift_fresh_copy.default, aten.flip.default, aten.repeat.default, operator.getitem,
-)  # fmt: skip
+KEEPS = (*ELEMENTS, operator.getitem)
 """Ops whose result holds elements of their operand."""
-
-_IN_ORDER = (
-    aten.view.default, aten.reshape.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-    aten.unsqueeze.default, aten.clone.default, aten.alias.default, aten.detach.default, aten._to_copy.default,
-    aten.lift_fresh_copy.default,
-)  # fmt: skip
-"""Operators that keep all elements, in order."""
-
-COMPARISONS: dict[Any, str] = {
-    getattr(getattr(aten, name), kind): name
-    for name in ("eq", "ne", "lt", "le", "gt", "ge")
-    for kind in ("Scalar", "Tensor")
-}
-NOT = (aten.logical_not.default, aten.bitwise_not.default)
-AND = (aten.logical_and.default, aten.bitwise_and.Tensor)
-OR = (aten.logical_or.default, aten.bitwise_or.Tensor)
 
 
 def fact_of(node: fx.Node, facts: Mapping[Any, Fact]) -> Fact | None:
@@ -252,7 +233,7 @@ def place_of(node: Any, facts: Mapping[Any, Fact]) -> Any:
         return None
     ((moves, before),) = places
     after = tuple(node.meta["val"].shape)
-    kept_order = node.target in _IN_ORDER or (node.target not in KEEPS and before == after)
+    kept_order = node.target in IN_ORDER or (node.target not in KEEPS and before == after)
     return moves if kept_order else (*moves, (str(node.target), before, str(node.args[1:]))), after
 
 

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import fx
 
+from fqt_deploy.codegen.inlining_cost import (
+    elements,
+    is_positional,
+    operands_of,
+    operations,
+    textual_reads,
+    users_through_views,
+    value_bytes,
+    window_size,
+)  # fmt: skip
 from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import TrainingGraph, behind_views
 from fqt_deploy.ops.aten.aten_op import moves_elements
-from fqt_deploy.ops.aten.pointwise import Pointwise
-from fqt_deploy.ops.lib.operand_reads import operand_reads
 from fqt_deploy.ops.op import Kind, op_of
-from fqt_deploy.ops.traits import Layout
 from fqt_deploy.passes.write_state import is_update
 
 aten = torch.ops.aten
-fqt = torch.ops.fqt
 
 MAXIMUM_LEAVES = 14
 """Operands of one kernel: more streams than this defeat the hardware prefetchers."""
@@ -115,7 +120,7 @@ def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
             writes.append(grouping.kernel(node))
         else:
             kernel = grouping.kernel(node)
-            of_inputs = _elements(node) == 1 and all(storage_of(leaf).op == "placeholder" for leaf in kernel.leaves)
+            of_inputs = elements(node) == 1 and all(storage_of(leaf).op == "placeholder" for leaf in kernel.leaves)
             (inputs if of_inputs else steps).append(kernel)
     return [*inputs, *_placed(steps, updates), *writes]
 
@@ -202,15 +207,15 @@ class _Grouping:
         return Kernel(root, tuple(members), tuple(leaves))
 
     def _expression(self, node: fx.Node) -> _Expression:
-        extent = _elements(node)
-        result = _Expression(operations=extent * _work(node))
-        for position, operand in enumerate(_operands(node)):
+        extent = elements(node)
+        result = _Expression(operations=extent * operations(node))
+        for position, operand in enumerate(operands_of(node)):
             result.reads += self._reads_through(node, position, operand)
             if operand in self.materialized:
                 result.leaves.add(operand)
                 continue
             inner = self.expressions[operand]
-            reads = extent * _window(node) / max(_elements(operand), 1)
+            reads = extent * window_size(node) / max(elements(operand), 1)
             result.leaves |= inner.leaves
             result.operations += reads * inner.operations
         return result
@@ -218,7 +223,7 @@ class _Grouping:
     def _reads_through(self, node: fx.Node, position: int, operand: fx.Node) -> int:
         """How often the text of ``node`` reads what its operand at ``position`` is computed from."""
         inner = 1 if operand in self.materialized else self.expressions[operand].reads
-        return _window(node) * _textual_reads(node, position) * inner
+        return window_size(node) * textual_reads(node, position) * inner
 
     def _shorten(self, node: fx.Node) -> None:
         """Materialize operands of ``node``, those that lengthen its text most first, until it is short enough.
@@ -229,7 +234,7 @@ class _Grouping:
             return
         while True:
             lengths: dict[fx.Node, int] = {}
-            for position, operand in enumerate(_operands(node)):
+            for position, operand in enumerate(operands_of(node)):
                 lengths[operand] = lengths.get(operand, 0) + self._reads_through(node, position, operand)
             inlined = [o for o in lengths if o not in self.materialized and self.expressions[o].reads > 1]
             if sum(lengths.values()) <= MAXIMUM_TEXT or not inlined:
@@ -241,7 +246,7 @@ class _Grouping:
         views: list[fx.Node] = []
         while moves_elements(node):
             (source, *others) = node.all_input_nodes
-            if others or source in self.materialized or _elements(source) > _elements(node):
+            if others or source in self.materialized or elements(source) > elements(node):
                 break
             views.append(node)
             node = source
@@ -250,7 +255,7 @@ class _Grouping:
             self.expressions[view] = self._expression(view)
 
     def _worth_writing(self, node: fx.Node) -> bool:
-        users = _users_through_views(node)
+        users = users_through_views(node)
         if any(u.op == "output" or kind_of(u) is Kind.PRODUCT for u in users):
             return True
         if any(kind_of(u) is Kind.UPDATE for u in users):
@@ -262,91 +267,33 @@ class _Grouping:
             return len(expression.leaves & self.state) > (1 if len(users) == 1 else 0)
         if len(expression.leaves) > MAXIMUM_LEAVES or expression.reads > MAXIMUM_EXPRESSION:
             return True
-        broadcast = any(kind_of(u) is Kind.ELEMENTWISE and _elements(u) > 2 * _elements(node) for u in users)
+        broadcast = any(kind_of(u) is Kind.ELEMENTWISE and elements(u) > 2 * elements(node) for u in users)
         if broadcast and expression.operations > 0:
             return True
         if len(users) < 2:
             return False
-        extent = _elements(node)
-        read: float = sum(min(_bytes(leaf), 4 * extent) for leaf in expression.leaves)
+        extent = elements(node)
+        read: float = sum(min(value_bytes(leaf), 4 * extent) for leaf in expression.leaves)
         if node.target is aten.permute.default:
             read *= PERMUTE_PENALTY
         evaluate = read + BYTES_PER_OPERATION * expression.operations
-        return len(users) * evaluate > evaluate + (len(users) + 1) * _bytes(node)
+        return len(users) * evaluate > evaluate + (len(users) + 1) * value_bytes(node)
 
     def _computable_in_update(self, node: fx.Node, update: fx.Node) -> bool:
         """Whether gradient ``node`` reads overwritten state only at the element that is being overwritten."""
         own = {storage_of(operand) for operand in overwritten(update)}
-        extent = _elements(source_of(update))
+        extent = elements(source_of(update))
 
         def positional(current: fx.Node) -> bool:
             if current in self.materialized:
                 return storage_of(current) not in self.state or storage_of(current) in own
-            if current.target is not aten.view.default and not _is_positional(current):
+            if current.target is not aten.view.default and not is_positional(current):
                 return not self._reads(current, self.state)
-            operands = [o for o in _operands(current) if self._reads(o, self.state)]
-            return all(_elements(o) == extent and positional(o) for o in operands)
+            operands = [o for o in operands_of(current) if self._reads(o, self.state)]
+            return all(elements(o) == extent and positional(o) for o in operands)
 
-        return _elements(node) == extent and positional(node)
+        return elements(node) == extent and positional(node)
 
     def _reads(self, node: fx.Node, state: set[fx.Node]) -> bool:
         leaves = {node} if node in self.materialized else self.expressions[node].leaves
         return any(storage_of(leaf) in state for leaf in leaves)
-
-
-def _is_positional(node: fx.Node) -> bool:
-    """Whether an element of the result reads the elements of the operands at its own index."""
-    op = op_of(node)
-    return op is not None and op.traits.layout is Layout.ELEMENTWISE
-
-
-def _operands(node: fx.Node) -> list[fx.Node]:
-    """Operands of a node, repeated as often as they occur."""
-    found: list[fx.Node] = []
-    fx.map_arg((node.args, node.kwargs), lambda a: found.append(a))
-    return found
-
-
-def _users_through_views(node: fx.Node) -> list[fx.Node]:
-    found: list[fx.Node] = []
-    for user in node.users:
-        found.extend(_users_through_views(user) if user.target is aten.view.default else [user])
-    return found
-
-
-def _elements(node: fx.Node) -> int:
-    value: Any = node.meta["val"]
-    return int(value.numel()) if isinstance(value, torch.Tensor) else 0
-
-
-def _bytes(node: fx.Node) -> int:
-    value: Any = node.meta["val"]
-    return int(value.numel()) * value.element_size() if isinstance(value, torch.Tensor) else 0
-
-
-def _work(node: fx.Node) -> int:
-    """Operations for one output element."""
-    op = op_of(node)
-    if op is None:
-        return 0
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda a: a.meta["val"])
-    cost = op.bound(args, kwargs).work(node.meta["val"])
-    return max(0, round(cost.flops / max(_elements(node), 1)))
-
-
-def _window(node: fx.Node) -> int:
-    """How many elements of its operand one output element reads."""
-    if node.target in (fqt.max_pool2d.default, fqt.max_pool2d_argmax.default, fqt.avg_pool2d.default):
-        height, width = call_of(node).kernel
-        return int(height) * int(width)
-    return 1
-
-
-def _textual_reads(node: fx.Node, position: int) -> int:
-    """How often the expression of one element mentions the operand at ``position``."""
-    op = op_of(node)
-    if op is None or not issubclass(op, Pointwise):
-        return 1
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda a: a.meta["val"])
-    reads = operand_reads(op, args, kwargs, node.meta["val"])
-    return reads[position] if position < len(reads) else 1

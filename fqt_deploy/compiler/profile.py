@@ -18,6 +18,7 @@ from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.runtime.artifact import read_artifact
 from fqt_deploy.runtime.threads import configure_threads
 from fqt_deploy.targets.registry import make_target
@@ -79,7 +80,7 @@ def profile_artifact(source: ModelSource, output: Path) -> list[LayerTiming]:
     ours: dict[tuple[str, str], float] = {}
     for info, seconds in zip(manifest.kernels, kernels, strict=True):
         belongs = info.phase in DIRECTIONS and any(layer.path == info.layer for layer in manifest.layers)
-        key = (info.layer, info.phase) if belongs and info.op in _LAYER_OPS else ("", info.op)
+        key = (info.layer, info.phase) if belongs and _serves_layer(info.op) else ("", info.op)
         ours[key] = ours.get(key, 0.0) + seconds
     order = {layer.path: i for i, layer in enumerate(manifest.layers)}
     layers = sorted((k for k in ours if k[0]), key=lambda k: (order[k[0]], DIRECTIONS.index(k[1])))
@@ -87,18 +88,13 @@ def profile_artifact(source: ModelSource, output: Path) -> list[LayerTiming]:
     return [LayerTiming(*key, ours[key], theirs.get(key)) for key in (*layers, *rest)]
 
 
-_LAYER_OPS = frozenset(
-    {
-        "pack_signs", "pack_weight", "transpose_packed_weight", "binary_conv2d", "quantize_pack_samples",
-        "pack_levels", "level_conv2d", "level_weight_grad", "level_sums",
-        "quantize_pack_channels", "bitplane_conv2d_input_grad", "tap_sums", "pack_positions", "position_sums",
-        "bitplane_weight_grad", "dequantize_weight_grad", "select_sampled", "select_topk", "quantization_grid",
-        "stream_key", "position_statistics", "latent_weight_grad", "weight_scale", "conv2d", "conv2d_input_grad",
-        "conv2d_weight_grad", "grouped_conv", "grouped_conv_input_grad", "grouped_conv_weight_grad", "linear",
-        "linear_input_grad", "linear_weight_grad", "gather_rows", "scatter_rows",
-    }
-)  # fmt: skip
-"""Kernels whose time is their layer's; the others serve the layers between them."""
+_LAYER_FAMILIES = ("products", "packing", "quantization", "selection")
+"""Folders of ops whose time is their layer's; the others serve the layers between them."""
+
+
+def _serves_layer(name: str) -> bool:
+    op = FQT_OPS.get(name)
+    return op is not None and op.family() in _LAYER_FAMILIES
 
 
 def kernel_seconds(

@@ -24,7 +24,9 @@ from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.ops.aten.reductions import Reduction
+from fqt_deploy.ops.aten.replaced_layers import RANDOM
 from fqt_deploy.ops.op import op_of
+from fqt_deploy.ops.optimizers.update_op import UpdateOp
 from fqt_deploy.passes.optimizer_updates import ZERO_STATE
 
 TOLERANCE = 5e-3
@@ -42,10 +44,6 @@ UPDATE_TOLERANCE = 1e-2
 
 Its gradient is held to ``TOLERANCE`` in the moments.
 """
-_RANDOM = (
-    torch.ops.aten.native_dropout.default, torch.ops.aten.bernoulli.p, torch.ops.aten.rand.default,
-    torch.ops.aten.rand_like.default,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ class PassVerifier:
 
     def check_capture(self, source: ModelSource) -> None:
         """Compare the outputs of the captured graph with eager PyTorch; not possible where dropout draws numbers."""
-        if any(node.target in _RANDOM for node in self._values):
+        if any(node.target in RANDOM for node in self._values):
             return
         errors = {}
         eager = _eager(source)
@@ -134,7 +132,7 @@ class PassVerifier:
     def _value(self, node: fx.Node, values: dict[fx.Node, Any], errors: dict[str, tuple[float, bool]] | None) -> Any:
         known = node in self._values
         same = known and self._calls[node] == (node.target, node.args, node.kwargs)
-        if known and node.target in _RANDOM:
+        if known and node.target in RANDOM:
             return self._values[node]
         if same and all(values[operand] is self._values.get(operand) for operand in node.all_input_nodes):
             return self._values[node]
@@ -184,18 +182,13 @@ def _compare(
             errors[key] = error, error <= FLIPS
 
 
-_SCALED_UPDATES = tuple(
-    getattr(torch.ops.fqt, name).default
-    for name in ("adam_update", "rmsprop_update", "rmsprop_momentum_update", "lion_update")
-)
-
-
 def _is_adams_parameter(node: fx.Node, position: int) -> bool:
     """Whether result ``position`` of ``node`` is the parameter that Adam or its like updates."""
     while node.target in (torch.ops.aten.view.default, operator.getitem):
         position = call_of(node).index if node.target is operator.getitem else position
         node = source_of(node)
-    return node.target in _SCALED_UPDATES and position == 0
+    op = op_of(node)
+    return op is not None and issubclass(op, UpdateOp) and op.scales_gradient and position == 0
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -10,7 +10,7 @@
             check_options(self)
 
 The field is the setting in Python and in a model file (``remat="auto"``), the flag of the command (``--remat auto``, by
-``command_line.py``), a line of its help and of the README's tables (``tools/option_tables.py``), and, where it changes
+``command_line.py``), a line of its help and of ``docs/options.md`` (``tools/option_tables.py``), and, where it changes
 computed numbers, an entry of the manifest. Its type says which values it takes; others are an FQT202 error.
 """
 
@@ -43,7 +43,7 @@ class OptionText:
     """The things that a declaration says of an option beside its name, type and default.
 
     Attributes:
-        text: whole sentences for the help and the README; the default value comes first in them.
+        text: whole sentences for the help and ``docs/options.md``; the default value comes first in them.
         section: heading that the option stands under, one of ``SECTIONS``.
         default: the default in words, where it is not one value.
         metavar: stands for a value in the help, in place of the kind's own.

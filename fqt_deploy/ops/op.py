@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from fqt_deploy.core.call import bind
-from fqt_deploy.ops.traits import BatchRule, Layout, Zero
+from fqt_deploy.ops.traits import BatchRule, Layout, Nan, Sign, Zero
 
 Operand: TypeAlias = Any
 """A tensor, or what stands for one."""
@@ -70,13 +70,23 @@ class Traits:
         kind: how it may be grouped with its neighbours.
         batch: which axis of the (first) result holds the samples of the batch.
         zero: when the result is zero.
+        sign: where the result is positive and negative.
+        nan: what becomes of a NaN in an operand.
         layout: what becomes of a permutation.
     """
 
     kind: Kind
     batch: BatchRule
     zero: Zero
+    sign: Sign
+    nan: Nan
     layout: Layout
+
+    def operands(self) -> tuple[str, ...]:
+        """Names of the operands, and of the numbers, that the traits name."""
+        rules = (self.zero, self.batch, self.sign.not_negative)
+        same = () if self.sign.same_as is None else (self.sign.same_as,)
+        return (*same, *[name for rule in rules for name in getattr(rule, "operands", ())])
 
 
 class Op(ABC):
@@ -109,6 +119,10 @@ class Op(ABC):
     @abstractmethod
     def work(self, result: Tensor) -> Cost:
         """The cost of the call, from fake operands."""
+
+    def window_size(self) -> int:
+        """Returns how many elements of an operand one element of the result reads: those of a window, otherwise 1."""
+        return 1
 
     @classmethod
     def match(cls, node: Any) -> Self | None:
@@ -177,6 +191,11 @@ class FqtOp(Op):
         return {}
 
     @classmethod
+    def family(cls) -> str:
+        """Returns the folder of ``fqt_deploy/ops/`` that the definition is in."""
+        return cls.__module__.split(".")[2]
+
+    @classmethod
     def fields(cls) -> tuple[str, ...]:
         """Names of all operands and attributes in order."""
         return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
@@ -216,13 +235,15 @@ _SCHEMA = {
 
 
 @dataclass_transform(eq_default=False, frozen_default=True)
-def define(*, kind: Kind, batch: BatchRule, zero: Zero, layout: Layout) -> Callable[[_T], _T]:
+def define(*, kind: Kind, batch: BatchRule, zero: Zero, sign: Sign, nan: Nan, layout: Layout) -> Callable[[_T], _T]:
     """Define ``torch.ops.fqt.<name>`` from a class; its name is the class's in lower case with underscores.
 
     Args:
         kind: how it may be grouped with its neighbours.
         batch: which axis of the (first) result holds the samples.
         zero: when the result is zero.
+        sign: where the result is positive and negative.
+        nan: what becomes of a NaN in an operand.
         layout: what becomes of a permutation.
 
     Raises:
@@ -233,7 +254,7 @@ def define(*, kind: Kind, batch: BatchRule, zero: Zero, layout: Layout) -> Calla
     def register(cls: _T) -> _T:
         dataclass(frozen=True, eq=False)(cls)
         cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
-        cls.traits = Traits(kind=kind, batch=batch, zero=zero, layout=layout)
+        cls.traits = Traits(kind=kind, batch=batch, zero=zero, sign=sign, nan=nan, layout=layout)
         _check(cls)
         definition = torch.library.custom_op(
             f"fqt::{cls.name}", lambda *args: cls(*args).reference(), mutates_args=(), schema=_schema_of(cls)
@@ -254,7 +275,7 @@ def _check(cls: type[FqtOp]) -> None:
     missing += sorted(cls.__abstractmethods__)
     if missing:
         raise TypeError(f"op {cls.name!r} of kind {cls.traits.kind.name} lacks {', '.join(missing)}")
-    named = (*cls.traits.zero.operands, *getattr(cls.traits.batch, "operands", ()))
+    named = cls.traits.operands()
     if unknown := [name for name in named if name not in cls.operands()]:
         raise TypeError(f"traits of op {cls.name!r} name {', '.join(unknown)}; its operands are {cls.operands()}")
 

@@ -1,7 +1,8 @@
-"""Traits: how ops treat the samples of a batch, zeros, and a permutation of their operands.
+"""Traits: how ops treat the samples of a batch, zeros, signs, NaN, and a permutation of their operands.
 
 A trait is stated in the definition of each op. None has a default, and ``tests/ops/test_traits.py`` proves each on the
-op's samples: gathering rows commutes, zero in gives zero out, permuting commutes.
+op's samples: gathering rows commutes, zero in gives zero out, nothing negative in gives nothing negative out, NaN in
+gives NaN out, permuting commutes.
 """
 
 from __future__ import annotations
@@ -94,6 +95,57 @@ def zero_with_any(*operands: str) -> Zero:
 def zero_with_all(*operands: str) -> Zero:
     """The result is zero where all of ``operands`` are."""
     return Zero(operands, enough=False)
+
+
+SignRule = Callable[[Call, Callable[[Any], bool]], bool]
+"""Whether a call's result has no element below 0, from which operands and numbers have none; NaN aside."""
+
+
+@dataclass(frozen=True)
+class Sign:
+    """Where the (first) result is positive and negative.
+
+    Attributes:
+        not_negative: whether no element is below 0.
+        same_as: the operand that is above 0 exactly where the result is; None if there is none.
+    """
+
+    not_negative: SignRule
+    same_as: str | None = None
+
+    def as_positive_as(self, operand: str) -> Sign:
+        """The same, of a result that is above 0 exactly where ``operand`` is."""
+        return Sign(self.not_negative, operand)
+
+
+ANY_SIGN = Sign(lambda _call, _not_negative: False)
+"""Elements of the result may be below 0, or nobody asks."""
+NEVER_NEGATIVE = Sign(lambda _call, _not_negative: True)
+"""No element of the result is below 0, whatever the operands are."""
+
+
+@dataclass(frozen=True)
+class _KeptSign:
+    operands: tuple[str, ...]
+
+    def __call__(self, call: Call, not_negative: Callable[[Any], bool]) -> bool:
+        values = [getattr(call, name) for name in self.operands]
+        each = [v for value in values for v in (value if isinstance(value, (list, tuple)) else [value])]
+        return all(map(not_negative, each))
+
+
+def keeps_sign(*operands: str) -> Sign:
+    """The result has no element below 0 where none of ``operands``, which may be numbers, has one."""
+    return Sign(_KeptSign(operands))
+
+
+class Nan(enum.Enum):
+    """The kinds of ops by what becomes of a NaN in an operand."""
+
+    KEPT = "kept"
+    """Each element of the results is NaN where one is that it is computed from."""
+    UNKNOWN = "unknown"
+    """It may be lost, or nobody asks: whoever has to know of it tests the operands, or the result."""
 
 
 BatchRule = Callable[[Call, AxisOf, int], Aligned | None]

@@ -22,6 +22,7 @@ from torch import fx
 from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 from fqt_deploy.core.graph import LayerRecord, TrainingGraph, behind_views, shape
+from fqt_deploy.ops.products.directions import DIRECTIONS, FORWARD, GROUPED, INPUT_GRAD, WEIGHT_GRAD
 from fqt_deploy.ops.sample_axes import sample_axes
 from fqt_deploy.ops.traits import SampleAxis
 from fqt_deploy.passes.batch_axis import descendants
@@ -30,14 +31,6 @@ from fqt_deploy.passes.zero_padding import padding_before
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
-
-FORWARD = (fqt.conv2d.default, fqt.linear.default)
-INPUT_GRAD = (fqt.conv2d_input_grad.default, fqt.linear_input_grad.default)
-WEIGHT_GRAD = (fqt.conv2d_weight_grad.default, fqt.linear_weight_grad.default)
-
-GROUPED = (fqt.grouped_conv.default, fqt.grouped_conv_input_grad.default)
-"""Forward products of layers that stay in fp32: convolutions with groups or dilation, of one axis or three, and (the
-second) transposed ones."""
 
 MINIMUM_CONTRACTION = 32
 """A product over fewer elements does not fill one machine word."""
@@ -225,8 +218,5 @@ def products_of(graph: TrainingGraph, direction: str) -> list[fx.Node]:
     return [
         n
         for n in graph.graph.nodes
-        if n.meta.get("direction") == direction and n.meta["record"].binarized and n.target in _DIRECTIONS[direction]
+        if n.meta.get("direction") == direction and n.meta["record"].binarized and n.target in DIRECTIONS[direction]
     ]
-
-
-_DIRECTIONS = {"forward": FORWARD, "input_grad": INPUT_GRAD, "weight_grad": WEIGHT_GRAD}

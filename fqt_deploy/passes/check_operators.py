@@ -14,12 +14,10 @@ from torch import fx
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 from fqt_deploy.core.graph import Stage, TrainingGraph
 from fqt_deploy.ops.aten.aten_op import dropped_arguments
+from fqt_deploy.ops.aten.replaced_layers import RANDOM
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import op_of
 from fqt_deploy.passes.pass_base import Pass, rewrite_each
-
-_LOWERED_LATER = ("aten.native_dropout.default", "aten.bernoulli.p", "aten.rand.default", "aten.rand_like.default")
-
 
 _TOO_WIDE_OR_NARROW = (torch.float64, torch.float16, torch.bfloat16)
 """Floating point types that no kernel computes in; only float32 is."""
@@ -31,7 +29,7 @@ def is_supported(node: fx.Node) -> bool:
         return True
     if _dtype(node) in _TOO_WIDE_OR_NARROW:
         return False
-    if str(node.target) in _LOWERED_LATER:
+    if node.target in RANDOM:
         return True
     return op_of(node) is not None and not dropped_arguments(node)
 

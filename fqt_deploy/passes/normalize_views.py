@@ -18,16 +18,11 @@ from torch import fx
 
 from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, behind_views, replace, shape, value
+from fqt_deploy.ops.aten.spellings import ALIASES, RESHAPES
 from fqt_deploy.passes.pass_base import Pass
 
 aten = torch.ops.aten
 prims = torch.ops.prims
-
-_ALIASES = (aten.alias.default, aten.detach.default, aten.clone.default, aten.lift_fresh_copy.default)
-_RESHAPES = (
-    aten.view.default, aten.reshape.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-    aten.unsqueeze.default, prims.squeeze.default,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,9 +50,9 @@ def _rewrite(graph: TrainingGraph, node: fx.Node) -> bool:
 
 def _replacement(graph: TrainingGraph, node: fx.Node) -> fx.Node | None:
     emit = Emitter(graph, node)
-    if node.target in _ALIASES or _is_no_op_copy(node):
+    if node.target in ALIASES or _is_no_op_copy(node):
         return source_of(node)
-    if node.target in _RESHAPES:
+    if node.target in RESHAPES:
         source = behind_views(source_of(node))
         if shape(source) == shape(node):
             return source

@@ -31,7 +31,8 @@ from torch import fx
 
 from fqt_deploy.core.call import call_of
 from fqt_deploy.core.graph import TrainingGraph, shape
-from fqt_deploy.passes.annotate_layers import WEIGHT_GRAD, products_of
+from fqt_deploy.ops.products.directions import WEIGHT_GRAD
+from fqt_deploy.passes.annotate_layers import products_of
 from fqt_deploy.passes.batch_axis import descendants
 from fqt_deploy.passes.select_once import Selection, SelectOnce
 from fqt_deploy.passes.shrink_backward import ShrinkPlan

@@ -28,10 +28,8 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.graph import Emitter, TrainingGraph
-from fqt_deploy.ops.aten.aten_op import moves_elements
-from fqt_deploy.ops.aten.pointwise import Pointwise
-from fqt_deploy.ops.aten.reductions import Reduction
 from fqt_deploy.ops.op import Kind, op_of
+from fqt_deploy.ops.traits import Layout, Nan
 from fqt_deploy.passes.pass_base import Pass
 
 aten = torch.ops.aten
@@ -41,13 +39,6 @@ SMALL = 16
 """A value counts as small if what is made of it has this many times as many elements: testing it takes no time then."""
 _PACKED = (fqt.pack_signs.default, fqt.pack_levels.default)
 """Ops whose first operand loses NaN in them."""
-_HIDES = (aten.where.self, aten.sign.default)
-"""Element-wise ops whose result need not be NaN where an operand is."""
-_PASSES = (
-    fqt.max_pool2d.default, fqt.avg_pool2d.default, fqt.window_max.default, fqt.window_mean.default,
-    fqt.channel_moments.default,
-)  # fmt: skip
-"""Other ops whose result is NaN where an operand is."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +144,7 @@ def _passes_on(node: fx.Node) -> bool:
     op = op_of(node)
     if node.target is operator.getitem:
         return _passes_on(node.all_input_nodes[0])
-    if node.target in _PASSES or moves_elements(node):
-        return True
-    return op is not None and issubclass(op, Pointwise) and node.target not in _HIDES
+    return op is not None and op.traits.nan is Nan.KEPT and op.traits.layout is not Layout.REDUCTION
 
 
 def _is_inlined(node: fx.Node) -> bool:
@@ -166,7 +155,7 @@ def _is_inlined(node: fx.Node) -> bool:
 
 def _reduces(node: fx.Node) -> bool:
     op = op_of(node)
-    return op is not None and issubclass(op, Reduction)
+    return op is not None and op.traits.nan is Nan.KEPT and op.traits.layout is Layout.REDUCTION
 
 
 def _behind(node: fx.Node) -> fx.Node:

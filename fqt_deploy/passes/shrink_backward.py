@@ -11,15 +11,13 @@ from torch import fx
 from fqt_deploy.core.call import call_of, update
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, TrainingGraph, propagate, shape
+from fqt_deploy.ops.aten.spellings import SIZED
 from fqt_deploy.ops.sample_axes import alignment, following
 from fqt_deploy.ops.traits import SampleAxis
 from fqt_deploy.passes.batch_axis import descendants, gather_samples, resized
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
-
-SIZED = (aten.view.default, aten.expand.default)
-"""Ops with their result's shape among their arguments."""
 
 _REASONS = {
     aten.mean.dim: "a mean over the batch in backward",

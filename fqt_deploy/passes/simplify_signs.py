@@ -18,14 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fqt_deploy.core.call import source_of, update
+from fqt_deploy.core.call import call_of, source_of, update
 from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
+from fqt_deploy.ops.op import op_of
 from fqt_deploy.passes.pass_base import Pass
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
-
-SIGN_PRESERVING = (aten.relu.default, aten.gelu.default)
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,20 @@ class SimplifySigns(Pass):
 def _before_activations(node: fx.Node) -> fx.Node:
     """What ``node`` has the signs of; ``node`` itself if there is no activation behind its views."""
     found, current = node, node
-    while current.target is aten.view.default or current.target in SIGN_PRESERVING:
-        activation = current.target in SIGN_PRESERVING
-        current = source_of(current)
-        if activation:
-            found = current
-    return found
+    while True:
+        source = _same_signs(current)
+        if source is not None:
+            found = current = source
+        elif current.target is aten.view.default:
+            current = source_of(current)
+        else:
+            return found
+
+
+def _same_signs(node: fx.Node) -> fx.Node | None:
+    """The operand that is above 0 exactly where the result is, if the definition names one."""
+    op = op_of(node)
+    if op is None or op.traits.sign.same_as is None:
+        return None
+    operand = getattr(call_of(node), op.traits.sign.same_as)
+    return operand if isinstance(operand, fx.Node) else None

@@ -32,18 +32,17 @@ from torch import fx
 
 from fqt_deploy.core.call import call_of, changed, source_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
+from fqt_deploy.ops.aten.creation import Constant
+from fqt_deploy.ops.aten.spellings import SIZED
 from fqt_deploy.ops.op import op_of
+from fqt_deploy.ops.products.directions import WEIGHT_GRAD
 from fqt_deploy.ops.sample_axes import alignment
 from fqt_deploy.ops.traits import LEADING, Aligned, SampleAxis
 from fqt_deploy.passes.batch_axis import gather_samples, resized, scatter_samples
 from fqt_deploy.passes.pass_base import Pass
-from fqt_deploy.passes.shrink_backward import SIZED
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
-
-_WEIGHT_GRADS = (fqt.linear_weight_grad.default, fqt.conv2d_weight_grad.default)
-_CONSTANTS = (aten.scalar_tensor.default, aten.full.default)
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ _QUANTIZERS: dict[Any, Callable[[_Sinker, fx.Node, _Rows], None]] = {
 def _forms_weight_gradient(codes: fx.Node) -> bool:
     """Whether codes of channels are read by weight gradients only, through a dequantization and views."""
     return all(
-        user.target in _WEIGHT_GRADS
+        user.target in WEIGHT_GRAD
         or (user.target in (fqt.dequantize.default, aten.view.default) and _forms_weight_gradient(user))
         for user in codes.users
     )
@@ -210,4 +209,5 @@ def _all_follow(node: fx.Node, aligned: Aligned) -> bool:
 def _is_zero(operand: Any) -> bool:
     if not isinstance(operand, fx.Node):
         return bool(operand == 0)
-    return operand.target in _CONSTANTS and 0 in call_of(operand).values().values()
+    op = op_of(operand)
+    return op is not None and issubclass(op, Constant) and op.bound(operand.args, operand.kwargs).number() == 0

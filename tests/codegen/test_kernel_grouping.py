@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional
 
 from fqt_deploy.capture.load_model import ModelSource, load_model
+from fqt_deploy.codegen.inlining_cost import textual_reads
 from fqt_deploy.codegen.kernel_function import kernel_function, kernel_key
 from fqt_deploy.codegen.kernel_grouping import (
     MAXIMUM_TEXT,
     Kernel,
     View,
-    _textual_reads,
     group_kernels,
     kind_of,
     storage_of,
@@ -136,7 +136,7 @@ def test_reads_are_counted_right(steps):
         if issubclass(op, Pointwise):
             text = kernel_function(kernel).script()
             for number, leaf in enumerate(kernel.leaves):
-                expected = sum(_textual_reads(kernel.root, i) for i, a in enumerate(kernel.root.args) if a is leaf)
+                expected = sum(textual_reads(kernel.root, i) for i, a in enumerate(kernel.root.args) if a is leaf)
                 assert len(re.findall(rf"leaf{number}\[", text)) == expected + 1, kernel.root  # and once to declare it
 
 

@@ -13,7 +13,7 @@ from fqt_deploy.ops.aten.aten_op import aten_ops, define_aten
 from fqt_deploy.ops.aten.creation import Zeros
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import Kind
-from fqt_deploy.ops.traits import NEVER_ZERO, Layout, no_samples
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 from fqt_deploy.targets.registry import make_target
 
 aten = torch.ops.aten
@@ -80,15 +80,22 @@ def test_samples_give_every_honoured_argument_a_value_of_its_own(op):
         assert any(value != defaults[name] for value in values), name
 
 
-def test_a_definition_without_a_trait_is_an_error():
-    with pytest.raises(TypeError, match="zero"):
-        define_aten(aten.sin.default, kind=Kind.ELEMENTWISE, batch=no_samples, layout=Layout.OPAQUE, samples=[((), {})])
+FACTS = {
+    "kind": Kind.ELEMENTWISE, "batch": no_samples, "zero": NEVER_ZERO, "sign": ANY_SIGN, "nan": Nan.UNKNOWN,
+    "layout": Layout.OPAQUE,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trait", FACTS)
+def test_a_definition_without_a_trait_is_an_error(trait):
+    facts = {name: value for name, value in FACTS.items() if name != trait}
+    with pytest.raises(TypeError, match=trait):
+        define_aten(aten.sin.default, samples=[((), {})], **facts)
 
 
 def test_a_definition_must_fit_the_schema():
-    facts = {"kind": Kind.ELEMENTWISE, "batch": no_samples, "zero": NEVER_ZERO, "layout": Layout.OPAQUE}
     with pytest.raises(TypeError, match="'self'"):
 
-        @define_aten(aten.atanh.default, samples=[((), {})], **facts)
+        @define_aten(aten.atanh.default, samples=[((), {})], **FACTS)
         class Lacking(Zeros):
             size: list[int]

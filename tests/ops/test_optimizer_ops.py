@@ -17,6 +17,7 @@ from fqt_deploy.ops.optimizers.rmsprop_momentum_update import RmspropMomentumUpd
 from fqt_deploy.ops.optimizers.rmsprop_update import RmspropUpdate
 from fqt_deploy.ops.optimizers.sgd_momentum_update import SgdMomentumUpdate
 from fqt_deploy.ops.optimizers.sgd_update import SgdUpdate
+from fqt_deploy.ops.optimizers.update_op import UpdateOp
 
 UPDATES = 5
 RATES = torch.tensor([0.5, 1e-2])
@@ -140,3 +141,8 @@ def test_the_average_is_that_of_pytorchs_averaged_model(every: int) -> None:
         if step % every == 0:
             theirs.update_parameters(model)
             torch.testing.assert_close(ours, theirs.module.weight.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_an_update_has_to_say_whether_it_scales_the_gradient():
+    with pytest.raises(TypeError, match="scales_gradient"):
+        type("Silent", (UpdateOp,), {})

@@ -5,7 +5,9 @@ That samples gather is in ``test_samples_of_ops.py``.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,9 +15,9 @@ from torch import Tensor
 
 import fqt_deploy.ops.registry  # noqa: F401
 from fqt_deploy.core.call import bind
-from fqt_deploy.ops.aten.aten_op import aten_ops
+from fqt_deploy.ops.aten.aten_op import aten, aten_ops
 from fqt_deploy.ops.op import FQT_OPS, OPS, Op
-from fqt_deploy.ops.traits import Layout, broadcast
+from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, broadcast
 
 CALLS = [
     *[(op, args, {}) for op in FQT_OPS.values() for args in op.sample_inputs()],
@@ -67,6 +69,65 @@ def test_permuting_all_operands_permutes_the_result(op: type[Op], args: Any, kwa
     order = list(reversed(range(rank)))
     permuted = {name: tensor.permute(order).contiguous() for name, tensor in aligned.items()}
     torch.testing.assert_close(run(op, {**values, **permuted}), run(op, {**values, **aligned}).permute(order))
+
+
+def floats(values: dict[str, Any]) -> list[str]:
+    return [name for name, value in tensors(values).items() if value.is_floating_point()]
+
+
+def not_negative(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.dtype == torch.bool or not (value < 0).any()
+    return not isinstance(value, (int, float)) or value >= 0
+
+
+def without_negatives(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [without_negatives(v) for v in value]
+    return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@pytest.mark.parametrize(("op", "args", "kwargs"), cases(when=lambda op, values: op.traits.sign is not ANY_SIGN))
+@pytest.mark.parametrize("change", [lambda value: value, without_negatives], ids=["as it is", "nothing negative"])
+def test_nothing_negative_in_gives_nothing_negative_out(op: type[Op], args: Any, kwargs: Any, change: Any) -> None:
+    values = {name: change(value) for name, value in bind(op.target, args, kwargs).items()}
+    if op.traits.sign.not_negative(cast(Any, SimpleNamespace(**values)), not_negative):
+        assert not (run(op, values) < 0).any()
+
+
+@pytest.mark.parametrize(("op", "args", "kwargs"), cases(when=lambda op, values: op.traits.sign.same_as is not None))
+def test_the_result_is_positive_where_the_operand_is(op: type[Op], args: Any, kwargs: Any) -> None:
+    values = bind(op.target, args, kwargs)
+    assert torch.equal(run(op, values) > 0, values[op.traits.sign.same_as] > 0)
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "kwargs"), cases(when=lambda op, values: op.traits.nan is Nan.KEPT and floats(values))
+)
+def test_nan_in_gives_nan_out(op: type[Op], args: Any, kwargs: Any) -> None:
+    values = bind(op.target, args, kwargs)
+    for name in floats(values):
+        shown = run(op, values | {name: torch.full_like(values[name], math.nan)})
+        if not shown.is_floating_point():
+            continue
+        low, high = (run(op, values | {name: torch.full_like(values[name], number)}) for number in (-7e3, 7e3))
+        depends = torch.ones_like(shown) if op.traits.layout is Layout.ELEMENTWISE else low != high
+        assert shown[depends.bool()].isnan().all(), name
+
+
+def test_bounds_and_constants_below_zero_are_seen() -> None:
+    def tells(target: Any, *args: Any, **kwargs: Any) -> bool:
+        call = cast(Any, SimpleNamespace(**bind(target, args, kwargs)))
+        return bool(OPS[target].traits.sign.not_negative(call, not_negative))
+
+    x = torch.tensor([1.0, 2.0])
+    assert tells(aten.full.default, [2], 1.0)
+    assert not tells(aten.full.default, [2], -1.0)
+    assert not tells(aten.scatter.value, x, 0, torch.tensor([0]), -1.0)
+    assert tells(aten.clamp.default, -x, 0.0, 6.0)
+    assert not tells(aten.clamp.default, x, 0.0, -1.0)
+    assert not tells(aten.add.Tensor, x, x, alpha=-1)
+    assert tells(aten.pow.Tensor_Scalar, -x, 2)
 
 
 def test_every_op_has_traits() -> None:

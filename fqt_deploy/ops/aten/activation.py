@@ -11,7 +11,7 @@ from fqt_deploy.ops.aten.samples import MIXED, POSITIVE, call
 from fqt_deploy.ops.aten.transcendental import erf, erf_and_decay, tanh
 from fqt_deploy.ops.lib.float32 import clamped
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
-from fqt_deploy.ops.traits import zero_with_any
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_NEGATIVE, Nan, zero_with_any
 
 _SCALE, _CUBE = math.sqrt(2.0 / math.pi), 0.044715
 """Of GELU with ``approximate="tanh"``."""
@@ -63,14 +63,15 @@ def _gelu_backward_onnx(graph: OnnxWriter, dtype: str, g: str, x: str, *, approx
 
 pointwise(
     aten.relu.default, expression=lambda x: clamped(x, zero_like(x)), onnx="Relu", flops=1, samples=[call(MIXED)],
-    zero=zero_with_any("self"),
+    zero=zero_with_any("self"), sign=NEVER_NEGATIVE.as_positive_as("self"), nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(
     aten.gelu.default, expression=_gelu, onnx=_gelu_onnx, flops=32, zero=zero_with_any("self"),
+    sign=ANY_SIGN.as_positive_as("self"), nan=Nan.KEPT,
     samples=[call(MIXED), call(MIXED, approximate="tanh")],
 )  # fmt: skip
 pointwise(
     aten.gelu_backward.default, expression=_gelu_backward, onnx=_gelu_backward_onnx, flops=40,
-    zero=zero_with_any("grad_output"),
+    zero=zero_with_any("grad_output"), sign=ANY_SIGN, nan=Nan.KEPT,
     samples=[call(POSITIVE, MIXED), call(POSITIVE, MIXED, approximate="tanh")],
 )  # fmt: skip

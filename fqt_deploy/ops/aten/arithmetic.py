@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from tvm import tirx
 
+from fqt_deploy.core.call import Call
 from fqt_deploy.ops.aten.aten_op import aten, prims
 from fqt_deploy.ops.aten.pointwise import pointwise, zero_like
 from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, POSITIVE, ROW, call
 from fqt_deploy.ops.lib.dtypes import dtype_of
 from fqt_deploy.ops.lib.float32 import clamped
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
-from fqt_deploy.ops.traits import NEVER_ZERO, zero_with_all, zero_with_any
+from fqt_deploy.ops.traits import (
+    ANY_SIGN,
+    NEVER_NEGATIVE,
+    NEVER_ZERO,
+    Nan,
+    Sign,
+    keeps_sign,
+    zero_with_all,
+    zero_with_any,
+)
 
 _TENSORS = [call(POSITIVE, ROW), call(POSITIVE, 2.0), call(POSITIVE, BYTES)]
 _NUMBER = [call(POSITIVE, 3)]
@@ -57,57 +68,75 @@ def _sub_onnx(graph: OnnxWriter, dtype: str, a: str, b: str, *, alpha: Any) -> s
     return graph("Sub", a, _scaled_onnx(graph, dtype, b, alpha))
 
 
+def _square_or_not_negative(call: Call, not_negative: Callable[[Any], bool]) -> bool:
+    return call.self is call.other or (not_negative(call.self) and not_negative(call.other))
+
+
+def _clamped_from_zero(call: Call, not_negative: Callable[[Any], bool]) -> bool:
+    """The upper bound wins where it is below the lower one."""
+    return call.min is not None and not_negative(call.min) and (call.max is None or not_negative(call.max))
+
+
 for _overload, _samples in (("Tensor", [*_TENSORS, *_SCALED]), ("Scalar", [*_NUMBER, call(POSITIVE, 3, 0.5)])):
     pointwise(
         getattr(aten.add, _overload), expression=_add, onnx=_add_onnx, flops=1, samples=_samples,
-        zero=zero_with_all("self", "other"),
+        zero=zero_with_all("self", "other"), sign=keeps_sign("self", "other", "alpha"), nan=Nan.KEPT,
     )  # fmt: skip
     pointwise(
         getattr(aten.sub, _overload), expression=_sub, onnx=_sub_onnx, flops=1, samples=_samples,
-        zero=zero_with_all("self", "other"),
+        zero=zero_with_all("self", "other"), sign=ANY_SIGN, nan=Nan.KEPT,
     )  # fmt: skip
 
 pointwise(
     aten.mul.Tensor, expression=lambda a, b: a * b, onnx="Mul", flops=1, samples=_TENSORS,
-    zero=zero_with_any("self", "other"),
+    zero=zero_with_any("self", "other"), sign=Sign(_square_or_not_negative), nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(
-    aten.mul.Scalar, expression=lambda a, b: a * b, onnx="Mul", flops=1, samples=_NUMBER, zero=zero_with_any("self")
-)
+    aten.mul.Scalar, expression=lambda a, b: a * b, onnx="Mul", flops=1, samples=_NUMBER, zero=zero_with_any("self"),
+    sign=ANY_SIGN, nan=Nan.KEPT,
+)  # fmt: skip
 pointwise(
-    aten.div.Tensor, expression=lambda a, b: a / b, onnx="Div", flops=4, samples=_TENSORS, zero=zero_with_any("self")
-)
+    aten.div.Tensor, expression=lambda a, b: a / b, onnx="Div", flops=4, samples=_TENSORS, zero=zero_with_any("self"),
+    sign=keeps_sign("self", "other"), nan=Nan.KEPT,
+)  # fmt: skip
 pointwise(
-    aten.div.Scalar, expression=lambda a, b: a / b, onnx="Div", flops=4, samples=_NUMBER, zero=zero_with_any("self")
-)
+    aten.div.Scalar, expression=lambda a, b: a / b, onnx="Div", flops=4, samples=_NUMBER, zero=zero_with_any("self"),
+    sign=ANY_SIGN, nan=Nan.KEPT,
+)  # fmt: skip
 pointwise(
     prims.div.default, expression=lambda a, b: a / b, onnx="Div", flops=4, zero=zero_with_any("self"),
+    sign=ANY_SIGN, nan=Nan.KEPT,
     samples=[call(POSITIVE, POSITIVE + 1)],
 )  # fmt: skip
 pointwise(
     aten.neg.default, expression=_neg, onnx="Neg", flops=1, samples=[call(MIXED), call(BYTES)],
-    zero=zero_with_any("self"),
+    zero=zero_with_any("self"), sign=ANY_SIGN, nan=Nan.KEPT,
 )  # fmt: skip
-pointwise(aten.abs.default, expression=tirx.abs, onnx="Abs", flops=1, samples=[call(MIXED)], zero=zero_with_any("self"))
+pointwise(
+    aten.abs.default, expression=tirx.abs, onnx="Abs", flops=1, samples=[call(MIXED)], zero=zero_with_any("self"),
+    sign=NEVER_NEGATIVE, nan=Nan.KEPT,
+)  # fmt: skip
 pointwise(
     aten.sign.default, onnx=_sign_onnx, flops=2, samples=[call(MIXED)], zero=zero_with_any("self"),
+    sign=ANY_SIGN, nan=Nan.UNKNOWN,
     expression=lambda x: tirx.Select(x > 0.0, 1.0, tirx.Select(x < 0.0, -1.0, 0.0)),
 )  # fmt: skip
 pointwise(
     aten.reciprocal.default, expression=lambda x: 1.0 / x, flops=4, samples=[call(POSITIVE)], zero=NEVER_ZERO,
+    sign=ANY_SIGN, nan=Nan.KEPT,
     onnx="Reciprocal",
 )  # fmt: skip
 pointwise(
     aten.maximum.default, expression=tirx.max, onnx="Max", flops=1, samples=[call(MIXED, ROW.expand(2, 3))],
-    zero=zero_with_all("self", "other"),
+    zero=zero_with_all("self", "other"), sign=keeps_sign("self", "other"), nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(
     aten.minimum.default, expression=tirx.min, onnx="Min", flops=1, samples=[call(MIXED, ROW.expand(2, 3))],
-    zero=zero_with_all("self", "other"),
+    zero=zero_with_all("self", "other"), sign=keeps_sign("self", "other"), nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(
     aten.where.self, expression=tirx.Select, onnx="Where", flops=1, samples=[call(MASK, MIXED, ROW)], keeps=(0,),
-    zero=zero_with_all("self", "other"),
+    zero=zero_with_all("self", "other"), sign=keeps_sign("self", "other"), nan=Nan.UNKNOWN,
 )  # fmt: skip
 
 
@@ -118,21 +147,25 @@ def _clamp_onnx(graph: OnnxWriter, _: str, x: str, low: str | None, high: str | 
 
 pointwise(
     aten.clamp.default, expression=clamped, onnx=_clamp_onnx, flops=1, zero=NEVER_ZERO,
+    sign=Sign(_clamped_from_zero), nan=Nan.KEPT,
     samples=[call(MIXED, -0.5, 1.0), call(MIXED, None, 1.0), call(MIXED, 0.0), call(MIXED, 1.0, -0.5)],
 )  # fmt: skip
 pointwise(
     aten.clamp_min.default, expression=lambda x, low: clamped(x, low), onnx="Max", flops=1, zero=NEVER_ZERO,
+    sign=keeps_sign("min"), nan=Nan.KEPT,
     samples=[call(MIXED, 0.25)],
 )  # fmt: skip
 pointwise(
     aten.clamp_max.default, expression=lambda x, high: clamped(x, high=high), onnx="Min", flops=1, zero=NEVER_ZERO,
+    sign=ANY_SIGN, nan=Nan.KEPT,
     samples=[call(MIXED, 0.25)],
 )  # fmt: skip
 pointwise(
     aten._to_copy.default, expression=lambda x: x, onnx=lambda graph, dtype, x: x, flops=1,
     samples=[call(BYTES, dtype=torch.float32), call(MASK, dtype=torch.int64)], zero=zero_with_any("self"),
+    sign=keeps_sign("self"), nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(
     aten.clone.default, expression=lambda x: x, onnx=lambda graph, dtype, x: x, flops=1, samples=[call(MIXED)],
-    zero=zero_with_any("self"),
+    zero=zero_with_any("self"), sign=keeps_sign("self"), nan=Nan.KEPT,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from fqt_deploy.core.call import arguments_of, bind
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.op import OPS, Cost, Kind, Op, Traits
-from fqt_deploy.ops.traits import BatchRule, Layout, Zero
+from fqt_deploy.ops.traits import BatchRule, Layout, Nan, Sign, Zero
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -94,7 +94,7 @@ _T = TypeVar("_T", bound=type[AtenOp])
 
 @dataclass_transform(eq_default=False, frozen_default=True)
 def define_aten(
-    target: Any, *, kind: Kind, batch: BatchRule, zero: Zero, layout: Layout, samples: Samples
+    target: Any, *, kind: Kind, batch: BatchRule, zero: Zero, sign: Sign, nan: Nan, layout: Layout, samples: Samples
 ) -> Callable[[_T], _T]:
     """Define the overload ``target`` from a class.
 
@@ -105,7 +105,7 @@ def define_aten(
 
     def register(cls: _T) -> _T:
         dataclass(frozen=True, eq=False)(cls)
-        enter(cls, target, Traits(kind=kind, batch=batch, zero=zero, layout=layout), samples)
+        enter(cls, target, Traits(kind=kind, batch=batch, zero=zero, sign=sign, nan=nan, layout=layout), samples)
         return cls
 
     return register
@@ -118,7 +118,7 @@ def enter(cls: type[AtenOp], target: Any, traits: Traits, samples: Samples) -> N
     names = [argument.name for argument in target._schema.arguments]
     needed = [a.name for a in target._schema.arguments if not a.has_default_value()]
     honoured = cls.honoured()
-    wrong = [n for n in (*honoured, *traits.zero.operands, *getattr(traits.batch, "operands", ())) if n not in names]
+    wrong = [n for n in (*honoured, *traits.operands()) if n not in names]
     missing = [n for n in needed if n not in honoured and n not in getattr(cls, "shape_arguments", ())]
     if wrong or missing or cls.__abstractmethods__ or not samples:
         lacking = [*missing, *sorted(cls.__abstractmethods__), *([] if samples else ["samples"])]

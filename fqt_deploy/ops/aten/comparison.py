@@ -13,7 +13,7 @@ from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, ROW, WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_of
 from fqt_deploy.ops.lib.float32 import is_nan, opaque
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
-from fqt_deploy.ops.traits import NEVER_ZERO, zero_with_all, zero_with_any
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Nan, zero_with_all, zero_with_any
 
 _TENSORS = [call(MIXED, ROW), call(BYTES, BYTES.flip(1)), call(MASK, ~MASK), call(WIDE[0] > 0, WIDE[1] > 0)]
 _NUMBERS = [call(MIXED, 0.5), call(BYTES, 10)]
@@ -59,7 +59,7 @@ for _name, _expression, _onnx in _COMPARISONS:
     for _overload, _samples in (("Tensor", _TENSORS if _equality else _TENSORS[:2]), ("Scalar", _NUMBERS)):
         pointwise(
             getattr(getattr(aten, _name), _overload), expression=_expression, onnx=_onnx, flops=1, samples=_samples,
-            compares=True, zero=NEVER_ZERO,
+            compares=True, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN,
         )  # fmt: skip
 
 
@@ -81,31 +81,39 @@ def _not(a: Any) -> Any:
 
 pointwise(
     aten.bitwise_and.Tensor, expression=_and, onnx=_by_type("And", "BitwiseAnd"), flops=1, samples=_BITS,
-    zero=zero_with_any("self", "other"),
+    zero=zero_with_any("self", "other"), sign=ANY_SIGN, nan=Nan.UNKNOWN,
 )  # fmt: skip
 pointwise(
     aten.bitwise_or.Tensor, expression=_or, onnx=_by_type("Or", "BitwiseOr"), flops=1, samples=_BITS,
-    zero=zero_with_all("self", "other"),
+    zero=zero_with_all("self", "other"), sign=ANY_SIGN, nan=Nan.UNKNOWN,
 )  # fmt: skip
 pointwise(
-    aten.logical_and.default, expression=_and, onnx="And", flops=1, samples=_MASKS, zero=zero_with_any("self", "other")
-)
+    aten.logical_and.default, expression=_and, onnx="And", flops=1, samples=_MASKS, zero=zero_with_any("self", "other"),
+    sign=ANY_SIGN, nan=Nan.UNKNOWN,
+)  # fmt: skip
 pointwise(
-    aten.logical_or.default, expression=_or, onnx="Or", flops=1, samples=_MASKS, zero=zero_with_all("self", "other")
-)
+    aten.logical_or.default, expression=_or, onnx="Or", flops=1, samples=_MASKS, zero=zero_with_all("self", "other"),
+    sign=ANY_SIGN, nan=Nan.UNKNOWN,
+)  # fmt: skip
 pointwise(
     aten.bitwise_xor.Tensor, expression=_xor, onnx=_by_type("Xor", "BitwiseXor"), flops=1, samples=_BITS,
-    zero=zero_with_all("self", "other"),
+    zero=zero_with_all("self", "other"), sign=ANY_SIGN, nan=Nan.UNKNOWN,
 )  # fmt: skip
 pointwise(
-    aten.logical_xor.default, expression=_xor, onnx="Xor", flops=1, samples=_MASKS, zero=zero_with_all("self", "other")
-)
-pointwise(aten.logical_not.default, expression=_not, onnx="Not", flops=1, samples=[call(MASK)], zero=NEVER_ZERO)
+    aten.logical_xor.default, expression=_xor, onnx="Xor", flops=1, samples=_MASKS, zero=zero_with_all("self", "other"),
+    sign=ANY_SIGN, nan=Nan.UNKNOWN,
+)  # fmt: skip
+pointwise(
+    aten.logical_not.default, expression=_not, onnx="Not", flops=1, samples=[call(MASK)], zero=NEVER_ZERO,
+    sign=ANY_SIGN, nan=Nan.UNKNOWN,
+)  # fmt: skip
 pointwise(
     aten.bitwise_not.default, expression=_not, onnx=_by_type("Not", "BitwiseNot"), flops=1, zero=NEVER_ZERO,
+    sign=ANY_SIGN, nan=Nan.UNKNOWN,
     samples=[call(MASK), call(BYTES)],
 )  # fmt: skip
 pointwise(
     aten.isnan.default, expression=is_nan, onnx="IsNaN", flops=1, compares=True, zero=NEVER_ZERO,
+    sign=ANY_SIGN, nan=Nan.UNKNOWN,
     samples=[call(MIXED), call(torch.tensor([0.0, float("nan"), float("inf")]))],
 )  # fmt: skip

@@ -13,10 +13,20 @@ from fqt_deploy.ops.aten.samples import MIXED, call
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.op import Kind, Operand
-from fqt_deploy.ops.traits import NEVER_ZERO, BatchRule, Layout, broadcast, no_samples
+from fqt_deploy.ops.traits import (
+    NEVER_NEGATIVE,
+    NEVER_ZERO,
+    BatchRule,
+    Layout,
+    Nan,
+    Sign,
+    broadcast,
+    keeps_sign,
+    no_samples,
+)
 
 
-class _Constant(AtenOp):
+class Constant(AtenOp):
     """Every element is the same number."""
 
     def number(self) -> float:
@@ -34,14 +44,15 @@ class _Constant(AtenOp):
         return graph("Expand", scalar, graph.constant(extents(result), "int64")) if extents(result) else scalar
 
 
-def _constant(target: Any, batch: BatchRule, samples: Samples) -> Any:
+def _constant(target: Any, batch: BatchRule, samples: Samples, sign: Sign) -> Any:
     return define_aten(
-        target, kind=Kind.ELEMENTWISE, batch=batch, zero=NEVER_ZERO, layout=Layout.OPAQUE, samples=samples
-    )
+        target, kind=Kind.ELEMENTWISE, batch=batch, zero=NEVER_ZERO, layout=Layout.OPAQUE, samples=samples,
+        sign=sign, nan=Nan.KEPT,
+    )  # fmt: skip
 
 
-@_constant(aten.full.default, no_samples, [call([2, 2], 1.5)])
-class Full(_Constant):
+@_constant(aten.full.default, no_samples, [call([2, 2], 1.5)], keeps_sign("fill_value"))
+class Full(Constant):
     """A number in a shape."""
 
     size: list[int]
@@ -52,8 +63,8 @@ class Full(_Constant):
         return self.fill_value
 
 
-@_constant(aten.full_like.default, broadcast, [call(MIXED, 2.5)])
-class FullLike(_Constant):
+@_constant(aten.full_like.default, broadcast, [call(MIXED, 2.5)], keeps_sign("fill_value"))
+class FullLike(Constant):
     """A number in the shape of a tensor."""
 
     x: Operand
@@ -64,8 +75,8 @@ class FullLike(_Constant):
         return self.fill_value
 
 
-@_constant(aten.scalar_tensor.default, no_samples, [call(3.5)])
-class ScalarTensor(_Constant):
+@_constant(aten.scalar_tensor.default, no_samples, [call(3.5)], keeps_sign("s"))
+class ScalarTensor(Constant):
     """A number as a tensor."""
 
     s: float
@@ -75,29 +86,29 @@ class ScalarTensor(_Constant):
         return self.s
 
 
-@_constant(aten.zeros.default, no_samples, [call([2])])
-class Zeros(_Constant):
+@_constant(aten.zeros.default, no_samples, [call([2])], NEVER_NEGATIVE)
+class Zeros(Constant):
     """Zeros in a shape."""
 
     size: list[int]
 
 
-@_constant(aten.zeros_like.default, broadcast, [call(MIXED)])
-class ZerosLike(_Constant):
+@_constant(aten.zeros_like.default, broadcast, [call(MIXED)], NEVER_NEGATIVE)
+class ZerosLike(Constant):
     """Zeros in the shape of a tensor."""
 
     x: Operand
 
 
-@_constant(aten.empty.memory_format, no_samples, [call([0])])
-class Empty(_Constant):
+@_constant(aten.empty.memory_format, no_samples, [call([0])], NEVER_NEGATIVE)
+class Empty(Constant):
     """A tensor whose values mean nothing: zeros here."""
 
     size: list[int]
 
 
-@_constant(aten.ones.default, no_samples, [call([2])])
-class Ones(_Constant):
+@_constant(aten.ones.default, no_samples, [call([2])], NEVER_NEGATIVE)
+class Ones(Constant):
     """Ones in a shape."""
 
     size: list[int]
@@ -107,8 +118,8 @@ class Ones(_Constant):
         return 1.0
 
 
-@_constant(aten.ones_like.default, broadcast, [call(MIXED)])
-class OnesLike(_Constant):
+@_constant(aten.ones_like.default, broadcast, [call(MIXED)], NEVER_NEGATIVE)
+class OnesLike(Constant):
     """Ones in the shape of a tensor."""
 
     x: Operand
@@ -137,7 +148,7 @@ class _Range(AtenOp):
         return graph.constant(first + step * np.arange(extents(result)[0]), dtype_name(result.dtype))
 
 
-@_constant(aten.arange.start_step, no_samples, [call(1, 9, 2)])
+@_constant(aten.arange.start_step, no_samples, [call(1, 9, 2)], keeps_sign("start", "step"))
 class ArangeStep(_Range):
     """From a number to before another, by a step."""
 
@@ -150,7 +161,7 @@ class ArangeStep(_Range):
         return self.start, self.step
 
 
-@_constant(aten.arange.default, no_samples, [call(5)])
+@_constant(aten.arange.default, no_samples, [call(5)], NEVER_NEGATIVE)
 class Arange(_Range):
     """From 0 to before a number."""
 

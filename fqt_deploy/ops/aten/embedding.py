@@ -14,7 +14,7 @@ from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.lib.onnx_body import OnnxValue, OnnxWriter
 from fqt_deploy.ops.lib.scatter import ScatterAxes, scatter, scatter_onnx
 from fqt_deploy.ops.op import Cost, Kind, Operand
-from fqt_deploy.ops.traits import Layout, leads, summed, zero_with_any
+from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, keeps_sign, leads, summed, zero_with_any
 
 _TABLE = WIDE[0]
 _TOKENS = torch.tensor([[2, 0, 2, 5, 2], [1, 2, 3, 2, 0]])
@@ -27,6 +27,7 @@ _NAN = 0x7FC00000
 
 @define_aten(
     aten.embedding.default, kind=Kind.ELEMENTWISE, batch=leads("indices"), zero=zero_with_any("weight"),
+    sign=keeps_sign("weight"), nan=Nan.KEPT,
     layout=Layout.OPAQUE, samples=[call(_TABLE, _TOKENS), call(_TABLE, _TOKENS.int(), 2)],
 )  # fmt: skip
 class Embedding(AtenOp):
@@ -63,7 +64,7 @@ def _gradients(width: int, seed: int) -> Tensor:
 
 @define_aten(
     aten.embedding_dense_backward.default, kind=Kind.PRODUCT, batch=summed("grad_output", "indices"),
-    zero=zero_with_any("grad_output"), layout=Layout.OPAQUE,
+    zero=zero_with_any("grad_output"), sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE,
     samples=[
         call(_gradients(32, 0), _TOKENS, 7, -1, False), call(_gradients(5, 1), _TOKENS, 6, 2, False),
         call(_gradients(256, 2), _TOKENS.int(), 300, 0, False), call(_gradients(3, 3)[0], _TOKENS[0], 6, -1, False),

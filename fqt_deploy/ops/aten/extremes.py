@@ -19,7 +19,7 @@ from fqt_deploy.ops.lib.float32 import is_nan
 from fqt_deploy.ops.lib.in_order import in_order, loop, unflattened
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter, element_type
 from fqt_deploy.ops.op import Kind, Operand
-from fqt_deploy.ops.traits import NEVER_ZERO, Aligned, AxisOf, Layout, moved
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Aligned, AxisOf, Layout, Nan, moved
 
 
 def _other_axis(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
@@ -98,8 +98,9 @@ _SAMPLES = [
 
 
 @define_aten(
-    aten.argmax.default, kind=Kind.PRODUCT, batch=_other_axis, zero=NEVER_ZERO, layout=Layout.OPAQUE, samples=_SAMPLES
-)
+    aten.argmax.default, kind=Kind.PRODUCT, batch=_other_axis, zero=NEVER_ZERO, layout=Layout.OPAQUE, samples=_SAMPLES,
+    sign=ANY_SIGN, nan=Nan.UNKNOWN,
+)  # fmt: skip
 class Argmax(_Place):
     """The index of the largest element."""
 
@@ -113,8 +114,9 @@ class Argmax(_Place):
 
 
 @define_aten(
-    aten.argmin.default, kind=Kind.PRODUCT, batch=_other_axis, zero=NEVER_ZERO, layout=Layout.OPAQUE, samples=_SAMPLES
-)
+    aten.argmin.default, kind=Kind.PRODUCT, batch=_other_axis, zero=NEVER_ZERO, layout=Layout.OPAQUE, samples=_SAMPLES,
+    sign=ANY_SIGN, nan=Nan.UNKNOWN,
+)  # fmt: skip
 class Argmin(_Place):
     """The index of the smallest element."""
 

@@ -17,7 +17,19 @@ from fqt_deploy.ops.aten.samples import MIXED, PLACES, WIDE, call, random
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.lib.scatter import ScatterAxes, scatter, scatter_onnx
 from fqt_deploy.ops.op import Cost, Kind, Operand
-from fqt_deploy.ops.traits import Aligned, AxisOf, Layout, SampleAxis, moved, only, zero_with_all, zero_with_any
+from fqt_deploy.ops.traits import (
+    ANY_SIGN,
+    Aligned,
+    AxisOf,
+    Layout,
+    Nan,
+    SampleAxis,
+    keeps_sign,
+    moved,
+    only,
+    zero_with_all,
+    zero_with_any,
+)
 
 _ROWS = torch.tensor([2, 0, -1, 1, 0])
 _ROW_COLUMN = (torch.tensor([[0], [1], [1]]), torch.tensor([[2, 0, 1, 2]]))
@@ -83,6 +95,7 @@ def _indexed(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
 
 @define_aten(
     aten.index.Tensor, kind=Kind.ELEMENTWISE, batch=_indexed, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    sign=keeps_sign("self"), nan=Nan.KEPT,
     samples=[
         call(MIXED, [None, _ROWS]), call(WIDE, [_ROWS.int()]), call(WIDE, [None, *_ROW_COLUMN]),
         call(WIDE, [*_ROW_COLUMN, None]), call(MIXED, list(_ROW_COLUMN)), call(WIDE, [None, None, PLACES]),
@@ -137,6 +150,7 @@ _PUT = [
 
 @define_aten(
     aten.index_put.default, kind=Kind.PRODUCT, batch=_put, zero=zero_with_all("self", "values"), layout=Layout.OPAQUE,
+    sign=ANY_SIGN, nan=Nan.UNKNOWN,
     samples=[
         *_PUT, call(MIXED, [None, _ROWS], random(2, 5), True), call(WIDE, [_ROWS], random(5, 6, 32), True),
         call(WIDE, [None, *_ROW_COLUMN], random(4, 3, 4), True), call(WIDE, [None, _ROWS], MIXED[0, 0], True),
@@ -244,6 +258,7 @@ _PAIRS = torch.tensor([[0, 2, 0], [1, 1, 2]])
 
 @define_aten(
     aten.scatter.src, kind=Kind.PRODUCT, batch=_alike("self", "index", "src"), zero=zero_with_all("self", "src"),
+    sign=ANY_SIGN, nan=Nan.UNKNOWN,
     layout=Layout.OPAQUE, samples=[call(MIXED, 1, torch.tensor([[2, 0], [1, 2]]), MIXED + 5)],
 )  # fmt: skip
 class ScatterSource(_AlongAxis):
@@ -260,7 +275,7 @@ class ScatterSource(_AlongAxis):
 
 @define_aten(
     aten.scatter_add.default, kind=Kind.PRODUCT, batch=_alike("self", "index", "src"),
-    zero=zero_with_all("self", "src"), layout=Layout.OPAQUE,
+    zero=zero_with_all("self", "src"), sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE,
     samples=[
         call(MIXED, 1, _PAIRS, MIXED + 5), call(MIXED, 0, _PAIRS[:1] % 2, MIXED),
         call(WIDE, 1, (random(4, 9, 32).abs() * 100).long() % 6, random(4, 9, 32)), call(MIXED, -1, PLACES, MIXED - 1),

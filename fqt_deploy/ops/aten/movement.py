@@ -16,7 +16,19 @@ from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.lib.reshape_index import reshape_index
 from fqt_deploy.ops.op import Kind, Operand
-from fqt_deploy.ops.traits import NEVER_ZERO, Aligned, AxisOf, Layout, SampleAxis, moved, only, regrouped, zero_with_any
+from fqt_deploy.ops.traits import (
+    NEVER_ZERO,
+    Aligned,
+    AxisOf,
+    Layout,
+    Nan,
+    SampleAxis,
+    keeps_sign,
+    moved,
+    only,
+    regrouped,
+    zero_with_any,
+)
 
 
 def _viewed(call: Call, axis_of: AxisOf, batch: int) -> Aligned | None:
@@ -29,6 +41,7 @@ def _viewed(call: Call, axis_of: AxisOf, batch: int) -> Aligned | None:
 
 @define_aten(
     aten.view.default, kind=Kind.ELEMENTWISE, batch=_viewed, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    sign=keeps_sign("self"), nan=Nan.KEPT,
     samples=[call(MIXED, [3, 2])],
 )  # fmt: skip
 class View(AtenOp):
@@ -54,6 +67,7 @@ def _permuted(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
 
 @define_aten(
     aten.permute.default, kind=Kind.ELEMENTWISE, batch=_permuted, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    sign=keeps_sign("self"), nan=Nan.KEPT,
     samples=[call(MIXED, [1, 0])],
 )  # fmt: skip
 class Permute(AtenOp):
@@ -81,6 +95,7 @@ def _expanded(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
 
 @define_aten(
     aten.expand.default, kind=Kind.ELEMENTWISE, batch=_expanded, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    sign=keeps_sign("self"), nan=Nan.KEPT,
     samples=[call(ROW, [4, 3])],
 )  # fmt: skip
 class Expand(AtenOp):
@@ -105,6 +120,7 @@ def _sliced(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
 
 @define_aten(
     aten.slice.Tensor, kind=Kind.ELEMENTWISE, batch=_sliced, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    sign=keeps_sign("self"), nan=Nan.KEPT,
     samples=[call(MIXED, 1, 1), call(MIXED, -1, -2, 3), call(MIXED, 1, 0, 3, 2)],
 )  # fmt: skip
 class Slice(AtenOp):
@@ -141,6 +157,7 @@ def _padded(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
 
 @define_aten(
     aten.constant_pad_nd.default, kind=Kind.ELEMENTWISE, batch=_padded, zero=NEVER_ZERO, layout=Layout.OPAQUE,
+    sign=keeps_sign("self", "value"), nan=Nan.KEPT,
     samples=[
         call(MIXED, [1, 2]), call(MIXED, [0, -1, 2, 0], 1.5), call(MIXED, [-1, 1]), call(WIDE, [1, 2, 0, 3, -1, 1], 0.5)
     ],
@@ -180,6 +197,7 @@ def _selected(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
 
 @define_aten(
     aten.select.int, kind=Kind.ELEMENTWISE, batch=_selected, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    sign=keeps_sign("self"), nan=Nan.KEPT,
     samples=[call(MIXED, 1, -1)],
 )  # fmt: skip
 class Select(AtenOp):
@@ -215,6 +233,7 @@ def _joined(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
 
 @define_aten(
     aten.cat.default, kind=Kind.ELEMENTWISE, batch=_joined, zero=NEVER_ZERO, layout=Layout.OPAQUE,
+    sign=keeps_sign("tensors"), nan=Nan.KEPT,
     samples=[call([MIXED, MIXED + 1], -1), call([ROW, ROW])],
 )  # fmt: skip
 class Cat(AtenOp):
@@ -257,6 +276,7 @@ def _along(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
 
 @define_aten(
     aten.gather.default, kind=Kind.ELEMENTWISE, batch=_along, zero=zero_with_any("self"),
+    sign=keeps_sign("self"), nan=Nan.KEPT,
     layout=Layout.OPAQUE, samples=[call(MIXED, 1, PLACES)],
 )  # fmt: skip
 class Gather(AtenOp):
@@ -282,6 +302,7 @@ class Gather(AtenOp):
 
 @define_aten(
     aten.scatter.value, kind=Kind.ELEMENTWISE, batch=_along, zero=NEVER_ZERO, layout=Layout.OPAQUE,
+    sign=keeps_sign("self", "value"), nan=Nan.KEPT,
     samples=[call(MIXED, 1, PLACES[:, :1], 9.0)],
 )  # fmt: skip
 class ScatterValue(AtenOp):

@@ -19,7 +19,7 @@ from fqt_deploy.ops.lib.dtypes import dtype_name, dtype_of
 from fqt_deploy.ops.lib.float32 import number, opaque_operand
 from fqt_deploy.ops.lib.onnx_body import OnnxValue, OnnxWriter
 from fqt_deploy.ops.op import Cost, Kind, Traits
-from fqt_deploy.ops.traits import Layout, Zero, broadcast
+from fqt_deploy.ops.traits import Layout, Nan, Sign, Zero, broadcast
 
 OnnxNodes = str | Callable[..., str]
 """ONNX's op, or ``(graph, dtype, *operand names, **keywords) -> name of the result``."""
@@ -99,6 +99,8 @@ def pointwise(
     onnx: OnnxNodes,
     flops: int,
     zero: Zero,
+    sign: Sign,
+    nan: Nan,
     samples: Samples,
     compares: bool = False,
     keeps: tuple[int, ...] = (),
@@ -116,7 +118,9 @@ def pointwise(
             "__doc__": f"``{target}``.", "__module__": _calling_module(),
         }  # fmt: skip
         cls = type(str(target), (Pointwise,), facts)
-        traits = Traits(kind=Kind.ELEMENTWISE, batch=broadcast, zero=zero, layout=Layout.ELEMENTWISE)
+        traits = Traits(
+            kind=Kind.ELEMENTWISE, batch=broadcast, zero=zero, sign=sign, nan=nan, layout=Layout.ELEMENTWISE
+        )
         enter(cls, target, traits, samples)
 
 

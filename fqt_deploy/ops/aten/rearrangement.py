@@ -19,8 +19,10 @@ from fqt_deploy.ops.traits import (
     Aligned,
     AxisOf,
     Layout,
+    Nan,
     SampleAxis,
     broadcast,
+    keeps_sign,
     moved,
     only,
     zero_with_all,
@@ -58,6 +60,7 @@ def _untouched(*names: str) -> Any:
 
 @define_aten(
     aten.flip.default, kind=Kind.ELEMENTWISE, batch=_untouched("dims"), zero=zero_with_any("self"),
+    sign=keeps_sign("self"), nan=Nan.KEPT,
     layout=Layout.OPAQUE, samples=[call(MIXED, [0]), call(WIDE, [-1, 0])],
 )  # fmt: skip
 class Flip(AtenOp):
@@ -91,6 +94,7 @@ def _rolled(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
 
 @define_aten(
     aten.roll.default, kind=Kind.ELEMENTWISE, batch=_rolled, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    sign=keeps_sign("self"), nan=Nan.KEPT,
     samples=[call(MIXED, [1], [0]), call(WIDE, [-3, 2], [2, 0]), call(MIXED, [4])],
 )  # fmt: skip
 class Roll(AtenOp):
@@ -158,6 +162,7 @@ def _repeated(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
 
 @define_aten(
     aten.repeat.default, kind=Kind.ELEMENTWISE, batch=_repeated, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    sign=keeps_sign("self"), nan=Nan.KEPT,
     samples=[call(MIXED, [2, 2]), call(MIXED, [3, 1, 2])],
 )  # fmt: skip
 class Repeat(AtenOp):
@@ -192,6 +197,7 @@ class Repeat(AtenOp):
 
 @define_aten(
     aten.index_select.default, kind=Kind.ELEMENTWISE, batch=_untouched("dim"), zero=zero_with_any("self"),
+    sign=keeps_sign("self"), nan=Nan.KEPT,
     layout=Layout.OPAQUE, samples=[call(MIXED, 1, _PLACES), call(WIDE, 0, _PLACES.int())],
 )  # fmt: skip
 class IndexSelect(AtenOp):
@@ -222,6 +228,7 @@ def _start(start: int | None, extent: int) -> int:
 
 @define_aten(
     aten.slice_scatter.default, kind=Kind.ELEMENTWISE, batch=_untouched("dim"), zero=zero_with_all("self", "src"),
+    sign=keeps_sign("self", "src"), nan=Nan.KEPT,
     layout=Layout.OPAQUE,
     samples=[
         call(MIXED, MIXED[:, :2] + 9, 1, 1), call(MIXED, MIXED[:, :2] + 9, -1, -2, 3),
@@ -278,6 +285,7 @@ def _select_scattered(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | Non
 
 @define_aten(
     aten.select_scatter.default, kind=Kind.ELEMENTWISE, batch=_select_scattered, zero=zero_with_all("self", "src"),
+    sign=keeps_sign("self", "src"), nan=Nan.KEPT,
     layout=Layout.OPAQUE, samples=[call(MIXED, MIXED[:, 0] + 9, 1, -1), call(MIXED, MIXED[0] * 2, 0, 1)],
 )  # fmt: skip
 class SelectScatter(AtenOp):
@@ -309,6 +317,7 @@ class SelectScatter(AtenOp):
 
 @define_aten(
     aten.copy.default, kind=Kind.ELEMENTWISE, batch=broadcast, zero=NEVER_ZERO, layout=Layout.OPAQUE,
+    sign=keeps_sign("src"), nan=Nan.KEPT,
     samples=[call(MIXED, MIXED + 1), call(MIXED, MIXED[:1]), call(MIXED, torch.tensor([[1, 2, 3], [4, 5, 6]]))],
 )  # fmt: skip
 class Copy(AtenOp):

@@ -17,7 +17,7 @@ from fqt_deploy.ops.lib.dtypes import dtype_name, dtype_of
 from fqt_deploy.ops.lib.float32 import of_ordered_key, ordered_key
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter, element_type
 from fqt_deploy.ops.op import Kind, Traits
-from fqt_deploy.ops.traits import Aligned, AxisOf, Layout, moved, zero_with_any
+from fqt_deploy.ops.traits import Aligned, AxisOf, Layout, Nan, keeps_sign, moved, zero_with_any
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,10 @@ def _define(target: Any, form: _Form, samples: Samples) -> None:
         "axes_name": next((name for name in ("dim", "dims") if name in names), None),
     }  # fmt: skip
     batch = _batch_of_sum if form is _SUM else _batch
-    traits = Traits(kind=Kind.ROOT, batch=batch, zero=zero_with_any(names[0]), layout=Layout.REDUCTION)
+    traits = Traits(
+        kind=Kind.ROOT, batch=batch, zero=zero_with_any(names[0]), sign=keeps_sign(names[0]), nan=Nan.KEPT,
+        layout=Layout.REDUCTION,
+    )  # fmt: skip
     enter(type(str(target), (Reduction,), facts), target, traits, samples)
 
 

@@ -1,4 +1,4 @@
-"""How layers that have no kernel treat samples: they are in a graph only until passes replace them by ops of ours."""
+"""ATen ops that have no kernel: they are in a graph only until passes replace them by ops of ours."""
 
 from __future__ import annotations
 
@@ -18,4 +18,7 @@ REPLACED_LAYERS: Mapping[Any, BatchRule] = {
     aten.addmm.default: leads("mat1"),
     aten.mm.default: leads("self"),
 }
-"""The rule of each layer; of those that join samples, such as batch normalization in training, there is none."""
+"""How layers treat samples; of those that join samples, such as batch normalization in training, there is none."""
+
+RANDOM = (aten.native_dropout.default, aten.bernoulli.p, aten.rand.default, aten.rand_like.default)
+"""Ops that draw random numbers."""

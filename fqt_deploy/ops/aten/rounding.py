@@ -12,7 +12,7 @@ from fqt_deploy.ops.aten.pointwise import OnnxNodes, pointwise
 from fqt_deploy.ops.aten.samples import BYTES, MIXED, POSITIVE, ROW, call
 from fqt_deploy.ops.lib.dtypes import dtype_of
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
-from fqt_deploy.ops.traits import NEVER_ZERO, zero_with_any
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Nan, zero_with_any
 
 _HALVES = torch.tensor([-2.5, -1.5, -0.5, -0.2, 0.0, 0.5, 1.5, 2.5, 3.7])
 """Ties and both signs."""
@@ -32,7 +32,7 @@ _ROUNDINGS: tuple[tuple[Any, Any, OnnxNodes], ...] = (
 for _target, _expression, _onnx in _ROUNDINGS:
     pointwise(
         _target, expression=_expression, onnx=_onnx, flops=1, samples=[call(MIXED), call(_HALVES)],
-        zero=zero_with_any("self"),
+        zero=zero_with_any("self"), sign=ANY_SIGN, nan=Nan.KEPT,
     )  # fmt: skip
 
 
@@ -67,17 +67,22 @@ def _remainder_onnx(graph: OnnxWriter, dtype: str, a: str, b: str) -> str:
 
 
 _REMAINDERS = [call(MIXED, 0.75), call(BYTES, 4), call(-BYTES, 4)]
-pointwise(aten.fmod.Scalar, expression=_fmod, onnx=_fmod_onnx, flops=8, samples=_REMAINDERS, zero=zero_with_any("self"))
+pointwise(
+    aten.fmod.Scalar, expression=_fmod, onnx=_fmod_onnx, flops=8, samples=_REMAINDERS, zero=zero_with_any("self"),
+    sign=ANY_SIGN, nan=Nan.KEPT,
+)  # fmt: skip
 pointwise(
     aten.fmod.Tensor, expression=_fmod, onnx=_fmod_onnx, flops=8, zero=zero_with_any("self"),
+    sign=ANY_SIGN, nan=Nan.KEPT,
     samples=[call(MIXED, ROW), call(BYTES, BYTES.flip(1))],
 )  # fmt: skip
 pointwise(
     aten.remainder.Scalar, expression=_remainder, onnx=_remainder_onnx, flops=10, samples=_REMAINDERS,
-    zero=zero_with_any("self"),
+    zero=zero_with_any("self"), sign=ANY_SIGN, nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(
     aten.remainder.Tensor, expression=_remainder, onnx=_remainder_onnx, flops=10, zero=zero_with_any("self"),
+    sign=ANY_SIGN, nan=Nan.KEPT,
     samples=[call(MIXED, ROW), call(BYTES, BYTES.flip(1))],
 )  # fmt: skip
 
@@ -103,7 +108,7 @@ def _rounded_quotient_onnx(graph: OnnxWriter, dtype: str, a: str, b: str, *, rou
 for _overload in ("Tensor_mode", "Scalar_mode"):
     pointwise(
         getattr(aten.div, _overload), expression=_rounded_quotient, onnx=_rounded_quotient_onnx, flops=5,
-        zero=NEVER_ZERO,
+        zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.KEPT,
         samples=[
             call(MIXED, 0.75, rounding_mode="floor"), call(MIXED, 0.75, rounding_mode="trunc"),
             call(POSITIVE, 2.0, rounding_mode=None), call(BYTES, 4, rounding_mode="floor"),

@@ -18,7 +18,7 @@ from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.lib.in_order import in_order, loop, unflattened
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.op import Cost, Kind, Operand
-from fqt_deploy.ops.traits import Aligned, AxisOf, Layout, moved, zero_with_any
+from fqt_deploy.ops.traits import ANY_SIGN, Aligned, AxisOf, Layout, Nan, moved, zero_with_any
 
 
 def _other_axis(call: Call, axis_of: AxisOf, _batch: int) -> Aligned | None:
@@ -63,6 +63,7 @@ class _Running(AtenOp):
 
 @define_aten(
     aten.cumsum.default, kind=Kind.PRODUCT, batch=_other_axis, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    sign=ANY_SIGN, nan=Nan.UNKNOWN,
     samples=[call(MIXED, 1), call(WIDE, 1), call(WIDE[0].abs(), -1), call(MASK, 0), call(BYTES, 1)],
 )  # fmt: skip
 class CumulativeSum(_Running):
@@ -80,6 +81,7 @@ class CumulativeSum(_Running):
 
 @define_aten(
     aten.cumprod.default, kind=Kind.PRODUCT, batch=_other_axis, zero=zero_with_any("self"), layout=Layout.OPAQUE,
+    sign=ANY_SIGN, nan=Nan.UNKNOWN,
     samples=[call(MIXED, 1), call(WIDE, 1), call(WIDE[0].abs(), -1), call(MASK, 0), call(BYTES, 1)],
 )  # fmt: skip
 class CumulativeProduct(_Running):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
 
+from fqt_deploy.core.call import Call
 from fqt_deploy.ops.aten.aten_op import aten
 from fqt_deploy.ops.aten.pointwise import pointwise, zero_like
 from fqt_deploy.ops.aten.samples import MIXED, POSITIVE, ROW, SMALL, call
 from fqt_deploy.ops.lib.exponential import decay, exponential
 from fqt_deploy.ops.lib.float32 import opaque
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
-from fqt_deploy.ops.traits import NEVER_ZERO, zero_with_any
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_NEGATIVE, NEVER_ZERO, Nan, Sign, zero_with_any
 
 _ANY, _ABOVE_ZERO = [call(MIXED)], [call(POSITIVE)]
 
@@ -92,34 +94,58 @@ def _rsqrt_onnx(graph: OnnxWriter, _: str, x: str) -> str:
     return graph("Reciprocal", graph("Sqrt", x))
 
 
-pointwise(aten.exp.default, expression=exponential, onnx="Exp", flops=12, samples=_ANY, zero=NEVER_ZERO)
-pointwise(aten.log.default, expression=tirx.log, onnx="Log", flops=16, samples=_ABOVE_ZERO, zero=NEVER_ZERO)
+def _even_power(call: Call, _not_negative: Callable[[Any], bool]) -> bool:
+    return float(call.exponent) % 2 == 0
+
+
+pointwise(
+    aten.exp.default, expression=exponential, onnx="Exp", flops=12, samples=_ANY, zero=NEVER_ZERO,
+    sign=NEVER_NEGATIVE, nan=Nan.KEPT,
+)  # fmt: skip
+pointwise(
+    aten.log.default, expression=tirx.log, onnx="Log", flops=16, samples=_ABOVE_ZERO, zero=NEVER_ZERO,
+    sign=ANY_SIGN, nan=Nan.KEPT,
+)  # fmt: skip
 pointwise(
     aten.log1p.default, expression=_log1p, onnx=_log1p_onnx, flops=24, zero=zero_with_any("self"),
+    sign=ANY_SIGN, nan=Nan.KEPT,
     samples=[call(POSITIVE), call(SMALL.abs())],
 )  # fmt: skip
 pointwise(
     aten.expm1.default, expression=_expm1, onnx=_expm1_onnx, flops=20, zero=zero_with_any("self"),
+    sign=ANY_SIGN, nan=Nan.KEPT,
     samples=[call(MIXED), call(SMALL)],
 )  # fmt: skip
 pointwise(
-    aten.sqrt.default, expression=tirx.sqrt, onnx="Sqrt", flops=6, samples=_ABOVE_ZERO, zero=zero_with_any("self")
-)
+    aten.sqrt.default, expression=tirx.sqrt, onnx="Sqrt", flops=6, samples=_ABOVE_ZERO, zero=zero_with_any("self"),
+    sign=NEVER_NEGATIVE, nan=Nan.KEPT,
+)  # fmt: skip
 pointwise(
     aten.rsqrt.default, expression=lambda x: 1.0 / tirx.sqrt(x), onnx=_rsqrt_onnx, flops=10, samples=_ABOVE_ZERO,
-    zero=NEVER_ZERO,
+    zero=NEVER_ZERO, sign=NEVER_NEGATIVE, nan=Nan.KEPT,
 )  # fmt: skip
-pointwise(aten.tanh.default, expression=tanh, onnx="Tanh", flops=20, samples=_ANY, zero=zero_with_any("self"))
+pointwise(
+    aten.tanh.default, expression=tanh, onnx="Tanh", flops=20, samples=_ANY, zero=zero_with_any("self"),
+    sign=ANY_SIGN, nan=Nan.KEPT,
+)  # fmt: skip
 pointwise(
     aten.sigmoid.default, expression=lambda x: 1.0 / (1.0 + exponential(zero_like(x) - x)), onnx="Sigmoid", flops=16,
-    samples=_ANY, zero=NEVER_ZERO,
+    samples=_ANY, zero=NEVER_ZERO, sign=NEVER_NEGATIVE, nan=Nan.KEPT,
 )  # fmt: skip
-pointwise(aten.erf.default, expression=erf, onnx="Erf", flops=28, samples=_ANY, zero=NEVER_ZERO)
+pointwise(
+    aten.erf.default, expression=erf, onnx="Erf", flops=28, samples=_ANY, zero=NEVER_ZERO,
+    sign=ANY_SIGN, nan=Nan.KEPT,
+)  # fmt: skip
 pointwise(
     aten.pow.Tensor_Scalar, expression=_power, onnx="Pow", flops=2, zero=NEVER_ZERO,
+    sign=Sign(_even_power), nan=Nan.KEPT,
     samples=[call(POSITIVE, 2), call(POSITIVE, 3), call(POSITIVE, 0.5), call(POSITIVE, -1.5)],
 )  # fmt: skip
 pointwise(
-    aten.pow.Tensor_Tensor, expression=_power, onnx="Pow", flops=24, samples=[call(POSITIVE, ROW)], zero=NEVER_ZERO
-)
-pointwise(aten.pow.Scalar, expression=_power, onnx="Pow", flops=24, samples=[call(2.0, MIXED)], zero=NEVER_ZERO)
+    aten.pow.Tensor_Tensor, expression=_power, onnx="Pow", flops=24, samples=[call(POSITIVE, ROW)], zero=NEVER_ZERO,
+    sign=ANY_SIGN, nan=Nan.UNKNOWN,
+)  # fmt: skip
+pointwise(
+    aten.pow.Scalar, expression=_power, onnx="Pow", flops=24, samples=[call(2.0, MIXED)], zero=NEVER_ZERO,
+    sign=ANY_SIGN, nan=Nan.UNKNOWN,
+)  # fmt: skip

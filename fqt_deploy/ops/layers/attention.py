@@ -22,10 +22,12 @@ from fqt_deploy.ops.lib.attention_scores import (
 from fqt_deploy.ops.lib.exponential import exponential
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, OptionalOperand, define, tensor_bytes
-from fqt_deploy.ops.traits import Layout, zero_with_any
+from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, zero_with_any
 
 
-@define(kind=Kind.PRODUCT, batch=samples_lead, zero=zero_with_any("v"), layout=Layout.OPAQUE)
+@define(
+    kind=Kind.PRODUCT, batch=samples_lead, zero=zero_with_any("v"), sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE
+)
 class Attention(FqtOp):
     """For each query, the mean of the values, weighted by ``exp(scale * query . key + mask)``.
 

@@ -24,10 +24,17 @@ from fqt_deploy.ops.lib.attention_scores import (
 from fqt_deploy.ops.lib.exponential import exponential
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, OptionalOperand, define, tensor_bytes
-from fqt_deploy.ops.traits import Layout, zero_with_any
+from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, zero_with_any
 
 
-@define(kind=Kind.PRODUCT, batch=samples_lead, zero=zero_with_any("gradient"), layout=Layout.OPAQUE)
+@define(
+    kind=Kind.PRODUCT,
+    batch=samples_lead,
+    zero=zero_with_any("gradient"),
+    sign=ANY_SIGN,
+    nan=Nan.UNKNOWN,
+    layout=Layout.OPAQUE,
+)
 class AttentionBackward(FqtOp):
     """The gradients of ``attention`` with respect to queries, keys and values.
 

@@ -14,14 +14,17 @@ from fqt_deploy.ops.lib.onnx_body import Attributes, Body, ints
 from fqt_deploy.ops.lib.pooling_window import covering_windows, pooled_extent, window_taps
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.conv2d_input_grad import conv_transpose, transposed_convolution
-from fqt_deploy.ops.traits import (
-    Layout,
-    leads,
-    zero_with_any,
+from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, keeps_sign, leads, zero_with_any
+
+
+@define(
+    kind=Kind.ELEMENTWISE,
+    batch=leads("x"),
+    zero=zero_with_any("x"),
+    sign=keeps_sign("x"),
+    nan=Nan.KEPT,
+    layout=Layout.OPAQUE,
 )
-
-
-@define(kind=Kind.ELEMENTWISE, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
 class AvgPool2d(FqtOp):
     """Mean of every window.
 
@@ -54,6 +57,10 @@ class AvgPool2d(FqtOp):
         return self.x.new_empty(
             (n, *(pooled_extent(*a) for a in zip((h, w), self.kernel, self.stride, self.padding, strict=True)), c)
         )
+
+    def window_size(self) -> int:
+        """Returns the number of elements of a window."""
+        return self.kernel[0] * self.kernel[1]
 
     def compute(self) -> te.Tensor:
         """Sum of the taps, written out, times the reciprocal of the window size."""
@@ -90,7 +97,14 @@ class AvgPool2d(FqtOp):
         return {"kernel_shape": self.kernel, "strides": self.stride, "pads": [*self.padding, *self.padding]}
 
 
-@define(kind=Kind.ELEMENTWISE, batch=leads("gradient"), zero=zero_with_any("gradient"), layout=Layout.OPAQUE)
+@define(
+    kind=Kind.ELEMENTWISE,
+    batch=leads("gradient"),
+    zero=zero_with_any("gradient"),
+    sign=ANY_SIGN,
+    nan=Nan.UNKNOWN,
+    layout=Layout.OPAQUE,
+)
 class AvgPool2dBackward(FqtOp):
     """Spread each window's gradient evenly over its elements.
 

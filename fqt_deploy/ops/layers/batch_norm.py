@@ -10,16 +10,14 @@ from torch import Tensor, fx
 
 from fqt_deploy.core.graph import Emitter, shape
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, OptionalOperand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    channels_last,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, channels_last
 
 aten = torch.ops.aten
 
 
-@define(kind=Kind.COMPOSITE, batch=channels_last("x"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(
+    kind=Kind.COMPOSITE, batch=channels_last("x"), zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE
+)
 class BatchNorm(FqtOp):
     """Normalize each channel by its statistics over the batch.
 

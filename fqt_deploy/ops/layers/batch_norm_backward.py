@@ -10,11 +10,7 @@ from torch import Tensor, fx
 
 from fqt_deploy.core.graph import Emitter, shape
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, OptionalOperand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    channels_last,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, channels_last
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
@@ -29,7 +25,14 @@ def _kept_samples(emit: Emitter, gradient: fx.Node, x: fx.Node) -> tuple[fx.Node
     return kept, emit(fqt.gather_rows.default, x, emit.item(slot.args[0], 0))
 
 
-@define(kind=Kind.COMPOSITE, batch=channels_last("gradient", "x"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(
+    kind=Kind.COMPOSITE,
+    batch=channels_last("gradient", "x"),
+    zero=NEVER_ZERO,
+    sign=ANY_SIGN,
+    nan=Nan.UNKNOWN,
+    layout=Layout.OPAQUE,
+)
 class BatchNormBackward(FqtOp):
     """Gradients with respect to input, weight and bias.
 

@@ -12,14 +12,10 @@ from tvm import te
 from fqt_deploy.ops.layers.channel_sums import onnx_channel_sum, pair_sum
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
-@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class ChannelGradientSums(FqtOp):
     """Sum of the gradient, and of gradient times centered input, over all axes but the last.
 

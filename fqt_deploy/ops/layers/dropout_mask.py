@@ -14,11 +14,7 @@ from fqt_deploy.ops.lib.onnx_bits import element_hash as element_hash_onnx
 from fqt_deploy.ops.lib.onnx_bits import shift_right
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import NEVER_NEGATIVE, NEVER_ZERO, Layout, Nan, no_samples
 
 
 def _threshold(probability: float) -> int:
@@ -26,7 +22,9 @@ def _threshold(probability: float) -> int:
     return round(probability * 2**24)
 
 
-@define(kind=Kind.ELEMENTWISE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(
+    kind=Kind.ELEMENTWISE, batch=no_samples, zero=NEVER_ZERO, sign=NEVER_NEGATIVE, nan=Nan.UNKNOWN, layout=Layout.OPAQUE
+)
 class DropoutMask(FqtOp):
     """True with probability ``1 - probability``, independently for every element.
 

@@ -14,12 +14,7 @@ from tvm import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, ints
 from fqt_deploy.ops.lib.pooling_window import pooled_extent, window_taps
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    leads,
-    zero_with_any,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, keeps_sign, leads, zero_with_any
 
 LOWEST = -math.inf
 """What pads the image."""
@@ -34,7 +29,14 @@ def _geometry() -> dict[str, Any]:
     return {name: ints(name) for name in ("kernel_shape", "strides", "pads")}
 
 
-@define(kind=Kind.ELEMENTWISE, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
+@define(
+    kind=Kind.ELEMENTWISE,
+    batch=leads("x"),
+    zero=zero_with_any("x"),
+    sign=keeps_sign("x"),
+    nan=Nan.KEPT,
+    layout=Layout.OPAQUE,
+)
 class MaxPool2d(FqtOp):
     """Largest element of every window.
 
@@ -64,6 +66,10 @@ class MaxPool2d(FqtOp):
         return self.x.new_empty(
             (n, *(pooled_extent(*a) for a in zip((h, w), self.kernel, self.stride, self.padding, strict=True)), c)
         )
+
+    def window_size(self) -> int:
+        """Returns the number of elements of a window."""
+        return self.kernel[0] * self.kernel[1]
 
     def compute(self) -> te.Tensor:
         """Maximum over the taps, written out: the op stays element-wise for fusion."""
@@ -106,7 +112,7 @@ class MaxPool2d(FqtOp):
         return {"kernel_shape": self.kernel, "strides": self.stride, "pads": [*self.padding, *self.padding]}
 
 
-@define(kind=Kind.ELEMENTWISE, batch=leads("x"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.ELEMENTWISE, batch=leads("x"), zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class MaxPool2dArgmax(FqtOp):
     """Position inside its window of every maximum: the first one on ties, any if there is NaN.
 
@@ -139,6 +145,10 @@ class MaxPool2dArgmax(FqtOp):
         if self.kernel[0] * self.kernel[1] > 127:
             raise ValueError(f"a {self.kernel[0]}x{self.kernel[1]} window has more than 127 positions")
         return torch.empty_like(MaxPool2d(self.x, self.kernel, self.stride, self.padding).fake(), dtype=torch.int8)
+
+    def window_size(self) -> int:
+        """Returns the number of elements of a window."""
+        return self.kernel[0] * self.kernel[1]
 
     def compute(self) -> te.Tensor:
         """Running maximum and its position, written out."""

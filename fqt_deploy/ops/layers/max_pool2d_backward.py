@@ -14,14 +14,17 @@ from fqt_deploy.ops.layers.max_pool2d import MaxPool2d, MaxPool2dArgmax
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.pooling_window import covering_windows
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    Layout,
-    leads,
-    zero_with_any,
+from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, leads, zero_with_any
+
+
+@define(
+    kind=Kind.ELEMENTWISE,
+    batch=leads("gradient", "argmax"),
+    zero=zero_with_any("gradient"),
+    sign=ANY_SIGN,
+    nan=Nan.UNKNOWN,
+    layout=Layout.OPAQUE,
 )
-
-
-@define(kind=Kind.ELEMENTWISE, batch=leads("gradient", "argmax"), zero=zero_with_any("gradient"), layout=Layout.OPAQUE)
 class MaxPool2dBackward(FqtOp):
     """Scatter the gradient to the positions that ``max_pool2d_argmax`` recorded.
 

@@ -13,13 +13,13 @@ from tvm import te, tirx
 from fqt_deploy.ops.lib.float32 import is_nan
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import NEVER_ZERO, Layout, no_samples
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 NO_NAN = 2**22
 """The number of what holds no NaN: larger than all others."""
 
 
-@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class NanNumber(FqtOp):
     """The given number if an element of a tensor is NaN, else ``NO_NAN``.
 

@@ -13,12 +13,12 @@ from tvm import te, tirx
 from fqt_deploy.ops.layers.nan_number import NO_NAN
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define
-from fqt_deploy.ops.traits import NEVER_ZERO, Layout, no_samples
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 _NAN = 0x7FC00000
 
 
-@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class ShowNan(FqtOp):
     """The loss, or NaN whose lowest 22 bits are a number plus 1; in ONNX, which cannot write bits, any NaN.
 

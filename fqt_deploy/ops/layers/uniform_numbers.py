@@ -15,13 +15,15 @@ from fqt_deploy.ops.lib.onnx_bits import element_hash as element_hash_onnx
 from fqt_deploy.ops.lib.onnx_bits import shift_right
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define
-from fqt_deploy.ops.traits import NEVER_ZERO, Layout, no_samples
+from fqt_deploy.ops.traits import NEVER_NEGATIVE, NEVER_ZERO, Layout, Nan, no_samples
 
 _STEP = 2.0**-24
 """Distance of two numbers: all multiples of it below 1 are float32."""
 
 
-@define(kind=Kind.ELEMENTWISE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(
+    kind=Kind.ELEMENTWISE, batch=no_samples, zero=NEVER_ZERO, sign=NEVER_NEGATIVE, nan=Nan.UNKNOWN, layout=Layout.OPAQUE
+)
 class UniformNumbers(FqtOp):
     """24 random bits of each element as a number from 0 to below 1.
 

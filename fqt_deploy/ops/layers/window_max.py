@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops.layers.windowed_op import WindowedOp
 from fqt_deploy.ops.lib.float32 import LOWEST_KEY, NAN_KEY, of_ordered_key, ordered_key
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.window_axis import WindowAxis, onnx_windows
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import NEVER_ZERO, Layout, leads, zero_with_any
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, keeps_sign, leads, zero_with_any
 
 _SAMPLES = (
     (2, 7, 16, 4, 2, 1, 1, 3, 1),
@@ -65,53 +66,34 @@ def _onnx_elements(op: Body, x: str) -> str:
     return op("Where", op.unsqueeze(inside, 2), op.unsqueeze(x, 1), lowest)
 
 
-@define(kind=Kind.PRODUCT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
-class WindowMax(FqtOp):
+@define(
+    kind=Kind.PRODUCT,
+    batch=leads("x"),
+    zero=zero_with_any("x"),
+    sign=keeps_sign("x"),
+    nan=Nan.KEPT,
+    layout=Layout.OPAQUE,
+)
+class WindowMax(WindowedOp):
     """Largest element of every window.
 
     Attributes:
-        x: [B, L, C] float32.
-        windows: windows; this and the next five are those of ``WindowAxis``.
-        step: numerator of their distance.
-        parts: its denominator.
-        offset: positions that the first one begins before the axis.
-        span: where they end.
-        dilation: positions from one element to the next.
+        dilation: positions from one element of a window to the next.
 
     Returns:
         [B, windows, C] float32.
     """
 
-    x: Operand
-    windows: int
-    step: int
-    parts: int
-    offset: int
-    span: int
     dilation: int
-
-    def axis(self) -> WindowAxis:
-        """Returns the windows along the axis."""
-        extent = int(self.x.shape[1])
-        return WindowAxis(extent, self.windows, self.step, self.parts, self.offset, self.span, self.dilation)
 
     def reference(self) -> Tensor:
         """The result in plain PyTorch."""
         return _largest(self)[0]
 
-    def fake(self) -> Tensor:
-        """Shape rule: [B, L, C] -> [B, windows, C]."""
-        return self.x.new_empty((self.x.shape[0], self.windows, self.x.shape[2]))
-
     def compute(self) -> te.Tensor:
         """A reduction over the taps, of integers that are ordered like the elements: NaN wins."""
         largest = _largest_key(self, "window_max_key")
         return te.compute(largest.shape, lambda *i: of_ordered_key(largest[i]), name="window_max")
-
-    def cost(self) -> Cost:
-        """Returns one comparison for each tap of each window."""
-        y = self.fake()
-        return Cost(flops=self.axis().taps * y.numel(), bytes_moved=tensor_bytes(self.x, y))
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
@@ -132,35 +114,18 @@ class WindowMax(FqtOp):
         return op("Where", op("Greater", nans, op.constant(0.0, "float32")), op.constant(math.nan, "float32"), largest)
 
 
-@define(kind=Kind.PRODUCT, batch=leads("x"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
-class WindowArgmax(FqtOp):
+@define(kind=Kind.PRODUCT, batch=leads("x"), zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
+class WindowArgmax(WindowedOp):
     """Where the largest element of every window is.
 
     Attributes:
-        x: [B, L, C] float32.
-        windows: windows; this and the next five are those of ``WindowAxis``.
-        step: numerator of their distance.
-        parts: its denominator.
-        offset: positions that the first one begins before the axis.
-        span: where they end.
-        dilation: positions from one element to the next.
+        dilation: positions from one element of a window to the next.
 
     Returns:
         Positions on the axis, [B, windows, C] int32.
     """
 
-    x: Operand
-    windows: int
-    step: int
-    parts: int
-    offset: int
-    span: int
     dilation: int
-
-    def axis(self) -> WindowAxis:
-        """Returns the windows along the axis."""
-        extent = int(self.x.shape[1])
-        return WindowAxis(extent, self.windows, self.step, self.parts, self.offset, self.span, self.dilation)
 
     def reference(self) -> Tensor:
         """The result in plain PyTorch."""
@@ -186,8 +151,6 @@ class WindowArgmax(FqtOp):
         shape = first.shape
         return te.compute(shape, lambda *i: tirx.Select(first[i] < 0, -1 - first[i], first[i]), name="window_argmax")
 
-    cost = WindowMax.cost
-
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
         """Those of the maximum without NaN, whose position ONNX Runtime does not tell."""
@@ -199,7 +162,14 @@ class WindowArgmax(FqtOp):
         return op.cast(op("ArgMax", _onnx_elements(op, bounded), axis=2, keepdims=0), "int32")
 
 
-@define(kind=Kind.PRODUCT, batch=leads("gradient", "position"), zero=zero_with_any("gradient"), layout=Layout.OPAQUE)
+@define(
+    kind=Kind.PRODUCT,
+    batch=leads("gradient", "position"),
+    zero=zero_with_any("gradient"),
+    sign=ANY_SIGN,
+    nan=Nan.UNKNOWN,
+    layout=Layout.OPAQUE,
+)
 class WindowMaxBackward(FqtOp):
     """Hand each window's gradient to its maximum.
 

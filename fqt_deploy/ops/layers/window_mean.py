@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
+from fqt_deploy.ops.layers.windowed_op import WindowedOp
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.window_axis import WindowAxis, onnx_windows
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import Layout, leads, zero_with_any
+from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, keeps_sign, leads, zero_with_any
 
 _SAMPLES = (
     (2, 7, 16, 4, 2, 1, 1, 3, 1, True),
@@ -53,17 +54,18 @@ def _onnx_terms(op: Body, extent: str) -> str:
     return op("Div", op.cast(inside, "float32"), op.unsqueeze(divisor, 1))
 
 
-@define(kind=Kind.PRODUCT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
-class WindowMean(FqtOp):
+@define(
+    kind=Kind.PRODUCT,
+    batch=leads("x"),
+    zero=zero_with_any("x"),
+    sign=keeps_sign("x"),
+    nan=Nan.KEPT,
+    layout=Layout.OPAQUE,
+)
+class WindowMean(WindowedOp):
     """Mean of every window, or its sum.
 
     Attributes:
-        x: [B, L, C] float32.
-        windows: windows; this and the next four are those of ``WindowAxis``.
-        step: numerator of their distance.
-        parts: its denominator.
-        offset: positions that the first one begins before the axis.
-        span: where they end.
         counted: positions on either side of the axis that count as elements.
         divide: whether to divide by their number.
 
@@ -71,26 +73,12 @@ class WindowMean(FqtOp):
         [B, windows, C] float32.
     """
 
-    x: Operand
-    windows: int
-    step: int
-    parts: int
-    offset: int
-    span: int
     counted: int
     divide: bool
-
-    def axis(self) -> WindowAxis:
-        """Returns the windows along the axis."""
-        return WindowAxis(int(self.x.shape[1]), self.windows, self.step, self.parts, self.offset, self.span, 1)
 
     def reference(self) -> Tensor:
         """The result in plain PyTorch."""
         return torch.einsum("ol,blc->boc", _terms(self.axis(), self.counted, self.divide), self.x).contiguous()
-
-    def fake(self) -> Tensor:
-        """Shape rule: [B, L, C] -> [B, windows, C]."""
-        return self.x.new_empty((self.x.shape[0], self.windows, self.x.shape[2]))
 
     def compute(self) -> te.Tensor:
         """Sum over the elements of a window, then the division."""
@@ -108,11 +96,6 @@ class WindowMean(FqtOp):
             total.shape, lambda b, o, c: total[b, o, c] / _divisor(axis, o, self.counted), name="window_mean"
         )
 
-    def cost(self) -> Cost:
-        """Returns one addition for each tap of each window."""
-        y = self.fake()
-        return Cost(flops=self.axis().taps * y.numel(), bytes_moved=tensor_bytes(self.x, y))
-
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
         """Yields the calls of ``_SAMPLES``."""
@@ -129,7 +112,14 @@ class WindowMean(FqtOp):
         return {**super().onnx_attributes(), "dilation": 1}
 
 
-@define(kind=Kind.PRODUCT, batch=leads("gradient"), zero=zero_with_any("gradient"), layout=Layout.OPAQUE)
+@define(
+    kind=Kind.PRODUCT,
+    batch=leads("gradient"),
+    zero=zero_with_any("gradient"),
+    sign=ANY_SIGN,
+    nan=Nan.UNKNOWN,
+    layout=Layout.OPAQUE,
+)
 class WindowMeanBackward(FqtOp):
     """Spread the gradient of every window over its elements.
 

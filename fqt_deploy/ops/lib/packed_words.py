@@ -13,6 +13,8 @@ WORD = 32
 """Number of elements in one word."""
 PANEL = 16
 """Number of rows that a panel of packed weights or positions interleaves: one 512-bit register of words."""
+IN_PLANES = frozenset({"quantize_pack_samples", "pack_levels"})
+"""Names of the ops that pack several bits of each element, the words of a plane behind those of another."""
 
 
 def word_count(elements: int) -> int:

@@ -11,10 +11,10 @@ from tvm import te, tirx
 
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import NEVER_ZERO, Layout, no_samples
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
-@define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class AccumulateGradient(FqtOp):
     """``sum + grad / every``; the first of each ``every`` steps forgets the sum.
 

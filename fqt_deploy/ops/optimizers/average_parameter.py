@@ -12,10 +12,10 @@ from tvm import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.optimizers.update_op import UpdateOp
-from fqt_deploy.ops.traits import NEVER_ZERO, Layout, no_samples
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
-@define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class AverageParameter(UpdateOp):
     """The average that ``torch.optim.swa_utils.AveragedModel`` keeps of a parameter with ``get_ema_multi_avg_fn``.
 
@@ -29,6 +29,8 @@ class AverageParameter(UpdateOp):
     Returns:
         ``decay average + (1 - decay) param``, after the first update ``param``; [...] float32.
     """
+
+    scales_gradient = False
 
     average: Operand
     param: Operand

@@ -12,14 +12,10 @@ from tvm import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.optimizers.update_op import UpdateOp
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
-@define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class SgdMomentumUpdate(UpdateOp):
     """The update that ``torch.optim.SGD`` with momentum makes of a parameter.
 
@@ -39,6 +35,8 @@ class SgdMomentumUpdate(UpdateOp):
     Returns:
         New param and buf, [...] float32 each.
     """
+
+    scales_gradient = False
 
     param: Operand
     buf: Operand

@@ -12,14 +12,10 @@ from tvm import te
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.optimizers.update_op import UpdateOp
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
-@define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class SgdUpdate(UpdateOp):
     """The update that ``torch.optim.SGD`` without momentum makes of a parameter.
 
@@ -35,6 +31,8 @@ class SgdUpdate(UpdateOp):
     Returns:
         [...] float32.
     """
+
+    scales_gradient = False
 
     param: Operand
     grad: Operand

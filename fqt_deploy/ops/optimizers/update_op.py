@@ -6,7 +6,7 @@ is a multiple of that, and keeps what there was at the others.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,10 +17,22 @@ from fqt_deploy.ops.op import FqtOp, Operand
 
 
 class UpdateOp(FqtOp):
-    """An op that updates at every ``every``-th step; a subclass declares both fields in its own order."""
+    """An op that updates at every ``every``-th step; a subclass declares both fields in its own order.
+
+    Attributes:
+        scales_gradient: whether an update divides the gradient by its own size, and so rounding noise by its own too;
+            no default.
+    """
+
+    scales_gradient: ClassVar[bool]
 
     step: Operand
     every: int
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a definition that does not say whether it scales the gradient."""
+        if not isinstance(getattr(cls, "scales_gradient", None), bool):
+            raise TypeError(f"{cls.__name__} does not say whether it scales_gradient")
 
     def number(self) -> Tensor:
         """Reference: the number of this update, from 1; [] int64."""

@@ -15,14 +15,10 @@ from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.lib.packed_words import WORD, bit_of, pack_last_axis, packed, word_count
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.quantization.activation_levels import EDGES, GRIDS
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
-@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class PackLevels(FqtOp):
     """Plane p holds bit p of the code of every level, see ``activation_levels``.
 

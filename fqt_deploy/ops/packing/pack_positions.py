@@ -25,11 +25,7 @@ from fqt_deploy.ops.lib.packed_words import (
     word_count,
 )
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
 def table_rows(op: Body, words: str) -> str:
@@ -37,7 +33,7 @@ def table_rows(op: Body, words: str) -> str:
     return op.reshape(table(op, words, BITS, "uint8"), 0, 0, 0, WORD)
 
 
-@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class PackPositions(FqtOp):
     """One row of position bits for every tap and input channel, and one validity row for every tap.
 

@@ -13,11 +13,7 @@ from fqt_deploy.ops.lib import onnx_bits
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.packed_words import PANEL, WORD, pack_last_axis, packed, panel_count, to_panels, word_count
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
 def packed_rows(op: Body, w: str) -> str:
@@ -26,7 +22,7 @@ def packed_rows(op: Body, w: str) -> str:
     return onnx_bits.to_panels(op, op("Flatten", bits, axis=1))
 
 
-@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class PackWeight(FqtOp):
     """Pack over input channels, tap after tap; sixteen output channels are interleaved.
 

@@ -13,14 +13,10 @@ from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.packed_words import WORD, bit_of, pack_last_axis, packed, word_count
 from fqt_deploy.ops.op import Cost, Kind, define
 from fqt_deploy.ops.quantization.quantize_samples import QuantizeSamples
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
-@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class QuantizePackSamples(QuantizeSamples):
     """Plane p of position (k, p) holds bit p of its codes.
 

@@ -15,14 +15,10 @@ from fqt_deploy.ops.lib.packed_words import PANEL, WORD, bit_of, packed, panel_c
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.packing.pack_weight import PackWeight
 from fqt_deploy.ops.products.binary_conv2d import signs_of_weight
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
-@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class TransposePackedWeight(FqtOp):
     """The bits over output channels instead of input channels: 1/32 of the memory that the weight itself takes.
 

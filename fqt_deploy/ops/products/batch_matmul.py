@@ -11,14 +11,17 @@ from tvm import te
 
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    Layout,
-    leads,
-    zero_with_any,
+from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, leads, zero_with_any
+
+
+@define(
+    kind=Kind.PRODUCT,
+    batch=leads("a", "b"),
+    zero=zero_with_any("a", "b"),
+    sign=ANY_SIGN,
+    nan=Nan.UNKNOWN,
+    layout=Layout.OPAQUE,
 )
-
-
-@define(kind=Kind.PRODUCT, batch=leads("a", "b"), zero=zero_with_any("a", "b"), layout=Layout.OPAQUE)
 class BatchMatmul(FqtOp):
     """The products of corresponding matrices.
 

@@ -27,11 +27,7 @@ from fqt_deploy.ops.lib.packed_words import (
 )
 from fqt_deploy.ops.lib.plain_convolution import plain_convolution
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
 def signs_of_weight(w_bits: Tensor, in_channels: int, out_channels: int, kernel: list[int]) -> Tensor:
@@ -59,7 +55,7 @@ def onnx_signs_of_weight(op: Body, w_bits: str, *, rows: str, columns: str, perm
     return op("Transpose", op.front(unpack(op, words, SIGNS, "float32"), channels, 3), perm=perm)
 
 
-@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class BinaryConv2d(FqtOp):
     """The convolution ``conv2d(sign(x), sign(w))`` with exact zero padding: a padded tap contributes 0.
 

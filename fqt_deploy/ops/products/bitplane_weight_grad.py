@@ -23,11 +23,7 @@ from fqt_deploy.ops.lib.packed_words import (
     unpack_last_axis,
 )
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
 def onnx_taps(op: Body) -> str:
@@ -35,7 +31,7 @@ def onnx_taps(op: Body) -> str:
     return op("ReduceProd", op.integers("kernel"), op.constant([0], "int64"))
 
 
-@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class BitplaneWeightGrad(FqtOp):
     """Sum of code times input sign over all positions where the tap is inside the image (algorithm, section 3).
 

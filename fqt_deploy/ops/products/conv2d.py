@@ -13,11 +13,7 @@ from fqt_deploy.ops.lib.convolution_shape import input_position, output_extents
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, ints
 from fqt_deploy.ops.lib.plain_convolution import plain_convolution
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    Layout,
-    leads,
-    zero_with_any,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, leads, zero_with_any
 
 CONVOLUTION_SAMPLES = (
     (2, 6, 5, 8, 16, [3, 3], [1, 1], [1, 1]),
@@ -33,7 +29,9 @@ kernel wider than the image, a rectangular kernel, image rows that no output rea
 """
 
 
-@define(kind=Kind.PRODUCT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
+@define(
+    kind=Kind.PRODUCT, batch=leads("x"), zero=zero_with_any("x"), sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE
+)
 class Conv2d(FqtOp):
     """Convolution with zero padding.
 

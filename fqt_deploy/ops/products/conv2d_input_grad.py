@@ -14,11 +14,7 @@ from fqt_deploy.ops.lib.convolution_shape import output_extents, output_position
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, ints
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.conv2d import CONVOLUTION_SAMPLES
-from fqt_deploy.ops.traits import (
-    Layout,
-    leads,
-    zero_with_any,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, leads, zero_with_any
 
 
 def transposed_convolution(
@@ -36,7 +32,9 @@ def conv_transpose(op: Body, g: str, w: str) -> str:
     return op("ConvTranspose", g, w, **geometry)
 
 
-@define(kind=Kind.PRODUCT, batch=leads("g"), zero=zero_with_any("g"), layout=Layout.OPAQUE)
+@define(
+    kind=Kind.PRODUCT, batch=leads("g"), zero=zero_with_any("g"), sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE
+)
 class Conv2dInputGrad(FqtOp):
     """Transposed convolution of the output gradient.
 

@@ -14,14 +14,12 @@ from fqt_deploy.ops.lib.convolution_shape import input_position, output_extents
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, ints
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.conv2d import CONVOLUTION_SAMPLES
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    summed,
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, summed
+
+
+@define(
+    kind=Kind.PRODUCT, batch=summed("x", "g"), zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE
 )
-
-
-@define(kind=Kind.PRODUCT, batch=summed("x", "g"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class Conv2dWeightGrad(FqtOp):
     """Correlation of the input with the output gradient.
 

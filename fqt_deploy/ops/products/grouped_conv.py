@@ -13,7 +13,7 @@ from fqt_deploy.ops.lib.convolution_axes import ConvolutionAxes, channels_first,
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, integer, ints
 from fqt_deploy.ops.lib.plain_convolution import without_onednn
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import Layout, leads, zero_with_any
+from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, leads, zero_with_any
 
 GROUPED_SAMPLES = (
     (2, [6, 5], 32, 32, [3, 3], [1, 1], [1, 1], [1, 1], 32),
@@ -30,7 +30,9 @@ GROUPED_SAMPLES = (
 two outputs a channel; groups of several channels; dilation alone; a plain convolution; three axes and one axis."""
 
 
-@define(kind=Kind.PRODUCT, batch=leads("x"), zero=zero_with_any("x"), layout=Layout.OPAQUE)
+@define(
+    kind=Kind.PRODUCT, batch=leads("x"), zero=zero_with_any("x"), sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE
+)
 class GroupedConv(FqtOp):
     """Convolution with zero padding, where each group of output channels reads a group of input channels.
 

@@ -14,10 +14,12 @@ from fqt_deploy.ops.lib.onnx_body import Attributes, Body, integer, ints
 from fqt_deploy.ops.lib.plain_convolution import without_onednn
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.grouped_conv import GROUPED_SAMPLES
-from fqt_deploy.ops.traits import Layout, leads, zero_with_any
+from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, leads, zero_with_any
 
 
-@define(kind=Kind.PRODUCT, batch=leads("g"), zero=zero_with_any("g"), layout=Layout.OPAQUE)
+@define(
+    kind=Kind.PRODUCT, batch=leads("g"), zero=zero_with_any("g"), sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE
+)
 class GroupedConvInputGrad(FqtOp):
     """Transposed convolution of the output gradient, group by group.
 

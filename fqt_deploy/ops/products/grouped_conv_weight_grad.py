@@ -14,10 +14,12 @@ from fqt_deploy.ops.lib.onnx_body import Attributes, Body, integer, ints
 from fqt_deploy.ops.lib.plain_convolution import without_onednn
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.grouped_conv import GROUPED_SAMPLES
-from fqt_deploy.ops.traits import NEVER_ZERO, Layout, summed
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, summed
 
 
-@define(kind=Kind.PRODUCT, batch=summed("x", "g"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(
+    kind=Kind.PRODUCT, batch=summed("x", "g"), zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE
+)
 class GroupedConvWeightGrad(FqtOp):
     """Correlation of the input with the output gradient, group by group.
 

@@ -27,14 +27,10 @@ from fqt_deploy.ops.lib.packed_words import (
 from fqt_deploy.ops.lib.plain_convolution import plain_convolution
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.binary_conv2d import exact_below, onnx_signs_of_weight, signs_of_weight
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
-@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class LevelConv2d(FqtOp):
     """The convolution of levels with ``sign(w)`` and exact zero padding: a padded tap contributes 0.
 

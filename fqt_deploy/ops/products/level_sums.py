@@ -21,14 +21,10 @@ from fqt_deploy.ops.products.level_weight_grad import (
     onnx_levels,
     row_count,
 )
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
-@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class LevelSums(FqtOp):
     """Sum over all positions of the level at each tap and channel; padded taps count 0.
 

@@ -24,11 +24,7 @@ from fqt_deploy.ops.lib.packed_words import (
 )
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.bitplane_weight_grad import onnx_taps
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
 def row_count(in_channels: int, kernel: list[int], bits: int) -> int:
@@ -45,7 +41,7 @@ def levels_of_rows(rows: Tensor, in_channels: int, kernel: list[int], bits: int,
     return (levels.levels_of(codes, bits, signed) * masks)[:, :in_channels]
 
 
-@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class LevelWeightGrad(FqtOp):
     """Sum of gradient code times input level over all positions where the tap is inside the image.
 

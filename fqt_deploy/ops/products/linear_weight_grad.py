@@ -11,14 +11,12 @@ from tvm import te
 
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    summed,
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, summed
+
+
+@define(
+    kind=Kind.PRODUCT, batch=summed("x", "g"), zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE
 )
-
-
-@define(kind=Kind.PRODUCT, batch=summed("x", "g"), zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class LinearWeightGrad(FqtOp):
     """The transpose of ``g`` times ``x``.
 

@@ -14,14 +14,10 @@ from fqt_deploy.ops.lib.packed_words import PANEL, from_panels, popcount, unpack
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products import bitplane_weight_grad
 from fqt_deploy.ops.products.bitplane_weight_grad import BitplaneWeightGrad
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
-@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class PositionSums(FqtOp):
     """Sum over all positions of the sign at each tap and channel; padded taps count 0.
 

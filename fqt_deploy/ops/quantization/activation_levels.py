@@ -12,12 +12,7 @@ from tvm import te, tirx
 from fqt_deploy.ops.lib import levels
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    broadcast,
-    zero_with_any,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, broadcast, zero_with_any
 
 EDGES = (0.0, -0.0, 0.25, -0.25, 0.5, -0.5, 0.75, 1.0, -1.0, 2.0, -2.0, 100.0, -100.0, float("inf"), float("-inf"))
 """Values on and between the borders of grids with spacing 0.5, and values beyond them."""
@@ -25,7 +20,9 @@ GRIDS = ((2, True), (4, True), (8, True), (2, False), (3, False), (8, False), (1
 """Bits and sign of the grids in samples."""
 
 
-@define(kind=Kind.ELEMENTWISE, batch=broadcast, zero=NEVER_ZERO, layout=Layout.ELEMENTWISE)
+@define(
+    kind=Kind.ELEMENTWISE, batch=broadcast, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.ELEMENTWISE
+)
 class ActivationLevels(FqtOp):
     """The level that is nearest to ``x``, see ``ops/lib/levels.py``.
 
@@ -92,7 +89,14 @@ class ActivationLevels(FqtOp):
         }
 
 
-@define(kind=Kind.ELEMENTWISE, batch=broadcast, zero=zero_with_any("gradient"), layout=Layout.ELEMENTWISE)
+@define(
+    kind=Kind.ELEMENTWISE,
+    batch=broadcast,
+    zero=zero_with_any("gradient"),
+    sign=ANY_SIGN,
+    nan=Nan.UNKNOWN,
+    layout=Layout.ELEMENTWISE,
+)
 class LevelStraightThrough(FqtOp):
     """The gradient where the quantizer did not clamp ``x``, else 0.
 

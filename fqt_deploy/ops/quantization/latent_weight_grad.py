@@ -11,17 +11,13 @@ from torch import Tensor, fx
 
 from fqt_deploy.core.graph import Emitter, shape
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
 
 
-@define(kind=Kind.COMPOSITE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.COMPOSITE, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class LatentWeightGrad(FqtOp):
     """Backward of ``alpha * sign(w)`` with ``alpha = mean |w|`` and the straight-through gradient of the sign.
 

@@ -11,17 +11,13 @@ from tvm import te, tirx
 
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 SMALLEST_RANGE = 2.0**-96
 """A group of a smaller range counts as constant: the step, or codes per unit in fixed point, would leave float32."""
 
 
-@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class QuantizationGrid(FqtOp):
     """The affine map between values and codes in [0, B], B = 2^bits - 1 (algorithm, section 3).
 

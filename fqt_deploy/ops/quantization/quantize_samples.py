@@ -15,14 +15,10 @@ from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.stochastic_code import rounded, rounded_compute
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, OptionalOperand, define, tensor_bytes
 from fqt_deploy.ops.quantization.quantization_grid import QuantizationGrid
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
-@define(kind=Kind.ELEMENTWISE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.ELEMENTWISE, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class QuantizeSamples(FqtOp):
     """Codes of ``alpha * g`` for the samples in ``index``.
 

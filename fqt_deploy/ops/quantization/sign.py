@@ -11,15 +11,12 @@ from tvm import te, tirx
 
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    broadcast,
-    zero_with_any,
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, broadcast, zero_with_any
+
+
+@define(
+    kind=Kind.ELEMENTWISE, batch=broadcast, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.ELEMENTWISE
 )
-
-
-@define(kind=Kind.ELEMENTWISE, batch=broadcast, zero=NEVER_ZERO, layout=Layout.ELEMENTWISE)
 class Sign(FqtOp):
     """+1 where ``x > 0``, else -1; zero of either sign is -1.
 
@@ -62,7 +59,14 @@ class Sign(FqtOp):
         return op("Where", positive, op.constant(1.0, "float32"), op.constant(-1.0, "float32"))
 
 
-@define(kind=Kind.ELEMENTWISE, batch=broadcast, zero=zero_with_any("gradient"), layout=Layout.ELEMENTWISE)
+@define(
+    kind=Kind.ELEMENTWISE,
+    batch=broadcast,
+    zero=zero_with_any("gradient"),
+    sign=ANY_SIGN,
+    nan=Nan.UNKNOWN,
+    layout=Layout.ELEMENTWISE,
+)
 class StraightThrough(FqtOp):
     """The gradient where ``|x| < 1``, else 0.
 

@@ -11,14 +11,17 @@ from tvm import te
 
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
+from fqt_deploy.ops.traits import NEVER_ZERO, Layout, Nan, keeps_sign, no_samples
+
+
+@define(
+    kind=Kind.ELEMENTWISE,
+    batch=no_samples,
+    zero=NEVER_ZERO,
+    sign=keeps_sign("x"),
+    nan=Nan.UNKNOWN,
+    layout=Layout.OPAQUE,
 )
-
-
-@define(kind=Kind.ELEMENTWISE, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
 class GatherRows(FqtOp):
     """The rows ``index`` of ``x``.
 

@@ -14,11 +14,7 @@ from fqt_deploy.ops.lib.onnx_bits import element_hash as element_hash_onnx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.selection import ranked, selected, selected_compute, selected_onnx, selected_shapes
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 SCORE_BITS = 18
 """Number of bits of scores, which become integers in [1, 2^18]: sums of them are exact, in any order."""
@@ -26,7 +22,7 @@ SMALLEST_SCORE = 2.0**-96
 """Bound of the largest score below which all scores count as equal: the factor would leave float32."""
 
 
-@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class SelectSampled(FqtOp):
     """Madow's systematic sampling in random order, on integers (algorithm, section 4).
 

@@ -12,14 +12,10 @@ from tvm import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.selection import ranked, selected, selected_compute, selected_onnx, selected_shapes
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
-@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.PRODUCT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class SelectTopk(FqtOp):
     """The ``keep`` largest; of equal scores the first.
 

@@ -13,11 +13,7 @@ from fqt_deploy.ops.lib.counter_random import multiply_uint32, uint32
 from fqt_deploy.ops.lib.onnx_bits import shift_right
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define
-from fqt_deploy.ops.traits import (
-    NEVER_ZERO,
-    Layout,
-    no_samples,
-)
+from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 _MIX = 0x9E3779B1
 _MASK = 0xFFFFFFFF
@@ -31,7 +27,7 @@ def _bound(value: Any, use: Callable[[Any], Any]) -> Any:
     return tirx.Let(name, value, use(name))
 
 
-@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, layout=Layout.OPAQUE)
+@define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class StreamKey(FqtOp):
     """Fold the words of all four numbers into two independent 32-bit states.
 

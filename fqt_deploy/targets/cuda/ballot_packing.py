@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from tvm import tirx
 from tvm.ir.prim.expr import LShift
 
+from fqt_deploy.ops.lib.packed_words import IN_PLANES
 from fqt_deploy.targets.cuda.features import CudaFeatures
 from fqt_deploy.targets.cuda.kernel_builder import (
     WARP,
@@ -32,8 +33,6 @@ from fqt_deploy.targets.cuda.loop_nest import (
 )
 
 THREADS = 256
-PLANES = frozenset({"quantize_pack_samples", "pack_levels"})
-"""The ops that pack several bit-planes."""
 WORDS_PER_WARP = 4
 """Number of words that one warp packs: four independent reads are in flight."""
 
@@ -41,13 +40,13 @@ WORDS_PER_WARP = 4
 class BallotPackingRule:
     """Takes packings whose 32 elements of a word lie side by side, and the transposition of packed weights."""
 
-    ops: ClassVar[frozenset[str]] = PLANES | {"pack_signs", "transpose_packed_weight"}
+    ops: ClassVar[frozenset[str]] = IN_PLANES | {"pack_signs", "transpose_packed_weight"}
 
     def apply(self, function: tirx.PrimFunc, features: CudaFeatures) -> tirx.PrimFunc | None:
         """The element is computed once, in a register, for all of its planes."""
         *stages, words = formulas_of(function).nests
         elements = stages[0] if stages else None
-        planes = int(words.axes[-2].extent) if str(function.attrs["fqt.op"]) in PLANES else 1
+        planes = int(words.axes[-2].extent) if str(function.attrs["fqt.op"]) in IN_PLANES else 1
         kept = [axis for i, axis in enumerate(words.axes) if planes == 1 or i != len(words.axes) - 2]
         count = words.size // planes
         warps = THREADS // WARP

@@ -96,11 +96,11 @@ def _softmax(
 
 
 @script.macro
-def _output_tile(
-    c: AttentionCut, output: Any, scores: Any, values: Any, inverse: Any, vectors: int, first: int, b: Any, head: Any,
-    block: Any, i: Any,
+def _sum_tile(
+    c: AttentionCut, target: Any, elements: int, weights: Any, rows: Any, scale: Any, vectors: int, first: int, b: Any,
+    head: Any, block: Any, i: Any,
 ) -> None:  # fmt: skip
-    """The weighted means of one tile of queries, ``vectors`` vectors from ``first`` on."""
+    """The sums of ``weighted_sums`` for one tile of queries, ``vectors`` vectors from ``first`` on."""
     total = T.alloc_buffer((c.tile.rows, vectors, LANES), "float32")
     clear(total, c.tile.rows, vectors)
     add_products(
@@ -108,21 +108,42 @@ def _output_tile(
         c.tile.rows,
         vectors,
         c.seen(block),
-        lambda r, t: scores[i * c.tile.rows + r, t],
-        lambda t, v: values[t, T.ramp((first + v) * LANES, 1, LANES)],
+        lambda r, t: weights[i * c.tile.rows + r, t],
+        lambda t, v: rows[t, T.ramp((first + v) * LANES, 1, LANES)],
     )
     for r in T.unroll(c.tile.rows):
         if block * c.block + i * c.tile.rows + r < c.queries:
             for v in T.unroll(vectors):
                 write_row(
-                    output,
-                    c.width,
+                    target,
+                    elements,
                     first + v,
                     b,
                     block * c.block + i * c.tile.rows + r,
                     head,
-                    lambda lane: total[r, v, lane] * inverse[i * c.tile.rows + r],  # noqa: B023 - expanded here
+                    lambda lane: total[r, v, lane] * scale(i * c.tile.rows + r),  # noqa: B023 - expanded here
                 )
+
+
+@script.macro
+def weighted_sums(
+    c: AttentionCut, target: Any, elements: int, count: int, weights: Any, rows: Any, scale: Any, b: Any, head: Any,
+    block: Any,
+) -> None:  # fmt: skip
+    """Write ``scale(query)`` times the sum over keys of ``weights`` times ``rows`` for a block of queries.
+
+    Rows of ``target`` have so many ``elements``, in ``count`` vectors.
+    """
+    for i in T.serial(c.tiles(block)):
+        for whole in T.unroll(count // c.tile.vectors):
+            _sum_tile(
+                c, target, elements, weights, rows, scale, c.tile.vectors, whole * c.tile.vectors, b, head, block, i
+            )
+        if count % c.tile.vectors != 0:
+            _sum_tile(
+                c, target, elements, weights, rows, scale, count % c.tile.vectors,
+                count // c.tile.vectors * c.tile.vectors, b, head, block, i,
+            )  # fmt: skip
 
 
 @script.macro
@@ -155,16 +176,7 @@ def _job(
             copy_rows(queries, q, c.block, c.queries - 1, c.depth, b, block * c.block, head, T.float32(c.scale))
             all_scores(c, scores, keys, queries, c.depth, block)
             _softmax(c, scores, inverse, logsumexp, mask, b, head, block)
-            for i in T.serial(c.tiles(block)):
-                for whole in T.unroll(c.width_vectors // c.tile.vectors):
-                    _output_tile(
-                        c, output, scores, values, inverse, c.tile.vectors, whole * c.tile.vectors, b, head, block, i
-                    )
-                if c.width_vectors % c.tile.vectors != 0:
-                    _output_tile(
-                        c, output, scores, values, inverse, c.width_vectors % c.tile.vectors,
-                        c.width_vectors // c.tile.vectors * c.tile.vectors, b, head, block, i,
-                    )  # fmt: skip
+            weighted_sums(c, output, c.width, c.width_vectors, scores, values, lambda r: inverse[r], b, head, block)
 
 
 def _kernel(c: AttentionCut) -> tirx.PrimFunc:

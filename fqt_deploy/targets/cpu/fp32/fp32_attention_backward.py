@@ -23,8 +23,8 @@ from fqt_deploy.targets.cpu.fp32.attention_cut import (
     weight,
     write_row,
 )
-from fqt_deploy.targets.cpu.fp32.fp32_attention import all_scores
-from fqt_deploy.targets.cpu.fp32.matrix_tile import LANES, add_products, clear, tile_shape
+from fqt_deploy.targets.cpu.fp32.fp32_attention import all_scores, weighted_sums
+from fqt_deploy.targets.cpu.fp32.matrix_tile import LANES, add_products, tile_shape
 
 
 class Fp32AttentionBackwardRule:
@@ -81,35 +81,6 @@ def _slopes(
         for v in T.serial((c.seen(block) + LANES - 1) // LANES):
             for lane in T.vectorized(LANES):
                 slopes[r, v * LANES + lane] = weights[r, v * LANES + lane] * (slopes[r, v * LANES + lane] - centre[0])
-
-
-@script.macro
-def _query_tile(
-    c: AttentionCut, gq: Any, slopes: Any, keys: Any, vectors: int, first: int, b: Any, head: Any, block: Any, i: Any
-) -> None:
-    """The gradients of one tile of queries, ``vectors`` vectors from ``first`` on."""
-    total = T.alloc_buffer((c.tile.rows, vectors, LANES), "float32")
-    clear(total, c.tile.rows, vectors)
-    add_products(
-        total,
-        c.tile.rows,
-        vectors,
-        c.seen(block),
-        lambda r, t: slopes[i * c.tile.rows + r, t],
-        lambda t, v: keys[t, T.ramp((first + v) * LANES, 1, LANES)],
-    )
-    for r in T.unroll(c.tile.rows):
-        if block * c.block + i * c.tile.rows + r < c.queries:
-            for v in T.unroll(vectors):
-                write_row(
-                    gq,
-                    c.depth,
-                    first + v,
-                    b,
-                    block * c.block + i * c.tile.rows + r,
-                    head,
-                    lambda lane: total[r, v, lane] * T.float32(c.scale),  # noqa: B023 - expanded here
-                )
 
 
 @script.macro
@@ -184,14 +155,7 @@ def _job(
         _weights(c, weights, logsumexp, mask, b, head, block)
         all_scores(c, slopes, value_panels, gradients, c.width, block)
         _slopes(c, slopes, weights, gradients, output, b, head, block)
-        for i in T.serial(c.tiles(block)):
-            for whole in T.unroll(c.depth_vectors // c.tile.vectors):
-                _query_tile(c, gq, slopes, keys, c.tile.vectors, whole * c.tile.vectors, b, head, block, i)
-            if c.depth_vectors % c.tile.vectors != 0:
-                _query_tile(
-                    c, gq, slopes, keys, c.depth_vectors % c.tile.vectors,
-                    c.depth_vectors // c.tile.vectors * c.tile.vectors, b, head, block, i,
-                )  # fmt: skip
+        weighted_sums(c, gq, c.depth, c.depth_vectors, slopes, keys, lambda _: T.float32(c.scale), b, head, block)
         _key_tiles(c, value_sums, weights, gradients, c.width_vectors, block)
         _key_tiles(c, key_sums, slopes, queries, c.depth_vectors, block)
     _write_sums(c, gk, key_sums, c.depth, b, group)

@@ -14,21 +14,19 @@ from tvm import s_tir, tirx
 from tvm.ir.expr import TensorLoad
 
 from fqt_deploy.ops.lib.dtypes import dtype_of
-from fqt_deploy.ops.lib.packed_words import WORD
+from fqt_deploy.ops.lib.packed_words import IN_PLANES, WORD
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.generic.elementwise import PARALLEL_ELEMENTS, extents
 
 MOVE_MASK = "llvm.x86.avx2.pmovmskb"
 PLANE_AXIS = -2
 """Axis of the bit-planes in packed codes, [..., B, words]."""
-PLANES = frozenset({"quantize_pack_samples", "pack_levels"})
-"""The ops that pack several bit-planes."""
 
 
 class PackChannelsRule:
     """Takes ``pack_signs`` and packings of codes, of whole words, where ``vpmovmskb`` is to be had."""
 
-    ops: ClassVar[frozenset[str]] = PLANES | {"pack_signs"}
+    ops: ClassVar[frozenset[str]] = IN_PLANES | {"pack_signs"}
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """Compute 32 bytes, whatever was inlined into them, then collect their bits."""
@@ -40,7 +38,7 @@ class PackChannelsRule:
         if extents(schedule, values)[-1] % WORD:
             return None
         *outer, k = schedule.get_loops(packing)
-        has_planes = str(function.attrs["fqt.op"]) in PLANES
+        has_planes = str(function.attrs["fqt.op"]) in IN_PLANES
         if has_planes:
             plane = outer.pop(PLANE_AXIS)
             schedule.reorder(*outer, plane, k)

@@ -1,0 +1,199 @@
+"""One run of ``fqt-train``: open the data, train, evaluate, predict. It needs neither PyTorch nor the compiler."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.stop_signals import STOPPED, StopSignals
+from fqt_deploy.terminal import print_line, show_progress, tell
+
+if TYPE_CHECKING:
+    from fqt_deploy.runtime import Session
+    from fqt_deploy.runtime.epoch_record import EpochRecord
+    from fqt_deploy.runtime.preparation import Prepared
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """The run of training that the command line asks for; a field for each option."""
+
+    artifact: Path
+    data: Path | None
+    eval_data: Path | None
+    epochs: int
+    lr: float | None
+    schedule: str
+    warmup: int
+    mean: str
+    std: str
+    flip: bool
+    crop: int
+    checkpoint: Path
+    best: Path
+    patience: int | None
+    log: Path | None
+    tensorboard: Path | None
+    predict: Path | None
+    resume: bool
+    overwrite: bool
+
+    def finish(self, signals: StopSignals) -> None:
+        """Train, as the only writer of the checkpoint, and evaluate unless a signal has ended it."""
+        # These imports take a while: signals are handled by now.
+        from fqt_deploy.runtime import load
+        from fqt_deploy.runtime.artifact import sweep_artifact, unreplaced
+        from fqt_deploy.runtime.epoch_record import EpochRecord
+        from fqt_deploy.runtime.locks import only_writer
+        from fqt_deploy.runtime.metrics import check_measurable
+
+        with contextlib.ExitStack() as stack:
+            sweep_artifact(self.artifact)
+            stack.enter_context(unreplaced(self.artifact))
+            session = load(self.artifact)
+            if self.data is not None:
+                check_writable(self.checkpoint)
+                stack.enter_context(only_writer(self.checkpoint))
+                self._check_replaceable()
+            if self.eval_data is not None and self.data is not None:
+                check_measurable(session.manifest)
+            tell("reading the data ...")
+            train = self._open(self.data, session, training=True) if self.data is not None else None
+            held_out = self._open(self.eval_data, session, training=False) if self.eval_data is not None else None
+            record = EpochRecord(self.best, self.patience, self.log, self.tensorboard)
+            if self.resume:
+                record.resume(session.load_checkpoint(self.checkpoint))
+            if self.lr is not None:
+                session.lr = self.lr
+            if train is not None:
+                self._train(session, train, held_out, record, signals)
+            if signals.received:
+                tell(f"{STOPPED[signals.received]}: saved {self.checkpoint}; continue with --resume")
+            elif held_out is not None:
+                self._evaluate(session, held_out)
+
+    def _evaluate(self, session: Session, held_out: Prepared) -> None:
+        """Print the metrics of the trained session, and write its predictions."""
+        import io
+
+        import numpy as np
+
+        from fqt_deploy.runtime.files import replace_file
+        from fqt_deploy.runtime.metrics import evaluate, predictions
+
+        tell("evaluating ...")
+        if self.data is not None:
+            found = evaluate(session, held_out)
+            labels = session.manifest.labels
+            unit = "numbers" if labels is None else "samples" if len(labels.shape) == 1 else "labels"
+            others = {name: value for name, value in found.values.items() if name != "accuracy"}
+            if "accuracy" in found.values:
+                print_line(f"accuracy {100 * found.values['accuracy']:.2f} % on {found.count} {unit}")
+            print_line(", ".join(f"{name} {value:.4g}" for name, value in others.items()))
+        if self.predict is not None:
+            file = io.BytesIO()
+            np.save(file, predictions(session, held_out))
+            replace_file(self.predict, file.getvalue())
+
+    def _open(self, path: Path, session: Session, *, training: bool) -> Prepared:
+        """The data at ``path`` as the step takes them; FQT510 if they are less than a batch to train on."""
+        from fqt_deploy.runtime.choose_variant import batch_sizes
+        from fqt_deploy.runtime.data_file import read_data
+        from fqt_deploy.runtime.preparation import Preparation, Prepared
+        from fqt_deploy.runtime.sources.open_source import is_source, open_source
+
+        manifest = session.manifest
+        preparation = Preparation(_numbers("--mean", self.mean), _numbers("--std", self.std), self.flip, self.crop)
+        preparation.check(manifest.model_inputs[0].shape[1:])
+        source = open_source(path, manifest) if is_source(path) else read_data(path, manifest)
+        if training and not batch_sizes(manifest.variants, len(source)):
+            raise FqtError(f"{path} holds {len(source)} samples; a batch takes {manifest.batch}", code="FQT510")
+        return Prepared(source, preparation, manifest, str(path), session.seed)
+
+    def _check_replaceable(self) -> None:
+        """FQT508 unless a checkpoint may be written: over an earlier one only when asked, over anything else never."""
+        from fqt_deploy.runtime.checkpoint import is_checkpoint
+        from fqt_deploy.runtime.files import sweep
+
+        sweep(Path(os.path.realpath(self.checkpoint)))
+        if self.resume or not self.checkpoint.exists():
+            return
+        if not is_checkpoint(self.checkpoint):
+            raise FqtError(
+                f"{self.checkpoint} is no checkpoint, and would be overwritten",
+                code="FQT508",
+                hint="choose another --checkpoint, or remove the file",
+            )
+        if not self.overwrite:
+            raise FqtError(
+                f"{self.checkpoint} holds the checkpoint of an earlier run, and would be overwritten",
+                code="FQT508",
+                hint="--resume continues from it; --overwrite starts anew; or choose another --checkpoint",
+            )
+
+    def _train(
+        self, session: Session, data: Prepared, held_out: Prepared | None, record: EpochRecord, signals: StopSignals
+    ) -> None:
+        from fqt_deploy.runtime.choose_variant import batch_sizes
+        from fqt_deploy.runtime.metrics import evaluate
+        from fqt_deploy.runtime.training import Progress, Schedule, train
+
+        sizes = batch_sizes(session.manifest.variants, len(data))
+        batch = sum(sizes) / len(sizes)
+        total = self.epochs * len(sizes)
+        started, begin = session.step_count, time.perf_counter()
+        losses: list[float] = []
+        if started >= total:
+            tell(f"{started} of {total} steps are done already: nothing to train ...")
+        with show_progress(total, started) as show_text:
+
+            def show(step: int, epoch: int, loss: float) -> None:
+                losses.append(loss)
+                seconds, loader = time.perf_counter() - begin, progress.loader
+                rate = f"{(step - started) * batch / seconds:.0f} samples/s"
+                loaded = f"loader {loader.batches * batch / max(loader.loading, 1e-9):.0f}"
+                show_text(step, f"epoch {epoch + 1}/{self.epochs}  loss {loss:.4f}  {rate} ({loaded})")
+
+            def ended(epoch: int) -> bool:
+                rate = session.lr[0] if isinstance(session.lr, tuple) else session.lr
+                found = {"loss": sum(losses) / max(1, len(losses)), "lr": rate, **session.metrics}
+                losses.clear()
+                evaluation = evaluate(session, held_out) if held_out is not None else None
+                ends = record.note(session, epoch, found, evaluation)
+                progress.kept = record.kept()
+                if evaluation is not None:
+                    told = ", ".join(f"{name} {value:.4g}" for name, value in evaluation.values.items())
+                    tell(f"epoch {epoch + 1}/{self.epochs}  loss {found['loss']:.4f}  {told}")
+                if ends:
+                    tell(f"{record.waited} epochs without a better one: ending; the best is in {self.best}")
+                return ends
+
+            progress = Progress(show, lambda: signals.received != 0, ended, record.kept())
+            schedule = Schedule(self.schedule == "cosine", self.warmup)
+            signals.training = True
+            try:
+                train(
+                    session, data, epochs=self.epochs, schedule=schedule, checkpoint=self.checkpoint, progress=progress
+                )
+            finally:
+                signals.training = False
+
+
+def _numbers(flag: str, text: str) -> tuple[float, ...]:
+    """The numbers in ``text``, with commas between them; FQT202 if they are none."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise FqtError(f"{flag} is {text!r}; it must be numbers with commas between them", code="FQT202") from None
+
+
+def check_writable(checkpoint: Path) -> None:
+    """FQT508 unless a checkpoint can be written there: better known before an epoch than after it."""
+    real = Path(os.path.realpath(checkpoint))
+    if not real.parent.is_dir() or not os.access(real.parent, os.W_OK) or (real.exists() and not real.is_file()):
+        raise FqtError(f"cannot write {checkpoint}", code="FQT508", hint="choose another --checkpoint")
