@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -38,12 +39,14 @@ class Index:
         below: labels below the first number have the second in place of the sum.
         above: labels from the first number on have the second.
         replaced: by label, the constant that single labels have.
+        always: labels that occur in every batch, because constants are put in their place.
     """
 
     shift: int = 0
     below: tuple[int, int] | None = None
     above: tuple[int, int] | None = None
     replaced: Mapping[int, int] = field(default_factory=dict)
+    always: frozenset[int] = frozenset()
 
     def legal(self, extent: int) -> LegalLabels | None:
         """The labels for which it is from 0 to below ``extent``; None if they are no interval and single labels."""
@@ -72,6 +75,12 @@ class Index:
         outside = [other for other in self.replaced if not low <= other < high]
         return None if outside else Condition(low, high, frozenset(single))
 
+    def label_of(self, constant: int) -> int | None:
+        """The label for which it is ``constant`` by its sum; None if there is none."""
+        label = constant - self.shift
+        bounded = (self.below and label < self.below[0]) or (self.above and label >= self.above[0])
+        return None if bounded or label in self.replaced else label
+
     def mapped(self, constant: Any, shift: int = 0) -> Index:
         """This integer with ``constant`` applied to all its constants, and ``shift`` added."""
         return Index(
@@ -79,6 +88,7 @@ class Index:
             None if self.below is None else (self.below[0], constant(self.below[1])),
             None if self.above is None else (self.above[0], constant(self.above[1])),
             {label: constant(given) for label, given in self.replaced.items()},
+            self.always,
         )
 
     def at_least(self, bound: int) -> Index:
@@ -154,6 +164,11 @@ KEEPS = (
 )  # fmt: skip
 """Ops whose result holds elements of their operand."""
 
+MIXTURES = (
+    aten.constant_pad_nd.default, aten.cat.default, aten.slice_scatter.default, aten.select_scatter.default,
+)  # fmt: skip
+"""Ops whose result holds elements of several operands, or constants among them: see ``filled_labels``."""
+
 _IN_ORDER = (
     aten.view.default, aten.reshape.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
     aten.unsqueeze.default, aten.clone.default, aten.alias.default, aten.detach.default, aten._to_copy.default,
@@ -173,7 +188,7 @@ OR = (aten.logical_or.default, aten.bitwise_or.Tensor)
 
 def fact_of(node: fx.Node, facts: Mapping[Any, Fact]) -> Fact | None:
     """The facts known of the value of ``node``; None if it is no integer or condition made of labels."""
-    if not any(operand in facts for operand in node.all_input_nodes):
+    if not any(operand in facts for operand in node.all_input_nodes) or constant_of(node) is not None:
         return None
     target: Any = node.target
     first = facts.get(node.args[0]) if node.args else None
@@ -246,6 +261,8 @@ def place_of(node: Any, facts: Mapping[Any, Fact]) -> Any:
     """
     if node.op == "placeholder":
         return (), tuple(node.meta["val"].shape)
+    if node.target in MIXTURES:
+        return (node.name,), tuple(node.meta["val"].shape)
     operands = [operand for operand in node.all_input_nodes if operand in facts]
     places = {place_of(operand, facts) for operand in operands}
     if len(places) != 1 or None in places:
@@ -289,9 +306,9 @@ def constant_of(operand: Any) -> int | None:
             return 0
         fills: dict[Any, int] = {aten.scalar_tensor.default: 0, aten.full.default: 1, aten.full_like.default: 1}
         operand = operand.args[fills[operand.target]] if operand.target in fills else None
-    if isinstance(operand, (int, float)) and not isinstance(operand, bool) and operand == int(operand):
-        return int(operand)
-    return None
+    if isinstance(operand, bool) or not isinstance(operand, (int, float)) or not math.isfinite(operand):
+        return None
+    return int(operand) if operand == int(operand) else None
 
 
 def dtype_of(node: fx.Node) -> torch.dtype | None:

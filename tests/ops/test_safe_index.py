@@ -1,4 +1,4 @@
-"""Indices that name no place: what is read is NaN, zero or false, what is written is dropped, memory stays as it was."""
+"""Indices that name no place: what is read is NaN, zero or false, what is written is dropped."""
 
 import numpy as np
 import pytest
@@ -80,9 +80,8 @@ def library():
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_index_out_of_range_reads_nothing_and_writes_nothing(library, name):
-    op, args, expected = CASES[name]
-    wanted = np.array(expected, str(torch.get_default_dtype()).removeprefix("torch."))
-    wanted = wanted.astype(str(args[0].dtype).removeprefix("torch."))
+    _, args, expected = CASES[name]
+    wanted = np.array(expected, np.float32).astype(str(args[0].dtype).removeprefix("torch."))
     result = tvm.runtime.tensor(np.full(wanted.shape, 77, wanted.dtype))
     operands = [tvm.runtime.tensor(tensor.contiguous().numpy()) for tensor in tensors_of(args)]
     library[name.replace(" ", "_").replace(",", "")](*operands, result)

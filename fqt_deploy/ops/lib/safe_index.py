@@ -1,7 +1,7 @@
 """Indices that values decide on: what is read outside of an axis is NaN or zero, what is written there is dropped.
 
-PyTorch raises an error for such an index. A kernel cannot, and memory beside a tensor is neither read nor written; a NaN
-is seen in the loss. In ONNX the runtime raises its own error.
+PyTorch raises an error for such an index. A kernel cannot, and memory beside a tensor is neither read nor written; a
+NaN is seen in the loss. In ONNX the runtime raises its own error.
 """
 
 from __future__ import annotations
@@ -36,11 +36,8 @@ def wrapped(index: Any, extent: int) -> Any:
 
 def element_or_nothing(conditions: list[Any], element: Any) -> Any:
     """The expression ``element`` if all ``conditions`` hold; else NaN, zero or false, and nothing is read."""
-    dtype = dtype_of(element)
-    if dtype == "float32":
-        nothing = tirx.reinterpret("float32", tirx.const(_NAN, "int32"))
-    else:
-        nothing = tirx.const(0, dtype)
+    dtype, nan = dtype_of(element), tirx.reinterpret("float32", tirx.const(_NAN, "int32"))
+    nothing = nan if dtype == "float32" else tirx.const(0, dtype)
     return tirx.if_then_else(tirx.all(*conditions), element, nothing)
 
 
