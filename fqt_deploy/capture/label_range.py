@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, fx
 
 from fqt_deploy.capture.class_axis import class_axis
+from fqt_deploy.capture.filled_labels import mixture_fact
+from fqt_deploy.capture.integer_bounds import always_holds
 from fqt_deploy.capture.label_values import (
     HIGHEST,
     KEEPS,
@@ -32,7 +34,7 @@ from fqt_deploy.capture.label_values import (
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import LabelUse, TrainingGraph
 from fqt_deploy.core.manifest import IndexRange
-from fqt_deploy.ops.aten.spellings import AND, COMPARISONS, NOT, OR
+from fqt_deploy.ops.aten.spellings import AND, COMPARISONS, MIXTURES, NOT, OR
 
 aten = torch.ops.aten
 
@@ -103,9 +105,9 @@ def find_labels(graph: TrainingGraph, examples: Mapping[str, Tensor] | None = No
     specs = list(graph.signature)
     for place, spec in enumerate(specs):
         node = graph.placeholder(spec.name)
-        followed = _follow(graph, node, strict=spec.role == "target") if is_integer(node) else None
-        if followed is None:
+        if not is_integer(node):
             continue
+        followed = _follow(graph, node, strict=spec.role == "target")
         covered |= followed.asserted
         example = (examples or {}).get(spec.name)
         use = _together(followed.legal, frozenset() if example is None else frozenset(torch.unique(example).tolist()))
@@ -119,12 +121,15 @@ def find_labels(graph: TrainingGraph, examples: Mapping[str, Tensor] | None = No
 
 
 def _drop(graph: TrainingGraph, assertions: list[fx.Node], covered: set[fx.Node]) -> None:
-    if unknown := [node for node in assertions if node not in covered]:
+    unknown = [node for node in assertions if node not in covered and _all_hold(node.args[0], False, {}) is None]
+    if unknown:
+        message = next((f": {text}" for text in unknown[0].args[1:] if isinstance(text, str)), "")
         raise FqtError(
-            "the model asserts something about values, which a compiled step does not check",
+            f"the model asserts something about values, which a compiled step does not check{message}",
             code="FQT104",
             node=unknown[0],
-            hint="leave the assertion out; labels are checked before each step",
+            hint="leave the assertion out, or make sure that it holds: F.one_hot(x.clamp(0, 9), 10). Inputs and labels "
+            "themselves are checked before each step",
         )
     for node in assertions:
         graph.graph.erase_node(node)
@@ -132,8 +137,8 @@ def _drop(graph: TrainingGraph, assertions: list[fx.Node], covered: set[fx.Node]
         graph.graph.eliminate_dead_code()
 
 
-def _follow(graph: TrainingGraph, labels: fx.Node, *, strict: bool) -> _Followed | None:
-    """What becomes of the integers ``labels``; None, unless ``strict``, where an index of them is not followed."""
+def _follow(graph: TrainingGraph, labels: fx.Node, *, strict: bool) -> _Followed:
+    """What becomes of the integers ``labels``; unless ``strict``, an index of them that is not followed is left out."""
     facts: dict[Any, Fact] = {labels: Index()}
     found = _Followed([], [], set())
     for node in graph.graph.nodes:
@@ -148,11 +153,12 @@ def _follow(graph: TrainingGraph, labels: fx.Node, *, strict: bool) -> _Followed
                 continue
             legal = fact.legal(extent)
             if legal is None and not strict:
-                return None
-            found.legal.append(_checked(legal, node))
+                continue
+            found.legal.append(_checked(legal, fact, node))
             found.indexed.append((node, extent))
-        if (fact := fact_of(node, facts)) is not None:
-            facts[node] = fact
+        new = mixture_fact(node, facts) if node.target in MIXTURES else fact_of(node, facts)
+        if new is not None:
+            facts[node] = new
     return found
 
 
@@ -172,8 +178,15 @@ def _together(legal: list[LegalLabels], seen: frozenset[Any]) -> LabelUse | None
     return LabelUse(low, high, next(iter(met or taken), None))
 
 
-def _checked(legal: LegalLabels | None, node: fx.Node) -> LegalLabels:
+def _checked(legal: LegalLabels | None, fact: Fact, node: fx.Node) -> LegalLabels:
     if legal is not None:
+        if isinstance(fact, Index) and (wrong := [label for label in fact.always if not legal.takes(label)]):
+            raise FqtError(
+                f"the labels are filled up with {wrong[0]}, which the loss cannot index by",
+                code="FQT203",
+                node=node,
+                hint="fill them up with the label that the loss leaves out, as F.cross_entropy does with ignore_index",
+            )
         return legal
     raise FqtError(
         "the loss indexes by numbers that are computed from the labels, and which labels that allows is not known",
@@ -195,12 +208,18 @@ def _all_hold(node: Any, negated: bool, facts: Mapping[Any, Fact]) -> list[Legal
     if target in (OR if negated else AND):
         parts = [_all_hold(part, negated, facts) for part in node.args[:2]]
         return None if None in parts else [own for part in parts for own in part or ()]
+    if target in COMPARISONS and always_holds(node, negated):
+        return []
     condition = facts.get(node)
     if target not in COMPARISONS or not isinstance(condition, Condition):
         return None
     if condition.inverted != negated:
         condition = condition.complement()
-    return None if condition is None or condition.without else [LegalLabels(condition.low, condition.high)]
+    if condition is None or condition.without:
+        return None
+    legal, fact = LegalLabels(condition.low, condition.high), facts.get(node.args[0])
+    filled = fact.always if isinstance(fact, Index) else ()
+    return [legal] if all(legal.takes(label) for label in filled) else None
 
 
 def _extent(tensor: Any, axis: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fqt_deploy.ops.aten.spellings import AND, COMPARISONS, ELEMENTS, IN_ORDER, NOT, OR
+from fqt_deploy.ops.aten.spellings import AND, COMPARISONS, ELEMENTS, IN_ORDER, MIXTURES, NOT, OR
 
 aten = torch.ops.aten
 
@@ -40,12 +41,14 @@ class Index:
         below: labels below the first number have the second in place of the sum.
         above: labels from the first number on have the second.
         replaced: by label, the constant that single labels have.
+        always: labels that occur in every batch, because constants are put in their place.
     """
 
     shift: int = 0
     below: tuple[int, int] | None = None
     above: tuple[int, int] | None = None
     replaced: Mapping[int, int] = field(default_factory=dict)
+    always: frozenset[int] = frozenset()
 
     def legal(self, extent: int) -> LegalLabels | None:
         """The labels for which it is from 0 to below ``extent``; None if they are no interval and single labels."""
@@ -74,6 +77,12 @@ class Index:
         outside = [other for other in self.replaced if not low <= other < high]
         return None if outside else Condition(low, high, frozenset(single))
 
+    def label_of(self, constant: int) -> int | None:
+        """The label for which it is ``constant`` by its sum; None if there is none."""
+        label = constant - self.shift
+        bounded = (self.below and label < self.below[0]) or (self.above and label >= self.above[0])
+        return None if bounded or label in self.replaced else label
+
     def mapped(self, constant: Any, shift: int = 0) -> Index:
         """This integer with ``constant`` applied to all its constants, and ``shift`` added."""
         return Index(
@@ -81,6 +90,7 @@ class Index:
             None if self.below is None else (self.below[0], constant(self.below[1])),
             None if self.above is None else (self.above[0], constant(self.above[1])),
             {label: constant(given) for label, given in self.replaced.items()},
+            self.always,
         )
 
     def at_least(self, bound: int) -> Index:
@@ -154,7 +164,7 @@ KEEPS = (*ELEMENTS, operator.getitem)
 
 def fact_of(node: fx.Node, facts: Mapping[Any, Fact]) -> Fact | None:
     """The facts known of the value of ``node``; None if it is no integer or condition made of labels."""
-    if not any(operand in facts for operand in node.all_input_nodes):
+    if not any(operand in facts for operand in node.all_input_nodes) or constant_of(node) is not None:
         return None
     target: Any = node.target
     first = facts.get(node.args[0]) if node.args else None
@@ -227,6 +237,8 @@ def place_of(node: Any, facts: Mapping[Any, Fact]) -> Any:
     """
     if node.op == "placeholder":
         return (), tuple(node.meta["val"].shape)
+    if node.target in MIXTURES:
+        return (node.name,), tuple(node.meta["val"].shape)
     operands = [operand for operand in node.all_input_nodes if operand in facts]
     places = {place_of(operand, facts) for operand in operands}
     if len(places) != 1 or None in places:
@@ -270,9 +282,9 @@ def constant_of(operand: Any) -> int | None:
             return 0
         fills: dict[Any, int] = {aten.scalar_tensor.default: 0, aten.full.default: 1, aten.full_like.default: 1}
         operand = operand.args[fills[operand.target]] if operand.target in fills else None
-    if isinstance(operand, (int, float)) and not isinstance(operand, bool) and operand == int(operand):
-        return int(operand)
-    return None
+    if isinstance(operand, bool) or not isinstance(operand, (int, float)) or not math.isfinite(operand):
+        return None
+    return int(operand) if operand == int(operand) else None
 
 
 def dtype_of(node: fx.Node) -> torch.dtype | None:

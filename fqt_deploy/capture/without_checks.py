@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 
 
 def _gaussian_nll_loss(
@@ -28,7 +31,22 @@ def _gaussian_nll_loss(
     return reduced[reduction](loss)
 
 
-_REPLACED: dict[Any, Callable[..., Any]] = {F.gaussian_nll_loss: _gaussian_nll_loss}
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """``F.one_hot`` of a size that shapes alone say."""
+    if num_classes == -1:
+        error = FqtError(
+            "F.one_hot without num_classes: the size of its result depends on values",
+            code="FQT104",
+            hint="give the number of classes: F.one_hot(x, num_classes)",
+        )
+        error.location = SourceLocation.of_frame(sys._getframe(2))
+        raise error
+    return F.one_hot(tensor, num_classes)
+
+
+_REPLACED: dict[Any, Callable[..., Any]] = {
+    F.gaussian_nll_loss: _gaussian_nll_loss, F.one_hot: _one_hot,
+}  # fmt: skip
 
 
 class WithoutChecks(TorchFunctionMode):

@@ -30,6 +30,17 @@ def captured(loss_fn, y, x_shape=None):
     return capture_training_graph(nn.Linear(4, 5), loss_fn, (x, y))
 
 
+def _written(o, y):
+    shifted = torch.full_like(y, -100)
+    shifted[:, :-1] = y[:, 1:]
+    return F.cross_entropy(o.reshape(-1, 5), shifted.reshape(-1))
+
+
+def _replaced(o, y):
+    shifted = F.pad(y, (-1, 1), value=9)
+    return F.cross_entropy(o.reshape(-1, 5), shifted.masked_fill(shifted == 9, -100).reshape(-1))
+
+
 TAKEN = {
     "cross-entropy": (F.cross_entropy, labels(8), LabelUse(0, 5, -100, 1)),
     "weights, smoothing, void": (
@@ -73,6 +84,24 @@ TAKEN = {
         lambda o, y: F.cross_entropy(o[:, :-1].reshape(-1, 5), y[:, 1:].reshape(-1)),
         labels(8, 6), LabelUse(0, 5, -100, 2),
     ),
+    "the next token, filled up with void": (
+        lambda o, y: F.cross_entropy(o.reshape(-1, 5), F.pad(y, (0, 1), value=-100)[:, 1:].reshape(-1)),
+        labels(8, 6), LabelUse(0, 5, -100, 2),
+    ),
+    "the next token, filled up with a class": (
+        lambda o, y: F.cross_entropy(o.reshape(-1, 5), F.pad(y, (-1, 1), value=3).reshape(-1)),
+        labels(8, 6), LabelUse(0, 5, -100, 2),
+    ),
+    "numbered from 1, filled up": (
+        lambda o, y: F.cross_entropy(o.reshape(-1, 5), F.pad(y - 1, (-1, 1), value=-1).reshape(-1), ignore_index=-1),
+        labels(8, 6, low=1, high=6), LabelUse(1, 6, 0, 2),
+    ),
+    "joined with void": (
+        lambda o, y: F.cross_entropy(o.reshape(-1, 5), torch.cat([y[:, 1:], y.new_full((8, 1), -100)], 1).reshape(-1)),
+        labels(8, 6), LabelUse(0, 5, -100, 2),
+    ),
+    "written into void": (_written, labels(8, 6), LabelUse(0, 5, -100, 2)),
+    "filled up, then replaced": (_replaced, labels(8, 6), LabelUse(0, 5, -100, 2)),
     "one_hot": (
         lambda o, y: -(F.one_hot(y, 5) * o.log_softmax(1)).sum(1).mean(), labels(8), LabelUse(0, 5, None, 1),
     ),
@@ -105,6 +134,17 @@ REFUSED = {
         lambda o, y: F.cross_entropy(
             o[:, 1:].reshape(-1, 5), torch.where(y[:, 1:] == 7, -100, y[:, :-1]).reshape(-1)
         ), labels(8, 6),
+    ),
+    "filled up with no class": (
+        lambda o, y: -o[torch.arange(8), F.pad(y, (-1, 1), value=-1)].mean(), labels(8),
+    ),
+    "filled up with others than labels": (
+        lambda o, y: F.cross_entropy(o.reshape(-1, 5), torch.cat([y[:, 1:], o[:, :1].argmax(-1)], 1).reshape(-1)),
+        labels(8, 6),
+    ),
+    "two labels joined": (
+        lambda o, y: F.cross_entropy(o.reshape(-1, 5), torch.cat([y[:, 1:], y[:, :1] + 1], 1).reshape(-1)),
+        labels(8, 6, high=4),
     ),
     "several void ones": (
         lambda o, y: F.cross_entropy(o, torch.where((y == 9) | (y == 8), -100, y)), torch.tensor([0, 8, 9]),
@@ -181,3 +221,65 @@ def pixel_source():
     y = labels(4, 8, 8, high=4)
     y[:, :2] = 255
     return ModelSource(model, lambda o, y: F.cross_entropy(o, y, ignore_index=255), (torch.randn(4, 3, 8, 8), y))
+
+
+def one_hot_of(integers):
+    """A model that takes what ``integers`` makes of its input as one of six."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 5)
+
+        def forward(self, x):
+            return self.linear(F.one_hot(integers(x), 6).float())
+
+    return Model()
+
+
+BOUNDED = {
+    "itself": lambda x: x,
+    "clamped": lambda x: x.clamp(0, 5),
+    "the larger": lambda x: torch.maximum(x % 3, (x % 2) * 4) + 1,
+    "a remainder": lambda x: (x * 2) % 6,
+    "a quotient": lambda x: (x % 12) // 2,
+    "a count": lambda x: (x[:, None] > torch.arange(5)).sum(1),
+    "a position": lambda x: (x[:, None] * torch.arange(6)).argmax(1),
+    "a choice": lambda x: torch.where(x > 2, x.clamp(1, 4) + 1, 0),
+    "a product": lambda x: (x % 3) * (x % 2),
+}
+UNBOUNDED = {
+    "doubled": lambda x: x * 2,
+    "clamped too wide": lambda x: x.clamp(0, 6),
+    "clamped on one side": lambda x: (x * 3).clamp(max=5),
+    "a negative remainder": lambda x: x % 6 - 1,
+}
+
+
+@pytest.mark.parametrize("case", BOUNDED)
+def test_one_hot_of_integers_that_cannot_be_out_of_range_compiles(case):
+    batch = labels(8, high=6), labels(8)
+    graph = capture_training_graph(one_hot_of(BOUNDED[case]), F.cross_entropy, batch)
+    assert not [n for n in graph.graph.nodes if "assert" in str(n.target)]
+    expected = IndexRange(0, 6, None) if case == "itself" else None
+    assert graph.signature[0].values == expected
+
+
+@pytest.mark.parametrize("case", UNBOUNDED)
+def test_one_hot_of_integers_that_may_be_out_of_range_is_refused(case):
+    batch = torch.ones(8, dtype=torch.int64), labels(8)
+    with pytest.raises(FqtError, match=r"FQT104: the model asserts .*one_hot") as caught:
+        capture_training_graph(one_hot_of(UNBOUNDED[case]), F.cross_entropy, batch)
+    assert "clamp" in caught.value.hint
+    assert caught.value.location.path.name == "test_label_range.py"
+
+
+def test_one_hot_without_a_number_of_classes_is_refused():
+    class Model(nn.Linear):
+        def forward(self, x):
+            return super().forward(F.one_hot(x).float())
+
+    batch = torch.arange(6), labels(6)
+    with pytest.raises(FqtError, match=r"FQT104: F\.one_hot without num_classes") as caught:
+        capture_training_graph(Model(6, 5), F.cross_entropy, batch)
+    assert caught.value.location.path.name == "test_label_range.py"

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te, tirx
+from tvm import te
 
 from fqt_deploy.ops.aten.aten_op import AtenOp, aten, define_aten, extents
 from fqt_deploy.ops.aten.samples import WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.lib.onnx_body import OnnxValue, OnnxWriter
+from fqt_deploy.ops.lib.safe_index import elements_along, inside, onnx_not_negative, row_or_none
 from fqt_deploy.ops.lib.scatter import ScatterAxes, scatter, scatter_onnx
 from fqt_deploy.ops.op import Cost, Kind, Operand
 from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, keeps_sign, leads, summed, zero_with_any
@@ -19,10 +20,6 @@ from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, keeps_sign, leads, summ
 _TABLE = WIDE[0]
 _TOKENS = torch.tensor([[2, 0, 2, 5, 2], [1, 2, 3, 2, 0]])
 """[2, 5] int64, some of them repeated."""
-
-
-_NAN = 0x7FC00000
-"""The bits of a quiet NaN."""
 
 
 @define_aten(
@@ -43,19 +40,16 @@ class Embedding(AtenOp):
 
     def stages(self, result: Tensor, name: str) -> te.Tensor:
         """Each element from its row."""
-        rows = int(self.weight.shape[0])
-        nothing = tirx.reinterpret("float32", tirx.const(_NAN, "int32"))
 
         def at(*i: Any) -> Any:
-            place = self.indices[i[:-1]]
-            row = self.weight[place.astype("int32"), i[-1]]
-            return tirx.if_then_else(tirx.all(place >= 0, place < rows), row, nothing)
+            return elements_along(self.weight, 0, self.indices[i[:-1]], (None, i[-1]))
 
         return te.compute(extents(result), at, name=name)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
-        """Writes one Gather node, and returns the name of its result."""
-        return graph("Gather", self.weight.name, self.indices.name, axis=0)
+        """Writes a Gather node, and returns the name of its result."""
+        index = onnx_not_negative(graph, self.indices, int(self.weight.shape[0]))
+        return graph("Gather", self.weight.name, index, axis=0)
 
 
 def _gradients(width: int, seed: int) -> Tensor:
@@ -91,10 +85,10 @@ class EmbeddingDenseBackward(AtenOp):
         """Rows of the gradient added to rows of zeros."""
 
         def row(*i: Any) -> Any:
-            token = self.indices[i].astype("int32")
-            counted = [token >= 0, token < self.num_weights]
+            token = self.indices[i]
+            counted = inside(token, self.num_weights)
             counted += [token != self.padding_idx] if self.padding_idx >= 0 else []
-            return tirx.Select(tirx.all(*counted), token, -1)
+            return row_or_none(counted, token.astype("int32"))
 
         place = te.compute(extents(self.indices), row, name=f"{name}_place")
         return scatter(self._axes(), None, place, self.grad_output, add=True, name=name)

@@ -15,6 +15,7 @@ from fqt_deploy.core.call import Call
 from fqt_deploy.ops.aten.aten_op import AtenOp, aten, define_aten, extents
 from fqt_deploy.ops.aten.samples import MIXED, PLACES, WIDE, call, random
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
+from fqt_deploy.ops.lib.safe_index import element_or_nothing, inside, onnx_not_negative, row_or_none, wrapped
 from fqt_deploy.ops.lib.scatter import ScatterAxes, scatter, scatter_onnx
 from fqt_deploy.ops.op import Cost, Kind, Operand
 from fqt_deploy.ops.traits import (
@@ -46,24 +47,21 @@ def _sources(indices: Sequence[Any]) -> list[int]:
     return list(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
 
 
-def _wrapped(index: Any, extent: int) -> Any:
-    """An index as int32; negative ones count from the end."""
-    index = index.astype("int32")
-    return tirx.Select(index < 0, index + extent, index)
-
-
 def _at(index: te.Tensor, position: Sequence[Any]) -> Any:
     aligned = position[len(position) - len(index.shape) :]
     return index[tuple(0 if int(d) == 1 else p for d, p in zip(index.shape, aligned, strict=True))]
 
 
 def _place_onnx(graph: OnnxWriter, indices: Sequence[Any], size: Sequence[int]) -> str:
-    """The row of each source among all indexed axes, as int64."""
+    """The row of each source among all indexed axes, as int64; past the last one if any index is out of range."""
     axes, total = indexed_axes(indices), None
+    outside = graph.constant(math.prod(size[axis] for axis in axes), "int64")
     for axis in axes:
         index, extent = graph.cast(indices[axis], "int64"), graph.constant(size[axis], "int64")
         negative = graph("Less", index, graph.constant(0, "int64"))
         index = graph("Where", negative, graph("Add", index, extent), index)
+        clipped = graph("Clip", index, graph.constant(0, "int64"), graph.constant(max(size[axis] - 1, 0), "int64"))
+        index = graph("Where", graph("Equal", clipped, index), index, outside)
         total = index if total is None else graph("Add", index, graph("Mul", total, extent))
     assert total is not None
     return graph("Expand", total, graph.constant(_sources(indices), "int64"))
@@ -114,8 +112,10 @@ class Index(AtenOp):
 
         def at(*i: Any) -> Any:
             own = i[first : first + sources]
-            places = [_wrapped(_at(self.indices[axis], own), size[axis]) for axis in axes]
-            return self.x[(*i[:first], *places, *i[first + sources :])]
+            indices = [(_at(self.indices[axis], own), size[axis]) for axis in axes]
+            places = [wrapped(index, extent) for index, extent in indices]
+            conditions = [holds for index, extent in indices for holds in inside(index, extent, wraps=True)]
+            return element_or_nothing(conditions, self.x[(*i[:first], *places, *i[first + sources :])])
 
         return te.compute(extents(result), at, name=name)
 
@@ -178,12 +178,12 @@ class IndexPut(AtenOp):
 
         def row(*i: Any) -> Any:
             total: Any = 0
-            inside = []
+            conditions = []
             for axis in axes:
-                place = _wrapped(_at(self.indices[axis], i), size[axis])
-                inside += [place >= 0, place < size[axis]]
-                total = total * size[axis] + place
-            return tirx.Select(tirx.all(*inside), total, -1)
+                index = _at(self.indices[axis], i)
+                conditions += inside(index, size[axis], wraps=True)
+                total = total * size[axis] + wrapped(index, size[axis])
+            return row_or_none(conditions, total)
 
         place = te.compute(self._axes().sources, row, name=f"{name}_place")
         return scatter(self._axes(), self.x, place, self.values, add=self.accumulate, name=name)
@@ -230,17 +230,14 @@ class _AlongAxis(AtenOp):
         axis, size, sources = self.dim % len(self.x.shape), extents(self.x), extents(self.index)
         axes = self._axes()
 
-        def inside(i: Sequence[Any]) -> list[Any]:
+        def covered(i: Sequence[Any]) -> list[Any]:
             """What ``index`` is too small for is left as it was."""
             return [p < extent for p, extent, whole in zip(i, sources, axes.scattered, strict=True) if extent < whole]
 
         def row(*i: Any) -> Any:
-            place = self.index[i].astype("int32")
-            return tirx.if_then_else(
-                tirx.all(*inside(i), tirx.const(True, "bool")),
-                tirx.Select(tirx.all(place >= 0, place < size[axis]), place, -1),
-                -1,
-            )
+            index = self.index[i]
+            row = row_or_none(inside(index, size[axis]), index.astype("int32"))
+            return tirx.if_then_else(tirx.all(*covered(i), tirx.const(True, "bool")), row, -1)
 
         place = te.compute(axes.scattered, row, name=f"{name}_place")
         return scatter(axes, self.x, place, self.src, add=add, name=name)
@@ -250,7 +247,8 @@ class _AlongAxis(AtenOp):
         source = graph("Slice", self.src.name, *bounds)
         reduction = "add" if add else "none"
         axis = self.dim % len(self.x.shape)
-        return graph("ScatterElements", self.x.name, self.index.name, source, axis=axis, reduction=reduction)
+        index = onnx_not_negative(graph, self.index, int(self.x.shape[axis]))
+        return graph("ScatterElements", self.x.name, index, source, axis=axis, reduction=reduction)
 
 
 _PAIRS = torch.tensor([[0, 2, 0], [1, 1, 2]])

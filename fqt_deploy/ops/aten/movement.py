@@ -15,6 +15,7 @@ from fqt_deploy.ops.aten.samples import MIXED, PLACES, ROW, WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.lib.reshape_index import reshape_index
+from fqt_deploy.ops.lib.safe_index import elements_along, onnx_not_negative
 from fqt_deploy.ops.op import Kind, Operand
 from fqt_deploy.ops.traits import (
     NEVER_ZERO,
@@ -289,15 +290,13 @@ class Gather(AtenOp):
     def stages(self, result: Tensor, name: str) -> te.Tensor:
         """Each element from where its index says."""
         axis = self.dim % len(self.x.shape)
-
-        def at(*i: Any) -> Any:
-            return self.x[(*i[:axis], self.index[i].astype("int32"), *i[axis + 1 :])]
-
-        return te.compute(extents(result), at, name=name)
+        return te.compute(extents(result), lambda *i: elements_along(self.x, axis, self.index[i], i), name=name)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
         """Writes the nodes that compute what ``stages`` computes, and returns the name of the result."""
-        return graph("GatherElements", self.x.name, self.index.name, axis=self.dim % len(self.x.shape))
+        axis = self.dim % len(self.x.shape)
+        index = onnx_not_negative(graph, self.index, int(self.x.shape[axis]))
+        return graph("GatherElements", self.x.name, index, axis=axis)
 
 
 @define_aten(
@@ -329,4 +328,6 @@ class ScatterValue(AtenOp):
         """The same in ONNX, where the number is a tensor."""
         shape = graph.constant(self.index.shape, "int64")
         values = graph("Expand", graph.constant(self.value, self.x.dtype), shape)
-        return graph("ScatterElements", self.x.name, self.index.name, values, axis=self.dim % len(self.x.shape))
+        axis = self.dim % len(self.x.shape)
+        index = onnx_not_negative(graph, self.index, int(self.x.shape[axis]))
+        return graph("ScatterElements", self.x.name, index, values, axis=axis)

@@ -13,6 +13,7 @@ from fqt_deploy.core.call import Call
 from fqt_deploy.ops.aten.aten_op import AtenOp, aten, define_aten, extents
 from fqt_deploy.ops.aten.samples import MIXED, WIDE, call
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
+from fqt_deploy.ops.lib.safe_index import elements_along, onnx_not_negative
 from fqt_deploy.ops.op import Kind, Operand
 from fqt_deploy.ops.traits import (
     NEVER_ZERO,
@@ -210,15 +211,12 @@ class IndexSelect(AtenOp):
     def stages(self, result: Tensor, name: str) -> te.Tensor:
         """Each element from its slice."""
         axis = self.dim % len(self.x.shape)
-
-        def at(*i: Any) -> Any:
-            return self.x[(*i[:axis], self.index[i[axis]].astype("int32"), *i[axis + 1 :])]
-
-        return te.compute(extents(result), at, name=name)
+        return te.compute(extents(result), lambda *i: elements_along(self.x, axis, self.index[i[axis]], i), name=name)
 
     def onnx(self, graph: OnnxWriter, result: Tensor) -> str:
         """Writes one Gather node, and returns the name of its result."""
-        return graph("Gather", self.x.name, self.index.name, axis=self.dim % len(self.x.shape))
+        axis = self.dim % len(self.x.shape)
+        return graph("Gather", self.x.name, onnx_not_negative(graph, self.index, int(self.x.shape[axis])), axis=axis)
 
 
 def _start(start: int | None, extent: int) -> int:

@@ -25,6 +25,11 @@ ELEMENTS = (
 )  # fmt: skip
 """Some or all elements of the operand, and no others."""
 
+MIXTURES = (
+    aten.constant_pad_nd.default, aten.cat.default, aten.slice_scatter.default, aten.select_scatter.default,
+)  # fmt: skip
+"""Elements of several operands, or constants among those of one."""
+
 SIZED = (aten.view.default, aten.expand.default)
 """Ops with their result's shape among their arguments."""
 
