@@ -74,7 +74,7 @@ def refuse_mixed_samples(graph: TrainingGraph, inputs: tuple[Tensor, ...]) -> No
             outputs = _run(graph, other)
         except RuntimeError:  # an operator that takes no such numbers: those that do so have no lowering either
             continue
-        changed = outputs.view(batch, -1) != logits.view(batch, -1)
+        changed = _differ(outputs.view(batch, -1), logits.view(batch, -1))
         reached |= changed.any(1)
     if reached[1:].any():
         node = _first_mixing_node(graph, inputs)
@@ -147,11 +147,17 @@ def _values(graph: TrainingGraph, inputs: tuple[Tensor, ...]) -> dict[fx.Node, o
     return interpreter.env
 
 
+def _differ(a: Tensor, b: Tensor) -> Tensor:
+    """Which elements differ; NaN is equal to NaN, which other numbers in another sample cannot have made."""
+    same: Tensor = (a == b) | ((a != a) & (b != b))  # integers have no isnan
+    return ~same
+
+
 def _mixes(a: Tensor, b: Tensor, batch: int) -> bool:
     """Whether all of a value differs that should differ in one part of ``batch`` along some axis."""
     if not a.numel() or torch.equal(a, b):
         return False
-    changed = a != b
+    changed = _differ(a, b)
     for axis in range(a.dim()):
         if a.shape[axis] % batch == 0:
             parts = changed.movedim(axis, 0)

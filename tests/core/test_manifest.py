@@ -169,6 +169,8 @@ def test_manifests_of_two_unnamed_inputs_are_still_read():
     def old(**own):
         data = json.loads(MANIFEST.to_json())
         data["inputs"] = [{k: spec[k] for k in ("name", "shape", "dtype")} for spec in data["inputs"]]
+        for layer in data["layers"]:
+            del layer["activation_bits"]
         del data["prediction"], data["class_axis"], data["buckets"]
         return json.dumps({**data, **own})
 
