@@ -44,13 +44,33 @@ def enter_process() -> None:
         )
 
 
+_cores: set[int] = set()
+"""The cores that the main thread may use, while it forks."""
+
+
 def _end_workers() -> None:
-    """End the main thread's workers before it forks: a child without them could not even end."""
+    """End the main thread's workers before it forks, whose locks a child without them would wait for when it ends.
+
+    TVM starts as many new ones at once. On the core of this thread they do not get to wait for work before it has forked.
+    """
+    if threading.get_ident() != threading.main_thread().ident:
+        return
+    if hasattr(os, "sched_setaffinity"):
+        _cores.update(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {min(_cores)})
     _limit_workers(1)
 
 
 def _allow_workers() -> None:
+    _free_cores()
     _limit_workers(0)
+
+
+def _free_cores() -> None:
+    """Let the main thread use its cores again."""
+    if _cores:
+        os.sched_setaffinity(0, _cores)
+        _cores.clear()
 
 
 def _limit_workers(most: int) -> None:
@@ -66,6 +86,7 @@ def _limit_workers(most: int) -> None:
 
 def _end_without_statics() -> None:
     """Let a forked process end without TVM's static destructors, which wait for the workers of other threads."""
+    _free_cores()
     with contextlib.suppress(AttributeError):  # only glibc has it: there, what is registered last is called first
         process = ctypes.CDLL(None)
         process.on_exit(process._exit, None)

@@ -1,6 +1,7 @@
 #include "calls.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -32,12 +33,42 @@ void LimitWorkers(int most) {
   tvm::runtime::threading::ResetThreadPool();
 }
 
-// Before the main thread forks, its workers end: a child without them could not even end.
-void EndWorkers() { LimitWorkers(1); }
-void AllowWorkers() { LimitWorkers(0); }
+#ifdef __linux__
+cpu_set_t cores;
+bool on_one_core = false;
+#endif
+
+// Let the main thread use its cores again.
+void FreeCores() {
+#ifdef __linux__
+  if (on_one_core) sched_setaffinity(0, sizeof cores, &cores);
+  on_one_core = false;
+#endif
+}
+
+// Before the main thread forks, its workers end, whose locks a child without them would wait for when it ends. TVM
+// starts as many new ones at once: on the core of this thread they do not get to wait for work before it has forked.
+void EndWorkers() {
+#ifdef __linux__
+  const int core = sched_getcpu();
+  if (InMainThread() && core >= 0 && sched_getaffinity(0, sizeof cores, &cores) == 0) {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(core, &one);
+    on_one_core = sched_setaffinity(0, sizeof one, &one) == 0;
+  }
+#endif
+  LimitWorkers(1);
+}
+
+void AllowWorkers() {
+  FreeCores();
+  LimitWorkers(0);
+}
 
 // Nor could it run TVM's static destructors, which wait for the workers of other threads.
 void EndWithoutStatics() {
+  FreeCores();
 #ifdef __GLIBC__
   on_exit([](int status, void*) { _exit(status); }, nullptr);
 #endif
