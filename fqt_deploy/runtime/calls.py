@@ -51,7 +51,8 @@ _cores: set[int] = set()
 def _end_workers() -> None:
     """End the main thread's workers before it forks, whose locks a child without them would wait for when it ends.
 
-    TVM starts as many new ones at once. On the core of this thread they do not get to wait for work before it has forked.
+    TVM starts as many new ones at once. On the core of this thread they do not get to wait for work before it has
+    forked.
     """
     if threading.get_ident() != threading.main_thread().ident:
         return
