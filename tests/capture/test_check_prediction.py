@@ -70,4 +70,6 @@ def test_an_operator_that_refuses_numbers_is_left_to_the_check_of_operators():
 
 
 def test_logits_that_are_nan_anyway_tell_nothing_of_other_samples():
-    capture_prediction_graph(Predicting(lambda m, x: m.a(torch.lgamma(x.relu()) * 0)), torch.zeros_like(X))
+    model, zeros = Predicting(lambda m, x: m.a(torch.lgamma(x.relu()) * 0)), torch.zeros_like(X)
+    assert model(zeros).isnan().all()
+    assert [*capture_prediction_graph(model, zeros).results()] == ["logits"]
