@@ -146,14 +146,13 @@ class _Caller:
                 self._jobs = queue.SimpleQueue()
                 self._thread = threading.Thread(target=_work, args=(self._jobs,), name="fqt-calls", daemon=True)
                 self._thread.start()
-                atexit.register(self._close)
             self._jobs.put((function, arguments, result))
         value, error = result.get()
         if error is not None:
             raise error
         return value
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Finish the call in progress and take no more; a forked process has no such thread to wait for."""
         with self._start:
             self._closed = True
@@ -174,3 +173,4 @@ def _work(jobs: queue.SimpleQueue[tuple[Callable[..., Any], Any, queue.SimpleQue
 
 
 _caller = _Caller()
+atexit.register(_caller.close)  # at once: a thread may call for the first time when the interpreter is already ending

@@ -76,7 +76,7 @@ class Library(HostMemory):
             FqtError: FQT502 if it takes arrays of other shapes or types; it checks all before it computes anything.
         """
         try:
-            return cast("list[Array]", call(_call_owned, self._machine[name], self._from_dlpack, arrays))
+            return cast("list[Array]", call(_call_owned, self._machine, name, self._from_dlpack, arrays))
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # what tvm_ffi raises, by kind of misfit
             raise FqtError(
                 f"{self.path} does not take what the manifest says: {str(error).strip().splitlines()[-1]}",
@@ -85,8 +85,9 @@ class Library(HostMemory):
             ) from None
 
 
-def _call_owned(function: Any, from_dlpack: Any, arrays: tuple[Array, ...]) -> list[Array]:
-    result = function(*map(from_dlpack, arrays))
+def _call_owned(machine: Any, name: str, from_dlpack: Any, arrays: tuple[Array, ...]) -> list[Array]:
+    """The results of the function ``name``, which is looked up here: that, too, is a call of compiled code."""
+    result = machine[name](*map(from_dlpack, arrays))
     return [_owned(tensor) for tensor in (result if isinstance(result, (tuple, list, Sequence)) else (result,))]
 
 
