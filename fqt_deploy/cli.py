@@ -216,16 +216,16 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
         from fqt_deploy.compiler import (
             check_can_compile,
             check_can_profile,
+            compare_with_torch,
             compile_model,
             export_onnx,
             export_onnx_inference,
             export_onnx_step,
             lower_model,
-            profile_artifact,
         )
         from fqt_deploy.compiler.describe import layer_decisions
         from fqt_deploy.compiler.export_plugin import check_plugin_output, export_plugin
-        from fqt_deploy.report import decision_table, megabytes, timing_table
+        from fqt_deploy.report import decision_table, megabytes
 
         if "onnx-plugin" in outputs:
             check_plugin_output(outputs["onnx-plugin"])
@@ -263,10 +263,13 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
         size = sum(file.stat().st_size for file in files if file.is_file())
         console.print(f"{path}: {megabytes(size)}", highlight=False)
     if command.profile:
+        from fqt_deploy.profiling.rows import layer_rows
+        from fqt_deploy.profiling.tables import profile_text
+
         with _progress(command.quiet) as progress:
             progress("timing the step")
-            timings = profile_artifact(source, outputs["so"])
-        console.print(timing_table(timings))
+            profile = compare_with_torch(source, outputs["so"])
+        console.print(profile_text(profile, layer_rows(profile)), highlight=False, markup=False, soft_wrap=True)
     if result is not None and result.verification is not None and not result.verification.ok:
         sys.exit(EXIT_ERROR)
 
