@@ -342,6 +342,7 @@ Session::Session(const std::string& folder) : impl_(std::make_unique<Impl>()) {
   ConfigureThreads();
   try {
     const ffi::Module library = ffi::Module::LoadFromFile(Spelling(artifact.library));
+    RegisterExchange();
     const auto machine = library->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
     machine->GetFunction("vm_initialization").value()(static_cast<int>(kDLCPU), 0, kPooledAllocator);
     for (size_t i = 0; i < my.entries.size(); ++i) {
