@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -213,6 +214,8 @@ class TrainingRun:
                 )
             finally:
                 signals.training = False
+            if group is not None and group.stopped and not signals.received:  # another process was told to end
+                signals.received = signal.SIGTERM
 
 
 def _say_nothing(_: int, __: str) -> None:

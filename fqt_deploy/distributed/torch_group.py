@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,11 @@ class TorchGroup:
         wait_for(work, self._watch.check)
 
 
+@cache
+def _only_group() -> TorchGroup:
+    return TorchGroup()
+
+
 def join_group() -> TorchGroup | None:
-    """The group that torchrun has started this process in; None where it is alone."""
-    return TorchGroup() if ranks_in_environment() > 1 or dist.is_initialized() else None
+    """The group that torchrun has started this process in, always the same; None where it is alone."""
+    return _only_group() if ranks_in_environment() > 1 or dist.is_initialized() else None

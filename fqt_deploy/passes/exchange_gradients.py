@@ -38,6 +38,8 @@ class ExchangeGradients(Pass):
         """Rewrite the outputs that are gradients."""
         results = graph.results()
         names = [name for name in results if name.startswith(GRADIENT)]
+        if not names:
+            return False
         share = Emitter(graph, _behind(results["loss"]), layer="", phase="backward")(
             fqt.process_share.default, results["loss"]
         )
@@ -48,7 +50,7 @@ class ExchangeGradients(Pass):
             emit = Emitter(graph, anchor, layer=layer, phase="backward")
             results[name] = emit(fqt.exchange_gradient.default, results[name], share)
         graph.set_results(results)
-        return bool(names)
+        return True
 
 
 def _behind(node: fx.Node) -> fx.Node:
