@@ -1,7 +1,7 @@
 """Kill processes of a distributed training with SIGKILL at random moments: ``python -m tools.kill_ranks ARTIFACT``.
 
-Each run of ``torchrun --nproc-per-node 2 -m fqt_deploy.train`` goes on from the checkpoint of the one before, and one of
-its processes is killed at random. The others must end within ten seconds with code FQT603. In the end the state is
+Each run of ``torchrun --nproc-per-node 2 -m fqt_deploy.train`` goes on from the checkpoint of the one before, and one
+of its processes is killed at random. The others must end within ten seconds with code FQT603. In the end the state is
 compared, bit for bit, with that of a run that nobody killed.
 """
 

@@ -78,7 +78,9 @@ class GradientSum:
         wait_for(bucket.work, self.check)
         bucket.work = None
         if len(bucket.gradients) > 1:
-            for gradient, part in zip(bucket.gradients, bucket.flat.split([g.numel() for g in bucket.gradients])):
+            for gradient, part in zip(
+                bucket.gradients, bucket.flat.split([g.numel() for g in bucket.gradients]), strict=True
+            ):
                 gradient.copy_(part)
 
     def _flush(self) -> None:

@@ -38,9 +38,7 @@ class Watch:
         self._rank, self._size = rank, size
         host, port = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
         if not host:
-            raise FqtError(
-                "MASTER_ADDR is not set", code="FQT604", hint="start with torchrun --nproc-per-node 2 ..."
-            )
+            raise FqtError("MASTER_ADDR is not set", code="FQT604", hint="start with torchrun --nproc-per-node 2 ...")
         try:
             store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
         except RuntimeError as error:
