@@ -57,8 +57,17 @@ def start(artifact: Path, data: Path, checkpoint: Path, epochs: int) -> subproce
 
 
 def workers_of(launcher: int) -> list[int]:
-    """The processes that torchrun has started."""
-    return [int(word) for word in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+    """The processes that torchrun has started, in order."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (folder / "cmdline").read_text()
+        except (OSError, IndexError):  # it has just ended
+            continue
+        if parent == launcher and "fqt_deploy.train" in command:
+            found.append(int(folder.name))
+    return sorted(found)
 
 
 def kill_once(process: subprocess.Popen[str], checkpoint: Path, random_: random.Random, kills: Kills) -> None:

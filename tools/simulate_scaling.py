@@ -4,8 +4,8 @@ Example: ``python -m tools.simulate_scaling --step-s 0.089 --elements 11173962 -
 
 The model: a step takes its own time and that of the exchange of gradients, of which backward hides a part. A ring moves
 2 (n - 1) / n of the bytes over each link in 2 (n - 1) messages; a tree moves twice the bytes in 2 log2(n) messages.
-Codes of 4 bits are an eighth of the bytes, and take time to make on each device. What is printed is efficiency: the speed with
-n devices of n times the batch, divided by n times that of one.
+Codes of 4 bits are an eighth of the bytes, and take time to make on each device. What is printed is efficiency: the
+speed with n devices on n times the batch, divided by n times that of one.
 """
 
 from __future__ import annotations

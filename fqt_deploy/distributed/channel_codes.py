@@ -81,7 +81,8 @@ def encode(values: Floats, draws: Draws, out: Bytes) -> None:
             codes = part[:, begin : begin + _CHUNK] * inverse[:, None]
             codes += draws.uniform(codes.size).reshape(codes.shape)
             codes += LEVELS
-            whole = np.minimum(codes, 2 * LEVELS).astype(np.uint8)
+            with np.errstate(invalid="ignore"):  # NaN has any code: its channel's scale is NaN
+                whole = np.minimum(codes, 2 * LEVELS).astype(np.uint8)
             if whole.shape[1] % 2:
                 whole = np.pad(whole, ((0, 0), (0, 1)), constant_values=LEVELS)
             place = rows[first : first + step, 4 + begin // 2 : 4 + begin // 2 + whole.shape[1] // 2]
