@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,18 @@ import numpy as np
 import fqt_deploy
 from fqt_deploy.distributed import TorchGroup, join_group
 from fqt_deploy.runtime.session import Session
+from tools.accuracy.data import load_dataset
 from tools.train_digits import Digits, load_digits
 from tools.training import accuracy, batches, cosine
 
-HELD_OUT = 1000
-"""Number of samples of a file that are held out."""
+LARGEST = 10000
+"""Upper bound of the samples that are taken of a file."""
 WARM_UP = 3
 SHOWN = 50
 
 
 def load_data(name: str, session: Session) -> Digits:
-    """The data called ``name``: ``digits``, ``noise`` of the step's shapes, or a file with ``x`` and ``y``."""
+    """The data called ``name``: ``digits``, ``noise`` of the step's shapes, or what ``tools.accuracy`` reads."""
     if name == "digits":
         return load_digits()
     generator = np.random.default_rng(0)
@@ -43,12 +45,10 @@ def load_data(name: str, session: Session) -> Digits:
         x = generator.standard_normal((samples, *shape)).astype(np.float32)
         y = generator.integers(0, session.manifest.classes or 2, samples)
         return Digits(x, y, x, y)
-    arrays = np.load(name)
-    x, y = arrays["x"].astype(np.float32), arrays["y"].astype(np.int64)
-    x = (x - x.mean(axis=(0, 2, 3), keepdims=True)) / x.std(axis=(0, 2, 3), keepdims=True)
-    order = generator.permutation(len(x))
-    train, test = order[HELD_OUT:], order[:HELD_OUT]
-    return Digits(x[train], y[train], x[test], y[test])
+    read = load_dataset(name, Path(tempfile.gettempdir()) / "fqt-images")
+    x, test_x = (part[:LARGEST].astype(np.float32) for part in (read.train_x, read.test_x))
+    mean, std = x.mean(axis=(0, 2, 3), keepdims=True), x.std(axis=(0, 2, 3), keepdims=True)
+    return Digits((x - mean) / std, read.train_y[:LARGEST], (test_x - mean) / std, read.test_y[:LARGEST])
 
 
 def train(artifact: Path, data_name: str, steps: int, lr: float, seed: int, group: TorchGroup | None) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def main() -> None:
     """Run the tool."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
-    parser.add_argument("--data", default="digits", help="digits, noise, or a file with x and y")
+    parser.add_argument("--data", default="digits", help="digits, noise, or a file that tools.accuracy reads")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seeds", type=int, default=1)

@@ -24,6 +24,8 @@ from fqt_deploy.distributed.watch import Watch
 from fqt_deploy.runtime.exchange import Exchange
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_BACKENDS = ("gloo", "mpi")
+"""Backends that move data of the CPU."""
 _SLOWEST = timedelta(hours=12)
 """How long a process may be behind the others, as in an evaluation; one that has ended is noticed by ``Watch``."""
 
@@ -56,6 +58,12 @@ class TorchGroup:
                 dist.init_process_group("gloo", timeout=_SLOWEST)
             except (RuntimeError, ValueError) as error:
                 raise FqtError(f"torch.distributed cannot start: {error}", code="FQT604") from None
+        if dist.get_backend() not in _BACKENDS and "cpu:" not in dist.get_backend_config():
+            raise FqtError(
+                f"torch.distributed was started with {dist.get_backend()}, which moves no data of the CPU",
+                code="FQT604",
+                hint="init_process_group('gloo'), or 'cpu:gloo,cuda:nccl'",
+            )
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.stopping = self.stopped = False
         self._exchange: GradientSum | CodeSum | None = None

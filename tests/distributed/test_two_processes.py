@@ -27,7 +27,9 @@ def results(compiled, tmp_path_factory):
     code, output = torchrun(WORKER, plain, coded, alone, out)
     assert code == 0, output
     return {
-        (job, rank): dict(np.load(f"{out}.{job}.{rank}.npz")) for job in ("plain", "coded", "codes") for rank in (0, 1)
+        (job, rank): dict(np.load(f"{out}.{job}.{rank}.npz"))
+        for job in ("plain", "coded", "codes", "script")
+        for rank in (0, 1)
     }
 
 
@@ -64,6 +66,13 @@ def test_codes_are_an_eighth_of_the_bytes_and_train(results):
 def test_what_does_not_fit_together_is_refused(results):
     for rank in (0, 1):
         assert results["codes", rank]["codes"].tolist() == ["FQT601", "FQT602", "FQT602"]
+
+
+def test_a_script_compiles_and_joins(results):
+    first, second = results["script", 0], results["script", 1]
+    assert not np.array_equal(first["x"], second["x"])
+    assert first["loss"] == second["loss"]
+    assert np.array_equal(first["weight"], second["weight"])
 
 
 @pytest.fixture(scope="module")

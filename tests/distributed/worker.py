@@ -4,6 +4,7 @@ import sys
 import time
 
 import numpy as np
+import torch
 
 import fqt_deploy
 from fqt_deploy.core.diagnostics import FqtError
@@ -61,6 +62,11 @@ def main():
     session.tensors()["param/0.bias"][0] += group.rank
     codes.append(refusal(session.synchronize))
     np.savez(f"{out}.codes.{group.rank}.npz", codes=codes)
+    torch.manual_seed(group.rank)  # parameters of its own, until it joins
+    x, y = torch.randn(6, 5), torch.arange(6) % 3
+    step = fqt_deploy.compile(torch.nn.Linear(5, 3), example_inputs=(x, y), recipe="none", distributed="fp32")
+    loss = step(x, y)
+    np.savez(f"{out}.script.{group.rank}.npz", loss=loss, weight=step.state_dict()["weight"], x=x)
     group.close()
 
 
