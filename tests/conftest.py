@@ -15,6 +15,7 @@ torch.set_num_threads(1)  # the tensors of tests are small: a second thread only
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # one core each, or kernels wait for each other's threads
     for variable in ("FQT_NUM_THREADS", "TVM_NUM_THREADS"):
         os.environ.setdefault(variable, str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
+os.environ["FQT_BUILD_CACHE"] = "0"
 os.environ["FQT_KERNEL_CACHE"] = "0"  # kernels are compiled as the test has it, whatever it replaces in the compiler
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
