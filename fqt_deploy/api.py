@@ -18,6 +18,7 @@ from fqt_deploy.compiled_step import CompiledStep
 from fqt_deploy.compiler import CheckReport, check_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.optimizer import Optimizer
+from fqt_deploy.distributed import join_group
 from fqt_deploy.report import decision_table
 from fqt_deploy.runtime.artifact import read_artifact
 from fqt_deploy.runtime.library import Library
@@ -68,6 +69,8 @@ def compile(
     step.folder, step.source = folder, source
     if followed is not None:
         step.follow(followed)
+    if options.distributed != "off" and (group := join_group()) is not None:
+        step.join(group)
     return step
 
 

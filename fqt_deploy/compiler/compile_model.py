@@ -108,6 +108,12 @@ def compile_model(
         raise FqtError(
             "steps for several shapes of batches are compiled for CPUs only", code="FQT202", hint="choose one --batch"
         )
+    if options.distributed != "off" and target.name == "cuda":
+        raise FqtError(
+            "steps for several processes are compiled for CPUs only",
+            code="FQT202",
+            hint="leave --distributed out, or choose --target cpu",
+        )
     companions = {**runtime_libraries(target.toolchain).companions(), **target.companions()}
     lowered = lowered or lower_model(source, options, progress=tell)
     tell("generating kernels")
