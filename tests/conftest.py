@@ -31,7 +31,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """All workers of a run share a cache of kernels, which is empty at first; what else the user's cache holds is there."""
+    """All workers of a run share a cache of kernels, empty at first; the rest of the user's cache is there, too."""
     if hasattr(config, "workerinput"):
         return
     folder = tempfile.TemporaryDirectory(prefix="fqt-tests-")
