@@ -299,7 +299,7 @@ int64_t CountOf(const TensorSpec& spec, const char* data) {
 // The machine whose kernels are timed, the buffer that its clock fills, and what it noted, as JSON.
 struct Timing {
   std::vector<ffi::Function> untimed;  // the train_step of each entry; empty while nothing is timed
-  ffi::Module machine;
+  ffi::Optional<ffi::Module> machine;
   ffi::Function start, take;
   std::vector<int64_t> calls;
   std::string steps;
@@ -333,7 +333,7 @@ struct Session::Impl {
   size_t step_index;
   std::mutex turn;
   std::string path;     // of the library
-  ffi::Module library;  // kept for its clock: codegen/kernel_clock.c
+  ffi::Optional<ffi::Module> library;  // kept for its clock: codegen/kernel_clock.c
   Timing timing;
 
   std::unique_lock<std::mutex> TakeTurn() {
@@ -398,7 +398,7 @@ Session::Session(const std::string& folder) : impl_(std::make_unique<Impl>()) {
     RegisterExchange();
     my.path = artifact.library;
     my.library = ffi::Module::LoadFromFile(Spelling(artifact.library));
-    const ffi::Module machine = LoadMachine(my.library);
+    const ffi::Module machine = LoadMachine(my.library.value());
     for (size_t i = 0; i < my.entries.size(); ++i) {
       my.entries[i].train_step = machine->GetFunction(Numbered("train_step", i)).value();
       my.entries[i].predict = machine->GetFunction(Numbered("predict", i)).value();
@@ -457,19 +457,21 @@ void Session::StartTiming() {
   EnterProcess();
   Timing& timing = my.timing;
   if (!timing.untimed.empty()) throw Error(kBadOption, "kernels are being timed already");
-  const auto watch = my.library->GetFunction("clock_watch", true);
+  const ffi::Module library = my.library.value();
+  const auto watch = library->GetFunction("clock_watch", true);
   if (!watch.has_value()) throw Error(kOtherVersion, my.path + " has no clock: an earlier version compiled it");
-  timing.start = my.library->GetFunction("clock_start", true).value();
-  timing.take = my.library->GetFunction("clock_take", true).value();
+  timing.start = library->GetFunction("clock_start", true).value();
+  timing.take = library->GetFunction("clock_take", true).value();
   timing.calls.assign(kMostCalls * kCallFields, 0);
   timing.steps.clear();
   CallFromOneThread([&] {
-    timing.machine = LoadMachine(my.library);
-    timing.machine->GetFunction("set_instrument").value()(watch.value());
+    const ffi::Module machine = LoadMachine(library);
+    machine->GetFunction("set_instrument").value()(watch.value());
+    timing.machine = machine;
     timing.start(reinterpret_cast<int64_t>(timing.calls.data()), static_cast<int64_t>(kMostCalls));
     for (size_t i = 0; i < my.entries.size(); ++i) {
       timing.untimed.push_back(my.entries[i].train_step);
-      my.entries[i].train_step = timing.machine->GetFunction(Numbered("train_step", i)).value();
+      my.entries[i].train_step = machine->GetFunction(Numbered("train_step", i)).value();
     }
   });
 }
