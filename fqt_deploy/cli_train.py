@@ -90,6 +90,9 @@ def main(artifact: Path, **given: Any) -> None:
     signals = StopSignals()
     given["checkpoint"] = given["checkpoint"] or artifact / "checkpoint.safetensors"
     given["best"] = given["best"] or artifact / "best.safetensors"
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":  # torchrun has started all processes again
+        given["resume"] = given["checkpoint"].exists()
+        given["overwrite"] = not given["resume"]
     try:
         with signals.taken():
             TrainingRun(artifact=artifact, **given).finish(signals)

@@ -22,11 +22,12 @@ from fqt_deploy.codegen.memory_plan import MemoryPlan, plan_memory
 from fqt_deploy.core.call import call_of
 from fqt_deploy.core.diagnostics import SourceLocation
 from fqt_deploy.core.graph import TrainingGraph, shape
-from fqt_deploy.core.manifest import KernelInfo, function_name
+from fqt_deploy.core.manifest import EXCHANGE_FINISH, EXCHANGE_START, PROCESS_SHARE, KernelInfo, function_name
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import FqtOp, Kind
 
 aten = torch.ops.aten
+fqt = torch.ops.fqt
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class _Emitter:
         calls: list[Kernel] = []
         steps = group_kernels(graph)
         results = [n for label, n in self._outputs(graph) if label not in graph.state]
+        exchanges = {s.root: i for i, s in enumerate(s for s in steps if isinstance(s, Kernel) and _exchanges(s.root))}
+        awaited: set[fx.Node] = set()
         with self.builder.function(name, list(values.values()), pure=False):
             buffers = self._allocate(steps, results, written)
             for step in steps:
@@ -107,11 +110,29 @@ class _Emitter:
                     source = values[step.source]
                     values[step.node] = self.builder.emit(relax.op.reshape(source, shape(step.node)))
                 else:
+                    self._await(step, exchanges, awaited)
                     infos.append(self._kernel(step, values, written, buffers))
                     calls.append(step)
+                    if step.root.target is fqt.process_share.default:
+                        self._call(PROCESS_SHARE, values[step.root])
+                    if step.root in exchanges:
+                        self._call(EXCHANGE_START, values[step.root], relax.prim_value(exchanges[step.root]))
             returned = [values[n] for n in results]
             self.builder.emit_func_output(relax.Tuple(returned) if len(returned) > 1 else returned[0])
         return infos, calls
+
+    def _await(self, kernel: Kernel, exchanges: Mapping[fx.Node, int], awaited: set[fx.Node]) -> None:
+        """Wait for the exchange of what ``kernel`` reads; ``awaited`` are those that are over."""
+        for root in dict.fromkeys(buffer_of(leaf).root for leaf in kernel.leaves):
+            if root in exchanges and root not in awaited:
+                awaited.add(root)
+                self._call(EXCHANGE_FINISH, relax.prim_value(exchanges[root]))
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        """Emit a call of the runtime's function ``name``."""
+        if name not in self.symbols:
+            self.symbols[name] = self.builder.add_func(relax.ExternFunc(name, _KERNEL_TYPE), name)
+        self.builder.emit(relax.Call(self.symbols[name], list(arguments)))
 
     @staticmethod
     def _outputs(graph: TrainingGraph) -> list[tuple[str, fx.Node]]:
@@ -211,6 +232,11 @@ def destinations(graph: TrainingGraph) -> dict[fx.Node, list[fx.Node]]:
         if label in graph.state and node.target is aten.clone.default:
             found[node] = [graph.placeholder(label)]
     return found
+
+
+def _exchanges(node: fx.Node) -> bool:
+    """Whether ``node`` is a gradient that is exchanged with other processes."""
+    return kind_of(node) is Kind.EXCHANGE
 
 
 _KERNEL_TYPE = relax.FuncType.opaque_func(ret=relax.TupleType([]))

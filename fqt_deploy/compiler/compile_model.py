@@ -27,6 +27,7 @@ from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.core.text import SUFFIX, graph_text
+from fqt_deploy.core.user_cache import default_log
 from fqt_deploy.packaging.runtime_libraries import runtime_libraries
 from fqt_deploy.passes.invariants import ALWAYS
 from fqt_deploy.passes.pass_base import Pass, Pipeline
@@ -35,7 +36,7 @@ from fqt_deploy.runtime.artifact import write_artifact
 from fqt_deploy.runtime.threads import configure_threads
 from fqt_deploy.targets.base import Target
 from fqt_deploy.targets.registry import make_target
-from fqt_deploy.targets.tuning_log import append_tiles, default_log, read_tiles
+from fqt_deploy.targets.tuning_log import append_tiles, read_tiles
 
 Progress = Callable[[str], None]
 """A function that is told the name of each phase as it begins."""
@@ -106,6 +107,12 @@ def compile_model(
     if source.others and target.name == "cuda":
         raise FqtError(
             "steps for several shapes of batches are compiled for CPUs only", code="FQT202", hint="choose one --batch"
+        )
+    if options.distributed != "off" and target.name == "cuda":
+        raise FqtError(
+            "steps for several processes are compiled for CPUs only",
+            code="FQT202",
+            hint="leave --distributed out, or choose --target cpu",
         )
     companions = {**runtime_libraries(target.toolchain).companions(), **target.companions()}
     lowered = lowered or lower_model(source, options, progress=tell)

@@ -45,6 +45,8 @@ class Kind(enum.Enum):
     """An op without a kernel of its own: ``decompose`` spells it in other ops before code generation."""
     UPDATE = "update"
     """The kind of an optimizer update, which writes some of its operands in place."""
+    EXCHANGE = "exchange"
+    """A copy of its operand, which the runtime replaces by what other processes have too, until something reads it."""
 
 
 @dataclass(frozen=True)

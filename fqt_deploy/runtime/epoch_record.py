@@ -11,6 +11,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.event_file import EventFile
 from fqt_deploy.runtime.metrics import Evaluation
 from fqt_deploy.runtime.session import Session
+from fqt_deploy.runtime.training import PLACE
 
 _KEPT = "fqt_train"
 """The entry of a checkpoint's metadata."""
@@ -27,6 +28,7 @@ class EpochRecord:
         tensorboard: folder of the files for TensorBoard; None writes none.
         best: the best value so far.
         waited: number of epochs since.
+        place: the run's place in the data, where several processes train; every checkpoint keeps it.
     """
 
     best_file: Path | None = None
@@ -35,14 +37,17 @@ class EpochRecord:
     tensorboard: Path | None = None
     best: float | None = None
     waited: int = 0
+    place: str | None = None
     _events: EventFile | None = None
 
     def kept(self) -> dict[str, str]:
         """What a checkpoint keeps, so that a resumed run goes on."""
-        return {_KEPT: json.dumps({"best": self.best, "waited": self.waited})}
+        place = {} if self.place is None else {PLACE: self.place}
+        return {_KEPT: json.dumps({"best": self.best, "waited": self.waited}), **place}
 
     def resume(self, metadata: dict[str, str]) -> None:
         """Go on as the metadata of a checkpoint say; those of others say nothing."""
+        self.place = metadata.get(PLACE)
         try:
             said = json.loads(metadata.get(_KEPT, "{}"))
             best, waited = said.get("best"), int(said.get("waited", 0))

@@ -18,6 +18,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import function_name
 from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME, CUDA_RUNTIME_LIBRARY, RUNTIME_LIBRARY, Build
 from fqt_deploy.runtime.calls import call
+from fqt_deploy.runtime.exchange import Exchange, exchanging, register_exchange
 from fqt_deploy.runtime.host_memory import HostMemory
 from fqt_deploy.runtime.threads import configure_threads
 
@@ -39,9 +40,14 @@ class Library(HostMemory):
     Args:
         path: the shared library in its artifact, whose digests have been checked.
 
+    Attributes:
+        exchange: how a step that is compiled for several processes exchanges gradients; None in a process alone.
+
     Raises:
         FqtError: FQT509 if TVM's runtime library is missing, FQT502 if ``path`` cannot be loaded.
     """
+
+    exchange: Exchange | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,7 +82,7 @@ class Library(HostMemory):
             FqtError: FQT502 if it takes arrays of other shapes or types; it checks all before it computes anything.
         """
         try:
-            return cast("list[Array]", call(_call_owned, self._machine, name, self._from_dlpack, arrays))
+            return cast("list[Array]", call(_call_owned, self._machine, name, self._from_dlpack, arrays, self.exchange))
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # what tvm_ffi raises, by kind of misfit
             raise FqtError(
                 f"{self.path} does not take what the manifest says: {str(error).strip().splitlines()[-1]}",
@@ -85,9 +91,12 @@ class Library(HostMemory):
             ) from None
 
 
-def _call_owned(machine: Any, name: str, from_dlpack: Any, arrays: tuple[Array, ...]) -> list[Array]:
+def _call_owned(
+    machine: Any, name: str, from_dlpack: Any, arrays: tuple[Array, ...], exchange: Exchange | None
+) -> list[Array]:
     """The results of the function ``name``, which is looked up here: that, too, is a call of compiled code."""
-    result = machine[name](*map(from_dlpack, arrays))
+    with exchanging(exchange):
+        result = machine[name](*map(from_dlpack, arrays))
     return [_owned(tensor) for tensor in (result if isinstance(result, (tuple, list, Sequence)) else (result,))]
 
 
@@ -149,6 +158,7 @@ def load_runtime(bundled: Path, *, cuda: bool = False) -> ModuleType:
     """
     configure_threads()
     ffi = _import_tvm_ffi()
+    register_exchange(ffi)
     for name, registered in _LIBRARIES[: 2 if cuda else 1]:
         # A second copy in one process would register every function again, which TVM refuses.
         if ffi.get_global_func(registered, allow_missing=True) is None:

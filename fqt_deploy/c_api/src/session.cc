@@ -204,6 +204,14 @@ std::string FormatRates(const std::vector<double>& rates) {
   return text + "]";
 }
 
+// A step that is compiled for several processes calls these; alone it has nothing to exchange.
+void RegisterExchange() {
+  for (const char* name : {"fqt_process_share", "fqt_exchange_start", "fqt_exchange_finish"}) {
+    if (ffi::Function::GetGlobal(name).has_value()) continue;
+    ffi::Function::SetGlobal(name, ffi::Function::FromPacked([](const ffi::AnyView*, int32_t, ffi::Any*) {}));
+  }
+}
+
 // What `function` returns: arrays, each checked to be of the spec beside it.
 std::vector<ffi::Tensor> Call(const ffi::Function& function, const std::vector<ffi::Tensor>& arguments,
                               const std::vector<TensorSpec>& specs) {
@@ -341,6 +349,7 @@ Session::Session(const std::string& folder) : impl_(std::make_unique<Impl>()) {
   SetRates(my.manifest.rates);
   ConfigureThreads();
   try {
+    RegisterExchange();
     const ffi::Module library = ffi::Module::LoadFromFile(Spelling(artifact.library));
     const auto machine = library->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
     machine->GetFunction("vm_initialization").value()(static_cast<int>(kDLCPU), 0, kPooledAllocator);
