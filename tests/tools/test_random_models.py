@@ -7,6 +7,7 @@ from torch import nn
 from tools import random_models
 from tools.random_models import Outcome, check, main, random_model
 
+
 @pytest.mark.parametrize("seed", range(40))
 def test_a_random_model_is_captured_and_lowered(seed):
     outcome = check(seed, kernels=False, numerics=seed < 5)
