@@ -111,7 +111,7 @@ def test_plain_onnx_runtime_refuses_a_label_that_is_none(exported, digits, form,
     assert np.isfinite(session.run(["loss"], feeds)[0])
     wrong = y.copy()
     wrong[3] = label
-    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="data bounds|out of range"):
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match=r"data bounds|out of range"):
         session.run(["loss"], feeds | {"y": wrong})
 
 

@@ -69,6 +69,10 @@ class MaxPool2d(FqtOp):
         """Returns the number of elements of a window."""
         return self.kernel[0] * self.kernel[1]
 
+    def mentions(self) -> int:
+        """Returns three for each tap: a test for NaN compares it with itself."""
+        return 3 * self.window_size()
+
     def compute(self) -> te.Tensor:
         """Maximum over the taps, written out: the op stays element-wise for fusion."""
 
@@ -147,6 +151,14 @@ class MaxPool2dArgmax(FqtOp):
     def window_size(self) -> int:
         """Returns the number of elements of a window."""
         return self.kernel[0] * self.kernel[1]
+
+    def mentions(self) -> int:
+        """Returns one for each tap in each maximum that it is a part of, and one for each of the two comparisons."""
+
+        def count(taps: int) -> int:
+            return 0 if taps == 1 else taps + count(taps // 2) + count(taps - taps // 2)
+
+        return max(1, count(self.window_size()))
 
     def compute(self) -> te.Tensor:
         """The maximum and its position among each half of the taps, written out: the earlier one wins a tie."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm import te, tirx
@@ -59,6 +60,11 @@ def _nearest(window: Any, extent: int, kernel: int, stride: int, padding: int) -
             at = tirx.min(at, extent - 1)
         taps.append((at, tirx.const(tap, "int32") if at is first else at - (window * stride - padding)))
     return taps
+
+
+def covering_count(kernel: list[int], stride: list[int]) -> int:
+    """The largest number of windows that cover one input position."""
+    return math.prod(-(-size // step) for size, step in zip(kernel, stride, strict=True))
 
 
 def covering_windows(
