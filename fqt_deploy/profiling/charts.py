@@ -45,7 +45,7 @@ def speedup_by_layer(profile: StepProfile) -> Spec | None:
     largest = f"{best.speedup:.1f}, {best.layer} {best.direction}"
     told = f"Speedup over PyTorch fp32 by layer and direction; the largest is {largest}"
     spec = _spec(told, values, "bar", encoding, height=_height(values, "layer", bars=2))
-    rule = {"data": {"values": [{"one": 1}]}, "mark": {"type": "rule", "strokeDash": [4, 3]}}
+    rule: Spec = {"data": {"values": [{"one": 1}]}, "mark": {"type": "rule", "strokeDash": [4, 3]}}
     rule["encoding"] = {"x": {"field": "one", "type": "quantitative"}}
     bars = {"data": spec.pop("data"), "mark": spec.pop("mark"), "encoding": spec.pop("encoding")}
     return {**spec, "layer": [bars, rule]}
@@ -72,7 +72,7 @@ def time_by_class(profile: StepProfile) -> Spec:
 
 def roofline(profile: StepProfile) -> Spec:
     """Kernels by multiply-accumulates a byte and a second, under the machine's ceilings, on logarithmic axes."""
-    points = []
+    points: list[Spec] = []
     for kernel, seconds in zip(profile.kernels, profile.seconds, strict=True):
         for kind, work in (("fp32", kernel.flops), ("1-bit", kernel.bit_ops)):
             if work and seconds > 0 and kernel.bytes_moved:
@@ -83,7 +83,7 @@ def roofline(profile: StepProfile) -> Spec:
                     }
                 )  # fmt: skip
     ceilings = profile.ceilings
-    lines = []
+    lines: list[Spec] = []
     low, high = 0.01, max((point["intensity"] for point in points), default=1.0) * 4
     for name, top in (("fp32 ceiling", ceilings.fp32_macs), ("1-bit ceiling", ceilings.bit_macs)):
         if top:
