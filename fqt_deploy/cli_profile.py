@@ -65,6 +65,7 @@ Times are void on a busy machine; the table says so.
 @click.option(
     "--watched", type=click.Path(path_type=Path), metavar="FILE.csv", help="Show what --watch-log wrote there."
 )
+@click.option("--times", type=click.Path(path_type=Path), metavar="FILE", help="Show what a C program noted there.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors alone.")
 @click.version_option(__version__)
 def main(
@@ -83,14 +84,15 @@ def main(
     html: Path | None,
     ir: Path | None,
     watched: Path | None,
+    times: Path | None,
     quiet: bool,
 ) -> None:
     """Measure the steps of artifacts, or show profiles that were saved."""
     open_standard_streams()
     try:
-        if len(paths) > 1 and (save or csv_file or json_file or trace):
+        if len(paths) > 1 and (save or csv_file or json_file or trace or times):
             raise FqtError("several profiles are compared as text or --html", code="FQT202", hint="give one path")
-        profiles = [_profile(path, data, steps, model, modes, quiet) for path in paths]
+        profiles = [_profile(path, data, times, steps, model, modes, quiet) for path in paths]
         profiles[0] = _with_extras(profiles[0], ir, watched)
         rows = _chosen(profiles[0], sort, only, direction)
         _write(profiles, rows, {"save": save, "json": json_file, "csv": csv_file, "trace": trace, "html": html})
@@ -101,15 +103,20 @@ def main(
         sys.exit(1)
 
 
-def _profile(path: Path, data: Path | None, steps: int, model: Path | None, modes: str, quiet: bool) -> StepProfile:
+def _profile(
+    path: Path, data: Path | None, times: Path | None, steps: int, model: Path | None, modes: str, quiet: bool
+) -> StepProfile:
     """The profile at ``path``: saved there, or measured of the artifact there."""
     from dataclasses import replace
 
+    from fqt_deploy.profiling.c_times import profile_of_times
     from fqt_deploy.profiling.profile_artifact import profile_artifact
     from fqt_deploy.profiling.step_profile import read_profile
 
     if path.is_file():
         profile = read_profile(path)
+    elif times is not None:
+        profile = profile_of_times(path, times)
     else:
         if not quiet:
             tell("measuring the step ...")

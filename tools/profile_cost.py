@@ -1,6 +1,6 @@
-"""What profiles and statistics cost: steps with and without them, in turn.
+"""What profiles and statistics cost: steps with and without them, in turn; medians.
 
-Example: ``python -m tools.profile_cost vgg16_cifar.fqt``. Numbers are void unless the machine is quiet.
+Example: ``python -m tools.profile_cost vgg16_cifar.fqt``. Elapsed times are void unless the machine is quiet.
 """
 
 from __future__ import annotations
@@ -47,19 +47,20 @@ def main() -> None:
 
     kinds: dict[str, Callable[[], None]] = {"plain": plain, "kernels timed": timed, "watched every 10": watched}
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    worked: dict[str, list[float]] = {name: [] for name in kinds}
     for run in kinds.values():
         run()
     with OtherWork() as others:
         for _ in range(arguments.turns):
             for name, run in kinds.items():
-                begin = time.perf_counter()
+                begin, before = time.perf_counter(), time.process_time()
                 run()
                 seconds[name].append((time.perf_counter() - begin) / EVERY)
-    least = {name: min(found) for name, found in seconds.items()}
-    for name, found in seconds.items():
-        more = 100 * (least[name] / least["plain"] - 1)
-        middle, lowest = 1e3 * statistics.median(found), 1e3 * least[name]
-        print(f"{name:18} median {middle:9.3f} ms, least {lowest:9.3f} ms, {more:+.2f} %")
+                worked[name].append((time.process_time() - before) / EVERY)
+    for kind, found in (("elapsed", seconds), ("of the processor", worked)):
+        for name, times in found.items():
+            middle, plain_s = statistics.median(times), statistics.median(found["plain"])
+            print(f"{name:18} {1e3 * middle:9.3f} ms {kind}, {100 * (middle / plain_s - 1):+.2f} %")
     print(f"others used {others.cores} cores")
 
 

@@ -25,7 +25,7 @@ def time_by_layer(profile: StepProfile) -> Spec:
         "tooltip": [{"field": name} for name in ("layer", "direction", "ms")],
     }
     told = f"Milliseconds in a step by layer and direction; {_most(rows)}"
-    return _spec(told, values, "bar", encoding, height={"step": _BAR})
+    return _spec(told, values, "bar", encoding, height=_height(values, "layer"))
 
 
 def speedup_by_layer(profile: StepProfile) -> Spec | None:
@@ -44,7 +44,7 @@ def speedup_by_layer(profile: StepProfile) -> Spec | None:
     best = max(rows, key=lambda row: row.speedup or 0)
     largest = f"{best.speedup:.1f}, {best.layer} {best.direction}"
     told = f"Speedup over PyTorch fp32 by layer and direction; the largest is {largest}"
-    spec = _spec(told, values, "bar", encoding, height={"step": _BAR / 2})
+    spec = _spec(told, values, "bar", encoding, height=_height(values, "layer", bars=2))
     rule = {"data": {"values": [{"one": 1}]}, "mark": {"type": "rule", "strokeDash": [4, 3]}}
     rule["encoding"] = {"x": {"field": "one", "type": "quantitative"}}
     bars = {"data": spec.pop("data"), "mark": spec.pop("mark"), "encoding": spec.pop("encoding")}
@@ -67,7 +67,7 @@ def time_by_class(profile: StepProfile) -> Spec:
         "tooltip": [{"field": name} for name in ("class", "what", "ms")],
     }
     told = f"Milliseconds by class of kernels and the roofline of each; {_most(rows)}"
-    return _spec(told, values, "bar", encoding, height={"step": _BAR})
+    return _spec(told, values, "bar", encoding, height=_height(values, "class", bars=2))
 
 
 def roofline(profile: StepProfile) -> Spec:
@@ -166,10 +166,17 @@ def steps_compared(profiles: Sequence[StepProfile]) -> Spec:
         "tooltip": [{"field": name} for name in ("profile", "class", "ms")],
     }
     told = "; ".join(f"{profile.name} {1e3 * profile.step_s:.1f} ms" for profile in profiles)
-    return _spec(f"Milliseconds of a step by class: {told}", values, "bar", encoding, height={"step": 28})
+    return _spec(
+        f"Milliseconds of a step by class: {told}", values, "bar", encoding, height=_height(values, "profile", bars=2)
+    )
 
 
 _LEGEND = {"orient": "bottom", "columns": 2, "labelLimit": 150}
+
+
+def _height(values: Sequence[Spec], field: str, bars: int = 1) -> int:
+    """Pixels for so many bars beside each other for each value of ``field``."""
+    return _BAR * bars * max(2, len({value[field] for value in values}))
 
 
 def _color(field: str) -> Spec:
@@ -186,7 +193,7 @@ def _most(rows: Sequence[Row]) -> str:
     return f"most is {most.layer} {most.direction}".rstrip() + f" with {1e3 * most.seconds:.2f} ms"
 
 
-def _spec(told: str, values: list[Spec], mark: Any, encoding: Spec, *, height: Any) -> Spec:
+def _spec(told: str, values: list[Spec], mark: Any, encoding: Spec, *, height: int) -> Spec:
     return {
         "$schema": _SCHEMA,
         "description": told,

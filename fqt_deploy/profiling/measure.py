@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,29 @@ def measure(
             batch = next(batches)
             plain.append(_whole_step(session, batch))
             timed.append(_timed_step(session, clock, batch))
-    seconds = np.median([[end - begin for begin, end in step.kernels] for step in timed], axis=0) / 1e9
+    return assembled(manifest, folder, plain, timed, other_cores=others.cores, loads=loads or ())
+
+
+def assembled(
+    manifest: Manifest,
+    folder: Path,
+    plain: Sequence[float],
+    timed: Sequence[TimedStep],
+    *,
+    other_cores: float | None = None,
+    loads: Sequence[tuple[int, int]] = (),
+) -> StepProfile:
+    """The profile of steps that were measured on this machine, whose ceilings are measured now.
+
+    Args:
+        manifest: what the artifact holds.
+        folder: the artifact.
+        plain: seconds of steps without a clock for kernels.
+        timed: steps with one, at least one.
+        other_cores: number of cores that other processes used meanwhile.
+        loads: begin and end of each batch that was loaded, on the clock of ``timed``.
+    """
+    seconds = _kernel_seconds(timed)
     threads = configure_threads()
     return StepProfile(
         name=manifest.name,
@@ -88,11 +110,19 @@ def measure(
         timed=tuple(timed[-KEPT_STEPS:]),
         timed_seconds=tuple((step.end - step.begin) / 1e9 for step in timed),
         ceilings=measure_ceilings(threads).with_kernels(manifest.kernels, seconds),
-        other_cores=others.cores,
+        other_cores=other_cores,
         notes=_notes(folder, len(manifest.kernels)),
         state_bytes=sum(spec.size * np.dtype(spec.dtype).itemsize for spec in manifest.state),
-        loads=tuple(loads or ()),
+        loads=tuple(loads),
     )
+
+
+def _kernel_seconds(timed: Sequence[TimedStep]) -> NDArray[np.float64]:
+    """Mean seconds of each kernel over the middle half of the steps by length: unlike medians, they add up."""
+    ordered = sorted(timed, key=lambda step: step.end - step.begin)
+    middle = ordered[len(ordered) // 4 : len(ordered) - len(ordered) // 4]
+    times: NDArray[np.float64] = np.array([[end - begin for begin, end in step.kernels] for step in middle]) / 1e9
+    return np.mean(times, axis=0)
 
 
 def _whole_step(session: Session, batch: Batch) -> float:

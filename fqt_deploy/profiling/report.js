@@ -1,4 +1,5 @@
 // Draws every picture of the report, and again when the person's choice of light or dark changes.
+const ERRORS = 1; // the level of messages, by Vega's number
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const specs = JSON.parse(document.getElementById("specs").textContent);
 function draw() {
@@ -11,7 +12,7 @@ function draw() {
     aria: true,
   };
   return Promise.all(Object.entries(specs).map(([id, spec]) =>
-    vegaEmbed("#" + id, spec, { renderer: "svg", actions: false, logLevel: vega.Error, config })));
+    vegaEmbed("#" + id, spec, { renderer: "svg", actions: false, logLevel: ERRORS, config })));
 }
 function show() {
   draw().then(() => document.body.setAttribute("data-drawn", "yes"));

@@ -69,7 +69,7 @@ class StepProfile:
         batch: number of samples in a step.
         layers: the decisions.
         kernels: the kernel calls of a step, in order.
-        seconds: median seconds of each call.
+        seconds: seconds of each call, the mean over steps of middling length.
         steps: seconds of whole steps, without a clock for the kernels.
         timed: the steps whose kernels were timed, the latest ones.
         timed_seconds: seconds of all of these.
@@ -112,7 +112,7 @@ class StepProfile:
 
     @property
     def kernels_s(self) -> float:
-        """Sum of the kernels' median seconds."""
+        """Sum of the kernels' seconds."""
         return sum(self.seconds)
 
     @property

@@ -56,7 +56,7 @@ class KernelClock:
             )
         self._session, self._library = session, library
         self._timed, self._start, self._take = library.timed()
-        self._symbols = [_digest(kernel.symbol) for kernel in session.manifest.kernels]
+        self._symbols = [symbol_digest(kernel.symbol) for kernel in session.manifest.kernels]
         self._calls = np.zeros((_ROOM * len(self._symbols), _FIELDS), np.int64)
 
     def __enter__(self) -> KernelClock:
@@ -87,7 +87,7 @@ class KernelClock:
         return KernelCalls(calls[:, 1], calls[:, 2])
 
 
-def _digest(symbol: str) -> int:
+def symbol_digest(symbol: str) -> int:
     """What the compiled clock notes of ``symbol``: FNV-1a in 64 bits, as a signed integer."""
     found = 14695981039346656037
     for byte in symbol.encode():
