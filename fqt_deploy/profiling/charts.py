@@ -87,8 +87,8 @@ def roofline(profile: StepProfile) -> Spec:
     low, high = 0.01, max((point["intensity"] for point in points), default=1.0) * 4
     for name, top in (("fp32 ceiling", ceilings.fp32_macs), ("1-bit ceiling", ceilings.bit_macs)):
         if top:
-            for x in (low, top / ceilings.bytes, max(high, 2 * top / ceilings.bytes)):
-                lines.append({"ceiling": name, "intensity": x, "rate": min(top, x * ceilings.bytes) / 1e9})
+            for at in (low, top / ceilings.bytes, max(high, 2 * top / ceilings.bytes)):
+                lines.append({"ceiling": name, "intensity": at, "rate": min(top, at * ceilings.bytes) / 1e9})
     logarithmic = {"type": "quantitative", "scale": {"type": "log"}, "axis": {"grid": False, "tickCount": 6}}
     x = {"field": "intensity", "title": "MACs a byte", **logarithmic}
     y = {"field": "rate", "title": "G MAC/s", **logarithmic}
