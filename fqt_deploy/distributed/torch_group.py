@@ -6,7 +6,10 @@ import atexit
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -55,7 +58,8 @@ class TorchGroup:
                     f"{missing[0]} is not set", code="FQT604", hint="start with torchrun --nproc-per-node 2 ..."
                 )
             try:
-                dist.init_process_group("gloo", timeout=_SLOWEST)
+                with _ended_by_sigterm():
+                    dist.init_process_group("gloo", timeout=_SLOWEST)
             except (RuntimeError, ValueError) as error:
                 raise FqtError(f"torch.distributed cannot start: {error}", code="FQT604") from None
         if dist.get_backend() not in _BACKENDS and "cpu:" not in dist.get_backend_config():
@@ -142,6 +146,19 @@ class TorchGroup:
         except RuntimeError as error:
             raise lost(error) from None
         wait_for(work, self._watch.check)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within this context SIGTERM ends the process at once: Python's handlers do not run while it connects."""
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @cache
