@@ -85,7 +85,7 @@ def artifact(compiled):
     return compiled(**PLAIN, distributed="fp32")
 
 
-EPOCHS = 300
+EPOCHS = 100
 
 
 def run(artifact, data, folder, *more, **how):
