@@ -170,6 +170,12 @@ def storage_of(node: fx.Node) -> fx.Node:
     return behind_views(node, operator.getitem)
 
 
+def _evaluations(node: fx.Node, user: fx.Node) -> float:
+    """How often ``user`` would compute an element of ``node``: once, or for each of the windows that hold it."""
+    windows = window_size(user)
+    return 1 if windows == 1 else max(1, windows * elements(user) / max(elements(node), 1))
+
+
 class _Grouping:
     """Decides, in graph order, which element-wise nodes are materialized."""
 
@@ -238,7 +244,7 @@ class _Grouping:
     def _reads_through(self, node: fx.Node, position: int, operand: fx.Node) -> int:
         """How often the text of ``node`` reads what its operand at ``position`` is computed from."""
         inner = 1 if operand in self.materialized else self.expressions[operand].reads
-        return window_size(node) * textual_reads(node, position) * inner
+        return textual_reads(node, position) * inner
 
     def _shorten(self, node: fx.Node) -> None:
         """Materialize operands of ``node``, those that lengthen its text most first, until it is short enough.
@@ -285,14 +291,16 @@ class _Grouping:
         broadcast = any(kind_of(u) is Kind.ELEMENTWISE and elements(u) > 2 * elements(node) for u in users)
         if broadcast and expression.operations > 0:
             return True
-        if len(users) < 2:
+        evaluations = sum(_evaluations(node, user) for user in users)
+        if evaluations <= 1:
             return False
         extent = elements(node)
         read: float = sum(min(value_bytes(leaf), 4 * extent) for leaf in expression.leaves)
         if node.target is aten.permute.default:
             read *= PERMUTE_PENALTY
-        evaluate = read + BYTES_PER_OPERATION * expression.operations
-        return len(users) * evaluate > evaluate + (len(users) + 1) * value_bytes(node)
+        compute = BYTES_PER_OPERATION * expression.operations
+        inlined = len(users) * read + evaluations * compute  # elements of a window that was read are in the cache
+        return inlined > read + compute + (len(users) + 1) * value_bytes(node)
 
     def _computable_in_update(self, node: fx.Node, update: fx.Node) -> bool:
         """Whether gradient ``node`` reads overwritten state only at the element that is being overwritten."""

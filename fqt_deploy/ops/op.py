@@ -126,6 +126,10 @@ class Op(ABC):
         """Returns how many elements of an operand one element of the result reads: those of a window, otherwise 1."""
         return 1
 
+    def mentions(self) -> int:
+        """Returns how often the text of one element of the result mentions an operand, tests for NaN included."""
+        return self.window_size()
+
     @classmethod
     def match(cls, node: Any) -> Self | None:
         """The call that ``node`` makes, if it calls this op."""
