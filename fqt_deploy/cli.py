@@ -237,13 +237,15 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
 
         _print_lines(console, [f"{path}: {megabytes(_size(path))}"])
     if command.profile:
+        from fqt_deploy.profiling.rows import layer_rows
+        from fqt_deploy.profiling.tables import profile_text
+
         with _progress(command.quiet) as progress:
             progress("timing the step")
-            from fqt_deploy.compiler import profile_artifact
-            from fqt_deploy.report import timing_table
+            from fqt_deploy.compiler import compare_with_torch
 
-            timings = profile_artifact(source, outputs["so"])
-        console.print(timing_table(timings))
+            profile = compare_with_torch(source, outputs["so"])
+        console.print(profile_text(profile, layer_rows(profile)), highlight=False, markup=False, soft_wrap=True)
     compiled = build.compiled if build is not None else None
     if compiled is not None and compiled.verification is not None and not compiled.verification.ok:
         sys.exit(EXIT_ERROR)

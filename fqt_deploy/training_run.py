@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fqt_deploy.runtime.epoch_record import EpochRecord
     from fqt_deploy.runtime.group import Group
     from fqt_deploy.runtime.preparation import Prepared
+    from fqt_deploy.runtime.watch_log import LoggedWatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class TrainingRun:
     patience: int | None
     log: Path | None
     tensorboard: Path | None
+    watch: int | None
+    watch_log: Path | None
     predict: Path | None
     resume: bool
     overwrite: bool
@@ -89,6 +92,21 @@ class TrainingRun:
                 tell(f"{STOPPED[signals.received]}: saved {self.checkpoint}; continue with --resume")
             elif held_out is not None:
                 self._evaluate(session, held_out)
+
+    def _watch(self, session: Session) -> LoggedWatch:
+        """What looks at the steps' gradients and weights, as often as was asked for, and logs it."""
+        from fqt_deploy.core.step_notes import NOTES, StepNotes
+        from fqt_deploy.runtime.files import read_file
+        from fqt_deploy.runtime.watch import TrainingWatch
+        from fqt_deploy.runtime.watch_log import LoggedWatch, WatchLog
+
+        if self.watch is None:
+            return LoggedWatch(None, WatchLog(None, None))
+        path, kernels = self.artifact / NOTES, len(session.manifest.kernels)
+        kept = StepNotes.from_json(read_file(path), kernels).kept if path.is_file() else {}
+        leads = session.group is None or session.group.rank == 0
+        log = WatchLog(self.watch_log, self.tensorboard) if leads else WatchLog(None, None)
+        return LoggedWatch(TrainingWatch(session, self.watch, kept), log)
 
     def _join(self, session: Session, group: Group, data: Prepared, record: EpochRecord) -> None:
         """Train with the other processes, which must have the same data and options; process 0 knows the checkpoint."""
@@ -177,9 +195,11 @@ class TrainingRun:
         if started >= total and leads:
             tell(f"{started} of {total} steps are done already: nothing to train ...")
         with show_progress(total, started) if leads else contextlib.nullcontext(_say_nothing) as show_text:
+            watch = self._watch(session)
 
             def show(step: int, epoch: int, loss: float) -> None:
                 losses.append(loss)
+                watch.end()
                 seconds, loader = time.perf_counter() - begin, progress.loader
                 rate = f"{(step - started) * batch / seconds:.0f} samples/s"
                 loaded = f"loader {loader.batches * batch / max(loader.loading, 1e-9):.0f}"
@@ -196,6 +216,8 @@ class TrainingRun:
                 evaluation = evaluate(session, held_out) if held_out is not None else None
                 ends = record.note(session, epoch, found, evaluation)
                 progress.kept = record.kept()
+                if watch.told:
+                    tell(watch.told)
                 if evaluation is not None:
                     told = ", ".join(f"{name} {value:.4g}" for name, value in evaluation.values.items())
                     tell(f"epoch {epoch + 1}/{self.epochs}  loss {found['loss']:.4f}  {told}")
@@ -205,7 +227,7 @@ class TrainingRun:
                     group.share_text("ends" if ends else "goes on")
                 return ends
 
-            progress = Progress(show, lambda: signals.received != 0, ended, record.kept())
+            progress = Progress(show, lambda: signals.received != 0, ended, record.kept(), begin=watch.begin)
             schedule = Schedule(self.schedule == "cosine", self.warmup)
             signals.training = True
             try:

@@ -26,6 +26,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.core.step_notes import NOTES, StepNotes
 from fqt_deploy.core.text import SUFFIX, graph_text
 from fqt_deploy.core.user_cache import default_log
 from fqt_deploy.packaging.runtime_libraries import runtime_libraries
@@ -127,8 +128,21 @@ def compile_model(
         build_library(program, target, library)
         report = _verify(source, options, lowered, program, library, target, tell)
         manifest = describe(source, options, lowered.graphs(), program, target)
-        write_artifact(output, manifest, initial_state(*lowered.graphs()), library, companions)
+        notes = Path(folder) / NOTES
+        notes.write_bytes(_notes(program).to_json())
+        write_artifact(output, manifest, initial_state(*lowered.graphs()), library, {**companions, NOTES: notes})
     return CompileResult(manifest, output, lowered.pass_times, report)
+
+
+def _notes(program: RelaxProgram) -> StepNotes:
+    """What the artifact says about the memory and the pruning of the step."""
+    values = tuple((life.size, life.first, life.last) for life in program.values)
+    kept: dict[str, float] = {}
+    for info, kernel in zip(program.kernels, program.calls, strict=True):
+        if info.op.startswith("select_"):
+            index, slot, _ = kernel.root.meta["val"]  # [kept] and [groups]: see ops/lib/selection.py
+            kept[info.layer] = kept.get(info.layer, 1.0) * index.shape[0] / slot.shape[0]
+    return StepNotes(program.memory.blocks, values, kept)
 
 
 def check_can_compile(options: CompileOptions) -> Target:

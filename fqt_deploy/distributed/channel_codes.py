@@ -48,8 +48,8 @@ class Draws:
         keys = (np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32))
         self.count += 1
         x = self._index[: (count + 1) // 2].copy()
-        for key, multiplier in zip(keys, _MULTIPLIERS, strict=True):
-            x ^= key
+        for word, multiplier in zip(keys, _MULTIPLIERS, strict=True):
+            x ^= word
             x *= np.uint32(multiplier)
             x ^= x >> np.uint32(15)
         return x.view(np.uint16)[:count].astype(np.float32) * np.float32(2**-16)

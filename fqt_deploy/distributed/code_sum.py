@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from fqt_deploy.distributed.channel_codes import Draws, decode, encode, encoded_bytes
 from fqt_deploy.distributed.gradient_sum import GradientSum
@@ -84,7 +85,7 @@ class CodeSum:
 
     def start(self, index: int, gradient: Any) -> None:
         """Send the codes of ``gradient`` to those who own its rows; move on the one before it."""
-        tensor = torch.from_dlpack(gradient)
+        tensor = from_dlpack(gradient)
         if tensor.dim() < 2 or tensor.numel() < SMALLEST:
             self._small.start(index, gradient)
             self._count()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from fqt_deploy.distributed.waiting import lost, wait_for
 
@@ -56,11 +57,11 @@ class GradientSum:
 
     def share(self, number: Any) -> None:
         """Replace ``number`` by 1 / number of processes."""
-        torch.from_dlpack(number).fill_(1 / self.size)
+        from_dlpack(number).fill_(1 / self.size)
 
     def start(self, index: int, gradient: Any) -> None:
         """Begin to sum up ``gradient``, or note it for the bucket that it travels in."""
-        flat = torch.from_dlpack(gradient).view(-1)
+        flat = from_dlpack(gradient).view(-1)
         if flat.nbytes >= BUCKET_BYTES:
             self._launch([(index, flat)])
             return
@@ -78,10 +79,10 @@ class GradientSum:
         wait_for(bucket.work, self.check)
         bucket.work = None
         if len(bucket.gradients) > 1:
-            for gradient, part in zip(
-                bucket.gradients, bucket.flat.split([g.numel() for g in bucket.gradients]), strict=True
-            ):
-                gradient.copy_(part)
+            position = 0
+            for gradient in bucket.gradients:
+                gradient.copy_(bucket.flat[position : position + gradient.numel()])
+                position += gradient.numel()
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []

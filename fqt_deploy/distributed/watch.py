@@ -19,6 +19,7 @@ SILENCE_S = 6.0
 """Seconds without a sign of life after which a process counts as ended."""
 GRACE_S = 2.0
 """Seconds in which a process that knows of another's end may end by itself."""
+_ANSWER = timedelta(seconds=30)
 _FAILED, _ENDED = "fqt/failed", "ended"
 
 
@@ -40,10 +41,10 @@ class Watch:
         if not host:
             raise FqtError("MASTER_ADDR is not set", code="FQT604", hint="start with torchrun --nproc-per-node 2 ...")
         try:
-            store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
+            store = dist.TCPStore(host, port, is_master=False, timeout=_ANSWER)  # type: ignore[attr-defined]
         except RuntimeError as error:
             raise FqtError(f"there is no store at {host}:{port}: {error}", code="FQT604") from None
-        self._store = dist.PrefixStore(f"fqt/{prefix}", store)
+        self._store = dist.PrefixStore(f"fqt/{prefix}", store)  # type: ignore[attr-defined]
         self._error: FqtError | None = None
         self._end, self._told = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="fqt-watch", daemon=True)

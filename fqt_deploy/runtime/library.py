@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -52,10 +53,32 @@ class Library(HostMemory):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.build = Build(path.absolute().parent)
-        ffi = load_runtime((path.absolute().parent / BUNDLED_RUNTIME).parent)
-        self._from_dlpack = ffi.from_dlpack
-        machine = load_machine(ffi, path, (_CPU, 0, _POOLED))
-        self._machine = machine
+        self._ffi = load_runtime((path.absolute().parent / BUNDLED_RUNTIME).parent)
+        self._from_dlpack = self._ffi.from_dlpack
+        self._machine = load_machine(self._ffi, path, (_CPU, 0, _POOLED))
+
+    def timed(self) -> tuple[Library, Callable[..., None], Callable[[], int]]:
+        """The same functions in a virtual machine of their own that notes when each kernel begins and ends.
+
+        Returns:
+            The functions; ``start(address, capacity)``, which gives the calls an array of 64-bit integers, three for
+            each: a digest of the symbol, nanoseconds at its begin and end; and ``take()``, which returns how many calls
+            there were since the last time.
+
+        Raises:
+            FqtError: FQT503 if the library was compiled by an earlier version, which had no clock.
+        """
+        module = self._ffi.load_module(spelling(self.path))
+        try:
+            watch, start, take = (module.get_function(f"clock_{n}", True) for n in ("watch", "start", "take"))
+        except AttributeError:
+            raise FqtError(
+                f"{self.path} has no clock: an earlier version compiled it", code="FQT503", hint="compile it again"
+            ) from None
+        other = copy.copy(self)
+        other._machine = load_machine(self._ffi, self.path, (_CPU, 0, _POOLED))
+        other._machine["set_instrument"](watch)
+        return other, start, take
 
     def train_step(self, *arrays: Array, variant: int = 0) -> tuple[float, Array]:
         """Run one step on ``*batch, seed, lr, *state``; the state is changed in place.

@@ -293,6 +293,16 @@ class Session:
         return self._state[average if self._averaged and average in self._state else name]
 
     @property
+    def functions(self) -> StepFunctions:
+        """What computes the steps; others that take the same operands may be set in their place."""
+        return self._library
+
+    @functions.setter
+    def functions(self, functions: StepFunctions) -> None:
+        with self._turn:
+            self._library = functions
+
+    @property
     def step_count(self) -> int:
         """Number of training steps so far."""
         return int(self._library.fetch(self._state["step"]))

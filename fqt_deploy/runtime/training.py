@@ -59,6 +59,7 @@ class Progress:
     """What goes on beside the steps of a run.
 
     Attributes:
+        begin: called before each step.
         show: called after each step with steps done, epoch from 0, and loss.
         stopped: asked after each step whether to end there.
         ended: called after each whole epoch with its number from 0; returns whether to end there.
@@ -71,6 +72,7 @@ class Progress:
     ended: Callable[[int], bool] = lambda _: False
     kept: dict[str, str] = field(default_factory=dict)
     loader: LoaderTime = field(default_factory=LoaderTime)
+    begin: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ def train(
             for arrays in batches:
                 if not schedule.is_constant:
                     session.lr = [rate * schedule.factor(session.step_count, total) for rate in initial]
+                progress.begin()
                 if group is not None:
                     group.stopping = progress.stopped()
                 loss = session.step(arrays, check=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.capture.load_model import ModelSource, model_source
 from fqt_deploy.compiler import compile_model
 from fqt_deploy.settings import options_of
 
@@ -22,15 +22,17 @@ PLAIN = {
 BATCH = 8
 
 
-def source(batch=BATCH) -> ModelSource:
+def example(batch):
+    return torch.randn(batch, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(batch) % 10
+
+
+def source(*batches) -> ModelSource:
     """A network whose samples do not meet: no batch normalization. Its weights are the same for every batch."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.Hardtanh(), nn.Conv2d(16, 32, 3, padding=1), nn.Hardtanh(),
-        nn.Flatten(), nn.Linear(32 * 64, 10),
+        nn.Conv2d(1, 8, 3), nn.Hardtanh(), nn.Flatten(), nn.Linear(8 * 36, 33), nn.Hardtanh(), nn.Linear(33, 10),
     )  # fmt: skip
-    x = torch.randn(batch, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    return ModelSource(model, nn.functional.cross_entropy, (x, torch.arange(batch) % 10))
+    return model_source(model, None, [example(batch) for batch in batches])
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +40,11 @@ def compiled(tmp_path_factory):
     """Compiles the network once for each set of options; returns the artifact."""
     found: dict[str, Path] = {}
 
-    def artifact(batch=BATCH, **settings) -> Path:
-        key = repr((batch, sorted(settings.items())))
+    def artifact(*batches, **settings) -> Path:
+        key = repr((batches, sorted(settings.items())))
         if key not in found:
             found[key] = tmp_path_factory.mktemp("distributed") / "model.fqt"
-            compile_model(source(batch), options_of(settings), found[key])
+            compile_model(source(*(batches or (BATCH,))), options_of(settings), found[key])
         return found[key]
 
     return artifact
