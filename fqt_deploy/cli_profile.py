@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 a mistake that the person can repair, 2 wrong usage.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -181,6 +182,7 @@ def _write(profiles: list[StepProfile], rows: list[Row], files: dict[str, Path |
     first = profiles[0]
     if (path := files["save"]) is not None:
         first.save(path)
+    texts: dict[str, Callable[[], str]]
     texts = {"json": lambda: rows_json(first, rows), "csv": lambda: rows_csv(rows), "trace": lambda: timeline(first)}
     for kind, text in texts.items():
         if (path := files[kind]) is not None:

@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--bandwidth", type=float, help="measured bytes in a second of a link")
     parser.add_argument("--latency", type=float, help="measured seconds of a message over it")
     given = parser.parse_args()
-    links = LINKS
+    links: tuple[Link, ...] = LINKS
     if given.bandwidth is not None and given.latency is not None:
         links = (Link("measured", given.bandwidth, given.latency), *LINKS)
     print(table(Step(given.step_s, given.elements, given.overlap, given.encode_s), links))

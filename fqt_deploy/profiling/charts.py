@@ -72,7 +72,7 @@ def time_by_class(profile: StepProfile) -> Spec:
 
 def roofline(profile: StepProfile) -> Spec:
     """Kernels by multiply-accumulates a byte and a second, under the machine's ceilings, on logarithmic axes."""
-    points = []
+    points: list[Spec] = []
     for kernel, seconds in zip(profile.kernels, profile.seconds, strict=True):
         for kind, work in (("fp32", kernel.flops), ("1-bit", kernel.bit_ops)):
             if work and seconds > 0 and kernel.bytes_moved:
@@ -87,8 +87,8 @@ def roofline(profile: StepProfile) -> Spec:
     low, high = 0.01, max((point["intensity"] for point in points), default=1.0) * 4
     for name, top in (("fp32 ceiling", ceilings.fp32_macs), ("1-bit ceiling", ceilings.bit_macs)):
         if top:
-            for x in (low, top / ceilings.bytes, max(high, 2 * top / ceilings.bytes)):
-                lines.append({"ceiling": name, "intensity": x, "rate": min(top, x * ceilings.bytes) / 1e9})
+            for at in (low, top / ceilings.bytes, max(high, 2 * top / ceilings.bytes)):
+                lines.append({"ceiling": name, "intensity": at, "rate": min(top, at * ceilings.bytes) / 1e9})
     x = {"field": "intensity", "type": "quantitative", "scale": {"type": "log"}, "title": "MACs a byte"}
     y = {"field": "rate", "type": "quantitative", "scale": {"type": "log"}, "title": "G MAC/s"}
     tooltip = [{"field": name} for name in ("kernel", "kind", "intensity", "rate")]

@@ -122,7 +122,8 @@ def _kernel_seconds(timed: Sequence[TimedStep]) -> NDArray[np.float64]:
     ordered = sorted(timed, key=lambda step: step.end - step.begin)
     middle = ordered[len(ordered) // 4 : len(ordered) - len(ordered) // 4]
     times: NDArray[np.float64] = np.array([[end - begin for begin, end in step.kernels] for step in middle]) / 1e9
-    return np.mean(times, axis=0)
+    means: NDArray[np.float64] = np.mean(times, axis=0)
+    return means
 
 
 def _whole_step(session: Session, batch: Batch) -> float:

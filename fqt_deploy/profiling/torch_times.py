@@ -57,7 +57,8 @@ def _step(source: ModelSource, mode: str) -> Callable[[], Any]:
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, foreach=True)
 
     def loss_of(*batch: Tensor) -> Tensor:
-        return source.loss_and_outputs(module, batch)[0]
+        loss: Tensor = source.loss_and_outputs(module, batch)[0]
+        return loss
 
     forward = torch.compile(loss_of) if mode == "compile" else loss_of
 
