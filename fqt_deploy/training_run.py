@@ -147,13 +147,12 @@ class TrainingRun:
         batch = sum(sizes) / len(sizes)
         total = self.epochs * len(sizes)
         started, begin = session.step_count, time.perf_counter()
-        losses: list[float] = []
         if started >= total:
             tell(f"{started} of {total} steps are done already: nothing to train ...")
         with show_progress(total, started) as show_text:
 
             def show(step: int, epoch: int, loss: float) -> None:
-                losses.append(loss)
+                record.add_loss(loss)
                 seconds, loader = time.perf_counter() - begin, progress.loader
                 rate = f"{(step - started) * batch / seconds:.0f} samples/s"
                 loaded = f"loader {loader.batches * batch / max(loader.loading, 1e-9):.0f}"
@@ -161,11 +160,9 @@ class TrainingRun:
 
             def ended(epoch: int) -> bool:
                 rate = session.lr[0] if isinstance(session.lr, tuple) else session.lr
-                found = {"loss": sum(losses) / max(1, len(losses)), "lr": rate, **session.metrics}
-                losses.clear()
+                found = {"loss": record.mean_loss, "lr": rate, **session.metrics}
                 evaluation = evaluate(session, held_out) if held_out is not None else None
                 ends = record.note(session, epoch, found, evaluation)
-                progress.kept = record.kept()
                 if evaluation is not None:
                     told = ", ".join(f"{name} {value:.4g}" for name, value in evaluation.values.items())
                     tell(f"epoch {epoch + 1}/{self.epochs}  loss {found['loss']:.4f}  {told}")
@@ -173,7 +170,7 @@ class TrainingRun:
                     tell(f"{record.waited} epochs without a better one: ending; the best is in {self.best}")
                 return ends
 
-            progress = Progress(show, lambda: signals.received != 0, ended, record.kept())
+            progress = Progress(show, lambda: signals.received != 0, ended, record.owes, record.kept)
             schedule = Schedule(self.schedule == "cosine", self.warmup)
             signals.training = True
             try:

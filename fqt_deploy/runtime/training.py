@@ -53,14 +53,17 @@ class Progress:
         show: called after each step with steps done, epoch from 0, and loss.
         stopped: asked after each step whether to end there.
         ended: called after each whole epoch with its number from 0; returns whether to end there.
-        kept: text that the checkpoint keeps, as the session's metadata.
+        owed: asked before the first step whether ``ended`` was not called for the epoch before it, in whose last step
+            an earlier run was stopped.
+        kept: returns text that the checkpoint keeps, as the session's metadata.
         loader: how long loading took.
     """
 
     show: Callable[[int, int, float], None] = lambda *_: None
     stopped: Callable[[], bool] = lambda: False
     ended: Callable[[int], bool] = lambda _: False
-    kept: dict[str, str] = field(default_factory=dict)
+    owed: Callable[[int], bool] = lambda _: False
+    kept: Callable[[], dict[str, str]] = dict
     loader: LoaderTime = field(default_factory=LoaderTime)
 
 
@@ -93,23 +96,34 @@ def train(
     def save() -> None:
         rates = session.lr
         session.lr = list(initial)  # a schedule starts again from the initial rate
-        session.save_checkpoint(checkpoint, progress.kept)
+        session.save_checkpoint(checkpoint, progress.kept())
         session.lr = rates
 
+    def ends(epoch: int) -> bool:
+        told = progress.ended(epoch)
+        save()
+        return told
+
+    def set_rates(done: int) -> None:
+        if not schedule.is_constant:
+            session.lr = [rate * schedule.factor(done, total) for rate in initial]
+
+    epochs_done, position = divmod(session.step_count, steps)
+    if epochs_done and not position and progress.owed(epochs_done - 1):
+        set_rates(session.step_count - 1)
+        if ends(epochs_done - 1):
+            return
     while (done := session.step_count) < total:
         epoch, position = divmod(done, steps)
         order = np.random.default_rng([session.seed & _UNSIGNED, epoch]).permutation(len(data))
         rows = [order[start:end] for start, end in itertools.pairwise(starts[position:])]
         with load_ahead(partial(data.batch, epoch=epoch), rows, progress.loader) as batches:
             for arrays in batches:
-                if not schedule.is_constant:
-                    session.lr = [rate * schedule.factor(session.step_count, total) for rate in initial]
+                set_rates(session.step_count)
                 loss = session.step(arrays, check=True)
                 progress.show(session.step_count, epoch, loss)
                 if progress.stopped():
                     save()
                     return
-        ends = progress.ended(epoch)
-        save()
-        if ends:
+        if ends(epoch):
             return
