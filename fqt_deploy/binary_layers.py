@@ -130,5 +130,5 @@ def binarized(model: nn.Module, layers: Mapping[str, Grid | None]) -> nn.Module:
                 hint=f"predict with the step; or compile with --exclude {path!r}, which leaves it in fp32",
             )
         layer.__class__ = kind
-        layer.grid = grid  # type: ignore[assignment]
+        layer.grid = grid
     return model
