@@ -1,8 +1,8 @@
 """A compiled step fed by a Hugging Face data set, without PyTorch's loader: python huggingface.py FOLDER STEP.fqt.
 
-FOLDER is a data set that ``Dataset.save_to_disk`` wrote, with the columns ``x`` (lists of float32, as ``Array3D`` stores
-them) and ``y`` (int64). Arrow keeps both in memory as the step takes them, mapped from the file: rows that lie one after
-the other are a view of it, not a copy. So rows are shuffled once, when the data set is written, and whole batches here.
+FOLDER is a data set that ``Dataset.save_to_disk`` wrote, with the columns ``x`` (``Array3D`` of float32) and ``y``
+(int64). Arrow keeps them as a step takes them, mapped from the file: rows that lie one after the other are a view of
+it, not a copy. So rows are shuffled once, before the data set is written, and whole batches here.
 """
 
 import argparse
