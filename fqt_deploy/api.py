@@ -12,11 +12,13 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from fqt_deploy.build_cache.build_artifact import build_artifact
 from fqt_deploy.capture.load_model import ModelSource, model_source
 from fqt_deploy.compiled_step import CompiledStep
-from fqt_deploy.compiler import CheckReport, check_model, compile_model
+from fqt_deploy.compiler import CheckReport, check_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.optimizer import Optimizer
+from fqt_deploy.distributed import join_group
 from fqt_deploy.report import decision_table
 from fqt_deploy.runtime.artifact import read_artifact
 from fqt_deploy.runtime.library import Library
@@ -59,14 +61,16 @@ def compile(
     options = options_of(settings)
     folder = tempfile.TemporaryDirectory(prefix="fqt-")
     progress = (lambda phase: print(f"{phase} ...", file=sys.stderr)) if verbose else None
-    result = compile_model(source, options, Path(folder.name) / "step", progress=progress)
+    build = build_artifact(source, options, Path(folder.name) / "step", progress=progress)
     if verbose:
-        Console(stderr=True).print(decision_table(result.manifest.layers))
-    manifest, state, library = read_artifact(result.output)
+        Console(stderr=True).print(decision_table(build.manifest.layers))
+    manifest, state, library = read_artifact(build.output)
     step = CompiledStep(manifest, Library(library), state)
     step.folder, step.source = folder, source
     if followed is not None:
         step.follow(followed)
+    if options.distributed != "off" and (group := join_group()) is not None:
+        step.join(group)
     return step
 
 

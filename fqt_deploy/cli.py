@@ -12,7 +12,7 @@ import gc
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,9 @@ from fqt_deploy.settings import all_settings, merge_settings, options_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fqt_deploy.compiler import CompileResult
+    from fqt_deploy.build_cache.build_artifact import Build
+    from fqt_deploy.capture.load_model import ModelSource
+    from fqt_deploy.core.options import CompileOptions
 
 EXIT_ERROR = 1
 EXIT_BUG = 70
@@ -209,84 +211,121 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
 
     console = Console(quiet=command.quiet)
     start = time.perf_counter()
-    result = None
     with _progress(command.quiet) as progress:
         progress("loading the model")
+        from fqt_deploy.build_cache.build_artifact import build_artifact
+        from fqt_deploy.build_cache.watched_files import watched_files
         from fqt_deploy.capture.load_model import load_model
-        from fqt_deploy.compiler import (
-            check_can_compile,
-            check_can_profile,
-            compile_model,
-            export_onnx,
-            export_onnx_inference,
-            export_onnx_step,
-            lower_model,
-            profile_artifact,
-        )
-        from fqt_deploy.compiler.describe import layer_decisions
-        from fqt_deploy.compiler.export_plugin import check_plugin_output, export_plugin
-        from fqt_deploy.report import decision_table, megabytes, timing_table
 
-        if "onnx-plugin" in outputs:
-            check_plugin_output(outputs["onnx-plugin"])
-        source = load_model(model, batch=command.batch, weights=command.weights, skip=command.skip_weights)
+        with watched_files() as read:
+            source = load_model(model, batch=command.batch, weights=command.weights, skip=command.skip_weights)
         options = options_of(merge_settings(source.options, given))
         if command.profile:
+            from fqt_deploy.compiler import check_can_profile
+
             check_can_profile(options)
-        if {"so", "onnx-plugin"} & outputs.keys():
-            target = check_can_compile(options)
-        lowered = lower_model(source, options, progress=progress)
-        if "onnx" in outputs:
-            progress("writing the training step as ONNX")
-            export_onnx(source, options, lowered, outputs["onnx"])
-        if "onnx-infer" in outputs:
-            progress("writing the prediction as ONNX")
-            export_onnx_inference(source, options, lowered, outputs["onnx-infer"])
-        if "onnx-step" in outputs:
-            progress("writing step, prediction and state for any ONNX Runtime")
-            export_onnx_step(source, options, lowered, outputs["onnx-step"])
-        if "onnx-plugin" in outputs:
-            progress("compiling the plug-in's kernels")
-            export_plugin(lowered, target, outputs["onnx-plugin"])
-        if "so" in outputs:
-            result = compile_model(source, options, outputs["so"], progress=progress, lowered=lowered)
-    if result is not None:
-        _report(result, console, time.perf_counter() - start, time_passes=options.time_passes)
-    else:
-        console.print(decision_table(layer_decisions(lowered.train)))
-    if lowered.train.selection_note:
-        console.print(f"--agp {lowered.train.selection}: {lowered.train.selection_note}", highlight=False, markup=False)
-    for note in lowered.train.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        build: Build | None
+        if set(outputs) == {"so"}:
+            build = build_artifact(source, options, outputs["so"], progress=progress, read=read)
+        else:
+            build = _export(source, options, outputs, console, progress)
+    if build is not None:
+        _report(build, console, time.perf_counter() - start, time_passes=options.time_passes)
+        _print_lines(console, build.notes)
     for path in _written(outputs):
-        files = path.rglob("*") if path.is_dir() else [path]
-        size = sum(file.stat().st_size for file in files if file.is_file())
-        console.print(f"{path}: {megabytes(size)}", highlight=False)
+        from fqt_deploy.report import megabytes
+
+        _print_lines(console, [f"{path}: {megabytes(_size(path))}"])
     if command.profile:
+        from fqt_deploy.profiling.rows import layer_rows
+        from fqt_deploy.profiling.tables import profile_text
+
         with _progress(command.quiet) as progress:
             progress("timing the step")
-            timings = profile_artifact(source, outputs["so"])
-        console.print(timing_table(timings))
-    if result is not None and result.verification is not None and not result.verification.ok:
+            from fqt_deploy.compiler import compare_with_torch
+
+            profile = compare_with_torch(source, outputs["so"])
+        console.print(profile_text(profile, layer_rows(profile)), highlight=False, markup=False, soft_wrap=True)
+    compiled = build.compiled if build is not None else None
+    if compiled is not None and compiled.verification is not None and not compiled.verification.ok:
         sys.exit(EXIT_ERROR)
 
 
-def _report(result: CompileResult, console: Console, seconds: float, *, time_passes: bool) -> None:
+def _export(
+    source: ModelSource,
+    options: CompileOptions,
+    outputs: dict[str, Path],
+    console: Console,
+    progress: Callable[[str], None],
+) -> Build | None:
+    """Write several kinds of outputs from one capture; what is said of the model is printed unless it is returned."""
+    from fqt_deploy.build_cache.build_artifact import Build, notes_of
+    from fqt_deploy.compiler import (
+        check_can_compile,
+        compile_model,
+        export_onnx,
+        export_onnx_inference,
+        export_onnx_step,
+        lower_model,
+    )
+    from fqt_deploy.compiler.describe import layer_decisions
+    from fqt_deploy.compiler.export_plugin import check_plugin_output, export_plugin
+    from fqt_deploy.report import decision_table
+
+    if "onnx-plugin" in outputs:
+        check_plugin_output(outputs["onnx-plugin"])
+    if {"so", "onnx-plugin"} & outputs.keys():
+        target = check_can_compile(options)
+    lowered = lower_model(source, options, progress=progress)
+    if "onnx" in outputs:
+        progress("writing the training step as ONNX")
+        export_onnx(source, options, lowered, outputs["onnx"])
+    if "onnx-infer" in outputs:
+        progress("writing the prediction as ONNX")
+        export_onnx_inference(source, options, lowered, outputs["onnx-infer"])
+    if "onnx-step" in outputs:
+        progress("writing step, prediction and state for any ONNX Runtime")
+        export_onnx_step(source, options, lowered, outputs["onnx-step"])
+    if "onnx-plugin" in outputs:
+        progress("compiling the plug-in's kernels")
+        export_plugin(lowered, target, outputs["onnx-plugin"])
+    if "so" in outputs:
+        result = compile_model(source, options, outputs["so"], progress=progress, lowered=lowered)
+        return Build(result.manifest, result.output, notes_of(lowered), result)
+    console.print(decision_table(layer_decisions(lowered.train)))
+    _print_lines(console, notes_of(lowered))
+    return None
+
+
+def _report(build: Build, console: Console, seconds: float, *, time_passes: bool) -> None:
     from fqt_deploy.report import decision_table, megabytes, pass_check_table, pass_table, verification_table
 
-    console.print(decision_table(result.manifest.layers))
-    if time_passes:
-        console.print(pass_table(result.pass_times))
-    if result.verification is not None:
-        console.print(pass_check_table(result.verification))
-        console.print(verification_table(result.verification))
-    size = sum(file.stat().st_size for file in result.output.rglob("*") if file.is_file())
-    binarized = sum(layer.decision == "1-bit" for layer in result.manifest.layers)
-    console.print(
-        f"{result.output}: {megabytes(size)}, {binarized} of {len(result.manifest.layers)} layers in 1 bit, "
-        f"compiled in {seconds:.1f} s",
-        highlight=False,
+    layers = build.manifest.layers
+    console.print(decision_table(layers))
+    if build.compiled is not None and time_passes:
+        console.print(pass_table(build.compiled.pass_times))
+    if build.compiled is not None and build.compiled.verification is not None:
+        console.print(pass_check_table(build.compiled.verification))
+        console.print(verification_table(build.compiled.verification))
+    binarized = sum(layer.decision == "1-bit" for layer in layers)
+    how = "compiled" if build.compiled is not None else "copied from the same model's last compilation"
+    _print_lines(
+        console,
+        [
+            f"{build.output}: {megabytes(_size(build.output))}, {binarized} of {len(layers)} layers in 1 bit, "
+            f"{how} in {seconds:.1f} s"
+        ],
     )
+
+
+def _print_lines(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 @contextlib.contextmanager

@@ -73,6 +73,13 @@ save a checkpoint and end; a second one ends at once.
 @click.option("--log", type=click.Path(path_type=Path), metavar="FILE.csv", help="Append a row for each epoch.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), metavar="FOLDER", help="Write scalars for TensorBoard.")
 @click.option(
+    "--watch", type=click.IntRange(1, 10**9), metavar="N",
+    help="Look at each layer's gradient and weights every N steps, for --tensorboard and --watch-log.",
+)  # fmt: skip
+@click.option(
+    "--watch-log", type=click.Path(path_type=Path), metavar="FILE.csv", help="Append a row for each layer and look."
+)
+@click.option(
     "--predict", type=click.Path(path_type=Path), metavar="FILE.npy", help="Write what is predicted for --eval-data."
 )
 @click.option("--resume", is_flag=True, help="Continue from the checkpoint.")
@@ -86,10 +93,15 @@ def main(artifact: Path, **given: Any) -> None:
         raise click.UsageError("give --data to train on, or --eval-data and --predict")
     if given["predict"] is not None and given["eval_data"] is None:
         raise click.UsageError("--predict needs --eval-data")
+    if given["watch_log"] is not None and given["watch"] is None:
+        raise click.UsageError("--watch-log needs --watch")
     open_standard_streams()
     signals = StopSignals()
     given["checkpoint"] = given["checkpoint"] or artifact / "checkpoint.safetensors"
     given["best"] = given["best"] or artifact / "best.safetensors"
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":  # torchrun has started all processes again
+        given["resume"] = given["checkpoint"].exists()
+        given["overwrite"] = not given["resume"]
     try:
         with signals.taken():
             TrainingRun(artifact=artifact, **given).finish(signals)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from fqt_deploy.compiler import CheckReport, LayerTiming, VerificationReport
+    from fqt_deploy.compiler import CheckReport, VerificationReport
     from fqt_deploy.core.manifest import LayerDecision
 
 
@@ -40,19 +40,6 @@ def pass_table(times: Sequence[tuple[str, float]]) -> Table:
         table.add_row(name, _ms(seconds))
     table.add_section()
     table.add_row("total", _ms(sum(seconds for _, seconds in times)))
-    return table
-
-
-def timing_table(timings: Sequence[LayerTiming]) -> Table:
-    """Our time beside PyTorch's fp32 by layer and direction; rows without a counterpart are the rest of the step."""
-    table = _table("layer", "direction", ">ours ms", ">PyTorch fp32 ms", ">speedup")
-    for timing in timings:
-        torch_ms, speedup = "", ""
-        if timing.torch_s is not None:
-            torch_ms, speedup = _ms(timing.torch_s), f"{timing.torch_s / timing.ours_s:.1f}x"
-        table.add_row(timing.layer, timing.direction, _ms(timing.ours_s), torch_ms, speedup)
-    table.add_section()
-    table.add_row("step", "", _ms(sum(timing.ours_s for timing in timings)))
     return table
 
 

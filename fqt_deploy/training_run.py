@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +20,9 @@ from fqt_deploy.terminal import print_line, show_progress, tell
 if TYPE_CHECKING:
     from fqt_deploy.runtime import Session
     from fqt_deploy.runtime.epoch_record import EpochRecord
+    from fqt_deploy.runtime.group import Group
     from fqt_deploy.runtime.preparation import Prepared
+    from fqt_deploy.runtime.watch_log import LoggedWatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,8 @@ class TrainingRun:
     patience: int | None
     log: Path | None
     tensorboard: Path | None
+    watch: int | None
+    watch_log: Path | None
     predict: Path | None
     resume: bool
     overwrite: bool
@@ -53,29 +61,60 @@ class TrainingRun:
         from fqt_deploy.runtime.metrics import check_measurable
 
         with contextlib.ExitStack() as stack:
-            sweep_artifact(self.artifact)
+            group = stack.enter_context(_group()) if self.data is not None else None
+            leads = group is None or group.rank == 0
+            if leads:
+                sweep_artifact(self.artifact)
             stack.enter_context(unreplaced(self.artifact))
             session = load(self.artifact)
-            if self.data is not None:
+            if self.data is not None and leads:
                 check_writable(self.checkpoint)
                 stack.enter_context(only_writer(self.checkpoint))
                 self._check_replaceable()
             if self.eval_data is not None and self.data is not None:
                 check_measurable(session.manifest)
-            tell("reading the data ...")
+            if leads:
+                tell("reading the data ...")
             train = self._open(self.data, session, training=True) if self.data is not None else None
             held_out = self._open(self.eval_data, session, training=False) if self.eval_data is not None else None
             record = EpochRecord(self.best, self.patience, self.log, self.tensorboard)
-            if self.resume:
+            if self.resume and leads:
                 record.resume(session.load_checkpoint(self.checkpoint))
+            if group is not None and train is not None:
+                self._join(session, group, train, record)
             if self.lr is not None:
                 session.lr = self.lr
             if train is not None:
                 self._train(session, train, held_out, record, signals)
+            if not leads:
+                return
             if signals.received:
                 tell(f"{STOPPED[signals.received]}: saved {self.checkpoint}; continue with --resume")
             elif held_out is not None:
                 self._evaluate(session, held_out)
+
+    def _watch(self, session: Session) -> LoggedWatch:
+        """What looks at the steps' gradients and weights, as often as was asked for, and logs it."""
+        from fqt_deploy.core.step_notes import NOTES, StepNotes
+        from fqt_deploy.runtime.files import read_file
+        from fqt_deploy.runtime.watch import TrainingWatch
+        from fqt_deploy.runtime.watch_log import LoggedWatch, WatchLog
+
+        if self.watch is None:
+            return LoggedWatch(None, WatchLog(None, None))
+        path, kernels = self.artifact / NOTES, len(session.manifest.kernels)
+        kept = StepNotes.from_json(read_file(path), kernels).kept if path.is_file() else {}
+        leads = session.group is None or session.group.rank == 0
+        log = WatchLog(self.watch_log, self.tensorboard) if leads else WatchLog(None, None)
+        return LoggedWatch(TrainingWatch(session, self.watch, kept), log)
+
+    def _join(self, session: Session, group: Group, data: Prepared, record: EpochRecord) -> None:
+        """Train with the other processes, which must have the same data and options; process 0 knows the checkpoint."""
+        group.check_same("the data", data.digest())
+        schedule = (self.epochs, self.lr, self.schedule, self.warmup, self.mean, self.std, self.flip, self.crop)
+        group.check_same("what the command line asks for", repr(schedule))
+        session.join(group)
+        record.resume(json.loads(group.share_text(json.dumps(record.kept()))))
 
     def _evaluate(self, session: Session, held_out: Prepared) -> None:
         """Print the metrics of the trained session, and write its predictions."""
@@ -111,8 +150,12 @@ class TrainingRun:
         preparation = Preparation(_numbers("--mean", self.mean), _numbers("--std", self.std), self.flip, self.crop)
         preparation.check(manifest.model_inputs[0].shape[1:])
         source = open_source(path, manifest) if is_source(path) else read_data(path, manifest)
-        if training and not batch_sizes(manifest.variants, len(source)):
-            raise FqtError(f"{path} holds {len(source)} samples; a batch takes {manifest.batch}", code="FQT510")
+        processes = processes_of_torchrun() if training else 1
+        if training and not batch_sizes(manifest.variants, len(source) // processes):
+            several = f" in each of {processes} processes" if processes > 1 else ""
+            raise FqtError(
+                f"{path} holds {len(source)} samples; a batch takes {manifest.batch}{several}", code="FQT510"
+            )
         return Prepared(source, preparation, manifest, str(path), session.seed)
 
     def _check_replaceable(self) -> None:
@@ -139,20 +182,24 @@ class TrainingRun:
     def _train(
         self, session: Session, data: Prepared, held_out: Prepared | None, record: EpochRecord, signals: StopSignals
     ) -> None:
-        from fqt_deploy.runtime.choose_variant import batch_sizes
         from fqt_deploy.runtime.metrics import evaluate
-        from fqt_deploy.runtime.training import Progress, Schedule, train
+        from fqt_deploy.runtime.training import PLACE, Progress, Schedule, plan_of, train
 
-        sizes = batch_sizes(session.manifest.variants, len(data))
-        batch = sum(sizes) / len(sizes)
-        total = self.epochs * len(sizes)
+        group = session.group
+        leads = group is None or group.rank == 0
+        plan = plan_of(session, len(data), self.epochs, record.kept())
+        batch = plan.processes * sum(plan.sizes) / len(plan.sizes)
+        total = plan.total
         started, begin = session.step_count, time.perf_counter()
-        if started >= total:
+        if started >= total and leads:
             tell(f"{started} of {total} steps are done already: nothing to train ...")
-        with show_progress(total, started) as show_text:
+        with show_progress(total, started) if leads else contextlib.nullcontext(_say_nothing) as show_text:
+            watch = self._watch(session)
 
             def show(step: int, epoch: int, loss: float) -> None:
                 record.add_loss(loss)
+                progress.kept.update(record.kept())
+                watch.end()
                 seconds, loader = time.perf_counter() - begin, progress.loader
                 rate = f"{(step - started) * batch / seconds:.0f} samples/s"
                 loaded = f"loader {loader.batches * batch / max(loader.loading, 1e-9):.0f}"
@@ -161,16 +208,28 @@ class TrainingRun:
             def ended(epoch: int) -> bool:
                 rate = session.lr[0] if isinstance(session.lr, tuple) else session.lr
                 found = {"loss": record.mean_loss, "lr": rate, **session.metrics}
+                record.place = progress.kept.get(PLACE)
+                if not leads:
+                    assert group is not None
+                    record.close(epoch)
+                    return group.share_text("") == "ends"
                 evaluation = evaluate(session, held_out) if held_out is not None else None
                 ends = record.note(session, epoch, found, evaluation)
+                progress.kept = record.kept()
+                if watch.told:
+                    tell(watch.told)
                 if evaluation is not None:
                     told = ", ".join(f"{name} {value:.4g}" for name, value in evaluation.values.items())
                     tell(f"epoch {epoch + 1}/{self.epochs}  loss {found['loss']:.4f}  {told}")
                 if ends:
                     tell(f"{record.waited} epochs without a better one: ending; the best is in {self.best}")
+                if group is not None:
+                    group.share_text("ends" if ends else "goes on")
                 return ends
 
-            progress = Progress(show, lambda: signals.received != 0, ended, record.owes, record.kept)
+            progress = Progress(
+                show, lambda: signals.received != 0, ended, record.owes, record.kept(), begin=watch.begin
+            )
             schedule = Schedule(self.schedule == "cosine", self.warmup)
             signals.training = True
             try:
@@ -179,6 +238,47 @@ class TrainingRun:
                 )
             finally:
                 signals.training = False
+            if group is not None and group.stopped and not signals.received:  # another process was told to end
+                signals.received = signal.SIGTERM
+
+
+def _say_nothing(_: int, __: str) -> None:
+    """Stands for the progress of a process that is not the first."""
+
+
+def processes_of_torchrun() -> int:
+    """Number of processes that torchrun has started this one among; 1 without it."""
+    try:
+        return int(os.environ.get("WORLD_SIZE", "1")) if "MASTER_ADDR" in os.environ else 1
+    except ValueError:
+        return 1
+
+
+@contextmanager
+def _group() -> Iterator[Group | None]:
+    """The processes that torchrun has started, None where it is one; an error of this one is told to the others.
+
+    Raises:
+        FqtError: FQT604 if PyTorch is missing, or the processes cannot find each other.
+    """
+    if processes_of_torchrun() == 1:
+        yield None
+        return
+    try:
+        from fqt_deploy.distributed import TorchGroup
+    except ImportError as error:
+        raise FqtError(
+            f"training in several processes needs PyTorch: {error}",
+            code="FQT604",
+            hint="pip install 'fqt-deploy[distributed]'",
+        ) from None
+    group = TorchGroup()
+    try:
+        yield group
+    except BaseException as error:
+        group.close(f"{error.code} {error.message}" if isinstance(error, FqtError) else type(error).__name__)
+        raise
+    group.close()
 
 
 def _numbers(flag: str, text: str) -> tuple[float, ...]:

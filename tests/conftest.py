@@ -1,6 +1,7 @@
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from fqt_deploy.capture.load_model import ModelSource, load_model
 from fqt_deploy.compiler import compile_model
 from fqt_deploy.core.optimizer import AdamW
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.core.user_cache import user_cache
 
 torch.set_num_threads(1)  # the tensors of tests are small: a second thread only waits
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # one core each, or kernels wait for each other's threads
     for variable in ("FQT_NUM_THREADS", "TVM_NUM_THREADS"):
         os.environ.setdefault(variable, str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
-os.environ["FQT_KERNEL_CACHE"] = "0"  # kernels are compiled as the test has it, whatever it replaces in the compiler
+os.environ["FQT_BUILD_CACHE"] = "0"
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -26,6 +28,27 @@ def pytest_addoption(parser):
         action="store_true",
         help="write the golden files, and the results below the cases of tests/passes/golden, instead of comparing",
     )
+
+
+def pytest_configure(config):
+    """All workers of a run share a cache of kernels, empty at first; the rest of the user's cache is there, too."""
+    if hasattr(config, "workerinput"):
+        return
+    folder = tempfile.TemporaryDirectory(prefix="fqt-tests-")
+    config.add_cleanup(folder.cleanup)
+    own = Path(folder.name) / "fqt-deploy"
+    own.mkdir()
+    for entry in user_cache().iterdir() if user_cache().is_dir() else ():
+        if entry.name not in ("kernels", "builds"):
+            (own / entry.name).symlink_to(entry)
+    os.environ["XDG_CACHE_HOME"] = folder.name
+
+
+@pytest.fixture(autouse=True)
+def compiled_as_the_test_has_it(request):
+    """Where a test replaces something, perhaps in the compiler, kernels are compiled and none is kept."""
+    if "monkeypatch" in request.fixturenames:
+        request.getfixturevalue("monkeypatch").setenv("FQT_KERNEL_CACHE", "0")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -293,7 +293,7 @@ def task_breakdown(arguments: argparse.Namespace) -> dict[str, Any]:
     from tools.step_breakdown import break_down_artifact
 
     torch.set_num_threads(arguments.threads)
-    return break_down_artifact(arguments.artifact, load_example(arguments.model, arguments.batch), arguments.threads)
+    return break_down_artifact(arguments.artifact, arguments.threads)
 
 
 def _growth_mb(step: Step) -> float:

@@ -7,35 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fqt_deploy.profiling.kernel_classes import class_of
 from tools.ceilings import Ceilings, measure_ceilings
 
 if TYPE_CHECKING:
-    from fqt_deploy.capture.load_model import ModelSource
     from fqt_deploy.core.manifest import KernelInfo
-
-CLASSES: Mapping[str, tuple[str, ...]] = {
-    "1-bit products": (
-        "binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad", "level_conv2d", "level_weight_grad",
-    ),
-    "attention": ("attention", "attention_backward"),
-    "fp32 products": (
-        "batch_matmul", "conv2d", "conv2d_input_grad", "conv2d_weight_grad",
-        "linear", "linear_input_grad", "linear_weight_grad",
-    ),
-    "packing": ("pack_levels", "pack_positions", "pack_signs", "pack_weight", "transpose_packed_weight"),
-    "quantizing": (
-        "position_statistics", "position_sums", "quantization_grid", "quantize_channels", "quantize_pack_channels",
-        "quantize_pack_samples", "quantize_samples", "tap_sums",
-    ),
-    "selection": ("gather_rows", "scatter_rows", "select_sampled", "select_topk", "stream_key"),
-    "normalization": ("channel_gradient_sums", "channel_moments"),
-    "optimizer": (
-        "adam_update", "dequantize_weight_grad", "sgd_momentum_update", "sgd_update", "weight_scale",
-    ),
-}  # fmt: skip
-"""Ops that kernels are rooted in, by class; any other kernel is element-wise work or a plain reduction."""
-REST = "element-wise and sums"
-_CLASS_OF = {op: name for name, ops in CLASSES.items() for op in ops}
 
 
 @dataclass(frozen=True)
@@ -63,7 +39,7 @@ def break_down(kernels: Iterable[KernelInfo], seconds: Iterable[float], ceilings
     """The rows of the table, one for each class, the longest first."""
     groups: dict[str, list[tuple[KernelInfo, float]]] = {}
     for kernel, time in zip(kernels, seconds, strict=True):
-        groups.setdefault(_CLASS_OF.get(kernel.op, REST), []).append((kernel, time))
+        groups.setdefault(class_of(kernel.op), []).append((kernel, time))
     rows = []
     for name, members in groups.items():
         total = sum(time for _, time in members)
@@ -76,17 +52,15 @@ def break_down(kernels: Iterable[KernelInfo], seconds: Iterable[float], ceilings
     return sorted(rows, key=lambda row: -row.seconds)
 
 
-def break_down_artifact(artifact: Path, source: ModelSource, threads: int) -> dict[str, Any]:
-    """Measure the ceilings, and every kernel of ``artifact`` on the example batch; for the benchmark's last line."""
-    from fqt_deploy.compiler.profile import kernel_seconds
-    from fqt_deploy.runtime.artifact import read_artifact
+def break_down_artifact(artifact: Path, threads: int) -> dict[str, Any]:
+    """Measure the ceilings, and every kernel of ``artifact``; for the benchmark's last line."""
+    from fqt_deploy.profiling.profile_artifact import profile_artifact
     from fqt_deploy.runtime.threads import configure_threads
 
     configure_threads()
     ceilings = measure_ceilings(threads)
-    manifest, state, library = read_artifact(artifact)
-    seconds = kernel_seconds(manifest, state, library, source.example_inputs)
-    rows = break_down(manifest.kernels, seconds, ceilings)
+    profile = profile_artifact(artifact)
+    rows = break_down(profile.kernels, profile.seconds, ceilings)
     return {"ceilings": asdict(ceilings), "classes": [asdict(row) for row in rows]}
 
 

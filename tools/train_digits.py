@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 import fqt_deploy
-from fqt_deploy.compiler import CompileResult, profile_artifact
+from fqt_deploy.compiler import CompileResult, compare_with_torch
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.report import timing_table
+from fqt_deploy.profiling.rows import layer_rows
+from fqt_deploy.profiling.tables import profile_text
 from tools.examples import compile_example, load_example
 from tools.training import Array, accuracy, batches, cosine
 
@@ -133,7 +134,8 @@ def run(folder: Path, epochs: int) -> int:
     console.print(outcome_table(outcomes))
     best = best_pruned(outcomes)
     console.print(f"\none step of {best}, layer by layer:", highlight=False)
-    console.print(timing_table(profile_artifact(source, results[best].output)))
+    profile = compare_with_torch(source, results[best].output)
+    console.print(profile_text(profile, layer_rows(profile)), highlight=False, markup=False, soft_wrap=True)
     if outcomes[best].accuracy < REQUIRED_ACCURACY:
         console.print(f"{best} reaches {outcomes[best].accuracy:.1%}, below {REQUIRED_ACCURACY:.0%}", highlight=False)
         return 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.util
+import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -135,6 +137,9 @@ def load_model(
 ) -> ModelSource:
     """Run the user's file and call its functions.
 
+    Random numbers are the same each time: a model that is compiled twice starts from the same weights, unless its file
+    seeds the generators otherwise.
+
     Args:
         path: the file; while it runs, its folder comes first on ``sys.path``, as it does for a script.
         batch: number of samples of the compiled step, or several; the example inputs are repeated or cut to it.
@@ -148,7 +153,7 @@ def load_model(
     path = path.resolve()
     if not path.is_file():
         raise FqtError(f"no such file: {path}", code="FQT101")
-    with _importable(path.parent):
+    with _importable(path.parent), _seeded():
         module = _run(path)
         model = _call(module, "build_model", path)
         if not isinstance(model, nn.Module):
@@ -178,6 +183,21 @@ def _importable(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(folder))
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """Within this context the generators of PyTorch, NumPy and Python begin at seed 0; then they go on as before."""
+    numbers, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(numbers)
+            np.random.set_state(arrays)
 
 
 def _run(path: Path) -> ModuleType:

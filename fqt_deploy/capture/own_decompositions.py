@@ -74,6 +74,14 @@ def _clamp(x: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> T
     return x if max is None else torch.minimum(x, max)
 
 
+def _empty(
+    size: list[int], dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None,
+    memory_format: Any = None,
+) -> Tensor:  # fmt: skip
+    """Values that mean nothing are zeros: a part may be read before it is written, as circular padding does."""
+    return torch.zeros(size, dtype=dtype)
+
+
 def _empty_permuted(
     size: list[int], physical_layout: list[int], dtype: Any = None, layout: Any = None, device: Any = None,
     pin_memory: Any = None,
@@ -200,7 +208,8 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten.linalg_vector_norm.default: _vector_norm,
     aten.var.correction: _variance, aten.var.dim: _variance_unbiased,
     aten.max.dim: _largest, aten.min.dim: _smallest, aten.clamp.Tensor: _clamp,
-    aten.empty_permuted.default: _empty_permuted, aten.new_empty_strided.default: _new_empty_strided,
+    aten.empty.memory_format: _empty, aten.empty_permuted.default: _empty_permuted,
+    aten.new_empty_strided.default: _new_empty_strided,
     aten.index.Tensor: _index, aten.index_put.default: _index_put,
     aten._unsafe_index.Tensor: _unsafe_index, aten._unsafe_index_put.default: _unsafe_index_put,
     aten.scatter.value: _scatter_value,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,21 @@ def build_library(program: RelaxProgram, target: Target, path: Path) -> None:
             objects, module = [], _scheduled(program.module, target)
         with tvm.transform.PassContext(config=PASS_CONFIG):
             executable = target.compile(module, lower_relax)
-        export_library(executable, path, target, [future.result() for future in objects])
+        clock = _kernel_clock(target, Path(folder))
+        export_library(executable, path, target, [*(future.result() for future in objects), clock])
+
+
+_CLOCK = Path(__file__).with_name("kernel_clock.c")
+
+
+def _kernel_clock(target: Target, folder: Path) -> Path:
+    """The object file, in ``folder``, of the functions by which a runtime times kernels; FQT302 if it has errors."""
+    compiler, path = find_linker(target.toolchain), folder / "kernel_clock.o"
+    command = [compiler, "-O2", "-fPIC", "-fvisibility=hidden", "-c", str(_CLOCK), "-o", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise FqtError(f"{compiler} cannot compile {_CLOCK.name}: {done.stderr.strip()}", code="FQT302")
+    return path
 
 
 def _scheduled(module: tvm.IRModule, target: Target) -> tvm.IRModule:

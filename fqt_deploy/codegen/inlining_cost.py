@@ -67,8 +67,10 @@ def window_size(node: fx.Node) -> int:
 def textual_reads(node: fx.Node, position: int) -> int:
     """How often the expression of one element mentions the operand at ``position``."""
     op = op_of(node)
-    if op is None or not issubclass(op, Pointwise):
+    if op is None:
         return 1
+    if not issubclass(op, Pointwise):
+        return op.bound(node.args, node.kwargs).mentions()
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda a: a.meta["val"])
     reads = operand_reads(op, args, kwargs, node.meta["val"])
     return reads[position] if position < len(reads) else 1

@@ -100,12 +100,14 @@ def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
     What all updates wait for, the step count and views of state, comes first.
     An optimizer update runs as soon as nothing else reads the state that it overwrites, so that what its gradient is
     computed from need not be kept; one whose result a kernel reads, such as a sum of gradients whose norm is taken,
-    stays where it is. Other writes of state come last.
+    stays where it is. Updates by gradients that are exchanged with other processes follow everything else, in the order
+    of the exchanges: backward goes on meanwhile. Other writes of state come last.
     """
     grouping = _Grouping(graph)
     steps: list[Kernel | View] = []
     inputs: list[Kernel | View] = []
     updates: list[Kernel] = []
+    behind_exchange: list[Kernel] = []
     writes: list[Kernel] = []
     for node in graph.graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem or node not in grouping.materialized:
@@ -115,14 +117,18 @@ def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
                 of_input = storage_of(node).op == "placeholder"
                 (inputs if of_input else steps).append(View(node, grouping.views[node]))
         elif kind_of(node) is Kind.UPDATE:
-            (steps if _is_read(node) else updates).append(grouping.kernel(node))
+            kernel = grouping.kernel(node)
+            if grouping.follows_exchange(kernel):
+                (steps if _is_read(node) else behind_exchange).append(kernel)
+            else:
+                (steps if _is_read(node) else updates).append(kernel)
         elif node.target is aten.clone.default:
             writes.append(grouping.kernel(node))
         else:
             kernel = grouping.kernel(node)
             of_inputs = elements(node) == 1 and all(storage_of(leaf).op == "placeholder" for leaf in kernel.leaves)
             (inputs if of_inputs else steps).append(kernel)
-    return [*inputs, *_placed(steps, updates), *writes]
+    return [*inputs, *_placed(steps, updates), *behind_exchange, *writes]
 
 
 def _is_read(update: fx.Node) -> bool:
@@ -164,6 +170,12 @@ def storage_of(node: fx.Node) -> fx.Node:
     return behind_views(node, operator.getitem)
 
 
+def _evaluations(node: fx.Node, user: fx.Node) -> float:
+    """How often ``user`` would compute an element of ``node``: once, or for each of the windows that hold it."""
+    windows = window_size(user)
+    return 1 if windows == 1 else max(1, windows * elements(user) / max(elements(node), 1))
+
+
 class _Grouping:
     """Decides, in graph order, which element-wise nodes are materialized."""
 
@@ -172,6 +184,7 @@ class _Grouping:
         self.materialized: set[fx.Node] = set()
         self.views: dict[fx.Node, fx.Node] = {}
         self.expressions: dict[fx.Node, _Expression] = {}
+        self._exchanged: set[fx.Node] = set()
         for node in graph.graph.nodes:
             if node.op == "output":
                 break
@@ -206,6 +219,14 @@ class _Grouping:
             visit(operand)
         return Kernel(root, tuple(members), tuple(leaves))
 
+    def follows_exchange(self, update: Kernel) -> bool:
+        """Whether an update, or another one that it follows, reads what is exchanged; asked in graph order."""
+        sources = {storage_of(leaf) for leaf in update.leaves}
+        found = any(node in self._exchanged or kind_of(node) is Kind.EXCHANGE for node in sources)
+        if found:
+            self._exchanged.add(update.root)
+        return found
+
     def _expression(self, node: fx.Node) -> _Expression:
         extent = elements(node)
         result = _Expression(operations=extent * operations(node))
@@ -223,7 +244,7 @@ class _Grouping:
     def _reads_through(self, node: fx.Node, position: int, operand: fx.Node) -> int:
         """How often the text of ``node`` reads what its operand at ``position`` is computed from."""
         inner = 1 if operand in self.materialized else self.expressions[operand].reads
-        return window_size(node) * textual_reads(node, position) * inner
+        return textual_reads(node, position) * inner
 
     def _shorten(self, node: fx.Node) -> None:
         """Materialize operands of ``node``, those that lengthen its text most first, until it is short enough.
@@ -270,14 +291,16 @@ class _Grouping:
         broadcast = any(kind_of(u) is Kind.ELEMENTWISE and elements(u) > 2 * elements(node) for u in users)
         if broadcast and expression.operations > 0:
             return True
-        if len(users) < 2:
+        evaluations = sum(_evaluations(node, user) for user in users)
+        if evaluations <= 1:
             return False
         extent = elements(node)
         read: float = sum(min(value_bytes(leaf), 4 * extent) for leaf in expression.leaves)
         if node.target is aten.permute.default:
             read *= PERMUTE_PENALTY
-        evaluate = read + BYTES_PER_OPERATION * expression.operations
-        return len(users) * evaluate > evaluate + (len(users) + 1) * value_bytes(node)
+        compute = BYTES_PER_OPERATION * expression.operations
+        inlined = len(users) * read + evaluations * compute  # elements of a window that was read are in the cache
+        return inlined > read + compute + (len(users) + 1) * value_bytes(node)
 
     def _computable_in_update(self, node: fx.Node, update: fx.Node) -> bool:
         """Whether gradient ``node`` reads overwritten state only at the element that is being overwritten."""

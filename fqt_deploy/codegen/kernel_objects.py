@@ -18,7 +18,7 @@ from pathlib import Path
 import tvm
 from tvm import tirx
 
-from fqt_deploy.codegen.kernel_cache import KernelCache
+from fqt_deploy.core.file_cache import FileCache
 from fqt_deploy.targets.base import Target
 
 LARGEST_BATCH = 24
@@ -47,7 +47,7 @@ class KernelSources:
     texts: Mapping[str, str]
     function: Callable[[str], tirx.PrimFunc]
     target: Target
-    cache: KernelCache | None
+    cache: FileCache | None
 
 
 Batch = tuple[str, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -18,15 +19,16 @@ from tvm import relax, tirx
 from fqt_deploy.codegen.buffers import Buffer, buffer_lifetimes, buffer_of, buffers_of
 from fqt_deploy.codegen.kernel_function import definition_of, kernel_function, kernel_key, kernel_op_name
 from fqt_deploy.codegen.kernel_grouping import Kernel, View, group_kernels, kind_of, overwritten
-from fqt_deploy.codegen.memory_plan import MemoryPlan, plan_memory
+from fqt_deploy.codegen.memory_plan import Lifetime, MemoryPlan, plan_memory
 from fqt_deploy.core.call import call_of
 from fqt_deploy.core.diagnostics import SourceLocation
 from fqt_deploy.core.graph import TrainingGraph, shape
-from fqt_deploy.core.manifest import KernelInfo, function_name
+from fqt_deploy.core.manifest import EXCHANGE_FINISH, EXCHANGE_START, PROCESS_SHARE, KernelInfo, function_name
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import FqtOp, Kind
 
 aten = torch.ops.aten
+fqt = torch.ops.fqt
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class RelaxProgram:
         kernels: the kernel calls of ``train_step`` in execution order.
         calls: what each call computes, for verification, in the same order.
         memory: the places where the intermediate values of ``train_step`` lie.
+        values: those values in time: when they are alive, counted in kernel calls.
         distinct: one call of each kernel, by the kernel's symbol.
         others: kernels and calls, as above, of the training steps for other shapes.
     """
@@ -46,6 +49,7 @@ class RelaxProgram:
     kernels: tuple[KernelInfo, ...]
     calls: tuple[Kernel, ...]
     memory: MemoryPlan
+    values: tuple[Lifetime, ...]
     distinct: Mapping[str, Kernel]
     others: tuple[tuple[tuple[KernelInfo, ...], tuple[Kernel, ...]], ...] = ()
 
@@ -81,12 +85,14 @@ class _Emitter:
         symbols: kernel key -> global symbol's variable.
         distinct: the first call of each kernel, by symbol.
         plans: memory of each function.
+        values: for each function, when its values are alive, counted in kernel calls.
     """
 
     builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
     symbols: dict[Any, Any] = field(default_factory=dict)
     distinct: dict[str, Kernel] = field(default_factory=dict)
     plans: list[MemoryPlan] = field(default_factory=list)
+    values: list[tuple[Lifetime, ...]] = field(default_factory=list)
 
     def function(self, name: str, graph: TrainingGraph) -> tuple[list[KernelInfo], list[Kernel]]:
         """Emit ``graph`` as Relax function ``name`` of its inputs; it returns the outputs that are not state."""
@@ -100,6 +106,8 @@ class _Emitter:
         calls: list[Kernel] = []
         steps = group_kernels(graph)
         results = [n for label, n in self._outputs(graph) if label not in graph.state]
+        exchanges = {s.root: i for i, s in enumerate(s for s in steps if isinstance(s, Kernel) and _exchanges(s.root))}
+        awaited: set[fx.Node] = set()
         with self.builder.function(name, list(values.values()), pure=False):
             buffers = self._allocate(steps, results, written)
             for step in steps:
@@ -107,11 +115,29 @@ class _Emitter:
                     source = values[step.source]
                     values[step.node] = self.builder.emit(relax.op.reshape(source, shape(step.node)))
                 else:
+                    self._await(step, exchanges, awaited)
                     infos.append(self._kernel(step, values, written, buffers))
                     calls.append(step)
+                    if step.root.target is fqt.process_share.default:
+                        self._call(PROCESS_SHARE, values[step.root])
+                    if step.root in exchanges:
+                        self._call(EXCHANGE_START, values[step.root], relax.prim_value(exchanges[step.root]))
             returned = [values[n] for n in results]
             self.builder.emit_func_output(relax.Tuple(returned) if len(returned) > 1 else returned[0])
         return infos, calls
+
+    def _await(self, kernel: Kernel, exchanges: Mapping[fx.Node, int], awaited: set[fx.Node]) -> None:
+        """Wait for the exchange of what ``kernel`` reads; ``awaited`` are those that are over."""
+        for root in dict.fromkeys(buffer_of(leaf).root for leaf in kernel.leaves):
+            if root in exchanges and root not in awaited:
+                awaited.add(root)
+                self._call(EXCHANGE_FINISH, relax.prim_value(exchanges[root]))
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        """Emit a call of the runtime's function ``name``."""
+        if name not in self.symbols:
+            self.symbols[name] = self.builder.add_func(relax.ExternFunc(name, _KERNEL_TYPE), name)
+        self.builder.emit(relax.Call(self.symbols[name], list(arguments)))
 
     @staticmethod
     def _outputs(graph: TrainingGraph) -> list[tuple[str, fx.Node]]:
@@ -125,6 +151,7 @@ class _Emitter:
         lifetimes = {b: life for b, life in buffer_lifetimes(steps, written).items() if b not in returned}
         plan = plan_memory(list(lifetimes.values()))
         self.plans.append(plan)
+        self.values.append(_in_calls(list(lifetimes.values()), steps))
         blocks = [
             self.builder.emit(relax.op.memory.alloc_storage(relax.ShapeExpr([size]), 0, "global", "uint8"))
             for size in plan.blocks
@@ -193,7 +220,15 @@ def to_relax(
         emitter.function(function_name("predict", number), prediction)
         found.append((tuple(more[0]), tuple(more[1])))
     module = emitter.builder.finalize()
-    return RelaxProgram(module, tuple(infos), tuple(calls), emitter.plans[0], emitter.distinct, tuple(found))
+    return RelaxProgram(
+        module, tuple(infos), tuple(calls), emitter.plans[0], emitter.values[0], emitter.distinct, tuple(found)
+    )
+
+
+def _in_calls(lifetimes: list[Lifetime], steps: list[Kernel | View]) -> tuple[Lifetime, ...]:
+    """The ``lifetimes`` with kernel calls for steps; what a view reads is alive until the call before it."""
+    calls = list(itertools.accumulate(isinstance(step, Kernel) for step in steps))
+    return tuple(Lifetime(life.size, calls[life.first] - 1, calls[life.last] - 1) for life in lifetimes)
 
 
 def kernel_symbol(kernel: Kernel) -> str:
@@ -211,6 +246,11 @@ def destinations(graph: TrainingGraph) -> dict[fx.Node, list[fx.Node]]:
         if label in graph.state and node.target is aten.clone.default:
             found[node] = [graph.placeholder(label)]
     return found
+
+
+def _exchanges(node: fx.Node) -> bool:
+    """Whether ``node`` is a gradient that is exchanged with other processes."""
+    return kind_of(node) is Kind.EXCHANGE
 
 
 _KERNEL_TYPE = relax.FuncType.opaque_func(ret=relax.TupleType([]))

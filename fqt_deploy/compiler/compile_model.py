@@ -26,7 +26,9 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import ActivationGrid, TrainingGraph, grids_of
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.core.step_notes import NOTES, StepNotes
 from fqt_deploy.core.text import SUFFIX, graph_text
+from fqt_deploy.core.user_cache import default_log
 from fqt_deploy.packaging.runtime_libraries import runtime_libraries
 from fqt_deploy.passes.invariants import ALWAYS
 from fqt_deploy.passes.pass_base import Pass, Pipeline
@@ -35,7 +37,7 @@ from fqt_deploy.runtime.artifact import write_artifact
 from fqt_deploy.runtime.threads import configure_threads
 from fqt_deploy.targets.base import Target
 from fqt_deploy.targets.registry import make_target
-from fqt_deploy.targets.tuning_log import append_tiles, default_log, read_tiles
+from fqt_deploy.targets.tuning_log import append_tiles, read_tiles
 
 Progress = Callable[[str], None]
 """A function that is told the name of each phase as it begins."""
@@ -107,6 +109,12 @@ def compile_model(
         raise FqtError(
             "steps for several shapes of batches are compiled for CPUs only", code="FQT202", hint="choose one --batch"
         )
+    if options.distributed != "off" and target.name == "cuda":
+        raise FqtError(
+            "steps for several processes are compiled for CPUs only",
+            code="FQT202",
+            hint="leave --distributed out, or choose --target cpu",
+        )
     companions = {**runtime_libraries(target.toolchain).companions(), **target.companions()}
     lowered = lowered or lower_model(source, options, progress=tell)
     tell("generating kernels")
@@ -120,8 +128,21 @@ def compile_model(
         build_library(program, target, library)
         report = _verify(source, options, lowered, program, library, target, tell)
         manifest = describe(source, options, lowered.graphs(), program, target)
-        write_artifact(output, manifest, initial_state(*lowered.graphs()), library, companions)
+        notes = Path(folder) / NOTES
+        notes.write_bytes(_notes(program).to_json())
+        write_artifact(output, manifest, initial_state(*lowered.graphs()), library, {**companions, NOTES: notes})
     return CompileResult(manifest, output, lowered.pass_times, report)
+
+
+def _notes(program: RelaxProgram) -> StepNotes:
+    """What the artifact says about the memory and the pruning of the step."""
+    values = tuple((life.size, life.first, life.last) for life in program.values)
+    kept: dict[str, float] = {}
+    for info, kernel in zip(program.kernels, program.calls, strict=True):
+        if info.op.startswith("select_"):
+            index, slot, _ = kernel.root.meta["val"]  # [kept] and [groups]: see ops/lib/selection.py
+            kept[info.layer] = kept.get(info.layer, 1.0) * index.shape[0] / slot.shape[0]
+    return StepNotes(program.memory.blocks, values, kept)
 
 
 def check_can_compile(options: CompileOptions) -> Target:

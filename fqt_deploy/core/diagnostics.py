@@ -63,6 +63,10 @@ CODES: dict[str, str] = {
     "FQT511": "the loss is not finite",
     "FQT512": "the session cannot be used in this process or thread",
     "FQT513": "a session cannot be copied, or has not what is asked of it",
+    "FQT601": "the step was not compiled for several processes",
+    "FQT602": "the processes do not train the same",
+    "FQT603": "another process of the training has ended",
+    "FQT604": "the processes cannot find each other",
     # bugs in the compiler
     "FQT900": "a compiler pass broke an invariant; please report it",
 }

@@ -125,6 +125,13 @@ class Variant:
         return tuple(spec for spec in self.inputs if spec.role == "input")
 
 
+PROCESS_SHARE = "fqt_process_share"
+"""The runtime's function that a distributed step calls with a number, to be replaced by 1 / number of processes."""
+EXCHANGE_START, EXCHANGE_FINISH = "fqt_exchange_start", "fqt_exchange_finish"
+"""The runtime's functions that a distributed step calls with this process's share of a gradient and its number, as soon
+as it is computed, and with the number again before the first read, by when it must be the sum over all processes."""
+
+
 def function_name(function: str, number: int) -> str:
     """The name in the library of ``train_step`` or ``predict`` of variant ``number``."""
     return f"{function}_{number}" if number else function

@@ -27,6 +27,7 @@ Sampling = Literal["nested", "sampled", "once", "topk"]
 Grid = Literal["zero", "minmax"]
 Projection = Literal["auto", "off"]
 Rematerialization = Literal["off", "auto"]
+Exchange = Literal["off", "fp32", "4-bit"]
 Verification = Literal["structure", "numerics", "off"]
 GradientBits = Literal[1, 2, 3, 4, 8]
 GRADIENT_BITS: tuple[int, ...] = get_args(GradientBits)
@@ -135,6 +136,13 @@ class CompileOptions:
         "time, the same numbers.",
         section=RESOURCES,
     )
+    distributed: Exchange = option(
+        "off",
+        "Train in one process (off), or in several under torchrun, which average their gradients as they are (fp32) or "
+        "as codes, an eighth of the bytes (4-bit).",
+        section=RESOURCES,
+        in_manifest=True,
+    )
     tune: bool = option(
         False,
         "Measure the tiles of 1-bit products that no log has, on this machine before compiling, and keep the fastest.",
@@ -184,5 +192,9 @@ class CompileOptions:
         return "zero" if self.gradient_bits >= 2 else "minmax"
 
     def numerics(self) -> dict[str, Any]:
-        """The options that change computed numbers, as the manifest stores them; there ``agp`` is what came of it."""
-        return recorded_options(self)
+        """The options that change computed numbers, as the manifest stores them; there ``agp`` is what came of it.
+
+        A step for one process says nothing of others: its checkpoints are those of versions that knew no others.
+        """
+        recorded = recorded_options(self)
+        return {name: value for name, value in recorded.items() if (name, value) != ("distributed", "off")}

@@ -45,6 +45,8 @@ class Kind(enum.Enum):
     """An op without a kernel of its own: ``decompose`` spells it in other ops before code generation."""
     UPDATE = "update"
     """The kind of an optimizer update, which writes some of its operands in place."""
+    EXCHANGE = "exchange"
+    """A copy of its operand, which the runtime replaces by what other processes have too, until something reads it."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,10 @@ class Op(ABC):
     def window_size(self) -> int:
         """Returns how many elements of an operand one element of the result reads: those of a window, otherwise 1."""
         return 1
+
+    def mentions(self) -> int:
+        """Returns how often the text of one element of the result mentions an operand, tests for NaN included."""
+        return self.window_size()
 
     @classmethod
     def match(cls, node: Any) -> Self | None:

@@ -27,8 +27,8 @@ from fqt_deploy.passes.normalize_convolution import channels_first, channels_las
 aten = torch.ops.aten
 fqt = torch.ops.fqt
 
-_MOST_POSITIONS = 127
-"""Of a window whose maximum is one op: a position fits a byte."""
+_MOST_POSITIONS = 16
+"""Of a window whose maximum is one op, which is written out: of more, compilers would take minutes."""
 
 
 def _axes(call: Call, image: list[int], windows: list[int]) -> list[WindowAxis]:

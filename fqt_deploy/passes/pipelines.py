@@ -13,6 +13,7 @@ from fqt_deploy.passes.check_operators import CheckOperators
 from fqt_deploy.passes.choose_bits import ChooseBits
 from fqt_deploy.passes.decompose_composites import DecomposeComposites
 from fqt_deploy.passes.decompose_variance import DecomposeVariance
+from fqt_deploy.passes.exchange_gradients import ExchangeGradients
 from fqt_deploy.passes.fold_packing import FoldPacking
 from fqt_deploy.passes.fold_padding import FoldPadding
 from fqt_deploy.passes.insert_agp import InsertAGP
@@ -71,6 +72,7 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
         *_NORMALIZE,
         # the whole step
         AnnotateLayers(options.include, options.exclude),
+        *([ExchangeGradients()] if options.distributed != "off" else []),
         AppendOptimizer(options.optimizer),
         ReplaceDropout(),
         # 1-bit training
@@ -114,4 +116,4 @@ def prediction_passes(layers: Sequence[LayerRecord]) -> tuple[Pass, ...]:
 
 def all_passes() -> tuple[Pass, ...]:
     """Every pass of every recipe, in pipeline order: a pass that runs twice has two places."""
-    return (*training_passes(CompileOptions(activation_bits=2)), Rematerialize())
+    return (*training_passes(CompileOptions(activation_bits=2, distributed="fp32")), Rematerialize())

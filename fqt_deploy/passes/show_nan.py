@@ -81,7 +81,14 @@ def _tested(graph: TrainingGraph) -> Iterator[tuple[fx.Node, list[fx.Node]]]:
         elif node.target is fqt.weight_scale.default:
             yield node, [node]
         else:
-            yield node, [user for user in node.users if user.args[1] == 2]
+            yield node, [_squares(graph, node)]
+
+
+def _squares(graph: TrainingGraph, statistics: fx.Node) -> fx.Node:
+    """The sums of squares among ``statistics``: a minimum and a maximum may lose a NaN. Not all recipes read them."""
+    used = [user for user in statistics.users if user.args[1] == 2]
+    layer = statistics.meta.get("layer", "")
+    return used[0] if used else Emitter(graph, statistics.next, layer=layer, phase="backward").item(statistics, 2)
 
 
 def _alike(first: dict[fx.Node, int]) -> list[tuple[int, list[fx.Node]]]:

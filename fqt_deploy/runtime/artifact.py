@@ -141,22 +141,32 @@ def write_artifact(
     Raises:
         FqtError: FQT508 if the folder holds something else, is in use by another process, or cannot be written.
     """
-    shown, folder = folder, Path(os.path.realpath(folder))  # where it is a symbolic link, what that points to
     if misfit := state_misfit(manifest.state, state):
         raise FqtError(f"the state does not fit the manifest: {misfit}", code="FQT900")
-    check_replaceable(folder)
     files = {
         MANIFEST: manifest.to_json().encode(),
         LIBRARY: library if isinstance(library, bytes) else read_file(library),
         STATE: tensors_to_bytes({spec.name: state[spec.name] for spec in manifest.state}),
         **{name: source if isinstance(source, bytes) else read_file(source) for name, source in companions.items()},
     }
-    files[SUMS] = "".join(f"{hashlib.sha256(c).hexdigest()}  {name}\n" for name, c in files.items()).encode()
+    write_members(folder, files)
+
+
+def write_members(folder: Path | str, members: Mapping[str, bytes]) -> None:
+    """Write an artifact of ``members``, contents by their paths in it, and their digests; as ``write_artifact``."""
+    shown, folder = folder, Path(os.path.realpath(folder))  # where it is a symbolic link, what that points to
+    check_replaceable(folder)
+    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in members.items())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        replace_folder(folder, files, keep=_is_no_member)
+        replace_folder(folder, {**members, SUMS: sums.encode()}, keep=_is_no_member)
     except OSError as error:
         raise FqtError(f"cannot write {shown}: {error.strerror or error}", code="FQT508") from None
+
+
+def read_members(folder: Path) -> dict[str, bytes]:
+    """The members of an artifact but ``SUMS``, contents by their paths in it; FQT502 if one cannot be read."""
+    return {name: read_file(folder / name) for name in read_sums(folder)}
 
 
 def sweep_artifact(folder: Path) -> None:

@@ -11,6 +11,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.event_file import EventFile
 from fqt_deploy.runtime.metrics import Evaluation
 from fqt_deploy.runtime.session import Session
+from fqt_deploy.runtime.training import PLACE
 
 _KEPT = "fqt_train"
 """The entry of a checkpoint's metadata."""
@@ -29,6 +30,7 @@ class EpochRecord:
         waited: number of epochs since.
         epochs: number of epochs that were noted.
         losses: sum and number of the losses since then; a run that was stopped and resumed has all of an epoch's.
+        place: the run's place in the data, where several processes train; every checkpoint keeps it.
     """
 
     best_file: Path | None = None
@@ -39,12 +41,14 @@ class EpochRecord:
     waited: int = 0
     epochs: int = 0
     losses: tuple[float, int] = (0.0, 0)
+    place: str | None = None
     _events: EventFile | None = None
 
     def kept(self) -> dict[str, str]:
         """What a checkpoint keeps, so that a resumed run goes on."""
         names = ("best", "waited", "epochs", "losses")
-        return {_KEPT: json.dumps({name: getattr(self, name) for name in names})}
+        place = {} if self.place is None else {PLACE: self.place}
+        return {_KEPT: json.dumps({name: getattr(self, name) for name in names}), **place}
 
     def add_loss(self, loss: float) -> None:
         """Add the loss of a step to those of its epoch."""
@@ -61,8 +65,13 @@ class EpochRecord:
         """Whether ``epoch``, from 0, was trained to its end and not noted."""
         return self.epochs == epoch and self.losses[1] > 0
 
+    def close(self, epoch: int) -> None:
+        """Begin with the losses of the epoch after ``epoch``."""
+        self.epochs, self.losses = epoch + 1, (0.0, 0)
+
     def resume(self, metadata: dict[str, str]) -> None:
         """Go on as the metadata of a checkpoint say; those of others say nothing."""
+        self.place = metadata.get(PLACE)
         try:
             said = json.loads(metadata.get(_KEPT, "{}"))
             best, waited = said.get("best"), int(said.get("waited", 0))
@@ -82,7 +91,7 @@ class EpochRecord:
             evaluation: of the held-out data, if there are any.
         """
         values = {**found, **({f"eval_{n}": v for n, v in evaluation.values.items()} if evaluation else {})}
-        self.epochs, self.losses = epoch + 1, (0.0, 0)
+        self.close(epoch)
         self._log({"epoch": epoch + 1, "step": session.step_count, **values})
         if evaluation is None:
             return False

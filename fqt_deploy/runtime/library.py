@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -18,6 +19,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import function_name
 from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME, CUDA_RUNTIME_LIBRARY, RUNTIME_LIBRARY, Build
 from fqt_deploy.runtime.calls import call
+from fqt_deploy.runtime.exchange import Exchange, exchanging, register_exchange
 from fqt_deploy.runtime.host_memory import HostMemory
 from fqt_deploy.runtime.threads import configure_threads
 
@@ -39,17 +41,44 @@ class Library(HostMemory):
     Args:
         path: the shared library in its artifact, whose digests have been checked.
 
+    Attributes:
+        exchange: how a step that is compiled for several processes exchanges gradients; None in a process alone.
+
     Raises:
         FqtError: FQT509 if TVM's runtime library is missing, FQT502 if ``path`` cannot be loaded.
     """
 
+    exchange: Exchange | None = None
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.build = Build(path.absolute().parent)
-        ffi = load_runtime((path.absolute().parent / BUNDLED_RUNTIME).parent)
-        self._from_dlpack = ffi.from_dlpack
-        machine = load_machine(ffi, path, (_CPU, 0, _POOLED))
-        self._machine = machine
+        self._ffi = load_runtime((path.absolute().parent / BUNDLED_RUNTIME).parent)
+        self._from_dlpack = self._ffi.from_dlpack
+        self._machine = load_machine(self._ffi, path, (_CPU, 0, _POOLED))
+
+    def timed(self) -> tuple[Library, Callable[..., None], Callable[[], int]]:
+        """The same functions in a virtual machine of their own that notes when each kernel begins and ends.
+
+        Returns:
+            The functions; ``start(address, capacity)``, which gives the calls an array of 64-bit integers, three for
+            each: a digest of the symbol, nanoseconds at its begin and end; and ``take()``, which returns how many calls
+            there were since the last time.
+
+        Raises:
+            FqtError: FQT503 if the library was compiled by an earlier version, which had no clock.
+        """
+        module = self._ffi.load_module(spelling(self.path))
+        try:
+            watch, start, take = (module.get_function(f"clock_{n}", True) for n in ("watch", "start", "take"))
+        except AttributeError:
+            raise FqtError(
+                f"{self.path} has no clock: an earlier version compiled it", code="FQT503", hint="compile it again"
+            ) from None
+        other = copy.copy(self)
+        other._machine = load_machine(self._ffi, self.path, (_CPU, 0, _POOLED))
+        other._machine["set_instrument"](watch)
+        return other, start, take
 
     def train_step(self, *arrays: Array, variant: int = 0) -> tuple[float, Array]:
         """Run one step on ``*batch, seed, lr, *state``; the state is changed in place.
@@ -76,7 +105,7 @@ class Library(HostMemory):
             FqtError: FQT502 if it takes arrays of other shapes or types; it checks all before it computes anything.
         """
         try:
-            return cast("list[Array]", call(_call_owned, self._machine, name, self._from_dlpack, arrays))
+            return cast("list[Array]", call(_call_owned, self._machine, name, self._from_dlpack, arrays, self.exchange))
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # what tvm_ffi raises, by kind of misfit
             raise FqtError(
                 f"{self.path} does not take what the manifest says: {str(error).strip().splitlines()[-1]}",
@@ -85,9 +114,12 @@ class Library(HostMemory):
             ) from None
 
 
-def _call_owned(machine: Any, name: str, from_dlpack: Any, arrays: tuple[Array, ...]) -> list[Array]:
+def _call_owned(
+    machine: Any, name: str, from_dlpack: Any, arrays: tuple[Array, ...], exchange: Exchange | None
+) -> list[Array]:
     """The results of the function ``name``, which is looked up here: that, too, is a call of compiled code."""
-    result = machine[name](*map(from_dlpack, arrays))
+    with exchanging(exchange):
+        result = machine[name](*map(from_dlpack, arrays))
     return [_owned(tensor) for tensor in (result if isinstance(result, (tuple, list, Sequence)) else (result,))]
 
 
@@ -149,6 +181,7 @@ def load_runtime(bundled: Path, *, cuda: bool = False) -> ModuleType:
     """
     configure_threads()
     ffi = _import_tvm_ffi()
+    register_exchange(ffi)
     for name, registered in _LIBRARIES[: 2 if cuda else 1]:
         # A second copy in one process would register every function again, which TVM refuses.
         if ffi.get_global_func(registered, allow_missing=True) is None:

@@ -97,9 +97,10 @@ class _Labels:
     def add(self, logits: Array, labels: Array) -> None:
         rows = np.moveaxis(logits, self.axis, -1).reshape(-1, self.classes).astype(np.float64)
         flat = labels.reshape(-1).astype(np.int64)
-        ignored = self.spec.values.ignore_index if self.spec.values is not None else None
-        counts = np.ones(flat.shape, bool) if ignored is None else flat != ignored
-        rows, flat = rows[counts], flat[counts]
+        values = self.spec.values
+        assert values is not None
+        counts = np.ones(flat.shape, bool) if values.ignore_index is None else flat != values.ignore_index
+        rows, flat = rows[counts], flat[counts] - values.low
         largest = rows.max(1, keepdims=True) if len(rows) else rows
         shares = rows - largest - np.log(np.exp(rows - largest).sum(1, keepdims=True))
         self.surprise -= float(np.take_along_axis(shares, flat[:, np.newaxis], 1).sum())
@@ -120,8 +121,13 @@ class _Labels:
 
 
 def _labels_of(manifest: Manifest) -> InputSpec | None:
-    """The labels that the loss indexes the logits by; None if the targets are no such."""
-    return manifest.labels if manifest.classes is not None else None
+    """The labels that the loss indexes the logits by, the first class as their lowest; None if there are none such."""
+    labels = manifest.labels
+    if labels is None or labels.values is None or manifest.classes is None:
+        return None
+    count = labels.values.high - labels.values.low
+    numbered = count == manifest.classes or (labels.values.low == 0 and count < manifest.classes)
+    return labels if numbered else None
 
 
 def _of_numbers(session: Session, data: Prepared) -> Evaluation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from fqt_deploy.core.manifest import InputSpec, Manifest
 from fqt_deploy.runtime.data_file import Data
 from fqt_deploy.runtime.sources.source import Array, Source
 
+_COMPARED = 64
+"""Number of samples that processes compare before they train together."""
 _UNSIGNED = 2**64 - 1
 
 
@@ -106,6 +109,14 @@ class Prepared:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def digest(self) -> str:
+        """Digest of the number of samples and of some of them, to compare with that of another process."""
+        digest = hashlib.sha256(str(len(self)).encode())
+        places = np.unique(np.linspace(0, len(self) - 1, min(len(self), _COMPARED)).astype(np.int64))
+        for name, array in self.batch(places).items():
+            digest.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def batch(self, index: NDArray[np.int64], epoch: int | None = None) -> dict[str, Array]:
         """Arrays of the samples ``index`` by name; augmented for training in ``epoch``, if it is given.

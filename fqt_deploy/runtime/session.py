@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import operator
@@ -25,6 +26,9 @@ from fqt_deploy.runtime.calls import Turn, enter_process
 from fqt_deploy.runtime.checkpoint import load_checkpoint, save_checkpoint
 from fqt_deploy.runtime.choose_variant import variant_of, variants_for_samples
 from fqt_deploy.runtime.cuda_library import CudaLibrary, is_on_gpu
+from fqt_deploy.runtime.exchange import Exchange
+from fqt_deploy.runtime.group import Group, rank_seed
+from fqt_deploy.runtime.library import Library
 
 Array = NDArray[Any]
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -84,6 +88,8 @@ class Session:
         self._turn = Turn()
         self._library = library
         self._state = {spec.name: library.place(state[spec.name]) for spec in manifest.state}
+        self._group: Group | None = None
+        self._exchange: Exchange | None = None
         self._seed = library.place(np.zeros((), "int64"))
         self.seed = manifest.seed
         self._lr = library.place(np.zeros(len(manifest.optimizer.groups), "float32"))
@@ -115,9 +121,13 @@ class Session:
         variant = variant_of(self._variants, values)
         operands = [self._library.batch(spec, value) for spec, value in zip(variant.inputs, values, strict=True)]
         state = [self._state[name] for name in variant.state]
+        if self._exchange is not None and self._group is not None:
+            self._exchange.begin(rank_seed(self.seed, self._group.rank), self.step_count)
         value, logits = self._library.train_step(*operands, self._seed, self._lr, *state, variant=variant.number)
         self._check_logits(logits, variant.logits)
         self._last_logits = logits
+        if self._group is not None:
+            value = self._group.mean_loss(value)
         if check and not math.isfinite(value):
             layer = _layer_with_nan(value, self.manifest)
             met = f": NaN was met in {layer}, whose signs cannot hold it" if layer else ""
@@ -197,6 +207,61 @@ class Session:
             )
 
     @property
+    def group(self) -> Group | None:
+        """The processes that the session trains with; None alone."""
+        return self._group
+
+    @_alone
+    def join(self, group: Group) -> None:
+        """Train with other processes from now on: every step takes the mean of all gradients.
+
+        State, step count, seed and learning rates become those of process 0. Each process draws selections and rounding
+        of its own. ``step`` returns the mean of the losses.
+
+        Raises:
+            FqtError: FQT601 if the step was not compiled for several processes, FQT602 if the processes have different
+                steps, FQT603 if one of them has ended.
+        """
+        wire = self.manifest.options.get("distributed", "off")
+        if wire == "off" or not isinstance(self._library, Library):
+            raise FqtError(
+                f"{self.manifest.name} was compiled to train in one process, and {group.size} are training together",
+                code="FQT601",
+                hint="compile it again with --distributed fp32, or distributed='fp32' in Python",
+            )
+        kernels = [kernel.symbol for kernel in self.manifest.kernels]
+        group.check_same("the compiled step", json.dumps([self.manifest.fingerprint, self.manifest.target, kernels]))
+        state = self._fetched()
+        group.share_state(state)
+        for name, array in state.items():
+            self._library.assign(self._state[name], array)
+        seed, rates = json.loads(group.share_text(json.dumps([self.seed, self._rates])))
+        self._group = group
+        self.seed, self.lr = seed, rates
+        self._exchange = self._library.exchange = group.exchange(wire)
+
+    @_alone
+    def synchronize(self) -> None:
+        """Make the state of all processes one, as a checkpoint keeps it: buffers become their means.
+
+        Raises:
+            FqtError: FQT602 if parameters or optimizer state have come to differ.
+        """
+        if self._group is None:
+            return
+        state = self._fetched()
+        roles = {spec.name: spec.role for spec in self.manifest.state}
+        own = {name: array for name, array in state.items() if roles[name] not in ("buffer", "metric")}
+        digest = hashlib.sha256()
+        for name, array in own.items():
+            digest.update(f"{name} {array.shape}".encode() + array.tobytes())
+        self._group.check_same(f"the state after step {self.step_count}", digest.hexdigest())
+        buffers = {name: array for name, array in state.items() if roles[name] == "buffer" and array.dtype.kind == "f"}
+        self._group.average(buffers)
+        for name, array in buffers.items():
+            self._library.assign(self._state[name], array)
+
+    @property
     def last_logits(self) -> Array | None:
         """Logits of the batch of the latest ``step``; None before the first."""
         return None if self._last_logits is None else self._library.fetch(self._last_logits)
@@ -228,6 +293,16 @@ class Session:
         return self._state[average if self._averaged and average in self._state else name]
 
     @property
+    def functions(self) -> StepFunctions:
+        """What computes the steps; others that take the same operands may be set in their place."""
+        return self._library
+
+    @functions.setter
+    def functions(self, functions: StepFunctions) -> None:
+        with self._turn:
+            self._library = functions
+
+    @property
     def step_count(self) -> int:
         """Number of training steps so far."""
         return int(self._library.fetch(self._state["step"]))
@@ -235,7 +310,7 @@ class Session:
     @property
     def seed(self) -> int:
         """Seed of the random streams; with the step count it determines every random number."""
-        return int(self._library.fetch(self._seed))
+        return self._given_seed
 
     @seed.setter
     def seed(self, value: int) -> None:
@@ -246,7 +321,8 @@ class Session:
         if not -(2**63) <= number < 2**63:
             raise FqtError(f"the seed {value} does not fit into 64 bits", code="FQT202")
         with self._turn:
-            self._library.assign(self._seed, number)
+            self._given_seed = number
+            self._library.assign(self._seed, rank_seed(number, 0 if self._group is None else self._group.rank))
 
     @property
     def lr(self) -> float | tuple[float, ...]:

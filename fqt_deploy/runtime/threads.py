@@ -15,7 +15,10 @@ kernels.
 
 
 def configure_threads() -> int:
-    """Hand ``FQT_NUM_THREADS`` (default: the processors available to this process) to TVM and return it.
+    """Hand ``FQT_NUM_THREADS`` to TVM and return it.
+
+    The default are the processors available to this process, shared evenly among those that torchrun has started on
+    this machine.
 
     Threads are not bound to cores: binding hurts wherever another process, such as PyTorch's pool, is active. They spin
     for a short time only, and not at all where there are more of them than cores: a worker that spins takes the core
@@ -25,7 +28,9 @@ def configure_threads() -> int:
         FqtError: FQT202 if it is not an integer from 1 to ``MOST_THREADS``.
     """
     available = len(os.sched_getaffinity(0))
-    given = os.environ.get("FQT_NUM_THREADS", str(min(available, MOST_THREADS)))
+    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    share = max(1, available // int(local)) if local.isdecimal() and int(local) else available
+    given = os.environ.get("FQT_NUM_THREADS", str(min(share, MOST_THREADS)))
     digits = given.lstrip("0") if given.isascii() and given.isdecimal() else ""
     if not digits or len(digits) > len(str(MOST_THREADS)) or int(digits) > MOST_THREADS:
         raise FqtError(

@@ -11,7 +11,6 @@ from typing import Any
 from tvm import tirx
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.user_cache import user_cache
 from fqt_deploy.targets.kernel_arguments import arguments_of
 
 Tile = tuple[int, ...]
@@ -50,11 +49,6 @@ def kernel_signature(function: tirx.PrimFunc) -> str:
     operands = [f"{p.dtype}{[int(d) for d in p.shape]}" for p in function.params]
     arguments = [f"{name}={json.dumps(value)}" for name, value in (arguments_of(function) or {}).items()]
     return " ".join(part.replace(" ", "") for part in (str(function.attrs["fqt.op"]), *operands, *arguments))
-
-
-def default_log() -> Path:
-    """The path where ``--tune`` keeps what it measures, in the user's cache folder."""
-    return user_cache() / "tuned_tiles.jsonl"
 
 
 def read_tiles(path: Path) -> list[TunedTile]:

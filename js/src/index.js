@@ -245,6 +245,7 @@ export class Trainer extends EventTarget {
     }
     const label = specs.findIndex((spec) => spec.role === "target" && spec.values !== null);
     const isClassified = this.manifest.classes !== null && label >= 0;
+    const lowest = isClassified ? Number(specs[label].values.low) : 0;
     const perEpoch = Math.floor(samples / this.batch);
     const done = { steps: 0, loss: NaN, cancelled: false };
     for (let epoch = 0; epoch < epochs; epoch++) {
@@ -255,7 +256,7 @@ export class Trainer extends EventTarget {
         const batchOfData = data.map((values, i) => gathered(values, rows, sizes[i]));
         done.loss = await this.#step(batchOfData);
         done.steps += 1;
-        const accuracy = isClassified ? accuracyOf(this.#logits, batchOfData[label]) : null;
+        const accuracy = isClassified ? accuracyOf(this.#logits, batchOfData[label], lowest) : null;
         const detail = { epoch, step: done.steps, steps: epochs * perEpoch, loss: done.loss, accuracy };
         this.dispatchEvent(new CustomEvent("progress", { detail }));
         await new Promise((resolve) => setTimeout(resolve)); // a page draws and takes clicks between steps
@@ -332,13 +333,13 @@ function gathered(values, rows, size) {
   return result;
 }
 
-/** The share of rows whose largest logit is that of the label; for one label a row. */
-function accuracyOf(logits, labels) {
+/** The share of rows whose largest logit is that of the label; for one label a row, `lowest` for the first class. */
+function accuracyOf(logits, labels, lowest) {
   const classes = logits.length / labels.length;
   let right = 0;
   for (let row = 0; row < labels.length; row++) {
     const scores = logits.subarray(row * classes, (row + 1) * classes);
-    right += Number(scores.indexOf(Math.max(...scores)) === Number(labels[row]));
+    right += Number(scores.indexOf(Math.max(...scores)) === Number(labels[row]) - lowest);
   }
   return right / labels.length;
 }

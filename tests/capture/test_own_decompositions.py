@@ -32,6 +32,7 @@ CASES = {
     "min": lambda x: x.min(2, True)[0],
     "clamp": lambda x: torch.clamp(x, x[:1] * 0 - 0.5, x[:, :1] * 0 + 0.5),
     "empty": lambda x: torch.empty_like(x.permute(0, 2, 1)).fill_(2) * x.permute(0, 2, 1),
+    "circular": lambda x: F.pad(x, (1, 2), mode="circular"),
     "index": lambda x: x[PLACES, :, PLACES],
     "index, last axis": lambda x: x[:, PLACES, None, PLACES],
     "put": lambda x: torch.index_put(x, (PLACES, torch.arange(4)[:, None], PLACES), torch.tensor(3.0)),

@@ -72,6 +72,7 @@ EXAMPLES = {
     ),
     "alpha": (["--optimizer", "rmsprop", "--alpha", "0.9"], {**RMSPROP, "alpha": 0.9}),
     "remat": (["--remat", "auto"], {"remat": "auto"}),
+    "distributed": (["--distributed", "4-bit"], {"distributed": "4-bit"}),
     "tune": (["--tune"], {"tune": True}),
     "tuning_log": (["--tuning-log", "log.jsonl"], {"tuning_log": "log.jsonl"}),
     "verify": (["--verify", "off"], {"verify": "off"}),
@@ -114,7 +115,7 @@ WRONG = {
     "optimizer": "rprop", "lr": "fast",
     "weight_decay": "-1", "groups": "head", "betas": "0.9,1", "eps": "nan", "momentum": "-0.9", "decay": "some",
     "no_decay": "", "clip_norm": "-1", "clip_value": "nan", "accumulate": "0", "ema": "1", "metrics": "loss",
-    "dampening": "-1", "alpha": "1", "remat": "on",
+    "dampening": "-1", "alpha": "1", "remat": "on", "distributed": "8-bit",
     "tuning_log": "", "verify": "all", "dump_ir": "", "print_after": "",
 }  # fmt: skip
 FLAGS = {"tf32", "nesterov", "tune", "time_passes"}

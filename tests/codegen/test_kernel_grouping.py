@@ -47,8 +47,19 @@ class Chain(nn.Module):
         return self.last(functional.gelu(functional.gelu(torch.log1p(x))))
 
 
-@pytest.fixture(scope="module", params=["none", "scq", "scq+agp", "predict", "chain"])
+def pools():
+    """Windows that overlap, padded and large, behind an activation of many operations."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1, 2), nn.Softplus(), nn.MaxPool2d(3, 1, 1), nn.Conv2d(8, 13, 2), nn.LeakyReLU(),
+        nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(13, 4),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["none", "scq", "scq+agp", "predict", "chain", "pools"])
 def graph(request):
+    if request.param == "pools":
+        source = ModelSource(pools(), functional.cross_entropy, (torch.randn(2, 3, 14, 18), torch.tensor([0, 2])))
+        return lower_model(source, CompileOptions()).train
     if request.param == "chain":
         source = ModelSource(Chain(), functional.cross_entropy, (torch.randn(2, 4), torch.tensor([0, 2])))
         return lower_model(source, CompileOptions(recipe="none")).train
@@ -128,6 +139,14 @@ def test_the_text_of_a_kernel_is_bounded(steps):
     for kernel in (step for step in steps if isinstance(step, Kernel)):
         text = kernel_function(kernel).script()
         assert len(re.findall(r"leaf\d+\[", text)) <= 1.1 * MAXIMUM_TEXT  # roots read in more than one stage
+
+
+def test_positions_of_windows_that_overlap_are_computed_once(steps):
+    for kernel in (step for step in steps if isinstance(step, Kernel)):
+        if kernel.root.target is torch.ops.fqt.max_pool2d_backward.default:
+            windows, step = kernel.root.args[3:5]
+            inlined = kernel.root.args[1] in kernel.members
+            assert inlined == (windows == step), kernel.root
 
 
 def test_reads_are_counted_right(steps):

@@ -11,8 +11,8 @@ import tvm_ffi
 from tvm import te, tirx
 
 from fqt_deploy.codegen.build import build_functions, export_library
-from fqt_deploy.codegen.kernel_cache import KernelCache
 from fqt_deploy.codegen.kernel_objects import LARGEST_BATCH, KernelSources, compiling, split_kernels
+from fqt_deploy.core.file_cache import FileCache
 from fqt_deploy.targets.registry import make_target
 
 
@@ -28,7 +28,7 @@ def _adds(symbol: str) -> tirx.PrimFunc:
     return te.create_prim_func([x, y]).with_attrs({"global_symbol": symbol, "fqt.op": "add", "fqt.outputs": 1})
 
 
-def _sources(count: int, cache: KernelCache | None = None, made: list[str] | None = None) -> KernelSources:
+def _sources(count: int, cache: FileCache | None = None, made: list[str] | None = None) -> KernelSources:
     """The kernels ``_names(count)``; ``made`` is told which loop nests are made in this process."""
 
     def function(symbol: str) -> tirx.PrimFunc:
@@ -79,7 +79,7 @@ def test_objects_link_into_one_library(tmp_path: Path, count: int) -> None:
 
 
 def test_code_in_the_cache_is_not_made_again(tmp_path: Path) -> None:
-    cache = KernelCache(tmp_path / "cache", limit=2**20, environment="this")
+    cache = FileCache(tmp_path / "cache", 2**20, ".kernels", "this")
     first = _library(_sources(40, cache), tmp_path / "first")
     made: list[str] = []
     second = _library(_sources(40, cache, made), tmp_path / "second")
@@ -88,7 +88,7 @@ def test_code_in_the_cache_is_not_made_again(tmp_path: Path) -> None:
 
 
 def test_damaged_code_is_made_again(tmp_path: Path) -> None:
-    cache = KernelCache(tmp_path / "cache", limit=2**20, environment="this")
+    cache = FileCache(tmp_path / "cache", 2**20, ".kernels", "this")
     _library(_sources(40, cache), tmp_path / "first")
     damaged = sorted(cache.folder.iterdir())[0]
     content = bytearray(damaged.read_bytes())

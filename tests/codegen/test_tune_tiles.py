@@ -39,7 +39,7 @@ def kernel(case):
 
 def program(*kernels):
     module = tvm.IRModule({f"kernel{i}": k for i, k in enumerate(kernels)})
-    return RelaxProgram(module, (), (), None, {})
+    return RelaxProgram(module, (), (), None, (), {})
 
 
 @pytest.fixture

@@ -18,8 +18,10 @@ def maxima():
         nn.MaxPool2d((12, 11), 1, padding=(0, 1)),
         nn.AdaptiveMaxPool2d((5, 3)),
         nn.MaxPool2d(2, ceil_mode=True),
+        nn.MaxPool2d(3, 1, padding=1),
+        nn.MaxPool2d(5, 2, padding=2),
     ]
-    return Branches(*[branch(nn.Conv2d, pool) for pool in pools], features=20), torch.randn(4, 2, 14, 11)
+    return Branches(*[branch(nn.Conv2d, pool) for pool in pools], features=28), torch.randn(4, 2, 14, 11)
 
 
 def averages():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -13,8 +14,10 @@ import pytest
 import fqt_deploy
 from fqt_deploy.compiler import export_onnx, export_onnx_inference, lower_model
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.onnx_names import NEXT
 from fqt_deploy.onnx_session import load_onnx
+from fqt_deploy.runtime.checkpoint import load_checkpoint
 
 STEPS = 50
 
@@ -82,6 +85,43 @@ def test_plain_onnx_runtime_needs_x_and_y_alone(exported, digits, capfd):
     assert state["step"] == 5
     assert capfd.readouterr().err == ""
     assert losses[-1] < losses[0]
+
+
+def initial_feeds(files):
+    """The initial state of a flat step, which needs all of it as inputs."""
+    manifest = Manifest.from_json(onnx_metadata(files.step)["fqt.manifest"])
+    state, metadata = load_checkpoint(files.state, manifest)
+    return {**state, "seed": np.array(int(metadata["seed"])), "lr": np.array(json.loads(metadata["lr"]), np.float32)}
+
+
+def onnx_metadata(path):
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+@pytest.mark.parametrize("label", [10, -1, -99, 2**40])
+@pytest.mark.parametrize("form", ["train", "step"])
+def test_plain_onnx_runtime_refuses_a_label_that_is_none(exported, digits, form, label):
+    """Nobody checks what is given, but no step is finite for it, and no memory beside a tensor is read."""
+    path = exported.train if form == "train" else exported.step.step
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    x, y = batch(digits, 0)
+    feeds = {"x": x, "y": y, **(initial_feeds(exported.step) if form == "step" else {})}
+    assert np.isfinite(session.run(["loss"], feeds)[0])
+    wrong = y.copy()
+    wrong[3] = label
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match=r"data bounds|out of range"):
+        session.run(["loss"], feeds | {"y": wrong})
+
+
+def test_a_label_that_is_none_is_refused_by_the_session(exported, digits):
+    session = load_onnx(exported.train)
+    x, y = batch(digits, 0)
+    for label in (10, -1, -99, 2**40):
+        with pytest.raises(FqtError, match="FQT507"):
+            session.step(x, np.where(np.arange(8) == 3, label, y))
+    assert session.step_count == 0
 
 
 def test_checkpoints_go_both_ways(exported, digits, tmp_path):

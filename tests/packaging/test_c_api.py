@@ -68,6 +68,13 @@ def test_a_c_program_trains_with_the_same_bits(program, digits_artifact, batches
     assert output.splitlines()[-1] == f"accuracy {100 * sum(right) / 80:.2f} %"
 
 
+def test_a_step_for_several_processes_trains_alone(program, digits_source, digits_artifact, batches, tmp_path):
+    compile_model(digits_source, options_of({"agp": "once", "distributed": "fp32"}), tmp_path / "several.fqt")
+    output = run(program, tmp_path / "several.fqt", tmp_path / "data.raw", 1)
+    session = fqt_deploy.load(digits_artifact)
+    assert losses_of(output) == [session.step(*batch) for batch in batches]
+
+
 def test_checkpoints_go_back_and_forth(program, digits_artifact, batches, tmp_path):
     checkpoint = tmp_path / "here.safetensors"
     data = tmp_path / "data.raw"

@@ -172,3 +172,19 @@ def test_replacing_an_artifact_keeps_checkpoints_and_drops_old_members(artifact,
     assert (artifact / "checkpoint.safetensors").read_bytes() == b"precious"
     assert not (artifact / "lib" / "libold.so").exists()
     assert np.isfinite(fqt_deploy.load(artifact).step(*digits_source.example_inputs))
+
+
+@pytest.mark.parametrize("label", [10, 5000, 2**31, 2**32, -1, 2**62])
+def test_a_manifest_that_takes_labels_which_are_none_makes_no_finite_step(artifact, label):
+    """The library trusts no range: the loss is NaN, nothing beside a tensor is read, and no other sample's gradient."""
+    inputs = json.loads((artifact / "manifest.json").read_text())["inputs"]
+    hostile = {"low": -(2**62), "high": 2**62 + 1, "ignore_index": None}
+    change_manifest(artifact, inputs=[inputs[0], inputs[1] | {"values": hostile}], classes=None)
+    session = fqt_deploy.load(artifact)
+    x = np.random.default_rng(0).standard_normal(inputs[0]["shape"]).astype(np.float32)
+    y = np.arange(len(x)) % 10
+    assert np.isfinite(session.step(x, y))
+    y[3] = label
+    assert np.isnan(session.step(x, y))
+    with pytest.raises(FqtError, match="FQT511"):
+        session.step(x, y, check=True)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.user_cache import default_log
 from fqt_deploy.targets.cpu.products.bit_product_rule import FORMS
 from fqt_deploy.targets.cpu.target import TUNED_TILES
-from fqt_deploy.targets.tuning_log import TunedTile, append_tiles, default_log, kernel_signature, read_tiles, tiles_of
+from fqt_deploy.targets.tuning_log import TunedTile, append_tiles, kernel_signature, read_tiles, tiles_of
 from tests.targets.op_kernel import op_function
 
 TILE = TunedTile("znver3", "byte-shuffle", "binary_conv2d int32[1]", (4, 8), 2, 10.5, 12.0)

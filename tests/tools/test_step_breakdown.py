@@ -7,8 +7,9 @@ import pytest
 import fqt_deploy.ops.registry  # noqa: F401
 from fqt_deploy.core.manifest import KernelInfo
 from fqt_deploy.ops.op import FQT_OPS
+from fqt_deploy.profiling.kernel_classes import CLASSES, REST
 from tools.ceilings import Ceilings
-from tools.step_breakdown import CLASSES, REST, break_down, table
+from tools.step_breakdown import break_down, table
 
 CEILINGS = Ceilings(bit_macs=1000.0, fp32_macs=100.0, bytes=10.0)
 

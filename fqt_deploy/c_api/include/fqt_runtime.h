@@ -89,6 +89,10 @@ FQT_API int64_t fqt_step_count(const fqt_session *session);
 FQT_API int fqt_save_checkpoint(const fqt_session *session, const char *path); /* replaced whole or not at all */
 FQT_API int fqt_load_checkpoint(fqt_session *session, const char *path);
 
+/* Time the kernels of the steps in between, and write the times to `path` for fqt-profile DIR --times. */
+FQT_API int fqt_start_timing(fqt_session *session);
+FQT_API int fqt_stop_timing(fqt_session *session, const char *path);
+
 /* The state: parameters "param/...", buffers "buffer/...", optimizer state, averages
  * "ema/...", numbers of the latest step "metric/...", "step"; NULL past the end. */
 FQT_API const fqt_tensor *fqt_state(const fqt_session *session, size_t index);

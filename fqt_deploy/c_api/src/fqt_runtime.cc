@@ -135,6 +135,14 @@ int fqt_load_checkpoint(fqt_session* session, const char* path) {
   return Guarded([&] { session->session.LoadCheckpoint(path); });
 }
 
+int fqt_start_timing(fqt_session* session) {
+  return Guarded([&] { session->session.StartTiming(); });
+}
+
+int fqt_stop_timing(fqt_session* session, const char* path) {
+  return Guarded([&] { session->session.StopTiming(path); });
+}
+
 const fqt_tensor* fqt_state(const fqt_session* session, size_t index) {
   return index < session->state.size() ? &session->state[index] : nullptr;
 }

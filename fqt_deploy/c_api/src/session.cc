@@ -7,6 +7,8 @@
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
 
+#include <time.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -39,6 +41,8 @@ constexpr const char* kDigest = "fqt_sha256";
 const std::string kNoDigest(64, '0');
 
 constexpr long kMostThreads = 1024;
+constexpr size_t kCallFields = 3;     // a digest of the symbol, begin and end
+constexpr size_t kMostCalls = 65536;  // of kernels in a step
 
 // Hand FQT_NUM_THREADS to TVM, which reads its own variables when it starts its workers: runtime/threads.py.
 void ConfigureThreads() {
@@ -204,6 +208,14 @@ std::string FormatRates(const std::vector<double>& rates) {
   return text + "]";
 }
 
+// A step that is compiled for several processes calls these; alone it has nothing to exchange.
+void RegisterExchange() {
+  for (const char* name : {"fqt_process_share", "fqt_exchange_start", "fqt_exchange_finish"}) {
+    if (ffi::Function::GetGlobal(name).has_value()) continue;
+    ffi::Function::SetGlobal(name, ffi::Function::FromPacked([](const ffi::AnyView*, int32_t, ffi::Any*) {}));
+  }
+}
+
 // What `function` returns: arrays, each checked to be of the spec beside it.
 std::vector<ffi::Tensor> Call(const ffi::Function& function, const std::vector<ffi::Tensor>& arguments,
                               const std::vector<TensorSpec>& specs) {
@@ -253,6 +265,23 @@ std::string Spelling(const std::string& path) {
 
 namespace {
 
+// Nanoseconds of the clock that kernels are timed with.
+int64_t Now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<int64_t>(t.tv_sec) * 1000000000 + t.tv_nsec;
+}
+
+ffi::Module LoadMachine(const ffi::Module& library) {
+  const auto machine = library->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
+  machine->GetFunction("vm_initialization").value()(static_cast<int>(kDLCPU), 0, kPooledAllocator);
+  return machine;
+}
+
+std::string Numbered(const std::string& name, size_t variant) {
+  return variant > 0 ? name + "_" + std::to_string(variant) : name;
+}
+
 // The step count in `data`, which may lie anywhere.
 int64_t CountOf(const TensorSpec& spec, const char* data) {
   if (spec.dtype == "int32") {
@@ -266,6 +295,28 @@ int64_t CountOf(const TensorSpec& spec, const char* data) {
 }
 
 }  // namespace
+
+// The machine whose kernels are timed, the buffer that its clock fills, and what it noted, as JSON.
+struct Timing {
+  std::vector<ffi::Function> untimed;  // the train_step of each entry; empty while nothing is timed
+  ffi::Optional<ffi::Module> machine;
+  ffi::Function start, take;
+  std::vector<int64_t> calls;
+  std::string steps;
+
+  // Append the calls since the last time to `steps`.
+  void Note(int64_t begin, int64_t end) {
+    const auto count = std::min(static_cast<size_t>(take().cast<int64_t>()), calls.size() / kCallFields);
+    steps += (steps.empty() ? "" : ",\n") + ("{\"begin\": " + std::to_string(begin)) +
+             ", \"end\": " + std::to_string(end) + ", \"calls\": [";
+    for (size_t i = 0; i < count; ++i) {
+      const int64_t* call = &calls[i * kCallFields];
+      steps += (i > 0 ? ", [" : "[") + std::to_string(call[0]) + ", " + std::to_string(call[1]) + ", " +
+               std::to_string(call[2]) + "]";
+    }
+    steps += "]}";
+  }
+};
 
 struct Session::Impl {
   // The functions of one variant, and what they take.
@@ -281,6 +332,9 @@ struct Session::Impl {
   std::vector<double> rates;
   size_t step_index;
   std::mutex turn;
+  std::string path;     // of the library
+  ffi::Optional<ffi::Module> library;  // kept for its clock: codegen/kernel_clock.c
+  Timing timing;
 
   std::unique_lock<std::mutex> TakeTurn() {
     std::unique_lock<std::mutex> lock(turn, std::try_to_lock);
@@ -341,13 +395,13 @@ Session::Session(const std::string& folder) : impl_(std::make_unique<Impl>()) {
   SetRates(my.manifest.rates);
   ConfigureThreads();
   try {
-    const ffi::Module library = ffi::Module::LoadFromFile(Spelling(artifact.library));
-    const auto machine = library->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
-    machine->GetFunction("vm_initialization").value()(static_cast<int>(kDLCPU), 0, kPooledAllocator);
+    RegisterExchange();
+    my.path = artifact.library;
+    my.library = ffi::Module::LoadFromFile(Spelling(artifact.library));
+    const ffi::Module machine = LoadMachine(my.library.value());
     for (size_t i = 0; i < my.entries.size(); ++i) {
-      const std::string ending = i > 0 ? "_" + std::to_string(i) : "";
-      my.entries[i].train_step = machine->GetFunction("train_step" + ending).value();
-      my.entries[i].predict = machine->GetFunction("predict" + ending).value();
+      my.entries[i].train_step = machine->GetFunction(Numbered("train_step", i)).value();
+      my.entries[i].predict = machine->GetFunction(Numbered("predict", i)).value();
     }
   } catch (const ffi::Error& error) {
     throw Error(kDamaged, artifact.library + " cannot be loaded: " + std::string(error.message()));
@@ -389,10 +443,51 @@ float Session::Train(const std::vector<Given>& batch) {
   arguments.insert(arguments.end(), entry.state.begin(), entry.state.end());
   float loss = 0;
   CallFromOneThread([&] {
+    const int64_t begin = Now();
     const auto results = Call(entry.train_step, arguments, {{"loss", "float32", {}}, variant->logits});
     loss = *reinterpret_cast<const float*>(Data(results[0]));
+    if (!my.timing.untimed.empty()) my.timing.Note(begin, Now());
   });
   return loss;
+}
+
+void Session::StartTiming() {
+  Impl& my = *impl_;
+  const auto turn = my.TakeTurn();
+  EnterProcess();
+  Timing& timing = my.timing;
+  if (!timing.untimed.empty()) throw Error(kBadOption, "kernels are being timed already");
+  const ffi::Module library = my.library.value();
+  const auto watch = library->GetFunction("clock_watch", true);
+  if (!watch.has_value()) throw Error(kOtherVersion, my.path + " has no clock: an earlier version compiled it");
+  timing.start = library->GetFunction("clock_start", true).value();
+  timing.take = library->GetFunction("clock_take", true).value();
+  timing.calls.assign(kMostCalls * kCallFields, 0);
+  timing.steps.clear();
+  CallFromOneThread([&] {
+    const ffi::Module machine = LoadMachine(library);
+    machine->GetFunction("set_instrument").value()(watch.value());
+    timing.machine = machine;
+    timing.start(reinterpret_cast<int64_t>(timing.calls.data()), static_cast<int64_t>(kMostCalls));
+    for (size_t i = 0; i < my.entries.size(); ++i) {
+      timing.untimed.push_back(my.entries[i].train_step);
+      my.entries[i].train_step = machine->GetFunction(Numbered("train_step", i)).value();
+    }
+  });
+}
+
+void Session::StopTiming(const std::string& path) {
+  Impl& my = *impl_;
+  const auto turn = my.TakeTurn();
+  Timing& timing = my.timing;
+  if (timing.untimed.empty()) throw Error(kBadOption, "no kernels are being timed");
+  CallFromOneThread([&] {
+    timing.start(int64_t{0}, int64_t{0});
+    for (size_t i = 0; i < my.entries.size(); ++i) my.entries[i].train_step = timing.untimed[i];
+    timing.untimed.clear();
+  });
+  const std::string steps = std::exchange(timing.steps, "");
+  ReplaceFile(path, "{\"fqt_times\": 1, \"steps\": [\n" + steps + "]}\n");
 }
 
 void Session::Predict(const void* x, size_t x_bytes, void* logits, size_t logits_bytes) {

@@ -37,6 +37,8 @@ class Session {
   void SaveCheckpoint(const std::string& path) const;
   void LoadCheckpoint(const std::string& path);
   const void* StateData(size_t index) const;
+  void StartTiming();                        // of the kernels of the steps from now on; kOtherVersion without a clock
+  void StopTiming(const std::string& path);  // and write them for fqt-profile
 
  private:
   struct Impl;

@@ -10,8 +10,9 @@ from tvm import tirx
 
 from fqt_deploy.core.call import Call
 from fqt_deploy.ops.aten.aten_op import aten, prims
-from fqt_deploy.ops.aten.pointwise import pointwise, zero_like
+from fqt_deploy.ops.aten.pointwise import by_type, pointwise, zero_like
 from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, POSITIVE, ROW, call
+from fqt_deploy.ops.lib.boolean import larger, product, smaller, total
 from fqt_deploy.ops.lib.dtypes import dtype_of
 from fqt_deploy.ops.lib.float32 import clamped
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
@@ -28,6 +29,7 @@ from fqt_deploy.ops.traits import (
 
 _TENSORS = [call(POSITIVE, ROW), call(POSITIVE, 2.0), call(POSITIVE, BYTES)]
 _NUMBER = [call(POSITIVE, 3)]
+_MASKS = [call(MASK, ~MASK), call(MASK, MASK.flip(0))]
 _SCALED = [call(POSITIVE, ROW, alpha=0.25), call(POSITIVE, BYTES, alpha=-2)]
 
 
@@ -41,7 +43,7 @@ def _scaled_onnx(graph: OnnxWriter, dtype: str, b: str, alpha: Any) -> str:
 
 
 def _add(a: Any, b: Any, *, alpha: Any) -> Any:
-    return a + _scaled(b, alpha)
+    return total(a, _scaled(b, alpha))
 
 
 def _sub(a: Any, b: Any, *, alpha: Any) -> Any:
@@ -61,7 +63,7 @@ def _sign_onnx(graph: OnnxWriter, dtype: str, x: str) -> str:
 
 
 def _add_onnx(graph: OnnxWriter, dtype: str, a: str, b: str, *, alpha: Any) -> str:
-    return graph("Add", a, _scaled_onnx(graph, dtype, b, alpha))
+    return graph("Or" if dtype == "bool" else "Add", a, _scaled_onnx(graph, dtype, b, alpha))
 
 
 def _sub_onnx(graph: OnnxWriter, dtype: str, a: str, b: str, *, alpha: Any) -> str:
@@ -79,7 +81,8 @@ def _clamped_from_zero(call: Call, not_negative: Callable[[Any], bool]) -> bool:
 
 for _overload, _samples in (("Tensor", [*_TENSORS, *_SCALED]), ("Scalar", [*_NUMBER, call(POSITIVE, 3, 0.5)])):
     pointwise(
-        getattr(aten.add, _overload), expression=_add, onnx=_add_onnx, flops=1, samples=_samples,
+        getattr(aten.add, _overload), expression=_add, onnx=_add_onnx, flops=1,
+        samples=[*_samples, *_MASKS] if _overload == "Tensor" else _samples,
         zero=zero_with_all("self", "other"), sign=keeps_sign("self", "other", "alpha"), nan=Nan.KEPT,
     )  # fmt: skip
     pointwise(
@@ -88,12 +91,12 @@ for _overload, _samples in (("Tensor", [*_TENSORS, *_SCALED]), ("Scalar", [*_NUM
     )  # fmt: skip
 
 pointwise(
-    aten.mul.Tensor, expression=lambda a, b: a * b, onnx="Mul", flops=1, samples=_TENSORS,
+    aten.mul.Tensor, expression=product, onnx=by_type("And", "Mul"), flops=1, samples=[*_TENSORS, *_MASKS],
     zero=zero_with_any("self", "other"), sign=Sign(_square_or_not_negative), nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(
-    aten.mul.Scalar, expression=lambda a, b: a * b, onnx="Mul", flops=1, samples=_NUMBER, zero=zero_with_any("self"),
-    sign=ANY_SIGN, nan=Nan.KEPT,
+    aten.mul.Scalar, expression=product, onnx=by_type("And", "Mul"), flops=1, samples=_NUMBER,
+    zero=zero_with_any("self"), sign=ANY_SIGN, nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(
     aten.div.Tensor, expression=lambda a, b: a / b, onnx="Div", flops=4, samples=_TENSORS, zero=zero_with_any("self"),
@@ -127,11 +130,13 @@ pointwise(
     onnx="Reciprocal",
 )  # fmt: skip
 pointwise(
-    aten.maximum.default, expression=tirx.max, onnx="Max", flops=1, samples=[call(MIXED, ROW.expand(2, 3))],
+    aten.maximum.default, expression=larger, onnx=by_type("Or", "Max"), flops=1,
+    samples=[call(MIXED, ROW.expand(2, 3)), *_MASKS],
     zero=zero_with_all("self", "other"), sign=keeps_sign("self", "other"), nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(
-    aten.minimum.default, expression=tirx.min, onnx="Min", flops=1, samples=[call(MIXED, ROW.expand(2, 3))],
+    aten.minimum.default, expression=smaller, onnx=by_type("And", "Min"), flops=1,
+    samples=[call(MIXED, ROW.expand(2, 3)), *_MASKS],
     zero=zero_with_all("self", "other"), sign=keeps_sign("self", "other"), nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from tvm import tirx
 
 from fqt_deploy.ops.aten.aten_op import aten
-from fqt_deploy.ops.aten.pointwise import OnnxNodes, pointwise
+from fqt_deploy.ops.aten.pointwise import OnnxNodes, by_type, pointwise
 from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, ROW, WIDE, call
+from fqt_deploy.ops.lib.boolean import comparable
 from fqt_deploy.ops.lib.dtypes import dtype_of
 from fqt_deploy.ops.lib.float32 import is_nan, opaque
-from fqt_deploy.ops.lib.onnx_body import OnnxWriter
+from fqt_deploy.ops.lib.onnx_body import OnnxWriter, element_type
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Nan, zero_with_all, zero_with_any
 
 _TENSORS = [call(MIXED, ROW), call(BYTES, BYTES.flip(1)), call(MASK, ~MASK), call(WIDE[0] > 0, WIDE[1] > 0)]
@@ -21,42 +24,44 @@ _MASKS = [call(MASK, ~MASK)]
 _BITS = [*_MASKS, call(BYTES, BYTES.flip(1))]
 
 
-def _comparable(x: Any) -> Any:
-    """LLVM's code generator compares booleans as if they were floats."""
-    return x.astype("int8") if dtype_of(x) == "bool" else x
-
-
 def _equal(a: Any, b: Any) -> Any:
-    return tirx.EQ(_comparable(a), _comparable(b))
+    return tirx.EQ(comparable(a), comparable(b))
 
 
 def _unequal(a: Any, b: Any) -> Any:
     """NaN differs from everything: TVM's own inequality is false of it."""
-    return tirx.Not(opaque(_equal(a, b))) if dtype_of(a) == "float32" else tirx.NE(_comparable(a), _comparable(b))
+    return tirx.Not(opaque(_equal(a, b))) if dtype_of(a) == "float32" else tirx.NE(comparable(a), comparable(b))
 
 
 def _not_equal(graph: OnnxWriter, _: str, a: str, b: str) -> str:
     return graph("Not", graph("Equal", a, b))
 
 
-def _by_type(boolean: str, integer: str) -> OnnxNodes:
+def _compared(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda a, b: compare(comparable(a), comparable(b))
+
+
+def _ordered(name: str) -> OnnxNodes:
+    """Nodes of a comparison that ONNX has for numbers alone."""
+
     def write(graph: OnnxWriter, dtype: str, *operands: str) -> str:
-        return graph(boolean if dtype == "bool" else integer, *operands)
+        if dtype == "bool":
+            operands = tuple(graph("Cast", operand, to=element_type("int32")) for operand in operands)
+        return graph(name, *operands)
 
     return write
 
 
 _COMPARISONS: tuple[tuple[str, Any, OnnxNodes], ...] = (
-    ("lt", lambda a, b: a < b, "Less"),
-    ("le", lambda a, b: a <= b, "LessOrEqual"),
-    ("gt", lambda a, b: a > b, "Greater"),
-    ("ge", lambda a, b: a >= b, "GreaterOrEqual"),
+    ("lt", _compared(operator.lt), _ordered("Less")),
+    ("le", _compared(operator.le), _ordered("LessOrEqual")),
+    ("gt", _compared(operator.gt), _ordered("Greater")),
+    ("ge", _compared(operator.ge), _ordered("GreaterOrEqual")),
     ("eq", _equal, "Equal"),
     ("ne", _unequal, _not_equal),
 )
 for _name, _expression, _onnx in _COMPARISONS:
-    _equality = _name in ("eq", "ne")
-    for _overload, _samples in (("Tensor", _TENSORS if _equality else _TENSORS[:2]), ("Scalar", _NUMBERS)):
+    for _overload, _samples in (("Tensor", _TENSORS), ("Scalar", _NUMBERS)):
         pointwise(
             getattr(getattr(aten, _name), _overload), expression=_expression, onnx=_onnx, flops=1, samples=_samples,
             compares=True, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN,
@@ -72,7 +77,7 @@ def _or(a: Any, b: Any) -> Any:
 
 
 def _xor(a: Any, b: Any) -> Any:
-    return tirx.NE(_comparable(a), _comparable(b)) if dtype_of(a) == "bool" else a ^ b
+    return tirx.NE(comparable(a), comparable(b)) if dtype_of(a) == "bool" else a ^ b
 
 
 def _not(a: Any) -> Any:
@@ -80,11 +85,11 @@ def _not(a: Any) -> Any:
 
 
 pointwise(
-    aten.bitwise_and.Tensor, expression=_and, onnx=_by_type("And", "BitwiseAnd"), flops=1, samples=_BITS,
+    aten.bitwise_and.Tensor, expression=_and, onnx=by_type("And", "BitwiseAnd"), flops=1, samples=_BITS,
     zero=zero_with_any("self", "other"), sign=ANY_SIGN, nan=Nan.UNKNOWN,
 )  # fmt: skip
 pointwise(
-    aten.bitwise_or.Tensor, expression=_or, onnx=_by_type("Or", "BitwiseOr"), flops=1, samples=_BITS,
+    aten.bitwise_or.Tensor, expression=_or, onnx=by_type("Or", "BitwiseOr"), flops=1, samples=_BITS,
     zero=zero_with_all("self", "other"), sign=ANY_SIGN, nan=Nan.UNKNOWN,
 )  # fmt: skip
 pointwise(
@@ -96,7 +101,7 @@ pointwise(
     sign=ANY_SIGN, nan=Nan.UNKNOWN,
 )  # fmt: skip
 pointwise(
-    aten.bitwise_xor.Tensor, expression=_xor, onnx=_by_type("Xor", "BitwiseXor"), flops=1, samples=_BITS,
+    aten.bitwise_xor.Tensor, expression=_xor, onnx=by_type("Xor", "BitwiseXor"), flops=1, samples=_BITS,
     zero=zero_with_all("self", "other"), sign=ANY_SIGN, nan=Nan.UNKNOWN,
 )  # fmt: skip
 pointwise(
@@ -108,7 +113,7 @@ pointwise(
     sign=ANY_SIGN, nan=Nan.UNKNOWN,
 )  # fmt: skip
 pointwise(
-    aten.bitwise_not.default, expression=_not, onnx=_by_type("Not", "BitwiseNot"), flops=1, zero=NEVER_ZERO,
+    aten.bitwise_not.default, expression=_not, onnx=by_type("Not", "BitwiseNot"), flops=1, zero=NEVER_ZERO,
     sign=ANY_SIGN, nan=Nan.UNKNOWN,
     samples=[call(MASK), call(BYTES)],
 )  # fmt: skip

@@ -124,6 +124,15 @@ def pointwise(
         enter(cls, target, traits, samples)
 
 
+def by_type(boolean: str, number: str) -> OnnxNodes:
+    """The ONNX operator ``boolean`` where the operands are, and ``number`` elsewhere."""
+
+    def write(graph: OnnxWriter, dtype: str, *operands: str) -> str:
+        return graph(boolean if dtype == "bool" else number, *operands)
+
+    return write
+
+
 def _calling_module() -> str:
     """The module whose row is being defined."""
     return str(sys._getframe(2).f_globals["__name__"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from tvm import te, tirx
 
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, ints
-from fqt_deploy.ops.lib.pooling_window import covering_windows, pooled_extent, window_taps
+from fqt_deploy.ops.lib.pooling_window import covering_count, covering_windows, pooled_extent, window_taps
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.conv2d_input_grad import conv_transpose, transposed_convolution
 from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, keeps_sign, leads, zero_with_any
@@ -138,6 +138,10 @@ class AvgPool2dBackward(FqtOp):
     def fake(self) -> Tensor:
         """Shape rule: [N, OH, OW, C] -> [N, *input_hw, C]."""
         return self.gradient.new_empty((self.gradient.shape[0], *self.input_hw, self.gradient.shape[3]))
+
+    def window_size(self) -> int:
+        """Returns the upper bound of the number of windows that hold one element."""
+        return covering_count(self.kernel, self.stride)
 
     def compute(self) -> te.Tensor:
         """Gather form: each input position sums the windows that cover it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import torch
@@ -12,12 +13,9 @@ from torch import Tensor
 from tvm import te, tirx
 
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, ints
-from fqt_deploy.ops.lib.pooling_window import pooled_extent, window_taps
+from fqt_deploy.ops.lib.pooling_window import nearest_taps, pooled_extent
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, keeps_sign, leads, zero_with_any
-
-LOWEST = -math.inf
-"""What pads the image."""
 
 
 def _output_shape(x: te.Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> tuple[int, ...]:
@@ -71,15 +69,16 @@ class MaxPool2d(FqtOp):
         """Returns the number of elements of a window."""
         return self.kernel[0] * self.kernel[1]
 
+    def mentions(self) -> int:
+        """Returns three for each tap: a test for NaN compares it with itself."""
+        return 3 * self.window_size()
+
     def compute(self) -> te.Tensor:
         """Maximum over the taps, written out: the op stays element-wise for fusion."""
 
         def largest(*index: Any) -> Any:
-            taps = window_taps(self.x, index, self.kernel, self.stride, self.padding, outside=LOWEST)
-            best = taps[0]
-            for tap in taps[1:]:
-                best = tirx.max(best, tap)
-            return best
+            taps = nearest_taps(self.x, index, self.kernel, self.stride, self.padding)
+            return reduce(tirx.max, (tap for tap, _ in taps))
 
         return te.compute(_output_shape(self.x, self.kernel, self.stride, self.padding), largest, name="max_pool2d")
 
@@ -95,6 +94,9 @@ class MaxPool2d(FqtOp):
         yield torch.randn(2, 6, 6, 16, generator=g), [2, 2], [2, 2], [0, 0]
         yield torch.randn(2, 7, 5, 3, generator=g), [3, 3], [2, 2], [1, 1]
         yield torch.zeros(1, 4, 4, 8), [2, 2], [2, 2], [0, 0]
+        ties = torch.tensor([-2.0, -1.0, 2.0])
+        yield ties[torch.randint(3, (2, 6, 5, 16), generator=g)], [5, 2], [2, 1], [2, 1]
+        yield ties[torch.randint(3, (2, 1, 2, 3), generator=g)], [3, 3], [1, 1], [1, 1]
         special = torch.tensor([math.nan, math.inf, -1.0, -2.0, 0.0, 1.0])
         yield special[torch.randint(6, (2, 7, 8, 16), generator=g)], [2, 2], [2, 2], [0, 0]
         yield special[torch.randint(6, (2, 7, 5, 16), generator=g)], [3, 3], [2, 2], [1, 1]
@@ -150,28 +152,30 @@ class MaxPool2dArgmax(FqtOp):
         """Returns the number of elements of a window."""
         return self.kernel[0] * self.kernel[1]
 
+    def mentions(self) -> int:
+        """Returns one for each tap in each maximum that it is a part of, and one for each of the two comparisons."""
+
+        def count(taps: int) -> int:
+            return 0 if taps == 1 else taps + count(taps // 2) + count(taps - taps // 2)
+
+        return max(1, count(self.window_size()))
+
     def compute(self) -> te.Tensor:
-        """Running maximum and its position, written out."""
+        """The maximum and its position among each half of the taps, written out: the earlier one wins a tie."""
+
+        def larger(taps: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+            if len(taps) == 1:
+                return taps[0]
+            half = len(taps) // 2
+            (first, at), (second, later) = larger(taps[:half]), larger(taps[half:])
+            return tirx.max(first, second), tirx.Select(second > first, later, at)
 
         def position(*index: Any) -> Any:
-            taps = window_taps(self.x, index, self.kernel, self.stride, self.padding, outside=LOWEST)
-            best, where = taps[0], self._first_inside(*index[1:3])
-            for i, tap in enumerate(taps[1:], start=1):
-                where = tirx.Select(tap > best, tirx.const(i, "int8"), where)
-                best = tirx.max(best, tap)
-            return where
+            return larger(nearest_taps(self.x, index, self.kernel, self.stride, self.padding))[1]
 
         return te.compute(
             _output_shape(self.x, self.kernel, self.stride, self.padding), position, name="max_pool2d_argmax"
         )
-
-    def _first_inside(self, oh: Any, ow: Any) -> Any:
-        """Position of the first tap inside the image: nothing is larger where all are minus infinity."""
-        if self.padding == [0, 0]:
-            return tirx.const(0, "int8")
-        axes = zip((oh, ow), self.stride, self.padding, strict=True)
-        row, column = (tirx.max(padding - o * stride, 0) for o, stride, padding in axes)
-        return (row * self.kernel[1] + column).astype("int8")
 
     cost = MaxPool2d.cost
 

@@ -12,7 +12,7 @@ from tvm import te, tirx
 
 from fqt_deploy.ops.layers.max_pool2d import MaxPool2d, MaxPool2dArgmax
 from fqt_deploy.ops.lib.onnx_body import Body
-from fqt_deploy.ops.lib.pooling_window import covering_windows
+from fqt_deploy.ops.lib.pooling_window import covering_count, covering_windows
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, leads, zero_with_any
 
@@ -65,6 +65,10 @@ class MaxPool2dBackward(FqtOp):
                 f"gradient {tuple(self.gradient.shape)} and positions {tuple(self.argmax.shape)} differ in shape"
             )
         return self.gradient.new_empty((self.gradient.shape[0], *self.input_hw, self.gradient.shape[3]))
+
+    def window_size(self) -> int:
+        """Returns the upper bound of the number of windows that hold one element."""
+        return covering_count(self.kernel, self.stride)
 
     def compute(self) -> te.Tensor:
         """Gather form: each input position asks the few windows that cover it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm import te, tirx
@@ -28,6 +29,42 @@ def window_taps(
             inside = tirx.all(h >= 0, h < height, w >= 0, w < width)
             taps.append(tirx.if_then_else(inside, x[n, h, w, c], tirx.const(outside, x.dtype)))
     return taps
+
+
+def nearest_taps(
+    x: te.Tensor, index: tuple[Any, ...], kernel: list[int], stride: list[int], padding: list[int]
+) -> list[tuple[Any, Any]]:
+    """The elements of the window of output ``index``; where it leaves the image, the nearest one inside once more.
+
+    A maximum is the same as with minus infinity outside, and no element is read on a condition: padding is at most half
+    of the window, so that the nearest one is in the window, and row by row none comes before its turn.
+
+    Returns:
+        One ``(element, position)`` per tap, the position int8, ``row * kernel[1] + column`` inside the window.
+    """
+    n, oh, ow, c = index
+    steps = zip((oh, ow), x.shape[1:3], kernel, stride, padding, strict=True)
+    rows, columns = (_nearest(o, int(extent), *window) for o, extent, *window in steps)
+    return [(x[n, h, w, c], (row * kernel[1] + column).astype("int8")) for h, row in rows for w, column in columns]
+
+
+def _nearest(window: Any, extent: int, kernel: int, stride: int, padding: int) -> list[tuple[Any, Any]]:
+    """Where each tap along one axis reads, and the position of that in the window."""
+    last = (pooled_extent(extent, kernel, stride, padding) - 1) * stride
+    taps = []
+    for tap in range(kernel):
+        at = first = window * stride + (tap - padding)
+        if tap < padding:
+            at = tirx.max(at, 0)
+        if last + tap - padding >= extent:
+            at = tirx.min(at, extent - 1)
+        taps.append((at, tirx.const(tap, "int32") if at is first else at - (window * stride - padding)))
+    return taps
+
+
+def covering_count(kernel: list[int], stride: list[int]) -> int:
+    """The largest number of windows that cover one input position."""
+    return math.prod(-(-size // step) for size, step in zip(kernel, stride, strict=True))
 
 
 def covering_windows(

@@ -1,0 +1,101 @@
+"""Gradients summed up over all processes as they are, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from fqt_deploy.distributed.waiting import lost, wait_for
+
+BUCKET_BYTES = 1 << 20
+"""Gradients of this size travel by themselves and in place; smaller ones together, as a copy of this size."""
+
+
+@dataclass
+class _Bucket:
+    """Gradients that travel together.
+
+    Attributes:
+        gradients: flat views of them.
+        flat: what travels: the only gradient itself, or a copy of all.
+        work: the collective; None once it is over.
+    """
+
+    gradients: list[Tensor]
+    flat: Tensor
+    work: Any
+
+
+@dataclass
+class GradientSum:
+    """Sums up gradients in buckets, in the order in which backward computes them.
+
+    Attributes:
+        check: raises FQT603 if a process has ended.
+        size: number of processes.
+        rank: number of this one.
+        sent_bytes: bytes that this process has sent, as a ring sends them.
+    """
+
+    check: Callable[[], None]
+    size: int
+    rank: int
+    sent_bytes: float = 0
+    _waiting: list[tuple[int, Tensor]] = field(default_factory=list)
+    _buckets: dict[int, _Bucket] = field(default_factory=dict)
+
+    def begin(self, seed: int, step: int) -> None:
+        """Forget the step before; nothing here is random."""
+        self._waiting.clear()
+        self._buckets.clear()
+
+    def share(self, number: Any) -> None:
+        """Replace ``number`` by 1 / number of processes."""
+        from_dlpack(number).fill_(1 / self.size)
+
+    def start(self, index: int, gradient: Any) -> None:
+        """Begin to sum up ``gradient``, or note it for the bucket that it travels in."""
+        flat = from_dlpack(gradient).view(-1)
+        if flat.nbytes >= BUCKET_BYTES:
+            self._launch([(index, flat)])
+            return
+        self._waiting.append((index, flat))
+        if sum(tensor.nbytes for _, tensor in self._waiting) >= BUCKET_BYTES:
+            self._flush()
+
+    def finish(self, index: int) -> None:
+        """Wait until gradient ``index`` is the sum."""
+        if index not in self._buckets:
+            self._flush()
+        bucket = self._buckets[index]
+        if bucket.work is None:
+            return
+        wait_for(bucket.work, self.check)
+        bucket.work = None
+        if len(bucket.gradients) > 1:
+            position = 0
+            for gradient in bucket.gradients:
+                gradient.copy_(bucket.flat[position : position + gradient.numel()])
+                position += gradient.numel()
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        self._launch(waiting)
+
+    def _launch(self, members: list[tuple[int, Tensor]]) -> None:
+        gradients = [gradient for _, gradient in members]
+        flat = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
+        try:
+            work = dist.all_reduce(flat, async_op=True)
+        except RuntimeError as error:
+            self.check()
+            raise lost(error) from None
+        self.sent_bytes += 2 * (self.size - 1) / self.size * flat.nbytes
+        bucket = _Bucket(gradients, flat, work)
+        self._buckets |= dict.fromkeys((index for index, _ in members), bucket)

@@ -1,0 +1,154 @@
+"""The processes of one training on ``torch.distributed``, as torchrun starts them."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.distributed.code_sum import CodeSum
+from fqt_deploy.distributed.gradient_sum import GradientSum
+from fqt_deploy.distributed.waiting import lost, wait_for
+from fqt_deploy.distributed.watch import Watch
+from fqt_deploy.runtime.exchange import Exchange
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_BACKENDS = ("gloo", "mpi")
+"""Backends that move data of the CPU."""
+_SLOWEST = timedelta(hours=12)
+"""How long a process may be behind the others, as in an evaluation; one that has ended is noticed by ``Watch``."""
+
+
+def ranks_in_environment() -> int:
+    """Number of processes that torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if all(name in os.environ for name in _VARIABLES) else 1
+
+
+class TorchGroup:
+    """All processes of ``torch.distributed``'s default group; it is made unless the program has made it.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes.
+        stopping: whether this process wants training to end.
+        stopped: whether one of them wanted it before the latest step.
+
+    Raises:
+        FqtError: FQT604 if the processes cannot find each other.
+    """
+
+    def __init__(self) -> None:
+        if not dist.is_initialized():
+            if missing := [name for name in _VARIABLES if name not in os.environ]:
+                raise FqtError(
+                    f"{missing[0]} is not set", code="FQT604", hint="start with torchrun --nproc-per-node 2 ..."
+                )
+            try:
+                dist.init_process_group("gloo", timeout=_SLOWEST)
+            except (RuntimeError, ValueError) as error:
+                raise FqtError(f"torch.distributed cannot start: {error}", code="FQT604") from None
+        if dist.get_backend() not in _BACKENDS and "cpu:" not in dist.get_backend_config():
+            raise FqtError(
+                f"torch.distributed was started with {dist.get_backend()}, which moves no data of the CPU",
+                code="FQT604",
+                hint="init_process_group('gloo'), or 'cpu:gloo,cuda:nccl'",
+            )
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.stopping = self.stopped = False
+        self._exchange: GradientSum | CodeSum | None = None
+        self._watch = Watch(self.rank, self.size, os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        atexit.register(self._watch.close)
+
+    @property
+    def sent_bytes(self) -> float:
+        """Bytes of gradients that this process has sent."""
+        return 0 if self._exchange is None else self._exchange.sent_bytes
+
+    def exchange(self, wire: str) -> Exchange:
+        """An exchange of gradients: ``fp32`` or ``4-bit``."""
+        kind = CodeSum if wire == "4-bit" else GradientSum
+        self._exchange = kind(self._watch.check, self.size, self.rank)
+        return self._exchange
+
+    def check_same(self, what: str, digest: str) -> None:
+        """FQT602 unless every process calls this with the same ``digest``; ``what`` names it."""
+        own = torch.frombuffer(bytearray(hashlib.sha256(digest.encode()).digest()), dtype=torch.uint8)
+        all_of_them = [torch.empty_like(own) for _ in range(self.size)]
+        self._run(dist.all_gather, all_of_them, own)
+        if others := [rank for rank, theirs in enumerate(all_of_them) if not torch.equal(theirs, all_of_them[0])]:
+            raise FqtError(
+                f"{what} of process {others[0]} is not that of process 0",
+                code="FQT602",
+                hint="start all processes with the same artifact, options and data",
+            )
+
+    def share_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Overwrite the arrays by those of process 0."""
+        for array in state.values():
+            self._run(dist.broadcast, torch.from_numpy(array.reshape(-1)), 0)
+
+    def share_text(self, text: str) -> str:
+        """The text of process 0."""
+        content = text.encode() if self.rank == 0 else b""
+        length = torch.tensor(len(content))
+        self._run(dist.broadcast, length, 0)
+        shared = torch.zeros(max(1, int(length)), dtype=torch.uint8)
+        shared[: len(content)] = torch.frombuffer(bytearray(content or b"\0"), dtype=torch.uint8)[: len(content)]
+        self._run(dist.broadcast, shared, 0)
+        return bytes(shared.numpy()[: int(length)]).decode()
+
+    def average(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Overwrite float arrays by their means over all processes."""
+        if not arrays:
+            return
+        flat = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays.values()]) / self.size)
+        self._run(dist.all_reduce, flat)
+        position = 0
+        for array in arrays.values():
+            array[...] = flat[position : position + array.size].numpy().reshape(array.shape)
+            position += array.size
+
+    def mean_loss(self, loss: float) -> float:
+        """The mean of the loss over all processes; also settles ``stopped``."""
+        values = torch.tensor([loss / self.size, float(self.stopping)], dtype=torch.float64)
+        self._run(dist.all_reduce, values)
+        self.stopped = bool(values[1] > 0)
+        return float(values[0])
+
+    def close(self, failure: str | None = None) -> None:
+        """Leave the group; the others end with ``failure`` if there is one."""
+        atexit.unregister(self._watch.close)
+        self._watch.close(failure)
+        if failure is None:
+            with contextlib.suppress(RuntimeError):
+                dist.destroy_process_group()
+
+    def _run(self, collective: Any, *arguments: Any) -> None:
+        """Run a collective to its end; FQT603 if a process has ended."""
+        self._watch.check()
+        try:
+            work = collective(*arguments, async_op=True)
+        except RuntimeError as error:
+            raise lost(error) from None
+        wait_for(work, self._watch.check)
+
+
+@cache
+def _only_group() -> TorchGroup:
+    return TorchGroup()
+
+
+def join_group() -> TorchGroup | None:
+    """The group that torchrun has started this process in, always the same; None where it is alone."""
+    return _only_group() if ranks_in_environment() > 1 or dist.is_initialized() else None

@@ -1,0 +1,61 @@
+"""Let the step exchange each gradient with the other processes as soon as backward has computed it.
+
+Before::
+
+    %loss = ...;  %g = ...;  return (loss, logits, ..., grad/fc.weight=%g)
+
+After::
+
+    %loss = ...;  %s = fqt.process_share(%loss);  %g = ...;  %e = fqt.exchange_gradient(%g, %s)
+     return (loss, logits, ..., grad/fc.weight=%e)
+
+What the optimizer does to gradients, sums, norms and clipping, follows the exchange: it is computed from the mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fqt_deploy.core.graph import Emitter, TrainingGraph
+from fqt_deploy.passes.pass_base import Pass
+
+fqt = torch.ops.fqt
+
+GRADIENT = "grad/"
+"""Beginning of the names of outputs that are gradients."""
+
+
+@dataclass(frozen=True)
+class ExchangeGradients(Pass):
+    """Insert one ``exchange_gradient`` behind each gradient, all with the same share."""
+
+    name = "exchange-gradients"
+
+    def run(self, graph: TrainingGraph) -> bool:
+        """Rewrite the outputs that are gradients."""
+        results = graph.results()
+        names = [name for name in results if name.startswith(GRADIENT)]
+        if not names:
+            return False
+        share = Emitter(graph, _behind(results["loss"]), layer="", phase="backward")(
+            fqt.process_share.default, results["loss"]
+        )
+        places = {node: place for place, node in enumerate(graph.graph.nodes)}
+        for name in names:
+            layer = name.removeprefix(GRADIENT).rpartition(".")[0]
+            anchor = _behind(max(results[name], share, key=places.__getitem__))
+            emit = Emitter(graph, anchor, layer=layer, phase="backward")
+            results[name] = emit(fqt.exchange_gradient.default, results[name], share)
+        graph.set_results(results)
+        return True
+
+
+def _behind(node: fx.Node) -> fx.Node:
+    """The first node behind ``node`` that is no input."""
+    following = node.next
+    while following.op == "placeholder":
+        following = following.next
+    return following

@@ -1,0 +1,84 @@
+"""The verdict on a profile in words: what costs time, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fqt_deploy.profiling.kernel_classes import REST
+from fqt_deploy.profiling.rows import Row, class_rows, layer_rows
+from fqt_deploy.profiling.step_profile import StepProfile
+
+_DOMINATES = 0.3
+"""Share of the step from which a class of kernels is worth a sentence."""
+_OUTSIDE = 0.05
+_ADVICE = {
+    "attention": "attention stays in fp32: shorter sequences or fewer heads save most",
+    "fp32 products": "layers in fp32 take it: --check says why each is not in 1 bit, --include takes more of them",
+    "packing": "bits are packed for small products: larger batches, or --exclude for the smallest layers",
+    "quantizing": "gradients are quantized for small products: larger batches, or --agp once for fewer samples",
+    "normalization": "normalization reads activations in fp32: fewer or smaller of them save most",
+    "selection": "rows are selected and gathered: --agp once selects once in a step",
+    "optimizer": "updates move all parameters and moments once a step: larger batches or --accumulate spread that, "
+    "SGD keeps fewer moments",
+    REST: "activations are read and written in fp32 between the layers: fewer residuals and activations save most",
+}
+
+
+def verdict(profile: StepProfile) -> list[str]:
+    """Sentences about the profile, what matters most first; at least one."""
+    rows, classes = layer_rows(profile), class_rows(profile)
+    said = [*_against_torch(profile), *_losing(rows), *_dominating(classes), *_bytes(classes), *_outside(profile)]
+    return said or ["no class of kernels dominates, and every 1-bit layer that was compared pays"]
+
+
+def _against_torch(profile: StepProfile) -> Iterator[str]:
+    if profile.torch.steps:
+        mode, fastest = min(profile.torch.steps.items(), key=lambda item: item[1])
+        ratio = fastest / profile.step_s
+        told = f"{ratio:.1f} times as fast as" if ratio >= 1 else f"{1 / ratio:.1f} times as slow as"
+        yield f"the step is {told} PyTorch's fastest here, {mode} with {1e3 * fastest:.1f} ms"
+
+
+def _losing(rows: list[Row]) -> Iterator[str]:
+    """The 1-bit layers whose products together take longer than PyTorch's in fp32."""
+    ours: dict[str, float] = {}
+    theirs: dict[str, float] = {}
+    for row in rows:
+        if row.runs_as == "1-bit" and row.direction != "optimizer":
+            ours[row.layer] = ours.get(row.layer, 0.0) + row.seconds
+            theirs[row.layer] = theirs.get(row.layer, 0.0) + (row.torch_fp32_s or 0.0)
+    if losing := [layer for layer, seconds in ours.items() if 0 < theirs[layer] < seconds]:
+        flags = " ".join(f"--exclude '{layer}'" for layer in losing[:8])
+        verb = "do" if len(losing) > 1 else "does"
+        yield f"{', '.join(losing)} {verb} not pay in 1 bit: PyTorch's fp32 is faster there; try {flags}"
+
+
+def _dominating(classes: list[Row]) -> Iterator[str]:
+    for row in classes:
+        if row.share >= _DOMINATES and row.layer in _ADVICE:
+            yield f"{row.layer} takes {100 * row.share:.0f} % of the step: {_ADVICE[row.layer]}"
+    if classes and classes[0].layer == "1-bit products":
+        yield f"1-bit products take most, {100 * classes[0].share:.0f} % of the step, as they should"
+
+
+def _bytes(classes: list[Row]) -> Iterator[str]:
+    total = sum(row.bytes for row in classes) or 1
+    for row in classes:
+        if row.layer == "optimizer" and row.bytes >= _DOMINATES * total and row.share < _DOMINATES:
+            yield f"the optimizer moves {100 * row.bytes / total:.0f} % of the bytes: {_ADVICE['optimizer']}"
+
+
+def _outside(profile: StepProfile) -> Iterator[str]:
+    outside = 1 - profile.kernels_s / profile.step_s
+    if outside > _OUTSIDE and not profile.doubts:
+        yield (
+            f"{100 * outside:.0f} % of the step is outside of kernels, for {len(profile.kernels)} calls: "
+            "the kernels are too small, larger batches help"
+        )
+    if profile.loads:
+        loading = sum(end - begin for begin, end in profile.loads) / len(profile.loads) / 1e9
+        if loading > profile.step_s:
+            yield (
+                f"the loader takes {1e3 * loading:.1f} ms for a batch, longer than the step: "
+                "keep the data as .npy files, or prepare them before"
+            )

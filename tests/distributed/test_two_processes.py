@@ -1,0 +1,157 @@
+"""Two processes: one's gradients, the mean of both; what they must have in common, and when one of them dies."""
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file
+
+import fqt_deploy
+from fqt_deploy.cli_train import main
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.training_run import _group
+from tests.distributed.conftest import BATCH, PLAIN, WORKER, torchrun
+from tests.distributed.worker import STEPS, train
+from tools.kill_ranks import workers_of
+
+CODED = {**PLAIN, "recipe": "scq", "exclude": ("0", "5"), "distributed": "4-bit"}
+
+
+@pytest.fixture(scope="module")
+def results(compiled, tmp_path_factory):
+    """What two processes found: by name of the job and number of the process."""
+    out = tmp_path_factory.mktemp("results") / "r"
+    plain, coded, alone = compiled(**PLAIN, distributed="fp32"), compiled(**CODED), compiled(BATCH, 2 * BATCH, **PLAIN)
+    code, output = torchrun(WORKER, plain, coded, alone, out)
+    assert code == 0, output
+    return {
+        (job, rank): dict(np.load(f"{out}.{job}.{rank}.npz"))
+        for job in ("plain", "coded", "codes", "script")
+        for rank in (0, 1)
+    }
+
+
+def test_the_mean_of_gradients_is_that_of_the_whole_batch(results, compiled, tmp_path):
+    session = fqt_deploy.load(compiled(BATCH, 2 * BATCH, **PLAIN))
+    train(session, None, tmp_path / "whole", batch=2 * BATCH)
+    whole, half = dict(np.load(tmp_path / "whole.0.npz")), results["plain", 0]
+    names = [name for name in whole if "|" in name]
+    assert {"grad_sum|0.weight", "ema|5.weight", "sgd_momentum|3.bias"} <= set(names)
+    for name in ("losses", *names):
+        np.testing.assert_allclose(half[name], whole[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_both_processes_have_the_same_state_and_draws_of_their_own(results):
+    for job in ("plain", "coded"):
+        first, second = results[job, 0], results[job, 1]
+        assert first["seed"] != second["seed"]
+        for name in first.keys() - {"seed"}:
+            assert np.array_equal(first[name], second[name]), name
+
+
+def test_codes_are_an_eighth_of_the_bytes_and_train(results):
+    plain, coded = results["plain", 0], results["coded", 0]
+    small = 4 * (8 * 9 + 8 + 33 + 33 * 10 + 10)  # these stay in float32
+    codes = 2 * 17 * (4 + 288 // 2)  # half of the 33 channels, there and back
+    assert coded["sent"] == STEPS * (small + codes)
+    assert plain["sent"] == STEPS * (small + 4 * 33 * 288)
+    assert codes / (4 * 33 * 288) == pytest.approx(
+        1 / 8, rel=0.07
+    )  # a scale for each channel, and one channel of zeros
+    assert np.isfinite(coded["losses"]).all()
+    assert not np.array_equal(plain["param|3.weight"], coded["param|3.weight"])
+
+
+def test_what_does_not_fit_together_is_refused(results):
+    for rank in (0, 1):
+        assert results["codes", rank]["codes"].tolist() == ["FQT601", "FQT602", "FQT602"]
+
+
+def test_a_script_compiles_and_joins(results):
+    first, second = results["script", 0], results["script", 1]
+    assert not np.array_equal(first["x"], second["x"])
+    assert first["loss"] == second["loss"]
+    assert np.array_equal(first["weight"], second["weight"])
+
+
+@pytest.fixture(scope="module")
+def artifact(compiled):
+    return compiled(**PLAIN, distributed="fp32")
+
+
+EPOCHS = 300
+
+
+def run(artifact, data, folder, *more, **how):
+    """Trains with the command; ``--`` keeps torchrun from taking the options for its own."""
+    checkpoint = folder / "c.safetensors"
+    arguments = ["--data", data, "--checkpoint", checkpoint, "--best", folder / "best.safetensors", *more]
+    return torchrun("-m", "--", "fqt_deploy.train", artifact, *arguments, "--epochs", EPOCHS, **how)
+
+
+@pytest.fixture(scope="module")
+def whole_run(artifact, digits_file, tmp_path_factory):
+    """The checkpoint of a run that nothing has happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    log = folder / "log.csv"
+    code, output = run(artifact, digits_file, folder, "--eval-data", digits_file, "--log", log)
+    assert code == 0, output
+    assert len(log.read_text().splitlines()) == 1 + EPOCHS
+    assert output.count("accuracy") >= EPOCHS
+    return folder / "c.safetensors"
+
+
+def test_a_killed_process_ends_the_run_which_starts_again(artifact, digits_file, whole_run, tmp_path):
+    """A process is killed after the first epochs; torchrun starts both again, and the result is that of no kill."""
+    process = run(artifact, digits_file, tmp_path, restarts=1, wait=False)
+    checkpoint = tmp_path / "c.safetensors"
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(workers_of(process.pid)[-1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    assert "error[FQT603]" in output
+    killed = load_file(checkpoint)
+    for name, array in load_file(whole_run).items():
+        assert np.array_equal(array, killed[name]), name
+
+
+def test_another_number_of_processes_goes_on(artifact, digits_file, whole_run, tmp_path):
+    """Two processes train epochs of six steps; one alone goes on with the next one, of twelve."""
+    session = fqt_deploy.load(artifact)
+    steps = 6 * EPOCHS
+    place = json.loads(session.load_checkpoint(whole_run)["place"])
+    assert place == {"step": steps, "epoch": EPOCHS, "samples": 0}
+    checkpoint = tmp_path / "c.safetensors"
+    checkpoint.write_bytes(whole_run.read_bytes())
+    arguments = ["--data", digits_file, "--checkpoint", checkpoint, "--epochs", EPOCHS + 1, "--resume"]
+    result = CliRunner().invoke(main, [str(artifact), *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    session.load_checkpoint(checkpoint)
+    assert session.step_count == steps + 100 // BATCH
+
+
+def test_a_step_for_several_processes_alone_computes_the_same(compiled, artifact, tmp_path):
+    one, several = fqt_deploy.load(compiled(BATCH, 2 * BATCH, **PLAIN)), fqt_deploy.load(artifact)
+    assert one.manifest.fingerprint != several.manifest.fingerprint
+    for session, name in ((one, "one"), (several, "several")):
+        train(session, None, tmp_path / name)
+    first, second = np.load(tmp_path / "one.0.npz"), np.load(tmp_path / "several.0.npz")
+    for name in first:
+        assert np.array_equal(first[name], second[name]), name
+
+
+def test_without_torch_the_command_says_what_to_install(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setitem(sys.modules, "fqt_deploy.distributed", None)
+    with pytest.raises(FqtError, match=re.escape("needs PyTorch")) as raised, _group():
+        pass
+    assert raised.value.code == "FQT604"
