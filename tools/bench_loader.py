@@ -146,17 +146,20 @@ def kill_and_resume(artifact: Path, folder: Path) -> dict[str, bool]:
     def results(name: str) -> tuple[bytes, str]:
         return (folder / f"{name}.safetensors").read_bytes(), (folder / f"{name}.csv").read_text()
 
-    def in_second_epoch(process: subprocess.Popen[str]) -> None:
-        assert process.stderr is not None
-        while "epoch 2/3" not in (line := process.stderr.readline()):
-            if not line:
+    def wait_for_second_epoch(process: subprocess.Popen[str], log: Path) -> None:
+        while not (log.exists() and log.read_text().count("\n") > 1):
+            if process.poll() is not None:
                 raise SystemExit("fqt-train ended before its second epoch")
+            time.sleep(0.02)
 
+    begin = time.perf_counter()
     start("whole").communicate()
+    epoch = (time.perf_counter() - begin) / 3
     outcome = {}
     for number in (signal.SIGTERM, signal.SIGKILL):
         process = start(number.name)
-        in_second_epoch(process)
+        wait_for_second_epoch(process, folder / f"{number.name}.csv")
+        time.sleep(epoch / 2)
         process.send_signal(number)
         process.communicate()
         start(number.name, "--resume").communicate()
