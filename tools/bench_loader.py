@@ -117,7 +117,8 @@ def compare(artifact: Path, folder: Path, seconds: float, turns: int) -> dict[st
     """Medians over turns, each in a process of its own."""
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for turn in range(turns):
-        for kind in KINDS[:2] if turn % 2 else (*KINDS[1::-1], "none")[: 3 if turn == 0 else 2]:
+        pair = KINDS[:2] if turn % 2 else KINDS[1::-1]  # neither always comes first
+        for kind in (*pair, *(["none"] if turn == 0 else [])):
             command = (sys.executable, "-m", "tools.bench_loader", artifact, "--turn", kind, "--folder", folder)
             told = subprocess.run(
                 [*map(str, command), "--seconds", str(seconds)], check=True, capture_output=True, text=True
