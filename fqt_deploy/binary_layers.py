@@ -2,13 +2,15 @@
 
 They have the parameters of the layers they stand for, the latent weights, and compute what the compiled step does in
 forward: ``scale * product(sign(x), sign(weight)) + bias``, with a scale for each output channel, the mean of its
-weights' magnitudes. Gradients pass straight through where a magnitude is at most 1.
+weights' magnitudes. Activations of several bits are levels of a grid, whole numbers, in the place of signs. Gradients
+pass straight through where a magnitude is at most 1, or the grid does not clamp.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +18,71 @@ from torch import Tensor, nn
 from fqt_deploy.core.diagnostics import FqtError
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The values that a layer's activations are quantized to.
+
+    Attributes:
+        bits: of a code, the number of a value: there are ``2 ** bits``.
+        signed: whether the values lie around 0, odd multiples of half the spacing; else they begin with 0.
+        spacing: distance of neighbouring values, a float32.
+    """
+
+    bits: int
+    signed: bool
+    spacing: float
+
+    @property
+    def unit(self) -> float:
+        """The value of level 1."""
+        return self.spacing / 2 if self.signed else self.spacing
+
+    def levels(self, x: Tensor) -> Tensor:
+        """The nearest value to each element of ``x`` in units, whole numbers; differentiable where none is clamped."""
+        largest, half = 2**self.bits - 1, 2 ** (self.bits - 1)
+        # in float32, as every compiled step has it
+        scaled = x * float(torch.tensor(1.0) / torch.tensor(self.spacing))
+        if self.signed:
+            code, low, high = torch.floor(scaled) + half, -half, half
+        else:
+            code, low, high = torch.floor(scaled + 0.5), -0.5, largest + 0.5
+        code = torch.where(code > 0, code.clamp(max=largest), 0.0)  # also of NaN
+        levels = 2 * code - largest if self.signed else code
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return levels
+        passed = torch.where((scaled >= low) & (scaled < high), x / self.unit, 0.0)
+        return levels.detach() + (passed - passed.detach())  # which adds exactly 0
+
+
 class BinaryConv2d(nn.Conv2d):
-    """A convolution of signs; the sign of 0 is -1, padding is 0."""
+    """A convolution of signs, or of levels with signs; the sign of 0 is -1, padding is 0.
+
+    Attributes:
+        grid: of the activations; None for their signs.
+    """
+
+    grid: Grid | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's result, [N, out_channels, H, W] float32."""
-        product: Tensor = self._conv_forward(signs_of(x), signs_of(self.weight), None)
-        result: Tensor = product * _scale(self.weight).view(-1, 1, 1)
+        product: Tensor = self._conv_forward(_quantized(x, self.grid), signs_of(self.weight), None)
+        result: Tensor = product * _scale(self.weight, self.grid).view(-1, 1, 1)
         return result if self.bias is None else result + self.bias.view(-1, 1, 1)
 
 
 class BinaryLinear(nn.Linear):
-    """A matrix product of signs; the sign of 0 is -1."""
+    """A matrix product of signs, or of levels with signs; the sign of 0 is -1.
+
+    Attributes:
+        grid: of the activations; None for their signs.
+    """
+
+    grid: Grid | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's result, [..., out_features] float32."""
-        result = nn.functional.linear(signs_of(x), signs_of(self.weight)) * _scale(self.weight)
+        product = nn.functional.linear(_quantized(x, self.grid), signs_of(self.weight))
+        result = product * _scale(self.weight, self.grid)
         return result if self.bias is None else result + self.bias
 
 
@@ -47,19 +98,28 @@ def signs_of(x: Tensor) -> Tensor:
     return signs + (passed - passed.detach())  # which adds exactly 0
 
 
-def _scale(weight: Tensor) -> Tensor:
-    return weight.abs().flatten(1).mean(1)
+def _quantized(x: Tensor, grid: Grid | None) -> Tensor:
+    return signs_of(x) if grid is None else grid.levels(x)
 
 
-def binarized(model: nn.Module, paths: Sequence[str]) -> nn.Module:
-    """A copy of ``model`` whose layers at ``paths`` compute on signs; its state dict has the names of the model's.
+def _scale(weight: Tensor, grid: Grid | None) -> Tensor:
+    scale = weight.abs().flatten(1).mean(1)
+    return scale if grid is None else scale * grid.unit
+
+
+def binarized(model: nn.Module, layers: Mapping[str, Grid | None]) -> nn.Module:
+    """A copy of ``model`` whose layers compute on signs; its state dict has the names of the model's.
+
+    Args:
+        model: the model; it is not changed.
+        layers: the grid of its activations by the path of each layer; None for signs.
 
     Raises:
         FqtError: FQT513 for a layer that is no plain ``Conv2d`` or ``Linear``.
     """
     model = copy.deepcopy(model)
     modules = dict(model.named_modules())
-    for path in paths:
+    for path, grid in layers.items():
         layer = modules.get(path)
         kind = _BINARY.get(type(layer))  # type: ignore[arg-type]
         if layer is None or kind is None:
@@ -70,4 +130,5 @@ def binarized(model: nn.Module, paths: Sequence[str]) -> nn.Module:
                 hint=f"predict with the step; or compile with --exclude {path!r}, which leaves it in fp32",
             )
         layer.__class__ = kind
+        layer.grid = grid
     return model

@@ -154,15 +154,11 @@ def _onnx(manifest: Manifest, weights: Arrays, model: Path, output: Path) -> Non
     import torch
 
     from fqt_deploy.capture.load_model import load_model
+    from fqt_deploy.compiler.describe import recorded_grids
     from fqt_deploy.compiler.export_onnx import export_onnx_any_batch
     from fqt_deploy.settings import options_of
 
-    if several := [layer.path for layer in manifest.layers if layer.activation_bits > 1]:
-        raise FqtError(
-            f"layer {several[0]!r} takes activations of several bits, whose grid an artifact does not hold",
-            code="FQT513",
-            hint="fqt-compile --emit onnx-infer writes the prediction of the model before training",
-        )
+    grids = recorded_grids(manifest)
     source = load_model(model, batch=manifest.batch)
     state = source.module.state_dict()
     if wrong := [n for n, array in weights.items() if n not in state or tuple(state[n].shape) != array.shape]:
@@ -175,7 +171,7 @@ def _onnx(manifest: Manifest, weights: Arrays, model: Path, output: Path) -> Non
     layers = tuple(map(glob.escape, _one_bit(manifest)))
     chosen = {"include": layers} if layers else {"exclude": ("*",)}
     options = options_of({"recipe": "none", **chosen})
-    export_onnx_any_batch(source, options, output)
+    export_onnx_any_batch(source, options, output, grids)
 
 
 if __name__ == "__main__":

@@ -36,10 +36,10 @@ Examples:
   fqt-train vgg16_cifar.fqt --eval-data photos/new --predict logits.npy         train nothing, predict
 
 \b
-Data are, read batch by batch in a thread of their own but for .npz and tables:
+Data, larger than memory but for .npz, are read batch by batch in a thread of their own:
   FILE.npz                  numpy.savez(file, x=..., y=...), or with the names of the model's inputs and targets
   folder with x.npy, y.npy  the same, mapped into memory
-  folder of class folders   images, scaled and cut to size; needs Pillow: pip install 'fqt-deploy[images]'
+  folder of class folders   images, scaled and cut to size: pip install 'fqt-deploy[images]'
   FILE.tar, folder of .tar  samples such as 17.jpg (or 17.x.npy) beside 17.cls (or 17.y.npy)
   FILE.csv, .parquet, ...   a row a sample; the target is the column target, label or y, or the last; Parquet, Arrow and
                             Feather need pyarrow: pip install 'fqt-deploy[tables]'

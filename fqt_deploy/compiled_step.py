@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from fqt_deploy.binary_layers import binarized
+from fqt_deploy.binary_layers import Grid, binarized
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.capture.model_call import predicted
+from fqt_deploy.compiler.describe import recorded_grids
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.session import Session
 from fqt_deploy.torch_optimizer import FollowedOptimizer, ScheduledRates
@@ -101,13 +102,7 @@ class CompiledStep(Session):
             FqtError: FQT513 if a 1-bit layer has no such form, or the module would predict something else.
         """
         assert self.source is not None
-        if several := [layer.path for layer in self.manifest.layers if layer.activation_bits > 1]:
-            raise FqtError(
-                f"layer {several[0]!r} takes activations of several bits, which has no form as a PyTorch module",
-                code="FQT513",
-                hint="predict with the step; or compile with activation_bits=1",
-            )
-        model = binarized(self.source.module, [r.path for r in self.manifest.layers if r.decision == "1-bit"]).eval()
+        model = binarized(self.source.module, self._grids()).eval()
         state = self.state_dict()
         known = model.state_dict()
         model.load_state_dict({name: state.get(name, value) for name, value in known.items()})
@@ -125,6 +120,16 @@ class CompiledStep(Session):
                 "used by other code than its own forward has no such form: predict with the step",
             )
         return model
+
+    def _grids(self) -> dict[str, Grid | None]:
+        """The grid of the activations of each 1-bit layer by its path; None for signs."""
+        assert self.source is not None
+        grids = {w: Grid(g.bits, g.signed, g.spacing) for w, g in recorded_grids(self.manifest).items()}
+        modules = dict(self.source.module.named_modules())
+        names = {id(tensor): f"param/{name}" for name, tensor in self.source.module.named_parameters()}
+        paths = [layer.path for layer in self.manifest.layers if layer.decision == "1-bit"]
+        weights = {path: names.get(id(getattr(modules.get(path), "weight", None)), "") for path in paths}
+        return {path: grids.get(weight) for path, weight in weights.items()}
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """Refuse ``copy.deepcopy``, ``pickle`` and ``torch.save``: a step is a loaded library with its state."""

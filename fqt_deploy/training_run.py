@@ -191,14 +191,14 @@ class TrainingRun:
         batch = plan.processes * sum(plan.sizes) / len(plan.sizes)
         total = plan.total
         started, begin = session.step_count, time.perf_counter()
-        losses: list[float] = []
         if started >= total and leads:
             tell(f"{started} of {total} steps are done already: nothing to train ...")
         with show_progress(total, started) if leads else contextlib.nullcontext(_say_nothing) as show_text:
             watch = self._watch(session)
 
             def show(step: int, epoch: int, loss: float) -> None:
-                losses.append(loss)
+                record.add_loss(loss)
+                progress.kept.update(record.kept())
                 watch.end()
                 seconds, loader = time.perf_counter() - begin, progress.loader
                 rate = f"{(step - started) * batch / seconds:.0f} samples/s"
@@ -207,11 +207,11 @@ class TrainingRun:
 
             def ended(epoch: int) -> bool:
                 rate = session.lr[0] if isinstance(session.lr, tuple) else session.lr
-                found = {"loss": sum(losses) / max(1, len(losses)), "lr": rate, **session.metrics}
-                losses.clear()
+                found = {"loss": record.mean_loss, "lr": rate, **session.metrics}
                 record.place = progress.kept.get(PLACE)
                 if not leads:
                     assert group is not None
+                    record.close(epoch)
                     return group.share_text("") == "ends"
                 evaluation = evaluate(session, held_out) if held_out is not None else None
                 ends = record.note(session, epoch, found, evaluation)
@@ -227,7 +227,9 @@ class TrainingRun:
                     group.share_text("ends" if ends else "goes on")
                 return ends
 
-            progress = Progress(show, lambda: signals.received != 0, ended, record.kept(), begin=watch.begin)
+            progress = Progress(
+                show, lambda: signals.received != 0, ended, record.owes, record.kept(), begin=watch.begin
+            )
             schedule = Schedule(self.schedule == "cosine", self.warmup)
             signals.training = True
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 
 import fqt_deploy
-from fqt_deploy.binary_layers import BinaryConv2d, BinaryLinear, signs_of
+from fqt_deploy.binary_layers import BinaryConv2d, BinaryLinear, Grid, signs_of
+from fqt_deploy.compiler.describe import recorded_grids
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.ops.quantization.activation_levels import EDGES
 
 
 class Residual(nn.Module):
@@ -124,9 +127,53 @@ def test_a_module_that_would_predict_something_else_is_refused() -> None:
     assert caught.value.code == "FQT513"
 
 
-def test_activations_of_several_bits_have_no_module() -> None:
+class Rectified(Residual):
+    """A layer that reads what is never negative, which gets a grid without signs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = self.down(torch.relu(x + self.body(x))).mean((2, 3))
+        return self.head(torch.relu(self.hidden(x)))
+
+
+def test_activations_of_several_bits(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    step = compiled(Rectified(), bits={"body.*": (1, 2), "down": (1, 8), "hidden": (1, 3)})
+    module = step.to_torch()
+    grids = {name: m.grid for name, m in module.named_modules() if isinstance(m, BinaryConv2d | BinaryLinear)}
+    assert {name: (grid.bits, grid.signed) for name, grid in grids.items()} == {
+        "body.0": (2, True), "down": (8, False), "hidden": (3, True)
+    }  # fmt: skip
+    torch.save(module, tmp_path / "module.pt")
+    again = torch.load(tmp_path / "module.pt", weights_only=False)
+    x = torch.randn(17, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    np.testing.assert_allclose(again(x).detach().numpy(), step.predict(x), rtol=1e-5, atol=1e-5)
+    step.save(tmp_path / "step.fqt")
+    loaded = fqt_deploy.load(tmp_path / "step.fqt")
+    assert recorded_grids(loaded.manifest) == recorded_grids(step.manifest) != {}
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_grid_is_that_of_the_compiled_ops(bits: int, signed: bool) -> None:
+    x = torch.cat([torch.randn(500, generator=torch.Generator().manual_seed(0)) * 2**bits, torch.tensor(EDGES)])
+    x.requires_grad_(True)
+    grid = Grid(bits, signed, 0.37)
+    levels = grid.levels(x)
+    given = x.detach(), grid.spacing, bits, signed
+    assert torch.equal(levels, torch.ops.fqt.activation_levels(*given))
+    assert torch.equal(grid.levels(x.detach()), levels)
+    (gradient,) = torch.autograd.grad((levels * grid.unit).sum(), x)
+    passed = torch.ops.fqt.level_straight_through(torch.ones_like(x), *given)
+    torch.testing.assert_close(gradient, passed)
+
+
+def test_an_artifact_that_does_not_say_its_grids_has_no_module() -> None:
     torch.manual_seed(0)
     step = compiled(Residual(), activation_bits=2)
-    with pytest.raises(FqtError, match="activations of several bits") as caught:
-        step.to_torch()
-    assert caught.value.code == "FQT513"
+    recorded = step.manifest.options
+    for options, code in (({}, "FQT513"), ({"activation_grids": {"param/down.weight": [2, True]}}, "FQT502")):
+        step.manifest = dataclasses.replace(step.manifest, options={**recorded, "activation_grids": {}, **options})
+        with pytest.raises(FqtError) as caught:
+            step.to_torch()
+        assert caught.value.code == code

@@ -33,7 +33,7 @@ def check_same_step(first: TrainingGraph, other: TrainingGraph) -> None:
         raise FqtError(
             f"for {_shapes(other)} layers run otherwise than for {_shapes(first)}: {', '.join(differing)}",
             code="FQT103",
-            hint="exclude these layers, or leave their activations at 1 bit: wider grids come from each example",
+            hint="exclude these layers",
         )
     layouts = [
         {name: (tuple(t.initial.shape), t.initial.dtype, t.role) for name, t in _lasting(graph)}

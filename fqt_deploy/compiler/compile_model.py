@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from fqt_deploy.compiler.kernel_runner import kernel_runner
 from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
 from fqt_deploy.compiler.verify_passes import PassCheck, PassVerifier, graph_inputs
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.graph import ActivationGrid, TrainingGraph, grids_of
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.core.step_notes import NOTES, StepNotes
@@ -177,6 +177,7 @@ def lower_model(
     options: CompileOptions,
     *,
     passes: tuple[Pass, ...] | None = None,
+    grids: Mapping[str, ActivationGrid] | None = None,
     progress: Progress | None = None,
 ) -> LoweredModel:
     """Capture ``source`` and run all passes on both of its graphs.
@@ -185,21 +186,27 @@ def lower_model(
         source: model, loss and example inputs.
         options: how to compile.
         passes: the passes for the training graph; by default those that the options ask for.
+        grids: of activations, by the name of their layer's weight, as an earlier step of the same model has them; by
+            default the example batch says.
         progress: told the phases.
     """
     tell = progress or (lambda _: None)
-    first = _lower(source, options, passes, tell)
+    first = _lower(source, options, passes, grids, tell)
     if not source.others:
         return first
     same = same_decisions(options, first.train)
-    others = [_lower(other, same, passes, tell) for other in source.others]
+    others = [_lower(other, same, passes, grids_of(first.train.layers), tell) for other in source.others]
     for other in others:
         check_same_step(first.train, other.train)
     return dataclasses.replace(first, others=tuple(others))
 
 
 def _lower(
-    source: ModelSource, options: CompileOptions, passes: tuple[Pass, ...] | None, tell: Progress
+    source: ModelSource,
+    options: CompileOptions,
+    passes: tuple[Pass, ...] | None,
+    grids: Mapping[str, ActivationGrid] | None,
+    tell: Progress,
 ) -> LoweredModel:
     """Capture ``source`` without its other shapes, and run all passes."""
     _check_pass_names(options)
@@ -217,7 +224,7 @@ def _lower(
             if name in options.print_after:
                 print(f"# after {name}\n{graph_text(graph)}")  # what the option asks for
 
-        passes = passes or training_passes(options)
+        passes = passes or training_passes(options, grids)
         verifier = _pass_verifier(source, options, train, passes)
         observers = (observe,) if verifier is None else (observe, verifier.observe)
         Pipeline(passes, invariants, observers).run(train)

@@ -15,10 +15,15 @@ from fqt_deploy import __version__
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.to_relax import RelaxProgram
 from fqt_deploy.compiler.buckets import describe_buckets, shared_state
-from fqt_deploy.core.graph import LayerRecord, StateTensor, TrainingGraph
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.graph import ActivationGrid, LayerRecord, StateTensor, TrainingGraph, grids_of
+from fqt_deploy.core.layer_bits import ACTIVATION_BITS
 from fqt_deploy.core.manifest import KernelInfo, LayerDecision, Manifest, OptimizerInfo, StateSpec, TensorSpec
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.targets.base import Target
+
+_GRIDS = "activation_grids"
+"""The entry of the manifest's options: bits, whether signed, and spacing of each grid, by the name of the weight."""
 
 
 def describe(
@@ -78,6 +83,7 @@ def describe_model(
         optimizer["hyperparameters"],
         [group["pattern"] for group in optimizer["groups"]],
     ]
+    grids = {weight: [grid.bits, grid.signed, grid.spacing] for weight, grid in grids_of(train.layers).items()}
     return Manifest(
         name=source.name,
         target=dict(target),
@@ -93,13 +99,37 @@ def describe_model(
         module_names=_module_names(source.module, {t.name for t in state}),
         layers=layers,
         kernels=kernels,
-        options=numerics,
+        options={**numerics, **({_GRIDS: grids} if grids else {})},
         optimizer=OptimizerInfo(optimizer["name"], optimizer["hyperparameters"], tuple(optimizer["groups"])),
         seed=options.seed,
         fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
         class_axis=labels.class_axis if labels is not None else None,
         prediction=predict.prediction,
     )
+
+
+def recorded_grids(manifest: Manifest) -> dict[str, ActivationGrid]:
+    """The grids of activations by the name of their layer's weight; none where all layers compute on signs.
+
+    Raises:
+        FqtError: FQT513 for an artifact with activations of several bits that is older than this record, FQT502 for a
+            record that is damaged.
+    """
+    recorded = manifest.options.get(_GRIDS, {})
+    if not recorded and (several := [layer.path for layer in manifest.layers if layer.activation_bits > 1]):
+        raise FqtError(
+            f"layer {several[0]!r} takes activations of several bits, whose grid the artifact does not hold",
+            code="FQT513",
+            hint="compile it again with the installed version",
+        )
+    try:
+        grids = {weight: ActivationGrid(*values) for weight, values in recorded.items()}
+        sound = all(g.bits in ACTIVATION_BITS and 0 < g.spacing < float("inf") for g in grids.values())
+    except (AttributeError, TypeError):
+        sound = False
+    if not sound:
+        raise FqtError(f"{_GRIDS} in the options of manifest.json is damaged", code="FQT502")
+    return grids
 
 
 def _module_names(module: nn.Module, state: set[str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.compiler.compile_model import LoweredModel, initial_state, lower_model
 from fqt_deploy.compiler.describe import describe_model
 from fqt_deploy.core.diagnostics import FqtError, InvariantError
-from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.graph import ActivationGrid, TrainingGraph, grids_of
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.onnx_names import MANIFEST_KEY, step_files
 from fqt_deploy.core.options import CompileOptions
@@ -60,16 +60,24 @@ def export_onnx_inference(source: ModelSource, options: CompileOptions, lowered:
     _write(_prediction(source, lowered), _manifest(source, options, lowered), options, output)
 
 
-def export_onnx_any_batch(source: ModelSource, options: CompileOptions, output: Path) -> None:
+def export_onnx_any_batch(
+    source: ModelSource, options: CompileOptions, output: Path, grids: Mapping[str, ActivationGrid] | None = None
+) -> None:
     """Write the prediction for batches of any size to ``output``, whole or not at all; 1-bit weights are packed in it.
+
+    Args:
+        source: the model.
+        options: how it is lowered.
+        output: the file.
+        grids: of activations, by the name of their layer's weight; by default the example batch says.
 
     Raises:
         FqtError: as ``export_onnx``; also FQT203 where something depends on the batch that ONNX has fixed.
     """
     batch = source.call.batch
     source, more = source.resized(batch), source.resized(batch + 1)
-    lowered = lower_model(source, options)
-    larger = _prediction(more, lower_model(more, options))
+    lowered = lower_model(source, options, grids=grids)
+    larger = _prediction(more, lower_model(more, options, grids=grids_of(lowered.train.layers)))
     model = with_any_batch(_prediction(source, lowered), larger, batch, batch + 1)
     _write(with_folded_constants(model), _manifest(source, options, lowered), options, output)
 

@@ -92,6 +92,11 @@ class LayerRecord:
     grid: ActivationGrid | None = None
 
 
+def grids_of(layers: Iterable[LayerRecord]) -> dict[str, ActivationGrid]:
+    """The grids of layers that have one, by the name of their weight."""
+    return {record.weight: record.grid for record in layers if record.grid is not None}
+
+
 @dataclass(frozen=True)
 class LabelUse:
     """The labels that a loss takes.

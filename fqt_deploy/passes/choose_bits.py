@@ -50,21 +50,22 @@ class ChooseBits(Pass):
     Attributes:
         activations: bits of an activation.
         bits: layers with bits of their own; the first that matches counts.
-        decided: records of the training step, whose grids hold for prediction too; None where they are to be chosen.
+        decided: grids by the name of their layer's weight, as chosen for this step before: they hold for prediction,
+            and for batches of another shape. None where they are to be chosen.
     """
 
     activations: Annotated[int, ACTIVATION_BITS] = 1
     bits: tuple[LayerBits, ...] = ()
-    decided: tuple[LayerRecord, ...] | None = None
+    decided: tuple[tuple[str, ActivationGrid], ...] | None = None
 
     name = "choose-bits"
 
     def run(self, graph: TrainingGraph) -> bool:
         """Fill the records; FQT204 if a glob matches no layer."""
         if self.decided is not None:
-            grids = {record.weight: record.grid for record in self.decided}
+            grids = dict(self.decided)
             for record in graph.layers:
-                record.grid = grids.get(record.weight)
+                record.grid = grids.get(record.weight) if record.binarized else None
             return False
         self._check_globs(graph.layers)
         inputs: dict[str, list[fx.Node]] = {}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from fqt_deploy.core.graph import LayerRecord
+from fqt_deploy.core.graph import ActivationGrid, LayerRecord, grids_of
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.passes.annotate_layers import AnnotateLayers
 from fqt_deploy.passes.append_optimizer import AppendOptimizer
@@ -57,8 +57,14 @@ _LOWER: tuple[Pass, ...] = (
 )
 
 
-def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
-    """From a captured training graph to one that code generation takes."""
+def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid] | None = None) -> tuple[Pass, ...]:
+    """From a captured training graph to one that code generation takes.
+
+    Args:
+        options: how to compile.
+        grids: of activations, by the name of their layer's weight, as an earlier step of the same model has them; None
+            where the example batch is to say.
+    """
     bits, quantized = options.gradient_bits, options.recipe != "none"
     agp = options.agp or "any" if options.recipe == "scq+agp" else None
     return (
@@ -72,7 +78,7 @@ def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
         # 1-bit training
         FoldPadding(),
         OrderRows(),
-        *([ChooseBits(options.activation_bits, options.bits)] if options.activation_bits > 1 or options.bits else []),
+        *_choose_bits(options, grids),
         BinarizeForward(),
         *([SelectNested(bits, required=agp == "nested")] if agp in ("nested", "any") else []),
         *([SelectOnce(bits, required=agp == "once")] if agp in ("once", "any") else []),
@@ -90,6 +96,13 @@ def training_passes(options: CompileOptions) -> tuple[Pass, ...]:
     )
 
 
+def _choose_bits(options: CompileOptions, grids: Mapping[str, ActivationGrid] | None) -> tuple[Pass, ...]:
+    if grids is not None:
+        return (ChooseBits(decided=tuple(grids.items())),) if grids else ()
+    several = options.activation_bits > 1 or options.bits
+    return (ChooseBits(options.activation_bits, options.bits),) if several else ()
+
+
 def prediction_passes(layers: Sequence[LayerRecord]) -> tuple[Pass, ...]:
     """From a captured evaluation graph to one that code generation takes.
 
@@ -97,7 +110,7 @@ def prediction_passes(layers: Sequence[LayerRecord]) -> tuple[Pass, ...]:
         layers: what was decided for the training step.
     """
     decided = AnnotateLayers(binarized=tuple(record.weight for record in layers if record.binarized))
-    grids = [ChooseBits(decided=tuple(layers))] if any(record.grid is not None for record in layers) else []
+    grids = [ChooseBits(decided=tuple(found.items()))] if (found := grids_of(layers)) else []
     return (*_NORMALIZE, decided, FoldPadding(), *grids, BinarizeForward(), *_LOWER)
 
 

@@ -89,7 +89,7 @@ def _settled(value: Any) -> Any:
 
 
 def check_input(spec: TensorSpec, value: Any) -> Array:
-    """The value as the step wants it: itself if it lies right, else an aligned copy.
+    """The value as the step wants it: itself if it lies right, also where it may only be read, else an aligned copy.
 
     Args:
         spec: name, shape and dtype that the artifact was compiled for, and the integers that it may hold.
@@ -101,7 +101,16 @@ def check_input(spec: TensorSpec, value: Any) -> Array:
     array = as_numpy(spec.name, value)
     check_layout(spec, array)
     check_values(spec, array)
-    return array if is_ready(array) else aligned_copy(array)
+    operand = array if array.flags.writeable else np.asarray(_Operand(array))
+    return operand if is_ready(operand) else aligned_copy(array)
+
+
+class _Operand:
+    """Memory that may only be read, as of a mapped file, for a call that takes no such arrays and does not write it."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array  # whose memory lives as long as this, which is the base of NumPy's view
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
 
 
 def check_layout(spec: TensorSpec, array: Array) -> None:

@@ -28,6 +28,8 @@ class EpochRecord:
         tensorboard: folder of the files for TensorBoard; None writes none.
         best: the best value so far.
         waited: number of epochs since.
+        epochs: number of epochs that were noted.
+        losses: sum and number of the losses since then; a run that was stopped and resumed has all of an epoch's.
         place: the run's place in the data, where several processes train; every checkpoint keeps it.
     """
 
@@ -37,13 +39,35 @@ class EpochRecord:
     tensorboard: Path | None = None
     best: float | None = None
     waited: int = 0
+    epochs: int = 0
+    losses: tuple[float, int] = (0.0, 0)
     place: str | None = None
     _events: EventFile | None = None
 
     def kept(self) -> dict[str, str]:
         """What a checkpoint keeps, so that a resumed run goes on."""
+        names = ("best", "waited", "epochs", "losses")
         place = {} if self.place is None else {PLACE: self.place}
-        return {_KEPT: json.dumps({"best": self.best, "waited": self.waited}), **place}
+        return {_KEPT: json.dumps({name: getattr(self, name) for name in names}), **place}
+
+    def add_loss(self, loss: float) -> None:
+        """Add the loss of a step to those of its epoch."""
+        total, count = self.losses
+        self.losses = total + loss, count + 1
+
+    @property
+    def mean_loss(self) -> float:
+        """The mean of the losses since the latest epoch that was noted; NaN of none."""
+        total, count = self.losses
+        return total / count if count else float("nan")
+
+    def owes(self, epoch: int) -> bool:
+        """Whether ``epoch``, from 0, was trained to its end and not noted."""
+        return self.epochs == epoch and self.losses[1] > 0
+
+    def close(self, epoch: int) -> None:
+        """Begin with the losses of the epoch after ``epoch``."""
+        self.epochs, self.losses = epoch + 1, (0.0, 0)
 
     def resume(self, metadata: dict[str, str]) -> None:
         """Go on as the metadata of a checkpoint say; those of others say nothing."""
@@ -51,6 +75,8 @@ class EpochRecord:
         try:
             said = json.loads(metadata.get(_KEPT, "{}"))
             best, waited = said.get("best"), int(said.get("waited", 0))
+            total, count = said.get("losses", (0.0, 0))
+            self.losses, self.epochs = (float(total), int(count)), int(said.get("epochs", 0))
             self.best, self.waited = None if best is None else float(best), waited
         except (ValueError, TypeError, AttributeError):
             raise FqtError(f"{_KEPT} in the checkpoint's metadata is damaged", code="FQT502") from None
@@ -65,6 +91,7 @@ class EpochRecord:
             evaluation: of the held-out data, if there are any.
         """
         values = {**found, **({f"eval_{n}": v for n, v in evaluation.values.items()} if evaluation else {})}
+        self.close(epoch)
         self._log({"epoch": epoch + 1, "step": session.step_count, **values})
         if evaluation is None:
             return False

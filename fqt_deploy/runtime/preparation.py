@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -70,8 +71,7 @@ class Preparation:
         """
         if not (self.flip or self.crop):
             return x
-        rng = np.random.default_rng([seed & _UNSIGNED, epoch, 1])
-        flips, shifts = rng.random(count) < 0.5, rng.integers(0, 2 * self.crop + 1, (count, 2))
+        flips, shifts = _draws(seed & _UNSIGNED, epoch, count, self.crop)
         height, width = x.shape[2:]
         edge = ((0, 0), (0, 0), (self.crop, self.crop), (self.crop, self.crop))
         padded, result = np.pad(x, edge), np.empty_like(x)
@@ -80,6 +80,13 @@ class Preparation:
             image = padded[row, :, top : top + height, left : left + width]
             result[row] = image[..., ::-1] if self.flip and flips[number] else image
         return result
+
+
+@functools.lru_cache(maxsize=2)
+def _draws(seed: int, epoch: int, count: int, crop: int) -> tuple[Array, Array]:
+    """Which of all samples are mirrored in an epoch, [count] bool, and how far each is shifted, [count, 2]."""
+    rng = np.random.default_rng([seed, epoch, 1])
+    return rng.random(count) < 0.5, rng.integers(0, 2 * crop + 1, (count, 2))
 
 
 @dataclass(frozen=True)

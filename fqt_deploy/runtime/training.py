@@ -63,6 +63,8 @@ class Progress:
         show: called after each step with steps done, epoch from 0, and loss.
         stopped: asked after each step whether to end there.
         ended: called after each whole epoch with its number from 0; returns whether to end there.
+        owed: asked before the first step whether ``ended`` was not called for the epoch before it, in whose last step
+            an earlier run was stopped.
         kept: text that the checkpoint keeps, as the session's metadata.
         loader: how long loading took.
     """
@@ -70,6 +72,7 @@ class Progress:
     show: Callable[[int, int, float], None] = lambda *_: None
     stopped: Callable[[], bool] = lambda: False
     ended: Callable[[int], bool] = lambda _: False
+    owed: Callable[[int], bool] = lambda _: False
     kept: dict[str, str] = field(default_factory=dict)
     loader: LoaderTime = field(default_factory=LoaderTime)
     begin: Callable[[], None] = lambda: None
@@ -191,6 +194,21 @@ def train(
             session.save_checkpoint(checkpoint, progress.kept)
         session.lr = rates
 
+    def ends(epoch: int) -> bool:
+        note_place()
+        told = progress.ended(epoch)
+        save()
+        return told
+
+    def set_rates(done: int) -> None:
+        if not schedule.is_constant:
+            session.lr = [rate * schedule.factor(done, total) for rate in initial]
+
+    start = plan.place(session.step_count)
+    if start.epoch and not start.samples and progress.owed(start.epoch - 1):
+        set_rates(start.step - 1)
+        if ends(start.epoch - 1):
+            return
     while (done := session.step_count) < total:
         place = plan.place(done)
         epoch = place.epoch
@@ -198,8 +216,7 @@ def train(
         rows = [_own(order[start:end], group) for start, end in itertools.pairwise(plan.starts(place))]
         with load_ahead(partial(data.batch, epoch=epoch), rows, progress.loader) as batches:
             for arrays in batches:
-                if not schedule.is_constant:
-                    session.lr = [rate * schedule.factor(session.step_count, total) for rate in initial]
+                set_rates(session.step_count)
                 progress.begin()
                 if group is not None:
                     group.stopping = progress.stopped()
@@ -210,10 +227,7 @@ def train(
                     save()
                     return
         session.synchronize()
-        note_place()
-        ends = progress.ended(epoch)
-        save()
-        if ends:
+        if ends(epoch):
             return
 
 

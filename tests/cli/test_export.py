@@ -98,6 +98,25 @@ def test_onnx_predicts_as_the_session(trained: Any, tmp_path: Path) -> None:
     assert onnx.TensorProto.FLOAT in {kind for shape, kind in stored.items() if sorted(shape) == [16, 32]}
 
 
+def test_onnx_with_activations_of_several_bits(trained: Any, tmp_path: Path) -> None:
+    """The grids are those of the artifact, whatever the trained weights would ask for."""
+    model = trained[0]
+    source = load_model(model)
+    options = CompileOptions(recipe="none", include=("3",), optimizer=SGD(lr=20.0), activation_bits=3)
+    compile_model(source, options, tmp_path / "net.fqt")
+    session = fqt_deploy.load(tmp_path / "net.fqt")
+    for _ in range(5):
+        session.step(*source.example_inputs)
+    session.save_checkpoint(tmp_path / "net.fqt" / "checkpoint.safetensors")
+    result = run(tmp_path / "net.fqt", "--checkpoint", "--model", model, "-o", tmp_path / "w.onnx")
+    assert result.exit_code == 0, result.output
+    exported = onnxruntime.InferenceSession(str(tmp_path / "w.onnx"))
+    for samples in (1, 5, 13):
+        x = np.random.default_rng(0).standard_normal((samples, 1, 4, 4), dtype=np.float32)
+        (logits,) = exported.run(["logits"], {"x": x})
+        np.testing.assert_allclose(logits, session.predict(x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

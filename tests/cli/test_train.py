@@ -124,6 +124,38 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_bit_for_bit(run: Any, t
     assert all(np.array_equal(halves[name], at_once[name]) for name in halves)
 
 
+@pytest.mark.parametrize("stop", [7, 10, 15])
+def test_a_stopped_run_is_evaluated_and_logged_as_one_that_nobody_stopped(
+    run: Any, tmp_path: Path, monkeypatch: Any, stop: int
+) -> None:
+    """Also where the last step of an epoch, or of all, is the one in which it was stopped."""
+    artifact = tmp_path / "digits.fqt"
+    data = ("--data", tmp_path / "train", "--eval-data", tmp_path / "test", "--epochs", 3, "--warmup", 4)
+
+    def files(name: str) -> tuple[Any, ...]:
+        kept = ("--checkpoint", artifact / f"{name}.checkpoint", "--best", artifact / f"{name}.best")
+        return (*data, *kept, "--log", tmp_path / f"{name}.csv", "--schedule", "cosine")
+
+    assert run(*files("whole")).exit_code == 0
+    plain = fqt_deploy.Session.step
+
+    def stopped(self: Any, *arguments: Any, **options: Any) -> float:
+        loss = plain(self, *arguments, **options)
+        if self.step_count == stop:
+            signal.raise_signal(signal.SIGTERM)
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fqt_deploy.Session, "step", stopped)
+        assert run(*files("stopped")).exit_code == 143
+    result = run(*files("stopped"), "--resume")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "stopped.csv").read_text() == (tmp_path / "whole.csv").read_text()
+    for kind in ("checkpoint", "best"):
+        whole, resumed = (load_file(artifact / f"{name}.{kind}") for name in ("whole", "stopped"))
+        assert all(np.array_equal(resumed[name], whole[name]) for name in whole)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

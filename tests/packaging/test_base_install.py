@@ -1,8 +1,9 @@
 """The base package alone, in a virtual environment of its own: no PyTorch, no TVM compiler, and it trains an artifact.
 
-The environment is filled from PyPI, with the versions of constraints.txt.
+The environment is filled from PyPI, with the versions of constraints.txt; a second one adds the extra ``images``.
 """
 
+import csv
 import json
 import shutil
 import subprocess
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import load_file
 
 import fqt_deploy
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("fqt_deploy", "pyproject.toml", "README.md", "LICENSE")
 EXPECTED = {"apache-tvm-ffi", "click", "fqt-deploy", "numpy", "safetensors", "typing_extensions"}
-LARGEST = 95e6
+LARGEST, LARGEST_WITH_IMAGES = 95e6, 130e6
 """Bytes; docs/bundle.md says what takes how much."""
 
 TRAIN = """
@@ -38,6 +41,15 @@ def run(*command):
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd="/")
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def packages_of(environment):
+    (packages,) = environment.parent.glob("lib/python*/site-packages")
+    return packages
+
+
+def size_of(folder):
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +73,9 @@ def environment(tmp_path_factory):
 def test_the_base_package_needs_no_more_than_this(environment):
     listed = run(sys.executable, "-m", "pip", "--python", environment / "python", "list", "--format", "json")
     assert {package["name"].lower() for package in json.loads(listed)} == EXPECTED
-    (packages,) = environment.parent.glob("lib/python*/site-packages")
+    packages = packages_of(environment)
     assert (packages / "fqt_deploy" / "c_api" / "include" / "fqt_runtime.h").is_file()
-    size = sum(path.lstat().st_size for path in packages.rglob("*") if path.is_file())
+    size = size_of(packages)
     assert size < LARGEST, f"{size / 1e6:.1f} MB"
 
 
@@ -96,3 +108,48 @@ def test_its_commands_train_and_say_what_they_lack(environment, digits_artifact,
         assert "fqt-deploy[compiler]" in result.stderr
     program = "import fqt_deploy\ntry: fqt_deploy.compile\nexcept fqt_deploy.FqtError as error: print(error.code)"
     assert run(environment / "python", "-c", program).strip() == "FQT303"
+
+
+@pytest.fixture(scope="module")
+def with_images(environment, tmp_path_factory):
+    """The ``bin`` folder of an environment with the packages of the first one and the extra ``images``."""
+    folder = tmp_path_factory.mktemp("images") / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    python = folder / "bin" / "python"
+    (packages_of(python.parent) / "base.pth").write_text(f"{packages_of(environment)}\n")
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--python", python)
+    (wheel,) = environment.parents[1].glob("*.whl")
+    run(*pip, "install", "--only-binary=:all:", "-c", ROOT / "constraints.txt", f"{wheel}[images]")
+    return python.parent
+
+
+def test_with_the_extra_for_images_it_trains_from_a_folder_of_them(
+    with_images, environment, digits_artifact, digits, tmp_path
+):
+    """It validates, keeps the best, writes logs, and exports; the artifact is a copy, as on another machine."""
+    listed = run(sys.executable, "-m", "pip", "--python", with_images / "python", "list", "--format", "json")
+    assert {package["name"].lower() for package in json.loads(listed)} == EXPECTED | {"pillow", "simplejpeg"}
+    added = size_of(packages_of(with_images))
+    assert size_of(packages_of(environment)) + added < LARGEST_WITH_IMAGES, f"{added / 1e6:.1f} MB more"
+    shutil.copytree(digits_artifact, tmp_path / "digits.fqt")
+    images = ((digits[0].numpy()[:, 0] + 1) * 8 * 15).astype(np.uint8)
+    for part, rows in (("train", range(400)), ("test", range(400, 500))):
+        for i in rows:
+            folder = tmp_path / part / str(int(digits[1][i]))
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[i]).save(folder / f"{i}.jpg", quality=95)
+    data = ("--data", tmp_path / "train", "--eval-data", tmp_path / "test", "--mean", "0.5", "--std", "0.5")
+    logs = ("--log", tmp_path / "log.csv", "--tensorboard", tmp_path / "board", "--epochs", "4", "--lr", "3e-3")
+    python = with_images / "python"
+    run(python, "-m", "fqt_deploy.cli_train", tmp_path / "digits.fqt", *data, *logs)
+    with (tmp_path / "log.csv").open() as file:
+        shares = [float(row["eval_accuracy"]) for row in csv.DictReader(file)]
+    assert len(shares) == 4
+    assert max(shares) > 0.5
+    best, weights = tmp_path / "digits.fqt" / "best.safetensors", tmp_path / "w.safetensors"
+    run(python, "-m", "fqt_deploy.cli_export", tmp_path / "digits.fqt", "--checkpoint", best, "-o", weights)
+    session = fqt_deploy.load(digits_artifact)
+    session.load_checkpoint(best)
+    assert session.step_count == 50 * (int(np.argmax(shares)) + 1)
+    exported = load_file(weights)
+    assert all(np.array_equal(exported[name], array) for name, array in session.state_dict().items())

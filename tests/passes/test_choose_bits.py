@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.capture.load_model import ModelSource, model_source
 from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.core.graph import grids_of
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.passes.choose_bits import SPACINGS, spacing_of
 
@@ -76,3 +77,15 @@ def test_the_spacing_has_the_least_error_for_normal_values(bits, signed):
 
     best = SPACINGS[signed][bits] * size
     assert error(best) < min(error(best * 1.1), error(best * 0.9))
+
+
+def test_another_shape_of_batches_has_the_same_grids():
+    """Though its example batch would ask for others."""
+    model = between(nn.ReLU())
+    batches = [(size * torch.randn(n, 40), torch.zeros(n, dtype=torch.long)) for n, size in ((8, 1), (5, 30))]
+    source = model_source(model, nn.functional.cross_entropy, batches)
+    first, other = lower_model(source, CompileOptions(activation_bits=4)).graphs()
+    chosen = grids_of(first[0].layers)
+    assert len(chosen) == 2
+    for graph in (*first, *other):
+        assert grids_of(graph.layers) == chosen

@@ -27,6 +27,13 @@ def test_aligned_memory_is_passed_without_a_copy():
     assert check_input(SPEC, array) is array
     tensor = torch.from_numpy(array)
     assert check_input(SPEC, tensor).ctypes.data == tensor.data_ptr() == array.ctypes.data
+    array.flags.writeable = False
+    taken = check_input(SPEC, array)
+    assert taken.ctypes.data == array.ctypes.data
+    address = array.ctypes.data
+    del array, tensor
+    assert (taken == 1).all(), "it keeps the memory"
+    assert taken.ctypes.data == address
 
 
 def values():

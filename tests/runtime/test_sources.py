@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import tarfile
+import tempfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from fqt_deploy.core.manifest import InputSpec, Manifest
 from fqt_deploy.runtime.event_file import EventFile
 from fqt_deploy.runtime.load_ahead import LoaderTime, load_ahead
 from fqt_deploy.runtime.preparation import Preparation, Prepared
+from fqt_deploy.runtime.sources import images
+from fqt_deploy.runtime.sources import in_threads as threads
 from fqt_deploy.runtime.sources.images import decoded
 from fqt_deploy.runtime.sources.open_source import is_source, open_source
 
@@ -136,12 +140,98 @@ def test_a_table_has_its_target_by_name_or_last(tmp_path: Path, text: str, x: An
 def test_a_table_of_pyarrow(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
 
+    pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("pyarrow.feather")
     table = arrow.table({"a": [1, 3], "label": [0, 1], "b": [2.5, 4.0]})
-    arrow.parquet.write_table(table, tmp_path / "t.parquet")
+    arrow.parquet.write_table(table, tmp_path / "t.parquet", row_group_size=1)
     arrow.feather.write_feather(table, str(tmp_path / "t.feather"))
-    for name in ("t.parquet", "t.feather"):
-        x, y = open_source(tmp_path / name, step((2,))).rows(np.array([0, 1]))
-        assert (x.tolist(), y.tolist()) == ([[1, 2.5], [3, 4]], [0, 1])
+    with arrow.OSFile(str(tmp_path / "t.arrow"), "wb") as file, arrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+    for name in ("t.parquet", "t.feather", "t.arrow"):
+        x, y = open_source(tmp_path / name, step((2,))).rows(np.array([1, 0, 1]))
+        assert (x.tolist(), y.tolist()) == ([[3, 4], [1, 2.5], [3, 4]], [1, 0, 1])
+    arrow.parquet.write_table(arrow.table({"a": ["x"], "b": [1], "c": [1]}), tmp_path / "t.parquet")
+    with pytest.raises(FqtError, match=r"t\.parquet.*FQT510|FQT510.*t\.parquet"):
+        open_source(tmp_path / "t.parquet", step((2,)))
+
+
+ROWS, COLUMNS = 60_000, 20
+
+
+def as_csv(path: Path, values: Any) -> Path:
+    names = ",".join(f"c{i}" for i in range(COLUMNS))
+    np.savetxt(path.with_suffix(".csv"), values, "%.9g", ",", header=names, comments="")
+    return path.with_suffix(".csv")
+
+
+def as_parquet(path: Path, values: Any) -> Path:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = arrow.table({f"c{i}": values[:, i] for i in range(COLUMNS)})
+    parquet.write_table(table, path.with_suffix(".parquet"), row_group_size=10_000)
+    return path.with_suffix(".parquet")
+
+
+@pytest.mark.parametrize("write", [as_csv, as_parquet])
+def test_a_table_is_read_in_blocks(tmp_path: Path, write: Any) -> None:
+    """What it takes of memory is a part of the table: a block of rows and the targets; all rows come in any order."""
+    values = np.random.default_rng(1).standard_normal((ROWS, COLUMNS), dtype=np.float32)
+    path = write(tmp_path / "rows", values)
+    tracemalloc.start()
+    source = open_source(path, step((COLUMNS - 1,), (), "float32"))
+    order = np.random.default_rng(2).permutation(ROWS)
+    for part in np.array_split(order, 300):
+        x, y = source.rows(part)
+        assert np.array_equal(x, values[part, :-1])
+        assert np.array_equal(y, values[part, -1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < ROWS * COLUMNS * 4 / 1.2, f"{peak / 1e6:.1f} MB of {ROWS * COLUMNS * 4 / 1e6:.1f}"
+
+
+def test_quotes_blank_lines_and_what_stands_late_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('a,b,y\r\n"1",2,0\r\n\r\n3, 4 ,1\r\n')
+    assert open_source(tmp_path / "rows.csv", step((2,))).rows(np.arange(2))[0].tolist() == [[1, 2], [3, 4]]
+    (tmp_path / "late.csv").write_text("1,2,3\n" * 5000 + "1,2,x\n")
+    with pytest.raises(FqtError, match="row 5001 holds 'x'"):
+        open_source(tmp_path / "late.csv", step((2,)))
+    (tmp_path / "wide.csv").write_text("1,2,3\n" * 4096 + "1,2,3,4\n" * 4096)
+    with pytest.raises(FqtError, match="row 4097 has 4 columns, not 3"):
+        open_source(tmp_path / "wide.csv", step((2,)))
+
+
+def test_a_temporary_folder_without_space_is_said(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "rows.csv").write_text("1,2,3\n")
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: (tmp_path / "rows.csv").open("rb"))
+    with pytest.raises(FqtError, match="do not fit into a temporary file") as caught:
+        open_source(tmp_path / "rows.csv", step((2,)))
+    assert "TMPDIR" in (caught.value.hint or "")
+
+
+def jpeg(mode: str, size: tuple[int, int] = (4, 6)) -> bytes:
+    file = io.BytesIO()
+    shade = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(shade).convert(mode).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("size", [(4, 6), (40, 31)])
+def test_every_decoder_gives_the_same_pixels(monkeypatch: Any, channels: int, mode: str, size: tuple[int, int]) -> None:
+    pytest.importorskip("simplejpeg")
+    content = jpeg(mode, size)
+    found = decoded(content, "1.jpg", (channels, 6, 4))
+    monkeypatch.setattr(images, "_simplejpeg", lambda: None)
+    assert np.array_equal(found, decoded(content, "1.jpg", (channels, 6, 4)))
+
+
+def test_threads_decode_in_order(monkeypatch: Any) -> None:
+    monkeypatch.setattr(threads, "decoding_threads", lambda: 3)
+    assert threads.in_threads(lambda n: n * n, list(range(10))) == [n * n for n in range(10)]
+    assert threads.in_threads(str, []) == []
+    with pytest.raises(ZeroDivisionError):
+        threads.in_threads(lambda n: 1 / n, [1, 2, 0, 3])
 
 
 def broken(folder: Path, what: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fqt_deploy.runtime.sources.source import Array, unusable
+from fqt_deploy.runtime.sources.source import Array, rows_of, unusable
 
 
 class ArrayFiles:
@@ -30,11 +30,7 @@ class ArrayFiles:
 
     def rows(self, index: NDArray[np.int64]) -> tuple[Array, Array]:
         """Inputs and targets of the samples ``index``."""
-        order = np.argsort(index)  # from front to back: pages are read once, and ahead
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        ascending = index[order]
-        return self._x[ascending][back], self._y[ascending][back]
+        return rows_of(self._x, index), rows_of(self._y, index)
 
 
 def _mapped(path: Path) -> Array:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.runtime.sources.images import ENDINGS, decoded, require_pillow
+from fqt_deploy.runtime.sources.in_threads import in_threads
 from fqt_deploy.runtime.sources.source import Array, unusable
 
 
@@ -29,10 +31,10 @@ class ImageFolder:
         require_pillow(folder)
         self._shape = shape
         self.classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-        self._files: list[Path] = []
+        self._files: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(self.classes):
-            files = sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in ENDINGS)
+            files = _images_below(folder / name)
             if not files:
                 raise unusable(folder / name, "it holds no images", f"endings are {', '.join(sorted(ENDINGS))}")
             self._files += files
@@ -46,12 +48,22 @@ class ImageFolder:
 
     def rows(self, index: NDArray[np.int64]) -> tuple[Array, Array]:
         """Images as uint8 [n, channels, height, width] and labels as int64 [n]."""
-        images = [decoded(_content(self._files[i]), str(self._files[i]), self._shape) for i in index]
+        images = in_threads(self._image, [self._files[i] for i in index])
         return np.stack(images), self._labels[index]
 
+    def _image(self, file: str) -> Array:
+        return decoded(_content(file), file, self._shape)
 
-def _content(file: Path) -> bytes:
+
+def _images_below(folder: Path) -> list[str]:
+    """The image files below ``folder``, in the order of their names; as strings, which take a tenth of the memory."""
+    found = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
+    return sorted((f for f in found if os.path.splitext(f)[1].lower() in ENDINGS), key=lambda f: f.split(os.sep))
+
+
+def _content(file: str) -> bytes:
     try:
-        return file.read_bytes()
+        with open(file, "rb", buffering=0) as opened:
+            return opened.read()
     except OSError as error:
         raise unusable(file, str(error.strerror)) from None

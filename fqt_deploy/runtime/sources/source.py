@@ -31,3 +31,11 @@ def unusable(path: Path | str, what: str, hint: str | None = None) -> FqtError:
 def missing_package(path: Path, package: str, extra: str) -> FqtError:
     """FQT510: a package that reads the data at ``path`` is not installed."""
     return unusable(path, f"{package} is not installed", f"pip install 'fqt-deploy[{extra}]'")
+
+
+def rows_of(mapped: Array, index: NDArray[np.int64]) -> Array:
+    """The rows ``index`` of an array that is mapped into memory, read from front to back: pages once, and ahead."""
+    order = np.argsort(index)
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return np.asarray(mapped[index[order]])[back]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.runtime.sources.images import ENDINGS, decoded, require_pillow
+from fqt_deploy.runtime.sources.in_threads import in_threads
 from fqt_deploy.runtime.sources.source import Array, unusable
 
 TARGETS = (".cls", ".y.npy")
@@ -64,7 +65,7 @@ class TarShards:
 
     def rows(self, index: NDArray[np.int64]) -> tuple[Array, Array]:
         """Inputs and targets of the samples ``index``."""
-        pairs = [self._sample(int(i)) for i in index]
+        pairs = in_threads(self._sample, index.tolist())
         return np.stack([x for x, _ in pairs]), np.stack([y for _, y in pairs])
 
     def _sample(self, index: int) -> tuple[Array, Array]:
