@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -86,3 +87,14 @@ def test_it_imports_neither_torch_nor_the_compiler(digits_artifact):
         [sys.executable, "-c", program, str(digits_artifact)], capture_output=True, text=True, env=os.environ
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_pytorch_is_measured_beside_a_saved_profile(saved):
+    model = Path(__file__).parents[2] / "examples" / "digits_cnn.py"
+    result = run(saved / "p.json", "--model", model, "--torch", "fp32", "--save", saved / "with.json")
+    assert result.exit_code == 0, result.output
+    assert "PyTorch fp32" in result.output
+    assert "speedup" in result.output
+    wrong = run(saved / "p.json", "--model", model, "--torch", "fp16")
+    assert wrong.exit_code == 1
+    assert "error[FQT202]" in wrong.output
