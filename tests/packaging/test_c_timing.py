@@ -17,13 +17,17 @@ PROGRAM = r"""
 int main(int argc, char **argv) {
   fqt_session *session;
   float plain = 0, timed = 0;
-  int i;
+  int i, code;
   if (argc != 3 || fqt_load(argv[1], &session) != 0) return 1;
   char *x = calloc(1, fqt_x(session)->bytes), *y = calloc(1, fqt_y(session)->bytes);
-  printf("%d %s\n", fqt_stop_timing(session, argv[2]), fqt_last_error());
+  code = fqt_stop_timing(session, argv[2]);
+  printf("%d %s\n", code, fqt_last_error());
   for (i = 0; i < 6; i++) {
     if (i == 2 && fqt_start_timing(session) != 0) return 2;
-    if (i == 2) printf("%d %s\n", fqt_start_timing(session), fqt_last_error());
+    if (i == 2) {
+      code = fqt_start_timing(session);
+      printf("%d %s\n", code, fqt_last_error());
+    }
     if (i == 5 && fqt_stop_timing(session, argv[2]) != 0) return 3;
     if (fqt_step(session, x, fqt_x(session)->bytes, y, fqt_y(session)->bytes, i < 5 ? &timed : &plain) != 0) return 4;
     printf("loss %a\n", i < 5 ? timed : plain);
