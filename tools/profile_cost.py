@@ -1,14 +1,15 @@
-"""What profiles and statistics cost: steps with and without them, in turn; medians.
+"""What profiles and statistics cost: the shortest steps with and without a clock, and the time that watching takes.
 
-Example: ``python -m tools.profile_cost vgg16_cifar.fqt``. Elapsed times are void unless the machine is quiet.
+Example: ``python -m tools.profile_cost vgg16_cifar.fqt``. The shortest of many steps bears the load of other processes;
+elapsed times as such are void on a busy machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import fqt_deploy
@@ -24,44 +25,34 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
-    parser.add_argument("--turns", type=int, default=10, help="turns of 10 steps of each kind (default: 10)")
+    parser.add_argument("--steps", type=int, default=100, help="steps of each kind (default: 100)")
     arguments = parser.parse_args()
     session = fqt_deploy.load(arguments.artifact)
     batch, clock, watch = made_up_batch(session.manifest), KernelClock(session), TrainingWatch(session, EVERY)
-
-    def plain() -> None:
-        for _ in range(EVERY):
-            session.step(batch)
-
-    def timed() -> None:
-        with clock:
-            for _ in range(EVERY):
-                session.step(batch)
-                clock.take()
-
-    def watched() -> None:
-        for _ in range(EVERY):
-            watch.begin()
-            session.step(batch)
-            watch.end()
-
-    kinds: dict[str, Callable[[], None]] = {"plain": plain, "kernels timed": timed, "watched every 10": watched}
-    seconds: dict[str, list[float]] = {name: [] for name in kinds}
-    worked: dict[str, list[float]] = {name: [] for name in kinds}
-    for run in kinds.values():
-        run()
+    plain: list[float] = []
+    timed: list[float] = []
+    kinds: list[tuple[AbstractContextManager[object], list[float]]] = [(nullcontext(), plain), (clock, timed)]
+    watching = 0.0
     with OtherWork() as others:
-        for _ in range(arguments.turns):
-            for name, run in kinds.items():
-                begin, before = time.perf_counter(), time.process_time()
-                run()
-                seconds[name].append((time.perf_counter() - begin) / EVERY)
-                worked[name].append((time.process_time() - before) / EVERY)
-    for kind, found in (("elapsed", seconds), ("of the processor", worked)):
-        for name, times in found.items():
-            middle, plain_s = statistics.median(times), statistics.median(found["plain"])
-            print(f"{name:18} {1e3 * middle:9.3f} ms {kind}, {100 * (middle / plain_s - 1):+.2f} %")
+        for _ in range(arguments.steps):
+            for kind, times in kinds:
+                watching += _spent(time.thread_time, watch.begin)
+                with kind:
+                    times.append(_spent(time.perf_counter, lambda: session.step(batch)))
+                watching += _spent(time.thread_time, watch.end)
+    step, kernels = min(plain), len(session.manifest.kernels)
+    each, look = (min(timed) - step) / kernels, watching / (2 * arguments.steps // EVERY)
+    more = 100 * (min(timed) / step - 1)
+    print(f"shortest step {1e3 * step:.3f} ms, with a clock {1e3 * min(timed):.3f} ms: {more:+.2f} %")
+    print(f"{1e9 * each:.0f} ns for each of {kernels} kernels")
+    print(f"watching takes {1e3 * look:.3f} ms every {EVERY} steps, {100 * look / EVERY / step:.2f} % of them")
     print(f"others used {others.cores} cores")
+
+
+def _spent(clock: Callable[[], float], action: Callable[[], object]) -> float:
+    begin = clock()
+    action()
+    return clock() - begin
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ class Row:
     Attributes:
         layer: module path, ``WHOLE``, or the name of a class.
         direction: one of ``DIRECTIONS``; "" for a class.
-        runs_as: ``1-bit``, ``fp32``, or of another module the class that takes most of its time.
+        runs_as: ``1-bit``, ``fp32``, ``attention``, or of another module the class that takes most of its time.
         calls: number of kernel calls.
         seconds: in one step.
         share: of all kernels.
@@ -58,7 +58,8 @@ class Row:
 
 def layer_rows(profile: StepProfile) -> list[Row]:
     """A row for each layer and direction that has kernels, in the order of their first kernels in the step."""
-    decided = {layer.path: layer.decision for layer in profile.layers}
+    decided = {kernel.layer: "attention" for kernel in profile.kernels if class_of(kernel.op) == "attention"}
+    decided |= {layer.path: layer.decision for layer in profile.layers}
     rows = []
     for names, members in _grouped(profile, lambda k: (k.layer or WHOLE, direction_of(k))).items():
         theirs = [profile.torch.layer(mode, *names) for mode in ("fp32", "bf16")]

@@ -40,6 +40,10 @@ def test_products_are_those_that_pytorch_counts(name):
     for path, macs in leaves.items():
         assert found[path, "forward"] == pytest.approx(macs, rel=0.01), path
         assert found[path, "weight_grad"] == pytest.approx(macs, rel=0.01), path
-    assert sum(macs for (_, direction), macs in found.items() if direction == "forward") == pytest.approx(
-        sum(counts["Global"].values()) // 2, rel=0.01
-    )
+    attention = [k for k in kernels if class_of(k.op) == "attention" and k.phase == "forward"]
+    if (
+        name == "vit_s16"
+    ):  # PyTorch's counter knows no attention on CPUs: scores and their sums of values, in each block
+        assert sum(k.flops // 2 for k in attention) == 12 * 2 * 4 * 6 * 37 * 37 * 64
+    ours = sum(macs for (_, direction), macs in found.items() if direction == "forward")
+    assert ours - sum(k.flops // 2 for k in attention) == pytest.approx(sum(counts["Global"].values()) // 2, rel=0.01)

@@ -78,6 +78,15 @@ def test_directions_of_fp32_layers_come_from_their_ops():
     assert next(row.direction for row in sorted(rows, key=SORTS["time"])) == "weight_grad"
 
 
+def test_a_module_with_attention_runs_as_attention():
+    kernels = [
+        ("attention", "m", "forward", 1.0, 1),
+        ("permute", "m", "forward", 2.0, 1),
+        ("sum", "n", "forward", 1.0, 1),
+    ]
+    assert [row.runs_as for row in layer_rows(made(kernels))] == ["attention", "element-wise and sums"]
+
+
 def test_roofline_is_the_slowest_ceiling():
     (row,) = layer_rows(made([PRODUCT], ceilings=Ceilings(fp32_macs=1e5, bytes=1e5)))
     assert row.roofline_s == pytest.approx(1e-3)
