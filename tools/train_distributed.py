@@ -93,10 +93,11 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="digits, noise, or a file that tools.accuracy reads")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, default=0)
     arguments = parser.parse_args()
     group = join_group()
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         outcome = train(arguments.artifact, arguments.data, arguments.steps, arguments.lr, seed, group)
         if group is None or group.rank == 0:
             print(json.dumps(outcome), flush=True)

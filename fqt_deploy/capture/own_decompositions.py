@@ -27,6 +27,15 @@ def _any(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     return (x if x.dtype == torch.bool else x != 0).float().amax(_axes(x, dim), keepdim) > 0
 
 
+def _largest_of(x: Tensor, dim: Any = (), keepdim: bool = False) -> Any:
+    """The maximum of booleans by way of numbers; of numbers there is an op."""
+    return x.float().amax(dim, keepdim) > 0 if x.dtype == torch.bool else NotImplemented
+
+
+def _smallest_of(x: Tensor, dim: Any = (), keepdim: bool = False) -> Any:
+    return x.float().amin(dim, keepdim) > 0 if x.dtype == torch.bool else NotImplemented
+
+
 def _vector_norm(
     x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Any:
@@ -207,6 +216,7 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten.any.dim: _any,
     aten.linalg_vector_norm.default: _vector_norm,
     aten.var.correction: _variance, aten.var.dim: _variance_unbiased,
+    aten.amax.default: _largest_of, aten.amin.default: _smallest_of,
     aten.max.dim: _largest, aten.min.dim: _smallest, aten.clamp.Tensor: _clamp,
     aten.empty.memory_format: _empty, aten.empty_permuted.default: _empty_permuted,
     aten.new_empty_strided.default: _new_empty_strided,

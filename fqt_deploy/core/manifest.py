@@ -125,11 +125,12 @@ class Variant:
         return tuple(spec for spec in self.inputs if spec.role == "input")
 
 
-PROCESS_SHARE = "fqt_process_share"
+PROCESS_SHARE = "process_share"
 """The runtime's function that a distributed step calls with a number, to be replaced by 1 / number of processes."""
-EXCHANGE_START, EXCHANGE_FINISH = "fqt_exchange_start", "fqt_exchange_finish"
+EXCHANGE_START, EXCHANGE_FINISH = "exchange_start", "exchange_finish"
 """The runtime's functions that a distributed step calls with this process's share of a gradient and its number, as soon
-as it is computed, and with the number again before the first read, by when it must be the sum over all processes."""
+as it is computed, and with the number again before the first read, by when it must be the sum over all processes. Names
+that begin as kernels' do would be timed as such."""
 
 
 def function_name(function: str, number: int) -> str:

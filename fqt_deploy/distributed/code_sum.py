@@ -136,7 +136,7 @@ class CodeSum:
         encode(part, self._draws, codes[: len(part) * width])
         sent = torch.from_numpy(codes)
         coded.kept = sent
-        coded.work = self._run(dist.all_gather_into_tensor, coded.received.view(-1), sent)
+        coded.work = self._run(dist.all_gather_single, coded.received.view(-1), sent)
         self.sent_bytes += codes.nbytes * (self.size - 1)
 
     def _count(self) -> None:

@@ -6,7 +6,10 @@ import atexit
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -26,6 +29,8 @@ from fqt_deploy.runtime.exchange import Exchange
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _BACKENDS = ("gloo", "mpi")
 """Backends that move data of the CPU."""
+_CONNECTING = timedelta(minutes=5)
+"""How long the processes may take to find each other."""
 _SLOWEST = timedelta(hours=12)
 """How long a process may be behind the others, as in an evaluation; one that has ended is noticed by ``Watch``."""
 
@@ -55,7 +60,10 @@ class TorchGroup:
                     f"{missing[0]} is not set", code="FQT604", hint="start with torchrun --nproc-per-node 2 ..."
                 )
             try:
-                dist.init_process_group("gloo", timeout=_SLOWEST)
+                with _ended_by_sigterm():
+                    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+                    store = _store_of_this_start(rank)
+                    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_SLOWEST)
             except (RuntimeError, ValueError) as error:
                 raise FqtError(f"torch.distributed cannot start: {error}", code="FQT604") from None
         if dist.get_backend() not in _BACKENDS and "cpu:" not in dist.get_backend_config():
@@ -67,7 +75,7 @@ class TorchGroup:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.stopping = self.stopped = False
         self._exchange: GradientSum | CodeSum | None = None
-        self._watch = Watch(self.rank, self.size, os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        self._watch = Watch(self.rank, self.size, _number_of_start())
         atexit.register(self._watch.close)
 
     @property
@@ -142,6 +150,38 @@ class TorchGroup:
         except RuntimeError as error:
             raise lost(error) from None
         wait_for(work, self._watch.check)
+
+
+def _store_of_this_start(rank: int) -> Any:
+    """The store by which the processes find each other.
+
+    torchrun keeps its store when it starts all processes again. With the names of the start before, a process would
+    find the addresses of those that have ended.
+    """
+    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    tcp: Any = dist.TCPStore  # type: ignore[attr-defined]
+    store = tcp(host, port, is_master=hosts, timeout=_CONNECTING, multi_tenant=True)
+    found: Any = dist.PrefixStore(f"fqt/group/{_number_of_start()}", store)  # type: ignore[attr-defined]
+    return found
+
+
+def _number_of_start() -> str:
+    """How often torchrun has started all processes before."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within this context SIGTERM ends the process at once: Python's handlers do not run while it connects."""
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @cache

@@ -17,6 +17,8 @@ BEAT_S = 1.0
 """Seconds between two signs of life."""
 SILENCE_S = 6.0
 """Seconds without a sign of life after which a process counts as ended."""
+START_S = 60.0
+"""Seconds that a process may take from the start of the group to its first sign of life."""
 GRACE_S = 2.0
 """Seconds in which a process that knows of another's end may end by itself."""
 _ANSWER = timedelta(seconds=30)
@@ -87,7 +89,7 @@ class Watch:
                 return
             if sign != seen:
                 seen, since = sign, time.monotonic()
-            elif sign != _ENDED and time.monotonic() - since > SILENCE_S:
+            elif sign != _ENDED and time.monotonic() - since > (SILENCE_S if seen else START_S):
                 self._store.set(_FAILED, f"process {following} gives no sign of life")
 
     def _fail(self, error: FqtError) -> None:

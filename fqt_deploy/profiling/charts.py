@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fqt_deploy.profiling.kernel_classes import class_of
+from fqt_deploy.profiling.kernel_classes import DIRECTIONS, class_of
 from fqt_deploy.profiling.rows import Row, class_rows, layer_rows
 from fqt_deploy.profiling.step_profile import StepProfile
 
@@ -21,7 +21,7 @@ def time_by_layer(profile: StepProfile) -> Spec:
     encoding = {
         "y": _layer_axis(),
         "x": {"field": "ms", "type": "quantitative", "title": "ms in a step", "aggregate": "sum"},
-        "color": _color("direction"),
+        "color": _color("direction", DIRECTIONS),
         "tooltip": [{"field": name} for name in ("layer", "direction", "ms")],
     }
     told = f"Milliseconds in a step by layer and direction; {_most(rows)}"
@@ -38,14 +38,14 @@ def speedup_by_layer(profile: StepProfile) -> Spec | None:
         "y": _layer_axis(),
         "x": {"field": "speedup", "type": "quantitative", "title": "times as fast as PyTorch fp32"},
         "yOffset": {"field": "direction"},
-        "color": _color("direction"),
+        "color": _color("direction", DIRECTIONS),
         "tooltip": [{"field": name} for name in ("layer", "direction", "speedup")],
     }
     best = max(rows, key=lambda row: row.speedup or 0)
     largest = f"{best.speedup:.1f}, {best.layer} {best.direction}"
     told = f"Speedup over PyTorch fp32 by layer and direction; the largest is {largest}"
     spec = _spec(told, values, "bar", encoding, height=_height(values, "layer", bars=2))
-    rule = {"data": {"values": [{"one": 1}]}, "mark": {"type": "rule", "strokeDash": [4, 3]}}
+    rule: Spec = {"data": {"values": [{"one": 1}]}, "mark": {"type": "rule", "strokeDash": [4, 3]}}
     rule["encoding"] = {"x": {"field": "one", "type": "quantitative"}}
     bars = {"data": spec.pop("data"), "mark": spec.pop("mark"), "encoding": spec.pop("encoding")}
     return {**spec, "layer": [bars, rule]}
@@ -83,14 +83,15 @@ def roofline(profile: StepProfile) -> Spec:
                     }
                 )  # fmt: skip
     ceilings = profile.ceilings
-    lines = []
+    lines: list[Spec] = []
     low, high = 0.01, max((point["intensity"] for point in points), default=1.0) * 4
     for name, top in (("fp32 ceiling", ceilings.fp32_macs), ("1-bit ceiling", ceilings.bit_macs)):
         if top:
             for at in (low, top / ceilings.bytes, max(high, 2 * top / ceilings.bytes)):
                 lines.append({"ceiling": name, "intensity": at, "rate": min(top, at * ceilings.bytes) / 1e9})
-    x = {"field": "intensity", "type": "quantitative", "scale": {"type": "log"}, "title": "MACs a byte"}
-    y = {"field": "rate", "type": "quantitative", "scale": {"type": "log"}, "title": "G MAC/s"}
+    logarithmic = {"type": "quantitative", "scale": {"type": "log"}, "axis": {"grid": False, "tickCount": 6}}
+    x = {"field": "intensity", "title": "MACs a byte", **logarithmic}
+    y = {"field": "rate", "title": "G MAC/s", **logarithmic}
     tooltip = [{"field": name} for name in ("kernel", "kind", "intensity", "rate")]
     spec = _spec(
         f"Roofline: {len(points)} kernels under {ceilings.fp32_macs / 1e9:.0f} G MAC/s in fp32, "
@@ -179,8 +180,10 @@ def _height(values: Sequence[Spec], field: str, bars: int = 1) -> int:
     return _BAR * bars * max(2, len({value[field] for value in values}))
 
 
-def _color(field: str) -> Spec:
-    return {"field": field, "type": "nominal", "title": None, "legend": _LEGEND}
+def _color(field: str, domain: Sequence[str] | None = None) -> Spec:
+    """The encoding of ``field`` as a color, the same in every picture where the domain is given."""
+    scale = {} if domain is None else {"scale": {"domain": list(domain)}}
+    return {"field": field, "type": "nominal", "title": None, "legend": _LEGEND, **scale}
 
 
 def _layer_axis() -> Spec:

@@ -87,7 +87,10 @@ def _layers(source: ModelSource, dtype: torch.dtype) -> Iterator[tuple[str, _Pro
     attention = _AttentionCalls(within)
 
     def enter(name: str) -> Callable[..., None]:
-        return lambda *_: within.append(name)
+        def hook(*_: Any) -> None:
+            within.append(name)
+
+        return hook
 
     def leave(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
@@ -131,7 +134,8 @@ def _attention(args: tuple[Any, ...], options: dict[str, Any], dtype: torch.dtyp
     rest = [t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in args[3:]]
 
     def forward() -> Tensor:
-        return nn.functional.scaled_dot_product_attention(*operands, *rest, **options)
+        output: Tensor = nn.functional.scaled_dot_product_attention(*operands, *rest, **options)
+        return output
 
     with torch.enable_grad():
         output = forward()

@@ -56,7 +56,8 @@ def _losing(rows: list[Row]) -> Iterator[str]:
 def _dominating(classes: list[Row]) -> Iterator[str]:
     for row in classes:
         if row.share >= _DOMINATES and row.layer in _ADVICE:
-            yield f"{row.layer} takes {100 * row.share:.0f} % of the step: {_ADVICE[row.layer]}"
+            verb = "take" if row.layer.endswith("s") else "takes"
+            yield f"{row.layer} {verb} {100 * row.share:.0f} % of the step: {_ADVICE[row.layer]}"
     if classes and classes[0].layer == "1-bit products":
         yield f"1-bit products take most, {100 * classes[0].share:.0f} % of the step, as they should"
 

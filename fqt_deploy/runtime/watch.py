@@ -144,7 +144,8 @@ def _places(size: int) -> Array:
 
 
 def _sampled(array: Array, places: Array) -> Array:
-    return array.reshape(-1)[places]
+    sample: Array = array.reshape(-1)[places]
+    return sample
 
 
 def _row(step: int, layer: _Layer) -> WatchRow:

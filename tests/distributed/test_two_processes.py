@@ -15,9 +15,10 @@ from safetensors.numpy import load_file
 import fqt_deploy
 from fqt_deploy.cli_train import main
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.runtime.kernel_clock import KernelClock
 from fqt_deploy.training_run import _group
 from tests.distributed.conftest import BATCH, PLAIN, WORKER, torchrun
-from tests.distributed.worker import STEPS, train
+from tests.distributed.worker import STEPS, batches, train
 from tools.kill_ranks import workers_of
 
 CODED = {**PLAIN, "recipe": "scq", "exclude": ("0", "5"), "distributed": "4-bit"}
@@ -85,7 +86,7 @@ def artifact(compiled):
     return compiled(**PLAIN, distributed="fp32")
 
 
-EPOCHS = 300
+EPOCHS = 100
 
 
 def run(artifact, data, folder, *more, **how):
@@ -146,6 +147,14 @@ def test_a_step_for_several_processes_alone_computes_the_same(compiled, artifact
     first, second = np.load(tmp_path / "one.0.npz"), np.load(tmp_path / "several.0.npz")
     for name in first:
         assert np.array_equal(first[name], second[name]), name
+
+
+def test_what_the_runtime_is_called_for_is_no_kernel(artifact):
+    session = fqt_deploy.load(artifact)
+    x, y = next(batches(BATCH))
+    with KernelClock(session) as clock:
+        session.step(x, y)
+        assert len(clock.take().seconds) == len(session.manifest.kernels)
 
 
 def test_without_torch_the_command_says_what_to_install(monkeypatch):

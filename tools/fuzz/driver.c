@@ -7,15 +7,33 @@
 
 #define LARGEST (1u << 26) /* bytes of a batch; what is larger, nobody has */
 
+#define MOST 16 /* inputs of a model; it has two */
+
+/* A prediction and a step on zeros, by position where there are one input and one target, and by name. */
 static int use(fqt_session *session) {
-  const size_t x_bytes = fqt_x(session)->bytes, y_bytes = fqt_y(session)->bytes, bytes = fqt_logits(session)->bytes;
-  if (x_bytes > LARGEST || y_bytes > LARGEST || bytes > LARGEST) return 0;
-  void *x = calloc(1, x_bytes + 1), *y = calloc(1, y_bytes + 1), *logits = malloc(bytes + 1);
+  fqt_array arrays[MOST];
+  void *values[MOST];
+  const fqt_tensor *input, *x = fqt_x(session), *y = fqt_y(session);
+  const size_t bytes = fqt_logits(session)->bytes, taken = fqt_model_inputs(session);
+  size_t count = 0, i;
   float loss;
-  int code = fqt_predict(session, x, x_bytes, logits, bytes);
-  if (code == 0) code = fqt_step(session, x, x_bytes, y, y_bytes, &loss);
-  free(x);
-  free(y);
+  int code = 0;
+  for (; (input = fqt_input(session, count)) != NULL; ++count)
+    if (count == MOST || input->bytes > LARGEST) return 0;
+  if (bytes > LARGEST) return 0;
+  for (i = 0; i < count; ++i) {
+    input = fqt_input(session, i);
+    values[i] = calloc(1, input->bytes + 1);
+    arrays[i] = (fqt_array){input->name, values[i], input->shape, input->ndim};
+  }
+  void *logits = malloc(bytes + 1);
+  if (taken == 1 && count == 2) {
+    code = fqt_predict(session, values[0], x->bytes, logits, bytes);
+    if (code == 0) code = fqt_step(session, values[0], x->bytes, values[1], y->bytes, &loss);
+  }
+  if (code == 0) code = fqt_predict_arrays(session, arrays, taken, logits, bytes);
+  if (code == 0) code = fqt_train(session, arrays, count, &loss);
+  for (i = 0; i < count; ++i) free(values[i]);
   free(logits);
   return code;
 }
