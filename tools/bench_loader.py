@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 
 import fqt_deploy
 from fqt_deploy.runtime.data_file import Data, read_data
@@ -144,9 +145,6 @@ def kill_and_resume(artifact: Path, folder: Path) -> dict[str, bool]:
         program = (sys.executable, "-m", "fqt_deploy.cli_train")
         return subprocess.Popen([*program, *map(str, command)], stderr=subprocess.PIPE, text=True)
 
-    def results(name: str) -> tuple[bytes, str]:
-        return (folder / f"{name}.safetensors").read_bytes(), (folder / f"{name}.csv").read_text()
-
     def wait_for_second_epoch(process: subprocess.Popen[str], log: Path) -> None:
         while not (log.exists() and log.read_text().count("\n") > 1):
             if process.poll() is not None:
@@ -164,8 +162,16 @@ def kill_and_resume(artifact: Path, folder: Path) -> dict[str, bool]:
         process.send_signal(number)
         process.communicate()
         start(number.name, "--resume").communicate()
-        outcome[number.name] = results(number.name) == results("whole")
+        outcome[number.name] = results(folder, number.name) == results(folder, "whole")
     return outcome
+
+
+def results(folder: Path, name: str) -> tuple[dict[str, str], dict[str, bytes], str]:
+    """What a run left: metadata, which lie in the file in any order, arrays, and the log."""
+    with safetensors.safe_open(folder / f"{name}.safetensors", "np") as file:
+        metadata = {key: text for key, text in file.metadata().items() if key != "fqt_sha256"}
+        arrays = {key: file.get_tensor(key).tobytes() for key in file.keys()}  # noqa: SIM118 - it is no dict
+    return metadata, arrays, (folder / f"{name}.csv").read_text()
 
 
 def main() -> None:

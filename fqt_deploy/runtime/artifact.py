@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.core.step_notes import NOTES
 from fqt_deploy.runtime.arrays import aligned_copy
 from fqt_deploy.runtime.files import Arrays, read_file, read_tensors, state_misfit, tensors_to_bytes
 from fqt_deploy.runtime.folders import replace_folder, sweep_folders
@@ -30,7 +31,7 @@ BUNDLED_RUNTIME = f"lib/{RUNTIME_LIBRARY}"
 CUDA_RUNTIME_LIBRARY = "libtvm_runtime_cuda.so"
 """The name of TVM's runtime library for GPUs, which lies beside the other where the target is a GPU."""
 
-_MEMBERS = (MANIFEST, LIBRARY, STATE, SUMS, "lib", "licenses")
+_MEMBERS = (MANIFEST, LIBRARY, STATE, SUMS, NOTES, "lib", "licenses")
 """The members that an artifact may hold whose ``SUMS`` cannot be read."""
 _LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^\n]+)")
 
