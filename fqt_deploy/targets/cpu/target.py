@@ -24,6 +24,7 @@ from fqt_deploy.targets.cpu.generic.in_order import InOrderRule
 from fqt_deploy.targets.cpu.generic.nan_extremes import nan_extremes
 from fqt_deploy.targets.cpu.generic.reduction import ReductionRule
 from fqt_deploy.targets.cpu.generic.round_products import round_products
+from fqt_deploy.targets.cpu.generic.select_sampled import SelectSampledRule
 from fqt_deploy.targets.cpu.generic.transposition import TranspositionRule
 from fqt_deploy.targets.cpu.generic.update import UpdateRule
 from fqt_deploy.targets.cpu.packing.pack_channels import PackChannelsRule
@@ -47,6 +48,8 @@ RULES: tuple[ScheduleRule, ...] = (
     PackWeightRule(),
     QuantizePackChannelsRule(),
     TransposePackedWeightRule(),
+    # selection
+    SelectSampledRule(),
     # fp32 products
     Fp32AttentionRule(),
     Fp32AttentionBackwardRule(),
