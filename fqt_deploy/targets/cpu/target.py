@@ -12,6 +12,7 @@ from fqt_deploy.targets.base import ScheduleRule, Target
 from fqt_deploy.targets.cpu.features import cpu_features, host_cpu, llvm_target
 from fqt_deploy.targets.cpu.fp32.fp32_attention import Fp32AttentionRule
 from fqt_deploy.targets.cpu.fp32.fp32_attention_backward import Fp32AttentionBackwardRule
+from fqt_deploy.targets.cpu.fp32.fp32_attention_mask_gradient import Fp32AttentionMaskGradientRule
 from fqt_deploy.targets.cpu.fp32.fp32_convolution import Fp32ConvolutionRule
 from fqt_deploy.targets.cpu.fp32.fp32_depthwise import Fp32DepthwiseRule
 from fqt_deploy.targets.cpu.fp32.fp32_depthwise_weight_grad import Fp32DepthwiseWeightGradRule
@@ -53,6 +54,7 @@ RULES: tuple[ScheduleRule, ...] = (
     # fp32 products
     Fp32AttentionRule(),
     Fp32AttentionBackwardRule(),
+    Fp32AttentionMaskGradientRule(),
     Fp32MatmulRule(),
     Fp32ConvolutionRule(),
     Fp32InputGradRule(),
