@@ -26,6 +26,7 @@ from fqt_deploy.passes.order_rows import OrderRows
 from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.project_weight_grad import ProjectWeightGrad
 from fqt_deploy.passes.propagate_layout import PropagateLayout
+from fqt_deploy.passes.recompute_cheap import RecomputeCheap
 from fqt_deploy.passes.rematerialize import Rematerialize
 from fqt_deploy.passes.replace_dropout import ReplaceDropout
 from fqt_deploy.passes.select_nested import SelectNested
@@ -92,6 +93,7 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
         # packed bits
         *_LOWER,
         # memory
+        RecomputeCheap(),
         *([Rematerialize()] if options.remat == "auto" else []),
     )
 

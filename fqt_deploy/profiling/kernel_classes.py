@@ -10,7 +10,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "1-bit products": (
         "binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad", "level_conv2d", "level_weight_grad",
     ),
-    "attention": ("attention", "attention_backward"),
+    "attention": ("attention", "attention_backward", "attention_mask_gradient"),
     "fp32 products": (
         "batch_matmul", "conv2d", "conv2d_input_grad", "conv2d_weight_grad",
         "grouped_conv", "grouped_conv_input_grad", "grouped_conv_weight_grad",

@@ -54,12 +54,15 @@ def check(target, name, arguments):
         np.testing.assert_allclose(one, right.numpy(), rtol=1e-4, atol=1e-5 * float(right.abs().max()))
 
 
-def attention_arguments(b, n, m, h, g, d, e, causal):
+def attention_arguments(b, n, m, h, g, d, e, causal, mask=None, dropout=0.0):
     r = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(*s, generator=r) for s in ((b, n, h, d), (b, m, g, d), (b, m, g, e)))
-    forward = q, k, v, None, d**-0.5, causal
-    output, logsumexp = FQT_OPS["attention"](*forward).reference()
-    return forward, (torch.randn(output.shape, generator=r), q, k, v, None, output, logsumexp, d**-0.5, causal)
+    draws = torch.randint(0, 2**24, (b, 2), generator=r) * 2.0**-24 if dropout else None
+    operands = q, k, v, None if mask is None else torch.randn(*mask, generator=r), draws
+    numbers = d**-0.5, causal, dropout
+    output, logsumexp = FQT_OPS["attention"](*operands, *numbers).reference()
+    gradient = torch.randn(output.shape, generator=r)
+    return (*operands, *numbers), (gradient, *operands, logsumexp, *numbers)
 
 
 @pytest.mark.parametrize("sizes", ATTENTIONS)
@@ -67,6 +70,22 @@ def test_attention_equals_its_reference_on_any_number_of_threads(sizes):
     forward, backward = attention_arguments(*sizes)
     check(make_target("cpu"), "attention", forward)
     check(make_target("cpu"), "attention_backward", backward)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mask"),
+    [
+        ((3, 130, 130, 2, 2, 16, 16, False), (1, 2, 130, 130)),  # a learned bias of every head, in several parts
+        ((2, 130, 70, 4, 2, 16, 16, False), (2, 1, 130, 70)),  # one for all heads
+        ((2, 60, 61, 2, 1, 8, 8, False), (1, 1, 1, 61)),  # one for all queries of all samples
+    ],
+)
+def test_masks_and_dropout_equal_their_reference(sizes, mask):
+    forward, backward = attention_arguments(*sizes, mask, dropout=0.2)
+    for name, arguments in (
+        ("attention", forward), ("attention_backward", backward), ("attention_mask_gradient", backward)
+    ):  # fmt: skip
+        check(make_target("cpu"), name, arguments)
 
 
 @pytest.mark.parametrize(("name", "first", "second"), PRODUCTS)
@@ -87,6 +106,7 @@ def test_every_level_has_its_tile(level):
     forward, backward = attention_arguments(2, 19, 33, 2, 1, 20, 20, True)
     check(target, "attention", forward)
     check(target, "attention_backward", backward)
+    check(target, "attention_mask_gradient", attention_arguments(2, 7, 19, 2, 1, 4, 4, True, (2, 2, 7, 19), 0.5)[1])
     check(target, "linear", (torch.randn(20, 40), torch.randn(50, 40)))
 
 

@@ -12,7 +12,11 @@ from tvm import te, tirx
 from fqt_deploy.ops.lib.attention_scores import (
     HIDDEN,
     check_shapes,
+    drop,
+    dropout_attributes,
     expand_heads,
+    kept_weights,
+    onnx_drop,
     onnx_heads,
     onnx_scores,
     samples_lead,
@@ -38,9 +42,11 @@ class Attention(FqtOp):
         q: [B, N, H, D] float32.
         k: [B, M, G, D] float32.
         v: [B, M, G, E] float32.
-        mask: [B or 1, H or 1, N or 1, M] float32, added to the scores; no gradient flows to it.
+        mask: [B or 1, H or 1, N or 1, M] float32, added to the scores.
+        draws: [B, 2] float32 in [0, 1), what dropout draws the weights from that it keeps; None without it.
         scale: what products of queries and keys are multiplied by.
         causal: whether query n sees keys 0 to n only.
+        dropout: probability that a weight is dropped, below 1; the others are divided by what is left of 1.
 
     Returns:
         output: [B, N, H, E] float32. logsumexp: [B, H, N] float32 of the scores, 0 for a query that sees no key; what
@@ -51,8 +57,10 @@ class Attention(FqtOp):
     k: Operand
     v: Operand
     mask: OptionalOperand
+    draws: OptionalOperand
     scale: float
     causal: bool
+    dropout: float
 
     tolerance = 1e-4
 
@@ -62,12 +70,13 @@ class Attention(FqtOp):
         total = found.logsumexp(3)
         total = total.masked_fill(total == HIDDEN, 0.0)
         weights = (found - total.unsqueeze(3)).exp()
+        weights = weights * kept_weights(self.draws, self.dropout, weights.shape)
         output = weights @ expand_heads(self.v, self.q.shape[2])
         return output.transpose(1, 2).contiguous(), total
 
     def fake(self) -> tuple[Tensor, Tensor]:
         """Shape rule: [B, N, H, D], [B, M, G, D], [B, M, G, E] -> [B, N, H, E], [B, H, N]."""
-        check_shapes(self.q, self.k, self.v, self.mask)
+        check_shapes(self.q, self.k, self.v, self.mask, self.draws, self.dropout)
         b, n, h, _ = self.q.shape
         return self.q.new_empty((b, n, h, self.v.shape[3])), self.q.new_empty((b, h, n))
 
@@ -94,9 +103,10 @@ class Attention(FqtOp):
             ),
             name="attention_logsumexp",
         )
+        kept = drop(weights, self.draws, self.dropout, "attention_kept")
         sums = te.compute(
             (b, n, h, depth),
-            lambda s, row, head, e: te.sum(weights[s, head, row, j] * self.v[s, j, head // share, e], axis=j),
+            lambda s, row, head, e: te.sum(kept[s, head, row, j] * self.v[s, j, head // share, e], axis=j),
             name="attention_sums",
         )
         output = te.compute(
@@ -120,23 +130,24 @@ class Attention(FqtOp):
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Whole and odd extents, grouped heads, masks of every extent, hidden rows, long rows, large scores."""
+        """Whole and odd extents, grouped heads, masks, dropout, hidden rows, long rows, large scores."""
         r = torch.Generator().manual_seed(0)
 
         def operands(b: int, n: int, m: int, h: int, g: int, d: int, e: int) -> tuple[Tensor, Tensor, Tensor]:
             shapes = (b, n, h, d), (b, m, g, d), (b, m, g, e)
             return tuple(torch.randn(*shape, generator=r) for shape in shapes)  # type: ignore[return-value]
 
-        yield *operands(2, 16, 16, 2, 2, 16, 16), None, 0.25, False
-        yield *operands(2, 19, 37, 4, 2, 8, 5), None, 0.35, False
-        yield *operands(1, 70, 70, 1, 1, 64, 64), None, 0.125, True
-        yield *operands(3, 5, 9, 2, 1, 3, 20), torch.randn(3, 2, 5, 9, generator=r), 1.0, False
+        draws = torch.randint(0, 2**24, (3, 2), generator=r) * 2.0**-24
+        yield *operands(2, 16, 16, 2, 2, 16, 16), None, None, 0.25, False, 0.0
+        yield *operands(2, 19, 37, 4, 2, 8, 5), None, draws[:2], 0.35, False, 0.3
+        yield *operands(1, 70, 70, 1, 1, 64, 64), None, None, 0.125, True, 0.0
+        yield *operands(3, 5, 9, 2, 1, 3, 20), torch.randn(3, 2, 5, 9, generator=r), draws, 1.0, False, 0.5
         hidden = torch.zeros(2, 1, 1, 33).masked_fill(torch.rand(2, 1, 1, 33, generator=r) < 0.5, HIDDEN)
         hidden[1] = HIDDEN
-        yield *operands(2, 7, 33, 2, 2, 16, 16), hidden, 0.25, False
-        yield *operands(2, 5, 5, 3, 3, 4, 4), torch.randn(1, 3, 5, 5, generator=r), 0.5, True
-        yield *operands(1, 1, 1, 1, 1, 1, 1), None, 1.0, True
-        yield *operands(2, 9, 300, 1, 1, 16, 32), None, 30.0, False
+        yield *operands(2, 7, 33, 2, 2, 16, 16), hidden, None, 0.25, False, 0.0
+        yield *operands(2, 5, 5, 3, 3, 4, 4), torch.randn(1, 3, 5, 5, generator=r), None, 0.5, True, 0.0
+        yield *operands(1, 1, 1, 1, 1, 1, 1), None, None, 1.0, True, 0.0
+        yield *operands(2, 9, 300, 1, 1, 16, 32), None, None, 30.0, False, 0.0
 
     def onnx_body(self, op: Body) -> tuple[str, str]:
         """Two matrix products with a softmax between them, which hidden rows make zero."""
@@ -150,28 +161,31 @@ class Attention(FqtOp):
         empty = op("Equal", total, zero)
         divisor = op("Where", empty, op.constant(1.0, "float32"), total)
         logs = op("Where", empty, zero, op("Add", above, op("Log", divisor)))
-        output = op("MatMul", op("Div", weights, divisor), onnx_heads(op, self.v, self.q))
+        weights = onnx_drop(op, op("Div", weights, divisor), self.draws, self.q, self.k)
+        output = op("MatMul", weights, onnx_heads(op, self.v, self.q))
         return op("Transpose", output, perm=[0, 2, 1, 3]), op("Squeeze", logs, axis)
 
     def onnx_attributes(self) -> Attributes:
-        """Returns the scale, and whether the attention is causal, as ONNX attributes."""
-        return {"scale": self.scale, "causal": int(self.causal)}
+        """Returns the scale, whether the attention is causal, and what dropout does, as ONNX attributes."""
+        return {"scale": self.scale, "causal": int(self.causal), **dropout_attributes(self.dropout)}
 
     def onnx_neutral(self) -> dict[str, Tensor]:
-        """A mask that adds nothing."""
-        return {"mask": torch.zeros(1, 1, 1, 1)}
+        """A mask that adds nothing, and numbers that nothing is drawn from."""
+        return {"mask": torch.zeros(1, 1, 1, 1), "draws": torch.zeros(1, 2)}
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     """Keep what the gradients are computed from."""
-    q, k, v, mask, ctx.scale, ctx.causal = inputs
-    ctx.save_for_backward(q, k, v, mask, *output)
+    q, k, v, mask, draws, *ctx.numbers = inputs
+    ctx.save_for_backward(q, k, v, mask, draws, output[1])
 
 
 def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     """The gradients of the operands; nothing reads the logarithms but this."""
-    found = torch.ops.fqt.attention_backward(gradient.contiguous(), *ctx.saved_tensors, ctx.scale, ctx.causal)
-    return (*found, None, None, None)
+    operands = gradient.contiguous(), *ctx.saved_tensors, *ctx.numbers
+    found = torch.ops.fqt.attention_backward(*operands)
+    mask = torch.ops.fqt.attention_mask_gradient(*operands) if ctx.needs_input_grad[3] else None
+    return (*found, mask, None, None, None, None)
 
 
 torch.library.register_autograd("fqt::attention", _backward, setup_context=_save)

@@ -9,17 +9,12 @@ import torch
 from torch import Tensor
 from tvm import te, tirx
 
-from fqt_deploy.ops.lib.counter_random import element_hash, element_hash_compute
+from fqt_deploy.ops.lib.counter_random import drop_threshold, element_hash, element_hash_compute
 from fqt_deploy.ops.lib.onnx_bits import element_hash as element_hash_onnx
 from fqt_deploy.ops.lib.onnx_bits import shift_right
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define
 from fqt_deploy.ops.traits import NEVER_NEGATIVE, NEVER_ZERO, Layout, Nan, no_samples
-
-
-def _threshold(probability: float) -> int:
-    """Elements whose 24 random bits lie below this are dropped."""
-    return round(probability * 2**24)
 
 
 @define(
@@ -47,7 +42,7 @@ class DropoutMask(FqtOp):
         for extent in self.size:
             count *= extent
         index = torch.arange(count, dtype=torch.int64).view(self.size)
-        return (element_hash(index, self.key) >> 8) >= _threshold(self.probability)
+        return (element_hash(index, self.key) >> 8) >= drop_threshold(self.probability)
 
     def fake(self) -> Tensor:
         """Returns a tensor of the shape ``size``."""
@@ -61,7 +56,7 @@ class DropoutMask(FqtOp):
             for i, extent in zip(index, self.size, strict=True):
                 flat = flat * tirx.const(extent, "uint32") + i.astype("uint32")
             bits = element_hash_compute(flat, self.key) >> tirx.const(8, "uint32")
-            return bits >= tirx.const(_threshold(self.probability), "uint32")
+            return bits >= tirx.const(drop_threshold(self.probability), "uint32")
 
         return te.compute(self.size, keep, name="dropout_mask")
 
@@ -89,4 +84,4 @@ class DropoutMask(FqtOp):
 
     def onnx_attributes(self) -> Attributes:
         """The threshold of 24 random bits."""
-        return {"size": self.size, "threshold": _threshold(self.probability)}
+        return {"size": self.size, "threshold": drop_threshold(self.probability)}

@@ -9,11 +9,82 @@ from torch import Tensor, fx
 from tvm import te, tirx
 
 from fqt_deploy.core.call import Call
-from fqt_deploy.ops.lib.onnx_body import Body
+from fqt_deploy.ops.lib.counter_random import (
+    drop_threshold,
+    element_hash,
+    element_hash_compute,
+    flat_index,
+    uint32,
+)
+from fqt_deploy.ops.lib.onnx_bits import element_hash as element_hash_onnx
+from fqt_deploy.ops.lib.onnx_bits import shift_right
+from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.traits import Aligned, AxisOf
 
 HIDDEN = float("-inf")
 """The score of a key that a query does not see."""
+
+
+_DRAW_BITS = 24
+"""Random bits of each number in ``draws``."""
+
+
+def kept_weights(draws: Tensor | None, dropout: float, extents: torch.Size) -> Tensor | float:
+    """What dropout multiplies weights [B, H, N, M] by: ``1 / (1 - dropout)``, or 0 for what is dropped.
+
+    Args:
+        draws: [B, 2] float32 in [0, 1), a random stream for each sample; None without dropout.
+        dropout: probability that a weight is dropped.
+        extents: B, H, N and M.
+    """
+    if draws is None:
+        return 1.0
+    keys = (draws * 2.0**_DRAW_BITS).int().t()[..., None, None, None]
+    index = torch.arange(extents[1:].numel(), dtype=torch.int64).view(1, *extents[1:])
+    kept = (element_hash(index, keys) >> (32 - _DRAW_BITS)) >= drop_threshold(dropout)
+    return kept * (1.0 / (1.0 - dropout))
+
+
+def is_kept(draws: Any, dropout: float, b: Any, place: Any) -> Any:
+    """Whether dropout keeps the weight at ``place``, ``(head * N + row) * M + column`` as uint32, of sample ``b``."""
+    keys = [(draws[b, i] * tirx.const(2.0**_DRAW_BITS, "float32")).astype("int32") for i in range(2)]
+    bits = element_hash_compute(place, keys) >> uint32(32 - _DRAW_BITS)
+    return bits >= uint32(drop_threshold(dropout))
+
+
+def drop(weights: te.Tensor, draws: Any, dropout: float, name: str) -> te.Tensor:
+    """The loop nest of weights times ``kept_weights``; the weights themselves without dropout."""
+    if draws is None:
+        return weights
+    _, heads, rows, columns = (int(d) for d in weights.shape)
+    factor, zero = tirx.const(1.0 / (1.0 - dropout), "float32"), tirx.const(0.0, "float32")
+
+    def kept(b: Any, head: Any, row: Any, column: Any) -> Any:
+        place = flat_index((head, row, column), (heads, rows, columns))
+        return tirx.Select(is_kept(draws, dropout, b, place), weights[b, head, row, column] * factor, zero)
+
+    return te.compute(weights.shape, kept, name=name)
+
+
+def onnx_drop(op: Body, weights: str, draws: str, q: str, k: str) -> str:
+    """Weights times ``kept_weights``, by the attributes ``threshold`` and ``factor``: [B, H, N, M]."""
+    threshold = op.integer("threshold")
+    everything = op("Equal", threshold, op.constant(0, "int64"))
+    one = op.constant([1], "int64")
+    true = [op.extent(q, 2), op.extent(q, 1), op.extent(k, 1)]
+    h, n, m = (op("Where", everything, one, extent) for extent in true)  # without dropout nothing is drawn
+    count = op("Mul", op("Mul", h, n), m)
+    index = op("Reshape", op.cast(op.range(count), "uint32"), op.shape(1, h, n, m))
+    bits = op.cast(op("Mul", draws, op.constant(2.0**_DRAW_BITS, "float32")), "int32")
+    keys = op.reshape(op("Transpose", bits, perm=[1, 0]), 2, -1, 1, 1, 1)
+    random = shift_right(op, element_hash_onnx(op, index, keys), 32 - _DRAW_BITS)
+    kept = op("GreaterOrEqual", random, op.cast(threshold, "uint32"))
+    return op("Mul", weights, op("Mul", op.cast(kept, "float32"), op.float("factor")))
+
+
+def dropout_attributes(dropout: float) -> Attributes:
+    """The attributes that ``onnx_drop`` reads."""
+    return {"threshold": drop_threshold(dropout), "factor": 1.0 / (1.0 - dropout)}
 
 
 def expand_heads(x: Tensor, heads: int) -> Tensor:
@@ -88,13 +159,17 @@ def onnx_scores(op: Body, q: str, k: str, mask: str) -> str:
     return op("Where", seen, found, op.constant(HIDDEN, "float32"))
 
 
-def check_shapes(q: Any, k: Any, v: Any, mask: Any) -> None:
+def check_shapes(q: Any, k: Any, v: Any, mask: Any, draws: Any, dropout: float) -> None:
     """Raise ``ValueError`` for operands that do not belong together."""
     shapes = f"queries {tuple(q.shape)}, keys {tuple(k.shape)} and values {tuple(v.shape)}"
     if any(x.dim() != 4 for x in (q, k, v)) or q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3]:
         raise ValueError(f"{shapes} do not match: they are [B, N, H, D], [B, M, G, D] and [B, M, G, E]")
     if q.shape[3] != k.shape[3] or q.shape[2] % k.shape[2]:
         raise ValueError(f"{shapes} do not match in depth or heads")
+    if (draws is None) != (dropout == 0) or not 0 <= dropout < 1:
+        raise ValueError(f"a dropout of {dropout} needs numbers to draw from just where it is above 0; it is below 1")
+    if draws is not None and tuple(draws.shape) != (q.shape[0], 2):
+        raise ValueError(f"the numbers that dropout draws from are {tuple(draws.shape)}, not {(q.shape[0], 2)}")
     if mask is None:
         return
     full = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])

@@ -28,6 +28,11 @@ def element_hash(index: Tensor, key: Tensor) -> Tensor:
     return x
 
 
+def drop_threshold(probability: float) -> int:
+    """The number below which the upper 24 bits of a random number drop an element."""
+    return round(probability * 2**24)
+
+
 def multiply_uint32(x: Tensor, multiplier: int) -> Tensor:
     """The product ``x * multiplier mod 2^32`` for int64 ``x`` in [0, 2^32), without overflowing int64."""
     low, high = multiplier & 0xFFFF, multiplier >> 16

@@ -12,6 +12,7 @@ from fqt_deploy.targets.base import ScheduleRule, Target
 from fqt_deploy.targets.cpu.features import cpu_features, host_cpu, llvm_target
 from fqt_deploy.targets.cpu.fp32.fp32_attention import Fp32AttentionRule
 from fqt_deploy.targets.cpu.fp32.fp32_attention_backward import Fp32AttentionBackwardRule
+from fqt_deploy.targets.cpu.fp32.fp32_attention_mask_gradient import Fp32AttentionMaskGradientRule
 from fqt_deploy.targets.cpu.fp32.fp32_convolution import Fp32ConvolutionRule
 from fqt_deploy.targets.cpu.fp32.fp32_depthwise import Fp32DepthwiseRule
 from fqt_deploy.targets.cpu.fp32.fp32_depthwise_weight_grad import Fp32DepthwiseWeightGradRule
@@ -24,6 +25,7 @@ from fqt_deploy.targets.cpu.generic.in_order import InOrderRule
 from fqt_deploy.targets.cpu.generic.nan_extremes import nan_extremes
 from fqt_deploy.targets.cpu.generic.reduction import ReductionRule
 from fqt_deploy.targets.cpu.generic.round_products import round_products
+from fqt_deploy.targets.cpu.generic.select_sampled import SelectSampledRule
 from fqt_deploy.targets.cpu.generic.transposition import TranspositionRule
 from fqt_deploy.targets.cpu.generic.update import UpdateRule
 from fqt_deploy.targets.cpu.packing.pack_channels import PackChannelsRule
@@ -47,9 +49,12 @@ RULES: tuple[ScheduleRule, ...] = (
     PackWeightRule(),
     QuantizePackChannelsRule(),
     TransposePackedWeightRule(),
+    # selection
+    SelectSampledRule(),
     # fp32 products
     Fp32AttentionRule(),
     Fp32AttentionBackwardRule(),
+    Fp32AttentionMaskGradientRule(),
     Fp32MatmulRule(),
     Fp32ConvolutionRule(),
     Fp32InputGradRule(),

@@ -8,6 +8,8 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
+from fqt_deploy.ops.lib.attention_scores import is_kept
+from fqt_deploy.ops.lib.counter_random import flat_index
 from fqt_deploy.ops.lib.exponential import LOWEST_PRECISE, decay
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.fp32.matrix_tile import LANES, TileShape, ceil_div, round_up
@@ -30,7 +32,7 @@ class AttentionCut:
         heads, groups: heads of queries, and of keys and values.
         depth, width: numbers in a key and in a value, D and E.
         mask: extents of the mask; None without one.
-        scale, causal: as those of the op.
+        scale, causal, dropout: as those of the op.
         tile: what stays in registers.
     """
 
@@ -44,6 +46,7 @@ class AttentionCut:
     mask: tuple[int, ...] | None
     scale: float
     causal: bool
+    dropout: float
     tile: TileShape
 
     @property
@@ -94,6 +97,21 @@ class AttentionCut:
         """Number of jobs that share the blocks of a head."""
         return min(self.blocks, ceil_div(_JOBS, self.batch * self.heads))
 
+    @property
+    def extents_of_mask(self) -> tuple[int, ...]:
+        """Extents of the kernel's parameter for the mask."""
+        return self.mask or (1, 1, 1, 1)
+
+    @property
+    def share_kept(self) -> Any:
+        """What weights that dropout keeps are multiplied by."""
+        return tirx.const(1.0 / (1.0 - self.dropout), "float32")
+
+    def kept(self, weight: Any, draws: Any, b: Any, head: Any, row: Any, column: Any) -> Any:
+        """The ``weight`` of a key, or 0 if dropout drops it."""
+        place = flat_index((head, row, column), (self.heads, self.queries, self.keys))
+        return tirx.Select(is_kept(draws, self.dropout, b, place), weight, tirx.const(0.0, "float32"))
+
     def tiles(self, block: Any) -> Any:
         """Number of tiles of queries in a block."""
         return T.min(
@@ -115,16 +133,41 @@ class AttentionCut:
         return tirx.Select(column <= row, product, hidden) if self.causal else product
 
 
-def attention_cut(function: tirx.PrimFunc, q: Any, k: Any, v: Any, mask: Any, tile: TileShape) -> AttentionCut:
-    """The attention of a kernel with these parameters, for a processor with tiles of shape ``tile``."""
-    arguments = arguments_of(function)
-    assert arguments is not None, "attention reads nothing that is inlined"
+def attention_cut(function: tirx.PrimFunc, first: int, tile: TileShape) -> AttentionCut:
+    """The attention of a kernel, for a processor with tiles of shape ``tile``.
+
+    Args:
+        function: its loop nests.
+        first: the number of the parameter that is the queries; keys, values, a mask and draws follow.
+        tile: what stays in registers.
+    """
+    arguments = _arguments(function)
+    q, _, v, mask = function.params[first : first + 4]
     (batch, queries, heads, depth), (_, keys, groups, width) = ([int(d) for d in x.shape] for x in (q, v))
-    extents = None if mask is None else tuple(int(d) for d in mask.shape)
+    extents = None if "mask" in arguments else tuple(int(d) for d in mask.shape)  # what is no tensor is written down
     return AttentionCut(
         batch, queries, keys, heads, groups, depth, width, extents, float(arguments["scale"]),
-        bool(arguments["causal"]), tile,
+        bool(arguments["causal"]), float(arguments["dropout"]), tile,
     )  # fmt: skip
+
+
+def without_absent(kernel: tirx.PrimFunc, function: tirx.PrimFunc, first: int) -> tirx.PrimFunc:
+    """The kernel without the parameters for the mask and the draws that ``function`` does not have, which it ignores.
+
+    Args:
+        kernel: with queries, keys, values, mask and draws from parameter ``first`` on.
+        function: the loop nests that it takes the place of.
+        first: the number of the parameter that is the queries.
+    """
+    absent = {first + 3 + i for i, name in enumerate(("mask", "draws")) if name in _arguments(function)}
+    kept = [parameter for i, parameter in enumerate(kernel.params) if i not in absent]
+    return tirx.PrimFunc(kept, kernel.body, kernel.ret_type, kernel.attrs)
+
+
+def _arguments(function: tirx.PrimFunc) -> dict[str, Any]:
+    arguments = arguments_of(function)
+    assert arguments is not None, "attention reads nothing that is inlined"
+    return arguments
 
 
 def weight(distance: Any) -> Any:

@@ -21,6 +21,7 @@ from fqt_deploy.targets.cpu.fp32.attention_cut import (
     copy_rows,
     fold,
     weight,
+    without_absent,
     write_row,
 )
 from fqt_deploy.targets.cpu.fp32.matrix_tile import LANES, add_products, ceil_div, clear, tile_shape
@@ -33,9 +34,7 @@ class Fp32AttentionRule:
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """Returns the kernel in register tiles."""
-        q, k, v, *masks = function.params[:-2]
-        cut = attention_cut(function, q, k, v, masks[0] if masks else None, tile_shape(features))
-        return _masked_kernel(cut) if masks else _kernel(cut)
+        return without_absent(_kernel(attention_cut(function, 0, tile_shape(features))), function, 0)
 
 
 @script.macro
@@ -60,7 +59,7 @@ def scores_tile(c: AttentionCut, scores: Any, panels: Any, rows: Any, terms: int
 
 @script.macro
 def _softmax(
-    c: AttentionCut, scores: Any, inverse: Any, logsumexp: Any, mask: Any, b: Any, head: Any, block: Any
+    c: AttentionCut, scores: Any, inverse: Any, logsumexp: Any, mask: Any, draws: Any, b: Any, head: Any, block: Any
 ) -> None:
     """Turn the scores of a block into weights; the inverse of their sum is left to who reads them."""
     lanes = T.alloc_buffer((LANES,), "float32")
@@ -86,12 +85,17 @@ def _softmax(
                 scores[r, v * LANES + lane] = weight(scores[r, v * LANES + lane] - top[0])
             for lane in T.vectorized(LANES):
                 lanes[lane] = lanes[lane] + scores[r, v * LANES + lane]
+            if c.dropout > 0:
+                for lane in T.vectorized(LANES):
+                    scores[r, v * LANES + lane] = c.kept(
+                        scores[r, v * LANES + lane], draws, b, head, row, v * LANES + lane
+                    )
         fold(lanes, operator.add)
         if lanes[0] == T.float32(0):
             inverse[r] = T.float32(0)
             logsumexp[b, head, row] = T.float32(0)
         else:
-            inverse[r] = T.float32(1) / lanes[0]
+            inverse[r] = c.share_kept / lanes[0]
             logsumexp[b, head, row] = top[0] + T.log(lanes[0])
 
 
@@ -160,8 +164,9 @@ def all_scores(c: AttentionCut, scores: Any, panels: Any, rows: Any, terms: int,
 
 @script.macro
 def _job(
-    c: AttentionCut, q: Any, k: Any, v: Any, mask: Any, output: Any, logsumexp: Any, b: Any, head: Any, part: Any
-) -> None:
+    c: AttentionCut, q: Any, k: Any, v: Any, mask: Any, draws: Any, output: Any, logsumexp: Any, b: Any, head: Any,
+    part: Any,
+) -> None:  # fmt: skip
     """One part of the queries of a head."""
     keys = T.alloc_buffer((c.panels, c.depth, c.tile.width), "float32")
     values = T.alloc_buffer((c.keys, c.width_vectors * LANES), "float32")
@@ -175,33 +180,13 @@ def _job(
         if block < c.blocks:
             copy_rows(queries, q, c.block, c.queries - 1, c.depth, b, block * c.block, head, T.float32(c.scale))
             all_scores(c, scores, keys, queries, c.depth, block)
-            _softmax(c, scores, inverse, logsumexp, mask, b, head, block)
+            _softmax(c, scores, inverse, logsumexp, mask, draws, b, head, block)
             weighted_sums(c, output, c.width, c.width_vectors, scores, values, lambda r: inverse[r], b, head, block)
 
 
 def _kernel(c: AttentionCut) -> tirx.PrimFunc:
-    """The TIR function without a mask."""
-
-    @script.prim_func(s_tir=True)
-    def attention(
-        q: T.Buffer((c.batch, c.queries, c.heads, c.depth), "float32"),
-        k: T.Buffer((c.batch, c.keys, c.groups, c.depth), "float32"),
-        v: T.Buffer((c.batch, c.keys, c.groups, c.width), "float32"),
-        output: T.Buffer((c.batch, c.queries, c.heads, c.width), "float32"),
-        logsumexp: T.Buffer((c.batch, c.heads, c.queries), "float32"),
-    ):
-        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
-        for job in T.parallel(c.batch * c.heads * c.parts):
-            _job(
-                c, q, k, v, q, output, logsumexp, job // (c.heads * c.parts), job // c.parts % c.heads, job % c.parts
-            )  # fmt: skip
-
-    return attention
-
-
-def _masked_kernel(c: AttentionCut) -> tirx.PrimFunc:
-    """The TIR function with a mask."""
-    extents = c.mask
+    """The TIR function; what is absent has a parameter, too."""
+    extents = c.extents_of_mask
 
     @script.prim_func(s_tir=True)
     def attention(
@@ -209,13 +194,14 @@ def _masked_kernel(c: AttentionCut) -> tirx.PrimFunc:
         k: T.Buffer((c.batch, c.keys, c.groups, c.depth), "float32"),
         v: T.Buffer((c.batch, c.keys, c.groups, c.width), "float32"),
         mask: T.Buffer(extents, "float32"),
+        draws: T.Buffer((c.batch, 2), "float32"),
         output: T.Buffer((c.batch, c.queries, c.heads, c.width), "float32"),
         logsumexp: T.Buffer((c.batch, c.heads, c.queries), "float32"),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         for job in T.parallel(c.batch * c.heads * c.parts):
             _job(
-                c, q, k, v, mask, output, logsumexp, job // (c.heads * c.parts), job // c.parts % c.heads,
+                c, q, k, v, mask, draws, output, logsumexp, job // (c.heads * c.parts), job // c.parts % c.heads,
                 job % c.parts,
             )  # fmt: skip
 

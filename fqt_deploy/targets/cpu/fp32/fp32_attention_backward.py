@@ -21,6 +21,7 @@ from fqt_deploy.targets.cpu.fp32.attention_cut import (
     copy_rows,
     fold,
     weight,
+    without_absent,
     write_row,
 )
 from fqt_deploy.targets.cpu.fp32.fp32_attention import all_scores, weighted_sums
@@ -34,13 +35,11 @@ class Fp32AttentionBackwardRule:
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """Returns the kernel in register tiles."""
-        _, q, k, v, *masks, _, _ = function.params[:-3]
-        cut = attention_cut(function, q, k, v, masks[0] if masks else None, tile_shape(features))
-        return _masked_kernel(cut) if masks else _kernel(cut)
+        return without_absent(_kernel(attention_cut(function, 1, tile_shape(features))), function, 1)
 
 
 @script.macro
-def _weights(c: AttentionCut, weights: Any, logsumexp: Any, mask: Any, b: Any, head: Any, block: Any) -> None:
+def weights_again(c: AttentionCut, weights: Any, logsumexp: Any, mask: Any, b: Any, head: Any, block: Any) -> None:
     """Turn the scores of a block into weights; those of queries that there are not are zero."""
     for r in T.serial(c.tiles(block) * c.tile.rows):
         row: T.let = block * c.block + r
@@ -58,29 +57,31 @@ def _weights(c: AttentionCut, weights: Any, logsumexp: Any, mask: Any, b: Any, h
 
 
 @script.macro
-def _slopes(
-    c: AttentionCut, slopes: Any, weights: Any, gradients: Any, output: Any, b: Any, head: Any, block: Any
-) -> None:
-    """Turn the products of gradients and values into the slope of the scores."""
+def slopes_and_kept(c: AttentionCut, slopes: Any, weights: Any, draws: Any, b: Any, head: Any, block: Any) -> None:
+    """Turn the products of gradients and values into the slope of the scores; what dropout drops loses its weight."""
     lanes = T.alloc_buffer((LANES,), "float32")
-    centre = T.alloc_buffer((1,), "float32")
     for r in T.serial(c.tiles(block) * c.tile.rows):
         row: T.let = T.min(block * c.block + r, c.queries - 1)
+        vectors: T.let = (c.seen(block) + LANES - 1) // LANES
         for lane in T.vectorized(LANES):
             lanes[lane] = T.float32(0)
-        for e in T.serial(c.width // LANES):
+        for v in T.serial(vectors):
+            if c.dropout > 0:
+                for lane in T.vectorized(LANES):
+                    slopes[r, v * LANES + lane] = c.share_kept * c.kept(
+                        slopes[r, v * LANES + lane], draws, b, head, row, v * LANES + lane
+                    )
             for lane in T.vectorized(LANES):
-                lanes[lane] = lanes[lane] + gradients[r, e * LANES + lane] * output[b, row, head, e * LANES + lane]
+                lanes[lane] = lanes[lane] + weights[r, v * LANES + lane] * slopes[r, v * LANES + lane]
         fold(lanes, operator.add)
-        centre[0] = lanes[0]
-        for e in T.serial(c.width % LANES):
-            centre[0] = (
-                centre[0]
-                + gradients[r, c.width // LANES * LANES + e] * output[b, row, head, c.width // LANES * LANES + e]
-            )
-        for v in T.serial((c.seen(block) + LANES - 1) // LANES):
+        for v in T.serial(vectors):
             for lane in T.vectorized(LANES):
-                slopes[r, v * LANES + lane] = weights[r, v * LANES + lane] * (slopes[r, v * LANES + lane] - centre[0])
+                slopes[r, v * LANES + lane] = weights[r, v * LANES + lane] * (slopes[r, v * LANES + lane] - lanes[0])
+            if c.dropout > 0:
+                for lane in T.vectorized(LANES):
+                    weights[r, v * LANES + lane] = c.share_kept * c.kept(
+                        weights[r, v * LANES + lane], draws, b, head, row, v * LANES + lane
+                    )
 
 
 @script.macro
@@ -126,7 +127,7 @@ def _write_sums(c: AttentionCut, result: Any, sums: Any, extent: int, b: Any, gr
 
 @script.macro
 def _job(
-    c: AttentionCut, gradient: Any, q: Any, k: Any, v: Any, mask: Any, output: Any, logsumexp: Any, gq: Any, gk: Any,
+    c: AttentionCut, gradient: Any, q: Any, k: Any, v: Any, mask: Any, draws: Any, logsumexp: Any, gq: Any, gk: Any,
     gv: Any, b: Any, group: Any,
 ) -> None:  # fmt: skip
     """One head of keys, with all heads of queries that it serves."""
@@ -152,9 +153,9 @@ def _job(
         copy_rows(queries, q, c.block, c.queries - 1, c.depth, b, block * c.block, head, T.float32(c.scale))
         copy_rows(gradients, gradient, c.block, c.queries - 1, c.width, b, block * c.block, head, T.float32(1))
         all_scores(c, weights, key_panels, queries, c.depth, block)
-        _weights(c, weights, logsumexp, mask, b, head, block)
+        weights_again(c, weights, logsumexp, mask, b, head, block)
         all_scores(c, slopes, value_panels, gradients, c.width, block)
-        _slopes(c, slopes, weights, gradients, output, b, head, block)
+        slopes_and_kept(c, slopes, weights, draws, b, head, block)
         weighted_sums(c, gq, c.depth, c.depth_vectors, slopes, keys, lambda _: T.float32(c.scale), b, head, block)
         _key_tiles(c, value_sums, weights, gradients, c.width_vectors, block)
         _key_tiles(c, key_sums, slopes, queries, c.depth_vectors, block)
@@ -163,30 +164,8 @@ def _job(
 
 
 def _kernel(c: AttentionCut) -> tirx.PrimFunc:
-    """The TIR function without a mask."""
-
-    @script.prim_func(s_tir=True)
-    def attention_backward(
-        gradient: T.Buffer((c.batch, c.queries, c.heads, c.width), "float32"),
-        q: T.Buffer((c.batch, c.queries, c.heads, c.depth), "float32"),
-        k: T.Buffer((c.batch, c.keys, c.groups, c.depth), "float32"),
-        v: T.Buffer((c.batch, c.keys, c.groups, c.width), "float32"),
-        output: T.Buffer((c.batch, c.queries, c.heads, c.width), "float32"),
-        logsumexp: T.Buffer((c.batch, c.heads, c.queries), "float32"),
-        gq: T.Buffer((c.batch, c.queries, c.heads, c.depth), "float32"),
-        gk: T.Buffer((c.batch, c.keys, c.groups, c.depth), "float32"),
-        gv: T.Buffer((c.batch, c.keys, c.groups, c.width), "float32"),
-    ):
-        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
-        for job in T.parallel(c.batch * c.groups):
-            _job(c, gradient, q, k, v, q, output, logsumexp, gq, gk, gv, job // c.groups, job % c.groups)
-
-    return attention_backward
-
-
-def _masked_kernel(c: AttentionCut) -> tirx.PrimFunc:
-    """The TIR function with a mask."""
-    extents = c.mask
+    """The TIR function; what is absent has a parameter, too."""
+    extents = c.extents_of_mask
 
     @script.prim_func(s_tir=True)
     def attention_backward(
@@ -195,7 +174,7 @@ def _masked_kernel(c: AttentionCut) -> tirx.PrimFunc:
         k: T.Buffer((c.batch, c.keys, c.groups, c.depth), "float32"),
         v: T.Buffer((c.batch, c.keys, c.groups, c.width), "float32"),
         mask: T.Buffer(extents, "float32"),
-        output: T.Buffer((c.batch, c.queries, c.heads, c.width), "float32"),
+        draws: T.Buffer((c.batch, 2), "float32"),
         logsumexp: T.Buffer((c.batch, c.heads, c.queries), "float32"),
         gq: T.Buffer((c.batch, c.queries, c.heads, c.depth), "float32"),
         gk: T.Buffer((c.batch, c.keys, c.groups, c.depth), "float32"),
@@ -203,6 +182,6 @@ def _masked_kernel(c: AttentionCut) -> tirx.PrimFunc:
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         for job in T.parallel(c.batch * c.groups):
-            _job(c, gradient, q, k, v, mask, output, logsumexp, gq, gk, gv, job // c.groups, job % c.groups)
+            _job(c, gradient, q, k, v, mask, draws, logsumexp, gq, gk, gv, job // c.groups, job % c.groups)
 
     return attention_backward
