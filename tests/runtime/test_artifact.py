@@ -17,7 +17,7 @@ from fqt_deploy.runtime.artifact import companions, read_artifact, read_sums, wr
 
 OTHER_ARCH = {"x86_64": "aarch64", "aarch64": "x86_64"}[platform.machine()]
 
-MEMBERS = {"notes.json", 
+MEMBERS = {"notes.json",
     "manifest.json", "step.so", "state.safetensors", "lib/libtvm_runtime.so", "licenses/apache-tvm-LICENSE",
     "licenses/apache-tvm-NOTICE", "licenses/compiler-rt-LICENSE",
 }  # fmt: skip
