@@ -58,7 +58,7 @@ class AttentionBackward(FqtOp):
     causal: bool
     dropout: float
 
-    tolerance = 1e-4
+    tolerance = 5e-4  # where scores are in the hundreds, weights from the logarithm of their sum are rounded that much
 
     def reference(self) -> tuple[Tensor, Tensor, Tensor]:
         """The result in plain PyTorch."""
