@@ -11,6 +11,7 @@ After::
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
@@ -34,6 +35,10 @@ fqt = torch.ops.fqt
 
 MINIMUM_CONTRACTION = 32
 """A product over fewer elements does not fill one machine word."""
+
+_PRODUCTS = (*FORWARD, *INPUT_GRAD, *WEIGHT_GRAD, *GROUPED, fqt.batch_matmul.default)
+_REARRANGED = (aten.view.default, aten.permute.default, aten.expand.default, aten.clone.default)
+"""Ops behind which a weight is still the same weight."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class AnnotateLayers(Pass):
         if self.binarized is not None:
             for record in graph.layers:
                 record.binarized, record.reason = record.weight in self.binarized, "as in the training step"
+            _check_decided(graph, self.binarized)
             return False
         self._check_globs(graph.layers)
         axes, last = sample_axes(graph), last_layers(graph)
@@ -110,6 +116,24 @@ class AnnotateLayers(Pass):
         if record in last:
             return False, f"the last {'convolution' if record.kind == 'conv2d' else 'linear layer'} stays in fp32"
         return True, "default"
+
+
+def _check_decided(graph: TrainingGraph, binarized: Iterable[str]) -> None:
+    """FQT107 if a weight whose products are binarized in training has one that would not be in prediction."""
+    for weight in binarized:
+        pending = [graph.placeholder(weight)] if weight in graph.inputs else []
+        while pending:
+            for user in pending.pop().users:
+                if user.target in _REARRANGED:
+                    pending.append(user)
+                elif user.target in _PRODUCTS and user.target not in FORWARD:
+                    raise FqtError(
+                        f"in evaluation mode {weight.removeprefix('param/')!r} is multiplied in another way than in "
+                        "training, where it is the weight of a 1-bit layer",
+                        code="FQT107",
+                        hint="leave its layer in fp32 with --exclude, or write forward so that both modes are alike",
+                        node=user,
+                    )
 
 
 def _padded_outside(product: fx.Node, record: LayerRecord) -> bool:

@@ -100,5 +100,37 @@ def _addmm(graph: TrainingGraph, node: fx.Node) -> None:
 
 
 def _bmm(graph: TrainingGraph, node: fx.Node) -> None:
-    call, emit = call_of(node), Emitter(graph, node)
-    replace(graph, node, emit(fqt.batch_matmul.default, call.self, call.mat2))
+    call, emit = call_of(node), Emitter(graph, node, role="product")
+    if "loss" not in graph.outputs:
+        if (matrix := _shared_matrix(call.mat2)) is not None:
+            replace(graph, node, _folded(emit, call.self, matrix))
+            return
+        if (matrix := _shared_matrix(call.self)) is not None:
+            other = emit(aten.permute.default, matrix, [1, 0])
+            product = _folded(emit, emit(aten.permute.default, call.mat2, [0, 2, 1]), other)
+            replace(graph, node, emit(aten.permute.default, product, [0, 2, 1]))
+            return
+    replace(graph, node, Emitter(graph, node)(fqt.batch_matmul.default, call.self, call.mat2))
+
+
+def _shared_matrix(node: fx.Node) -> fx.Node | None:
+    """The one matrix that ``node`` repeats for each sample.
+
+    That is how PyTorch multiplies a tensor by a layer's weight where no gradient is wanted and the tensor is not
+    contiguous. In a training step the same product has two matrices, and the layer has to be the same.
+    """
+    size, repeated = shape(node)[-2:], False
+    while len(shape(node)) > 2:
+        if node.target not in (aten.view.default, aten.expand.default) or shape(source_of(node))[-2:] != size:
+            return None
+        repeated |= node.target is aten.expand.default
+        node = source_of(node)
+    return node if repeated else None
+
+
+def _folded(emit: Emitter, batch: fx.Node, matrix: fx.Node) -> fx.Node:
+    """The product of every matrix in ``batch`` [N, M, K] with ``matrix`` [K, O], as one product of N x M rows."""
+    samples, rows, depth = shape(batch)
+    whole = emit(aten.clone.default, batch, memory_format=torch.contiguous_format)
+    product = _matmul(emit, emit(aten.view.default, whole, [samples * rows, depth]), matrix)
+    return emit(aten.view.default, product, [samples, rows, shape(matrix)[1]])

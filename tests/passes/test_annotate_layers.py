@@ -1,10 +1,12 @@
 """Which layers run on bits: decided by what makes the logits, once, for the training step and prediction."""
 
+import pytest
 import torch
 from torch import nn
 
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
 from tests.passes.selection_models import Heads, Matrices, Recurrent, pixels
 
@@ -87,3 +89,55 @@ def test_prediction_binarizes_what_the_step_does(make_source):
     lowered = lower_model(ModelSource(source.module, source.loss_fn, source.example_inputs), CompileOptions())
     expected = binarized(lowered.train)
     assert binarized(lowered.predict) == {path: expected[path] for path in ("first", "second", "head")}
+
+
+class Shared(nn.Module):
+    """Tokens across which a layer multiplies: without gradients PyTorch repeats its weight for every sample."""
+
+    def __init__(self, spelled):
+        super().__init__()
+        self.spelled = spelled
+        self.first, self.mix, self.last = nn.Linear(32, 32), nn.Linear(32, 32, bias=False), nn.Linear(32, 4)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        return self.last(self.spelled(self.mix, h).mean(1))
+
+
+SPELLED = {
+    "layer": lambda mix, h: mix(h.transpose(1, 2)).transpose(1, 2),
+    "product": lambda mix, h: h.transpose(1, 2) @ mix.weight.T,
+    "left": lambda mix, h: mix.weight @ h,
+    "four axes": lambda mix, h: mix(h.unflatten(2, (4, 8)).permute(0, 2, 3, 1)).sum(1),
+}
+
+
+@pytest.mark.parametrize("spelled", SPELLED.values(), ids=SPELLED)
+def test_a_layer_that_multiplies_across_tokens_is_the_same_in_prediction(spelled):
+    torch.manual_seed(0)
+    source = ModelSource(Shared(spelled), nn.functional.cross_entropy, (torch.randn(4, 32, 32), torch.arange(4)))
+    lowered = lower_model(source, CompileOptions(recipe="none", include=("mix", "first")))
+    assert binarized(lowered.train) == {"first": True, "mix": True, "last": False}
+    assert binarized(lowered.predict) == binarized(lowered.train)
+    assert not lowered.predict.calls(torch.ops.fqt.batch_matmul.default)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_layer_that_is_multiplied_otherwise_in_evaluation_is_refused(transposed):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.mix, self.last = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+
+        def forward(self, x):
+            h = torch.relu(self.first(x))
+            if self.training:
+                return self.last(self.mix(h).mean(1))
+            return self.last((h.transpose(1, 2) @ self.mix.weight if transposed else h @ self.mix.weight).mean(1))
+
+    source = ModelSource(Two(), nn.functional.cross_entropy, (torch.randn(4, 32, 32), torch.arange(4)))
+    with pytest.raises(FqtError, match=r"'mix\.weight' is multiplied in another way") as error:
+        lower_model(source, CompileOptions(recipe="none", include=("mix", "first")))
+    assert error.value.code == "FQT107"
+    assert "test_annotate_layers.py" in error.value.render()
+    lower_model(source, CompileOptions(recipe="none", include=("first",)))
