@@ -207,6 +207,10 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
     require_compiler()
     if "so" in outputs:
         check_replaceable(outputs["so"])
+    if "onnx-plugin" in outputs:
+        from fqt_deploy.compiler.export_plugin import check_plugin_output
+
+        check_plugin_output(outputs["onnx-plugin"])
     from rich.console import Console
 
     console = Console(quiet=command.quiet)
@@ -269,11 +273,9 @@ def _export(
         lower_model,
     )
     from fqt_deploy.compiler.describe import layer_decisions
-    from fqt_deploy.compiler.export_plugin import check_plugin_output, export_plugin
+    from fqt_deploy.compiler.export_plugin import export_plugin
     from fqt_deploy.report import decision_table
 
-    if "onnx-plugin" in outputs:
-        check_plugin_output(outputs["onnx-plugin"])
     if {"so", "onnx-plugin"} & outputs.keys():
         target = check_can_compile(options)
     lowered = lower_model(source, options, progress=progress)

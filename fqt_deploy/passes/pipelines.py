@@ -31,6 +31,7 @@ from fqt_deploy.passes.rematerialize import Rematerialize
 from fqt_deploy.passes.replace_dropout import ReplaceDropout
 from fqt_deploy.passes.select_nested import SelectNested
 from fqt_deploy.passes.select_once import SelectOnce
+from fqt_deploy.passes.separate_operands import SeparateOperands
 from fqt_deploy.passes.show_nan import ShowNan
 from fqt_deploy.passes.simplify_signs import SimplifySigns
 from fqt_deploy.passes.sink_scatter import SinkScatter
@@ -53,6 +54,7 @@ _LOWER: tuple[Pass, ...] = (
     NormalizeViews(),  # again: lowering and decomposing insert reshapes
     SumKeptChannels(),
     FoldPacking(),
+    SeparateOperands(),
     ShowNan(),
     WriteState(),
 )
