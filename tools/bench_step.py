@@ -248,23 +248,15 @@ def task_time(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def task_memory_ours(arguments: argparse.Namespace) -> dict[str, Any]:
     """Peak growth of the resident set over our steps, in MB."""
-    import numpy as np
-
     import fqt_deploy
     from fqt_deploy.core.manifest import Manifest
+    from fqt_deploy.profiling.measure import made_up_batch
 
-    manifest = Manifest.from_json((arguments.artifact / "manifest.json").read_bytes())
-    generator = np.random.default_rng(SEED)
-    x_spec, y_spec = manifest.inputs
-    x = generator.standard_normal(x_spec.shape, dtype=np.float32)
-    if manifest.classes is not None:
-        y = generator.integers(0, manifest.classes, y_spec.shape).astype(y_spec.dtype)
-    else:
-        y = generator.standard_normal(y_spec.shape).astype(y_spec.dtype)
+    batch = made_up_batch(Manifest.from_json((arguments.artifact / "manifest.json").read_bytes()))
     load = fqt_deploy.load  # imports the runtime
     before = _peak_mb()
     session = load(arguments.artifact)
-    step_mb = _growth_mb(lambda: session.step(x, y))
+    step_mb = _growth_mb(lambda: session.step(batch))
     return {"mb": _peak_mb() - before, "step_mb": step_mb}
 
 
