@@ -74,6 +74,7 @@ def test_the_module_predicts_what_the_step_predicts(name: str, several: bool) ->
     with torch.no_grad():
         theirs = predicted(source.call.outputs(module, inputs), step.manifest.prediction, "evaluation")[1].numpy()
     ours = step.predict(*inputs)
-    assert decided.any()
-    rows = decided.numpy() if len(ours) == BATCH else slice(None)
-    np.testing.assert_allclose(theirs[rows], ours[rows], rtol=1e-5, atol=1e-5 * float(np.abs(ours).max()))
+    limit = 1e-5 * np.abs(ours) + 1e-5 * np.abs(ours).max()
+    equal = (np.abs(theirs - ours) <= limit).reshape(BATCH, -1).all(1)
+    assert equal.any()
+    assert (equal | ~decided.numpy()).all(), np.abs(theirs - ours).max()
