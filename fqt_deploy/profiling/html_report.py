@@ -12,7 +12,7 @@ from fqt_deploy.profiling import charts
 from fqt_deploy.profiling.charts import Spec
 from fqt_deploy.profiling.rows import Row, class_rows, layer_rows
 from fqt_deploy.profiling.step_profile import StepProfile
-from fqt_deploy.profiling.tables import step_lines
+from fqt_deploy.profiling.tables import LAYER_COLUMNS, step_lines
 from fqt_deploy.profiling.verdict import verdict
 
 _HERE = Path(__file__).parent
@@ -111,19 +111,7 @@ class _Page:
                 yield self._figure(spec)
         yield from _alive(profile)
         yield "<h3>Every layer and direction</h3>"
-        header = (
-            "layer",
-            "direction",
-            "runs as",
-            ">calls",
-            ">ms",
-            ">share",
-            ">roofline",
-            ">MB",
-            ">M MAC",
-            ">PyTorch ms",
-            ">speedup",
-        )
+        header = (*LAYER_COLUMNS, ">PyTorch ms", ">speedup")
         yield _table("Rows add up to the kernels of a step", header, map(_cells, layer_rows(profile)))
         header = ("class", "", "", ">calls", ">ms", ">share", ">roofline", ">MB", ">M MAC", ">PyTorch ms", ">speedup")
         yield _table("The same by class of kernels", header, map(_cells, class_rows(profile)))

@@ -13,20 +13,9 @@ from fqt_deploy.profiling.rows import Row, class_rows, layer_rows
 from fqt_deploy.profiling.step_profile import StepProfile
 from fqt_deploy.profiling.verdict import verdict
 
-_LAYER = (
-    "layer",
-    "direction",
-    "runs as",
-    ">calls",
-    ">ms",
-    ">share",
-    ">roofline",
-    ">MB",
-    ">M MAC",
-    ">fp32",
-    ">bf16",
-    ">speedup",
-)
+LAYER_COLUMNS = ("layer", "direction", "runs as", ">calls", ">ms", ">share", ">roofline", ">MB", ">M MAC")
+"""What is shown of every layer and direction, in a terminal and in a report."""
+_LAYER = (*LAYER_COLUMNS, ">fp32", ">bf16", ">speedup")
 _CLASS = ("class", ">calls", ">ms", ">share", ">roofline", ">MB", ">M MAC")
 
 
