@@ -47,22 +47,60 @@ def enter_process() -> None:
 _cores: set[int] = set()
 """The cores that the main thread may use, while it forks."""
 
+_held: list[int] = []
+"""The main thread's workers that wait for an idle core, by thread number, while it forks."""
+
+_ATTEMPTS = 100
+"""How often new workers are started before a fork, until there are some that have not run."""
+
+_TASKS = "/proc/self/task"
+"""Where Linux lists the threads of this process."""
+
 
 def _end_workers() -> None:
-    """End the main thread's workers before it forks, whose locks a child without them would wait for when it ends.
+    """End the main thread's workers before it forks: a child waits for ever, when it ends, for one that waits for work.
 
-    TVM starts as many new ones at once. On the core of this thread they do not get to wait for work before it has
-    forked.
+    TVM starts as many new ones at once, which must not get to wait for work before the fork is done. So they share the
+    core of this thread and run when nothing else wants it; when they did run before that was said, they are ended, too.
     """
     if threading.get_ident() != threading.main_thread().ident:
         return
-    if hasattr(os, "sched_setaffinity"):
-        _cores.update(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {min(_cores)})
-    _limit_workers(1)
+    if not hasattr(os, "sched_setaffinity"):
+        _limit_workers(1)
+        return
+    _cores.update(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {min(_cores)})
+    for _ in range(_ATTEMPTS):
+        before = set(os.listdir(_TASKS))
+        _limit_workers(1)
+        _held.extend(int(task) for task in set(os.listdir(_TASKS)) - before)
+        for worker in _held:
+            with contextlib.suppress(OSError):
+                os.sched_setscheduler(worker, os.SCHED_IDLE, os.sched_param(0))
+        if not any(_has_run(worker) for worker in _held):
+            return
+        _release_workers()
+
+
+def _has_run(worker: int) -> bool:
+    """Whether a thread of this process has been on a core; False when it cannot be known."""
+    with contextlib.suppress(OSError), open(f"{_TASKS}/{worker}/schedstat") as file:
+        return file.read().split()[0] != "0"
+    return False
+
+
+def _release_workers() -> None:
+    """Let the workers run as others do, where the system allows it: who may not undo it waits for an idle core."""
+    for worker in _held:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(worker, _cores)
+            os.sched_setscheduler(worker, os.SCHED_OTHER, os.sched_param(0))
+    _held.clear()
 
 
 def _allow_workers() -> None:
+    if threading.get_ident() == threading.main_thread().ident:
+        _release_workers()
     _free_cores()
     _limit_workers(0)
 
@@ -87,6 +125,7 @@ def _limit_workers(most: int) -> None:
 
 def _end_without_statics() -> None:
     """Let a forked process end without TVM's static destructors, which wait for the workers of other threads."""
+    _held.clear()
     _free_cores()
     with contextlib.suppress(AttributeError):  # only glibc has it: there, what is registered last is called first
         process = ctypes.CDLL(None)

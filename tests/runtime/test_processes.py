@@ -56,6 +56,31 @@ step()
     assert all("spawn" in line for line in lines[:3])
 
 
+def test_children_end_by_themselves_on_a_busy_machine(artifact):
+    """Forks while others want every core: no child waits for a worker that was not forked with it."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    try:
+        done = run(
+            artifact,
+            """
+losses = []
+for _ in range(20):
+    losses.append(step())
+    child = os.fork()
+    if child == 0:
+        sys.exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+other = fqt_deploy.load(sys.argv[1])
+print(losses == [other.step(x, y) for _ in range(20)])
+""",
+        )
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
+
+
 def test_a_fork_before_the_first_step_is_no_mistake(artifact):
     done = run(
         artifact,
