@@ -6,6 +6,7 @@ import torch
 import tvm
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.ops.lib.attention_scores import kept_weights
 from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.targets.cpu.fp32.matrix_tile import tile_shape
 from fqt_deploy.targets.cpu.options import CpuOptions
@@ -86,6 +87,32 @@ def test_masks_and_dropout_equal_their_reference(sizes, mask):
         ("attention", forward), ("attention_backward", backward), ("attention_mask_gradient", backward)
     ):  # fmt: skip
         check(make_target("cpu"), name, arguments)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradients_are_right_where_one_key_has_nearly_all_the_weight(dropout):
+    """Scores are whole numbers near a thousand: none is rounded, but the logarithm of their sum is, to 6e-5."""
+    r = torch.Generator().manual_seed(0)
+    n, m, h, d = 70, 37, 2, 2
+    q, k = (torch.randint(-1, 2, (2, rows, h, d), generator=r).float() for rows in (n, m))
+    v, gradient = (torch.randn(2, rows, h, 16, generator=r) for rows in (m, n))
+    mask = 1000.0 + 8.0 * torch.eye(m)[torch.randint(0, m, (1, h, n), generator=r)]
+    draws = torch.randint(0, 2**24, (2, 2), generator=r) * 2.0**-24 if dropout else None
+    _, logsumexp = FQT_OPS["attention"](q, k, v, mask, draws, 1.0, False, dropout).reference()
+    arguments = gradient, q, k, v, mask, draws, logsumexp, 1.0, False, dropout
+
+    leaves = query, key, value, added = [x.double().requires_grad_() for x in (q, k, v, mask)]
+    weights = (torch.einsum("bnhd,bmhd->bhnm", query, key) + added).softmax(3)
+    output = torch.einsum("bhnm,bmhe->bnhe", weights * kept_weights(draws, dropout, weights.shape), value)
+    *towards, towards_mask = torch.autograd.grad(output, leaves, gradient.double())
+
+    for name, right in (("attention_backward", towards), ("attention_mask_gradient", [towards_mask])):
+        reference = FQT_OPS[name](*arguments).reference()
+        reference = list(reference) if isinstance(reference, tuple) else [reference]
+        found = run(kernel(make_target("cpu"), name, arguments), arguments, reference, 2)
+        for ours, fp32, exact in zip(found, reference, right, strict=True):
+            assert np.linalg.norm(ours - exact.numpy()) <= 1e-4 * float(exact.norm())
+            assert float((fp32 - exact).norm()) <= 1e-4 * float(exact.norm())
 
 
 @pytest.mark.parametrize(("name", "first", "second"), PRODUCTS)

@@ -130,7 +130,7 @@ class Attention(FqtOp):
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Whole and odd extents, grouped heads, masks, dropout, hidden rows, long rows, large scores."""
+        """Whole and odd extents, grouped heads, masks, dropout, hidden rows, long rows, large scores with and without dropout."""
         r = torch.Generator().manual_seed(0)
 
         def operands(b: int, n: int, m: int, h: int, g: int, d: int, e: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,6 +148,7 @@ class Attention(FqtOp):
         yield *operands(2, 5, 5, 3, 3, 4, 4), torch.randn(1, 3, 5, 5, generator=r), None, 0.5, True, 0.0
         yield *operands(1, 1, 1, 1, 1, 1, 1), None, None, 1.0, True, 0.0
         yield *operands(2, 9, 300, 1, 1, 16, 32), None, None, 30.0, False, 0.0
+        yield *operands(2, 9, 300, 2, 1, 16, 32), None, draws[:2], 30.0, False, 0.3
 
     def onnx_body(self, op: Body) -> tuple[str, str]:
         """Two matrix products with a softmax between them, which hidden rows make zero."""

@@ -1,5 +1,9 @@
 """What the gradients of attention share: the weights, computed again, and the slope of the loss over the scores.
 
+A slope is ``weight * (t - centre)``, with the mean of the ``t`` as the centre. Weights computed again do not add up to 1
+where the logarithm of their sum is large, by what it is rounded. Their mean is therefore divided by their sum: where one
+key has nearly all the weight, its ``t`` and the centre are nearly the same, and their difference would be that error.
+
 Each function takes a call of such an op: an object with the operands and attributes of ``attention_backward``.
 """
 
@@ -8,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from tvm import te
+from tvm import te, tirx
 
 from fqt_deploy.ops.lib.attention_scores import (
     check_shapes,
@@ -31,7 +35,9 @@ def slopes(call: Any) -> tuple[Tensor, Tensor]:
     weights = (found - call.logsumexp.unsqueeze(3)).exp()
     kept = kept_weights(call.draws, call.dropout, weights.shape)
     towards = call.gradient.transpose(1, 2) @ expand_heads(call.v, call.q.shape[2]).transpose(2, 3) * kept
-    return weights * kept, weights * (towards - (weights * towards).sum(3, keepdim=True))
+    total = weights.sum(3, keepdim=True)  # of all weights, whatever dropout keeps: it is 1 but for rounding
+    centre = (weights * towards).sum(3, keepdim=True) / total.masked_fill(total == 0, 1.0)
+    return weights * kept, weights * (towards - centre)
 
 
 def slope_stages(call: Any, name: str) -> tuple[te.Tensor, te.Tensor]:
@@ -49,8 +55,11 @@ def slope_stages(call: Any, name: str) -> tuple[te.Tensor, te.Tensor]:
         name=f"{name}_towards",
     )
     kept = drop(towards, call.draws, call.dropout, f"{name}_kept_towards")
+    total = te.compute((b, h, n), lambda *i: te.sum(weights[(*i, j)], axis=j), name=f"{name}_total")
+    sums = te.compute((b, h, n), lambda *i: te.sum(weights[(*i, j)] * kept[(*i, j)], axis=j), name=f"{name}_sums")
+    zero, one = tirx.const(0.0, "float32"), tirx.const(1.0, "float32")
     centre = te.compute(
-        (b, h, n), lambda *i: te.sum(weights[(*i, j)] * kept[(*i, j)], axis=j), name=f"{name}_centre"
+        (b, h, n), lambda *i: sums[i] / tirx.Select(total[i].equal(zero), one, total[i]), name=f"{name}_centre"
     )  # fmt: skip
     slope = te.compute((b, h, n, m), lambda *i: weights[i] * (kept[i] - centre[i[:3]]), name=f"{name}_slope")
     return drop(weights, call.draws, call.dropout, f"{name}_kept_weights"), slope
@@ -63,7 +72,10 @@ def onnx_slopes(op: Body, call: Any) -> tuple[str, str]:
     gradient = op("Transpose", call.gradient, perm=[0, 2, 1, 3])
     values = op("Transpose", onnx_heads(op, call.v, call.q), perm=[0, 1, 3, 2])
     towards = onnx_drop(op, op("MatMul", gradient, values), call.draws, call.q, call.k)
-    slope = op("Mul", weights, op("Sub", towards, op.sum(op("Mul", weights, towards), 3, keepdims=1)))
+    total = op.sum(weights, 3, keepdims=1)
+    divisor = op("Where", op("Equal", total, op.constant(0.0, "float32")), op.constant(1.0, "float32"), total)
+    centre = op("Div", op.sum(op("Mul", weights, towards), 3, keepdims=1), divisor)
+    slope = op("Mul", weights, op("Sub", towards, centre))
     return onnx_drop(op, weights, call.draws, call.q, call.k), slope
 
 

@@ -60,11 +60,14 @@ def weights_again(c: AttentionCut, weights: Any, logsumexp: Any, mask: Any, b: A
 def slopes_and_kept(c: AttentionCut, slopes: Any, weights: Any, draws: Any, b: Any, head: Any, block: Any) -> None:
     """Turn the products of gradients and values into the slope of the scores; what dropout drops loses its weight."""
     lanes = T.alloc_buffer((LANES,), "float32")
+    total = T.alloc_buffer((LANES,), "float32")
     for r in T.serial(c.tiles(block) * c.tile.rows):
         row: T.let = T.min(block * c.block + r, c.queries - 1)
         vectors: T.let = (c.seen(block) + LANES - 1) // LANES
         for lane in T.vectorized(LANES):
             lanes[lane] = T.float32(0)
+        for lane in T.vectorized(LANES):
+            total[lane] = T.float32(0)
         for v in T.serial(vectors):
             if c.dropout > 0:
                 for lane in T.vectorized(LANES):
@@ -73,7 +76,12 @@ def slopes_and_kept(c: AttentionCut, slopes: Any, weights: Any, draws: Any, b: A
                     )
             for lane in T.vectorized(LANES):
                 lanes[lane] = lanes[lane] + weights[r, v * LANES + lane] * slopes[r, v * LANES + lane]
+            for lane in T.vectorized(LANES):
+                total[lane] = total[lane] + weights[r, v * LANES + lane]
         fold(lanes, operator.add)
+        fold(total, operator.add)
+        # Rows that see no key, or that there are not, have no weights; the others' add up to 1 but for rounding.
+        lanes[0] = lanes[0] / T.Select(total[0] == T.float32(0), T.float32(1), total[0])
         for v in T.serial(vectors):
             for lane in T.vectorized(LANES):
                 slopes[r, v * LANES + lane] = weights[r, v * LANES + lane] * (slopes[r, v * LANES + lane] - lanes[0])
