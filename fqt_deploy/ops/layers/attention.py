@@ -130,7 +130,7 @@ class Attention(FqtOp):
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """Whole and odd extents, grouped heads, masks, dropout, hidden rows, long rows, large scores with and without dropout."""
+        """Whole and odd extents, grouped heads, masks, dropout, hidden rows, long rows, large scores."""
         r = torch.Generator().manual_seed(0)
 
         def operands(b: int, n: int, m: int, h: int, g: int, d: int, e: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,9 @@
 """What the gradients of attention share: the weights, computed again, and the slope of the loss over the scores.
 
-A slope is ``weight * (t - centre)``, with the mean of the ``t`` as the centre. Weights computed again do not add up to 1
-where the logarithm of their sum is large, by what it is rounded. Their mean is therefore divided by their sum: where one
-key has nearly all the weight, its ``t`` and the centre are nearly the same, and their difference would be that error.
+A slope is ``weight * (t - centre)``, with the weighted mean of all ``t`` as the centre. Weights that are computed again
+do not add up to 1: the logarithm of their sum is rounded, the more the larger it is. The mean is therefore divided by
+the sum of the weights. Where one key has nearly all the weight, its ``t`` and the centre nearly agree, and their
+difference would be that error.
 
 Each function takes a call of such an op: an object with the operands and attributes of ``attention_backward``.
 """
