@@ -212,6 +212,7 @@ def task_compile(arguments: argparse.Namespace) -> dict[str, Any]:
         "recipe": arguments.recipe,
         "agp": arguments.agp,
         "grad_bits": arguments.grad_bits,
+        "activation_bits": arguments.activation_bits,
         "remat": arguments.remat,
     }
     settings = {name: value for name, value in chosen.items() if value is not None} | {"optimizer": "adam"}
@@ -364,6 +365,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--agp", choices=["topk", "sampled", "once", "nested"])
     parser.add_argument("--remat", choices=["off", "auto"])
     parser.add_argument("--grad-bits", type=int, choices=[1, 2, 3, 4, 8])
+    parser.add_argument("--activation-bits", type=int, choices=[1, 2, 3, 4, 8])
     parser.add_argument("--repeats", type=int, default=5, help="turns of every contender (default: %(default)s)")
     parser.add_argument(
         "--skip-compile", action="store_true", help="leave torch.compile out: it takes minutes to start"
