@@ -64,14 +64,14 @@ def test_children_end_by_themselves_on_a_busy_machine(artifact):
             artifact,
             """
 losses = []
-for _ in range(20):
+for _ in range(5):
     losses.append(step())
     child = os.fork()
     if child == 0:
         sys.exit(3)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 other = fqt_deploy.load(sys.argv[1])
-print(losses == [other.step(x, y) for _ in range(20)])
+print(losses == [other.step(x, y) for _ in range(5)])
 """,
         )
     finally:
