@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -75,6 +76,14 @@ int main(int argc, char **argv) {
     waitpid(child, &status, 0);
     printf("%d\n", WEXITSTATUS(status));
     say_step();
+  } else if (strcmp(argv[1], "forks") == 0) {
+    for (i = 0; i < 20; ++i) {
+      int status;
+      step_of(session);
+      if (fork() == 0) exit(3);
+      wait(&status);
+      printf("%d ", WEXITSTATUS(status));
+    }
   } else if (strcmp(argv[1], "threads") == 0) {
     for (i = 0; i < 10; ++i) {
       pthread_create(&thread, NULL, own_session, NULL);
@@ -128,6 +137,17 @@ def test_a_step_after_a_fork_is_refused(program, digits_artifact):
     assert first.startswith("512 FQT512: ")
     assert "spawn" in first
     assert (second, third) == ("3", "0 ")
+
+
+def test_children_end_by_themselves_on_a_busy_machine(program, digits_artifact):
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    try:
+        done = run(program, "forks", digits_artifact)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert (done.returncode, done.stdout.split()) == (0, ["3"] * 20), done.stderr
 
 
 def test_short_lived_threads_leave_no_workers(program, digits_artifact):

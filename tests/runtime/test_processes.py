@@ -64,14 +64,14 @@ def test_children_end_by_themselves_on_a_busy_machine(artifact):
             artifact,
             """
 losses = []
-for _ in range(5):
+for _ in range(20):
     losses.append(step())
     child = os.fork()
     if child == 0:
         sys.exit(3)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 other = fqt_deploy.load(sys.argv[1])
-print(losses == [other.step(x, y) for _ in range(5)])
+print(losses == [other.step(x, y) for _ in range(20)])
 """,
         )
     finally:
@@ -79,6 +79,24 @@ print(losses == [other.step(x, y) for _ in range(5)])
             process.kill()
             process.wait()
     assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
+
+
+def test_an_interruption_waits_for_the_step(artifact):
+    """A signal's handler raises in the middle of a call: the call is done first, and the session goes on."""
+    done = run(
+        artifact,
+        """
+import signal
+from fqt_deploy.runtime import calls
+try:
+    calls.call(lambda: (signal.raise_signal(signal.SIGINT), time.sleep(0.3), print("done")))
+except KeyboardInterrupt:
+    print("interrupted")
+step()
+print(session.step_count)
+""",
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["done", "interrupted", "1"]), done.stderr
 
 
 def test_a_fork_before_the_first_step_is_no_mistake(artifact):

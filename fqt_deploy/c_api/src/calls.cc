@@ -1,8 +1,6 @@
 #include "calls.h"
 
 #include <pthread.h>
-#include <sched.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -14,67 +12,19 @@
 
 #include "error.h"
 
-// Functions of TVM's runtime library, whose headers are not part of tvm_ffi.
-namespace tvm::runtime::threading {
-void SetMaxConcurrency(int value);
-void ResetThreadPool();
-}  // namespace tvm::runtime::threading
-
 namespace fqt {
 namespace {
 
 std::atomic<pid_t> first_process{0};
 
-bool InMainThread() { return static_cast<pid_t>(syscall(SYS_gettid)) == getpid(); }
-
-void LimitWorkers(int most) {
-  if (!InMainThread()) return;
-  tvm::runtime::threading::SetMaxConcurrency(most);
-  tvm::runtime::threading::ResetThreadPool();
-}
-
-#ifdef __linux__
-cpu_set_t cores;
-bool on_one_core = false;
-#endif
-
-// Let the main thread use its cores again.
-void FreeCores() {
-#ifdef __linux__
-  if (on_one_core) sched_setaffinity(0, sizeof cores, &cores);
-  on_one_core = false;
-#endif
-}
-
-// Before the main thread forks, its workers end, whose locks a child without them would wait for when it ends. TVM
-// starts as many new ones at once: on the core of this thread they do not get to wait for work before it has forked.
-void EndWorkers() {
-#ifdef __linux__
-  const int core = sched_getcpu();
-  if (InMainThread() && core >= 0 && sched_getaffinity(0, sizeof cores, &cores) == 0) {
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(core, &one);
-    on_one_core = sched_setaffinity(0, sizeof one, &one) == 0;
-  }
-#endif
-  LimitWorkers(1);
-}
-
-void AllowWorkers() {
-  FreeCores();
-  LimitWorkers(0);
-}
-
-// Nor could it run TVM's static destructors, which wait for the workers of other threads.
+// Let a forked process end without TVM's static destructors, which wait for the workers of other threads.
 void EndWithoutStatics() {
-  FreeCores();
 #ifdef __GLIBC__
   on_exit([](int status, void*) { _exit(status); }, nullptr);
 #endif
 }
 
-// The thread that calls for all but the main thread; it is started when it is first needed.
+// The thread that calls for all others; it is started when it is first needed.
 class Caller {
  public:
   void Call(const std::function<void()>& action) {
@@ -143,7 +93,7 @@ Caller& TheCaller() {
 void EnterProcess() {
   pid_t none = 0;
   if (first_process.compare_exchange_strong(none, getpid())) {
-    pthread_atfork(EndWorkers, AllowWorkers, EndWithoutStatics);
+    pthread_atfork(nullptr, nullptr, EndWithoutStatics);
   } else if (none != getpid()) {
     throw Error(kWrongThread,
                 "this process was forked from one that had computed already; the worker threads were not forked with it: "
@@ -151,12 +101,6 @@ void EnterProcess() {
   }
 }
 
-void CallFromOneThread(const std::function<void()>& action) {
-  if (InMainThread()) {
-    action();
-  } else {
-    TheCaller().Call(action);
-  }
-}
+void CallFromOneThread(const std::function<void()>& action) { TheCaller().Call(action); }
 
 }  // namespace fqt

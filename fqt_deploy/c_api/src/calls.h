@@ -8,8 +8,8 @@ namespace fqt {
 // Note that this process computes; kWrongThread in the child of a process that did so before it forked.
 void EnterProcess();
 
-// Run `action` in the main thread, or in the one that calls for all other threads; what it throws is thrown here.
-// kWrongThread while the process ends.
+// Run `action` in the thread that calls for all others; what it throws is thrown here. kWrongThread while the process
+// ends.
 void CallFromOneThread(const std::function<void()>& action);
 
 }  // namespace fqt
