@@ -46,7 +46,8 @@ def compile(
         optimizer: ``torch.optim.SGD``, ``Adam``, ``AdamW`` or ``RMSprop`` of the model's parameters, with its parameter
             groups: the step takes its learning rates from it, so that a ``lr_scheduler`` works. Or one of
             ``fqt_deploy.Adam``, ``AdamW``, ``SGD``, ``RMSprop`` and ``Lion``; default Adam.
-        verbose: say on standard error what is being done, then which layers run in 1 bit and why the others do not.
+        verbose: say on standard error what is being done, then which layers run in 1 bit and why the others do not, and
+            what else a person should know of the model.
         **settings: the options in ``docs/options.md`` by name, such as ``recipe``, ``agp`` or ``clip_norm``.
 
     Raises:
@@ -64,6 +65,8 @@ def compile(
     build = build_artifact(source, options, Path(folder.name) / "step", progress=progress)
     if verbose:
         Console(stderr=True).print(decision_table(build.manifest.layers))
+        for note in build.notes:
+            print(note, file=sys.stderr)
     manifest, state, library = read_artifact(build.output)
     step = CompiledStep(manifest, Library(library), state)
     step.folder, step.source = folder, source

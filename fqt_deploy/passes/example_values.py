@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,11 +11,24 @@ from torch import Tensor, fx
 from fqt_deploy.core.graph import TrainingGraph
 
 
-def visit_values(graph: TrainingGraph, nodes: Iterable[fx.Node], visit: Callable[[fx.Node, Tensor], None]) -> bool:
+def visit_values(
+    graph: TrainingGraph,
+    nodes: Iterable[fx.Node],
+    visit: Callable[[fx.Node, Tensor], None],
+    *,
+    instead: Mapping[Any, Callable[..., Any]] | None = None,
+) -> bool:
     """Compute ``nodes`` of forward on the example batch and hand each to ``visit``; False if the graph has no batch.
 
     Whatever they depend on is computed too, and nothing else; a value is let go when nothing needs it any more.
+
+    Args:
+        graph: the graph, with or without an example batch.
+        nodes: each computes one tensor, of forward.
+        visit: is called with a node and its value.
+        instead: by the target of a call, a function of the same arguments that computes it.
     """
+    instead = instead or {}
     if graph.example is None:
         return False
     wanted = set(nodes)
@@ -38,7 +51,7 @@ def visit_values(graph: TrainingGraph, nodes: Iterable[fx.Node], visit: Callable
                 values[node] = given[name]
             else:
                 args, kwargs = (fx.map_arg(a, values.__getitem__) for a in (node.args, node.kwargs))
-                found = node.target(*args, **kwargs)
+                found = instead.get(node.target, node.target)(*args, **kwargs)
                 values[node] = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, found)
             if node in wanted:
                 value = values[node]

@@ -14,6 +14,7 @@ from fqt_deploy.passes.choose_bits import ChooseBits
 from fqt_deploy.passes.decompose_composites import DecomposeComposites
 from fqt_deploy.passes.decompose_variance import DecomposeVariance
 from fqt_deploy.passes.exchange_gradients import ExchangeGradients
+from fqt_deploy.passes.find_constant_codes import FindConstantCodes
 from fqt_deploy.passes.fold_packing import FoldPacking
 from fqt_deploy.passes.fold_padding import FoldPadding
 from fqt_deploy.passes.insert_agp import InsertAGP
@@ -83,6 +84,7 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
         OrderRows(),
         *_choose_bits(options, grids),
         BinarizeForward(),
+        *([FindConstantCodes()] if grids is None else []),  # a step beside the first one has the same layers
         *([SelectNested(bits, required=agp == "nested")] if agp in ("nested", "any") else []),
         *([SelectOnce(bits, required=agp == "once")] if agp in ("once", "any") else []),
         *([ProjectWeightGrad()] if quantized and options.projection == "auto" else []),

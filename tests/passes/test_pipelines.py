@@ -99,7 +99,7 @@ def test_pipelines_differ_only_as_the_recipes_do():
         return [p.name for p in training_passes(CompileOptions(**options))]
 
     none, scq, agp = names(recipe="none"), ["project-weight-grad", "insert-scq"], ["insert-agp", "sink-scatter"]
-    at = none.index("binarize-forward") + 1
+    at = none.index("find-constant-codes") + 1
     assert names(recipe="scq") == names(recipe="psq-8") == [*none[:at], *scq, *none[at:]]
     assert names(recipe="scq", projection="off") == [*none[:at], "insert-scq", *none[at:]]
     assert names(agp="sampled") == [*none[:at], *scq, *agp, *none[at:]]

@@ -1,0 +1,118 @@
+"""Name the binarized layers that read nearly the same code everywhere, on the example batch.
+
+The graph stays as it is; each such layer becomes a line of ``graph.notes``.
+
+A sign is that of the value itself: no mean is subtracted. So a layer behind a sigmoid, or one that reads images in
+(0, 1], reads signs that are all +1, and tells no sample from another. (A ReLU's zeros have the sign -1: behind it both
+signs are there.) The codes are those of the quantized step as it begins, on the example batch, without the zeros that
+a convolution pads with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from fqt_deploy.core.call import call_of
+from fqt_deploy.core.graph import LayerRecord, TrainingGraph
+from fqt_deploy.ops.lib.levels import unit
+from fqt_deploy.passes.annotate_layers import products_of
+from fqt_deploy.passes.example_values import visit_values
+from fqt_deploy.passes.pass_base import Pass
+
+fqt = torch.ops.fqt
+
+LEAST_SHARE = 0.99
+"""A layer is named if its most frequent code has at least this share of all that it reads."""
+_MOST_LAYERS = 8
+"""Layers that get a line of their own; one more line counts the others."""
+
+
+@dataclass(frozen=True)
+class FindConstantCodes(Pass):
+    """Add a note for every binarized layer that reads one code nearly everywhere."""
+
+    name = "find-constant-codes"
+
+    def run(self, graph: TrainingGraph) -> bool:
+        """Add the notes; an example batch of one value says nothing about data, and gets a note itself."""
+        products = products_of(graph, "forward")
+        if not products or graph.example is None:
+            return False
+        inputs = [graph.example[spec.name] for spec in graph.signature if spec.role == "input"]
+        if inputs and all(map(_is_constant, inputs)):
+            graph.notes += (
+                "the example batch has one value everywhere, so layers whose signs are constant cannot be told: "
+                "give it values like those of the data",
+            )
+            return False
+        counts = _code_counts(graph, products)
+        found = [(record, counts[record.weight]) for record in graph.layers if record.weight in counts]
+        constant = [(record, codes) for record, codes in found if max(codes.values()) >= LEAST_SHARE * _total(codes)]
+        graph.notes += tuple(_note(record, codes) for record, codes in constant[:_MOST_LAYERS])
+        if others := [record.path for record, _ in constant[_MOST_LAYERS:]]:
+            graph.notes += (f"the same holds for {len(others)} more layers: {', '.join(others)}",)
+        return False
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and bool((tensor == tensor.reshape(-1)[0]).all())
+
+
+def _code_counts(graph: TrainingGraph, products: Iterable[fx.Node]) -> dict[str, dict[int, int]]:
+    """How often each layer reads each sign or level, by the name of its weight; over all of its calls."""
+    owners = {call_of(product).x: product.meta["record"].weight for product in products}
+    counts: dict[str, dict[int, int]] = {}
+
+    def count(node: fx.Node, levels: Tensor) -> None:
+        of_layer = counts.setdefault(owners[node], {})
+        for level, times in _level_counts(levels, is_sign=node.target is fqt.sign.default):
+            of_layer[level] = of_layer.get(level, 0) + times
+
+    visit_values(graph, owners, count, instead={fqt.conv2d.default: _convolution})
+    return counts
+
+
+def _convolution(x: Tensor, w: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+    """``fqt.conv2d`` by oneDNN, in half of the time; its sums are rounded in another order, which no share shows.
+
+    With one input channel oneDNN can be wrong, see ``plain_convolution``.
+    """
+    if x.shape[3] == 1:
+        product: Tensor = fqt.conv2d(x, w, stride, padding)
+        return product
+    return torch.conv2d(x.permute(0, 3, 1, 2), w, None, stride, padding).permute(0, 2, 3, 1)
+
+
+def _level_counts(levels: Tensor, *, is_sign: bool) -> list[tuple[int, int]]:
+    """Each level that is there, with how often it is."""
+    if is_sign:
+        positive = int((levels > 0).count_nonzero())
+        found = [(1, positive), (-1, levels.numel() - positive)]
+    else:
+        least = int(levels.min())
+        found = [(least + i, n) for i, n in enumerate((levels - least).to(torch.int16).flatten().bincount().tolist())]
+    return [(level, times) for level, times in found if times]
+
+
+def _total(counts: dict[int, int]) -> int:
+    return sum(counts.values())
+
+
+def _note(record: LayerRecord, counts: dict[int, int]) -> str:
+    """The line about a layer: the share is rounded down, so that 100 % means all."""
+    level = max(counts, key=lambda each: counts[each])
+    percent = f"{math.floor(1000 * counts[level] / _total(counts)) / 10:g} %"
+    name = record.path
+    if record.grid is None:
+        what, instead = f"signs that it reads are {'+' if level > 0 else '-'}", f", --bits '{name}=1,2' for more bits"
+    else:
+        what, instead = f"activations that it reads are {level * unit(record.grid.spacing, record.grid.signed):.3g}", ""
+    return (
+        f"layer {name!r}: {percent} of the {what} on the example batch, so that it can hardly tell samples apart; "
+        f"give it values around 0 (a normalized input, a norm in front of it){instead}, or --exclude '{name}'"
+    )
