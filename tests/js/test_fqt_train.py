@@ -1,41 +1,27 @@
-"""The JavaScript package in Node, beside Python: the same losses, and checkpoints that go back and forth.
+"""The JavaScript package in Node and in Chromium, beside Python: the same losses, and checkpoints back and forth.
 
-``npm install`` in ``js/`` brings what these tests need; they skip, and name the package, where it is missing.
+``npm install`` in ``js/`` brings what these tests need, and ``apt install chromium`` the browser; they skip, and name
+what is missing.
 """
 
-import json
-import os
+import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import fqt_deploy
+from fqt_deploy.cli_train import main as train_command
 from fqt_deploy.compiler import compile_model, export_onnx_step, lower_model
 from fqt_deploy.core.onnx_names import step_files
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.onnx_session import load_onnx
+from tests.js.programs import RUNTIMES, node, trained
+from tests.packaging.conftest import c_api, compile_example, write_rows  # noqa: F401 - a fixture
 
-PACKAGE = Path(__file__).parents[2] / "js"
 STEPS = 30
-
-
-def node(package, *arguments, **variables):
-    """What a program prints in Node, with ``package`` installed."""
-    program = shutil.which("node")
-    if program is None:
-        pytest.skip("node is missing")
-    if not (PACKAGE / "node_modules" / package).is_dir():
-        pytest.skip(f"{package} is missing: npm install in js/")
-    environment = {**os.environ, **variables}
-    command = [program, *map(str, arguments)]
-    result = subprocess.run(
-        command, cwd=PACKAGE, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +42,10 @@ def folder(digits_source, digits, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("package", ["onnxruntime-node", "onnxruntime-web"])
-def test_trains_as_python_does(folder, digits, package):
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_trains_as_python_does(folder, digits, runtime):
     """Thirty steps: the first loss to 1e-6, then the drift of last digits; what is learnt goes on in the artifact."""
-    found = json.loads(node(package, "test/train.mjs", package, folder))
+    found = trained(runtime, folder)
     files = step_files(folder / "digits.step.onnx")
     session = load_onnx(files.step, infer=files.prediction)
     x, y = digits[0].numpy(), digits[1].numpy()
@@ -70,7 +56,7 @@ def test_trains_as_python_does(folder, digits, package):
     assert found["stepCount"] == STEPS
 
     artifact = fqt_deploy.load(folder / "digits.fqt")
-    assert artifact.load_checkpoint(folder / "javascript.safetensors") == {"epoch": "1"}
+    assert artifact.load_checkpoint(folder / f"{runtime}.safetensors") == {"epoch": "1"}
     assert (artifact.step_count, artifact.lr, artifact.seed) == (STEPS, 5e-4, 11)
     logits = np.array(found["logits"]).reshape(-1, 10)
     np.testing.assert_allclose(artifact.predict(x[:11]), logits, rtol=1e-3, atol=1e-4)
@@ -79,14 +65,55 @@ def test_trains_as_python_does(folder, digits, package):
     assert artifact.load_checkpoint(folder / "python.safetensors") == resumed["metadata"] == {"epoch": "2"}
     assert (resumed["step"], resumed["lr"], resumed["seed"]) == (1, 2e-3, "-3")
     assert artifact.step(x[:8], y[:8]) == pytest.approx(resumed["loss"], rel=1e-5)
+    assert found["own"] == {"metadata": {"epoch": "1"}, "step": STEPS, "seed": "11"}
+    if runtime == "chromium":
+        worker = found["worker"]
+        assert worker["told"] == [i + 1 for i in range(worker["steps"])]
+        assert worker["cancelled"]
+        assert 2 <= worker["steps"] < 10  # of 30 000: what was begun before the message came is finished
+        assert (worker["refused"], worker["released"]) == ("FqtError FQT505", "FQT512")
+
+
+def test_a_checkpoint_of_the_browser_goes_on_everywhere(folder, digits, c_api, tmp_path):  # noqa: F811
+    """In C with the bits of Python, from there back in JavaScript, and with ``fqt-train --resume``."""
+    trained("chromium", folder)
+    x, y = digits[0][:16].numpy(), digits[1][:16].numpy()
+    session = fqt_deploy.load(folder / "digits.fqt")
+    session.load_checkpoint(folder / "chromium.safetensors")
+    expected = [session.step(x[i : i + 8], y[i : i + 8]) for i in (0, 8)]
+
+    program = compile_example("gcc", c_api, tmp_path / "train")
+    write_rows(tmp_path / "data.raw", x, y)
+    in_c = tmp_path / "in_c.safetensors"
+    shutil.copy(folder / "chromium.safetensors", in_c)
+    command = [program, folder / "digits.fqt", tmp_path / "data.raw", "1", in_c]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert [np.float32(text) for text in re.findall(r"^step \d+ loss (\S+)$", shown, re.MULTILINE)] == expected
+
+    back = tmp_path / "back"
+    shutil.copytree(folder, back, ignore=shutil.ignore_patterns("*.fqt"))
+    shutil.copy(in_c, back / "python.safetensors")
+    resumed = trained("onnxruntime-node", back)["resumed"]
+    assert (resumed["step"], resumed["lr"], resumed["seed"]) == (STEPS + 2, 5e-4, "11")
+    assert resumed["loss"] == pytest.approx(session.step(x[:8], y[:8]), rel=1e-5)
+
+    kept = tmp_path / "kept.safetensors"
+    shutil.copy(folder / "chromium.safetensors", kept)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    options = ["--data", tmp_path / "data.npz", "--checkpoint", kept, "--resume", "--epochs", 20]
+    result = CliRunner().invoke(train_command, [str(part) for part in (folder / "digits.fqt", *options)])
+    assert result.exit_code == 0, result.output
+    goes_on = fqt_deploy.load(folder / "digits.fqt")
+    goes_on.load_checkpoint(kept)
+    assert goes_on.step_count == 20 * 2  # the epochs before it count: 30 steps were 15 of these
 
 
 def test_the_package_itself(folder):
     """The tests in JavaScript."""
-    shown = node("onnxruntime-node", "--test", "test/fqt_train.test.mjs", FQT_STEP=str(folder / "digits.step.onnx"))
+    shown = node(["onnxruntime-node"], "--test", "test/fqt_train.test.mjs", FQT_STEP=str(folder / "digits.step.onnx"))
     assert "fail 0" in shown
 
 
 def test_types():
     """What a TypeScript program may write, and what it may not."""
-    node("typescript", "node_modules/typescript/bin/tsc", "-p", "test/types")
+    node(["typescript"], "node_modules/typescript/bin/tsc", "-p", "test/types")
