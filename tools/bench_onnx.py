@@ -53,7 +53,7 @@ def flat_step(path: Path, threads: int) -> Step:
     value_of = onnxruntime.OrtValue.ortvalue_from_numpy
     state = {name: value_of(array) for name, array in arrays.items() if name in wanted}
     rates = np.array(json.loads(settings["lr"]), dtype=np.float32)
-    fixed = {"seed": np.array(int(settings["seed"]), dtype=np.int64), "lr": rates}
+    fixed: dict[str, Array] = {"seed": np.array(int(settings["seed"]), dtype=np.int64), "lr": rates}
 
     def step(x: Array, y: Array) -> float:
         loss, updated = train_step(session, {"x": x, "y": y, **fixed}, state)

@@ -76,7 +76,7 @@ def _split_codes(node: NodeProto, axis: int, graph: Graph) -> str | None:
     shift = graph.producers.get(mask.input[0])
     if shift is None or shift.op_type != "BitShift" or _attribute(shift, "direction", b"") != b"RIGHT":
         return None
-    codes, amounts = shift.input[0], graph.constants.get(shift.input[1])
+    codes, amounts = str(shift.input[0]), graph.constants.get(shift.input[1])
     shape = graph.shape(shift.output[0])
     planes = shape[axis]
     if amounts is None or not _lies_along(amounts, np.arange(planes), axis, len(shape)):

@@ -96,8 +96,8 @@ def _by_one(node: NodeProto, values: StaticValues) -> bool:
 
 
 _INTEGERS = {TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.UINT32}
-_WIDER = {
-    kind: {helper.np_dtype_to_tensor_dtype(np.dtype(wider)) for wider in ("float32", "int32", "int64")}
+_WIDER: Mapping[int, set[int]] = {
+    int(kind): {int(helper.np_dtype_to_tensor_dtype(np.dtype(wider))) for wider in ("float32", "int32", "int64")}
     for kind in (TensorProto.BOOL, TensorProto.UINT8, TensorProto.INT8)
 }
 """By element type, those that have all of its values."""
