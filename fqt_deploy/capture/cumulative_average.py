@@ -29,7 +29,7 @@ def cumulative_averages() -> Iterator[None]:
         moves = self.training and self.track_running_stats and self.num_batches_tracked is not None
         return _averaged(self, x) if moves and self.momentum is None else original(self, x)
 
-    _BatchNorm.forward = forward  # type: ignore[method-assign]
+    _BatchNorm.forward = forward  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:
