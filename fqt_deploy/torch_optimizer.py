@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.optimizer import SGD, Adam, AdamW, Optimizer, RMSprop
+from fqt_deploy.core.optimizer import SGD, Adafactor, Adam, AdamW, Optimizer, RMSprop
 from fqt_deploy.core.parameter_group import ParameterGroup
 
 _TRANSLATED: Mapping[type[torch.optim.Optimizer], type[Optimizer]] = {
@@ -18,12 +18,14 @@ _TRANSLATED: Mapping[type[torch.optim.Optimizer], type[Optimizer]] = {
     torch.optim.Adam: Adam,
     torch.optim.AdamW: AdamW,
     torch.optim.RMSprop: RMSprop,
+    torch.optim.Adafactor: Adafactor,
 }
 _HYPERPARAMETERS: Mapping[type[Optimizer], tuple[str, ...]] = {
     SGD: ("lr", "momentum", "dampening", "weight_decay", "nesterov"),
     Adam: ("lr", "betas", "eps", "weight_decay"),
     AdamW: ("lr", "betas", "eps", "weight_decay"),
     RMSprop: ("lr", "alpha", "eps", "weight_decay", "momentum"),
+    Adafactor: ("lr", "beta2_decay", "eps", "scale_floor", "update_bound", "weight_decay"),
 }
 _OF_A_GROUP = ("lr", "weight_decay", "betas", "eps", "momentum")
 """What each group may have of its own; the others are one for all groups."""
@@ -52,6 +54,8 @@ def translate(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optimizer:
             hint="pass a new optimizer of the same parameters",
         )
     names = _names_by_group(groups, model)
+    if kind is Adafactor:
+        groups = [_spelled_out(group) for group in groups]
     own = [{n: _plain(group[n]) for n in _HYPERPARAMETERS[kind]} for group in groups]
     for name in _HYPERPARAMETERS[kind]:
         if name not in _OF_A_GROUP and any(values[name] != own[0][name] for values in own):
@@ -69,13 +73,27 @@ def translate(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optimizer:
     return translated
 
 
+def _spelled_out(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group of ``torch.optim.Adafactor`` with the names that ours has; FQT210 for what it factors in another way."""
+    if any(parameter.dim() > 2 and parameter.requires_grad for parameter in group["params"]):
+        raise _refused(
+            "torch.optim.Adafactor with parameters of more than two axes",
+            "use fqt_deploy.Adafactor, which keeps one row and one column for the weight of a convolution; PyTorch "
+            "keeps them for each of its kernels",
+        )
+    smallest, floor = group["eps"]
+    eps = 2.0**-23 if smallest is None else smallest
+    return {**group, "eps": eps, "scale_floor": floor, "update_bound": group["d"]}
+
+
 def _kind_of(optimizer: torch.optim.Optimizer) -> type[Optimizer]:
     kind = _TRANSLATED.get(type(optimizer))
     if kind is None:
         known = ", ".join(f"torch.optim.{cls.__name__}" for cls in _TRANSLATED)
         raise _refused(
             f"{type(optimizer).__module__}.{type(optimizer).__name__}",
-            f"use one of {known}, or fqt_deploy.Lion; their subclasses may do anything else, and are refused",
+            f"use one of {known}, fqt_deploy.Lion or fqt_deploy.Adafactor; their subclasses may do anything else, and "
+            "are refused",
         )
     decoupled = {bool(group.get("decoupled_weight_decay")) for group in optimizer.param_groups}
     if kind is Adam and decoupled == {True}:
@@ -146,7 +164,7 @@ class FollowedOptimizer:
 
     @staticmethod
     def _fixed(group: Mapping[str, Any]) -> dict[str, Any]:
-        fixed = dict.fromkeys((*_OF_A_GROUP, "alpha", "dampening", "nesterov"))
+        fixed = dict.fromkeys((*_OF_A_GROUP, "alpha", "dampening", "nesterov", "beta2_decay", "d"))
         return {name: _plain(group[name]) for name in fixed if name in group and name != "lr"}
 
     def rates(self) -> list[float]:

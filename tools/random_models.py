@@ -6,7 +6,8 @@ A seed gives a model: convolutions, linear layers, normalizations, pools, activa
 sizes, with a batch of 1 to 17. Each is compiled twice: with recipe ``none`` and nothing binarized, whose losses and
 state must be those of eager PyTorch; and by default with ``--verify numerics``, which must raise no alarm.
 
-One line for each model that fails, exit status 1 if there is one. The last line printed is JSON.
+One line for each model as it is done: seed, seconds of CPU time, outcome. Exit status 1 if one fails. The last line
+printed is JSON.
 """
 
 from __future__ import annotations
@@ -224,6 +225,9 @@ class Outcome:
     text: str
     seconds: float
 
+    def __str__(self) -> str:
+        return f"{self.seed}: {self.seconds:.1f} s, {self.kind}" + (f": {self.text}" if self.text else "")
+
 
 def check(seed: int, *, kernels: bool = True, numerics: bool = True) -> Outcome:
     """Make the model of ``seed``, compile it in both ways and compare.
@@ -319,7 +323,9 @@ def _verified(source: ModelSource, kernels: bool, options: CompileOptions) -> tu
 def main() -> int:
     """Parse the command line, check all seeds, and print the summary."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", default="0:300", help="first and end, such as 0:300, or single ones: 3,17")
+    parser.add_argument(
+        "--seeds", default="0:300", help="first, end and step, such as 0:300 or 1:300:2, or single ones: 3,17"
+    )
     parser.add_argument("--passes-only", action="store_true", help="capture and lower, but compile no kernels")
     arguments = parser.parse_args()
     if ":" in arguments.seeds:
@@ -329,8 +335,7 @@ def main() -> int:
     outcomes = []
     for seed in seeds:
         outcomes.append(check(seed, kernels=not arguments.passes_only))
-        if outcomes[-1].kind != "ok":
-            print(f"{seed}: {outcomes[-1].kind}: {outcomes[-1].text}", flush=True)
+        print(outcomes[-1], flush=True)
     counts = Counter(outcome.kind for outcome in outcomes)
     slowest = max(outcomes, key=lambda outcome: outcome.seconds)
     summary = {

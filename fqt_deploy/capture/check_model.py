@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from fqt_deploy.core.diagnostics import FqtError
@@ -19,8 +18,8 @@ def check_model(model: nn.Module, loss_fn: object) -> None:
     """Refuse what tracing would refuse in terms of its own, or not notice.
 
     Raises:
-        FqtError: FQT101 for parameters that are lazy or not float32, FQT104 for batch normalization without momentum,
-            FQT105 for a loss with parameters, FQT106 if nothing is trainable.
+        FqtError: FQT101 for parameters that are lazy or not float32, FQT105 for a loss with parameters, FQT106
+            if nothing is trainable.
     """
     parameters = dict(model.named_parameters())
     if lazy := [name for name, parameter in parameters.items() if is_lazy(parameter)]:
@@ -39,16 +38,6 @@ def check_model(model: nn.Module, loss_fn: object) -> None:
         raise FqtError(f"parameter {wrong[0]}; parameters are float32", code="FQT101", hint="call model.float()")
     if not any(p.requires_grad for p in parameters.values()):
         raise FqtError("the model has no trainable parameter", code="FQT106", hint="set requires_grad_(True) on some")
-    if averaging := [n for n, m in model.named_modules() if isinstance(m, _BatchNorm) and _averages(m)]:
-        raise FqtError(
-            f"batch normalization without momentum: {', '.join(averaging)}",
-            code="FQT104",
-            hint="give it a momentum, such as 0.1: its average would depend on the value of num_batches_tracked",
-        )
-
-
-def _averages(module: _BatchNorm) -> bool:
-    return module.momentum is None and module.track_running_stats
 
 
 def untrained_parameters(model: nn.Module, names: list[str], aliases: Mapping[str, str]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 
 from fqt_deploy.capture.check_model import check_model, untrained_parameters
+from fqt_deploy.capture.cumulative_average import cumulative_averages
 from fqt_deploy.capture.decompositions import decompositions
 from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export, refuse_custom_functions
 from fqt_deploy.capture.form_attention import form_attention
@@ -100,6 +101,7 @@ def capture_training_graph(
         with refuse_custom_functions():
             effects = observe_forward(step, example_inputs, "training")
             stack.enter_context(plain_ops())
+            stack.enter_context(cumulative_averages())
             step.assigned = effects.assigned
             module, constants = _export(step, example_inputs)
         try:

@@ -22,6 +22,7 @@ from fqt_deploy.codegen.inlining_cost import (
     value_bytes,
     window_size,
 )  # fmt: skip
+from fqt_deploy.codegen.unrolled_loops import belongs_to_loop
 from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import TrainingGraph, behind_views
 from fqt_deploy.ops.aten.aten_op import moves_elements
@@ -282,7 +283,7 @@ class _Grouping:
         if any(kind_of(u) is Kind.UPDATE for u in users):
             return len(users) > 1 or not self._computable_in_update(node, users[0])
         expression = self.expressions[node]
-        if node.target is aten.clone.default:
+        if node.target is aten.clone.default or (expression.leaves and belongs_to_loop(node)):
             return True
         if any(u.target is aten.clone.default for u in users):  # runs after other state may have been written
             return len(expression.leaves & self.state) > (1 if len(users) == 1 else 0)

@@ -27,7 +27,7 @@ from fqt_deploy.ops.aten.reductions import Reduction
 from fqt_deploy.ops.aten.replaced_layers import RANDOM
 from fqt_deploy.ops.op import op_of
 from fqt_deploy.ops.optimizers.update_op import UpdateOp
-from fqt_deploy.passes.optimizer_updates import ZERO_STATE
+from fqt_deploy.passes.optimizer_updates import zero_state
 
 TOLERANCE = 5e-3
 """Relative error allowed in floating point values, in the norm of a tensor. A wrong pass is off by its whole size.
@@ -233,8 +233,11 @@ def _eager(source: ModelSource) -> dict[str, Tensor]:
 def graph_inputs(graph: TrainingGraph, source: ModelSource, options: CompileOptions) -> dict[str, Tensor]:
     """Values of every input that a training graph of ``source`` may have at any stage."""
     state = {name: tensor.initial.detach() for name, tensor in graph.state.items()}
-    moments = {f"{kind}/{n.partition('/')[2]}": torch.zeros_like(t) for n, t in state.items() for kind in ZERO_STATE}
-    averages = {n.replace("param/", "ema/", 1): t for n, t in state.items() if n.startswith("param/")}
+    parameters = {n.removeprefix("param/"): t for n, t in state.items() if n.startswith("param/")}
+    moments = {f"grad_sum/{path}": torch.zeros_like(t) for path, t in parameters.items()}
+    for path, parameter in parameters.items():
+        moments |= zero_state(options.optimizer, path, parameter)
+    averages = {f"ema/{path}": t for path, t in parameters.items()}
     metrics = {f"metric/{name}": torch.zeros(()) for name in options.optimizer.metrics}
     scalars = {"seed": torch.tensor(options.seed), "lr": torch.tensor(options.optimizer.lrs()), "step": torch.tensor(0)}
     batch = {spec.name: tensor for spec, tensor in zip(graph.signature, source.example_inputs, strict=True)}

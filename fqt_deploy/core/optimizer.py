@@ -15,7 +15,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
 # What several optimizers have, each with a default of its own.
 _BETAS = "Average the gradient and its square with these decay rates; lion, the gradient for the step and for the next."
-_EPS = "Add this to the denominator."
+_EPS = "Add this to the denominator; adafactor, bound it by this from below."
 _MOMENTUM = "Keep a velocity with this decay rate; 0 keeps none."
 
 
@@ -40,7 +40,7 @@ class Optimizer:
     )
     weight_decay: float = option(
         0.0,
-        "Add this factor's L2 penalty; with adamw and lion, decay parameters by it directly.",
+        "Add this factor's L2 penalty; with adamw, lion and adafactor, decay parameters by it directly.",
         section=OPTIMIZER,
         minimum=0,
     )
@@ -192,6 +192,33 @@ class Lion(Optimizer, name="lion"):
 
     lr: float = 1e-4
     betas: tuple[float, float] = option((0.9, 0.99), _BETAS, section=OPTIMIZER, minimum=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adafactor(Optimizer, name="adafactor"):
+    """Adafactor (Shazeer and Stern, 2018), as ``torch.optim.Adafactor``; ``weight_decay`` is decoupled.
+
+    The variance of a matrix is kept as one number for each row and one for each column. A parameter of more than two
+    axes is the matrix of its first axis and all others. PyTorch has a matrix of the last two axes for each of the
+    others: of the variance of a 3x3 convolution that leaves two thirds.
+    """
+
+    lr: float = 1e-2
+    beta2_decay: float = option(
+        -0.8, "Average squares with a share of this power of the update's number.", section=OPTIMIZER
+    )
+    eps: float = option(2.0**-23, _EPS, section=OPTIMIZER, minimum=0)
+    scale_floor: float = option(
+        1e-3, "Take a parameter to have at least this size: updates are relative to it.", section=OPTIMIZER, minimum=0
+    )
+    update_bound: float = option(
+        1.0, "Scale an update down where its root mean square is above this.", section=OPTIMIZER, minimum=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta2_decay > 0:
+            raise FqtError(f"beta2_decay is {self.beta2_decay}; it must be at most 0", code="FQT202")
 
 
 def optimizer_kind() -> Kind:

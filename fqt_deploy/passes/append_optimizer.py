@@ -30,8 +30,9 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, StateTensor, TrainingGraph, shape
 from fqt_deploy.core.optimizer import Adam, Optimizer
 from fqt_deploy.core.parameter_group import matches_any
-from fqt_deploy.passes.optimizer_updates import update_of
+from fqt_deploy.passes.optimizer_updates import update_of, zero_state
 from fqt_deploy.passes.pass_base import Pass
+from fqt_deploy.passes.update import Operands
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
@@ -61,7 +62,7 @@ class AppendOptimizer(Pass):
         emit = Emitter(graph, output, layer="", phase="optimizer")
         values = graph.results()
         gradients = {n: values.pop(n) for n in graph.outputs if n.startswith("grad/")}
-        count = emit(aten.add.Tensor, step, 1)
+        count = emit.behind(step)(aten.add.Tensor, step, 1)
         paths = [name.removeprefix("grad/") for name in gradients]
         for path in paths:
             emit.meta["layer"] = path.rpartition(".")[0]
@@ -144,17 +145,14 @@ class AppendOptimizer(Pass):
     ) -> dict[str, fx.Node]:
         """The new values of the parameter and of all state beside it; ``gradient`` is [rows, elements]."""
         parameter, every = graph.placeholder(f"param/{path}"), self.optimizer.accumulate
-        extents = shape(parameter)
-        update = update_of(self.optimizer.for_parameter(path, len(extents)))
         state = {f"param/{path}": parameter}
-        for kind in update.moments:
-            name = f"{kind}/{path}"
-            state[name] = _add_state(graph, StateTensor(name, "optimizer", _zeros(graph, path)))
-        operands = [_flat(emit, node) for node in state.values()]
+        for name, zero in zero_state(self.optimizer, path, graph.state[f"param/{path}"].initial).items():
+            state[name] = _add_state(graph, StateTensor(name, "optimizer", zero))
+        flat, *moments = [_flat(emit, node) for node in state.values()]
         rates, group = graph.placeholder("lr"), self.optimizer.group_of(path)
-        result = emit(update.target, *operands, gradient, rates, count, group, *update.arguments, every)
-        results = [emit.item(result, i) for i in range(len(state))] if len(state) > 1 else [result]
-        values = {name: _viewed(emit, new, extents) for name, new in zip(state, results, strict=True)}
+        operands = Operands(flat, tuple(moments), gradient, rates, group, count, every)
+        results = update_of(self.optimizer, path, shape(parameter)).emit(emit, operands)
+        values = {name: _viewed(emit, new, shape(old)) for (name, old), new in zip(state.items(), results, strict=True)}
         if self.optimizer.ema is not None:
             name = f"ema/{path}"
             start = graph.state[f"param/{path}"].initial.detach().clone()
@@ -162,7 +160,7 @@ class AppendOptimizer(Pass):
             averaged = emit(
                 fqt.average_parameter.default, _flat(emit, average), results[0], count, self.optimizer.ema, every
             )
-            values[name] = _viewed(emit, averaged, extents)
+            values[name] = _viewed(emit, averaged, shape(parameter))
         return values
 
 
@@ -185,7 +183,7 @@ def _flat(emit: Emitter, node: fx.Node) -> fx.Node:
 
 
 def _viewed(emit: Emitter, node: fx.Node, size: list[int]) -> fx.Node:
-    return node if shape(node) == size else emit(aten.view.default, node, size)
+    return node if shape(node) == size else emit.behind(node)(aten.view.default, node, size)
 
 
 def _zeros(graph: TrainingGraph, path: str) -> torch.Tensor:

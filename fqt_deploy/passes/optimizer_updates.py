@@ -1,70 +1,73 @@
-"""Which op each optimizer ends the step with, the state it keeps, and its constant arguments."""
+"""How each optimizer ends the step: the op, the state that it keeps, and its constant arguments."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, fx
 
-from fqt_deploy.core.optimizer import SGD, Adam, AdamW, Lion, Optimizer, RMSprop
+from fqt_deploy.core.graph import Emitter
+from fqt_deploy.core.optimizer import SGD, Adafactor, Adam, AdamW, Lion, Optimizer, RMSprop
+from fqt_deploy.passes.adafactor_update import adafactor_update
+from fqt_deploy.passes.update import Operands, Update
 
 fqt = torch.ops.fqt
 
 
-@dataclass(frozen=True)
-class Update:
-    """The update of one parameter: ``target(param, *moments, grad, lr, step, group, *arguments, every)``.
+def _fused(target: Any, moments: Iterable[str], *arguments: Any) -> Update:
+    """One op, ``target(param, *moments, grad, lr, step, group, *arguments, every)``; moments are like the parameter."""
+    extents: dict[str, Callable[[list[int]], list[int]]] = dict.fromkeys(moments, list)
 
-    Attributes:
-        target: the op.
-        moments: prefixes of the names of the state that it keeps beside the parameter, in the op's order.
-        arguments: constant arguments.
-    """
+    def emit(emit: Emitter, o: Operands) -> list[fx.Node]:
+        result = emit(target, o.parameter, *o.state, o.gradient, o.rates, o.count, o.group, *arguments, o.every)
+        return [emit.item(result, i) for i in range(1 + len(o.state))] if o.state else [result]
 
-    target: Any
-    moments: tuple[str, ...]
-    arguments: tuple[Any, ...]
+    return Update(extents, emit)
 
 
-def _adam(o: Adam) -> Update:
-    moments = ("adam_m", "adam_v")
-    return Update(fqt.adam_update.default, moments, (*o.betas, o.eps, o.weight_decay, isinstance(o, AdamW)))
+def _adam(o: Adam, axes: int) -> Update:
+    decoupled = isinstance(o, AdamW)
+    return _fused(fqt.adam_update.default, ("adam_m", "adam_v"), *o.betas, o.eps, o.weight_decay, decoupled)
 
 
-def _sgd(o: SGD) -> Update:
+def _sgd(o: SGD, axes: int) -> Update:
     if not o.momentum:
-        return Update(fqt.sgd_update.default, (), (o.weight_decay,))
+        return _fused(fqt.sgd_update.default, (), o.weight_decay)
     arguments = (o.momentum, o.dampening, o.nesterov, o.weight_decay)
-    return Update(fqt.sgd_momentum_update.default, ("sgd_momentum",), arguments)
+    return _fused(fqt.sgd_momentum_update.default, ("sgd_momentum",), *arguments)
 
 
-def _rmsprop(o: RMSprop) -> Update:
+def _rmsprop(o: RMSprop, axes: int) -> Update:
     if not o.momentum:
-        return Update(fqt.rmsprop_update.default, ("rmsprop_v",), (o.alpha, o.eps, o.weight_decay))
-    arguments = (o.alpha, o.eps, o.momentum, o.weight_decay)
-    return Update(fqt.rmsprop_momentum_update.default, ("rmsprop_v", "rmsprop_momentum"), arguments)
+        return _fused(fqt.rmsprop_update.default, ("rmsprop_v",), o.alpha, o.eps, o.weight_decay)
+    moments, arguments = ("rmsprop_v", "rmsprop_momentum"), (o.alpha, o.eps, o.momentum, o.weight_decay)
+    return _fused(fqt.rmsprop_momentum_update.default, moments, *arguments)
 
 
-def _lion(o: Lion) -> Update:
-    return Update(fqt.lion_update.default, ("lion_m",), (*o.betas, o.weight_decay))
+def _lion(o: Lion, axes: int) -> Update:
+    return _fused(fqt.lion_update.default, ("lion_m",), *o.betas, o.weight_decay)
 
 
-_UPDATES: Mapping[type[Optimizer], Callable[[Any], Update]] = {
+_UPDATES: Mapping[type[Optimizer], Callable[[Any, int], Update]] = {
     Adam: _adam,
     AdamW: _adam,
     SGD: _sgd,
     RMSprop: _rmsprop,
     Lion: _lion,
+    Adafactor: adafactor_update,
 }
 
-ZERO_STATE = (
-    "adam_m", "adam_v", "sgd_momentum", "rmsprop_v", "rmsprop_momentum", "lion_m", "grad_sum",
-)  # fmt: skip
-"""State beside a parameter that starts from zero, by the prefix of its name."""
+
+def update_of(optimizer: Optimizer, path: str, extents: list[int]) -> Update:
+    """The update that ``optimizer`` makes of the parameter of this name and shape."""
+    own = optimizer.for_parameter(path, len(extents))
+    return _UPDATES[type(optimizer)](own, min(len(extents), 2))
 
 
-def update_of(optimizer: Optimizer) -> Update:
-    """The update that ``optimizer`` makes, whose hyperparameters are those of the parameter."""
-    return _UPDATES[type(optimizer)](optimizer)
+def zero_state(optimizer: Optimizer, path: str, parameter: Tensor) -> dict[str, Tensor]:
+    """What ``optimizer`` keeps beside the parameter ``path``, by name, before the first step."""
+    extents = list(parameter.shape)
+    kinds = update_of(optimizer, path, extents).extents
+    return {f"{kind}/{path}": torch.zeros(shape_of(extents)) for kind, shape_of in kinds.items()}

@@ -293,13 +293,6 @@ def test_a_loss_that_is_no_scalar_is_refused(loss_fn):
         capture(convolutional(), loss_fn)
 
 
-def test_batch_normalization_without_momentum_is_refused_by_name():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None), nn.Flatten(), nn.LazyLinear(10))
-    model(torch.zeros(2, 3, 8, 8))
-    with pytest.raises(FqtError, match=r"FQT104: batch normalization without momentum: 1\b"):
-        capture(model)
-
-
 def test_parameters_that_cannot_be_trained_are_refused():
     with pytest.raises(FqtError, match=r"FQT101: parameter 1\.weight has no shape yet"):
         capture(nn.Sequential(nn.Flatten(), nn.LazyLinear(4)))

@@ -55,6 +55,17 @@ def pools():
     )  # fmt: skip
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer, whose steps a trace unrolls."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.last = nn.GRU(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.body(x)[0].mean(1))
+
+
 @pytest.fixture(scope="module", params=["none", "scq", "scq+agp", "predict", "chain", "pools"])
 def graph(request):
     if request.param == "pools":
@@ -179,3 +190,19 @@ def test_equal_keys_give_equal_functions(steps):
             compared += 1
     assert len(by_key) > 10
     assert compared or len(by_key) == len([s for s in steps if isinstance(s, Kernel) and len(s.members) < 4])
+
+
+def test_steps_of_a_loop_share_their_kernels():
+    """More steps are more slices of the sequences, which are copied, and no other kernels but sums over all steps."""
+    others, slices = {}, {}
+    for length in (5, 7):
+        batch = (torch.randn(4, length, 6), torch.arange(4) % 3)
+        source = ModelSource(Recurrent(), functional.cross_entropy, batch)
+        graph = lower_model(source, CompileOptions(recipe="none", exclude=("*",))).train
+        kernels = [step for step in group_kernels(graph) if isinstance(step, Kernel)]
+        sliced = [kernel for kernel in kernels if kernel.root.target is torch.ops.aten.slice.Tensor]
+        assert sum(not kernel.members for kernel in sliced) >= 2 * length
+        slices[length] = {kernel_key(kernel) for kernel in sliced}
+        others[length] = {kernel_key(kernel) for kernel in kernels} - slices[length]
+    assert len(slices[7]) - len(slices[5]) == 4  # of the gates' sequence and of its gradient
+    assert len(others[7]) - len(others[5]) <= 1

@@ -40,4 +40,6 @@ def test_what_differs_from_pytorch_is_found(monkeypatch, capsys):
     monkeypatch.setattr(random_models, "check", lambda seed, **_: Outcome(seed, "mismatch" if seed else "ok", "", 1.0))
     monkeypatch.setattr("sys.argv", ["random_models", "--seeds", "0:3"])
     assert main() == 1
-    assert '"mismatch": 2' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "0: 1.0 s, ok\n1: 1.0 s, mismatch\n" in printed
+    assert '"mismatch": 2' in printed
