@@ -1,27 +1,28 @@
 // What the tests do with a trainer, in Node and in a browser alike.
 
 /**
- * Train on all of `x` and `y`, batch by batch, save a checkpoint, and go on from Python's.
+ * Train on all of `x` and `y`, batch by batch, with checkpoints after the first step and the last, and go on from Python's.
  *
  * @param {object} model a Trainer or a RemoteTrainer
  * @param {{ x: Float32Array, y: BigInt64Array, python: Uint8Array }} given
  */
 export async function runSteps(model, { x, y, python }) {
-  const set = (settings) => (model.configure ? model.configure(settings) : Object.assign(model, settings));
   const size = x.length / y.length;
   const batch = (i) => [
     x.subarray(i * model.batch * size, (i + 1) * model.batch * size),
     y.subarray(i * model.batch, (i + 1) * model.batch),
   ];
   const [losses, milliseconds] = [[], []];
+  let first;
   const steps = y.length / model.batch;
   for (let i = 0; i < steps; i++) {
     const begin = performance.now();
     losses.push(await model.step(...batch(i)));
     milliseconds.push(performance.now() - begin);
+    first ??= await model.saveCheckpoint();
   }
   const logits = [...(await model.predict(x.subarray(0, (model.batch + 3) * size)))];
-  await set({ lr: 5e-4, seed: 11n });
+  await set(model, { lr: 5e-4, seed: 11n });
   const checkpoint = await model.saveCheckpoint({ epoch: "1" });
   const stepCount = model.stepCount;
 
@@ -30,15 +31,29 @@ export async function runSteps(model, { x, y, python }) {
   const resumed = { ...before, loss: await model.step(...batch(0)) };
   const own = { metadata: await model.loadCheckpoint(checkpoint), step: model.stepCount, seed: String(model.seed) };
   milliseconds.sort((a, b) => a - b);
-  return { losses, logits, stepCount, resumed, own, checkpoint, median: milliseconds[steps >> 1] };
+  return { losses, logits, stepCount, resumed, own, checkpoint, first, median: milliseconds[steps >> 1] };
 }
 
 /**
- * The share of `testX` that is classified as `testY` after `epochs` passes over `x` and `y`, in their order.
+ * For each of the seeds below `seeds`, the share of `testX` that is classified as `testY` after `epochs` passes over `x` and `y`,
+ * in their order.
  *
- * @param {object} model a Trainer or a RemoteTrainer
+ * @param {object} model a Trainer or a RemoteTrainer, as loaded
  */
-export async function accuracyAfter(model, epochs, { x, y, testX, testY }) {
+export async function accuraciesAfter(model, seeds, epochs, data) {
+  const initial = await model.saveCheckpoint();
+  const accuracies = [];
+  for (let seed = 0; seed < seeds; seed++) {
+    await model.loadCheckpoint(initial);
+    await set(model, { seed });
+    accuracies.push(await accuracyAfter(model, epochs, data));
+  }
+  return accuracies;
+}
+
+const set = (model, settings) => (model.configure ? model.configure(settings) : Object.assign(model, settings));
+
+async function accuracyAfter(model, epochs, { x, y, testX, testY }) {
   const size = x.length / y.length;
   const steps = Math.floor(y.length / model.batch);
   for (let i = 0; i < epochs * steps; i++) {

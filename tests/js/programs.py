@@ -37,7 +37,7 @@ def node(packages, *arguments, browser=False, **variables):
     command = [require(packages, browser=browser), *map(str, arguments)]
     environment = {**os.environ, **variables}
     result = subprocess.run(
-        command, cwd=PACKAGE, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=PACKAGE, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -45,11 +45,12 @@ def node(packages, *arguments, browser=False, **variables):
 
 @functools.cache
 def trained(runtime, folder, *arguments):
-    """What ``js/test/train.mjs`` prints; the checkpoint that it saved becomes RUNTIME.safetensors in ``folder``."""
+    """What ``js/test/train.mjs`` prints; its checkpoints become those of RUNTIME in ``folder``."""
     browser = runtime == "chromium"
     shown = node(
         RUNTIMES[runtime], "test/train.mjs", CHROMIUM if browser else runtime, folder, *arguments, browser=browser
     )
     if not arguments:
-        (folder / "javascript.safetensors").rename(folder / f"{runtime}.safetensors")
+        for end in ("safetensors", "first.safetensors"):
+            (folder / f"javascript.{end}").rename(folder / f"{runtime}.{end}")
     return json.loads(shown)
