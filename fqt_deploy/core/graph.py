@@ -228,11 +228,23 @@ class Emitter:
         args, kwargs = changed(node, changes)
         return self(node.target, *args, **kwargs)
 
+    def behind(self, node: fx.Node) -> Emitter:
+        """One of the same provenance that inserts as early as ``node`` allows: right behind it."""
+        return Emitter(self.graph, following(node), **self.meta)
+
     def item(self, node: fx.Node, index: int) -> fx.Node:
         """Insert ``node[index]`` for a node with several outputs."""
         import operator
 
         return self(operator.getitem, node, index)
+
+
+def following(node: fx.Node) -> fx.Node:
+    """The first node behind ``node`` that is no input."""
+    behind = node.next
+    while behind.op == "placeholder":
+        behind = behind.next
+    return behind
 
 
 def value(node: Any) -> Any:

@@ -9,10 +9,10 @@ After::
     %row    = adafactor_row    + share (mean_elements(%g^2) - adafactor_row)
     %column = adafactor_column + share (mean_rows(%g^2) - adafactor_column)
     %v      = max(%row %column / max(mean(%row), eps), eps^2)
-    %w      = param/w (1 - lr decay) - rate %g / sqrt(%v)
+    %w      = fqt.scaled_update(param/w, %g / sqrt(%v), factor, ...)     # param/w (1 - lr decay) - factor %g / sqrt(%v)
 
 with ``share = t^beta2_decay`` of the ``t``-th update, and
-``rate = max(scale_floor, rms(param/w)) min(lr, 1 / sqrt(t)) / max(1, rms(%g / sqrt(%v)) / update_bound)``.
+``factor = max(scale_floor, rms(param/w)) min(lr, 1 / sqrt(t)) / max(1, rms(%g / sqrt(%v)) / update_bound)``.
 A vector keeps the mean of its squares itself (``adafactor_v``).
 """
 
@@ -29,6 +29,7 @@ from fqt_deploy.core.optimizer import Adafactor
 from fqt_deploy.passes.update import Operands, Update
 
 aten = torch.ops.aten
+fqt = torch.ops.fqt
 
 
 def adafactor_update(optimizer: Adafactor, axes: int) -> Update:
@@ -42,7 +43,8 @@ def adafactor_update(optimizer: Adafactor, axes: int) -> Update:
 
 def _updated(emit: Emitter, operands: Operands, optimizer: Adafactor) -> list[fx.Node]:
     """The new parameter and state."""
-    gradient, parameter, every = operands.gradient, operands.parameter, operands.every
+    gradient, every = operands.gradient, operands.every
+    emit = emit.behind(gradient)
     count = operands.count if every == 1 else emit(aten.div.Tensor_mode, operands.count, every, rounding_mode="floor")
     number = emit(aten._to_copy.default, count, dtype=torch.float32)
     share = emit(aten.pow.Tensor_Scalar, number, optimizer.beta2_decay)
@@ -59,38 +61,36 @@ def _updated(emit: Emitter, operands: Operands, optimizer: Adafactor) -> list[fx
         variance = _averaged(emit, operands.state[0], square, share)
         state = [variance]
     bounded = emit(aten.clamp_min.default, variance, optimizer.eps**2)
+    # Its size is taken from the squares, so that the update has one reader and is not written to memory.
+    size = _root_mean(emit, emit(aten.div.Tensor, square, bounded))
     update = emit(aten.mul.Tensor, gradient, emit(aten.rsqrt.default, bounded))
+    factor = _factor(emit, operands, number, size, optimizer)
+    new = emit(
+        fqt.scaled_update.default, operands.parameter, update, factor, operands.rates, operands.count, operands.group,
+        optimizer.weight_decay, every,
+    )  # fmt: skip
+    if every > 1:
+        due = emit(aten.eq.Scalar, emit(aten.remainder.Scalar, operands.count, every), 0)
+        state = [emit(aten.where.self, due, value, old) for value, old in zip(state, operands.state, strict=True)]
+    return [new, *state]
+
+
+def _factor(emit: Emitter, operands: Operands, number: fx.Node, size: fx.Node, optimizer: Adafactor) -> fx.Node:
+    """What an update of this root mean square is multiplied with: a scalar."""
     rate = emit(aten.select.int, operands.rates, 0, operands.group)
-    factor = _factor(emit, rate, number, parameter, update, optimizer)
-    kept = parameter
-    if optimizer.weight_decay:
-        decay = emit(aten.mul.Tensor, rate, -optimizer.weight_decay)
-        kept = emit(aten.mul.Tensor, parameter, emit(aten.add.Tensor, decay, 1.0))
-    new = [emit(aten.sub.Tensor, kept, emit(aten.mul.Tensor, update, factor)), *state]
-    if every == 1:
-        return new
-    due = emit(aten.eq.Scalar, emit(aten.remainder.Scalar, operands.count, every), 0)
-    olds = (parameter, *operands.state)
-    return [emit(aten.where.self, due, value, old) for value, old in zip(new, olds, strict=True)]
-
-
-def _factor(
-    emit: Emitter, rate: fx.Node, number: fx.Node, parameter: fx.Node, update: fx.Node, optimizer: Adafactor
-) -> fx.Node:
-    """What ``update`` is multiplied with: a scalar."""
-    size = emit(aten.clamp_min.default, _root_mean_square(emit, parameter), optimizer.scale_floor)
+    square = emit(aten.mul.Tensor, operands.parameter, operands.parameter)
+    parameter = emit(aten.clamp_min.default, _root_mean(emit, square), optimizer.scale_floor)
     relative = emit(aten.minimum.default, rate, emit(aten.rsqrt.default, number))
-    over = emit(aten.mul.Tensor, _root_mean_square(emit, update), 1 / optimizer.update_bound)
-    return emit(aten.div.Tensor, emit(aten.mul.Tensor, size, relative), emit(aten.clamp_min.default, over, 1.0))
+    over = emit(aten.clamp_min.default, emit(aten.mul.Tensor, size, 1 / optimizer.update_bound), 1.0)
+    return emit(aten.div.Tensor, emit(aten.mul.Tensor, parameter, relative), over)
 
 
 def _averaged(emit: Emitter, old: fx.Node, new: Any, share: fx.Node) -> fx.Node:
     return emit(aten.add.Tensor, old, emit(aten.mul.Tensor, emit(aten.sub.Tensor, new, old), share))
 
 
-def _root_mean_square(emit: Emitter, tensor: fx.Node) -> fx.Node:
-    """The root of the mean of all squares of [rows, elements], [elements] or []."""
-    square = emit(aten.mul.Tensor, tensor, tensor)
-    for _ in shape(tensor):  # axis by axis: rows in parallel, and short sums
-        square = emit(aten.mean.dim, square, [len(shape(square)) - 1])
-    return emit(aten.sqrt.default, square)
+def _root_mean(emit: Emitter, squares: fx.Node) -> fx.Node:
+    """The root of the mean of all elements of [rows, elements], [elements] or []."""
+    for _ in shape(squares):  # axis by axis: rows in parallel, and short sums
+        squares = emit(aten.mean.dim, squares, [len(shape(squares)) - 1])
+    return emit(aten.sqrt.default, squares)

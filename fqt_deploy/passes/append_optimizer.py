@@ -62,7 +62,7 @@ class AppendOptimizer(Pass):
         emit = Emitter(graph, output, layer="", phase="optimizer")
         values = graph.results()
         gradients = {n: values.pop(n) for n in graph.outputs if n.startswith("grad/")}
-        count = emit(aten.add.Tensor, step, 1)
+        count = emit.behind(step)(aten.add.Tensor, step, 1)
         paths = [name.removeprefix("grad/") for name in gradients]
         for path in paths:
             emit.meta["layer"] = path.rpartition(".")[0]
@@ -183,7 +183,7 @@ def _flat(emit: Emitter, node: fx.Node) -> fx.Node:
 
 
 def _viewed(emit: Emitter, node: fx.Node, size: list[int]) -> fx.Node:
-    return node if shape(node) == size else emit(aten.view.default, node, size)
+    return node if shape(node) == size else emit.behind(node)(aten.view.default, node, size)
 
 
 def _zeros(graph: TrainingGraph, path: str) -> torch.Tensor:

@@ -17,9 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import fx
 
-from fqt_deploy.core.graph import Emitter, TrainingGraph
+from fqt_deploy.core.graph import Emitter, TrainingGraph, following
 from fqt_deploy.passes.pass_base import Pass
 
 fqt = torch.ops.fqt
@@ -40,22 +39,14 @@ class ExchangeGradients(Pass):
         names = [name for name in results if name.startswith(GRADIENT)]
         if not names:
             return False
-        share = Emitter(graph, _behind(results["loss"]), layer="", phase="backward")(
+        share = Emitter(graph, following(results["loss"]), layer="", phase="backward")(
             fqt.process_share.default, results["loss"]
         )
         places = {node: place for place, node in enumerate(graph.graph.nodes)}
         for name in names:
             layer = name.removeprefix(GRADIENT).rpartition(".")[0]
-            anchor = _behind(max(results[name], share, key=places.__getitem__))
+            anchor = following(max(results[name], share, key=places.__getitem__))
             emit = Emitter(graph, anchor, layer=layer, phase="backward")
             results[name] = emit(fqt.exchange_gradient.default, results[name], share)
         graph.set_results(results)
         return True
-
-
-def _behind(node: fx.Node) -> fx.Node:
-    """The first node behind ``node`` that is no input."""
-    following = node.next
-    while following.op == "placeholder":
-        following = following.next
-    return following

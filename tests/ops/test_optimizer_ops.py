@@ -15,6 +15,7 @@ from fqt_deploy.ops.optimizers.average_parameter import AverageParameter
 from fqt_deploy.ops.optimizers.lion_update import LionUpdate
 from fqt_deploy.ops.optimizers.rmsprop_momentum_update import RmspropMomentumUpdate
 from fqt_deploy.ops.optimizers.rmsprop_update import RmspropUpdate
+from fqt_deploy.ops.optimizers.scaled_update import ScaledUpdate
 from fqt_deploy.ops.optimizers.sgd_momentum_update import SgdMomentumUpdate
 from fqt_deploy.ops.optimizers.sgd_update import SgdUpdate
 from fqt_deploy.ops.optimizers.update_op import UpdateOp
@@ -116,6 +117,19 @@ class _Lion(torch.optim.Optimizer):
 def test_lion(weight_decay: float, every: int) -> None:
     """Lion, whose decay is decoupled."""
     _follow(lambda p: _Lion(p, RATE, (0.9, 0.99), weight_decay), LionUpdate, (0.9, 0.99, weight_decay), 1, every)
+
+
+@EVERY
+@DECAY
+def test_a_scaled_update(weight_decay: float, every: int) -> None:
+    """The end of Adafactor: the update is taken as it is, and decay is decoupled."""
+    param, update = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
+    for step in range(1, 4):
+        new = ScaledUpdate(
+            param, update, torch.tensor(0.3), RATES, torch.tensor(step), GROUP, weight_decay, every
+        ).reference()
+        moved = param * (1 - RATE * weight_decay) - 0.3 * update
+        torch.testing.assert_close(new, moved if step % every == 0 else param)
 
 
 def test_accumulated_gradients_are_the_mean_of_each_few_steps() -> None:
