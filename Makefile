@@ -8,7 +8,7 @@ PLUGIN := fqt_deploy/export/plugin/plugin.so
 SITE = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 ORT_INCLUDE ?= /usr/include/onnxruntime
 
-.PHONY: help env demo c-api cross-env js-env onnx-plugin test lint
+.PHONY: help env demo c-api cross-env js-env digits-page onnx-plugin test lint
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -31,8 +31,11 @@ cross-env: $(STAMP)  ## what compiling and testing for aarch64 needs on a PC: De
 		(apt-get update && apt-get install -y --no-install-recommends g++-aarch64-linux-gnu qemu-user-static)
 	$(BIN)/fqt-compile --fetch-runtime aarch64
 
-js-env:  ## what testing the JavaScript package needs: ONNX Runtime for Node and browsers, from the npm registry
+js-env:  ## what testing the JavaScript package needs, from the npm registry: ONNX Runtime for Node and browsers, puppeteer-core, koffi
 	cd js && npm install
+
+digits-page: $(STAMP) js-env  ## serve a page that trains the digits example in the browser
+	$(BIN)/python -m tools.digits_page
 
 test: $(STAMP)  ## run the test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

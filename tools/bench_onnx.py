@@ -1,6 +1,6 @@
-"""Time a training step of an exported ONNX file: in stock ONNX Runtime, with the plug-in, and beside the artifact.
+"""Time a training step of exported ONNX files: in stock ONNX Runtime, with the plug-in, and beside the artifact.
 
-    fqt-compile examples/vgg16_cifar.py --batch 32 --emit onnx --emit onnx-plugin --emit so -o vgg16
+    fqt-compile examples/vgg16_cifar.py --batch 32 --emit onnx --emit onnx-step --emit onnx-plugin --emit so -o vgg16
     FQT_NUM_THREADS=2 python -m tools.bench_onnx vgg16
 
 The contenders run one after the other, on the same random batches. One line of JSON at the end.
@@ -17,7 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
+
 import fqt_deploy
+from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.core.onnx_names import MANIFEST_KEY, step_files
+from fqt_deploy.runtime.checkpoint import load_checkpoint
 from fqt_deploy.runtime.threads import configure_threads
 from tools.train_onnx import open_session, synthetic, train_step
 from tools.training import Array
@@ -38,10 +44,32 @@ def onnx_step(path: Path, threads: int, plugin: Path | None) -> Step:
     return step
 
 
+def flat_step(path: Path, threads: int) -> Step:
+    """Steps of a file of ``--emit onnx-step``, from the state beside it; it stays in ONNX Runtime's memory."""
+    session = open_session(path, threads, None)
+    manifest = Manifest.from_json(session.get_modelmeta().custom_metadata_map[MANIFEST_KEY])
+    arrays, settings = load_checkpoint(step_files(path).state, manifest)
+    wanted = {value.name for value in session.get_inputs()}
+    value_of = onnxruntime.OrtValue.ortvalue_from_numpy
+    state = {name: value_of(array) for name, array in arrays.items() if name in wanted}
+    rates = np.array(json.loads(settings["lr"]), dtype=np.float32)
+    fixed: dict[str, Array] = {"seed": np.array(int(settings["seed"]), dtype=np.int64), "lr": rates}
+
+    def step(x: Array, y: Array) -> float:
+        loss, updated = train_step(session, {"x": x, "y": y, **fixed}, state)
+        state.update(updated)
+        return loss
+
+    return step
+
+
 def contenders(stem: Path, threads: int) -> Iterator[tuple[str, Callable[[], Step]]]:
     """Name and maker of each kind of step that lies beside ``stem``."""
-    model, plugin, artifact = (stem.with_name(stem.name + end) for end in (".onnx", ".plugin", ".fqt"))
+    ends = (".onnx", ".step.onnx", ".plugin", ".fqt")
+    model, flat, plugin, artifact = (stem.with_name(stem.name + end) for end in ends)
     yield "stock", lambda: onnx_step(model, threads, None)
+    if flat.is_file():
+        yield "flat", lambda: flat_step(flat, threads)
     if plugin.is_dir():
         yield "plugin", lambda: onnx_step(model, threads, plugin / "plugin.so")
     if artifact.is_dir():

@@ -14,7 +14,8 @@ from onnx.reference import ReferenceEvaluator
 
 from fqt_deploy.core.diagnostics import InvariantError
 from fqt_deploy.export.bits_of_words import unpacked
-from fqt_deploy.export.no_effect import has_no_effect
+from fqt_deploy.export.codes_of_planes import recombined
+from fqt_deploy.export.no_effect import are_zeros, copied
 from fqt_deploy.ops.lib.onnx_body import OPSET
 
 Array = NDArray[Any]
@@ -25,6 +26,8 @@ faster."""
 
 _RESHAPES = {"Reshape", "Unsqueeze", "Squeeze", "Flatten"}
 """Ops that change the shape alone; in a row they are one."""
+_SHORTCUTS = {"Gather": unpacked, "ReduceSum": recombined}
+"""By op: what may find the value of a node in bits and codes that are there."""
 _ROUNDED_ALIKE = {
     "Abs", "Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Expand", "Gather", "Identity", "Max", "Min",
     "Mul", "Neg", "Pad", "Pow", "Reshape", "Slice", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
@@ -153,14 +156,18 @@ class FlatGraph:
         if (found := self._computed.get(key)) is not None:
             self._same.update(zip(node.output, found, strict=True))
             return
-        if node.op_type == "Gather" and (found_bits := unpacked(node, self)) is not None:
-            self._same[node.output[0]] = found_bits
+        shortcut = _SHORTCUTS.get(node.op_type)
+        if shortcut is not None and (known := shortcut(node, self)) is not None:
+            self._same[node.output[0]] = known
             return
         self.types.update(self._inferred(node))
-        for value in node.output:
-            self.shape(value)  # fails where it is not static
-        if has_no_effect(node, self):
-            self._same[node.output[0]] = node.input[0]
+        shapes = [self.shape(value) for value in node.output]  # fails where one is not static
+        if (copy := copied(node, self)) is not None:
+            self._same[node.output[0]] = copy
+            return
+        if are_zeros(node, self) and math.prod(shapes[0]) <= LARGEST_FOLDED:
+            dtype = helper.tensor_dtype_to_np_dtype(self.element_type(node.output[0]))
+            self.know(node.output[0], np.zeros(shapes[0], dtype=dtype))
             return
         self._computed[key] = list(node.output)
         if node.op_type == "Reshape":
