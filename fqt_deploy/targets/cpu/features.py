@@ -12,6 +12,10 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.processor import missing_extensions
 from fqt_deploy.targets.toolchain import Toolchain
 
+WITHOUT_SLP = "-vectorize-slp:bool=false"
+"""LLVM's option to leave straight-line code as it is. Its vectorizer of that (22) goes wrong where it gathers a loop of
+few iterations: ``amin`` over rows of 23 took bits of other numbers for one of them. Schedules name their vectors."""
+
 _EXTENSIONS: dict[str, dict[str, str]] = {
     "x86_64": {
         "ssse3": "ssse3",
@@ -172,4 +176,4 @@ def _named_target(mcpu: str, toolchain: Toolchain, without: tuple[str, ...] = ()
     options: dict[str, Any] = {} if toolchain.is_native else {"mtriple": toolchain.triple}
     if without:
         options["mattr"] = [f"-{name}" for name in without]
-    return tvm.target.Target({"kind": "llvm", "mcpu": mcpu, **options})
+    return tvm.target.Target({"kind": "llvm", "mcpu": mcpu, "cl-opt": [WITHOUT_SLP], **options})

@@ -18,6 +18,7 @@ from fqt_deploy.targets.cpu.products.popcount.input_gradient import PopcountInpu
 from fqt_deploy.targets.cpu.products.popcount.level_convolution import PopcountLevelConvolution
 from fqt_deploy.targets.cpu.products.popcount.weight_gradient import PopcountWeightGradient
 from fqt_deploy.targets.cpu.products.table_lookup.input_gradient import TableInputGradient
+from fqt_deploy.targets.cpu.products.table_lookup.level_convolution import TableLevelConvolution
 from fqt_deploy.targets.cpu.products.table_lookup.weight_gradient import TableWeightGradient
 from fqt_deploy.targets.cpu.products.tile_registers.convolution import TileConvolution
 from fqt_deploy.targets.cpu.products.tile_registers.input_gradient import TileInputGradient
@@ -34,7 +35,7 @@ FORMS: Mapping[str, tuple[Form[Any], ...]] = {
     "bitplane_weight_grad": (
         TileWeightGradient(), TableWeightGradient(), ShuffleWeightGradient(), PopcountWeightGradient(),
     ),
-    "level_conv2d": (TileLevelConvolution(), PopcountLevelConvolution()),
+    "level_conv2d": (TileLevelConvolution(), TableLevelConvolution(), PopcountLevelConvolution()),
     "level_weight_grad": (
         TileWeightGradient(), TableWeightGradient(), ShuffleWeightGradient(), PopcountWeightGradient(),
     ),

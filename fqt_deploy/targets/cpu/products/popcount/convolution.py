@@ -127,9 +127,12 @@ class Borders:
     def of(cls, p: BitConvolution) -> Borders:
         """The classes of a convolution's positions."""
         names = ("row_class", "column_class")
-        axes = zip(p.output, p.image, p.kernel, p.stride, p.padding, names, strict=True)
-        (rows, row_examples), (columns, column_examples) = (_border_classes(*axis) for axis in axes)
-        return cls(rows, columns, (row_examples, column_examples))
+        axes = zip(p.output, p.image, p.kernel, p.stride, p.padding, strict=True)
+        classes = [border_classes(*axis) for axis in axes]
+        tensors = [
+            te.compute((len(found.of),), found.at, name=name) for found, name in zip(classes, names, strict=True)
+        ]
+        return cls(*tensors, (classes[0].examples, classes[1].examples))
 
     def at(self, constants: te.Tensor, y: Any, z: Any, o: Any) -> Any:
         """The constant of a position, of [row class, column class, channel]."""
@@ -159,25 +162,34 @@ def tap_ones(w: te.Tensor, p: BitConvolution) -> te.Tensor:
     )
 
 
-def _border_classes(
-    outputs: int, extent: int, kernel: int, stride: int, padding: int, name: str
-) -> tuple[te.Tensor, list[int]]:
-    """Output positions along one axis by which of their taps lie inside: class of each, an example of each class."""
+@dataclass(frozen=True)
+class BorderClasses:
+    """The positions along one axis of a result by which of the kernel's taps lie inside of the image.
+
+    Attributes:
+        of: class of each position.
+        examples: a position of each class.
+    """
+
+    of: list[int]
+    examples: list[int]
+
+    def at(self, position: Any) -> Any:
+        """The class of a position, as an expression."""
+        found: Any = self.of[-1]
+        for end in reversed([i for i in range(1, len(self.of)) if self.of[i] != self.of[i - 1]]):
+            found = tirx.Select(position < end, self.of[end - 1], found)
+        return found if isinstance(found, tirx.Select) else tirx.const(found, "int32")
+
+
+def border_classes(outputs: int, extent: int, kernel: int, stride: int, padding: int) -> BorderClasses:
+    """The classes of ``outputs`` positions over an image of ``extent``."""
     patterns: dict[tuple[bool, ...], int] = {}
     classes = []
     for position in range(outputs):
         taps = tuple(0 <= position * stride + tap - padding < extent for tap in range(kernel))
         classes.append(patterns.setdefault(taps, len(patterns)))
-    examples = [classes.index(number) for number in range(len(patterns))]
-    ends = [i for i in range(1, outputs) if classes[i] != classes[i - 1]]
-
-    def class_at(position: Any) -> Any:
-        found: Any = classes[-1]
-        for end in reversed(ends):
-            found = tirx.Select(position < end, classes[end - 1], found)
-        return found if isinstance(found, tirx.Select) else tirx.const(found, "int32")
-
-    return te.compute((outputs,), class_at, name=name), examples
+    return BorderClasses(classes, [classes.index(number) for number in range(len(patterns))])
 
 
 def chosen(index: Any, values: list[int]) -> Any:

@@ -1,4 +1,7 @@
-"""Activation-gradient product by table: the tables of a band of gradient rows are built once and used for every tap."""
+"""Activation-gradient product by table: the tables of a band of gradient rows are built once and used for every tap.
+
+With strides, the positions of a tile are a stride apart, so that through each tap all of them read gradients, or none.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from fqt_deploy.targets.cpu.products.table_lookup.lookup import (
     subset_sums,
 )
 from fqt_deploy.targets.cpu.register_tile import largest_divisor
-from fqt_deploy.targets.products import BitInputGradient
+from fqt_deploy.targets.products import BitInputGradient, Extents
 from fqt_deploy.targets.tuning_log import Tile
 
 BAND_BYTES = 1 << 19
@@ -50,12 +53,26 @@ class TableInputGradient:
 
 
 def _tile_rows(product: BitInputGradient, most: int) -> int:
-    """Number of positions in a tile: part of a row of the image, or whole rows of one sample."""
-    height, width = product.image
+    """Number of positions in a tile: of one phase, part of a row of the image, or whole rows of one sample."""
+    height, width = _phase_extents(product)
     return next(
         r for r in (8, 4, 2, 1)
         if r <= most and (width % r == 0 or (r % width == 0 and height % (r // width) == 0))
     )  # fmt: skip
+
+
+def _phases(product: BitInputGradient) -> Extents:
+    """Numbers of phases: what rows and columns of the image leave when divided by the stride, if it divides them."""
+    vertical, horizontal = (
+        step if extent % step == 0 else 1 for extent, step in zip(product.image, product.stride, strict=True)
+    )
+    return vertical, horizontal
+
+
+def _phase_extents(product: BitInputGradient) -> Extents:
+    """Rows and columns of one phase of the image."""
+    vertical, horizontal = _phases(product)
+    return product.image[0] // vertical, product.image[1] // horizontal
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,7 @@ class _Cut:
         """Number of image rows that a job computes: as many as tables in the cache reach for."""
         (height, _), kernel_h = self.product.image, self.product.kernel[0]
         row_bytes = self.width * self.product.words * HALVES * 64
-        tile_height = max(1, self.rows // self.product.image[1])
+        tile_height = max(1, self.rows // self.phase_width) * self.phases[0]
         return max(
             b for b in range(1, height + 1)
             if height % b == 0 and b % tile_height == 0
@@ -100,9 +117,40 @@ class _Cut:
         return self.product.image[1] + self.product.kernel[1] - 1
 
     @property
+    def phases(self) -> Extents:
+        """Numbers of phases of rows and columns."""
+        return _phases(self.product)
+
+    @property
+    def phase_width(self) -> int:
+        """Number of columns of a phase."""
+        return _phase_extents(self.product)[1]
+
+    @property
     def per_row(self) -> int:
         """Number of positions of a tile that lie in one row of the image."""
-        return min(self.rows, self.product.image[1])
+        return min(self.rows, self.phase_width)
+
+    def position(self, tile: Any, r: Any) -> tuple[Any, Any]:
+        """Row of the band and column of a position of a tile; tiles of one phase lie one after another."""
+        (down, across), per_phase = self.phases, self.tiles // (self.phases[0] * self.phases[1])
+        phase, first = tile // per_phase, tile % per_phase * self.rows
+        row = (first // self.phase_width + r // self.per_row) * down + phase // across
+        return row, (first % self.phase_width + r % self.per_row) * across + phase % across
+
+    def reads(self, tile: Any, kh: Any, kw: Any) -> Any:
+        """Whether the positions of a tile read gradients through a tap, or zeros between them."""
+        axes = zip(self.position(tile, 0), (kh, kw), self.product.border, self.phases, strict=True)
+        conditions = [
+            tirx.floormod(at + tap - border, step).equal(0) for at, tap, border, step in axes if step > 1
+        ]  # fmt: skip
+        return tirx.all(*conditions) if conditions else tirx.const(True, "bool")
+
+    def is_read(self, y: Any, z: Any) -> Any:
+        """Whether some tile reads a row and a column of the spread gradient."""
+        axes = zip((y, z), self.phases, strict=True)
+        conditions = [tirx.floormod(at, step).equal(0) for at, step in axes if step > 1]
+        return tirx.all(*conditions) if conditions else tirx.const(True, "bool")
 
     @property
     def tiles(self) -> int:
@@ -137,15 +185,15 @@ def _add_words(
     first: T.let = (
         (c.product.kernel[0] - 1 - kh) * c.product.kernel[1] + c.product.kernel[1] - 1 - kw
     ) * c.product.words + w
-    h: T.let = tile * c.rows // c.product.image[1] + kh
-    v: T.let = tile * c.rows % c.product.image[1] + kw
     add_products(
         total,
         c.rows,
         c.panels,
         together,
         lambda p, u: weight[panel + p, first + u, T.ramp(0, 1, PANEL)],
-        lambda r, u, half: tables[h + r // c.per_row, v + r % c.per_row, w + u, half, T.ramp(0, 1, 64)],
+        lambda r, u, half: tables[
+            c.position(tile, r)[0] + kh, c.position(tile, r)[1] + kw, w + u, half, T.ramp(0, 1, 64)
+        ],
     )
 
 
@@ -161,7 +209,7 @@ def _build_tables(c: _Cut, tables: Any, sums: Any, planes: Any, job: Any) -> Non
                 for half in T.unroll(HALVES):
                     tables[h, v, w, half, T.ramp(0, 1, 64)] = subset_sums(c.codes(planes, job, y, z, w), half)
                 sums[h, v] = sums[h, v] + c.code_sum(planes, job, y, z, w)
-        else:
+        elif c.is_read(y, z):
             for w, half in T.grid(c.product.words, HALVES):
                 tables[h, v, w, half, T.ramp(0, 1, 64)] = T.broadcast(T.int8(0), 64)
 
@@ -174,13 +222,14 @@ def _multiply_tile(c: _Cut, tables: Any, sums: Any, weight: Any, result: Any, jo
         for p in T.unroll(c.panels):
             total[r, p, T.ramp(0, 1, PANEL)] = T.broadcast(0, PANEL)
     for kh, kw in T.grid(c.product.kernel[0], c.product.kernel[1]):
-        for pair in T.serial(c.product.words // WORDS):
-            _add_words(c, tables, weight, total, group * c.panels, tile, kh, kw, pair * WORDS, WORDS)
-        if c.product.words % WORDS == 1:
-            _add_words(c, tables, weight, total, group * c.panels, tile, kh, kw, c.product.words - 1, 1)
+        if c.reads(tile, kh, kw):
+            for pair in T.serial(c.product.words // WORDS):
+                _add_words(c, tables, weight, total, group * c.panels, tile, kh, kw, pair * WORDS, WORDS)
+            if c.product.words % WORDS == 1:
+                _add_words(c, tables, weight, total, group * c.panels, tile, kh, kw, c.product.words - 1, 1)
     for r in T.unroll(c.rows):
-        h: T.let = tile * c.rows // c.product.image[1] + r // c.per_row
-        v: T.let = tile * c.rows % c.product.image[1] + r % c.per_row
+        h: T.let = c.position(tile, r)[0]
+        v: T.let = c.position(tile, r)[1]
         offset: T.let = c.tap_sum(sums, h, v)
         for p in T.unroll(c.panels):
             result[

@@ -35,8 +35,12 @@ _BYTES = 0x01010101
 
 def can_look_up(features: CpuFeatures, bits: int, uses: int) -> bool:
     """Whether tables of ``bits``-bit codes, each used for ``uses`` panels of sixteen rows, pay on this processor."""
-    available = features.has_vbmi and features.has_vnni and features.has_bitalg
-    return available and MINIMUM_BITS <= bits <= MAXIMUM_BITS and uses >= MINIMUM_USES
+    return has_instructions(features) and MINIMUM_BITS <= bits <= MAXIMUM_BITS and uses >= MINIMUM_USES
+
+
+def has_instructions(features: CpuFeatures) -> bool:
+    """Whether the processor has what a lookup takes."""
+    return features.has_vbmi and features.has_vnni and features.has_bitalg
 
 
 def _lanes() -> Any:
@@ -55,6 +59,16 @@ def _call(name: str, dtype: str, *operands: Any) -> Any:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(f"llvm.x86.avx512.{name}"), *operands, dtype=dtype)
 
 
+def permuted(table: Any, indices: Any) -> Any:
+    """The bytes of ``table`` that the low six bits of the bytes ``indices`` name, both int8x64."""
+    return _call("permvar.qi.512", "int8x64", table, indices)
+
+
+def shifted_bytes(offsets: Any, words: Any) -> Any:
+    """Each byte is the eight bits of its 64-bit word from the bit on that ``offsets`` says, all int8x64."""
+    return _call("pmultishift.qb.512", "int8x64", offsets, words)
+
+
 def subset_sums(words: list[Any], half: Any) -> Any:
     """The table of sixteen codes: byte ``16 g + m`` is the sum of the codes of group ``g`` in subset ``m``.
 
@@ -69,7 +83,7 @@ def subset_sums(words: list[Any], half: Any) -> Any:
     subsets = _as_bytes(((_lanes() & _splat(3)) * _splat(4 * _BYTES)) + _splat(0x03020100))
     total: Any = None
     for word in reversed(words):
-        spread = _call("pmultishift.qb.512", "int8x64", offsets, _as_bytes(tirx.Broadcast(word, 16)))
+        spread = shifted_bytes(offsets, _as_bytes(tirx.Broadcast(word, 16)))
         count = tirx.popcount(spread & subsets)
         total = count if total is None else total + total + count
     return total
@@ -86,7 +100,7 @@ def subset_indices(lanes: Any, half: Any) -> Any:
         int8x64.
     """
     offsets = _as_bytes((_lanes() & _splat(1)) * _splat(32 * _BYTES) + _splat(16 * _BYTES * half + 0x0C080400))
-    spread = _call("pmultishift.qb.512", "int8x64", offsets, _as_bytes(lanes))
+    spread = shifted_bytes(offsets, _as_bytes(lanes))
     four_bits = T.reinterpret(spread, dtype="int32x16") & _splat(0x0F0F0F0F)
     return _as_bytes(four_bits | _splat(0x30201000))
 
@@ -94,7 +108,7 @@ def subset_indices(lanes: Any, half: Any) -> Any:
 def add_lookups(total: Any, tables: list[Any], indices: list[Any]) -> Any:
     """The sum of ``total``, int32x16, and what up to ``LOOKUPS`` rows look up in tables; their sums fit a byte."""
     ones = tirx.Broadcast(tirx.const(1, "int8"), 64)
-    found = [_call("permvar.qi.512", "int8x64", table, index) for table, index in zip(tables, indices, strict=True)]
+    found = [permuted(table, index) for table, index in zip(tables, indices, strict=True)]
     return _call("vpdpbusd.512", "int32x16", total, functools.reduce(operator.add, found), ones)
 
 

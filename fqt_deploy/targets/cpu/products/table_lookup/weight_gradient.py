@@ -115,6 +115,19 @@ class _Cut:
         tap = panel // (self.product.plane_panels // self.product.taps)
         return tap // PANEL, tap % PANEL
 
+    @property
+    def distance(self) -> int:
+        """Number of panels between those of neighbouring planes."""
+        return self.product.tap_panels // self.product.planes
+
+    def before(self, counts: Any, planes: int) -> Any:
+        """What a tile's sums begin with: those of the runs before, or zeros where planes are shifted together first."""
+        return counts if planes == 1 else T.broadcast(0, PANEL)
+
+    def after(self, counts: Any, total: Any, planes: int) -> Any:
+        """The counts with a tile's sums."""
+        return total if planes == 1 else counts + total
+
     def codes(self, planes: Any, word: Any, channel: Any) -> list[Any]:
         """A word of every plane of a kept channel."""
         return [planes[word, plane, channel] for plane in range(self.product.bits)]
@@ -137,54 +150,60 @@ def _add_words(
 
 @script.macro
 def _accumulate(
-    c: _Cut, tables: Any, positions: Any, counts: Any, panel: Any, into: Any, begin: Any, count: Any
-) -> None:
-    """Add ``count`` panels' products over the run of words from ``begin`` to ``counts[into:]``."""
+    c: _Cut, tables: Any, positions: Any, counts: Any, panel: Any, distance: Any, into: Any, begin: Any, count: Any,
+    planes: Any,
+) -> None:  # fmt: skip
+    """Add the products of ``count`` panels over the run of words from ``begin`` on to ``counts[into:]``.
+
+    Those of ``planes`` planes, ``distance`` panels apart, are added from the highest on, each worth two of the next.
+    """
     total = T.alloc_buffer((c.rows, count, PANEL), "int32")
     for r in T.unroll(c.rows):
         for p in T.unroll(count):
-            total[r, p, T.ramp(0, 1, PANEL)] = counts[into + p, r, T.ramp(0, 1, PANEL)]
-    for pair in T.serial(T.min(c.run, c.product.words - begin) // WORDS):
-        _add_words(c, tables, positions, total, panel, begin, pair * WORDS, count, WORDS)
-    if T.min(c.run, c.product.words - begin) % WORDS == 1:
-        _add_words(c, tables, positions, total, panel, begin, T.min(c.run, c.product.words - begin) - 1, count, 1)
+            total[r, p, T.ramp(0, 1, PANEL)] = c.before(counts[into + p, r, T.ramp(0, 1, PANEL)], planes)
+    for k in T.serial(planes):
+        if planes > 1:
+            for r in T.unroll(c.rows):
+                for p in T.unroll(count):
+                    total[r, p, T.ramp(0, 1, PANEL)] = total[r, p, T.ramp(0, 1, PANEL)] * T.broadcast(2, PANEL)
+        at: T.let = panel + (planes - 1 - k) * distance
+        for pair in T.serial(T.min(c.run, c.product.words - begin) // WORDS):
+            _add_words(c, tables, positions, total, at, begin, pair * WORDS, count, WORDS)
+        if T.min(c.run, c.product.words - begin) % WORDS == 1:
+            _add_words(c, tables, positions, total, at, begin, T.min(c.run, c.product.words - begin) - 1, count, 1)
     for r in T.unroll(c.rows):
         for p in T.unroll(count):
-            counts[into + p, r, T.ramp(0, 1, PANEL)] = total[r, p, T.ramp(0, 1, PANEL)]
+            counts[into + p, r, T.ramp(0, 1, PANEL)] = c.after(
+                counts[into + p, r, T.ramp(0, 1, PANEL)], total[r, p, T.ramp(0, 1, PANEL)], planes
+            )
 
 
 @script.macro
-def _add_run(
-    c: _Cut, tables: Any, planes: Any, positions: Any, counts: Any, masks: Any, job: Any, begin: Any, plane: Any
-) -> None:
+def _add_run(c: _Cut, tables: Any, planes: Any, positions: Any, counts: Any, masks: Any, job: Any, begin: Any) -> None:
     """Build the tables of a run, and add its products with the masks and the panels of a job."""
     for w in T.serial(T.min(c.run, c.product.words - begin)):
         for r in T.unroll(c.rows):
             for half in T.unroll(HALVES):
                 tables[w, r, half, T.ramp(0, 1, 64)] = subset_sums(c.codes(planes, begin + w, c.channel(job, r)), half)
     for panel in T.serial(c.product.mask_panels):
-        _accumulate(c, tables, positions, masks, c.product.channel_panels + panel, panel, begin, 1)
+        _accumulate(c, tables, positions, masks, c.product.channel_panels + panel, 0, panel, begin, 1, 1)
     for group in T.serial(c.per_job // c.tile):
         if c.panel(job, group * c.tile) < c.product.plane_panels:
-            first: T.let = c.product.plane_panel(c.panel(job, group * c.tile), plane)
-            _accumulate(c, tables, positions, counts, first, group * c.tile, begin, c.tile)
+            first: T.let = c.product.plane_panel(c.panel(job, group * c.tile), 0)
+            _accumulate(
+                c, tables, positions, counts, first, c.distance, group * c.tile, begin, c.tile, c.product.planes
+            )
 
 
 @script.macro
-def _write(c: _Cut, counts: Any, masks: Any, result: Any, job: Any, plane: Any) -> None:
-    """Write the share of a plane; the first one's is what the others are added to."""
+def _write(c: _Cut, counts: Any, masks: Any, result: Any, job: Any) -> None:
+    """Write the results of a job."""
     for r, panel in T.grid(c.rows, c.per_job):
         at: T.let = c.panel(job, panel)
         if at < c.product.plane_panels:
             for lane in T.vectorized(PANEL):
-                share: T.let = c.product.share(counts[panel, r, lane], masks[c.mask(at)[0], r, c.mask(at)[1]], plane)
-                before: T.let = tirx.if_then_else(
-                    plane > 0,
-                    result[c.channel(job, r), c.place(at, lane)[0], c.place(at, lane)[1], c.place(at, lane)[2]],
-                    0,
-                )
                 result[c.channel(job, r), c.place(at, lane)[0], c.place(at, lane)[1], c.place(at, lane)[2]] = (
-                    before + share
+                    c.product.level(counts[panel, r, lane], masks[c.mask(at)[0], r, c.mask(at)[1]])
                 )
 
 
@@ -203,13 +222,12 @@ def _kernel(c: _Cut) -> tirx.PrimFunc:
             counts = T.alloc_buffer((c.per_job, c.rows, PANEL), "int32")
             masks = T.alloc_buffer((p.mask_panels, c.rows, PANEL), "int32")
             tables = T.alloc_buffer((c.run, c.rows, HALVES, 64), "int8")
-            for plane in T.unroll(p.planes):
-                for panel, r in T.grid(c.per_job, c.rows):
-                    counts[panel, r, T.ramp(0, 1, PANEL)] = T.broadcast(0, PANEL)
-                for panel, r in T.grid(p.mask_panels, c.rows):
-                    masks[panel, r, T.ramp(0, 1, PANEL)] = T.broadcast(0, PANEL)
-                for piece in T.serial((p.words + c.run - 1) // c.run):
-                    _add_run(c, tables, planes, positions, counts, masks, job, piece * c.run, plane)
-                _write(c, counts, masks, result, job, plane)
+            for panel, r in T.grid(c.per_job, c.rows):
+                counts[panel, r, T.ramp(0, 1, PANEL)] = T.broadcast(0, PANEL)
+            for panel, r in T.grid(p.mask_panels, c.rows):
+                masks[panel, r, T.ramp(0, 1, PANEL)] = T.broadcast(0, PANEL)
+            for piece in T.serial((p.words + c.run - 1) // c.run):
+                _add_run(c, tables, planes, positions, counts, masks, job, piece * c.run)
+            _write(c, counts, masks, result, job)
 
     return product
