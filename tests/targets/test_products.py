@@ -114,11 +114,11 @@ def test_every_form_of_a_product_has_a_name_of_its_own():
 
 
 TAKEN = {
-    # processor: forms of the products, of codes of four bits
-    "x86-64-v2": ("byte-shuffle", "byte-shuffle", "byte-shuffle"),
-    "x86-64-v3": ("byte-shuffle", "byte-shuffle", "byte-shuffle"),
-    "znver4": ("popcount", "table-lookup", "table-lookup"),
-    "sapphirerapids": ("tile-registers", "tile-registers", "tile-registers"),
+    # processor: forms of the products, of codes of four bits; then with activations of four bits
+    "x86-64-v2": ("byte-shuffle", "byte-shuffle", "byte-shuffle", "popcount", "byte-shuffle"),
+    "x86-64-v3": ("byte-shuffle", "byte-shuffle", "byte-shuffle", "popcount", "byte-shuffle"),
+    "znver4": ("popcount", "table-lookup", "table-lookup", "table-lookup", "byte-product"),
+    "sapphirerapids": ("tile-registers", "tile-registers", "tile-registers", "tile-registers", "tile-registers"),
 }
 SIZED = {
     "binary_conv2d": (words(32, 8, 8, 2), words(8, 18, 16), 64, 128, [3, 3], [1, 1], [1, 1]),
@@ -126,6 +126,8 @@ SIZED = {
         words(32, 8, 8, 4, 4), words(4, 36, 16), 64, 128, [8, 8], [3, 3], [1, 1], [1, 1],
     ),
     "bitplane_weight_grad": (words(64, 4, 32), words(37, 64, 16), 64, [3, 3]),
+    "level_conv2d": (words(32, 8, 8, 4, 2), words(8, 18, 16), 64, 128, [3, 3], [1, 1], [1, 1], True),
+    "level_weight_grad": (words(64, 4, 32), words(145, 64, 16), 64, [3, 3], 4, True),
 }  # fmt: skip
 
 
@@ -144,4 +146,4 @@ def test_each_processor_takes_the_form_that_its_instructions_are_for(processor, 
 def test_arm_counts_signs_and_shuffles_codes():
     target = make_target("rpi5")
     found = [target.tunable_rule(op_function(name, arguments))[1].form for name, arguments in SIZED.items()]
-    assert found == ["popcount", "byte-shuffle", "byte-shuffle"]
+    assert found == ["popcount", "byte-shuffle", "byte-shuffle", "popcount", "byte-shuffle"]

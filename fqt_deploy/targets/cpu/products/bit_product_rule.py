@@ -9,6 +9,7 @@ from tvm import tirx
 
 from fqt_deploy.targets.base import TileChoice
 from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.products.byte_product.weight_gradient import ByteWeightGradient
 from fqt_deploy.targets.cpu.products.byte_shuffle.convolution import ShuffleConvolution
 from fqt_deploy.targets.cpu.products.byte_shuffle.input_gradient import ShuffleInputGradient
 from fqt_deploy.targets.cpu.products.byte_shuffle.weight_gradient import ShuffleWeightGradient
@@ -33,11 +34,13 @@ FORMS: Mapping[str, tuple[Form[Any], ...]] = {
         TileInputGradient(), TableInputGradient(), ShuffleInputGradient(), PopcountInputGradient(),
     ),
     "bitplane_weight_grad": (
-        TileWeightGradient(), TableWeightGradient(), ShuffleWeightGradient(), PopcountWeightGradient(),
+        TileWeightGradient(), ByteWeightGradient(), TableWeightGradient(), ShuffleWeightGradient(),
+        PopcountWeightGradient(),
     ),
     "level_conv2d": (TileLevelConvolution(), TableLevelConvolution(), PopcountLevelConvolution()),
     "level_weight_grad": (
-        TileWeightGradient(), TableWeightGradient(), ShuffleWeightGradient(), PopcountWeightGradient(),
+        TileWeightGradient(), ByteWeightGradient(), TableWeightGradient(), ShuffleWeightGradient(),
+        PopcountWeightGradient(),
     ),
 }  # fmt: skip
 """Forms of a product by op; the first one that accepts the product computes it."""

@@ -12,6 +12,7 @@ from fqt_deploy.targets.tuning_log import Tile
 
 POPCOUNT = "popcount"
 TABLE_LOOKUP = "table-lookup"
+BYTE_PRODUCT = "byte-product"
 BYTE_SHUFFLE = "byte-shuffle"
 TILE_REGISTERS = "tile-registers"
 

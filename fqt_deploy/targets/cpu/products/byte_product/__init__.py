@@ -1,0 +1,1 @@
+"""Products of codes as bytes in vector registers (AVX-512 VNNI)."""
