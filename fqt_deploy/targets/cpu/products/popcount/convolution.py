@@ -129,10 +129,10 @@ class Borders:
         names = ("row_class", "column_class")
         axes = zip(p.output, p.image, p.kernel, p.stride, p.padding, strict=True)
         classes = [border_classes(*axis) for axis in axes]
-        tensors = [
+        rows, columns = (
             te.compute((len(found.of),), found.at, name=name) for found, name in zip(classes, names, strict=True)
-        ]
-        return cls(*tensors, (classes[0].examples, classes[1].examples))
+        )
+        return cls(rows, columns, (classes[0].examples, classes[1].examples))
 
     def at(self, constants: te.Tensor, y: Any, z: Any, o: Any) -> Any:
         """The constant of a position, of [row class, column class, channel]."""
