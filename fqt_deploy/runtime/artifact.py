@@ -17,8 +17,14 @@ from numpy.typing import NDArray
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.step_notes import NOTES
-from fqt_deploy.runtime.arrays import aligned_copy
-from fqt_deploy.runtime.files import Arrays, read_file, read_tensors, state_misfit, tensors_to_bytes
+from fqt_deploy.runtime.files import (
+    Arrays,
+    digest_of_file,
+    read_aligned_tensors,
+    read_file,
+    state_misfit,
+    tensors_to_bytes,
+)
 from fqt_deploy.runtime.folders import replace_folder, sweep_folders
 from fqt_deploy.runtime.locks import lock_folder
 from fqt_deploy.runtime.processor import missing_extensions
@@ -57,10 +63,10 @@ def read_artifact(folder: Path | str) -> tuple[Manifest, Arrays, Path]:
     manifest = Manifest.from_json(read_file(folder / MANIFEST))
     check_members(folder)
     _check_machine(folder, manifest.target)
-    arrays, _ = read_tensors(folder / STATE)
+    arrays = read_aligned_tensors(folder / STATE)
     if misfit := state_misfit(manifest.state, arrays):
         raise FqtError(f"{folder / STATE}: {misfit}", code="FQT502")
-    return manifest, {spec.name: aligned_copy(arrays.pop(spec.name)) for spec in manifest.state}, folder / LIBRARY
+    return manifest, {spec.name: arrays[spec.name] for spec in manifest.state}, folder / LIBRARY
 
 
 @contextmanager
@@ -99,7 +105,7 @@ def check_members(folder: Path) -> None:
     if missing := [name for name in (MANIFEST, LIBRARY, STATE) if name not in sums]:
         raise FqtError(f"{folder / SUMS} does not list {missing[0]}", code="FQT502")
     for name, expected in sums.items():
-        if hashlib.sha256(read_file(folder / name)).hexdigest() != expected:
+        if digest_of_file(folder / name) != expected:
             raise FqtError(
                 f"{folder / name} is not the file that {SUMS} was written for",
                 code="FQT502",

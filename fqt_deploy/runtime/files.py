@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize
+from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import TensorSpec
+from fqt_deploy.runtime.arrays import empty_aligned
 from fqt_deploy.runtime.locks import hidden_name, is_at, try_lock
 
 Arrays = dict[str, NDArray[Any]]
@@ -135,14 +138,53 @@ def tensors_to_bytes(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, 
 
 def read_file(path: Path) -> bytes:
     """The content of a regular file; FQT502 if it is none, or cannot be read."""
+    with _reading(path) as file:
+        return file.read()
+
+
+def digest_of_file(path: Path) -> str:
+    """The SHA-256 of a regular file in hexadecimal digits; FQT502 as for ``read_file``."""
+    with _reading(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[BufferedReader]:
     try:
         if not path.is_file():  # a pipe or a device would have no end
             raise FqtError(
                 f"cannot read {path}: {'it is not a file' if path.exists() else 'there is none'}", code="FQT502"
             )
-        return path.read_bytes()
+        with path.open("rb") as file:
+            yield file
     except OSError as error:
         raise FqtError(f"cannot read {path}: {error.strerror or error}", code="FQT502") from None
+
+
+def read_aligned_tensors(path: Path) -> Arrays:
+    """Arrays of a safetensors file, each read into aligned memory of its own: the file is not in memory beside them.
+
+    Raises:
+        FqtError: FQT502 if it is missing, cannot be read or is damaged.
+    """
+    with _reading(path) as file:
+        try:
+            with safe_open(path, "numpy") as checked:  # which compares sizes and offsets with the file's
+                names = list(checked.keys())
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            return {name: _aligned(file, 8 + length, header[name]) for name in names}
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise FqtError(f"{path} is damaged: {error}", code="FQT502") from None
+
+
+def _aligned(file: BufferedReader, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:
+    array = empty_aligned(entry["shape"], _TYPES[entry["dtype"]])
+    first, end = entry["data_offsets"]
+    file.seek(start + first)
+    if end - first != array.nbytes or file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+        raise ValueError("it holds something else than its header says")
+    return array
 
 
 def read_tensors(path: Path) -> tuple[Arrays, dict[str, str]]:
