@@ -214,8 +214,9 @@ def task_compile(arguments: argparse.Namespace) -> dict[str, Any]:
         "grad_bits": arguments.grad_bits,
         "activation_bits": arguments.activation_bits,
         "remat": arguments.remat,
+        "optimizer": arguments.optimizer,
     }
-    settings = {name: value for name, value in chosen.items() if value is not None} | {"optimizer": "adam"}
+    settings = {name: value for name, value in chosen.items() if value is not None}
     start = time.perf_counter()
     result = compile_example(load_example(arguments.model, arguments.batch), settings, arguments.artifact)
     optimizer = result.manifest.optimizer
@@ -366,6 +367,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--remat", choices=["off", "auto"])
     parser.add_argument("--grad-bits", type=int, choices=[1, 2, 3, 4, 8])
     parser.add_argument("--activation-bits", type=int, choices=[1, 2, 3, 4, 8])
+    parser.add_argument(
+        "--optimizer", default="adam", help="what our step ends with; PyTorch's ends with Adam (default: %(default)s)"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="turns of every contender (default: %(default)s)")
     parser.add_argument(
         "--skip-compile", action="store_true", help="leave torch.compile out: it takes minutes to start"
