@@ -31,6 +31,7 @@ def compile_options():
 """
 
 CUDA, SGD, RMSPROP = {"target": "cuda"}, {"optimizer": "sgd"}, {"optimizer": "rmsprop"}
+ADAFACTOR = {"optimizer": "adafactor"}
 EXAMPLES = {
     "prediction": (["--prediction", "boxes"], {"prediction": "boxes"}),
     "target": (["--target", "rpi5"], {"target": "rpi5"}),
@@ -71,6 +72,9 @@ EXAMPLES = {
         ["--optimizer", "sgd", "--momentum", "0.9", "--nesterov"], {**SGD, "momentum": 0.9, "nesterov": True}
     ),
     "alpha": (["--optimizer", "rmsprop", "--alpha", "0.9"], {**RMSPROP, "alpha": 0.9}),
+    "beta2_decay": (["--optimizer", "adafactor", "--beta2-decay", "-0.5"], {**ADAFACTOR, "beta2_decay": -0.5}),
+    "scale_floor": (["--optimizer", "adafactor", "--scale-floor", "0.1"], {**ADAFACTOR, "scale_floor": 0.1}),
+    "update_bound": (["--optimizer", "adafactor", "--update-bound", "2"], {**ADAFACTOR, "update_bound": 2}),
     "remat": (["--remat", "auto"], {"remat": "auto"}),
     "distributed": (["--distributed", "4-bit"], {"distributed": "4-bit"}),
     "tune": (["--tune"], {"tune": True}),
@@ -115,7 +119,8 @@ WRONG = {
     "optimizer": "rprop", "lr": "fast",
     "weight_decay": "-1", "groups": "head", "betas": "0.9,1", "eps": "nan", "momentum": "-0.9", "decay": "some",
     "no_decay": "", "clip_norm": "-1", "clip_value": "nan", "accumulate": "0", "ema": "1", "metrics": "loss",
-    "dampening": "-1", "alpha": "1", "remat": "on", "distributed": "8-bit",
+    "dampening": "-1", "alpha": "1", "beta2_decay": "0.1", "scale_floor": "-1", "update_bound": "0.5",
+    "remat": "on", "distributed": "8-bit",
     "tuning_log": "", "verify": "all", "dump_ir": "", "print_after": "",
 }  # fmt: skip
 FLAGS = {"tf32", "nesterov", "tune", "time_passes"}
@@ -125,6 +130,9 @@ NEEDS = {
     "momentum": SGD,
     "dampening": SGD,
     "alpha": RMSPROP,
+    "beta2_decay": ADAFACTOR,
+    "scale_floor": ADAFACTOR,
+    "update_bound": ADAFACTOR,
     "nesterov": {**SGD, "momentum": 0.9},
 }
 
