@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -114,12 +115,12 @@ def _mutate_value(value: Any, random_: random.Random) -> None:
     if action == 0:
         del holder[key]
     elif action == 1 and isinstance(holder, list):
-        holder.append(holder[key])
+        holder.append(copy.deepcopy(holder[key]))
     elif action == 1:
-        holder[str(random_.choice(HOSTILE))] = holder[key]
+        holder[str(random_.choice(HOSTILE))] = copy.deepcopy(holder[key])
     elif action == 2 and isinstance(holder, list):
         random_.shuffle(holder)
     elif action == 3 and isinstance(holder[key], int):
         holder[key] += random_.choice((-1, 1, 8, 100, -100))
     else:
-        holder[key] = random_.choice(HOSTILE)
+        holder[key] = copy.deepcopy(random_.choice(HOSTILE))  # the next change may be inside of it

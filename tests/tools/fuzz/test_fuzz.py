@@ -8,7 +8,7 @@ import pytest
 from fqt_deploy.targets.toolchain import native_toolchain
 from tools.fuzz.c_reader import build_driver, fuzz_c
 from tools.fuzz.good_files import good_files_of
-from tools.fuzz.mutations import mutate_bytes, mutate_json, mutate_tensors
+from tools.fuzz.mutations import HOSTILE, mutate_bytes, mutate_json, mutate_tensors
 from tools.fuzz.python_readers import fuzz
 
 PYTHON, C = range(300), range(200)
@@ -47,3 +47,13 @@ def test_inputs_are_determined_by_their_number(mutate):
     made = [mutate(content, random.Random(number)) for number in range(50)]
     assert made == [mutate(content, random.Random(number)) for number in range(50)]
     assert len(set(made)) > 25
+
+
+def test_inputs_do_not_depend_on_those_before_them():
+    """Hostile lists and objects stay as they are when a later change is made inside of one."""
+    content = b'{"a":[[1],[2]],"b":{"c":{}}}'
+    hostile = repr(HOSTILE)
+    made = {number: mutate_json(content, random.Random(number)) for number in range(4000)}
+    assert repr(HOSTILE) == hostile
+    for number in range(3999, 0, -97):
+        assert mutate_json(content, random.Random(number)) == made[number]
