@@ -12,6 +12,7 @@ from tvm import te, tirx
 
 from fqt_deploy.ops.lib.convolution_shape import input_position, output_extents
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, ints
+from fqt_deploy.ops.lib.plain_convolution import without_onednn
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.conv2d import CONVOLUTION_SAMPLES
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, summed
@@ -43,11 +44,16 @@ class Conv2dWeightGrad(FqtOp):
     tolerance = 1e-4
 
     def reference(self) -> Tensor:
-        """The result in plain PyTorch."""
+        """The result in plain PyTorch.
+
+        Without oneDNN, which on processors with AVX-512 writes outside of its memory for the weights of some 1x1
+        convolutions with stride and few channels, channels last (PyTorch 2.13).
+        """
         size = (self.g.shape[3], self.x.shape[3], *self.kernel)
-        gw: Tensor = conv2d_weight(
-            self.x.permute(0, 3, 1, 2), size, self.g.permute(0, 3, 1, 2), self.stride, self.padding
-        )  # type: ignore[no-untyped-call]
+        with without_onednn():
+            gw: Tensor = conv2d_weight(
+                self.x.permute(0, 3, 1, 2), size, self.g.permute(0, 3, 1, 2), self.stride, self.padding
+            )  # type: ignore[no-untyped-call]
         return gw.clone(memory_format=torch.contiguous_format)
 
     def fake(self) -> Tensor:
