@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fqt_deploy.core.graph import Emitter, shape
+from fqt_deploy.core.graph import Emitter, behind_views, shape
 from fqt_deploy.core.optimizer import Adafactor
 from fqt_deploy.passes.update import Operands, Update
 
@@ -44,7 +44,8 @@ def adafactor_update(optimizer: Adafactor, axes: int) -> Update:
 def _updated(emit: Emitter, operands: Operands, optimizer: Adafactor) -> list[fx.Node]:
     """The new parameter and state."""
     gradient, every = operands.gradient, operands.every
-    emit = emit.behind(gradient)
+    if behind_views(gradient).target is not fqt.exchange_gradient.default:  # else backward would wait for the others
+        emit = emit.behind(gradient)
     count = operands.count if every == 1 else emit(aten.div.Tensor_mode, operands.count, every, rounding_mode="floor")
     number = emit(aten._to_copy.default, count, dtype=torch.float32)
     share = emit(aten.pow.Tensor_Scalar, number, optimizer.beta2_decay)

@@ -70,4 +70,4 @@ def zero_state(optimizer: Optimizer, path: str, parameter: Tensor) -> dict[str, 
     """What ``optimizer`` keeps beside the parameter ``path``, by name, before the first step."""
     extents = list(parameter.shape)
     kinds = update_of(optimizer, path, extents).extents
-    return {f"{kind}/{path}": torch.zeros(shape_of(extents)) for kind, shape_of in kinds.items()}
+    return {f"{kind}/{path}": parameter.new_zeros(shape_of(extents)) for kind, shape_of in kinds.items()}
