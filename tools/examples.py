@@ -15,6 +15,7 @@ _BENCHMARKED = Path(__file__).resolve().parent / "bench_models"
 
 EXAMPLES: dict[str, Path] = {
     "bert_base": _BENCHMARKED / "bert_base.py",
+    "convnext_tiny": _BENCHMARKED / "convnext_tiny.py",
     "digits": _FOLDER / "digits_cnn.py",
     "gpt2_small": _BENCHMARKED / "gpt2_small.py",
     "mixer": _FOLDER / "mlp_mixer.py",
