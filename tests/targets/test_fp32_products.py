@@ -6,6 +6,7 @@ import torch
 import tvm
 
 from fqt_deploy.ops.op import FQT_OPS
+from fqt_deploy.targets.cpu.target import RULES
 from fqt_deploy.targets.registry import make_target
 from tests.targets.op_kernel import op_function
 
@@ -17,12 +18,15 @@ GEOMETRIES = (
     (2, 8, 8, 32, 16, 1, 2),  # phases without taps
     (2, 40, 33, 3, 64, 3, 1),  # an accumulator for every tap
     (1, 1, 96, 40, 64, 1, 1),  # a linear layer
+    (3, 12, 12, 16, 72, 1, 1),  # vectors of eight channels
+    (2, 9, 8, 88, 24, 3, 2),  # the same with a stride
+    (2, 8, 8, 3, 12, 3, 2),  # vectors of four channels
 )
 """N, H, W, I, O, kernel, stride."""
 
 
-def product(name, geometry):
-    """Arguments of op ``name``, its compiled kernel and its reference."""
+def sample(name, geometry):
+    """Arguments of op ``name``."""
     n, h, w, i, o, kernel, stride = geometry
     padding = kernel // 2
     oh, ow = ((extent + 2 * padding - kernel) // stride + 1 for extent in (h, w))
@@ -30,15 +34,28 @@ def product(name, geometry):
     x, weight = torch.randn(n, h, w, i, generator=r), torch.randn(o, i, kernel, kernel, generator=r)
     g = torch.randn(n, oh, ow, o, generator=r)
     strides, paddings = [stride, stride], [padding, padding]
-    arguments = {
+    return {
         "conv2d": (x, weight, strides, paddings),
         "conv2d_input_grad": (g, weight, [h, w], strides, paddings),
         "conv2d_weight_grad": (x, g, [kernel, kernel], strides, paddings),
     }[name]
+
+
+def product(name, geometry):
+    """Arguments of op ``name``, its compiled kernel and its reference."""
+    arguments = sample(name, geometry)
     target = make_target("cpu")
     function = target.schedule(op_function(name, arguments))
     module = tvm.compile(tvm.IRModule({"main": function}), target.tvm_target)
     return arguments, module["main"], FQT_OPS[name](*arguments).reference()
+
+
+@pytest.mark.parametrize("channels", [72, 24, 12])
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"])
+def test_channels_that_fill_no_vector_of_sixteen_are_vectorized(name, channels):
+    function = op_function(name, sample(name, (2, 8, 8, channels, channels, 1, 1)))
+    features = make_target("cpu").features
+    assert any(rule.apply(function, features) is not None for rule in RULES if name in rule.ops)
 
 
 def run(kernel, arguments, shape, threads):

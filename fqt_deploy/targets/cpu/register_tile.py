@@ -18,13 +18,18 @@ def placeholders(function: tirx.PrimFunc) -> list[te.Tensor]:
     ]
 
 
+def lanes_of(channels: int) -> int | None:
+    """Channels in a vector that divides them all: 16, 8 or 4; None where vectors would not be worth it."""
+    return next((lanes for lanes in (16, 8, 4) if channels % lanes == 0), None)
+
+
 def largest_divisor(extent: int, limit: int) -> int:
     """The largest divisor of ``extent`` that is at most ``limit``."""
     return max(d for d in range(1, limit + 1) if extent % d == 0)
 
 
 def schedule_tile(
-    schedule: Any, total: Any, result: Any, rows: int, panels: int, unrolled: int, inner_axes: int
+    schedule: Any, total: Any, result: Any, rows: int, panels: int, unrolled: int, inner_axes: int, lane_count: int = 16
 ) -> None:
     """Tile ``result`` [..., row, channel] and accumulate ``total`` at the tile.
 
@@ -33,13 +38,14 @@ def schedule_tile(
         total: block of the contraction; axes are ``result``'s, ``inner_axes`` more before the channel, then reductions.
         result: block that finishes it, element by element.
         rows: positions in one tile.
-        panels: vectors of 16 channels in one tile.
+        panels: vectors of channels in one tile.
         unrolled: number of leading reduction axes to keep outermost, before the last one.
         inner_axes: spatial axes of ``total`` between row and channel, such as bit-planes.
+        lane_count: channels of a vector.
     """
     *outer, row, channel = schedule.get_loops(result)
     row_outer, row_inner = schedule.split(row, [None, rows])
-    panel, vector, lane = schedule.split(channel, [None, panels, 16])
+    panel, vector, lane = schedule.split(channel, [None, panels, lane_count])
     schedule.reorder(*outer, row_outer, panel, row_inner, vector, lane)
     schedule.compute_at(total, panel, preserve_unit_loops=True)
     loops = schedule.get_loops(total)
@@ -48,7 +54,7 @@ def schedule_tile(
     planes = loops[first + 1 : first + 1 + inner_axes]
     channel_loop = loops[first + 1 + inner_axes]
     reductions = loops[first + 2 + inner_axes :]
-    vectors, lanes = schedule.split(channel_loop, [panels, 16])
+    vectors, lanes = schedule.split(channel_loop, [panels, lane_count])
     schedule.reorder(*reductions, row_loop, *planes, vectors, lanes)
     schedule.vectorize(lanes)
     for loop in (row_loop, *planes, vectors):

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from tvm import te, tirx
 
-from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.register_tile import (
+    lanes_of,
     largest_divisor,
     new_schedule,
     placeholders,
@@ -25,7 +25,7 @@ from fqt_deploy.targets.cpu.register_tile import (
 from fqt_deploy.targets.products import Extents, convolution_of
 
 _ROWS = 4
-"""Upper bound of the positions in a tile, with two vectors of channels."""
+"""Upper bound of the positions in a tile, with two vectors of channels; twice as many with one."""
 _ACCUMULATORS = 8
 """Upper bound of accumulators: enough to hide the latency of an addition. With twice as many, LLVM spills them where it
 unrolls the taps.
@@ -33,7 +33,7 @@ unrolls the taps.
 
 
 class Fp32ConvolutionRule:
-    """Takes ``conv2d`` with a multiple of 16 output channels."""
+    """Takes ``conv2d`` with a multiple of 4 output channels."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"conv2d", "grouped_conv"})
 
@@ -42,7 +42,7 @@ class Fp32ConvolutionRule:
         x, weight, result = function.params
         layer = convolution_of(function, image=x, output=result, kernel=weight)
         extents = [int(d) for d in result.shape]
-        if layer is None or extents[3] % PANEL:
+        if layer is None or lanes_of(extents[3]) is None:
             return None
         image, w = placeholders(function)
         rows = padded_rows(image, layer.padding, layer.padding, "rows")
@@ -65,12 +65,14 @@ class Product:
         result: [N, Y, Z, O] float32.
         tile: samples, rows and columns of a register tile.
         width: channels of a register tile.
+        lanes: channels of a vector.
     """
 
     name: str
     result: te.Tensor
     tile: list[int]
     width: int
+    lanes: int
 
 
 def tiled_product(
@@ -84,10 +86,15 @@ def tiled_product(
     accumulators: int,
     name: str = "",
 ) -> Product:
-    """A convolution of ``rows`` from row and column ``origin`` on with ``weight(kh, kw, c, o)``."""
+    """A convolution of ``rows`` from row and column ``origin`` on with ``weight(kh, kw, c, o)``.
+
+    The number of results ``extents[3]`` is a multiple of 4.
+    """
     run, outputs, accumulators = kernel[1] * channels, extents[3], min(_ACCUMULATORS, accumulators)
-    tile = tile_extents(extents[:3], min(_ROWS, accumulators))
-    width = PANEL * largest_divisor(outputs // PANEL, max(1, accumulators // math.prod(tile)))
+    lanes = lanes_of(outputs) or 1
+    vectors = outputs // lanes
+    tile = tile_extents(extents[:3], min(_ROWS if vectors % 2 == 0 else 2 * _ROWS, accumulators))
+    width = lanes * largest_divisor(vectors, max(1, accumulators // math.prod(tile)))
     panels = te.compute(
         (outputs // width, kernel[0], run, width),
         lambda p, kh, m, o: weight(kh, m // channels, m % channels, p * width + o),
@@ -100,7 +107,7 @@ def tiled_product(
         return te.sum(rows[n, row, column * channels + m] * panels[o // width, kh, m, o % width], axis=[kh, m])
 
     total = te.compute(extents, term, name=f"total{name}")
-    return Product(name, te.compute(extents, lambda *i: total[i], name=f"result{name}"), tile, width)
+    return Product(name, te.compute(extents, lambda *i: total[i], name=f"result{name}"), tile, width, lanes)
 
 
 def tile_extents(extents: list[int], limit: int) -> list[int]:
@@ -113,17 +120,17 @@ def tile_extents(extents: list[int], limit: int) -> list[int]:
 
 def schedule_product(schedule: Any, product: Product) -> None:
     """Accumulate a product's total in registers for a tile of its results."""
-    tile, width = product.tile, product.width
+    tile, width, lane_count = product.tile, product.width, product.lanes
     total, result = schedule.get_sblock(f"total{product.name}"), schedule.get_sblock(f"result{product.name}")
     *axes, channel = schedule.get_loops(result)
     split = [schedule.split(axis, [None, size]) for axis, size in zip(axes, tile, strict=True)]
     outer, inner = [pair[0] for pair in split], [pair[1] for pair in split]
-    panel, vector, lane = schedule.split(channel, [None, width // PANEL, PANEL])
+    panel, vector, lane = schedule.split(channel, [None, width // lane_count, lane_count])
     schedule.reorder(*outer, panel, *inner, vector, lane)
     schedule.compute_at(total, panel, preserve_unit_loops=True)
     loops = schedule.get_loops(total)[len(outer) + 1 :]
     positions, channels, reductions = loops[: len(tile)], loops[len(tile)], loops[len(tile) + 1 :]
-    vectors, lanes = schedule.split(channels, [None, PANEL])
+    vectors, lanes = schedule.split(channels, [None, lane_count])
     schedule.reorder(*reductions, *positions, vectors, lanes)
     schedule.vectorize(lanes)
     schedule.vectorize(lane)

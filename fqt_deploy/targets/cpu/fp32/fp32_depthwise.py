@@ -15,7 +15,7 @@ from tvm import te, tirx
 
 from fqt_deploy.ops.lib.convolution_axes import ConvolutionAxes
 from fqt_deploy.targets.cpu.features import CpuFeatures
-from fqt_deploy.targets.cpu.register_tile import largest_divisor, new_schedule, placeholders, schedule_helpers
+from fqt_deploy.targets.cpu.register_tile import lanes_of, largest_divisor, new_schedule, placeholders, schedule_helpers
 from fqt_deploy.targets.kernel_arguments import arguments_of
 
 MOST_TAPS = 128
@@ -35,11 +35,6 @@ def depthwise_axes(function: tirx.PrimFunc, weight: Any) -> ConvolutionAxes | No
     if channels != 1 or outputs != arguments["groups"] or kernel[0] * kernel[1] > MOST_TAPS:
         return None
     return ConvolutionAxes(kernel, arguments["stride"], arguments["padding"], arguments["dilation"])
-
-
-def lanes_of(channels: int) -> int | None:
-    """Channels in a vector; None where vectors would not be worth it."""
-    return next((lanes for lanes in (16, 8, 4) if channels % lanes == 0), None)
 
 
 class Fp32DepthwiseRule:

@@ -7,8 +7,14 @@ from typing import Any, ClassVar
 from tvm import te, tirx
 
 from fqt_deploy.targets.cpu.features import CpuFeatures
-from fqt_deploy.targets.cpu.fp32.fp32_depthwise import depthwise_axes, lanes_of
-from fqt_deploy.targets.cpu.register_tile import largest_divisor, new_schedule, placeholders, schedule_helpers
+from fqt_deploy.targets.cpu.fp32.fp32_depthwise import depthwise_axes
+from fqt_deploy.targets.cpu.register_tile import (
+    lanes_of,
+    largest_divisor,
+    new_schedule,
+    placeholders,
+    schedule_helpers,
+)
 
 _OPERANDS = 5
 """Registers that are not accumulators."""

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from tvm import te, tirx
 
-from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.fp32.fp32_convolution import padded_rows
 from fqt_deploy.targets.cpu.register_tile import (
+    lanes_of,
     largest_divisor,
     new_schedule,
     placeholders,
@@ -26,15 +26,15 @@ _CHUNKS = 16
 
 
 class Fp32FewTapsWeightGradRule:
-    """Takes ``conv2d_weight_grad`` with a multiple of 16 output channels and as many taps as there are registers."""
+    """Takes ``conv2d_weight_grad`` with a multiple of 4 output channels and as many taps as there are registers."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"conv2d_weight_grad", "grouped_conv_weight_grad"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
-        """All taps of 16 output channels, summed over the positions of some samples; the gradient is read once."""
+        """All taps of a vector of channels, summed over the positions of some samples; the gradient is read once."""
         layer = convolution_of(function, image=function.params[0], output=function.params[1])
         outputs, channels, *_ = (int(d) for d in function.params[-1].shape)
-        if layer is None or outputs % PANEL:
+        if layer is None or (lanes := lanes_of(outputs)) is None:
             return None
         (oh, ow), kernel, stride = layer.output, layer.kernel, layer.stride
         x, g = placeholders(function)
@@ -62,7 +62,7 @@ class Fp32FewTapsWeightGradRule:
             (outputs, channels, *kernel), lambda o, c, kh, kw: sums[kh * run + kw * channels + c, o], name="result"
         )
         schedule = new_schedule([x, g, result])
-        vectors = largest_divisor(outputs // PANEL, max(1, features.accumulators // taps))
+        vectors = largest_divisor(outputs // lanes, max(1, features.accumulators // taps))
         schedule_tile(
             schedule,
             schedule.get_sblock("total"),
@@ -71,6 +71,7 @@ class Fp32FewTapsWeightGradRule:
             vectors,
             unrolled=0,
             inner_axes=0,
+            lane_count=lanes,
         )
         schedule_padding(schedule, schedule.get_sblock("rows"))
         schedule_helpers(schedule, ("sums", "result"))

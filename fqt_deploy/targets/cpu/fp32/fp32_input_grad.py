@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 from tvm import te, tirx
 
-from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.fp32.fp32_convolution import Product, padded_rows, schedule_product, tiled_product
 from fqt_deploy.targets.cpu.register_tile import (
+    lanes_of,
     new_schedule,
     placeholders,
     schedule_helpers,
@@ -26,7 +26,7 @@ from fqt_deploy.targets.products import Convolution, convolution_of
 
 
 class Fp32InputGradRule:
-    """Takes ``conv2d_input_grad`` with a multiple of 16 input channels."""
+    """Takes ``conv2d_input_grad`` with a multiple of 4 input channels."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"conv2d_input_grad", "grouped_conv_input_grad"})
 
@@ -35,7 +35,7 @@ class Fp32InputGradRule:
         g, weight, result = function.params
         layer = convolution_of(function, image=result, output=g, kernel=weight)
         columns = int(result.shape[-1])
-        if layer is None or columns % PANEL:
+        if layer is None or lanes_of(columns) is None:
             return None
         gradient, w = placeholders(function)
         products = _products(gradient, w, layer, columns, features.accumulators)

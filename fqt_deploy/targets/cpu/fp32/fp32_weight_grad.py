@@ -11,10 +11,9 @@ from typing import Any, ClassVar
 
 from tvm import te, tirx
 
-from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.fp32.fp32_convolution import tile_extents
-from fqt_deploy.targets.cpu.register_tile import largest_divisor, new_schedule, placeholders
+from fqt_deploy.targets.cpu.register_tile import lanes_of, largest_divisor, new_schedule, placeholders
 from fqt_deploy.targets.products import Extents, convolution_of
 
 _ROWS = 8
@@ -30,7 +29,7 @@ _UNROLLED = 4
 
 
 class Fp32WeightGradRule:
-    """Takes ``conv2d_weight_grad`` with a multiple of 16 output channels."""
+    """Takes ``conv2d_weight_grad`` with a multiple of 4 output channels."""
 
     ops: ClassVar[frozenset[str]] = frozenset({"conv2d_weight_grad", "grouped_conv_weight_grad"})
 
@@ -38,13 +37,13 @@ class Fp32WeightGradRule:
         """A tile of input times output channels for each tap and chunk, then the chunks' sums in the weight's order."""
         layer = convolution_of(function, image=function.params[0], output=function.params[1])
         outputs, channels, *_ = (int(d) for d in function.params[-1].shape)
-        if layer is None or outputs % PANEL:
+        if layer is None or (lanes := lanes_of(outputs)) is None:
             return None
         kernel, stride = layer.kernel, layer.stride
         x, g = placeholders(function)
         positions = [layer.samples, *layer.output]
         rows = largest_divisor(channels, min(_ROWS, features.accumulators))
-        width = PANEL * largest_divisor(outputs // PANEL, max(1, features.accumulators // rows))
+        width = lanes * largest_divisor(outputs // lanes, max(1, features.accumulators // rows))
         gradient = _gradient_panels(g, width) if layer.taps * (channels // rows) >= _PANEL_READS else None
         image = _input_panels(x, layer.padding, rows)
         chunk = tile_extents(positions, max(_CHUNK, math.prod(positions) // _CHUNKS))
@@ -68,11 +67,11 @@ class Fp32WeightGradRule:
             name="result",
         )
         schedule = new_schedule([x, g, result])
-        _schedule_tile(schedule, largest_divisor(chunk[2], _UNROLLED))
-        _schedule_sums(schedule, rows, width)
+        _schedule_tile(schedule, largest_divisor(chunk[2], _UNROLLED), lanes)
+        _schedule_sums(schedule, rows, width, lanes)
         _schedule_image(schedule)
         if gradient is not None:
-            _schedule_gradient(schedule)
+            _schedule_gradient(schedule, lanes)
         return schedule.mod["main"]
 
 
@@ -98,14 +97,14 @@ def _input_panels(x: te.Tensor, padding: Extents, rows: int) -> te.Tensor:
     )
 
 
-def _schedule_tile(schedule: Any, unrolled: int) -> None:
+def _schedule_tile(schedule: Any, unrolled: int, lane_count: int) -> None:
     """Accumulate ``total`` in registers for a tile of ``partial``, whose last axes it spans."""
     total, partial = schedule.get_sblock("total"), schedule.get_sblock("partial")
     *outer, row, channel = schedule.get_loops(partial)
-    vector, lane = schedule.split(channel, [None, PANEL])
+    vector, lane = schedule.split(channel, [None, lane_count])
     schedule.compute_at(total, outer[-1], preserve_unit_loops=True)
     row_loop, channel_loop, b, y, z = schedule.get_loops(total)[-5:]
-    vectors, lanes = schedule.split(channel_loop, [None, PANEL])
+    vectors, lanes = schedule.split(channel_loop, [None, lane_count])
     z, run = schedule.split(z, [None, unrolled])
     schedule.reorder(b, y, z, run, row_loop, vectors, lanes)
     schedule.vectorize(lanes)
@@ -116,7 +115,7 @@ def _schedule_tile(schedule: Any, unrolled: int) -> None:
     schedule.decompose_reduction(total, b)
 
 
-def _schedule_sums(schedule: Any, rows: int, width: int) -> None:
+def _schedule_sums(schedule: Any, rows: int, width: int, lane_count: int) -> None:
     """Add chunks for all taps of a tile, and transpose it while it is in the first-level cache."""
     o, c, kh, kw = schedule.get_loops(schedule.get_sblock("result"))
     panel, lane = schedule.split(o, [None, width])
@@ -125,17 +124,17 @@ def _schedule_sums(schedule: Any, rows: int, width: int) -> None:
     sums = schedule.get_sblock("sums")
     schedule.compute_at(sums, tile, preserve_unit_loops=True)
     *spatial, channel, i, j, k = schedule.get_loops(sums)[2:]
-    vector, lanes = schedule.split(channel, [None, PANEL])
+    vector, lanes = schedule.split(channel, [None, lane_count])
     schedule.reorder(i, j, k, *spatial, vector, lanes)
     schedule.vectorize(lanes)
     schedule.parallel(schedule.fuse(panel, tile))
     schedule.decompose_reduction(sums, i)
 
 
-def _schedule_gradient(schedule: Any) -> None:
+def _schedule_gradient(schedule: Any, lane_count: int) -> None:
     """Schedules the copy of the gradient into panels, a vector at a time."""
     panel, sample, _, _, channel = schedule.get_loops(schedule.get_sblock("gradient"))
-    _, lanes = schedule.split(channel, [None, PANEL])
+    _, lanes = schedule.split(channel, [None, lane_count])
     schedule.vectorize(lanes)
     schedule.parallel(schedule.fuse(panel, sample))
 
