@@ -88,7 +88,9 @@ def test_a_grid_is_as_wide_as_the_activations_of_the_weights_that_training_start
     network, generator = NETWORKS["digits"], np.random.default_rng(0)
     x, y = generator.standard_normal((8, *network.image), dtype=np.float32), generator.integers(0, 5, 8)
     state = initial_state(network, 5, 0)
-    wider = {name: 4 * value if name.startswith("features.1.") else value for name, value in state.items()}
+    wider = {
+        name: 4 * value if name in ("features.1.weight", "features.1.bias") else value for name, value in state.items()
+    }
     grids = []
     for weights in (state, wider):
         source = model_source(network, 5, 8, calibration=Calibration(weights, x, y))
