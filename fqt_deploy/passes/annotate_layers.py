@@ -140,7 +140,9 @@ def _padded_outside(product: fx.Node, record: LayerRecord) -> bool:
     """Whether zeros in front of a convolution are those of another module, not its own ``padding``."""
     zeros = padding_before(product)
     owner = record.weight.removeprefix("param/").rpartition(".")[0]
-    return zeros is not None and zeros.node.meta["layer"] not in (record.path, owner)
+    if zeros is None or not any(map(any, zeros.extents)):
+        return False
+    return zeros.node.meta["layer"] not in (record.path, owner)
 
 
 def _rows_are_of_samples(products: list[fx.Node], axes: dict[fx.Node, SampleAxis], from_data: set[fx.Node]) -> bool:

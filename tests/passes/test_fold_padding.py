@@ -64,3 +64,11 @@ def test_a_layer_behind_zeros_of_another_module_stays_in_fp32_by_default(graph_a
     assert "zeros are padded in front" in graph.layer("3").reason
     assert graph_after(SPELLINGS["same-even"](), "annotate-layers").layer("2").binarized
     assert graph_after(net(nn.Conv2d(8, 8, 3, padding="valid"), out=36), "annotate-layers").layer("2").binarized
+
+
+def test_a_padding_of_no_zeros_does_not_keep_a_layer_in_fp32(graph_after):
+    """Models that imitate TensorFlow's padding pad every convolution, most of them by nothing."""
+    model = net(nn.ZeroPad2d(0), nn.Conv2d(8, 8, 3, padding=1))
+    assert graph_after(model, "annotate-layers").layer("3").binarized
+    after = graph_after(model, "binarize-forward")
+    assert not after.calls(torch.ops.aten.constant_pad_nd.default)
