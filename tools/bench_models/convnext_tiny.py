@@ -34,7 +34,8 @@ class Block(nn.Module):
         """Map ``x: [N, width, H, W] float32`` to the same shape and dtype."""
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
         y = self.scale * self.down(F.gelu(self.up(y)))
-        return x + y.permute(0, 3, 1, 2)
+        result: Tensor = x + y.permute(0, 3, 1, 2)
+        return result
 
 
 class ConvNeXt(nn.Module):

@@ -236,7 +236,7 @@ def declare_operators() -> None:
     """Declare torchvision's operators: a wheel for CUDA cannot load its own, and timm and transformers import it."""
     if _DECLARED:
         return
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
