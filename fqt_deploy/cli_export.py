@@ -23,7 +23,15 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.runtime.artifact import MANIFEST, STATE, check_members
 from fqt_deploy.runtime.checkpoint import load_checkpoint
-from fqt_deploy.runtime.files import Arrays, read_file, read_tensors, replace_file, state_misfit, tensors_to_bytes
+from fqt_deploy.runtime.files import (
+    Arrays,
+    read_aligned_tensors,
+    read_file,
+    replace_file,
+    state_misfit,
+    tensors_to_bytes,
+)
+from fqt_deploy.runtime.zero_state import with_absent_zeros
 
 EXAMPLES = """
 \b
@@ -114,7 +122,7 @@ def _read(artifact: Path, checkpoint: Path | None) -> tuple[Manifest, Arrays]:
     check_members(artifact)
     if checkpoint is not None:
         return manifest, load_checkpoint(checkpoint, manifest)[0]
-    arrays, _ = read_tensors(artifact / STATE)
+    arrays = with_absent_zeros(manifest.state, read_aligned_tensors(artifact / STATE))
     if misfit := state_misfit(manifest.state, arrays):
         raise FqtError(f"{artifact / STATE}: {misfit}", code="FQT502")
     return manifest, arrays

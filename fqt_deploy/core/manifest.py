@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest_laws import broken_law
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Version of the manifest's fields; raised when an older runtime could not run a newer artifact."""
 OLDEST_SCHEMA = 2
 """The oldest version that is still read: what it lacks has defaults."""
