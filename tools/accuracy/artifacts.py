@@ -13,23 +13,34 @@ from fqt_deploy.compiler.compile_model import compile_model, lower_model
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.settings import options_of
 from tools.accuracy.ideas import changed_passes
-from tools.accuracy.networks import Network, model_source
+from tools.accuracy.networks import Calibration, Network, model_source
 from tools.accuracy.rows import OPTIMIZERS, ROWS, Settings
 from tools.examples import compile_example
 
 _COMPILER = Path(fqt_deploy.__file__).parent
 
 
-def artifact_of(network: Network, classes: int, batch: int, settings: Settings, cache: Path) -> Path:
+def artifact_of(
+    network: Network,
+    classes: int,
+    batch: int,
+    settings: Settings,
+    cache: Path,
+    calibration: Calibration | None = None,
+) -> Path:
     """The artifact of ``network`` under ``settings``; compiled unless ``cache`` has it.
 
-    Network, shapes, settings and the compiler's own files decide: no step of an older compiler is used.
+    Network, shapes, settings and the compiler's own files decide: no step of an older compiler is used. So does
+    ``calibration``, where activations have several bits.
     """
-    recipe = json.dumps([network.name, classes, batch, settings, _compiler_digest()], sort_keys=True)
+    if settings.get("activation_bits", 1) == 1:
+        calibration = None
+    chosen = [calibration.digest] if calibration else []
+    recipe = json.dumps([network.name, classes, batch, settings, _compiler_digest(), *chosen], sort_keys=True)
     folder = cache / f"{network.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.fqt"
     if not folder.exists():  # an artifact is written whole or not at all
         cache.mkdir(parents=True, exist_ok=True)
-        _compile(model_source(network, classes, batch), settings, folder)
+        _compile(model_source(network, classes, batch, calibration=calibration), settings, folder)
     return folder
 
 

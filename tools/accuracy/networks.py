@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -85,12 +87,44 @@ sweeps.
 """
 
 
-def model_source(network: Network, classes: int, batch: int, seed: int = 0) -> ModelSource:
-    """The network with the initial weights of ``seed``, ready to be compiled for ``batch`` samples a step."""
+@dataclass(frozen=True)
+class Calibration:
+    """What the grids of activations are chosen by: the weights that training starts from, and a batch.
+
+    Attributes:
+        state: parameters and buffers by name.
+        x: images ``[batch, C, H, W] float32``, normalized.
+        y: their labels ``[batch] int64``.
+    """
+
+    state: Mapping[str, Array]
+    x: Array
+    y: Array
+
+    @property
+    def digest(self) -> str:
+        """Short digest of all of it."""
+        digest = hashlib.sha256()
+        for name in sorted(self.state):
+            digest.update(name.encode() + np.ascontiguousarray(self.state[name]).tobytes())
+        digest.update(self.x.tobytes() + self.y.tobytes())
+        return digest.hexdigest()[:16]
+
+
+def model_source(
+    network: Network, classes: int, batch: int, seed: int = 0, calibration: Calibration | None = None
+) -> ModelSource:
+    """The network with the initial weights of ``seed`` or of ``calibration``, to be compiled for ``batch`` samples."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = network.build(classes)
         x, y = torch.randn(batch, *network.image), torch.randint(0, classes, (batch,))
+    if calibration is not None:
+        # what counts the batches of batch normalization is in no artifact
+        module.load_state_dict(
+            {name: torch.from_numpy(value) for name, value in calibration.state.items()}, strict=False
+        )
+        x, y = torch.from_numpy(calibration.x), torch.from_numpy(calibration.y)
     return ModelSource(module, nn.functional.cross_entropy, (x, y))
 
 

@@ -25,10 +25,17 @@ _PLAIN: dict[str, Settings] = {
     },
 }
 
-ROWS: dict[str, Settings] = {
+_SIGNS: dict[str, Settings] = {
     "none": {"recipe": "none"},
     **{name: {**settings, "projection": "off"} for name, settings in _PLAIN.items()},
     **{name + _PROJECTED: settings for name, settings in _PLAIN.items()},
+}
+
+ROWS: dict[str, Settings] = {
+    **_SIGNS,
+    **{
+        f"{name}-a{bits}": {**settings, "activation_bits": bits} for name, settings in _SIGNS.items() for bits in (2, 4)
+    },
     **{idea: {"recipe": "scq+agp", "idea": idea, **base_settings(idea)} for idea in CHANGES},
     **{name: {"schedule": rows} for name, rows in SCHEDULES.items()},
 }
@@ -36,8 +43,9 @@ ROWS: dict[str, Settings] = {
 paper's grid.
 
 The paper's released code is ``topk-4-minmax``, its theory ``sampled-4-minmax``. Rows that end in ``-projected``
-take noise out of weight gradients, the others do not. Ideas are one of these rows with other passes (``ideas.py``); a
-schedule names rows that follow each other.
+take noise out of weight gradients, the others do not; those that end in ``-a4`` have 4 bits for an activation, on a
+grid that fits the weights and images which training starts from. Ideas are one of these rows with other passes
+(``ideas.py``); a schedule names rows that follow each other.
 """
 
 TORCH_ROWS: dict[str, Settings] = {
@@ -61,5 +69,5 @@ OPTIMIZERS: dict[str, Settings] = {
 
 
 def is_binarized(row: str) -> bool:
-    """Whether the network of a row has 1-bit layers; only such networks can start from each other's weights."""
+    """Whether the network of a row has 1-bit layers."""
     return row in ROWS or bool(TORCH_ROWS[row]["binarized"])

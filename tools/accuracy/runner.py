@@ -25,7 +25,7 @@ from fqt_deploy.runtime.files import replace_file
 from tools.accuracy.artifacts import artifact_of, binarized_layers
 from tools.accuracy.ideas import SCHEDULES
 from tools.accuracy.job import Job, Record
-from tools.accuracy.networks import NETWORKS, Network, initial_state, with_new_head
+from tools.accuracy.networks import NETWORKS, Calibration, Network, initial_state, with_new_head
 from tools.accuracy.rows import OPTIMIZERS, ROWS, TORCH_ROWS
 from tools.accuracy.scheduled_session import ScheduledSession
 from tools.accuracy.task import Task
@@ -79,6 +79,7 @@ def digest_of(content: bytes) -> str:
 
 def _train(job: Job, task: Task, work: Path) -> Record:
     artifacts = work / "artifacts"
+    start = _start(job, task, work)
     session = open_session(
         NETWORKS[job.network],
         task.classes,
@@ -88,6 +89,7 @@ def _train(job: Job, task: Task, work: Path) -> Record:
         artifacts,
         target=job.target,
         steps=job.steps,
+        calibration=_calibration(job, task, start),
     )
     record = Record(job, revision(), threads=_threads())
     checkpoint = work / "checkpoints" / f"{job.key}.safetensors"
@@ -96,7 +98,7 @@ def _train(job: Job, task: Task, work: Path) -> Record:
         recent = _restore(session, record, checkpoint)
         print(f"{job.title}: goes on after step {session.step_count}", flush=True)
     else:
-        session.load_state_dict(_start(job, task, work))
+        session.load_state_dict(start)
         session.seed = job.seed
         recent = []
     _loop(job, task, session, record, recent, checkpoint)
@@ -121,8 +123,12 @@ def open_session(
     *,
     target: str = "cpu",
     steps: int = 1,
+    calibration: Calibration | None = None,
 ) -> Any:
-    """The compiled step of a row, or PyTorch's, with the initial weights of seed 0; ``steps`` are a schedule's."""
+    """The compiled step of a row, or PyTorch's, with the initial weights of seed 0; ``steps`` are a schedule's.
+
+    Activations of several bits are quantized on grids that fit ``calibration``, or these weights and random images.
+    """
     settings = OPTIMIZERS[optimizer]
     if row in SCHEDULES:
         parts = SCHEDULES[row]
@@ -130,7 +136,7 @@ def open_session(
         return ScheduledSession(followed, steps)
     if row not in TORCH_ROWS:
         chosen = ROWS[row] | settings | ({"target": target} if target != "cpu" else {})
-        return fqt_deploy.load(artifact_of(network, classes, batch, chosen, artifacts))
+        return fqt_deploy.load(artifact_of(network, classes, batch, chosen, artifacts, calibration))
     if target != "cpu":
         raise FqtError(f"row {row} trains in PyTorch on the CPU, not on {target}", code="FQT202")
     from tools.accuracy.torch_session import TorchSession
@@ -145,6 +151,12 @@ def _start(job: Job, task: Task, work: Path) -> dict[str, Array]:
     if job.pretrained is None:
         return initial_state(network, task.classes, job.seed)
     return with_new_head(find_weights(work, job.pretrained), network, task.classes, job.seed)
+
+
+def _calibration(job: Job, task: Task, start: dict[str, Array]) -> Calibration:
+    """What a job's grids are chosen by: its first weights and the first training images, as they are."""
+    part = task.train
+    return Calibration(start, task.normalized(part.x[: job.batch]), part.y[: job.batch])
 
 
 def _loop(job: Job, task: Task, session: Any, record: Record, recent: list[float], checkpoint: Path) -> None:

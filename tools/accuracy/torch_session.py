@@ -105,7 +105,8 @@ class TorchSession:
 
     def load_checkpoint(self, path: Path) -> dict[str, str]:
         """Go on where ``save_checkpoint`` was called; returns its metadata."""
-        stored = torch.load(path, weights_only=True)
+        with path.open("rb") as file:  # by its name, PyTorch 2.13 would take "x.safetensors" for what it did not write
+            stored = torch.load(file, weights_only=True)
         self.model.load_state_dict(stored["model"])
         self.optimizer.load_state_dict(stored["optimizer"])
         self.step_count = stored["step"]

@@ -46,6 +46,13 @@ def add_to(commands: Any) -> None:
         parser.add_argument("--steps", type=int, required=True)
         parser.add_argument("--batch", type=int, help="samples of a step (default: the network's)")
         parser.add_argument("--train-images", type=int, help="training images used, of all classes (default: all)")
+        if phase == "transfer":
+            parser.add_argument(
+                "--pretrained",
+                choices=list(ALL_ROWS),
+                metavar="ROW",
+                help="row whose weights to start from (default: one with 1-bit layers, or without, like the row)",
+            )
         parser.add_argument("--target", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
         parser.add_argument("--results", type=Path, required=True, help="file of JSON lines to add to")
         parser.add_argument(
@@ -107,16 +114,25 @@ def jobs(arguments: argparse.Namespace, records: list[Record]) -> list[Job]:
 
 
 def _pretrained(arguments: argparse.Namespace, records: list[Record], row: str) -> str:
-    """Digest of the pretrained weights that validated best, of this network and data, with or without 1-bit layers."""
+    """Digest of the pretrained weights that validated best, of this network and data.
+
+    They come from the row that the command line names; without one, from any with 1-bit layers if ``row`` has them, and
+    from any without if it has not.
+    """
     data = Path(arguments.data).name
+    origin = arguments.pretrained
+
+    def fits(other: str) -> bool:
+        return other == origin if origin else is_binarized(other) == is_binarized(row)
+
     fitting = [
         record
         for record in records
         if (record.job.phase, record.job.network, record.job.data) == ("pretrain", arguments.network, data)
-        and is_binarized(record.job.row) == is_binarized(row)
+        and fits(record.job.row)
     ]
     if not fitting:
-        message = f"{arguments.results} holds no pretraining of {arguments.network} on {data} for {row}"
+        message = f"{arguments.results} holds no pretraining of {arguments.network} on {data} by {origin or row}"
         raise FqtError(message, code="FQT502", hint="run the command `pretrain` with the same --results first")
     best = max(fitting, key=lambda record: record.final_val)
     assert best.weights is not None
