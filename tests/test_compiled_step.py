@@ -168,6 +168,25 @@ def test_a_grid_is_that_of_the_compiled_ops(bits: int, signed: bool) -> None:
     torch.testing.assert_close(gradient, passed)
 
 
+def test_the_module_of_a_step_with_one_bit_of_a_fitted_grid_predicts_what_the_step_predicts() -> None:
+    torch.manual_seed(0)
+    rectified = Residual()
+    rectified.body[2] = nn.ReLU()
+    rectified.body.append(nn.Conv2d(32, 32, 3, padding=1))
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(6, 2, 8, 8, generator=g), torch.randint(0, 5, (6,), generator=g)
+    chosen = ["body.0", "body.3", "down"]
+    step = fqt_deploy.compile(rectified, example_inputs=(x, y), include=chosen, activation_grid="fitted")
+    for _ in range(3):
+        step(x, y)
+    layers = {layer.path: layer for layer in step.manifest.layers if layer.decision == "1-bit"}
+    assert layers.keys() == set(chosen)
+    assert {layer.activation_bits for layer in layers.values()} == {1}
+    assert [path for path, layer in layers.items() if "activations are 0 or" in layer.reason] == ["body.3"]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(step.predict(x)), step.to_torch()(x), rtol=1e-5, atol=1e-5)
+
+
 def test_an_artifact_that_does_not_say_its_grids_has_no_module() -> None:
     torch.manual_seed(0)
     step = compiled(Residual(), activation_bits=2)

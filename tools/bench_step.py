@@ -213,6 +213,7 @@ def task_compile(arguments: argparse.Namespace) -> dict[str, Any]:
         "agp": arguments.agp,
         "grad_bits": arguments.grad_bits,
         "activation_bits": arguments.activation_bits,
+        "activation_grid": arguments.activation_grid,
         "remat": arguments.remat,
         "optimizer": arguments.optimizer,
     }
@@ -367,6 +368,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--remat", choices=["off", "auto"])
     parser.add_argument("--grad-bits", type=int, choices=[1, 2, 3, 4, 8])
     parser.add_argument("--activation-bits", type=int, choices=[1, 2, 3, 4, 8])
+    parser.add_argument("--activation-grid", choices=["sign", "fitted"])
     parser.add_argument(
         "--optimizer", default="adam", help="what our step ends with; PyTorch's ends with Adam (default: %(default)s)"
     )

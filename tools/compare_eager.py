@@ -35,7 +35,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import ActivationGrid, TrainingGraph
 from fqt_deploy.core.layer_bits import ACTIVATION_BITS, ActivationBits
 from fqt_deploy.core.optimizer import SGD
-from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.core.options import ACTIVATION_GRIDS, ActivationGridKind, CompileOptions
 from tools.examples import EXAMPLES, load_example
 
 LOSS_TOLERANCE = 1e-3
@@ -164,11 +164,15 @@ def as_if_trained(source: ModelSource) -> ModelSource:
     return dataclasses.replace(source, module=module)
 
 
-def compare(source: ModelSource, activation_bits: ActivationBits = 1) -> Comparison:
+def compare(
+    source: ModelSource, activation_bits: ActivationBits = 1, activation_grid: ActivationGridKind = "sign"
+) -> Comparison:
     """Take one step of plain SGD on both sides, and compare losses and gradients."""
     source = as_if_trained(source)
     x, y = source.example_inputs
-    options = CompileOptions(recipe="none", optimizer=SGD(lr=1.0), activation_bits=activation_bits)
+    options = CompileOptions(
+        recipe="none", optimizer=SGD(lr=1.0), activation_bits=activation_bits, activation_grid=activation_grid
+    )
     lowered = lower_model(source, options)
     with tempfile.TemporaryDirectory() as folder:
         compile_model(source, options, Path(folder) / "step", lowered=lowered)
@@ -266,10 +270,12 @@ def main() -> int:
     parser.add_argument("--model", choices=sorted(EXAMPLES), default="digits")
     parser.add_argument("--batch", type=int, help="samples in the step (default: the example's)")
     parser.add_argument("--activation-bits", type=int, choices=ACTIVATION_BITS, default=1, help="bits of an activation")
+    parser.add_argument("--activation-grid", choices=ACTIVATION_GRIDS, default="sign", help="grid of 1 bit")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     try:
-        found = compare(load_example(arguments.model, arguments.batch), arguments.activation_bits)
+        source = load_example(arguments.model, arguments.batch)
+        found = compare(source, arguments.activation_bits, arguments.activation_grid)
     except FqtError as error:
         print(error.render(), file=sys.stderr)
         return 1
@@ -277,6 +283,7 @@ def main() -> int:
     summary = {
         "model": arguments.model,
         "activation_bits": arguments.activation_bits,
+        "activation_grid": arguments.activation_grid,
         "loss_error": found.loss_error,
         "lowest_cosine": min(found.cosines.values()),
         "zero_gradients": len(found.zeros),

@@ -77,7 +77,10 @@ def describe_model(
     identity = [
         [asdict(spec) for spec in (*(TensorSpec(i.name, i.shape, i.dtype) for i in inputs), logits, *state)],
         # what 1-bit layers are known by is what it was before there were others
-        [[r.path, r.decision, *([r.activation_bits] if r.activation_bits > 1 else [])] for r in layers],
+        [
+            [r.path, r.decision, *([r.activation_bits] if record.grid else [])]
+            for r, record in zip(layers, train.layers, strict=True)
+        ],
         numerics,
         optimizer["name"],
         optimizer["hyperparameters"],
@@ -150,7 +153,10 @@ def _decision(record: LayerRecord) -> LayerDecision:
     if record.grid is None:
         return LayerDecision(record.path, record.kind, decided, reason, record.source)
     kind = "both signs" if record.grid.signed else "no sign"
-    reason = f"{reason}; activations of {record.grid.bits} bits, {kind}, {record.grid.spacing:.3g} apart"
+    if record.grid.bits == 1:
+        reason = f"{reason}; activations are 0 or {record.grid.spacing:.3g}"
+    else:
+        reason = f"{reason}; activations of {record.grid.bits} bits, {kind}, {record.grid.spacing:.3g} apart"
     return LayerDecision(record.path, record.kind, decided, reason, record.source, record.grid.bits)
 
 

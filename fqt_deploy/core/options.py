@@ -25,6 +25,9 @@ from fqt_deploy.core.option import (
 Recipe = Literal["scq+agp", "scq", "psq-8", "psq-1", "none"]
 Sampling = Literal["nested", "sampled", "once", "topk"]
 Grid = Literal["zero", "minmax"]
+ActivationGridKind = Literal["sign", "fitted"]
+ACTIVATION_GRIDS: tuple[str, ...] = get_args(ActivationGridKind)
+"""What an activation of 1 bit can be."""
 Projection = Literal["auto", "off"]
 Rematerialization = Literal["off", "auto"]
 Exchange = Literal["off", "fp32", "4-bit"]
@@ -118,6 +121,12 @@ class CompileOptions:
     activation_bits: ActivationBits = option(
         1,
         "Keep this many bits of an activation of a binarized layer: more bits, more accuracy, more time.",
+        section=LAYERS,
+    )
+    activation_grid: ActivationGridKind = option(
+        "sign",
+        "Where 1 bit is kept of an activation, keep its sign (sign), or, behind a ReLU or what else is never negative, "
+        "round it to 0 or a value that fits the example batch (fitted): better from full-precision weights.",
         section=LAYERS,
     )
     bits: tuple[LayerBits, ...] = option(

@@ -8,15 +8,17 @@ After::
 
     layer body = conv2d binarized=True grid=activationgrid{bits=2 signed=False spacing=0.65}
 
-A layer that reads what cannot be negative, such as a ReLU's result, gets an unsigned grid, all others a signed one. The
-spacing is the best one for normally distributed values, or for their positive part, of the same root mean square as the
-layer reads on the example batch; without one, as behind batch normalization. It is rounded to an eighth
-of a power of two, so that equal layers share their kernels.
+A layer that reads what cannot be negative, such as a ReLU's result, gets an unsigned grid, all others a signed one.
+With 1 bit there are signs instead of a grid, but for unsigned ones, 0 or the spacing, where they are asked for. The
+spacing is the best one for normally distributed values, or for their positive part, of the same root mean square as
+the layer reads on the example batch; without one, as behind batch normalization. It is rounded to an eighth of a power
+of two, so that equal layers share their kernels.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated
@@ -35,7 +37,7 @@ from fqt_deploy.passes.pass_base import Pass
 
 SPACINGS = {
     True: {2: 0.996, 3: 0.5864, 4: 0.3354, 8: 0.0308},
-    False: {2: 0.9211, 3: 0.4997, 4: 0.2728, 8: 0.0236},
+    False: {1: 1.731, 2: 0.9211, 3: 0.4997, 4: 0.2728, 8: 0.0236},
 }
 """Spacing with the least mean square error, by whether the grid is signed and by bits, in root mean squares: of
 normally distributed values for signed grids, of their positive part for unsigned ones.
@@ -50,12 +52,14 @@ class ChooseBits(Pass):
     Attributes:
         activations: bits of an activation.
         bits: layers with bits of their own; the first that matches counts.
+        fitted: whether 1 bit of what cannot be negative gets a grid, too.
         decided: grids by the name of their layer's weight, as chosen for this step before: they hold for prediction,
             and for batches of another shape. None where they are to be chosen.
     """
 
     activations: Annotated[int, ACTIVATION_BITS] = 1
     bits: tuple[LayerBits, ...] = ()
+    fitted: bool = False
     decided: tuple[tuple[str, ActivationGrid], ...] | None = None
 
     name = "choose-bits"
@@ -70,16 +74,18 @@ class ChooseBits(Pass):
         self._check_globs(graph.layers)
         inputs: dict[str, list[fx.Node]] = {}
         for product in products_of(graph, "forward"):
-            if self._bits_of(product.meta["record"]) > 1:
-                inputs.setdefault(product.meta["record"].weight, []).append(call_of(product).x)
-        squares = _mean_squares(graph, {x for nodes in inputs.values() for x in nodes})
-        for record in graph.layers:
-            if nodes := inputs.get(record.weight):
-                signed = not all(map(is_non_negative, nodes))
-                mean = sum(squares.get(x, 1.0 if signed else 0.5) for x in nodes) / len(nodes)
-                bits = self._bits_of(record)
-                record.grid = ActivationGrid(bits, signed, spacing_of(math.sqrt(mean), bits, signed))
+            inputs.setdefault(product.meta["record"].weight, []).append(call_of(product).x)
+        signed = {weight: not all(map(is_non_negative, nodes)) for weight, nodes in inputs.items()}
+        chosen = [record for record in graph.layers if record.weight in inputs and self._has_grid(record, signed)]
+        squares = _mean_squares(graph, {x for record in chosen for x in inputs[record.weight]})
+        for record in chosen:
+            nodes, bits, both = inputs[record.weight], self._bits_of(record), signed[record.weight]
+            mean = sum(squares.get(x, 1.0 if both else 0.5) for x in nodes) / len(nodes)
+            record.grid = ActivationGrid(bits, both, spacing_of(math.sqrt(mean), bits, both))
         return False
+
+    def _has_grid(self, record: LayerRecord, signed: Mapping[str, bool]) -> bool:
+        return self._bits_of(record) > 1 or (self.fitted and not signed[record.weight])
 
     def _bits_of(self, record: LayerRecord) -> int:
         own = (each.activations for each in self.bits if fnmatchcase(record.path, each.pattern))

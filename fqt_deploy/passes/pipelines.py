@@ -105,8 +105,10 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
 def _choose_bits(options: CompileOptions, grids: Mapping[str, ActivationGrid] | None) -> tuple[Pass, ...]:
     if grids is not None:
         return (ChooseBits(decided=tuple(grids.items())),) if grids else ()
-    several = options.activation_bits > 1 or options.bits
-    return (ChooseBits(options.activation_bits, options.bits),) if several else ()
+    fitted = options.activation_grid == "fitted"
+    if options.activation_bits == 1 and not options.bits and not fitted:
+        return ()  # signs everywhere
+    return (ChooseBits(options.activation_bits, options.bits, fitted=fitted),)
 
 
 def prediction_passes(layers: Sequence[LayerRecord]) -> tuple[Pass, ...]:

@@ -47,6 +47,7 @@ EXAMPLES = {
     "include": (["--include", "a.*", "--include", "b"], {"include": ["a.*", "b"]}),
     "exclude": (["--exclude", "a.*"], {"exclude": "a.*"}),
     "activation_bits": (["--activation-bits", "2"], {"activation_bits": 2}),
+    "activation_grid": (["--activation-grid", "fitted"], {"activation_grid": "fitted"}),
     "bits": (["--bits", "head.*=1,4", "--bits", "*=1,2"], {"bits": {"head.*": (1, 4), "*": (1, 2)}}),
     "optimizer": (["--optimizer", "adamw"], {"optimizer": "adamw"}),
     "lr": (["--lr", "0.5"], {"lr": 0.5}),
@@ -115,7 +116,8 @@ def test_three_ways_give_one_result(name, model_file):
 WRONG = {
     "prediction": "",
     "target": "tpu", "mcpu": "", "arch": "", "recipe": "psq", "agp": "all", "grad_bits": "5", "grid": "even",
-    "projection": "on", "seed": "-1", "include": "", "exclude": "", "activation_bits": "5", "bits": "a=1",
+    "projection": "on", "seed": "-1", "include": "", "exclude": "", "activation_bits": "5",
+    "activation_grid": "x", "bits": "a=1",
     "optimizer": "rprop", "lr": "fast",
     "weight_decay": "-1", "groups": "head", "betas": "0.9,1", "eps": "nan", "momentum": "-0.9", "decay": "some",
     "no_decay": "", "clip_norm": "-1", "clip_value": "nan", "accumulate": "0", "ema": "1", "metrics": "loss",

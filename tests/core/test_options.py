@@ -16,6 +16,7 @@ from fqt_deploy.core.options import CompileOptions
         ({"grad_bits": 5}, "grad_bits is 5; it must be one of 1, 2, 3, 4, 8"),
         ({"agp": "all"}, "agp is 'all'; it must be one of nested, sampled, once, topk"),
         ({"projection": "on"}, "projection is 'on'; it must be one of auto, off"),
+        ({"activation_grid": "levels"}, "activation_grid is 'levels'; it must be one of sign, fitted"),
         ({"activation_bits": 5}, "activation_bits is 5; it must be one of 1, 2, 3, 4, 8"),
         ({"bits": {"a": (1, 5)}}, "the bits of the activations of 'a' are 5; they must be one of 1, 2, 3, 4, 8"),
         ({"bits": {"a": (3, 1)}}, "the bits of the weights of 'a' are 3; they must be one of 1"),

@@ -58,14 +58,34 @@ def test_values_without_a_size_get_the_grid_of_normalized_ones(size):
     assert spacing_of(size, 2, True) == spacing_of(1.0, 2, True)
 
 
+@pytest.mark.parametrize(("activation", "fitted"), [(nn.ReLU(), True), (nn.Sigmoid(), True), (nn.Tanh(), False)])
+def test_one_bit_of_what_cannot_be_negative_gets_a_grid_where_it_is_asked_for(activation, fitted):
+    layers, x = between(activation), torch.randn(64, 40, generator=torch.Generator().manual_seed(0))
+    assert grids(layers, x) == dict.fromkeys(("0", "2", "3"))
+    found = grids(layers, x, activation_grid="fitted")
+    assert found["0"] is None, "what has both signs keeps them"
+    assert (found["2"] is not None) == fitted
+    if fitted:
+        with torch.no_grad():
+            size = activation(layers[0](x)).square().mean().sqrt().item()
+        # the layer's own weights and inputs are binarized where this is measured: equal up to a factor near 1
+        assert (found["2"].bits, found["2"].signed) == (1, False)
+        assert found["2"].spacing == pytest.approx(SPACINGS[False][1] * size, rel=0.5)
+
+
 def test_layers_have_bits_of_their_own():
     found = grids(between(nn.ReLU()), torch.randn(8, 40), activation_bits=2, bits={"2": (1, 8), "0": (1, 1)})
     assert found["0"] is None
     assert found["2"].bits == 8
+    found = grids(
+        between(nn.ReLU()), torch.randn(8, 40), activation_grid="fitted", activation_bits=2, bits={"2": (1, 1)}
+    )
+    assert (found["0"].bits, found["2"].bits) == (2, 1)
 
 
-@pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("bits", "signed"), [(1, False), *((bits, signed) for bits in (2, 3, 4) for signed in (True, False))]
+)
 def test_the_spacing_has_the_least_error_for_normal_values(bits, signed):
     x = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
     x = x if signed else x.clamp(min=0)

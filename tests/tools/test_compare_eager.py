@@ -26,6 +26,12 @@ def test_activations_of_several_bits_agree(digits_source, bits):
     assert sum(flipped for flipped, _ in found.flips.values()) <= 3
 
 
+def test_one_bit_activations_on_a_fitted_grid_agree(digits_source):
+    found = compare(digits_source, activation_grid="fitted")
+    assert found.ok, found
+    assert sum(flipped for flipped, _ in found.flips.values()) <= 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "batch"), [("vgg16", 32), ("resnet18", 16), ("mixer", 16)])
 def test_the_large_networks_agree(model, batch):

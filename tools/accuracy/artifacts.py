@@ -31,10 +31,10 @@ def artifact_of(
     """The artifact of ``network`` under ``settings``; compiled unless ``cache`` has it.
 
     Network, shapes, settings and the compiler's own files decide: no step of an older compiler is used. So does
-    ``calibration``, where activations have several bits.
+    ``calibration``, where activations have grids.
     """
-    if settings.get("activation_bits", 1) == 1:
-        calibration = None
+    if not {"activation_bits", "activation_grid"} & settings.keys():
+        calibration = None  # signs fit everything
     chosen = [calibration.digest] if calibration else []
     recipe = json.dumps([network.name, classes, batch, settings, _compiler_digest(), *chosen], sort_keys=True)
     folder = cache / f"{network.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.fqt"

@@ -22,7 +22,7 @@ SIZE = (7.0, 4.0)
 
 def validation_curves(records: list[Record], path: Path) -> None:
     """Validation accuracy over steps, mean over seeds, one curve for each row and optimizer."""
-    figure, (axes,) = _panels(1)
+    figure, (axes,) = side_by_side(1)
     groups = by_row(reported(records))
     several = len({optimizer for _, optimizer in groups}) > 1
     for (row, optimizer), runs in groups.items():
@@ -31,14 +31,14 @@ def validation_curves(records: list[Record], path: Path) -> None:
         axes.plot(steps, mean, marker=".", label=f"{row} {optimizer}" if several else row)
     axes.set(xlabel="step", ylabel="validation accuracy, %")
     axes.legend(fontsize="small", ncols=2)
-    _save(figure, path)
+    save(figure, path)
 
 
 def learning_rates(records: list[Record], path: Path) -> None:
     """Validation accuracy of the tuning runs over the learning rate: one panel for each optimizer."""
     groups = by_row(tuning(records))
     optimizers = sorted({optimizer for _, optimizer in groups})
-    figure, panels = _panels(len(optimizers), sharey=True)
+    figure, panels = side_by_side(len(optimizers), sharey=True)
     for axes, optimizer in zip(panels, optimizers, strict=True):
         for (row, used), runs in groups.items():
             if used == optimizer:
@@ -47,14 +47,14 @@ def learning_rates(records: list[Record], path: Path) -> None:
         axes.set(xscale="log", xlabel="learning rate", title=optimizer)
         axes.legend(fontsize="small")
     panels[0].set_ylabel("validation accuracy, %")
-    _save(figure, path)
+    save(figure, path)
 
 
 def noise_by_layer(lines: list[dict[str, Any]], path: Path) -> None:
     """Relative variance of each layer's weight gradient in whole steps: one panel for each point in training."""
     steps = [line for line in lines if line["kind"] == "step" and line["layer"] != WHOLE]
     points = list(dict.fromkeys(line["point"] for line in steps))
-    figure, panels = _panels(len(points), sharey=True)
+    figure, panels = side_by_side(len(points), sharey=True)
     for axes, point in zip(panels, points, strict=True):
         for row in dict.fromkeys(line["row"] for line in steps):
             chosen = [line for line in steps if (line["row"], line["point"]) == (row, point)]
@@ -64,7 +64,7 @@ def noise_by_layer(lines: list[dict[str, Any]], path: Path) -> None:
         axes.tick_params(axis="x", labelrotation=60)
     panels[0].set_ylabel("variance / squared norm")
     panels[0].legend(fontsize="small")
-    _save(figure, path)
+    save(figure, path)
 
 
 def sensitivity(records: list[Record], lines: list[dict[str, Any]], path: Path) -> None:
@@ -76,7 +76,7 @@ def sensitivity(records: list[Record], lines: list[dict[str, Any]], path: Path) 
     for row in dict.fromkeys(line["row"] for line in lines):
         chosen = [line["variance"] for line in lines if line["row"] == row and line["layer"] == WHOLE]
         deviation[row] = float(np.mean(np.sqrt(chosen)))
-    figure, (axes,) = _panels(1)
+    figure, (axes,) = side_by_side(1)
     groups = by_row(reported(records))
     for optimizer in sorted({optimizer for _, optimizer in groups}):
         found = sorted(
@@ -90,10 +90,11 @@ def sensitivity(records: list[Record], lines: list[dict[str, Any]], path: Path) 
     axes.set(xlabel="standard deviation of the weight gradient / its norm", ylabel="test accuracy, %")
     axes.set_xscale("symlog", linthresh=0.1)
     axes.legend(fontsize="small")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _panels(count: int, *, sharey: bool = False) -> tuple[Figure, Any]:
+def side_by_side(count: int, *, sharey: bool = False) -> tuple[Figure, Any]:
+    """One figure with ``count`` panels side by side, and the panels."""
     figure = Figure(figsize=(SIZE[0] if count == 1 else SIZE[0] * 0.6 * count, SIZE[1]))
     panels = figure.subplots(1, count, sharey=sharey, squeeze=False)[0]
     for axes in panels:
@@ -101,6 +102,7 @@ def _panels(count: int, *, sharey: bool = False) -> tuple[Figure, Any]:
     return figure, panels
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write ``figure`` as SVG, the same bytes from the same results."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="svg", metadata={"Date": None}, bbox_inches="tight")

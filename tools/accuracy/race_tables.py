@@ -25,7 +25,7 @@ def steps_to(target: float, runs: Sequence[Record]) -> int | None:
     return next((step for step, accuracy in zip(steps, mean, strict=True) if accuracy >= target), None)
 
 
-def time_table(records: list[Record], races: list[dict[str, Any]]) -> list[str]:
+def time_table(records: list[Record], race: dict[str, Any]) -> list[str]:
     """Time of each row to the accuracy of ``none`` less three points, beside PyTorch's on the same 1-bit network.
 
     Runs of different length are rows of their own; the target is that of the shortest runs of ``none``.
@@ -34,7 +34,7 @@ def time_table(records: list[Record], races: list[dict[str, Any]]) -> list[str]:
     for record in sorted(reported(records), key=lambda record: record.job.steps):
         if record.job.optimizer == "adam":
             curves.setdefault((record.job.row, record.job.steps), []).append(record)
-    seconds: dict[str, float] = races[-1]["step_s"]
+    seconds: dict[str, float] = race["step_s"]
     base = next((runs for (row, _), runs in curves.items() if row == "none"), None)
     if base is None:
         raise FqtError("no run of row none to take the target from", code="FQT502", hint="train it first")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fqt_deploy.core.diagnostics import FqtError
+from tools.accuracy.frontier import frontier_table
 from tools.accuracy.ideas_table import ideas_table
 from tools.accuracy.job import Record, read_records
 from tools.accuracy.race_tables import time_table
@@ -23,7 +24,7 @@ from tools.accuracy.tables import TABLES, same_setting
 from tools.accuracy.theory_tables import THEORY_TABLES
 
 BLOCK = re.compile(r"<!-- (?P<kind>[a-z-]+) (?P<keys>[^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
-_MIXED = ("runs", "time")
+_MIXED = ("runs", "time", "frontier", "frontier-plot")
 """Kinds whose records may differ in more than row, optimizer, learning rate and seed."""
 _FILES = ("results", "theory", "race", "file")
 """Keys that name a file."""
@@ -76,6 +77,10 @@ class Block:
             raise self.fail("no results")
         return found
 
+    def race(self) -> dict[str, Any]:
+        """The last measurement of steps of the block's network."""
+        return self.lines("race", {"network": self.filters["network"]})[-1]
+
 
 def add_to(commands: Any) -> None:
     """Add the command ``report`` to ``commands``."""
@@ -119,12 +124,12 @@ def _render(block: Block, plots: bool) -> list[str]:
     if block.kind == "ideas":
         return ideas_table(block.records())
     if block.kind == "time":
-        races = block.lines("race", {"network": block.filters["network"]})
-        return time_table(block.records(), races)
+        return time_table(block.records(), block.race())
+    if block.kind == "frontier":
+        return frontier_table(block.records(), block.race())
     if block.kind not in _PLOTS:
-        raise block.fail(
-            "there is no such table or plot", f"there are {[*TABLES, *THEORY_TABLES, 'ideas', 'time', *_PLOTS]}"
-        )
+        kinds = [*TABLES, *THEORY_TABLES, "ideas", "time", "frontier", *_PLOTS]
+        raise block.fail("there is no such table or plot", f"there are {kinds}")
     if plots:
         _PLOTS[block.kind](block)
     return [f"![{block.kind}]({block.keys['file']})"]
@@ -154,8 +159,15 @@ def _sensitivity(block: Block) -> None:
     sensitivity(block.records(), block.lines("theory", {"kind": ["step"]}), block.file("file"))
 
 
+def _frontier(block: Block) -> None:
+    from tools.accuracy.frontier import frontier_plot
+
+    frontier_plot(block.records(), block.race(), block.file("file"))
+
+
 _PLOTS: dict[str, Callable[[Block], None]] = {
     "curves": _curves,
+    "frontier-plot": _frontier,
     "learning-rates": _learning_rates,
     "noise-by-layer": _noise_by_layer,
     "sensitivity": _sensitivity,

@@ -127,7 +127,7 @@ def open_session(
 ) -> Any:
     """The compiled step of a row, or PyTorch's, with the initial weights of seed 0; ``steps`` are a schedule's.
 
-    Activations of several bits are quantized on grids that fit ``calibration``, or these weights and random images.
+    Activations that are no signs are quantized on grids that fit ``calibration``, or these weights and random images.
     """
     settings = OPTIMIZERS[optimizer]
     if row in SCHEDULES:

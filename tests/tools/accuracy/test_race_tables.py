@@ -16,7 +16,7 @@ def test_times_are_steps_by_seconds_and_pytorch_takes_the_steps_of_none(record):
         record(row="psq-1", curve=[(10, 0.6), (20, 0.6), (30, 0.6)]),
     ]
     race = {"step_s": {"once-4": 0.1, "psq-1": 0.1, "torch-1bit": 2.0, "torch-fp32": 1.0}}
-    table = time_table(records, [{"step_s": {}}, race])
+    table = time_table(records, race)
     assert table[0] == "Target: 77.0 % on the validation images."
     assert table[4:] == [
         "| once-4 | 20 | not reached | 100.0 |  |  |",

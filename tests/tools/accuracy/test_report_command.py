@@ -20,10 +20,18 @@ def document(tmp_path, record):
         for layer in ("a.weight", "b.weight", "(all)")
     ]  # fmt: skip
     (tmp_path / "theory.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for row, steps in (("torch-fp32", 20), ("none-a4", 20), ("none-a4", 40)):
+        append_record(tmp_path / "full.jsonl", record(row=row, steps=steps, curve=[(10, 0.5), (steps, 0.6)]))
+    races = [{"network": network, "step_s": {"torch-fp32": 0.2, "torch-bf16": 0.1, "none-a4": t}}
+             for network, t in (("digits", 9.0), ("vgg6", 9.0), ("digits", 0.01))]  # fmt: skip
+    (tmp_path / "race.jsonl").write_text("".join(json.dumps(line) + "\n" for line in races))
     path = tmp_path / "doc.md"
     path.write_text(
         "# Title\n\n<!-- accuracy results=runs.jsonl phase=transfer -->\nold\n<!-- end -->\n\ntext\n\n"
         "<!-- noise theory=theory.jsonl point=start -->\n<!-- end -->\n"
+        "<!-- frontier results=full.jsonl network=digits race=race.jsonl -->\n<!-- end -->\n"
+        "<!-- frontier-plot results=full.jsonl network=digits race=race.jsonl file=plots/frontier.svg -->\n"
+        "<!-- end -->\n"
         "<!-- curves results=runs.jsonl file=plots/curves.svg -->\n<!-- end -->\n"
         "<!-- learning-rates results=runs.jsonl file=plots/rates.svg -->\n<!-- end -->\n"
         "<!-- noise-by-layer theory=theory.jsonl kind=step file=plots/noise.svg -->\n<!-- end -->\n"
@@ -39,9 +47,11 @@ def test_blocks_are_replaced_and_the_text_stays(document):
     assert "text" in text
     assert "| once-4 | adam | 0.001 | 0 | 50.0 | 60.0 | +0.0 |  |" in text
     assert "| start | `once-4` | 2 | 0 | 1 | 0.5 |" in text
+    assert "| torch-fp32 | 20 | 0 | 60.0 | 60.0 |  | 100.0 | 2.0 |  |" in text  # the faster type counts
+    assert "| none-a4 | 40 | 0 | 60.0 | 60.0 | +0.0 | 10.0 | 0.4 | 5.0 times as long |" in text  # the last race counts
     assert "![curves](plots/curves.svg)" in text
     plots = {path.name: path.read_bytes() for path in (document.parent / "plots").iterdir()}
-    assert set(plots) == {"curves.svg", "rates.svg", "noise.svg", "sensitivity.svg"}
+    assert set(plots) == {"curves.svg", "frontier.svg", "rates.svg", "noise.svg", "sensitivity.svg"}
     assert b"once-4" in plots["sensitivity.svg"]
     assert main(["report", str(document)]) == 0
     assert document.read_text() == text
