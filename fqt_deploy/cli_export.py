@@ -19,11 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy import __version__
+from fqt_deploy.command_line import SectionedCommand, given_options, with_flags
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.export_options import CHECKPOINT, EXPORT_OPTIONS, ExportOptions
 from fqt_deploy.runtime.artifact import MANIFEST, STATE, check_members
 from fqt_deploy.runtime.checkpoint import load_checkpoint
-from fqt_deploy.runtime.files import Arrays, read_file, read_tensors, replace_file, state_misfit, tensors_to_bytes
+from fqt_deploy.runtime.files import (
+    Arrays,
+    read_aligned_tensors,
+    read_file,
+    replace_file,
+    state_misfit,
+    tensors_to_bytes,
+)
+from fqt_deploy.runtime.zero_state import with_absent_zeros
 
 EXAMPLES = """
 \b
@@ -41,29 +51,23 @@ predict, with the .onnx file, or with the module that to_torch() of a compiled s
 """
 
 _LATENT = "weights of these layers are latent: their signs, scaled, are what the model computes with"
-_DEFAULT = "checkpoint.safetensors"
 
 
-@click.command(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@with_flags(EXPORT_OPTIONS.values())
+@click.command(cls=SectionedCommand, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("artifact", type=click.Path(path_type=Path), metavar="DIR")
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="A .safetensors, .pt or .onnx file."
-)
-@click.option(
-    "--checkpoint", is_flag=False, flag_value=_DEFAULT, metavar="[FILE]",
-    help=f"Take the weights from this checkpoint of the artifact; without FILE from DIR/{_DEFAULT}.",
-)  # fmt: skip
-@click.option("--averages", is_flag=True, help="Take the averages of the parameters, which --ema keeps.")
-@click.option("--model", type=click.Path(path_type=Path), metavar="FILE.py", help="The model file; for .onnx.")
 @click.version_option(__version__)
-def main(artifact: Path, output: Path, checkpoint: str | None, averages: bool, model: Path | None) -> None:
+def main(artifact: Path, **values: Any) -> None:
     """Write the weights of the artifact in DIR to a file for other programs."""
     try:
-        export(artifact, output, _checkpoint_of(artifact, checkpoint), averages=averages, model=model)
+        options = ExportOptions(**given_options(EXPORT_OPTIONS.values(), values))
+        assert options.output is not None
+        checkpoint = _checkpoint_of(artifact, options.checkpoint)
+        export(artifact, options.output, checkpoint, averages=options.averages, model=options.model)
     except FqtError as error:
         click.echo(error.render(), err=True)
         sys.exit(1)
-    click.echo(f"wrote {output}", err=True)
+    click.echo(f"wrote {options.output}", err=True)
 
 
 def export(
@@ -100,10 +104,8 @@ def export(
         replace_file(output, writers[output.suffix](manifest, weights))
 
 
-def _checkpoint_of(artifact: Path, given: str | None) -> Path | None:
-    if given is None:
-        return None
-    return artifact / _DEFAULT if given == _DEFAULT and not Path(given).exists() else Path(given)
+def _checkpoint_of(artifact: Path, given: Path | None) -> Path | None:
+    return artifact / CHECKPOINT if given == Path(CHECKPOINT) and not given.exists() else given
 
 
 def _read(artifact: Path, checkpoint: Path | None) -> tuple[Manifest, Arrays]:
@@ -114,7 +116,7 @@ def _read(artifact: Path, checkpoint: Path | None) -> tuple[Manifest, Arrays]:
     check_members(artifact)
     if checkpoint is not None:
         return manifest, load_checkpoint(checkpoint, manifest)[0]
-    arrays, _ = read_tensors(artifact / STATE)
+    arrays = with_absent_zeros(manifest.state, read_aligned_tensors(artifact / STATE))
     if misfit := state_misfit(manifest.state, arrays):
         raise FqtError(f"{artifact / STATE}: {misfit}", code="FQT502")
     return manifest, arrays

@@ -94,6 +94,8 @@ def _flag(declared: Option) -> click.Option:
     if kind.is_flag:
         return click.Option([declared.name, *names], is_flag=True, default=None, help=help_text(declared))
     settings: dict[str, Any] = {"type": click.Path()} if kind.is_path else {"shell_complete": _completion(kind)}
+    if declared.told.alone is not None:
+        settings |= {"is_flag": False, "flag_value": declared.told.alone}
     return click.Option(
         [declared.name, *names],
         multiple=kind.repeatable,

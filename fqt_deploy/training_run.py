@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.stop_signals import STOPPED, StopSignals
 from fqt_deploy.terminal import print_line, show_progress, tell
+from fqt_deploy.training_options import TrainingOptions
 
 if TYPE_CHECKING:
     from fqt_deploy.runtime import Session
@@ -26,30 +27,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRun:
-    """The run of training that the command line asks for; a field for each option."""
+class TrainingRun(TrainingOptions):
+    """The run of training that the command line asks for.
+
+    Attributes:
+        artifact: the compiled step.
+    """
 
     artifact: Path
-    data: Path | None
-    eval_data: Path | None
-    epochs: int
-    lr: float | None
-    schedule: str
-    warmup: int
-    mean: str
-    std: str
-    flip: bool
-    crop: int
-    checkpoint: Path
-    best: Path
-    patience: int | None
-    log: Path | None
-    tensorboard: Path | None
-    watch: int | None
-    watch_log: Path | None
-    predict: Path | None
-    resume: bool
-    overwrite: bool
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """The checkpoint that the run keeps."""
+        return self.checkpoint or self.artifact / "checkpoint.safetensors"
+
+    @property
+    def best_file(self) -> Path:
+        """The checkpoint of the best epoch."""
+        return self.best or self.artifact / "best.safetensors"
 
     def finish(self, signals: StopSignals) -> None:
         """Train, as the only writer of the checkpoint, and evaluate unless a signal has ended it."""
@@ -68,8 +63,8 @@ class TrainingRun:
             stack.enter_context(unreplaced(self.artifact))
             session = load(self.artifact)
             if self.data is not None and leads:
-                check_writable(self.checkpoint)
-                stack.enter_context(only_writer(self.checkpoint))
+                check_writable(self.checkpoint_file)
+                stack.enter_context(only_writer(self.checkpoint_file))
                 self._check_replaceable()
             if self.eval_data is not None and self.data is not None:
                 check_measurable(session.manifest)
@@ -77,9 +72,9 @@ class TrainingRun:
                 tell("reading the data ...")
             train = self._open(self.data, session, training=True) if self.data is not None else None
             held_out = self._open(self.eval_data, session, training=False) if self.eval_data is not None else None
-            record = EpochRecord(self.best, self.patience, self.log, self.tensorboard)
+            record = EpochRecord(self.best_file, self.patience, self.log, self.tensorboard)
             if self.resume and leads:
-                record.resume(session.load_checkpoint(self.checkpoint))
+                record.resume(session.load_checkpoint(self.checkpoint_file))
             if group is not None and train is not None:
                 self._join(session, group, train, record)
             if self.lr is not None:
@@ -89,7 +84,7 @@ class TrainingRun:
             if not leads:
                 return
             if signals.received:
-                tell(f"{STOPPED[signals.received]}: saved {self.checkpoint}; continue with --resume")
+                tell(f"{STOPPED[signals.received]}: saved {self.checkpoint_file}; continue with --resume")
             elif held_out is not None:
                 self._evaluate(session, held_out)
 
@@ -147,7 +142,7 @@ class TrainingRun:
         from fqt_deploy.runtime.sources.open_source import is_source, open_source
 
         manifest = session.manifest
-        preparation = Preparation(_numbers("--mean", self.mean), _numbers("--std", self.std), self.flip, self.crop)
+        preparation = Preparation(self.mean, self.std, self.flip, self.crop)
         preparation.check(manifest.model_inputs[0].shape[1:])
         source = open_source(path, manifest) if is_source(path) else read_data(path, manifest)
         processes = processes_of_torchrun() if training else 1
@@ -163,18 +158,18 @@ class TrainingRun:
         from fqt_deploy.runtime.checkpoint import is_checkpoint
         from fqt_deploy.runtime.files import sweep
 
-        sweep(Path(os.path.realpath(self.checkpoint)))
-        if self.resume or not self.checkpoint.exists():
+        sweep(Path(os.path.realpath(self.checkpoint_file)))
+        if self.resume or not self.checkpoint_file.exists():
             return
-        if not is_checkpoint(self.checkpoint):
+        if not is_checkpoint(self.checkpoint_file):
             raise FqtError(
-                f"{self.checkpoint} is no checkpoint, and would be overwritten",
+                f"{self.checkpoint_file} is no checkpoint, and would be overwritten",
                 code="FQT508",
                 hint="choose another --checkpoint, or remove the file",
             )
         if not self.overwrite:
             raise FqtError(
-                f"{self.checkpoint} holds the checkpoint of an earlier run, and would be overwritten",
+                f"{self.checkpoint_file} holds the checkpoint of an earlier run, and would be overwritten",
                 code="FQT508",
                 hint="--resume continues from it; --overwrite starts anew; or choose another --checkpoint",
             )
@@ -222,7 +217,7 @@ class TrainingRun:
                     told = ", ".join(f"{name} {value:.4g}" for name, value in evaluation.values.items())
                     tell(f"epoch {epoch + 1}/{self.epochs}  loss {found['loss']:.4f}  {told}")
                 if ends:
-                    tell(f"{record.waited} epochs without a better one: ending; the best is in {self.best}")
+                    tell(f"{record.waited} epochs without a better one: ending; the best is in {self.best_file}")
                 if group is not None:
                     group.share_text("ends" if ends else "goes on")
                 return ends
@@ -234,7 +229,12 @@ class TrainingRun:
             signals.training = True
             try:
                 train(
-                    session, data, epochs=self.epochs, schedule=schedule, checkpoint=self.checkpoint, progress=progress
+                    session,
+                    data,
+                    epochs=self.epochs,
+                    schedule=schedule,
+                    checkpoint=self.checkpoint_file,
+                    progress=progress,
                 )
             finally:
                 signals.training = False
@@ -279,14 +279,6 @@ def _group() -> Iterator[Group | None]:
         group.close(f"{error.code} {error.message}" if isinstance(error, FqtError) else type(error).__name__)
         raise
     group.close()
-
-
-def _numbers(flag: str, text: str) -> tuple[float, ...]:
-    """The numbers in ``text``, with commas between them; FQT202 if they are none."""
-    try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise FqtError(f"{flag} is {text!r}; it must be numbers with commas between them", code="FQT202") from None
 
 
 def check_writable(checkpoint: Path) -> None:

@@ -6,7 +6,8 @@ The artifact takes images [3, 32, 32]. ``--images`` has the form that ``tools.tr
 are written as files, a folder for each class. Every turn is a process of its own, which trains as ``fqt-train`` does,
 flips and shifts included: on the folder, on an ``.npz`` file (float32 arrays in memory), and on one batch again and
 again, without any data to read. The last line is JSON: medians of the samples per second, and the megabytes that a run
-takes at its peak beyond the one without data.
+takes at its peak beyond the one without data. ``cpu_share`` compares the cores' time a sample, which other programs on
+the machine change less than ``share``.
 
 With ``--kill`` runs of ``fqt-train`` on the first ``--count`` files are told to terminate, or killed, in the middle of
 an epoch, and resumed: the checkpoint at the end and the losses of all epochs are those of a run that nobody killed.
@@ -83,7 +84,7 @@ class _SameBatch:
 
 
 def run_turn(artifact: Path, kind: str, folder: Path, seconds: float) -> dict[str, float]:
-    """Train for so long; samples per second and the process's peak of resident megabytes."""
+    """Train for so long; samples per second, cores' milliseconds a sample and the peak of resident megabytes."""
     session = fqt_deploy.load(artifact)
     manifest = session.manifest
     source: Any
@@ -94,24 +95,26 @@ def run_turn(artifact: Path, kind: str, folder: Path, seconds: float) -> dict[st
     else:
         source = _SameBatch(50_000, manifest.model_inputs[0].shape[1:])
     data = Prepared(source, PREPARATION, manifest, kind, session.seed)
-    begin, done, peak = 0.0, 0, 0
+    begin, begin_cpu, done, peak = 0.0, 0.0, 0, 0
 
     def show(step: int, epoch: int, loss: float) -> None:
-        nonlocal begin, done, peak
+        nonlocal begin, begin_cpu, done, peak
         if step == WARM_UP:
-            begin = time.perf_counter()
+            begin, begin_cpu = time.perf_counter(), time.process_time()
         done, peak = step, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    ended = 0.0
+    ended = ended_cpu = 0.0
 
     def stopped() -> bool:
-        nonlocal ended
-        ended = time.perf_counter()
+        nonlocal ended, ended_cpu
+        ended, ended_cpu = time.perf_counter(), time.process_time()
         return begin > 0 and ended - begin >= seconds
 
     checkpoint = folder / f"{kind}.safetensors"
     train(session, data, epochs=10**6, schedule=Schedule(), checkpoint=checkpoint, progress=Progress(show, stopped))
-    return {"rate": (done - WARM_UP) * manifest.batch / (ended - begin), "peak_mb": peak / 1e3}
+    samples = (done - WARM_UP) * manifest.batch
+    cpu_ms = 1e3 * (ended_cpu - begin_cpu) / samples
+    return {"rate": samples / (ended - begin), "cpu_ms": cpu_ms, "peak_mb": peak * 1024 / 1e6}
 
 
 def compare(artifact: Path, folder: Path, seconds: float, turns: int) -> dict[str, float]:
@@ -127,10 +130,12 @@ def compare(artifact: Path, folder: Path, seconds: float, turns: int) -> dict[st
             found[kind].append(json.loads(told.stdout.splitlines()[-1]))
             print(kind, found[kind][-1], file=sys.stderr)
     rates = {kind: statistics.median(each["rate"] for each in found[kind]) for kind in KINDS}
+    costs = {kind: min(each["cpu_ms"] for each in found[kind]) for kind in KINDS}
     peaks = {kind: max(each["peak_mb"] for each in found[kind]) for kind in KINDS}
     return {
         **{f"{kind}_samples_per_s": rates[kind] for kind in KINDS},
         "share": rates["folder"] / rates["arrays"],
+        "cpu_share": costs["arrays"] / costs["folder"],
         "folder_more_mb": peaks["folder"] - peaks["none"],
         "arrays_more_mb": peaks["arrays"] - peaks["none"],
     }

@@ -4,7 +4,8 @@ Example: ``python -m tools.bench_loop --batch 128 --steps 8 --turns 9``.
 
 The loop's step has decay groups, clipping by norm, label smoothing, and takes the learning rates of a scheduler before
 each step; the bare one is the same model with AdamW and cross-entropy alone. Both take turns on the same batch of
-tensors. The last line is JSON: the medians in seconds, their ratio, and the median of the ratios of the turns.
+tensors. The last line is JSON: the medians in seconds, their ratio, and the medians of the ratios of the turns, by time
+and by the time of all cores, which other programs on the machine change less.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ def steps(batch: int, width: int) -> tuple[Callable[[], Any], Callable[[], Any]]
     return step_of_loop, lambda: bare(x, y)
 
 
-def seconds(step: Callable[[], Any], count: int) -> float:
-    """The time of one of ``count`` steps."""
-    begin = time.perf_counter()
+def seconds(step: Callable[[], Any], count: int) -> tuple[float, float]:
+    """The time of one of ``count`` steps, and that of all cores together."""
+    begin, begin_cpu = time.perf_counter(), time.process_time()
     for _ in range(count):
         step()
-    return (time.perf_counter() - begin) / count
+    return (time.perf_counter() - begin) / count, (time.process_time() - begin_cpu) / count
 
 
 def main() -> None:
@@ -78,9 +79,11 @@ def main() -> None:
     for step in pair:
         seconds(step, 2)
     turns = [tuple(seconds(step, arguments.steps) for step in pair) for _ in range(arguments.turns)]
-    loop, bare = (statistics.median(column) for column in zip(*turns, strict=True))
-    ratio = statistics.median(ours / alone for ours, alone in turns)
-    print(json.dumps({"batch": arguments.batch, "loop": loop, "bare": bare, "ratio": loop / bare, "by_turn": ratio}))
+    loop, bare = (statistics.median(wall for wall, _ in column) for column in zip(*turns, strict=True))
+    by_turn = statistics.median(ours[0] / alone[0] for ours, alone in turns)
+    cores = statistics.median(ours[1] / alone[1] for ours, alone in turns)
+    found = {"loop": loop, "bare": bare, "ratio": loop / bare, "by_turn": by_turn, "by_cores": cores}
+    print(json.dumps({"batch": arguments.batch, **found}))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ BYTES_PER_OPERATION = 0.2
 """One vector operation on an element costs about as much as moving this many bytes."""
 PERMUTE_PENALTY = 4.0
 """A strided read costs this many times a contiguous one."""
+OPTIMIZER_PENALTY = 1.5
+"""Values of an optimizer are as large as parameters, and alive at the peak of memory: writing must save so much."""
 
 
 @dataclass(frozen=True)
@@ -301,7 +303,8 @@ class _Grouping:
             read *= PERMUTE_PENALTY
         compute = BYTES_PER_OPERATION * expression.operations
         inlined = len(users) * read + evaluations * compute  # elements of a window that was read are in the cache
-        return inlined > read + compute + (len(users) + 1) * value_bytes(node)
+        penalty = OPTIMIZER_PENALTY if node.meta.get("phase") == "optimizer" else 1.0
+        return inlined > penalty * (read + compute + (len(users) + 1) * value_bytes(node))
 
     def _computable_in_update(self, node: fx.Node, update: fx.Node) -> bool:
         """Whether gradient ``node`` reads overwritten state only at the element that is being overwritten."""

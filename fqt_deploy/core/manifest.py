@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from types import NoneType, UnionType
@@ -12,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest_laws import broken_law
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Version of the manifest's fields; raised when an older runtime could not run a newer artifact."""
 OLDEST_SCHEMA = 2
 """The oldest version that is still read: what it lacks has defaults."""
@@ -138,7 +139,7 @@ def function_name(function: str, number: int) -> str:
     return f"{function}_{number}" if number else function
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are thousands
 class KernelInfo:
     """One kernel call of the step.
 
@@ -357,7 +358,7 @@ def _build(expected: Any, data: Any, where: str) -> Any:
         return _build_dataclass(expected, data, where)
     if not isinstance(data, expected) or (expected is int and isinstance(data, bool)):
         raise _misfit(where, expected.__name__, data)
-    return data
+    return sys.intern(data) if type(data) is str else data  # layers and source lines repeat in every kernel
 
 
 def _build_dataclass(expected: type, data: Any, where: str) -> Any:

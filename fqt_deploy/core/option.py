@@ -27,6 +27,9 @@ from fqt_deploy.core.option_kinds import Kind, is_open, kind_of
 
 _KEY = "option"
 
+DATA = "Data"
+TRAINING = "Training"
+LOGS = "Logs"
 WRITING = "Input and output"
 TARGET = "Target"
 GRADIENTS = "Gradients"
@@ -34,7 +37,7 @@ LAYERS = "Layers"
 OPTIMIZER = "Optimizer"
 RESOURCES = "Memory and speed"
 CHECKS = "Checks and insight"
-SECTIONS = (WRITING, TARGET, GRADIENTS, LAYERS, OPTIMIZER, RESOURCES, CHECKS)
+SECTIONS = (DATA, TRAINING, WRITING, LOGS, TARGET, GRADIENTS, LAYERS, OPTIMIZER, RESOURCES, CHECKS)
 """The headings that options stand under, in their order."""
 
 
@@ -52,6 +55,7 @@ class OptionText:
         in_manifest: the option changes computed numbers, and the manifest records it.
         recorded_as: the property that the manifest takes the value from, where the field may leave it open.
         kind: kind of the values, where the field's type does not tell.
+        alone: the value where the flag stands without one; None where it must have one.
         minimum: the least number.
         below: numbers are less than this.
     """
@@ -64,6 +68,7 @@ class OptionText:
     in_manifest: bool = False
     recorded_as: str | None = None
     kind: Kind | None = None
+    alone: str | None = None
     minimum: float | None = None
     below: float | None = None
 

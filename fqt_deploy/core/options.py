@@ -125,8 +125,8 @@ class CompileOptions:
     )
     activation_grid: ActivationGridKind = option(
         "sign",
-        "Where 1 bit is kept of an activation, keep its sign (sign), or, behind a ReLU or what else is never negative, "
-        "round it to 0 or a value that fits the example batch (fitted): better from full-precision weights.",
+        "Where 1 bit is kept of an activation, keep its sign (sign), or, where it is hardly ever negative, as behind a "
+        "ReLU, round it to 0 or a value that fits the example batch (fitted): better from full-precision weights.",
         section=LAYERS,
     )
     bits: tuple[LayerBits, ...] = option(

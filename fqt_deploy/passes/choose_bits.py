@@ -9,10 +9,12 @@ After::
     layer body = conv2d binarized=True grid=activationgrid{bits=2 signed=False spacing=0.65}
 
 A layer that reads what cannot be negative, such as a ReLU's result, gets an unsigned grid, all others a signed one.
-With 1 bit there are signs instead of a grid, but for unsigned ones, 0 or the spacing, where they are asked for. The
-spacing is the best one for normally distributed values, or for their positive part, of the same root mean square as
-the layer reads on the example batch; without one, as behind batch normalization. It is rounded to an eighth of a power
-of two, so that equal layers share their kernels.
+With 1 bit there are signs instead of a grid, but for unsigned ones, 0 or the spacing, where they are asked for. With 1
+or 2 bits an unsigned grid is also chosen where it is clearly closer to what the layer reads on the example batch:
+behind GELU, SiLU, Softplus, or a PReLU that has learned to keep what is negative small, half of a signed grid is
+hardly used. The spacing is the best one for normally distributed values, or for their positive part, of the same root
+mean square as the layer reads on the example batch; without one, as behind batch normalization. It is rounded to an
+eighth of a power of two, so that equal layers share their kernels.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from fqt_deploy.core.call import call_of
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import ActivationGrid, LayerRecord, TrainingGraph
 from fqt_deploy.core.layer_bits import ACTIVATION_BITS, LayerBits
+from fqt_deploy.ops.lib.levels import codes_of
 from fqt_deploy.passes.annotate_layers import products_of
 from fqt_deploy.passes.example_values import visit_values
 from fqt_deploy.passes.non_negative import is_non_negative
@@ -43,6 +46,10 @@ SPACINGS = {
 normally distributed values for signed grids, of their positive part for unsigned ones.
 """
 STEPS_PER_OCTAVE = 8
+FEW_BITS = 2
+"""The most bits with which a signed grid that is half used costs much."""
+CLEARLY = 0.8
+"""An unsigned grid must leave less than this part of what a signed one leaves unexplained."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class ChooseBits(Pass):
     Attributes:
         activations: bits of an activation.
         bits: layers with bits of their own; the first that matches counts.
-        fitted: whether 1 bit of what cannot be negative gets a grid, too.
+        fitted: whether 1 bit gets a grid, too, where that is an unsigned one.
         decided: grids by the name of their layer's weight, as chosen for this step before: they hold for prediction,
             and for batches of another shape. None where they are to be chosen.
     """
@@ -74,18 +81,21 @@ class ChooseBits(Pass):
         self._check_globs(graph.layers)
         inputs: dict[str, list[fx.Node]] = {}
         for product in products_of(graph, "forward"):
-            inputs.setdefault(product.meta["record"].weight, []).append(call_of(product).x)
-        signed = {weight: not all(map(is_non_negative, nodes)) for weight, nodes in inputs.items()}
-        chosen = [record for record in graph.layers if record.weight in inputs and self._has_grid(record, signed)]
-        squares = _mean_squares(graph, {x for record in chosen for x in inputs[record.weight]})
+            if self._may_have_grid(product.meta["record"]):
+                inputs.setdefault(product.meta["record"].weight, []).append(call_of(product).x)
+        chosen = [record for record in graph.layers if record.weight in inputs]
+        values = _measured(graph, {x: self._bits_of(record) for record in chosen for x in inputs[record.weight]})
         for record in chosen:
-            nodes, bits, both = inputs[record.weight], self._bits_of(record), signed[record.weight]
-            mean = sum(squares.get(x, 1.0 if both else 0.5) for x in nodes) / len(nodes)
-            record.grid = ActivationGrid(bits, both, spacing_of(math.sqrt(mean), bits, both))
+            bits, nodes = self._bits_of(record), inputs[record.weight]
+            signed = not all(is_non_negative(x) or (x in values and values[x].lopsided) for x in nodes)
+            if bits > 1 or not signed:
+                usual = 1.0 if signed else 0.5
+                mean = sum(values[x].mean_square if x in values else usual for x in nodes) / len(nodes)
+                record.grid = ActivationGrid(bits, signed, spacing_of(math.sqrt(mean), bits, signed))
         return False
 
-    def _has_grid(self, record: LayerRecord, signed: Mapping[str, bool]) -> bool:
-        return self._bits_of(record) > 1 or (self.fitted and not signed[record.weight])
+    def _may_have_grid(self, record: LayerRecord) -> bool:
+        return self.fitted or self._bits_of(record) > 1
 
     def _bits_of(self, record: LayerRecord) -> int:
         own = (each.activations for each in self.bits if fnmatchcase(record.path, each.pattern))
@@ -109,12 +119,40 @@ def spacing_of(root_mean_square: float, bits: int, signed: bool) -> float:
     return float(np.float32(2.0 ** (round(best * STEPS_PER_OCTAVE) / STEPS_PER_OCTAVE)))
 
 
-def _mean_squares(graph: TrainingGraph, nodes: set[fx.Node]) -> dict[fx.Node, float]:
-    """The mean square of each of ``nodes`` on the example batch; empty without one."""
-    found: dict[fx.Node, float] = {}
+@dataclass(frozen=True)
+class _Values:
+    """What a layer reads on the example batch.
+
+    Attributes:
+        mean_square: of all elements.
+        lopsided: whether an unsigned grid of few bits is clearly closer to them than a signed one.
+    """
+
+    mean_square: float
+    lopsided: bool
+
+
+def _measured(graph: TrainingGraph, bits: Mapping[fx.Node, int]) -> dict[fx.Node, _Values]:
+    """What each of the nodes is on the example batch, to be quantized to so many bits; empty without one."""
+    found: dict[fx.Node, _Values] = {}
 
     def measure(node: fx.Node, value: Tensor) -> None:
-        found[node] = value.double().square().mean().item()
+        square = value.double().square().mean().item()
+        found[node] = _Values(square, bits[node] <= FEW_BITS and _is_lopsided(value, square, bits[node]))
 
-    visit_values(graph, nodes, measure)
+    visit_values(graph, bits, measure)
     return found
+
+
+def _is_lopsided(x: Tensor, mean_square: float, bits: int) -> bool:
+    size = math.sqrt(mean_square)
+    unsigned = codes_of(x, spacing_of(size, bits, signed=False), bits, signed=False)
+    signed = codes_of(x, spacing_of(size, bits, signed=True), bits, signed=True) if bits > 1 else (x > 0).float()
+    return _unexplained(x, unsigned) < CLEARLY * _unexplained(x, signed)
+
+
+def _unexplained(x: Tensor, codes: Tensor) -> float:
+    """The share of the variance of ``x`` that no linear function of the codes explains; 1 where codes are all equal."""
+    x, codes = (each.double() - each.double().mean() for each in (x, codes))
+    variances = x.square().mean().item() * codes.square().mean().item()
+    return 1.0 - (x * codes).mean().item() ** 2 / variances if variances > 0 else 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,18 @@ ALIGNMENT = 64
 
 def empty_aligned(shape: Sequence[int], dtype: str | np.dtype[Any]) -> Array:
     """An uninitialized C-contiguous array whose address is a multiple of ``ALIGNMENT``."""
+    return _aligned(np.empty, shape, dtype)
+
+
+def zeros_aligned(shape: Sequence[int], dtype: str | np.dtype[Any]) -> Array:
+    """A C-contiguous array of zeros whose address is a multiple of ``ALIGNMENT``, in memory not yet taken."""
+    return _aligned(np.zeros, shape, dtype)
+
+
+def _aligned(allocate: Callable[[int, type], Array], shape: Sequence[int], dtype: str | np.dtype[Any]) -> Array:
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
-    buffer = np.empty(size + ALIGNMENT, dtype=np.uint8)
+    buffer = allocate(size + ALIGNMENT, np.uint8)
     offset = -buffer.ctypes.data % ALIGNMENT
     return buffer[offset : offset + size].view(kind).reshape(tuple(shape))
 

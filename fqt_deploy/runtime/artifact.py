@@ -28,6 +28,7 @@ from fqt_deploy.runtime.files import (
 from fqt_deploy.runtime.folders import replace_folder, sweep_folders
 from fqt_deploy.runtime.locks import lock_folder
 from fqt_deploy.runtime.processor import missing_extensions
+from fqt_deploy.runtime.zero_state import stored_state, with_absent_zeros
 
 MANIFEST, LIBRARY, STATE, SUMS = "manifest.json", "step.so", "state.safetensors", "SHA256SUMS"
 """Names in an artifact; ``SUMS`` lists every member but itself, as ``sha256sum`` prints it."""
@@ -63,7 +64,7 @@ def read_artifact(folder: Path | str) -> tuple[Manifest, Arrays, Path]:
     manifest = Manifest.from_json(read_file(folder / MANIFEST))
     check_members(folder)
     _check_machine(folder, manifest.target)
-    arrays = read_aligned_tensors(folder / STATE)
+    arrays = with_absent_zeros(manifest.state, read_aligned_tensors(folder / STATE))
     if misfit := state_misfit(manifest.state, arrays):
         raise FqtError(f"{folder / STATE}: {misfit}", code="FQT502")
     return manifest, {spec.name: arrays[spec.name] for spec in manifest.state}, folder / LIBRARY
@@ -153,7 +154,7 @@ def write_artifact(
     files = {
         MANIFEST: manifest.to_json().encode(),
         LIBRARY: library if isinstance(library, bytes) else read_file(library),
-        STATE: tensors_to_bytes({spec.name: state[spec.name] for spec in manifest.state}),
+        STATE: tensors_to_bytes(stored_state(manifest.state, state)),
         **{name: source if isinstance(source, bytes) else read_file(source) for name, source in companions.items()},
     }
     write_members(folder, files)

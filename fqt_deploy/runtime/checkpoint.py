@@ -5,24 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.core.manifest import Manifest, TensorSpec
 from fqt_deploy.runtime.arrays import check_no_nan
 from fqt_deploy.runtime.files import (
     LARGEST_HEADER,
     Arrays,
-    parse_tensors,
-    read_file,
+    TensorFile,
+    open_tensors,
     replace_file,
     state_misfit,
     sweep,
-    tensors_to_bytes,
+    tensor_bytes,
+    tensor_header,
 )
 from fqt_deploy.runtime.locks import check_no_other_writer
 
@@ -43,7 +47,7 @@ def save_checkpoint(
     Args:
         path: the file.
         manifest: the manifest of the artifact that is trained.
-        state: all arrays by name.
+        state: all arrays by name; each is asked for several times, and may be a copy that is made then.
         metadata: what else a resumed run needs, as text.
 
     Raises:
@@ -52,29 +56,44 @@ def save_checkpoint(
     """
     path = Path(path)
     check_no_other_writer(path)
+    specs = []
     for name, array in state.items():
         check_no_nan(name, array)
-    header = {**metadata, _FINGERPRINT: manifest.fingerprint, _FORMAT: str(FORMAT), _DIGEST: _PLACEHOLDER}
-    content = tensors_to_bytes(state, header)
-    replace_file(path, content.replace(_entry(_PLACEHOLDER), _entry(digest_of(content)), 1))
+        specs.append(TensorSpec(name, array.shape, array.dtype.name))
+    # Elements of many bytes come first: then each array is aligned to its element.
+    specs.sort(key=lambda spec: -np.dtype(spec.dtype).itemsize)
+    texts = {**metadata, _FINGERPRINT: manifest.fingerprint, _FORMAT: str(FORMAT), _DIGEST: _PLACEHOLDER}
+    header = tensor_header(specs, texts)
+    digest = digest_of(header, (tensor_bytes(state[spec.name]) for spec in specs))
+    begin = _place_of_digest(header)
+    assert digest is not None
+    assert begin is not None
+    header = header[:begin] + digest.encode() + header[begin + len(digest) :]
+    replace_file(path, chain((header,), (tensor_bytes(state[spec.name]) for spec in specs)))
 
 
-def digest_of(content: bytes) -> str | None:
-    """The SHA-256 digest of a checkpoint with zeros in place of its own entry; None if it has no such entry."""
-    key = f'"{_DIGEST}":"'.encode()
-    place = content.find(key, 0, 8 + int.from_bytes(content[:8], "little"))
-    if place < 0:
+def digest_of(header: bytes, pieces: Iterable[bytes | memoryview]) -> str | None:
+    """The SHA-256 digest of a checkpoint with zeros in place of its own entry; None if it has no such entry.
+
+    Args:
+        header: what the file begins with.
+        pieces: what follows.
+    """
+    begin = _place_of_digest(header)
+    if begin is None:
         return None
-    begin, view = place + len(key), memoryview(content)
-    digest = hashlib.sha256(view[:begin])
+    digest = hashlib.sha256(header[:begin])
     digest.update(_PLACEHOLDER.encode())
-    digest.update(view[begin + len(_PLACEHOLDER) :])
+    digest.update(header[begin + len(_PLACEHOLDER) :])
+    for piece in pieces:
+        digest.update(piece)
     return digest.hexdigest()
 
 
-def _entry(digest: str | None) -> bytes:
-    """The bytes that hold the digest in the header."""
-    return f'"{_DIGEST}":"{digest}"'.encode()
+def _place_of_digest(header: bytes) -> int | None:
+    key = f'"{_DIGEST}":"'.encode()
+    place = header.find(key)
+    return None if place < 0 else place + len(key)
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -96,15 +115,33 @@ def load_checkpoint(path: Path | str, manifest: Manifest) -> tuple[Arrays, dict[
         All state arrays by name, and the metadata given to ``save_checkpoint``.
 
     Raises:
+        FqtError: as ``open_checkpoint``.
+    """
+    with open_checkpoint(path, manifest) as (tensors, metadata):
+        return {name: tensors.read(name) for name in tensors.entries}, metadata
+
+
+@contextmanager
+def open_checkpoint(path: Path | str, manifest: Manifest) -> Iterator[tuple[TensorFile, dict[str, str]]]:
+    """Open and check a checkpoint of the artifact with ``manifest``; its arrays are in memory one at a time.
+
+    Returns:
+        The file, with all state arrays, and the metadata given to ``save_checkpoint``.
+
+    Raises:
         FqtError: FQT502 if the file is missing or damaged, FQT503 for another format, FQT504 if it is not a
             checkpoint or belongs to another artifact, FQT506 if it holds NaN.
     """
     path = Path(path)
     sweep(Path(os.path.realpath(path)))
-    content = read_file(path)
-    arrays, header = parse_tensors(content, path)
-    fingerprint, version = header.pop(_FINGERPRINT, None), header.pop(_FORMAT, None)
-    digest = header.pop(_DIGEST, None)
+    with open_tensors(path) as tensors:
+        yield tensors, _checked_metadata(tensors, manifest)
+
+
+def _checked_metadata(tensors: TensorFile, manifest: Manifest) -> dict[str, str]:
+    path, metadata = tensors.path, dict(tensors.metadata)
+    fingerprint, version = metadata.pop(_FINGERPRINT, None), metadata.pop(_FORMAT, None)
+    digest = metadata.pop(_DIGEST, None)
     if fingerprint is None or version is None:
         raise FqtError(f"{path} is not a checkpoint", code="FQT504", hint="load weights with Session.load_state_dict")
     if version not in {str(number) for number in range(OLDEST_FORMAT, FORMAT + 1)}:
@@ -113,7 +150,8 @@ def load_checkpoint(path: Path | str, manifest: Manifest) -> tuple[Arrays, dict[
             code="FQT503",
             hint="install the version of fqt-deploy that wrote it",
         )
-    if (digest is not None or version != str(OLDEST_FORMAT)) and (digest is None or digest_of(content) != digest):
+    has_digest = digest is not None or version != str(OLDEST_FORMAT)
+    if has_digest and (digest is None or digest_of(tensors.header, tensors.pieces()) != digest):
         raise FqtError(f"{path} is damaged: its digest is another", code="FQT502", hint="go on from an older one")
     if fingerprint != manifest.fingerprint:
         raise FqtError(
@@ -121,10 +159,11 @@ def load_checkpoint(path: Path | str, manifest: Manifest) -> tuple[Arrays, dict[
             code="FQT504",
             hint="resume with the artifact that wrote it, or load its weights only",
         )
-    if misfit := state_misfit(manifest.state, arrays):
+    if misfit := state_misfit(manifest.state, tensors.specs):
         raise FqtError(f"{path}: {misfit}", code="FQT502")
-    if arrays[_STEP].item() < 0:
-        raise FqtError(f"{path} is damaged: {arrays[_STEP].item()} steps", code="FQT502")
-    for name, array in arrays.items():
+    for name in tensors.entries:
+        array = tensors.read(name)
+        if name == _STEP and array.item() < 0:
+            raise FqtError(f"{path} is damaged: {array.item()} steps", code="FQT502")
         check_no_nan(f"{name} in {path}", array)
-    return arrays, header
+    return metadata

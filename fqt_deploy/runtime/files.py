@@ -6,17 +6,17 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize, safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fqt_deploy.core.diagnostics import FqtError
@@ -34,6 +34,7 @@ _TYPES = {
     "I64": "int64", "U64": "uint64", "F16": "float16", "F32": "float32", "F64": "float64",
 }  # fmt: skip
 """NumPy's names of safetensors' element types."""
+_NAMES_OF_TYPES = {numpy: name for name, numpy in _TYPES.items()}
 LARGEST_HEADER = 100_000_000
 """Upper bound of a header's bytes, as in the reference implementation of safetensors."""
 
@@ -55,8 +56,8 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write ``path`` whole or not at all; where it is a symbolic link, the file that it points to.
+def replace_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
+    """Write ``path`` whole or not at all, from one piece or several; where it is a symbolic link, what it points to.
 
     The new content is first written to a hidden file beside it, which is locked for as long as its writer lives: what a
     killed writer left behind is removed by the next one.
@@ -73,7 +74,7 @@ def replace_file(path: Path, content: bytes) -> None:
         descriptor, temporary = _create_part(target)
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, 0o666 & ~current_umask())  # mkstemp makes it private
-            file.write(content)
+            file.writelines((content,) if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(descriptor)
             temporary.replace(target)
@@ -161,8 +162,55 @@ def _reading(path: Path) -> Iterator[BufferedReader]:
         raise FqtError(f"cannot read {path}: {error.strerror or error}", code="FQT502") from None
 
 
-def read_aligned_tensors(path: Path) -> Arrays:
-    """Arrays of a safetensors file, each read into aligned memory of its own: the file is not in memory beside them.
+@dataclass(frozen=True)
+class TensorFile:
+    """An open safetensors file, whose arrays are read one by one.
+
+    Attributes:
+        path: the file, for messages.
+        file: its content, from any place.
+        header: the bytes before the arrays.
+        entries: type, shape and place of each array by name.
+        metadata: texts by name.
+    """
+
+    path: Path
+    file: BufferedReader
+    header: bytes
+    entries: Mapping[str, Mapping[str, Any]]
+    metadata: Mapping[str, str]
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Shape and dtype of each array by name."""
+        return {
+            name: TensorSpec(name, tuple(entry["shape"]), _TYPES[entry["dtype"]])
+            for name, entry in self.entries.items()
+        }
+
+    def read(self, name: str) -> NDArray[Any]:
+        """The array in aligned memory of its own; FQT502 if the file holds something else than its header says."""
+        try:
+            entry = self.entries[name]
+            array = empty_aligned(entry["shape"], _TYPES[entry["dtype"]])
+            first, end = entry["data_offsets"]
+            self.file.seek(len(self.header) + first)
+            if end - first != array.nbytes or self.file.readinto(_bytes_of(array)) != array.nbytes:
+                raise ValueError("it holds something else than its header says")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FqtError(f"{self.path} is damaged: {error}", code="FQT502") from None
+        return array
+
+    def pieces(self) -> Iterator[bytes]:
+        """What comes behind the header, piece by piece."""
+        self.file.seek(len(self.header))
+        while piece := self.file.read(1 << 20):
+            yield piece
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[TensorFile]:
+    """Open a safetensors file.
 
     Raises:
         FqtError: FQT502 if it is missing, cannot be read or is damaged.
@@ -171,47 +219,54 @@ def read_aligned_tensors(path: Path) -> Arrays:
         try:
             with safe_open(path, "numpy") as checked:  # which compares sizes and offsets with the file's
                 names = list(checked.keys())
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-            return {name: _aligned(file, 8 + length, header[name]) for name in names}
+            length = file.read(8)
+            content = file.read(int.from_bytes(length, "little"))
+            header = json.loads(content)
+            tensors = TensorFile(
+                path, file, length + content, {name: header[name] for name in names}, header.get("__metadata__") or {}
+            )
+            assert tensors.specs.keys() == set(names)  # each of a known type
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FqtError(f"{path} is damaged: {error}", code="FQT502") from None
+        yield tensors
 
 
-def _aligned(file: BufferedReader, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:
-    array = empty_aligned(entry["shape"], _TYPES[entry["dtype"]])
-    first, end = entry["data_offsets"]
-    file.seek(start + first)
-    if end - first != array.nbytes or file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
-        raise ValueError("it holds something else than its header says")
-    return array
-
-
-def read_tensors(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """Arrays and metadata of a safetensors file.
+def read_aligned_tensors(path: Path) -> Arrays:
+    """Arrays of a safetensors file, each read into aligned memory of its own: the file is not in memory beside them.
 
     Raises:
         FqtError: FQT502 if it is missing, cannot be read or is damaged.
     """
-    return parse_tensors(read_file(path), path)
+    with open_tensors(path) as tensors:
+        return {name: tensors.read(name) for name in tensors.entries}
 
 
-def parse_tensors(content: bytes, path: Path) -> tuple[Arrays, dict[str, str]]:
-    """Arrays and metadata of a safetensors file with ``content``; FQT502, naming ``path``, if it is damaged."""
-    try:
-        arrays = {name: _array(entry) for name, entry in deserialize(content)}  # type: ignore[no-untyped-call]  # it checks sizes and offsets
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FqtError(f"{path} is damaged: {error}", code="FQT502") from None
-    return arrays, dict(header.get("__metadata__") or {})
+def _bytes_of(array: NDArray[Any]) -> memoryview:
+    """The bytes of a C-contiguous array, in its own memory."""
+    return array.reshape(-1).view(np.uint8).data
 
 
-def _array(entry: Mapping[str, Any]) -> NDArray[Any]:
-    kind = np.dtype(_TYPES[entry["dtype"]])
-    return np.frombuffer(entry["data"], kind, math.prod(entry["shape"])).reshape(entry["shape"])
+def tensor_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """What a safetensors file begins with whose arrays follow in this order, each as its bytes in C order."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for spec in specs:
+        begin, end = end, end + spec.size * np.dtype(spec.dtype).itemsize
+        kind = _NAMES_OF_TYPES[spec.dtype]
+        entries[spec.name] = {"dtype": kind, "shape": list(spec.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
-def state_misfit(specs: tuple[TensorSpec, ...], arrays: Mapping[str, NDArray[Any]]) -> str | None:
+def tensor_bytes(array: NDArray[Any]) -> memoryview:
+    """The bytes of an array in C order, without a copy where it lies so."""
+    return _bytes_of(np.asarray(array, order="C"))
+
+
+def state_misfit(
+    specs: tuple[TensorSpec, ...], arrays: Mapping[str, NDArray[Any]] | Mapping[str, TensorSpec]
+) -> str | None:
     """The difference of ``arrays`` from ``specs`` in names, shapes and dtypes, in words; None if there is none."""
     wanted = {spec.name: spec for spec in specs}
     if missing := [name for name in wanted if name not in arrays]:
@@ -220,6 +275,7 @@ def state_misfit(specs: tuple[TensorSpec, ...], arrays: Mapping[str, NDArray[Any
         return f"{unexpected[0]} is unexpected ({len(unexpected)} in all)"
     for name, spec in wanted.items():
         array = arrays[name]
-        if array.shape != spec.shape or array.dtype.name != spec.dtype:
-            return f"{name} is {array.dtype.name}{list(array.shape)}, expected {spec.dtype}{list(spec.shape)}"
+        dtype = str(array.dtype)
+        if array.shape != spec.shape or dtype != spec.dtype:
+            return f"{name} is {dtype}{list(array.shape)}, expected {spec.dtype}{list(spec.shape)}"
     return None

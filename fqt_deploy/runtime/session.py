@@ -9,7 +9,7 @@ import json
 import math
 import operator
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -23,7 +23,7 @@ from fqt_deploy.runtime.arrays import as_numpy, check_layout, check_no_nan, chec
 from fqt_deploy.runtime.artifact import LIBRARY, Build, write_artifact
 from fqt_deploy.runtime.bind_batch import bind_batch
 from fqt_deploy.runtime.calls import Turn, enter_process
-from fqt_deploy.runtime.checkpoint import load_checkpoint, save_checkpoint
+from fqt_deploy.runtime.checkpoint import open_checkpoint, save_checkpoint
 from fqt_deploy.runtime.choose_variant import variant_of, variants_for_samples
 from fqt_deploy.runtime.cuda_library import CudaLibrary, is_on_gpu
 from fqt_deploy.runtime.exchange import Exchange
@@ -398,7 +398,7 @@ class Session:
                 it; the file is as it was.
         """
         own = {"seed": str(self.seed), "lr": json.dumps(self._rates)}
-        save_checkpoint(path, self.manifest, self._fetched(), {**(metadata or {}), **own})
+        save_checkpoint(path, self.manifest, _Fetched(self._library, self._state), {**(metadata or {}), **own})
 
     @_alone
     def load_checkpoint(self, path: Path | str) -> dict[str, str]:
@@ -407,16 +407,16 @@ class Session:
         Raises:
             FqtError: FQT502 to FQT504, see ``runtime.checkpoint``; nothing has changed.
         """
-        arrays, metadata = load_checkpoint(path, self.manifest)
-        try:
-            seed, rates = int(metadata.pop("seed")), self._checked_rates(_list(json.loads(metadata.pop("lr"))))
-            if not -(2**63) <= seed < 2**63:
-                raise ValueError(f"the seed {seed}")
-        except (KeyError, TypeError, ValueError, RecursionError, FqtError) as error:
-            raise FqtError(f"{path} is damaged: {error} in its metadata", code="FQT502") from None
-        self.lr, self.seed = rates, seed
-        for name, array in arrays.items():
-            self._library.assign(self._state[name], array)
+        with open_checkpoint(path, self.manifest) as (tensors, metadata):
+            try:
+                seed, rates = int(metadata.pop("seed")), self._checked_rates(_list(json.loads(metadata.pop("lr"))))
+                if not -(2**63) <= seed < 2**63:
+                    raise ValueError(f"the seed {seed}")
+            except (KeyError, TypeError, ValueError, RecursionError, FqtError) as error:
+                raise FqtError(f"{path} is damaged: {error} in its metadata", code="FQT502") from None
+            self.lr, self.seed = rates, seed
+            for name, operand in self._state.items():
+                self._library.assign(operand, tensors.read(name))
         return metadata
 
     @_alone
@@ -453,6 +453,22 @@ def _layer_with_nan(loss: float, manifest: Manifest) -> str | None:
     (bits,) = struct.unpack("<Q", struct.pack("<d", loss))
     number = (bits >> 29 & 0x3FFFFF) - 1
     return manifest.layers[number].path if 0 <= number < len(manifest.layers) else None
+
+
+class _Fetched(Mapping[str, Array]):
+    """The state by name; an array is copied when it is asked for, and lives as long as it is looked at."""
+
+    def __init__(self, library: StepFunctions, operands: Mapping[str, Any]) -> None:
+        self._library, self._operands = library, operands
+
+    def __getitem__(self, name: str) -> Array:
+        return self._library.fetch(self._operands[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._operands)
+
+    def __len__(self) -> int:
+        return len(self._operands)
 
 
 def _fitting(name: str, array: Array, spec: TensorSpec) -> Array:

@@ -84,7 +84,7 @@ def test_a_checkpoint_is_not_overwritten_unasked(artifact, data, tmp_path):
     before = checkpoint.read_bytes()
     fails(run(*command, "--epochs", 2), "FQT508", "--resume", "--overwrite", "--checkpoint")
     assert checkpoint.read_bytes() == before
-    assert run(*command, "--resume", "--overwrite").exit_code == 2
+    fails(run(*command, "--resume", "--overwrite"), "FQT202", "--overwrite would replace")
     assert run(*command, "--checkpoint", tmp_path / "other").exit_code == 0
     assert checkpoint.read_bytes() == before
     assert run(*command, "--lr", 0.1, "--overwrite").exit_code == 0

@@ -25,6 +25,7 @@ from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.ops.aten.pointwise import Pointwise
 from fqt_deploy.ops.op import OPS, Kind
+from fqt_deploy.settings import options_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CLONE = torch.ops.aten.clone.default
@@ -206,3 +207,15 @@ def test_steps_of_a_loop_share_their_kernels():
         others[length] = {kernel_key(kernel) for kernel in kernels} - slices[length]
     assert len(slices[7]) - len(slices[5]) == 4  # of the gates' sequence and of its gradient
     assert len(others[7]) - len(others[5]) <= 1
+
+
+def test_adafactor_writes_no_square_of_a_gradient():
+    """Three sums read the squares, which would be as large as the parameter, while backward still keeps its values."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 96), nn.BatchNorm1d(96), nn.ReLU(), nn.Linear(96, 10))
+    source = ModelSource(model, functional.cross_entropy, (torch.randn(8, 64), torch.arange(8)))
+    graph = lower_model(source, options_of({"optimizer": "adafactor", "recipe": "none"})).train
+    kernels = [step for step in group_kernels(graph) if isinstance(step, Kernel)]
+    of_optimizer = [kernel.root for kernel in kernels if kernel.root.meta.get("phase") == "optimizer"]
+    large = [node for node in of_optimizer if node.meta["val"].numel() == 64 * 96]
+    assert [kind_of(node) for node in large] == [Kind.UPDATE]

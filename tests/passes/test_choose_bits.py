@@ -38,7 +38,7 @@ def between(*activations):
     ],
 )  # fmt: skip
 def test_what_cannot_be_negative_gets_a_grid_without_signs(activations, signed):
-    found = grids(between(*activations), torch.randn(8, 40), activation_bits=2)
+    found = grids(between(*activations), torch.randn(8, 40), activation_bits=3)
     middle = str(len(activations) + 1)
     assert found[middle].signed == signed
     assert found[str(len(activations) + 2)] is None, "the last layer is not binarized"
@@ -56,6 +56,26 @@ def test_the_spacing_fits_the_example_batch():
 @pytest.mark.parametrize("size", [0.0, math.inf, math.nan])
 def test_values_without_a_size_get_the_grid_of_normalized_ones(size):
     assert spacing_of(size, 2, True) == spacing_of(1.0, 2, True)
+
+
+def prelu(slope):
+    return nn.PReLU(init=slope)
+
+
+@pytest.mark.parametrize(
+    ("activation", "signed"),
+    [
+        (nn.GELU(), False), (nn.SiLU(), False), (nn.Hardswish(), False), (nn.LeakyReLU(), False), (prelu(-0.1), False),
+        (prelu(0.9), True), (nn.Tanh(), True), (nn.Softsign(), True), (nn.Identity(), True), (nn.LayerNorm(64), True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("bits", [1, 2])
+def test_few_bits_are_not_spent_on_negative_values_that_hardly_occur(activation, signed, bits):
+    x = torch.randn(64, 40, generator=torch.Generator().manual_seed(0))
+    layers = between(nn.BatchNorm1d(64), activation)
+    found = grids(layers, x, activation_bits=bits, activation_grid="fitted")["3"]
+    assert (found is None or found.signed) == signed
+    assert found is None or found.bits == bits
 
 
 @pytest.mark.parametrize(("activation", "fitted"), [(nn.ReLU(), True), (nn.Sigmoid(), True), (nn.Tanh(), False)])

@@ -1,6 +1,8 @@
 """Checkpoints: atomic, of this model only, and resuming is as if one had not stopped."""
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -143,3 +145,28 @@ def test_a_refused_checkpoint_changes_nothing(session, tmp_path, metadata):
     save_checkpoint(tmp_path / "c", session.manifest, session._state, {"seed": "0", "lr": "[0.1]"} | metadata)
     refuses(session, tmp_path / "c", "FQT502")
     assert (session.lr, session.seed) == (0.25, 5)
+
+
+def test_a_checkpoint_is_in_memory_an_array_at_a_time(tmp_path):
+    """Saving and loading take the memory of a few arrays beside the state, not that of the file."""
+    program = f"""
+from types import SimpleNamespace
+import numpy as np
+from fqt_deploy.core.manifest import StateSpec
+from fqt_deploy.runtime.checkpoint import open_checkpoint, save_checkpoint
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+state = {{f"param/{{i}}": np.full((1024, 1024), i, np.float32) for i in range(24)}} | {{"step": np.ones((), np.int64)}}
+specs = tuple(StateSpec(name, array.shape, array.dtype.name, "param") for name, array in state.items())
+manifest = SimpleNamespace(fingerprint="f", name="n", state=specs)
+before = peak()
+save_checkpoint({str(tmp_path / "c")!r}, manifest, state, {{}})
+saved = peak()
+with open_checkpoint({str(tmp_path / "c")!r}, manifest) as (tensors, _):
+    assert all(np.array_equal(tensors.read(name), state[name]) for name in state)
+print(saved - before, peak() - saved)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    saved, loaded = (int(kib) / 1024 for kib in done.stdout.split())
+    assert saved < 12, "MB, of 96"
+    assert loaded < 12

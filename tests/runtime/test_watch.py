@@ -93,9 +93,10 @@ def test_the_command_logs_what_it_watched(digits_artifact, digits, tmp_path):
     assert b"watch/grad_norm/classifier" in file.read_bytes()
 
 
-def test_a_log_without_a_watch_is_wrong_usage(digits_artifact, tmp_path):
+def test_a_log_without_a_watch_is_refused(digits_artifact, tmp_path):
     result = CliRunner().invoke(main, [str(digits_artifact), "--data", "x.npz", "--watch-log", str(tmp_path / "w.csv")])
-    assert result.exit_code == 2
+    assert result.exit_code == 1
+    assert "--watch-log needs --watch" in result.output
 
 
 def test_another_file_is_no_log(tmp_path):

@@ -9,4 +9,4 @@ from tools.bench_loop import seconds, steps
 
 @pytest.mark.slow
 def test_both_steps_run() -> None:
-    assert all(seconds(step, 2) > 0 for step in steps(batch=4, width=8))
+    assert all(min(seconds(step, 2)) > 0 for step in steps(batch=4, width=8))

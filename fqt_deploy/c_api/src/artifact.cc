@@ -19,7 +19,7 @@
 namespace fqt {
 namespace {
 
-constexpr int64_t kSchemaVersion = 4;
+constexpr int64_t kSchemaVersion = 5;
 constexpr int64_t kOldestSchema = 2;
 constexpr int64_t kFirstWithRoles = 4;  // before it the inputs are x and y, and the range of y lies beside them
 constexpr size_t kLargestArray = size_t{1} << 46;  // bytes; no address lies farther
@@ -204,7 +204,11 @@ Manifest ParseManifest(const Json& json) {
     for (const Json& spec : json["inputs"].Items()) manifest.inputs.push_back(ParseInput(spec));
   }
   manifest.logits = ParseSpec(json["logits"]);
-  for (const Json& spec : json["state"].Items()) manifest.state.push_back(ParseSpec(spec));
+  for (const Json& spec : json["state"].Items()) {
+    manifest.state.push_back(ParseSpec(spec));
+    const std::string role = spec["role"].String();
+    if (role == "optimizer" || role == "metric") manifest.may_be_absent.insert(manifest.state.back().name);
+  }
   for (const Json& name : json["predict_state"].Items()) manifest.predict_state.push_back(name.String());
   for (const Json& group : json["optimizer"]["groups"].Items()) manifest.rates.push_back(group["lr"].Number());
   manifest.seed = json["seed"].Int();

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,7 @@ struct Manifest {
   std::vector<InputSpec> inputs;  // of the model, then targets; in argument order
   TensorSpec logits;
   std::vector<TensorSpec> state;  // in argument order
+  std::set<std::string> may_be_absent;  // names of the state that is zero where the artifact's file does not hold it
   std::vector<std::string> predict_state;
   std::vector<Variant> variants;  // at least one; the first has the shapes above
   std::vector<double> rates;      // one for each parameter group

@@ -18,6 +18,7 @@
 #include <limits>
 #include <map>
 #include <mutex>
+#include <set>
 #include <utility>
 
 #include "calls.h"
@@ -261,6 +262,22 @@ std::string Spelling(const std::string& path) {
   return name + real.filename().string();
 }
 
+// The state that a file with `tensors` must hold: all but zeros that it leaves out, none larger than what it holds.
+std::vector<TensorSpec> Stored(const Manifest& manifest, const std::vector<Tensor>& tensors) {
+  std::set<std::string> present;
+  size_t largest = 0;
+  for (const Tensor& tensor : tensors) {
+    present.insert(tensor.spec.name);
+    largest = std::max(largest, tensor.spec.Bytes());
+  }
+  std::vector<TensorSpec> stored;
+  for (const TensorSpec& spec : manifest.state) {
+    const bool may_be_absent = manifest.may_be_absent.count(spec.name) != 0 && spec.Bytes() <= largest;
+    if (present.count(spec.name) != 0 || !may_be_absent) stored.push_back(spec);
+  }
+  return stored;
+}
+
 }  // namespace
 
 namespace {
@@ -377,11 +394,15 @@ Session::Session(const std::string& folder) : impl_(std::make_unique<Impl>()) {
   Impl& my = *impl_;
   my.manifest = std::move(artifact.manifest);
   const TensorFile file = ParseTensors(artifact.state, folder + "/state.safetensors");
-  const std::string misfit = Misfit(my.manifest.state, file.tensors);
+  const std::vector<TensorSpec> stored = Stored(my.manifest, file.tensors);
+  const std::string misfit = Misfit(stored, file.tensors);
   if (!misfit.empty()) throw Error(kDamaged, folder + "/state.safetensors: " + misfit);
   my.seed = EmptyTensor({"seed", "int64", {}});
   my.lr = EmptyTensor({"lr", "float32", {static_cast<int64_t>(my.manifest.rates.size())}});
-  for (const TensorSpec& spec : my.manifest.state) my.state.push_back(EmptyTensor(spec));
+  for (const TensorSpec& spec : my.manifest.state) {
+    my.state.push_back(EmptyTensor(spec));
+    if (stored.size() < my.manifest.state.size()) std::memset(Data(my.state.back()), 0, spec.Bytes());
+  }
   my.CopyState(file.tensors);
   for (const Variant& variant : my.manifest.variants) {
     Impl::Entry entry;
