@@ -4,7 +4,8 @@ const METADATA = 14; // ModelProto.metadata_props
 const KEY = 1; // StringStringEntryProto.key
 const VALUE = 2; // StringStringEntryProto.value
 const MANIFEST = "fqt.manifest";
-const SCHEMA = 4;
+const SCHEMA = 5;
+const OLDEST_SCHEMA = 4;
 
 /**
  * The manifest in the metadata of an ONNX file, which ONNX Runtime does not show to JavaScript.
@@ -23,9 +24,9 @@ export function readManifest(model, name) {
   } catch (error) {
     throw new FqtError(`${name} is damaged: ${error.message}`, "FQT502");
   }
-  if (manifest.schema_version !== SCHEMA) {
+  if (!(OLDEST_SCHEMA <= manifest.schema_version && manifest.schema_version <= SCHEMA)) {
     throw new FqtError(
-      `${name} has a manifest of version ${manifest.schema_version}, this package reads ${SCHEMA}`,
+      `${name} has a manifest of version ${manifest.schema_version}, this package reads ${OLDEST_SCHEMA} to ${SCHEMA}`,
       "FQT503",
       "install the version of fqt-train that belongs to the compiler",
     );

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -181,3 +183,12 @@ def test_manifests_of_two_unnamed_inputs_are_still_read():
     assert Manifest.from_json(old(schema_version=2)).labels is None
     with pytest.raises(FqtError, match=r"FQT502: .*label_range is 3"):
         Manifest.from_json(old(schema_version=3, label_range=3, ignore_index=None, class_axis=None))
+
+
+@pytest.mark.parametrize(
+    ("file", "constant"),
+    [("fqt_deploy/c_api/src/artifact.cc", "kSchemaVersion"), ("js/src/model_manifest.js", "SCHEMA")],
+)
+def test_readers_in_other_languages_know_the_version(file, constant):
+    text = (Path(__file__).parents[2] / file).read_text()
+    assert re.findall(rf"\b{constant} = (\d+);", text) == [str(SCHEMA_VERSION)]
