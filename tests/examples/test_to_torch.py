@@ -27,7 +27,7 @@ EXAMPLES = {path.stem: path for path in sorted((Path(__file__).parents[2] / "exa
 STEPS = 3
 BATCH = 4
 ROUNDING = 2e-6
-"""Magnitude of an activation below which rounding may decide its sign; the activations are of unit scale."""
+"""Distance from an edge below which rounding may decide an activation's code; the activations are of unit scale."""
 
 
 def compiled(source: ModelSource, **settings: Any) -> CompiledStep:
@@ -63,10 +63,14 @@ def test_the_module_predicts_what_the_step_predicts(name: str, several: bool) ->
     decided = torch.ones(BATCH, dtype=torch.bool)
 
     def note(layer: nn.Module, arguments: tuple[Tensor, ...], _: Tensor) -> None:
-        """Sums in another order decide the sign of what is within rounding of zero, and with it the sample's result."""
-        if layer.grid is None:
-            size = arguments[0].abs().reshape(BATCH, -1)
-            decided.logical_and_(((size == 0) | (size > ROUNDING)).all(1))  # a ReLU's 0 is exact
+        """Sums in another order decide the code of what is within rounding of an edge, and with it a result."""
+        x, grid = arguments[0].reshape(BATCH, -1), layer.grid
+        if grid is None:
+            clear = (x == 0) | (x.abs() > ROUNDING)  # a ReLU's 0 is exact
+        else:
+            position = x / grid.spacing if grid.signed else x / grid.spacing + 0.5
+            clear = (position - position.round()).abs() * grid.spacing > ROUNDING
+        decided.logical_and_(clear.all(1))
 
     for layer in module.modules():
         if isinstance(layer, (BinaryConv2d, BinaryLinear)):
