@@ -22,7 +22,7 @@ from fqt_deploy import __version__
 from fqt_deploy.command_line import SectionedCommand, given_options, with_flags
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
-from fqt_deploy.export_options import CHECKPOINT, EXPORT_OPTIONS, ExportOptions
+from fqt_deploy.export_options import EXPORT_OPTIONS, ExportOptions
 from fqt_deploy.runtime.artifact import MANIFEST, STATE, check_members
 from fqt_deploy.runtime.checkpoint import load_checkpoint
 from fqt_deploy.runtime.files import (
@@ -34,6 +34,7 @@ from fqt_deploy.runtime.files import (
     tensors_to_bytes,
 )
 from fqt_deploy.runtime.zero_state import with_absent_zeros
+from fqt_deploy.training_options import CHECKPOINT
 
 EXAMPLES = """
 \b

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.option import WRITING, check_options, option, options_in
-
-CHECKPOINT = "checkpoint.safetensors"
-"""The name of an artifact's own checkpoint."""
+from fqt_deploy.training_options import CHECKPOINT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,9 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.option import DATA, LOGS, TRAINING, WRITING, check_options, option, options_in
 from fqt_deploy.core.option_kinds import listed, number
 
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+"""The names of an artifact's own checkpoint and of that of its best epoch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
@@ -73,10 +76,10 @@ class TrainingOptions:
         False, "Start anew and replace the checkpoint of an earlier run.", section=TRAINING, flags=("--overwrite",)
     )
     checkpoint: Path | None = option(
-        None, "Save a checkpoint here after each epoch.", section=WRITING, default_text="DIR/checkpoint.safetensors"
+        None, "Save a checkpoint here after each epoch.", section=WRITING, default_text=f"DIR/{CHECKPOINT}"
     )
     best: Path | None = option(
-        None, "Save the one of the best epoch here.", section=WRITING, default_text="DIR/best.safetensors"
+        None, "Save the one of the best epoch here.", section=WRITING, default_text=f"DIR/{BEST}"
     )
     predict: Path | None = option(
         None,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.stop_signals import STOPPED, StopSignals
 from fqt_deploy.terminal import print_line, show_progress, tell
-from fqt_deploy.training_options import TrainingOptions
+from fqt_deploy.training_options import BEST, CHECKPOINT, TrainingOptions
 
 if TYPE_CHECKING:
     from fqt_deploy.runtime import Session
@@ -39,12 +39,12 @@ class TrainingRun(TrainingOptions):
     @property
     def checkpoint_file(self) -> Path:
         """The checkpoint that the run keeps."""
-        return self.checkpoint or self.artifact / "checkpoint.safetensors"
+        return self.checkpoint or self.artifact / CHECKPOINT
 
     @property
     def best_file(self) -> Path:
         """The checkpoint of the best epoch."""
-        return self.best or self.artifact / "best.safetensors"
+        return self.best or self.artifact / BEST
 
     def finish(self, signals: StopSignals) -> None:
         """Train, as the only writer of the checkpoint, and evaluate unless a signal has ended it."""
