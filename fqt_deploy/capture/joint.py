@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 
+from fqt_deploy.capture.any_names import any_names
 from fqt_deploy.capture.check_model import check_model, untrained_parameters
 from fqt_deploy.capture.cumulative_average import cumulative_averages
 from fqt_deploy.capture.decompositions import decompositions
@@ -98,6 +99,7 @@ def capture_training_graph(
     with contextlib.ExitStack() as stack:
         for context in (module_mode(model, training=True), torch.enable_grad(), quiet_export(), every_frame_recorded()):
             stack.enter_context(context)
+        stack.enter_context(any_names())
         with refuse_custom_functions():
             effects = observe_forward(step, example_inputs, "training")
             stack.enter_context(plain_ops())

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, fx, nn
 
+from fqt_deploy.capture.any_names import any_names
 from fqt_deploy.capture.check_prediction import refuse_mixed_samples, refuse_moving_state, refuse_random
 from fqt_deploy.capture.decompositions import decompositions
 from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export
@@ -65,7 +66,7 @@ def capture_prediction_graph(
         call, example_inputs = describe_call(None, (example_inputs, example_inputs), own_loss=True)
     inputs = tuple(example_inputs)[: call.inputs]
     predict = _PredictModule(model, call, prediction)
-    with module_mode(model, training=False), torch.no_grad(), quiet_export(), every_frame_recorded():
+    with module_mode(model, training=False), torch.no_grad(), quiet_export(), every_frame_recorded(), any_names():
         refuse_moving_state(observe_forward(predict, inputs, "prediction"))
         with plain_ops():
             graph = _trace(predict, inputs)

@@ -20,6 +20,7 @@ update.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,7 +200,8 @@ def _add_placeholder(graph: TrainingGraph, name: str, like: Any, at: int) -> fx.
     nodes = [n for n in graph.graph.nodes if n.op == "placeholder"]
     after = nodes[at - 1]
     with graph.graph.inserting_after(after):
-        node = graph.graph.placeholder(name.replace("/", "_").replace(".", "_"))
+        node = graph.graph.placeholder(re.sub(r"\W", "_", name))
+    node.target = node.name  # two names may become one: "a.b" and "a-b"
     mode = after.meta["val"].fake_mode
     with mode:
         node.meta["val"] = torch.empty(like.shape, dtype=like.dtype)
