@@ -86,7 +86,31 @@ class BinaryLinear(nn.Linear):
         return result if self.bias is None else result + self.bias
 
 
-_BINARY: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: BinaryConv2d, nn.Linear: BinaryLinear}
+class BinaryConv1D(nn.Module):
+    """The same for ``Conv1D`` of transformers, a linear layer whose weight lies [in, out].
+
+    Attributes:
+        grid: of the activations; None for their signs.
+        weight: [in_features, out_features] float32.
+        bias: [out_features] float32.
+    """
+
+    grid: Grid | None = None
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's result, [..., out_features] float32."""
+        weight = self.weight.T
+        return nn.functional.linear(_quantized(x, self.grid), signs_of(weight)) * _scale(weight, self.grid) + self.bias
+
+
+_BINARY: dict[str, type[nn.Module]] = {
+    f"{nn.Conv2d.__module__}.Conv2d": BinaryConv2d,
+    f"{nn.Linear.__module__}.Linear": BinaryLinear,
+    "transformers.pytorch_utils.Conv1D": BinaryConv1D,
+}
+"""By the name of the class that a layer has: transformers need not be there."""
 
 
 def signs_of(x: Tensor) -> Tensor:
@@ -115,13 +139,13 @@ def binarized(model: nn.Module, layers: Mapping[str, Grid | None]) -> nn.Module:
         layers: the grid of its activations by the path of each layer; None for signs.
 
     Raises:
-        FqtError: FQT513 for a layer that is no plain ``Conv2d`` or ``Linear``.
+        FqtError: FQT513 for a layer that is no plain ``Conv2d``, ``Linear`` or ``Conv1D`` of transformers.
     """
     model = copy.deepcopy(model)
     modules = dict(model.named_modules())
     for path, grid in layers.items():
         layer = modules.get(path)
-        kind = _BINARY.get(type(layer))  # type: ignore[arg-type]
+        kind = _BINARY.get(f"{type(layer).__module__}.{type(layer).__qualname__}")
         if layer is None or kind is None:
             found = "there is no module of this name" if layer is None else f"it is a {type(layer).__name__}"
             raise FqtError(

@@ -80,6 +80,7 @@ class LayerRecord:
         source: ``file:line`` of the call, when known.
         weight: name of its weight among the inputs, such as ``param/features.3.weight``.
         grid: of the activations of a binarized layer; None for their signs.
+        turned: whether its weight lies [in, out].
     """
 
     path: str
@@ -90,6 +91,7 @@ class LayerRecord:
     source: str | None = None
     weight: str = ""
     grid: ActivationGrid | None = None
+    turned: bool = False
 
 
 def grids_of(layers: Iterable[LayerRecord]) -> dict[str, ActivationGrid]:

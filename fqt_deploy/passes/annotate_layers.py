@@ -53,11 +53,13 @@ class AnnotateLayers(Pass):
         exclude: module path globs of layers to leave alone.
         binarized: names of the weights that are binarized, as decided for the training step: it holds for prediction
             too. None where it is to be decided.
+        turned: those of them that lie [in, out].
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     binarized: tuple[str, ...] | None = None
+    turned: tuple[str, ...] = ()
 
     name = "annotate-layers"
 
@@ -67,7 +69,8 @@ class AnnotateLayers(Pass):
         if self.binarized is not None:
             for record in graph.layers:
                 record.binarized, record.reason = record.weight in self.binarized, "as in the training step"
-            _check_decided(graph, self.binarized)
+                record.turned = record.weight in self.turned
+            _check_decided(graph, self.binarized, self.turned)
             return False
         self._check_globs(graph.layers)
         axes, last = sample_axes(graph), last_layers(graph)
@@ -90,7 +93,9 @@ class AnnotateLayers(Pass):
     ) -> tuple[bool, str]:
         products = [n for n in graph.graph.nodes if n.meta.get("record") is record]
         forward = [n for n in products if n.meta["direction"] == "forward"]
-        contraction = prod(shape(graph.placeholder(record.weight))[1:])
+        record.turned = _is_turned(products, graph.placeholder(record.weight))
+        extents = shape(graph.placeholder(record.weight))
+        contraction = extents[0] if record.turned else prod(extents[1:])
         excluded = next((g for g in self.exclude if fnmatchcase(record.path, g)), None)
         if excluded is not None:
             return False, f"excluded by {excluded!r}"
@@ -98,8 +103,8 @@ class AnnotateLayers(Pass):
             return False, "a transposed convolution stays in fp32"
         if forward[0].target is fqt.grouped_conv.default and contraction >= MINIMUM_CONTRACTION:
             return False, "a convolution with groups, dilation, one or three axes stays in fp32"
-        if any(n.target not in (*FORWARD, *GROUPED) for n in forward):
-            return False, "its weight is [in, out], and bits are packed along the last axis"
+        if not record.turned and any(n.target not in (*FORWARD, *GROUPED) for n in forward):
+            return False, "its weight is multiplied as [in, out] in one place and as [out, in] in another"
         if contraction < MINIMUM_CONTRACTION:
             return False, f"a contraction over {contraction} elements is too short to gain"
         from_data = set[fx.Node]().union(*(descendants(node, graph) for node in graph.batch_inputs("input")))
@@ -118,15 +123,24 @@ class AnnotateLayers(Pass):
         return True, "default"
 
 
-def _check_decided(graph: TrainingGraph, binarized: Iterable[str]) -> None:
+def _is_turned(products: list[fx.Node], weight: fx.Node) -> bool:
+    """Whether every product of a layer takes its weight as a matrix [in, out], that of the forward pass ``x @ w``."""
+    spelled = {"forward": INPUT_GRAD, "input_grad": FORWARD, "weight_grad": WEIGHT_GRAD}
+    if any(n.target not in spelled[n.meta["direction"]] for n in products):
+        return False
+    return all(n.meta["direction"] == "weight_grad" or call_of(n).w is weight for n in products)
+
+
+def _check_decided(graph: TrainingGraph, binarized: Iterable[str], turned: Iterable[str]) -> None:
     """FQT107 if a weight whose products are binarized in training has one that would not be in prediction."""
     for weight in binarized:
+        forward = INPUT_GRAD if weight in turned else FORWARD
         pending = [graph.placeholder(weight)] if weight in graph.inputs else []
         while pending:
             for user in pending.pop().users:
                 if user.target in _REARRANGED:
                     pending.append(user)
-                elif user.target in _PRODUCTS and user.target not in FORWARD:
+                elif user.target in _PRODUCTS and user.target not in forward:
                     raise FqtError(
                         f"in evaluation mode {weight.removeprefix('param/')!r} is multiplied in another way than in "
                         "training, where it is the weight of a 1-bit layer",

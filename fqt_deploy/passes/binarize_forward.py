@@ -106,6 +106,8 @@ def _input_grad(graph: TrainingGraph, node: fx.Node, x: fx.Node) -> None:
 def _weight_grad(graph: TrainingGraph, node: fx.Node) -> None:
     w, grid = graph.placeholder(node.meta["record"].weight), node.meta["record"].grid
     emit = Emitter(graph, node)
+    if node.meta["record"].turned:
+        w = emit(aten.permute.default, w, [1, 0])
     effective = _product(emit, node, x=_quantized(emit, call_of(node).x, grid))
     viewed = convolution_weight(emit, effective)
     gradient = emit(fqt.latent_weight_grad.default, viewed, convolution_weight(emit, w), False)

@@ -37,6 +37,7 @@ from fqt_deploy.passes.show_nan import ShowNan
 from fqt_deploy.passes.simplify_signs import SimplifySigns
 from fqt_deploy.passes.sink_scatter import SinkScatter
 from fqt_deploy.passes.sum_kept_channels import SumKeptChannels
+from fqt_deploy.passes.turn_weights import TurnWeights
 from fqt_deploy.passes.write_state import WriteState
 
 _NORMALIZE: tuple[Pass, ...] = (
@@ -76,6 +77,7 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
         *_NORMALIZE,
         # the whole step
         AnnotateLayers(options.include, options.exclude),
+        TurnWeights(),
         *([ExchangeGradients()] if options.distributed != "off" else []),
         AppendOptimizer(options.optimizer),
         ReplaceDropout(),
@@ -117,9 +119,11 @@ def prediction_passes(layers: Sequence[LayerRecord]) -> tuple[Pass, ...]:
     Args:
         layers: what was decided for the training step.
     """
-    decided = AnnotateLayers(binarized=tuple(record.weight for record in layers if record.binarized))
+    binarized = [record for record in layers if record.binarized]
+    turned = tuple(record.weight for record in binarized if record.turned)
+    decided = AnnotateLayers(binarized=tuple(record.weight for record in binarized), turned=turned)
     grids = [ChooseBits(decided=tuple(found.items()))] if (found := grids_of(layers)) else []
-    return (*_NORMALIZE, decided, FoldPadding(), *grids, BinarizeForward(), *_LOWER)
+    return (*_NORMALIZE, decided, TurnWeights(), FoldPadding(), *grids, BinarizeForward(), *_LOWER)
 
 
 def all_passes() -> tuple[Pass, ...]:

@@ -71,11 +71,26 @@ def test_of_residual_branches_only_the_last_makes_the_logits(graph_after):
     assert list(binarized(graph_after(Residual(), "annotate-layers")).values()) == [True, True, False]
 
 
-def test_weights_that_lie_the_other_way_are_layers_in_fp32(graph_after):
+def test_weights_that_lie_the_other_way_are_layers(graph_after):
     graph = graph_after(Matrices(), "annotate-layers")
-    assert binarized(graph) == {"first": True, "w": False, "v": False}
+    assert binarized(graph) == {"first": True, "w": True, "v": False}
+    assert [record.turned for record in graph.layers] == [False, True, True]
     marks = {(n.meta["layer"], n.meta["direction"]) for n in graph.graph.nodes if "direction" in n.meta}
     assert {("w", "forward"), ("w", "input_grad"), ("w", "weight_grad")} <= marks
+
+
+def test_a_matrix_that_is_multiplied_both_ways_stays_in_fp32(graph_after):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.head = nn.Parameter(torch.randn(256, 256)), nn.Linear(256, 3)
+
+        def forward(self, x):
+            return self.head(torch.relu(x.flatten(1) @ self.w) @ self.w.T)
+
+    record = graph_after(Both(), "annotate-layers").layer("w")
+    assert not record.binarized
+    assert record.reason == "its weight is multiplied as [in, out] in one place and as [out, in] in another"
 
 
 def test_steps_of_a_recurrence_are_one_layer(graph_after):
