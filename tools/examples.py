@@ -15,8 +15,10 @@ _BENCHMARKED = Path(__file__).resolve().parent / "bench_models"
 
 EXAMPLES: dict[str, Path] = {
     "bert_base": _BENCHMARKED / "bert_base.py",
+    "bert_sst2": _FOLDER / "bert_sst2.py",
     "convnext_tiny": _BENCHMARKED / "convnext_tiny.py",
     "digits": _FOLDER / "digits_cnn.py",
+    "distilgpt2_lm": _FOLDER / "distilgpt2_lm.py",
     "gpt2_small": _BENCHMARKED / "gpt2_small.py",
     "mixer": _FOLDER / "mlp_mixer.py",
     "mobilenet_v3": _FOLDER / "mobilenet_v3.py",
@@ -28,6 +30,9 @@ EXAMPLES: dict[str, Path] = {
     "vit_s16_96": _FOLDER / "vit_s16.py",
 }
 """The model files by name."""
+
+PACKAGES: dict[str, str] = {"bert_sst2": "transformers", "distilgpt2_lm": "transformers"}
+"""The package that an example needs besides the compiler."""
 
 
 def load_example(name: str, batch: int | None = None) -> ModelSource:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fqt_deploy.binary_layers import BinaryConv2d, BinaryLinear
+from fqt_deploy.binary_layers import BinaryConv1D, BinaryConv2d, BinaryLinear
 from fqt_deploy.capture.load_model import ModelSource, load_model
 from fqt_deploy.capture.model_call import predicted
 from fqt_deploy.compiled_step import CompiledStep
@@ -22,6 +22,7 @@ from fqt_deploy.core.layer_bits import ACTIVATION_BITS
 from fqt_deploy.runtime.artifact import read_artifact
 from fqt_deploy.runtime.library import Library
 from fqt_deploy.settings import merge_settings, options_of
+from tools.examples import PACKAGES
 
 EXAMPLES = {path.stem: path for path in sorted((Path(__file__).parents[2] / "examples").glob("*.py"))}
 STEPS = 3
@@ -54,6 +55,8 @@ def each_its_own(source: ModelSource) -> dict[str, tuple[int, int]]:
     "name", [pytest.param(n, marks=[] if n == "digits_cnn" else pytest.mark.slow) for n in EXAMPLES]
 )
 def test_the_module_predicts_what_the_step_predicts(name: str, several: bool) -> None:
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name])
     source = load_model(EXAMPLES[name], batch=BATCH)
     bits = each_its_own(source) if several else {}
     step = compiled(source, bits=bits)
@@ -73,7 +76,7 @@ def test_the_module_predicts_what_the_step_predicts(name: str, several: bool) ->
         decided.logical_and_(clear.all(1))
 
     for layer in module.modules():
-        if isinstance(layer, (BinaryConv2d, BinaryLinear)):
+        if isinstance(layer, (BinaryConv1D, BinaryConv2d, BinaryLinear)):
             layer.register_forward_hook(note)
     with torch.no_grad():
         theirs = predicted(source.call.outputs(module, inputs), step.manifest.prediction, "evaluation")[1].numpy()
