@@ -81,7 +81,8 @@ def compiled_kernel(name: str, arguments: tuple[Any, ...]) -> tuple[Run, list[An
     tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
     places = iter([te.placeholder(tuple(t.shape), "float32", name=f"x{i}") for i, t in enumerate(tensors)])
     operands = [next(places) if isinstance(a, torch.Tensor) else a for a in arguments]
-    results = FQT_OPS[name](*operands).compute()
+    computed = FQT_OPS[name](*operands).compute()
+    results = [computed] if isinstance(computed, te.Tensor) else computed
     target = make_target("cpu")
     attributes = {
         "fqt.op": name, "fqt.outputs": len(results), "global_symbol": "main", "tirx.noalias": True,
