@@ -4,7 +4,8 @@
     PYTHONPATH=.:zoo.site python -m tools.check_zoo --out zoo.jsonl                # --check of every model
     PYTHONPATH=.:zoo.site python -m tools.check_zoo --train --out trained.jsonl    # compile, verify and train some
 
-Without ``--train`` a model is ``ok``, or ``refused`` with every reason. With it, it is compiled with the default recipe
+Without ``--train`` a model is ``ok``, or ``refused`` with every reason; ``unbuilt`` where the library itself does not
+make it, because its version is another one or the row is wrong. With ``--train`` it is compiled with the default recipe
 and ``--verify numerics`` and trained for some steps, on which its loss must fall; then it is compiled with recipe
 ``none`` and nothing in 1 bit, and compared with eager PyTorch. A line of JSON for each model goes to ``--out``, whose
 models are not done again.
@@ -30,18 +31,31 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tools.zoo.build import build, declare_operators, rows
+from tools.zoo.build import ZooModel, build, declare_operators, rows
 
 SECONDS = 600
 """A model that takes longer is given up."""
+RATE = 1e-2
+"""The learning rate of the comparison with eager PyTorch, where the row has no other."""
 LIBRARIES = ("torch", "timm", "torchvision", "transformers")
+
+
+class UnbuiltError(Exception):
+    """A library does not make a row's model."""
+
+
+def _built(row: Mapping[str, Any]) -> ZooModel:
+    try:
+        return build(row)
+    except Exception as error:
+        raise UnbuiltError(f"{type(error).__name__}: {error}"[:400]) from error
 
 
 def check_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """What ``--check`` says of a row's model: state, reasons, layers in 1 bit and seconds."""
     import fqt_deploy
 
-    module, batch, loss = build(row)
+    module, batch, loss = _built(row)
     begun = time.perf_counter()
     report = fqt_deploy.check(module, loss, example_inputs=batch)
     return {
@@ -58,7 +72,8 @@ def train_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """What training a row's model gives; its state is ``ok`` or ``wrong``."""
     from tools.zoo.train import against_eager, default_recipe
 
-    found = {"default": default_recipe(build(row)), "none": against_eager(build(row))}
+    rate = row.get("rate", RATE)
+    found = {"default": default_recipe(_built(row)), "none": against_eager(_built(row), rate)}
     return {"state": "ok" if all(part["ok"] for part in found.values()) else "wrong", **found}
 
 
@@ -80,7 +95,7 @@ def in_process(row: Mapping[str, Any], *, train: bool) -> dict[str, Any]:
 
 
 def _child(row: Mapping[str, Any], train: bool, sender: Connection) -> None:
-    """The work of a child process: an error of ours is a refusal, anything else a crash."""
+    """The work of a child process: an error of ours is a refusal, any other but the library's own a crash."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     from fqt_deploy import FqtError
 
@@ -88,6 +103,8 @@ def _child(row: Mapping[str, Any], train: bool, sender: Connection) -> None:
         found = train_row(row) if train else check_row(row)
     except FqtError as error:
         found = {"state": "crash" if error.code == "FQT900" else "refused", "errors": [str(error)]}
+    except UnbuiltError as error:
+        found = {"state": "unbuilt", "errors": [str(error)]}
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
         where = [line.strip() for line in traceback.format_exc().splitlines() if "File " in line][-4:]
         found = {"state": "crash", "errors": [f"{type(error).__name__}: {error}"[:400], *where]}
@@ -95,11 +112,11 @@ def _child(row: Mapping[str, Any], train: bool, sender: Connection) -> None:
 
 
 def summary(found: list[Mapping[str, Any]]) -> str:
-    """A line for each part of the zoo, with the share that is ok."""
+    """A line for each part of the zoo, with the share that is ok of what could be built."""
     lines = []
     for part in sorted({row.get("part", 0) for row in found}):
         states = Counter(row["state"] for row in found if row.get("part", 0) == part)
-        lines.append(f"part {part}: {states['ok']} of {states.total()} ok; {dict(states)}")
+        lines.append(f"part {part}: {states['ok']} of {states.total() - states['unbuilt']} ok; {dict(states)}")
     return "\n".join(lines)
 
 
@@ -157,7 +174,7 @@ def main() -> int:
             with out.open("a") as file:
                 file.write(json.dumps(result) + "\n")
     print(summary(found))
-    return int(any(row["state"] not in ("ok", "refused") for row in found))
+    return int(any(row["state"] not in ("ok", "refused", "unbuilt") for row in found))
 
 
 if __name__ == "__main__":

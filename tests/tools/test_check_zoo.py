@@ -28,5 +28,6 @@ def test_a_batch_is_always_the_same():
 def test_what_becomes_of_a_row():
     wrong = {"model": "timm/missing", "part": 2, "name": "no such model"}
     found = in_process(wrong, train=False)
-    assert (found["model"], found["part"], found["state"]) == ("timm/missing", 2, "crash")
-    assert summary([found, {"part": 2, "state": "ok"}]) == "part 2: 1 of 2 ok; {'crash': 1, 'ok': 1}"
+    assert (found["model"], found["part"], found["state"]) == ("timm/missing", 2, "unbuilt")
+    crashed, right = {"part": 2, "state": "crash"}, {"part": 2, "state": "ok"}
+    assert summary([found, crashed, right]) == "part 2: 1 of 2 ok; {'unbuilt': 1, 'crash': 1, 'ok': 1}"

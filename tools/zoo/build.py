@@ -16,9 +16,10 @@ ROWS = Path(__file__).with_name("models.jsonl")
 """A JSON object a line.
 
 ``model`` names it. ``part`` is 1 for the models whose gaps were listed before they compiled, and 2 for those that were
-tried afterwards. ``train`` marks those that are trained, too. ``name`` is the function of timm or torchvision. For
-transformers ``class`` is the model's, ``config`` goes to its configuration, ``task`` is a key of ``TASKS``, ``output``
-the field of its result, ``size`` and ``shape`` those of a sample, and ``attention`` the implementation of attention.
+tried afterwards. ``train`` marks those that are trained, too; ``rate`` is the learning rate of their comparison with
+eager PyTorch. ``name`` is the function of timm or torchvision. For transformers ``class`` is the model's, ``config``
+goes to its configuration, ``task`` is a key of ``TASKS``, ``output`` the field of its result, ``size`` and ``shape``
+those of a sample, and ``attention`` the implementation of attention.
 """
 SAMPLES, WORDS, LENGTH, CLASSES, PARTS, IMAGE = 4, 128, 16, 10, 5, 64
 IMAGES = (64, 96, 128, 160, 192, 224, 256, 288, 384)

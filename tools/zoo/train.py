@@ -56,13 +56,13 @@ def default_recipe(model: ZooModel) -> dict[str, Any]:
     }
 
 
-def against_eager(model: ZooModel) -> dict[str, Any]:
-    """Train with recipe ``none`` and nothing in 1 bit beside eager PyTorch, both without dropout."""
+def against_eager(model: ZooModel, rate: float) -> dict[str, Any]:
+    """Train at ``rate`` with recipe ``none`` and nothing in 1 bit beside eager PyTorch, both without dropout."""
     without_dropout(model.module)
     eager = copy.deepcopy(model.module).train()
-    settings: dict[str, Any] = {"recipe": "none", "exclude": ("*",), "optimizer": SGD(lr=1e-2, momentum=0.9)}
+    settings: dict[str, Any] = {"recipe": "none", "exclude": ("*",), "optimizer": SGD(lr=rate, momentum=0.9)}
     step = fqt_deploy.compile(model.module, model.loss, example_inputs=model.batch, **settings)
-    optimizer = torch.optim.SGD(eager.parameters(), lr=1e-2, momentum=0.9)
+    optimizer = torch.optim.SGD(eager.parameters(), lr=rate, momentum=0.9)
     x, y = model.batch
     loss_error = 0.0
     for _ in range(COMPARED_STEPS):
