@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from fqt_deploy.capture.tracing import trace_error
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
@@ -82,6 +83,10 @@ def run_eagerly(module: nn.Module, tensors: dict[str, Tensor], inputs: tuple[Ten
     first_names = {id(tensor): name for name, tensor in reversed(tensors.items())}
     record.changed = [n for n in first_names.values() if n in written or n in differing]
     record.assigned = frozenset(n for n in tensors if record.after.get(n) is not copies[id(tensors[n])])
+    moved = written | differing | record.assigned
+    # a copy of a whole model, and what its gradients need, is not kept until the end of the next run
+    record.after = {n: t if n in moved else tensors.get(n, t) for n, t in record.after.items()}
+    record.result = tree_map_only(Tensor, Tensor.detach, record.result)
     return record
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fqt_deploy.capture.eager_run import attributes_restored, generators_restored, run_eagerly, state_tensors
 from fqt_deploy.capture.joint import capture_training_graph
 from fqt_deploy.capture.prediction import capture_prediction_graph
 from fqt_deploy.capture.side_effects import observe_forward
@@ -301,3 +302,15 @@ def test_two_samples_are_run_where_all_are_treated_alike(forward, sizes):
     model = observed(counted)
     observe_forward(model, (torch.randn(5, 4),), "training", prefix="")
     assert seen == sizes
+
+
+def test_a_run_keeps_copies_of_what_moved_alone():
+    """Two runs of a large model must not need the memory of two more models."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).train()
+    tensors = state_tensors(model)
+    with attributes_restored(model), generators_restored():
+        record = run_eagerly(model, tensors, (torch.randn(3, 4),), "training")
+    moved = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert set(record.changed) == moved
+    assert {name for name, tensor in record.after.items() if tensor is not tensors[name]} == moved
+    assert not record.result.requires_grad
