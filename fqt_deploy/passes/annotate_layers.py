@@ -35,6 +35,9 @@ fqt = torch.ops.fqt
 
 MINIMUM_CONTRACTION = 32
 """A product over fewer elements does not fill one machine word."""
+MINIMUM_OUTPUTS = 4
+"""With fewer outputs a layer reads nearly as much as it multiplies: packing its input takes as long as its product in
+fp32, and words of weights for 16 outputs are mostly empty."""
 
 _PRODUCTS = (*FORWARD, *INPUT_GRAD, *WEIGHT_GRAD, *GROUPED, fqt.batch_matmul.default)
 _REARRANGED = (aten.view.default, aten.permute.default, aten.expand.default, aten.clone.default)
@@ -45,8 +48,8 @@ _REARRANGED = (aten.view.default, aten.permute.default, aten.expand.default, ate
 class AnnotateLayers(Pass):
     """Fill ``graph.layers`` and mark their products.
 
-    By default every convolution and linear layer is binarized but the first convolution and the layers that make the
-    logits.
+    By default every convolution and linear layer is binarized but the first convolution, the layers that make the
+    logits, and those that cost more in 1 bit than they save: with short sums, groups, or few outputs.
 
     Attributes:
         include: module path globs; when given, exactly the matching layers are candidates.
@@ -120,6 +123,9 @@ class AnnotateLayers(Pass):
             return False, "zeros are padded in front of it, and no sign is 0: give it the padding, or --include it"
         if record in last:
             return False, f"the last {'convolution' if record.kind == 'conv2d' else 'linear layer'} stays in fp32"
+        outputs = extents[1] if record.turned else extents[0]
+        if outputs < MINIMUM_OUTPUTS:
+            return False, f"with {outputs} output{'s' if outputs > 1 else ''} it has too little work to gain"
         return True, "default"
 
 
