@@ -75,18 +75,30 @@ EXAMPLES: dict[str, Example] = {
 }
 
 
-def train(artifact: Path, example: Example, data: Batch, held_out: Batch, epochs: int) -> tuple[float, float]:
-    """The held-out result after ``epochs``, with a learning rate that falls to zero, and the seconds of a step."""
+def train(
+    artifact: Path, example: Example, data: Batch, held_out: Batch, epochs: int, rate: float | None
+) -> tuple[float, float]:
+    """The held-out result after ``epochs``, with a learning rate that falls to zero, and the seconds of a step.
+
+    Args:
+        artifact: the compiled step.
+        example: how it is trained.
+        data: to train on.
+        held_out: to measure on.
+        epochs: how often the data are gone through.
+        rate: the first learning rate; None: the artifact's.
+    """
     session = fqt_deploy.load(artifact)
     batch, samples = session.manifest.batch, len(data["labels"])
-    per_epoch, rate = samples // batch, session.lr
-    assert isinstance(rate, float)
+    per_epoch = samples // batch
+    first = session.lr if rate is None else rate
+    assert isinstance(first, float)
     begun = time.perf_counter()
     for step in range(epochs * per_epoch):
         if step % per_epoch == 0:
             order = np.random.default_rng(step).permutation(samples)
         rows = order[step % per_epoch * batch :][:batch]
-        session.lr = rate * (1 - step / (epochs * per_epoch))
+        session.lr = first * (1 - step / (epochs * per_epoch))
         session.step({name: array[rows] for name, array in data.items()}, check=True)
     seconds = (time.perf_counter() - begun) / (epochs * per_epoch)
     inputs = {name: array for name, array in held_out.items() if name != "labels"}
@@ -99,6 +111,7 @@ def main() -> None:
     parser.add_argument("example", choices=sorted(EXAMPLES))
     parser.add_argument("--rows", nargs="*", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--epochs", type=int, help="default: %s" % {n: e.epochs for n, e in EXAMPLES.items()})
+    parser.add_argument("--lr", type=float, help="begin with this learning rate (default: the example's)")
     arguments = parser.parse_args()
     example, path = EXAMPLES[arguments.example], FOLDER / f"{arguments.example}.py"
     data, held_out = example.data(runpy.run_path(str(path)))
@@ -109,7 +122,7 @@ def main() -> None:
             result = compile_example(load_model(path), SETTINGS[name], Path(folder) / name.replace(" ", "_"))
             compiled = time.perf_counter() - begun
             layers = result.manifest.layers
-            found, seconds = train(result.output, example, data, held_out, epochs)
+            found, seconds = train(result.output, example, data, held_out, epochs, arguments.lr)
             one_bit = sum(layer.decision == "1-bit" for layer in layers)
             print(
                 f"{name}: {example.measure[0]} {found:.4f} after {epochs} epochs; {one_bit} of {len(layers)} layers in "
