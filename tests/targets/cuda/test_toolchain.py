@@ -60,7 +60,7 @@ def test_the_kernels_of_a_step_compile_and_use_binary_tensor_cores(digits_step, 
     assert spilling(binary) == []
     code = dump(binary, "--dump-sass", "-arch", "sm_90a")
     using = {name for name, body in functions_of(code) if "BMMA" in body}
-    products = {"binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad"}
+    products = {"level_conv2d", "bitplane_conv2d_input_grad", "level_weight_grad"}
     assert {re.sub(r"fqt_(\w+)_[0-9a-f]{16}_kernel.*", r"\1", name) for name in using} == products
 
 
