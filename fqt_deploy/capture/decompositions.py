@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions, get_decompositions
+from torch._export.utils import _collect_all_valid_cia_ops
 
 from fqt_deploy.capture.own_decompositions import OWN
 from fqt_deploy.ops.aten.compound_ops import DECOMPOSED, KEPT
@@ -48,7 +52,32 @@ _OWN: dict[Any, Callable[..., Any]] = {
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """PyTorch's rule for every op that it spells in simpler ones, and ours."""
+    """PyTorch's rule for every op that it spells in simpler ones, and ours; a dictionary of the caller's own."""
+    return dict(_rules(_compound_ops()))
+
+
+@contextlib.contextmanager
+def listed_once() -> Iterator[None]:
+    """Within this context PyTorch looks for its compound ops once for all: that takes longer than tracing a small model."""
+    with mock.patch("torch.export.exported_program._collect_all_valid_cia_ops", lambda: _listed(_compound_ops())):
+        yield
+
+
+def _compound_ops() -> tuple[str, ...]:
+    """The names of all ops that are spelled in others, those of libraries that were loaded meanwhile included."""
+    return tuple(torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"))
+
+
+@lru_cache(maxsize=1)
+def _listed(_: tuple[str, ...]) -> set[Any]:
+    """What PyTorch lists where there are these ops."""
+    found: set[Any] = _collect_all_valid_cia_ops()
+    return found
+
+
+@lru_cache(maxsize=1)
+def _rules(_: tuple[str, ...]) -> dict[Any, Callable[..., Any]]:
+    """The rules where there are these compound ops."""
     table = {**core_aten_decompositions(), **get_decompositions(DECOMPOSED)}
     kept = {getattr(packet, overload) for packet in KEPT for overload in packet.overloads()}  # type: ignore[no-untyped-call]
     return {op: rule for op, rule in table.items() if op not in kept} | _OWN
