@@ -58,8 +58,12 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
 @contextlib.contextmanager
 def listed_once() -> Iterator[None]:
-    """Within this context PyTorch looks for its compound ops once for all: that takes longer than tracing a small model."""
-    with mock.patch("torch.export.exported_program._collect_all_valid_cia_ops", lambda: _listed(_compound_ops())):
+    """Within this context PyTorch lists its compound ops once for all: it takes longer than tracing a small model."""
+
+    def listed() -> set[Any]:
+        return _listed(_compound_ops())
+
+    with mock.patch("torch.export.exported_program._collect_all_valid_cia_ops", listed):
         yield
 
 

@@ -63,9 +63,9 @@ def kernel_function(kernel: Kernel, *, built_in: bool = False) -> tirx.PrimFunc:
         built_in: its numbers are part of the code, which then serves this call alone.
 
     Returns:
-        A function of the leaves in order, then the numbers, int32 [] each, then the outputs. ``fqt.op`` names the root op, ``fqt.outputs`` counts its
-        results, and ``fqt.arguments``, where nothing was inlined and no number is read, are its constant arguments by
-        name.
+        A function of the leaves in order, then the numbers, int32 [] each, then the outputs. ``fqt.op`` names the root
+        op, ``fqt.outputs`` counts its results, and ``fqt.arguments``, where nothing was inlined and no number is read,
+        are its constant arguments by name.
     """
     values: dict[fx.Node, Any] = {}
     parameters = []
