@@ -21,7 +21,7 @@ from fqt_deploy.core.call import call_of
 from fqt_deploy.core.graph import LayerRecord, TrainingGraph
 from fqt_deploy.ops.lib.levels import unit
 from fqt_deploy.passes.annotate_layers import products_of
-from fqt_deploy.passes.example_values import visit_values
+from fqt_deploy.passes.example_values import plain_convolution_by_onednn, visit_values
 from fqt_deploy.passes.pass_base import Pass
 
 fqt = torch.ops.fqt
@@ -73,19 +73,8 @@ def _code_counts(graph: TrainingGraph, products: Iterable[fx.Node]) -> dict[str,
         for level, times in _level_counts(levels, is_sign=node.target is fqt.sign.default):
             of_layer[level] = of_layer.get(level, 0) + times
 
-    visit_values(graph, owners, count, instead={fqt.conv2d.default: _convolution})
+    visit_values(graph, owners, count, instead={fqt.conv2d.default: plain_convolution_by_onednn})
     return counts
-
-
-def _convolution(x: Tensor, w: Tensor, stride: list[int], padding: list[int]) -> Tensor:
-    """``fqt.conv2d`` by oneDNN, in half of the time; its sums are rounded in another order, which no share shows.
-
-    With one input channel oneDNN can be wrong, see ``plain_convolution``.
-    """
-    if x.shape[3] == 1:
-        product: Tensor = fqt.conv2d(x, w, stride, padding)
-        return product
-    return torch.conv2d(x.permute(0, 3, 1, 2), w, None, stride, padding).permute(0, 2, 3, 1)
 
 
 def _level_counts(levels: Tensor, *, is_sign: bool) -> list[tuple[int, int]]:

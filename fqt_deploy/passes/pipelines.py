@@ -30,6 +30,7 @@ from fqt_deploy.passes.propagate_layout import PropagateLayout
 from fqt_deploy.passes.recompute_cheap import RecomputeCheap
 from fqt_deploy.passes.rematerialize import Rematerialize
 from fqt_deploy.passes.replace_dropout import ReplaceDropout
+from fqt_deploy.passes.scale_weights import ScaleWeights
 from fqt_deploy.passes.select_nested import SelectNested
 from fqt_deploy.passes.select_once import SelectOnce
 from fqt_deploy.passes.separate_operands import SeparateOperands
@@ -76,6 +77,7 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
         *_NORMALIZE,
         # the whole step
         AnnotateLayers(options.include, options.exclude),
+        *([ScaleWeights()] if grids is None and _may_have_grids(options) else []),
         *([ExchangeGradients()] if options.distributed != "off" else []),
         AppendOptimizer(options.optimizer),
         ReplaceDropout(),
@@ -105,10 +107,14 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
 def _choose_bits(options: CompileOptions, grids: Mapping[str, ActivationGrid] | None) -> tuple[Pass, ...]:
     if grids is not None:
         return (ChooseBits(decided=tuple(grids.items())),) if grids else ()
-    fitted = options.activation_grid == "fitted"
-    if options.activation_bits == 1 and not options.bits and not fitted:
-        return ()  # signs everywhere
-    return (ChooseBits(options.activation_bits, options.bits, fitted=fitted),)
+    if not _may_have_grids(options):
+        return ()
+    return (ChooseBits(options.activation_bits, options.bits, fitted=options.activation_grid == "fitted"),)
+
+
+def _may_have_grids(options: CompileOptions) -> bool:
+    """Whether activations are not signs everywhere."""
+    return options.activation_bits > 1 or bool(options.bits) or options.activation_grid == "fitted"
 
 
 def prediction_passes(layers: Sequence[LayerRecord]) -> tuple[Pass, ...]:
