@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions, get_decompositions
-from torch._export.utils import _collect_all_valid_cia_ops
+from torch._export.utils import _collect_all_valid_cia_ops, _get_decomp_for_cia
+from torch.export import ExportedProgram
 
 from fqt_deploy.capture.own_decompositions import OWN
 from fqt_deploy.ops.aten.compound_ops import DECOMPOSED, KEPT
@@ -56,15 +56,29 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return dict(_rules(_compound_ops()))
 
 
-@contextlib.contextmanager
-def listed_once() -> Iterator[None]:
-    """Within this context PyTorch lists its compound ops once for all: it takes longer than tracing a small model."""
+def decomposed(program: ExportedProgram) -> ExportedProgram:
+    """``program`` after ``decompositions``.
+
+    PyTorch would list its hundreds of compound ops and register each with the rule that it has anyway, which takes
+    longer than tracing a small model. It is told of those alone that are kept or have another rule.
+    """
+    compound, rules = _listed(_compound_ops()), _rules(_compound_ops())
+    usual = {op for op in compound if op in rules and _is_usual(op, rules[op])}
 
     def listed() -> set[Any]:
-        return _listed(_compound_ops())
+        return compound - usual
 
     with mock.patch("torch.export.exported_program._collect_all_valid_cia_ops", listed):
-        yield
+        return program.run_decompositions({op: rule for op, rule in rules.items() if op not in usual})
+
+
+def _is_usual(op: Any, rule: Any) -> bool:
+    """Whether ``rule`` is what PyTorch does with the compound ``op`` wherever it is called."""
+    usual = _get_decomp_for_cia(op)
+    same = isinstance(usual, partial) and isinstance(rule, partial)
+    return usual is rule or (
+        same and (usual.func.__qualname__, usual.keywords) == (rule.func.__qualname__, rule.keywords)
+    )
 
 
 def _compound_ops() -> tuple[str, ...]:
