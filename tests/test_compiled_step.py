@@ -176,7 +176,7 @@ def test_the_module_of_a_step_with_one_bit_of_a_fitted_grid_predicts_what_the_st
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(6, 2, 8, 8, generator=g), torch.randint(0, 5, (6,), generator=g)
     chosen = ["body.0", "body.3", "down"]
-    step = fqt_deploy.compile(rectified, example_inputs=(x, y), include=chosen, activation_grid="fitted")
+    step = fqt_deploy.compile(rectified, example_inputs=(x, y), include=chosen, activation_bits=1)
     for _ in range(3):
         step(x, y)
     layers = {layer.path: layer for layer in step.manifest.layers if layer.decision == "1-bit"}

@@ -165,7 +165,7 @@ def as_if_trained(source: ModelSource) -> ModelSource:
 
 
 def compare(
-    source: ModelSource, activation_bits: ActivationBits = 1, activation_grid: ActivationGridKind = "sign"
+    source: ModelSource, activation_bits: ActivationBits = 4, activation_grid: ActivationGridKind = "fitted"
 ) -> Comparison:
     """Take one step of plain SGD on both sides, and compare losses and gradients."""
     source = as_if_trained(source)
@@ -180,6 +180,7 @@ def compare(
         before = step.state_dict()
         loss = step.step(x, y)
         after = step.state_dict()
+    source.module.load_state_dict({name: torch.from_numpy(value) for name, value in before.items()}, strict=False)
     eager = fake_quantized(source.module, {r.path: r.grid for r in lowered.train.layers if r.binarized})
     precise = copy.deepcopy(eager).double()
     expected, gradients = _loss_and_gradients(eager, source, x)
@@ -269,8 +270,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=sorted(EXAMPLES), default="digits")
     parser.add_argument("--batch", type=int, help="samples in the step (default: the example's)")
-    parser.add_argument("--activation-bits", type=int, choices=ACTIVATION_BITS, default=1, help="bits of an activation")
-    parser.add_argument("--activation-grid", choices=ACTIVATION_GRIDS, default="sign", help="grid of 1 bit")
+    parser.add_argument("--activation-bits", type=int, choices=ACTIVATION_BITS, default=4, help="bits of an activation")
+    parser.add_argument("--activation-grid", choices=ACTIVATION_GRIDS, default="fitted", help="grid of 1 bit")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     try:

@@ -35,8 +35,9 @@ import fqt_deploy
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.compiler.compile_model import compile_model, lower_model
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.layer_bits import ActivationBits
 from fqt_deploy.core.optimizer import SGD
-from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.core.options import CompileOptions, Verification
 
 STEPS = 4
 TOLERANCE = 1e-3
@@ -242,7 +243,7 @@ def check(seed: int, *, kernels: bool = True, numerics: bool = True) -> Outcome:
         source = random_model(seed)
         kind, text = _compared(source) if kernels else ("ok", "")
         if kind == "ok":
-            kind, text = _verified(source, kernels, CompileOptions(verify="numerics" if numerics else "structure"))
+            kind, text = _verified(source, kernels, _options(seed, "numerics" if numerics else "structure"))
     except FqtError as error:
         kind, text = ("traceback" if error.code == "FQT900" else "refused"), f"{error.code}: {error.message}"
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
@@ -252,6 +253,15 @@ def check(seed: int, *, kernels: bool = True, numerics: bool = True) -> Outcome:
     if kind == "ok" and seconds > SECONDS:
         kind, text = "slow", "too much CPU time"
     return Outcome(seed, kind, text.replace("\n", " "), seconds)
+
+
+def _options(seed: int, verify: Verification) -> CompileOptions:
+    """Activations of every width in turn; of 1 bit, on both grids."""
+    widths: tuple[ActivationBits, ...] = (4, 1, 2, 3, 8, 1)
+    place = seed % len(widths)
+    return CompileOptions(
+        activation_bits=widths[place], activation_grid="sign" if place == len(widths) - 1 else "fitted", verify=verify
+    )
 
 
 def _cpu_seconds() -> float:

@@ -119,14 +119,14 @@ class CompileOptions:
         in_manifest=True,
     )
     activation_bits: ActivationBits = option(
-        1,
-        "Keep this many bits of an activation of a binarized layer: more bits, more accuracy, more time.",
+        4,
+        "Keep this many bits of an activation of a binarized layer: with fewer a step is faster, and less accurate.",
         section=LAYERS,
     )
     activation_grid: ActivationGridKind = option(
-        "sign",
-        "Where 1 bit is kept of an activation, keep its sign (sign), or, where it is hardly ever negative, as behind a "
-        "ReLU, round it to 0 or a value that fits the example batch (fitted): better from full-precision weights.",
+        "fitted",
+        "Where 1 bit is kept of an activation that is hardly ever negative, as behind a ReLU, round it to 0 or a value "
+        "that fits the example batch (fitted), or keep its sign (sign); others keep their signs.",
         section=LAYERS,
     )
     bits: tuple[LayerBits, ...] = option(

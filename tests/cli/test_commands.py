@@ -107,7 +107,7 @@ def test_dumped_ir_shows_every_pass(model_file, tmp_path):
     assert result.exit_code == 0, result.output
     names = sorted(p.name for p in (tmp_path / "ir").iterdir())
     assert names[0] == "00-captured.fqtir"
-    assert "fqt.binary_conv2d" in (tmp_path / "ir" / names[-1]).read_text()
+    assert "fqt.level_conv2d" in (tmp_path / "ir" / names[-1]).read_text()
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ EXAMPLES = {
     "include": (["--include", "a.*", "--include", "b"], {"include": ["a.*", "b"]}),
     "exclude": (["--exclude", "a.*"], {"exclude": "a.*"}),
     "activation_bits": (["--activation-bits", "2"], {"activation_bits": 2}),
-    "activation_grid": (["--activation-grid", "fitted"], {"activation_grid": "fitted"}),
+    "activation_grid": (["--activation-grid", "sign"], {"activation_grid": "sign"}),
     "bits": (["--bits", "head.*=1,4", "--bits", "*=1,2"], {"bits": {"head.*": (1, 4), "*": (1, 2)}}),
     "optimizer": (["--optimizer", "adamw"], {"optimizer": "adamw"}),
     "lr": (["--lr", "0.5"], {"lr": 0.5}),

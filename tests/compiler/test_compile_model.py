@@ -1,5 +1,6 @@
 """End to end: every recipe compiles, each of its kernels agrees with PyTorch, and the step trains."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -35,16 +36,23 @@ def source_of(batch):
     return ModelSource(model, nn.functional.cross_entropy, (x, torch.arange(batch) % 10))
 
 
-@pytest.mark.parametrize(("recipe", "agp"), RECIPES)
-def test_every_recipe_agrees_with_pytorch_kernel_by_kernel(tmp_path, recipe, agp):
-    options = CompileOptions(recipe=recipe, agp=agp, verify="numerics")
+WIDTHS = [*zip(RECIPES, itertools.cycle([4, 1]), strict=False), (("scq+agp", "nested"), 4)]
+"""Recipes with the bits of an activation: the default, of which every other one has signs instead."""
+
+
+@pytest.mark.parametrize(("recipe", "activation_bits"), WIDTHS)
+def test_every_recipe_agrees_with_pytorch_kernel_by_kernel(tmp_path, recipe, activation_bits):
+    (recipe, agp), product = recipe, "binary_conv2d" if activation_bits == 1 else "level_conv2d"
+    options = CompileOptions(
+        recipe=recipe, agp=agp, activation_bits=activation_bits, activation_grid="sign", verify="numerics"
+    )
     result = compile_model(source_of(batch=12 if agp == "once" else 6), options, tmp_path / "step")
     assert result.verification is not None
     assert len(result.verification.rows) == len(result.manifest.kernels) > 50
     assert [row for row in result.verification.rows if not row.ok] == []
     ops = {kernel.op for kernel in result.manifest.kernels}
-    assert "binary_conv2d" in ops
-    assert ("bitplane_weight_grad" in ops) == (recipe != "none")
+    assert product in ops
+    assert ({"bitplane_weight_grad", "level_weight_grad"} & ops != set()) == (recipe != "none")
 
 
 @pytest.mark.parametrize(("batch", "bits", "agp"), [(1, 4, "sampled"), (1, 8, "once"), (2, 8, "topk")])

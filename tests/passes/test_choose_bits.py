@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from fqt_deploy.capture.capture_model import capture_model
 from fqt_deploy.capture.load_model import ModelSource, model_source
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.graph import grids_of
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.passes.choose_bits import SPACINGS, spacing_of
+from fqt_deploy.passes.example_values import visit_values
+from fqt_deploy.passes.pipelines import training_passes
 
 
 def grids(module, x, **options):
@@ -58,6 +61,28 @@ def test_values_without_a_size_get_the_grid_of_normalized_ones(size):
     assert spacing_of(size, 2, True) == spacing_of(1.0, 2, True)
 
 
+def deep():
+    """Without normalization every layer on signs of weights makes values smaller, and the next reads those."""
+    layers = [nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(4)]
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, 64), nn.ReLU(), *layers, nn.Linear(64, 4))
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_the_spacing_fits_what_layers_read_in_the_quantized_step(make_source, bits):
+    graph, _ = capture_model(make_source(deep()))
+    for each in training_passes(CompileOptions(activation_bits=bits)):
+        each.run(graph)
+        if each.name == "binarize-forward":
+            break
+    read = {node.args[0]: node.args[1:] for node in graph.calls(torch.ops.fqt.activation_levels.default)}
+    assert len(read) >= 4
+    sizes = {}
+    visit_values(graph, read, lambda node, value: sizes.update({node: value.square().mean().sqrt().item()}))
+    spacings = [spacing for spacing, *_ in read.values()]
+    assert spacings == [spacing_of(sizes[x], bits, signed) for x, (_, _, signed) in read.items()]
+    assert spacings[-1] < spacings[-3]
+
+
 def prelu(slope):
     return nn.PReLU(init=slope)
 
@@ -81,8 +106,8 @@ def test_few_bits_are_not_spent_on_negative_values_that_hardly_occur(activation,
 @pytest.mark.parametrize(("activation", "fitted"), [(nn.ReLU(), True), (nn.Sigmoid(), True), (nn.Tanh(), False)])
 def test_one_bit_of_what_cannot_be_negative_gets_a_grid_where_it_is_asked_for(activation, fitted):
     layers, x = between(activation), torch.randn(64, 40, generator=torch.Generator().manual_seed(0))
-    assert grids(layers, x) == dict.fromkeys(("0", "2", "3"))
-    found = grids(layers, x, activation_grid="fitted")
+    assert grids(layers, x, activation_bits=1, activation_grid="sign") == dict.fromkeys(("0", "2", "3"))
+    found = grids(layers, x, activation_bits=1, activation_grid="fitted")
     assert found["0"] is None, "what has both signs keeps them"
     assert (found["2"] is not None) == fitted
     if fitted:

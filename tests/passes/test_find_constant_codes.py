@@ -15,8 +15,13 @@ from fqt_deploy.core.options import CompileOptions
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+SIGNS = {"activation_bits": 1, "activation_grid": "sign"}
+
+
 def notes(module, x, **options):
-    return fqt_deploy.check(module, example_inputs=(x, torch.arange(len(x)) % 4), **options).notes
+    """What is said of codes: activations are signs unless ``options`` say more."""
+    found = fqt_deploy.check(module, example_inputs=(x, torch.arange(len(x)) % 4), **SIGNS | options).notes
+    return tuple(note for note in found if not note.startswith("the weights of"))
 
 
 def between(*activations):
@@ -135,12 +140,12 @@ def test_nothing_is_drawn_and_nothing_changes():
 def test_it_is_said_once_for_several_shapes_of_batches():
     batches = [(torch.randn(n, 40), torch.zeros(n, dtype=torch.long)) for n in (8, 5)]
     source = model_source(between(nn.Sigmoid()), nn.functional.cross_entropy, batches)
-    lowered = lower_model(source, CompileOptions())
+    lowered = lower_model(source, CompileOptions(**SIGNS))
     assert len(lowered.train.notes) == 1
     assert [other.train.notes for other in lowered.others] == [()]
 
 
 def test_a_verbose_compilation_says_it(capsys):
     example = (torch.randn(16, 40), torch.arange(16) % 4)
-    fqt_deploy.compile(between(nn.Sigmoid()), example_inputs=example, verbose=True)
+    fqt_deploy.compile(between(nn.Sigmoid()), example_inputs=example, verbose=True, **SIGNS)
     assert "layer '2': 100 % of the signs" in capsys.readouterr().err

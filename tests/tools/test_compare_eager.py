@@ -12,7 +12,7 @@ from tools.examples import load_example
 
 
 def test_the_digits_network_agrees(digits_source):
-    found = compare(digits_source)
+    found = compare(digits_source, activation_bits=1, activation_grid="sign")
     assert found.ok, found
     assert len(found.cosines) == len(list(digits_source.module.parameters()))
     assert list(found.flips) == ["features.3", "features.7", "features.10"]
@@ -27,7 +27,7 @@ def test_activations_of_several_bits_agree(digits_source, bits):
 
 
 def test_one_bit_activations_on_a_fitted_grid_agree(digits_source):
-    found = compare(digits_source, activation_grid="fitted")
+    found = compare(digits_source, activation_bits=1, activation_grid="fitted")
     assert found.ok, found
     assert sum(flipped for flipped, _ in found.flips.values()) <= 3
 

@@ -14,7 +14,7 @@ from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.settings import options_of
 from tools.accuracy.ideas import changed_passes
 from tools.accuracy.networks import Calibration, Network, model_source
-from tools.accuracy.rows import OPTIMIZERS, ROWS, Settings
+from tools.accuracy.rows import OPTIMIZERS, ROWS, SIGNS, Settings
 from tools.examples import compile_example
 
 _COMPILER = Path(fqt_deploy.__file__).parent
@@ -33,8 +33,8 @@ def artifact_of(
     Network, shapes, settings and the compiler's own files decide: no step of an older compiler is used. So does
     ``calibration``, where activations have grids.
     """
-    if not {"activation_bits", "activation_grid"} & settings.keys():
-        calibration = None  # signs fit everything
+    if settings.items() >= SIGNS.items():
+        calibration = None  # they fit everything
     chosen = [calibration.digest] if calibration else []
     recipe = json.dumps([network.name, classes, batch, settings, _compiler_digest(), *chosen], sort_keys=True)
     folder = cache / f"{network.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.fqt"

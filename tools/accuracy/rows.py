@@ -25,27 +25,32 @@ _PLAIN: dict[str, Settings] = {
     },
 }
 
-_SIGNS: dict[str, Settings] = {
+_RECIPES: dict[str, Settings] = {
     "none": {"recipe": "none"},
     **{name: {**settings, "projection": "off"} for name, settings in _PLAIN.items()},
     **{name + _PROJECTED: settings for name, settings in _PLAIN.items()},
 }
 
+SIGNS: Settings = {"activation_bits": 1, "activation_grid": "sign"}
+"""Activations of 1 bit that fit any data."""
+
 ROWS: dict[str, Settings] = {
-    **_SIGNS,
+    **{name: SIGNS | settings for name, settings in _RECIPES.items()},
     **{
-        f"{name}-a{bits}": {**settings, "activation_bits": bits} for name, settings in _SIGNS.items() for bits in (2, 4)
+        f"{name}-a{bits}": {**settings, "activation_bits": bits}
+        for name, settings in _RECIPES.items()
+        for bits in (2, 4)
     },
-    **{f"{name}-fitted": {**settings, "activation_grid": "fitted"} for name, settings in _SIGNS.items()},
-    **{idea: {"recipe": "scq+agp", "idea": idea, **base_settings(idea)} for idea in CHANGES},
+    **{f"{name}-fitted": {**settings, "activation_bits": 1} for name, settings in _RECIPES.items()},
+    **{idea: {"recipe": "scq+agp", "idea": idea, **SIGNS, **base_settings(idea)} for idea in CHANGES},
     **{name: {"schedule": rows} for name, rows in SCHEDULES.items()},
 }
 """Rows of the study. ``topk-4`` is ``scq+agp`` with ``agp`` topk and 4 bits on the zero grid, ``topk-4-minmax`` on the
 paper's grid.
 
 The paper's released code is ``topk-4-minmax``, its theory ``sampled-4-minmax``. Rows that end in ``-projected`` take
-noise out of weight gradients, the others do not; those that end in ``-a4`` have 4 bits for an activation, those in
-``-fitted`` 1 bit that is no sign, on a grid that fits the weights and images which training starts from. Ideas are one
+noise out of weight gradients, the others do not. Activations are signs, but 4 bits in rows that end in ``-a4``, and 1
+bit that is no sign in ``-fitted``, on a grid that fits the weights and images which training starts from. Ideas are one
 of these rows with other passes (``ideas.py``); a schedule names rows that follow each other.
 """
 
