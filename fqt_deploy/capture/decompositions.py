@@ -69,7 +69,8 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
         return compound - usual
 
     with mock.patch("torch.export.exported_program._collect_all_valid_cia_ops", listed):
-        return program.run_decompositions({op: rule for op, rule in rules.items() if op not in usual})
+        found: ExportedProgram = program.run_decompositions({o: rule for o, rule in rules.items() if o not in usual})
+    return found
 
 
 def _is_usual(op: Any, rule: Any) -> bool:
