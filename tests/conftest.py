@@ -1,3 +1,5 @@
+import fcntl
+import gc
 import importlib.util
 import os
 import sys
@@ -6,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import tvm
 
 from fqt_deploy.capture.load_model import ModelSource, load_model
+from fqt_deploy.codegen.kernel_objects import PASS_CONFIG
 from fqt_deploy.compiler import compile_model
 from fqt_deploy.core.optimizer import AdamW
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.core.user_cache import user_cache
+from fqt_deploy.packaging.build_c_api import LIBRARY, build_c_api
+from fqt_deploy.targets.toolchain import native_toolchain
 
 torch.set_num_threads(1)  # the tensors of tests are small: a second thread only waits
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # one core each, or kernels wait for each other's threads
@@ -44,6 +50,13 @@ def pytest_configure(config):
     os.environ["XDG_CACHE_HOME"] = folder.name
 
 
+def pytest_collection_finish():
+    """What is there when tests begin, PyTorch and TVM, lives to their end: the search for garbage leaves it alone."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 @pytest.fixture(autouse=True)
 def compiled_as_the_test_has_it(request):
     """Where a test replaces something, perhaps in the compiler, kernels are compiled and none is kept."""
@@ -61,6 +74,13 @@ def pytest_xdist_make_scheduler(config, log):
             return nodeid.partition("::")[0].rpartition("/")[0]
 
     return Folders(config, log)
+
+
+@pytest.fixture(scope="module")
+def as_in_a_step():
+    """Kernels are compiled as those of a step, which trust their arguments: checks would take half of LLVM's time."""
+    with tvm.transform.PassContext(config=PASS_CONFIG):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -97,6 +117,17 @@ def digits_artifact(digits_source, tmp_path_factory) -> Path:
     """The digits example, compiled for this machine; to be copied by who changes it."""
     folder = tmp_path_factory.mktemp("digits") / "digits.fqt"
     compile_model(digits_source, CompileOptions(agp="once"), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def c_api() -> Path:
+    """The folder that ``make c-api`` builds: once for all workers, in the cache folder that they share."""
+    folder = user_cache() / "c-api"
+    with (user_cache() / "c-api.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "lib" / LIBRARY).is_file():
+            build_c_api(folder, native_toolchain())
     return folder
 
 

@@ -148,14 +148,16 @@ def train_in_c(program: Path, artifact: Path, rows: Path, steps: int) -> Run:
     return run
 
 
-def build_program(folder: Path) -> Path:
-    """Build ``kill_training.c`` with the C interface."""
+def build_program(folder: Path, c_api: Path | None) -> Path:
+    """Build ``kill_training.c`` with the C interface ``c_api``, which is built too if there is none."""
     from fqt_deploy.packaging.build_c_api import build_c_api
     from fqt_deploy.targets.toolchain import native_toolchain
 
-    build_c_api(folder / "c-api", native_toolchain())
-    lib, program, source = folder / "c-api" / "lib", folder / "train", Path(__file__).with_suffix(".c")
-    flags = ["-std=gnu99", "-I", str(folder / "c-api" / "include"), "-L", str(lib), f"-Wl,-rpath,{lib}"]
+    if c_api is None:
+        c_api = folder / "c-api"
+        build_c_api(c_api, native_toolchain())
+    lib, program, source = c_api / "lib", folder / "train", Path(__file__).with_suffix(".c")
+    flags = ["-std=gnu99", "-I", str(c_api / "include"), "-L", str(lib), f"-Wl,-rpath,{lib}"]
     subprocess.run(["cc", str(source), *flags, "-lfqt_runtime", "-o", str(program)], check=True)
     return program
 
@@ -180,6 +182,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100, help="in each language [default: 100]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--artifact", type=Path, help="to train [default: a small model, compiled for this]")
+    parser.add_argument("--c-api", type=Path, help="what make c-api built [default: built for this]")
     parser.add_argument("--only", choices=["python", "c"], help="one language alone")
     arguments = parser.parse_args()
     os.environ.setdefault("FQT_NUM_THREADS", "1")
@@ -200,7 +203,7 @@ def main() -> None:
             runs["python"] = train_in_python(artifact, data)
         if arguments.only != "python":
             write_batches(folder / "rows", data, session.manifest.batch)
-            runs["c"] = train_in_c(build_program(folder), artifact, folder / "rows", steps)
+            runs["c"] = train_in_c(build_program(folder, arguments.c_api), artifact, folder / "rows", steps)
         for language, run in runs.items():
             (folder / language).mkdir()
             outcome = kill_and_resume(

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from fqt_deploy.capture.any_names import any_names
 from fqt_deploy.capture.check_prediction import refuse_mixed_samples, refuse_moving_state, refuse_random
-from fqt_deploy.capture.decompositions import decompositions
+from fqt_deploy.capture.decompositions import decomposed
 from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export
 from fqt_deploy.capture.form_attention import form_attention
 from fqt_deploy.capture.label_range import find_labels
@@ -92,7 +92,7 @@ def _trace(predict: _PredictModule, inputs: tuple[Tensor, ...]) -> TrainingGraph
     try:
         program = torch.export.export(predict, inputs, strict=False)
         form_attention(program)
-        program = program.run_decompositions(decompositions())
+        program = decomposed(program)
     except FqtError:
         raise
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,13 +12,19 @@ from tvm import s_tir, te, tirx
 
 from fqt_deploy.codegen.kernel_grouping import Kernel, kind_of
 from fqt_deploy.codegen.opaque_stages import with_opaque_stages
+from fqt_deploy.core.call import changed
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import FqtOp, Kind, Op, op_of
 from fqt_deploy.targets.kernel_arguments import ARGUMENTS, encoded
 
+_NONE: Mapping[str, Any] = {}
+
 
 def kernel_key(kernel: Kernel) -> tuple[Any, ...]:
-    """Equal keys mean equal functions: same ops on operands of same shape and dtype, wired alike."""
+    """Equal keys mean equal functions: same ops on operands of same shape and dtype, wired alike.
+
+    The numbers that a kernel reads are not part of it.
+    """
     number = {node: i for i, node in enumerate((*kernel.leaves, *kernel.members))}
 
     def frozen(tree: Any) -> Any:
@@ -28,9 +35,10 @@ def kernel_key(kernel: Kernel) -> tuple[Any, ...]:
         return (type(tree).__name__, str(tree))
 
     leaves = tuple(_signature(leaf) for leaf in kernel.leaves)
+    spelled = [(n, n.args, n.kwargs) for n in kernel.members]
+    spelled.append((kernel.root, *changed(kernel.root, dict.fromkeys(kernel.numbers()))))
     calls = tuple(
-        (str(n.target), frozen(n.args), frozen(sorted(n.kwargs.items())), _signature(n))
-        for n in (*kernel.members, kernel.root)
+        (str(n.target), frozen(args), frozen(sorted(kwargs.items())), _signature(n)) for n, args, kwargs in spelled
     )
     return leaves, calls
 
@@ -47,12 +55,17 @@ def definition_of(node: fx.Node) -> type[Op]:
     return op
 
 
-def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
+def kernel_function(kernel: Kernel, *, built_in: bool = False) -> tirx.PrimFunc:
     """The kernel's loop nests, unscheduled but for the inlining of element-wise producers.
 
+    Args:
+        kernel: what to compute.
+        built_in: its numbers are part of the code, which then serves this call alone.
+
     Returns:
-        A function of the leaves in order, then the outputs. ``fqt.op`` names the root op, ``fqt.outputs`` counts its
-        results, and ``fqt.arguments``, where nothing was inlined, are its constant arguments by name.
+        A function of the leaves in order, then the numbers, int32 [] each, then the outputs. ``fqt.op`` names the root
+        op, ``fqt.outputs`` counts its results, and ``fqt.arguments``, where nothing was inlined and no number is read,
+        are its constant arguments by name.
     """
     values: dict[fx.Node, Any] = {}
     parameters = []
@@ -62,17 +75,18 @@ def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
         parameters.append(values[leaf])
     for i, member in enumerate(kernel.members):
         values[member] = _compute(member, values, f"member{i}")
-    result = _compute(kernel.root, values, "result")
+    numbers = {} if built_in else {name: te.placeholder((), "int32", name=name) for name in kernel.numbers()}
+    result = _compute(kernel.root, values, "result", numbers)
     outputs = list(result) if isinstance(result, (tuple, list)) else [result]
     name = kernel_op_name(kernel)
-    function = te.create_prim_func([*parameters, *outputs])
+    function = te.create_prim_func([*parameters, *numbers.values(), *outputs])
     function = _inline_producers(function, kernel, name if issubclass(definition_of(kernel.root), FqtOp) else "result")
     attributes = {
         "fqt.op": name,
         "fqt.outputs": len(outputs),
         "tirx.noalias": kind_of(kernel.root) is not Kind.UPDATE,
     }
-    if not kernel.members:
+    if not kernel.members and not numbers:
         attributes[ARGUMENTS] = encoded(definition_of(kernel.root).target, kernel.root.args, kernel.root.kwargs)
     return function.with_attrs(attributes)
 
@@ -83,9 +97,9 @@ def _signature(node: fx.Node) -> Any:
     return tuple((tuple(v.shape), str(v.dtype)) for v in values)
 
 
-def _compute(node: fx.Node, values: dict[fx.Node, Any], name: str) -> Any:
-    """The TE stages of one node."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+def _compute(node: fx.Node, values: dict[fx.Node, Any], name: str, numbers: Mapping[str, Any] = _NONE) -> Any:
+    """The TE stages of one node, with ``numbers`` in the place of the arguments of these names."""
+    args, kwargs = fx.map_arg(changed(node, numbers) if numbers else (node.args, node.kwargs), values.__getitem__)
     return definition_of(node).bound(args, kwargs).stages(node.meta["val"], name)
 
 

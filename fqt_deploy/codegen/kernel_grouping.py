@@ -59,6 +59,11 @@ class Kernel:
     members: tuple[fx.Node, ...]
     leaves: tuple[fx.Node, ...]
 
+    def numbers(self) -> dict[str, int]:
+        """The numbers, by name, that the kernel reads behind its leaves: those in which calls of it differ."""
+        op = op_of(self.root)
+        return {name: int(getattr(call_of(self.root), name)) for name in op.varying} if op is not None else {}
+
 
 @dataclass(frozen=True)
 class View:

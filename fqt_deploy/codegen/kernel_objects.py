@@ -126,10 +126,12 @@ def _pool(kernels: KernelSources, folder: Path, workers: int) -> Iterator[Proces
 def _begin() -> None:
     """Begin a process of the pool: leave Ctrl-C, which reaches the whole group, to the one that asked for the kernels.
 
-    What was inherited is never garbage: looking at it would copy its memory.
+    What was inherited is never garbage: looking at it would copy its memory. Of what a process of seconds makes itself
+    little is.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def _compile_inherited(batch: Batch) -> Path:

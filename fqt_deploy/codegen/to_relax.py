@@ -184,6 +184,7 @@ class _Emitter:
             self.symbols[key] = self.builder.add_func(relax.ExternFunc(name, _KERNEL_TYPE), name)
         symbol = self.symbols[key]
         operands = [values[leaf] for leaf in kernel.leaves]
+        operands += [relax.const(number, "int32") for number in kernel.numbers().values()]
         if kernel.root in written:
             state = [values[node] for node in written[kernel.root]]
             self.builder.emit(relax.Call(symbol, [*operands, *state]))

@@ -69,7 +69,9 @@ def export_plugin(lowered: LoweredModel, target: Target, output: Path) -> None:
     calls = _distinct_calls((*lowered.train.graph.nodes, *lowered.predict.graph.nodes))
     symbols = {key: f"fqt_{call.op.name}_{i}" for i, (key, call) in enumerate(calls.items())}
     functions = {
-        symbols[key]: target.schedule(kernel_function(Kernel(call.node, (), tuple(call.node.all_input_nodes))))
+        symbols[key]: target.schedule(
+            kernel_function(Kernel(call.node, (), tuple(call.node.all_input_nodes)), built_in=True)
+        )
         for key, call in calls.items()
     }
     executable = build_functions(functions, target.tvm_target)

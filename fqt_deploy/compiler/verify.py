@@ -196,7 +196,7 @@ def _case(
     leaves = {leaf: values[leaf] for leaf in kernel.leaves}
     return KernelCase(
         info=info,
-        operands=tuple(values[leaf] for leaf in kernel.leaves),
+        operands=(*leaves.values(), *(torch.tensor(n, dtype=torch.int32) for n in kernel.numbers().values())),
         in_place=tuple(in_place),
         expected=tuple(expected),
         tolerance=max(

@@ -98,11 +98,14 @@ class Op(ABC):
         target: what a node calls.
         name: without namespace and overload.
         traits: how passes and code generation may treat it.
+        varying: names of the whole numbers in which calls differ that are otherwise equal. One kernel serves all of
+            these calls: it reads the numbers from memory, and the loop nest is given tensors int32 [] in their place.
     """
 
     target: ClassVar[Any]
     name: ClassVar[str]
     traits: ClassVar[Traits]
+    varying: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     @abstractmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from fqt_deploy.core.diagnostics import InvariantError
 from fqt_deploy.core.graph import Stage, TrainingGraph
 from fqt_deploy.core.text.literals import type_text
 from fqt_deploy.ops.aten.aten_op import moves_elements
-from fqt_deploy.ops.op import FqtOp, op_of
+from fqt_deploy.ops.op import FqtOp, Op, op_of
 from fqt_deploy.ops.products.directions import FORWARD
 from fqt_deploy.passes.check_operators import is_supported
 
@@ -139,7 +140,12 @@ def ops_are_legal_in_stage(graph: TrainingGraph) -> None:
 def family(node: fx.Node) -> str | None:
     """The folder of ``fqt_deploy/ops/`` that a node's op is in; None for an op that is not ours."""
     op = op_of(node)
-    return op.family() if op is not None and issubclass(op, FqtOp) else None
+    return _family(op) if op is not None else None
+
+
+@cache
+def _family(op: type[Op]) -> str | None:
+    return op.family() if issubclass(op, FqtOp) else None
 
 
 def _illegality(node: fx.Node, legal: Legality) -> str | None:

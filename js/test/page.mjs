@@ -1,5 +1,6 @@
-// Uses the example page in Chromium as a person would: `node page.mjs CHROMIUM URL WIDTH FOLDER`.
+// Uses the example page in Chromium as a person would: `node page.mjs CHROMIUM URL WIDTH OTHER FOLDER`.
 //
+// All is done on a screen of WIDTH pixels; whether the page fits is seen there and on one of OTHER.
 // Prints "loaded" once the page has all of its files, and then waits for a line: by then the server may be gone. Prints what was
 // seen as JSON at the end; the checkpoint that was downloaded lies in FOLDER.
 import { once } from "node:events";
@@ -8,7 +9,7 @@ import { join } from "node:path";
 
 import { withBrowser } from "./browser.mjs";
 
-const [chromium, url, width, folder] = process.argv.slice(2);
+const [chromium, url, width, other, folder] = process.argv.slice(2);
 
 await withBrowser(chromium, async (page) => {
   await page.setViewport({ width: Number(width), height: 900 });
@@ -67,11 +68,17 @@ await withBrowser(chromium, async (page) => {
   await (await page.$("#load")).uploadFile(join(folder, name));
   await says("status", "Goes on");
 
+  const fits = {};
+  for (const each of [other, width]) {
+    await page.setViewport({ width: Number(each), height: 900 });
+    fits[each] = await page.evaluate(() => ({
+      tooWide: [...document.querySelectorAll("body *")]
+        .filter((element) => element.getBoundingClientRect().right > document.documentElement.clientWidth)
+        .map((element) => element.outerHTML.slice(0, 80)),
+      scrolls: document.documentElement.scrollWidth > document.documentElement.clientWidth,
+    }));
+  }
   const seen = await page.evaluate(() => ({
-    tooWide: [...document.querySelectorAll("body *")]
-      .filter((element) => element.getBoundingClientRect().right > document.documentElement.clientWidth)
-      .map((element) => element.outerHTML.slice(0, 80)),
-    scrolls: document.documentElement.scrollWidth > document.documentElement.clientWidth,
     unnamed: [...document.querySelectorAll("button, input, select, progress, meter, canvas, svg")]
       .filter((element) => !(element.labels?.length || element.textContent.trim() || element.ariaLabel || element.hasAttribute("aria-labelledby")))
       .map((element) => element.outerHTML),
@@ -87,6 +94,6 @@ await withBrowser(chromium, async (page) => {
     reached.push(await page.evaluate(() => document.activeElement.id || document.activeElement.textContent.trim()));
   }
   const status = await text("status");
-  console.log(JSON.stringify({ ...seen, reached, loaded, place, inked, cleared, examples, cancelled, name, status }));
+  console.log(JSON.stringify({ ...seen, fits, reached, loaded, place, inked, cleared, examples, cancelled, name, status }));
 });
 process.exit(0);

@@ -184,13 +184,24 @@ def test_equal_keys_give_equal_functions(steps):
     for kernel in (step for step in steps if isinstance(step, Kernel) and len(step.members) < 4):
         function = kernel_function(kernel)
         assert len(function.params) >= len(kernel.leaves) + 1
-        assert int(function.attrs["fqt.outputs"]) == len(function.params) - len(kernel.leaves)
+        assert int(function.attrs["fqt.outputs"]) == len(function.params) - len(kernel.leaves) - len(kernel.numbers())
         first = by_key.setdefault(kernel_key(kernel), function)
         if first is not function:
             tvm.ir.assert_structural_equal(first, function)
             compared += 1
     assert len(by_key) > 10
     assert compared or len(by_key) == len([s for s in steps if isinstance(s, Kernel) and len(s.members) < 4])
+
+
+def test_calls_that_differ_in_a_number_share_their_kernel(steps):
+    """One kernel computes the keys of all random streams; with their numbers built in, each has one of its own."""
+    keys = [s for s in steps if isinstance(s, Kernel) and s.root.target is torch.ops.fqt.stream_key.default]
+    assert len({tuple(kernel.numbers().items()) for kernel in keys}) == len(keys)
+    assert len({kernel_key(kernel) for kernel in keys}) == min(1, len(keys))
+    assert len({kernel_function(kernel, built_in=True).script() for kernel in keys}) == len(keys)
+    alone = [s for s in steps if isinstance(s, Kernel) and s.root.target is torch.ops.fqt.nan_number.default]
+    shapes = {kernel.leaves[0].meta["val"].shape for kernel in alone if not kernel.members}
+    assert len({kernel_key(kernel) for kernel in alone if not kernel.members}) == len(shapes)
 
 
 def test_steps_of_a_loop_share_their_kernels():

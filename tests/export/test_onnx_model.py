@@ -69,6 +69,7 @@ def test_codes_equal_those_of_the_compiled_kernels(exported, digits, values_of, 
         found = names[kernel.root]
         wanted = [values[name] for name in (found if isinstance(found, list) else [found])]
         operands = [tvm.runtime.tensor(np.array(values[names[leaf]], order="C")) for leaf in kernel.leaves]
+        operands += [tvm.runtime.tensor(np.array(number, "int32")) for number in kernel.numbers().values()]
         results = [tvm.runtime.empty(w.shape, w.dtype.name) for w in wanted]
         module.get_function(info.symbol, query_imports=True)(*operands, *results)
         floor = max(

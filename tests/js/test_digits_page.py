@@ -25,13 +25,20 @@ def page(digits_source, tmp_path_factory):
     return folder
 
 
-def used(page, width, folder):
-    """What ``test/page.mjs`` saw; the server ends before anything is done."""
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder that the page's checkpoint is saved in."""
+    return tmp_path_factory.mktemp("saved")
+
+
+@pytest.fixture(scope="module")
+def seen(page, saved):
+    """What ``test/page.mjs`` saw on a narrow screen, and of a wide one; the server ends before anything is done."""
     serving = server(page, 0)
     thread = threading.Thread(target=serving.serve_forever)
     thread.start()
     url = f"http://127.0.0.1:{serving.server_address[1]}/"
-    command = ["node", "test/page.mjs", CHROMIUM, url, str(width), str(folder)]
+    command = ["node", "test/page.mjs", CHROMIUM, url, "400", "1280", str(saved)]
     with subprocess.Popen(
         command, cwd=PACKAGE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -46,9 +53,7 @@ def used(page, width, folder):
     return json.loads(shown)
 
 
-@pytest.mark.parametrize("width", [1280, 400])
-def test_it_trains_without_its_server(page, width, tmp_path):
-    seen = used(page, width, tmp_path)
+def test_it_trains_without_its_server(page, seen, saved):
     assert seen["place"] == "Row 2, column 4: painted"
     assert 0.1 < seen["inked"] < 0.6
     assert seen["cleared"] == 0
@@ -61,14 +66,12 @@ def test_it_trains_without_its_server(page, width, tmp_path):
     assert seen["name"] == f"digits-{steps}.safetensors"
     assert seen["status"] == f"Goes on after {steps} steps."
     session = load_onnx(page / "model" / "digits.step.onnx")
-    session.load_checkpoint(tmp_path / seen["name"])
+    session.load_checkpoint(saved / seen["name"])
     assert session.step_count == steps
 
 
-def test_it_can_be_used_by_all(page, tmp_path):
-    seen = used(page, 400, tmp_path)
-    assert seen["tooWide"] == []
-    assert not seen["scrolls"]
+def test_it_can_be_used_by_all(seen):
+    assert seen["fits"] == {"400": {"tooWide": [], "scrolls": False}, "1280": {"tooWide": [], "scrolls": False}}
     assert seen["unnamed"] == []
     assert seen["headings"][0] == 1
     assert all(b <= a + 1 for a, b in zip(seen["headings"], seen["headings"][1:], strict=False))

@@ -20,7 +20,7 @@ from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.onnx_session import load_onnx
 from fqt_deploy.settings import options_of
 from tests.js.programs import RUNTIMES, node, trained
-from tests.packaging.conftest import c_api, compile_example, write_rows  # noqa: F401 - a fixture
+from tests.packaging.conftest import compile_example, write_rows
 from tools.examples import load_example
 from tools.train_digits import load_digits
 from tools.training import accuracy
@@ -85,7 +85,7 @@ def test_trains_as_python_does(folder, digits, runtime):
         assert (worker["refused"], worker["released"]) == ("FqtError FQT505", "FQT512")
 
 
-def test_a_checkpoint_of_the_browser_goes_on_everywhere(folder, digits, c_api, tmp_path):  # noqa: F811
+def test_a_checkpoint_of_the_browser_goes_on_everywhere(folder, digits, c_api, tmp_path):
     """In C with the bits of Python, from there back in JavaScript, and with ``fqt-train --resume``."""
     trained("chromium", folder)
     x, y = digits[0][:16].numpy(), digits[1][:16].numpy()

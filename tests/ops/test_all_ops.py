@@ -21,7 +21,7 @@ from fqt_deploy.targets.registry import make_target
 def _samples(*kinds: Kind) -> list[Any]:
     """One parameter set a sample of every op with a kernel, of the given kinds or of all."""
     return [
-        pytest.param(spec, arguments, id=f"{spec.name}-{i}")
+        pytest.param(spec, i, arguments, id=f"{spec.name}-{i}")
         for spec in FQT_OPS.values()
         if spec.traits.kind is not Kind.COMPOSITE and (not kinds or spec.traits.kind in kinds)
         for i, arguments in enumerate(spec.sample_inputs())
@@ -32,8 +32,8 @@ def _flat(result: Any) -> list[Any]:
     return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
-def _compile(spec: type[FqtOp], arguments: tuple[Any, ...]) -> Any:
-    """The op's loop nest on its own, as the CPU target schedules it: a function of the tensors, then the outputs."""
+def _kernel(spec: type[FqtOp], arguments: tuple[Any, ...], name: str) -> Any:
+    """The op's loop nest, as the CPU target schedules it: a function of the tensors, then the outputs."""
     target = make_target("cpu")
     placeholders: list[Any] = []
 
@@ -46,23 +46,36 @@ def _compile(spec: type[FqtOp], arguments: tuple[Any, ...]) -> Any:
 
     outputs = _flat(spec(*map(operand, arguments)).compute())
     function = te.create_prim_func([*placeholders, *outputs])
-    attributes = {"fqt.op": spec.name, "fqt.outputs": len(outputs), "tirx.noalias": False, "global_symbol": "main"}
+    attributes = {"fqt.op": spec.name, "fqt.outputs": len(outputs), "tirx.noalias": False, "global_symbol": name}
     attributes[ARGUMENTS] = encoded(getattr(torch.ops.fqt, spec.name).default, arguments)
-    scheduled = target.schedule(function.with_attrs(attributes))
-    return tvm.compile(tvm.IRModule({"main": scheduled}), target.tvm_target)["main"]
+    return target.schedule(function.with_attrs(attributes)).with_attr("global_symbol", name)
+
+
+def _name(spec: type[FqtOp], number: int) -> str:
+    return f"{spec.name}_{number}"
+
+
+@pytest.fixture(scope="module")
+def library() -> Any:
+    """The kernels of all samples, compiled at once."""
+    kernels = {
+        _name(spec, i): _kernel(spec, arguments, _name(spec, i))
+        for spec in FQT_OPS.values()
+        if spec.traits.kind is not Kind.COMPOSITE
+        for i, arguments in enumerate(spec.sample_inputs())
+    }
+    return tvm.compile(tvm.IRModule(kernels), make_target("cpu").tvm_target)
 
 
 def _device_tensor(value: torch.Tensor) -> Any:
     return tvm.runtime.tensor(value.contiguous().numpy())
 
 
-def _run(
-    spec: type[FqtOp], arguments: tuple[Any, ...], expected: list[torch.Tensor], in_place: bool
-) -> list[np.ndarray]:
-    """Outputs of the compiled op, written over its first operands if ``in_place``."""
+def _run(kernel: Any, arguments: tuple[Any, ...], expected: list[torch.Tensor], in_place: bool) -> list[np.ndarray]:
+    """Outputs of the compiled ``kernel``, written over its first operands if ``in_place``."""
     operands = [_device_tensor(a) for a in arguments if isinstance(a, torch.Tensor)]
     outputs = operands[: len(expected)] if in_place else [_device_tensor(torch.zeros_like(e)) for e in expected]
-    _compile(spec, arguments)(*operands, *outputs)
+    kernel(*operands, *outputs)
     return [output.numpy() for output in outputs]
 
 
@@ -77,8 +90,8 @@ def _assert_equal(spec: type[FqtOp], actual: np.ndarray, expected: torch.Tensor)
     assert error <= spec.tolerance * float(np.linalg.norm(wanted[finite].astype(np.float64)))
 
 
-@pytest.mark.parametrize(("spec", "arguments"), _samples())
-def test_fake_agrees_with_reference(spec: type[FqtOp], arguments: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(("spec", "number", "arguments"), _samples())
+def test_fake_agrees_with_reference(spec: type[FqtOp], number: int, arguments: tuple[Any, ...]) -> None:
     """Shapes, types and contiguity; through the registered op, so that the schema is checked too."""
     op = getattr(torch.ops.fqt, spec.name)
     expected = _flat(op(*arguments))
@@ -89,24 +102,30 @@ def test_fake_agrees_with_reference(spec: type[FqtOp], arguments: tuple[Any, ...
     assert all(e.is_contiguous() for e in (*actual, *expected))
 
 
-@pytest.mark.parametrize(("spec", "arguments"), _samples())
-def test_compiled_agrees_with_reference(spec: type[FqtOp], arguments: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(("spec", "number", "arguments"), _samples())
+def test_compiled_agrees_with_reference(
+    library: Any, spec: type[FqtOp], number: int, arguments: tuple[Any, ...]
+) -> None:
     """Integers and booleans exactly, floating point within the op's tolerance."""
     expected = _flat(spec(*arguments).reference())
-    for actual, wanted in zip(_run(spec, arguments, expected, in_place=False), expected, strict=True):
+    for actual, wanted in zip(
+        _run(library[_name(spec, number)], arguments, expected, in_place=False), expected, strict=True
+    ):
         _assert_equal(spec, actual, wanted)
 
 
-@pytest.mark.parametrize(("spec", "arguments"), _samples(Kind.UPDATE))
-def test_update_in_place(spec: type[FqtOp], arguments: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(("spec", "number", "arguments"), _samples(Kind.UPDATE))
+def test_update_in_place(library: Any, spec: type[FqtOp], number: int, arguments: tuple[Any, ...]) -> None:
     """An update may write over the operands that it replaces."""
     expected = _flat(spec(*arguments).reference())
-    for actual, wanted in zip(_run(spec, arguments, expected, in_place=True), expected, strict=True):
+    for actual, wanted in zip(
+        _run(library[_name(spec, number)], arguments, expected, in_place=True), expected, strict=True
+    ):
         _assert_equal(spec, actual, wanted)
 
 
-@pytest.mark.parametrize(("spec", "arguments"), _samples())
-def test_cost_counts_something(spec: type[FqtOp], arguments: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(("spec", "number", "arguments"), _samples())
+def test_cost_counts_something(spec: type[FqtOp], number: int, arguments: tuple[Any, ...]) -> None:
     """A cost is never negative and no op is free."""
     cost = spec(*arguments).cost()
     assert min(cost.flops, cost.bit_ops, cost.bytes_moved) >= 0

@@ -10,6 +10,7 @@ import torch
 import tvm
 from torch import fx
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fqt_deploy.ops.registry  # noqa: F401
 from fqt_deploy.codegen.kernel_function import kernel_function
@@ -150,26 +151,16 @@ IDIOMS = {
 
 def traced(function, *operands):
     """``function`` as aten calls of one graph: what ``compile_kernel`` takes."""
-    module = torch.export.export(_Module(function), operands, strict=False).run_decompositions({})
-    nodes = list(module.graph.nodes)
+    nodes = list(make_fx(function)(*operands).graph.nodes)
 
     def build(graph, *leaves):
         values = dict(zip([n for n in nodes if n.op == "placeholder"], leaves, strict=True))
         for node in nodes:
             if node.op == "call_function":
                 values[node] = graph.node_copy(node, values.__getitem__)
-        return values[nodes[-1].args[0][0]]
+        return values[nodes[-1].args[0]]
 
     return build
-
-
-class _Module(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *operands):
-        return self.function(*operands)
 
 
 @pytest.mark.parametrize("name", IDIOMS)

@@ -2,10 +2,6 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import pytest
-
-from fqt_deploy.packaging.build_c_api import build_c_api
-from fqt_deploy.targets.toolchain import native_toolchain
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "c" / "train.c"
 
@@ -23,11 +19,3 @@ def write_rows(path: Path, x, y) -> None:
     rows = np.empty(len(x), np.dtype([("x", x.dtype, x.shape[1:]), ("y", y.dtype, y.shape[1:])]))
     rows["x"], rows["y"] = x, y
     rows.tofile(path)
-
-
-@pytest.fixture(scope="session")
-def c_api(tmp_path_factory) -> Path:
-    """The folder that ``make c-api`` builds."""
-    folder = tmp_path_factory.mktemp("c-api")
-    build_c_api(folder, native_toolchain())
-    return folder

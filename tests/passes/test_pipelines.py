@@ -124,9 +124,15 @@ def test_an_error_says_in_which_pass_it_arose(graph_after):
     assert PassVerifier(frozenset(), {}).checks == []
 
 
-@pytest.mark.parametrize("example", ["vgg16_cifar", "resnet18_cifar", "mlp_mixer", "digits_cnn"])
-@pytest.mark.parametrize("agp", ["once", "nested"])
-def test_examples_lower_when_backward_keeps_several_samples(example, agp):
+@pytest.mark.parametrize(
+    ("agp", "example"),
+    [
+        ("once", "digits_cnn"),
+        *(("nested", example) for example in ("vgg16_cifar", "resnet18_cifar", "mlp_mixer", "digits_cnn")),
+        *(pytest.param("once", n, marks=pytest.mark.slow) for n in ("vgg16_cifar", "resnet18_cifar", "mlp_mixer")),
+    ],
+)
+def test_examples_lower_when_backward_keeps_several_samples(agp, example):
     source = load_model(EXAMPLES / f"{example}.py", batch=8)
     graph = lower_model(source, CompileOptions(agp=agp, grad_bits=4)).train
     kept = [node.args[2] for node in graph.calls(torch.ops.fqt.select_sampled.default)]

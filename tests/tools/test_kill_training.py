@@ -7,8 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_nothing_is_lost(digits_artifact):
-    command = [sys.executable, "-m", "tools.kill_training", "--kills", "4", "--artifact", digits_artifact]
+def test_nothing_is_lost(digits_artifact, c_api):
+    options = ["--kills", "4", "--artifact", digits_artifact, "--c-api", c_api]
+    command = [sys.executable, "-m", "tools.kill_training", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("4 kills") == 2

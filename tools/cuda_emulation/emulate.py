@@ -122,8 +122,8 @@ def compile_for_emulation(source: str, folder: Path) -> bytes:
     if not library.is_file():
         code = folder / f"kernels_{name}.cpp"
         code.write_text(text)
-        _compile(
-            [f"-I{FOLDER}", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", str(code), "-o", str(library)]
+        _compile(  # -Og: a file with the kernels of all ops compiles in half of the time of -O1
+            [f"-I{FOLDER}", "-Og", "-ffp-contract=off", "-fno-strict-aliasing", "-w", str(code), "-o", str(library)]
         )
     return PREFIX + str(library).encode() + b"\0"
 

@@ -6,6 +6,7 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import torch
@@ -70,12 +71,19 @@ def dropped_arguments(node: fx.Node) -> list[str]:
     op = OPS.get(node.target)
     if op is None or not issubclass(op, AtenOp):
         return []
-    defaults = {a.name: a.default_value for a in op.target._schema.arguments if a.has_default_value()}
+    ignored = _ignored(op)
+    if not ignored:
+        return []
     return [
-        f"{name}={given!r}"
-        for name, given in arguments_of(node).items()
-        if name not in op.honoured() and name not in STORAGE and name in defaults and given != defaults[name]
+        f"{name}={given!r}" for name, given in arguments_of(node).items() if name in ignored and given != ignored[name]
     ]
+
+
+@cache
+def _ignored(op: type[AtenOp]) -> dict[str, Any]:
+    """The defaults, by name, of the arguments that ``op`` does not honour; they must be given no other value."""
+    defaults = {a.name: a.default_value for a in op.target._schema.arguments if a.has_default_value()}
+    return {name: value for name, value in defaults.items() if name not in op.honoured() and name not in STORAGE}
 
 
 def moves_elements(node: fx.Node) -> bool:

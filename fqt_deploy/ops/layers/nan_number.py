@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class NanNumber(FqtOp):
     x: Operand
     number: int
 
+    varying: ClassVar[tuple[str, ...]] = ("number",)
+
     def reference(self) -> Tensor:
         """The result in plain PyTorch."""
         found = self.x.isnan().any()
@@ -46,7 +48,9 @@ class NanNumber(FqtOp):
     def compute(self) -> te.Tensor:
         """A minimum over all elements."""
         axes = [te.reduce_axis((0, int(extent)), f"r{i}") for i, extent in enumerate(self.x.shape)]
-        number, none = tirx.const(self.number, "int32"), tirx.const(NO_NAN, "int32")
+        given: Any = self.number
+        number = given() if isinstance(given, te.Tensor) else tirx.const(given, "int32")
+        none = tirx.const(NO_NAN, "int32")
         if not axes:
             return te.compute((), lambda: tirx.Select(is_nan(self.x[()]), number, none), name="nan_number")
         return te.compute(

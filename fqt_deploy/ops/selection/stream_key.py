@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,11 @@ def _bound(value: Any, use: Callable[[Any], Any]) -> Any:
     return tirx.Let(name, value, use(name))
 
 
+def _number(value: Any) -> Any:
+    """A number that is built into the kernel, or read."""
+    return value().astype("uint32") if isinstance(value, te.Tensor) else uint32(value)
+
+
 @define(kind=Kind.ROOT, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
 class StreamKey(FqtOp):
     """Fold the words of all four numbers into two independent 32-bit states.
@@ -45,6 +50,8 @@ class StreamKey(FqtOp):
     step: Operand
     layer: int
     role: int
+
+    varying: ClassVar[tuple[str, ...]] = ("layer", "role")
 
     def reference(self) -> Tensor:
         """The result in plain PyTorch."""
@@ -78,8 +85,8 @@ class StreamKey(FqtOp):
                 word(self.seed(), 32),
                 word(self.step(), 0),
                 word(self.step(), 32),
-                uint32(self.layer),
-                uint32(self.role),
+                _number(self.layer),
+                _number(self.role),
             ]
             mixed: Any = tirx.Select(i.equal(0), uint32(_STARTS[0]), uint32(_STARTS[1]))
             for w in words:

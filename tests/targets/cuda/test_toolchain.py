@@ -64,13 +64,8 @@ def test_the_kernels_of_a_step_compile_and_use_binary_tensor_cores(digits_step, 
     assert {re.sub(r"fqt_(\w+)_[0-9a-f]{16}_kernel.*", r"\1", name) for name in using} == products
 
 
-@pytest.mark.parametrize(
-    "example",
-    [
-        "resnet18_cifar",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("vgg16_cifar", "mlp_mixer", "vgg16_imagenet")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ["resnet18_cifar", "vgg16_cifar", "mlp_mixer", "vgg16_imagenet"])
 def test_the_kernels_of_every_example_compile_without_spills(example, tmp_path):
     from fqt_deploy.capture.load_model import load_model
     from fqt_deploy.compiler import compile_model

@@ -8,7 +8,7 @@ from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.graph import grids_of
 from fqt_deploy.runtime.session import Session
 from fqt_deploy.settings import options_of
-from tools.accuracy import runner
+from tools.accuracy import artifacts, runner
 from tools.accuracy.__main__ import main
 from tools.accuracy.artifacts import artifact_of
 from tools.accuracy.job import read_records
@@ -84,7 +84,7 @@ def test_the_row_whose_weights_to_start_from_can_be_named(work, capsys):
     assert "no pretraining of digits on digits by torch-bf16" in capsys.readouterr().err
 
 
-def test_a_grid_is_as_wide_as_the_activations_of_the_weights_that_training_starts_from(tmp_path):
+def test_a_grid_is_as_wide_as_the_activations_of_the_weights_that_training_starts_from(tmp_path, monkeypatch):
     network, generator = NETWORKS["digits"], np.random.default_rng(0)
     x, y = generator.standard_normal((8, *network.image), dtype=np.float32), generator.integers(0, 5, 8)
     state = initial_state(network, 5, 0)
@@ -98,12 +98,14 @@ def test_a_grid_is_as_wide_as_the_activations_of_the_weights_that_training_start
         grids.append(grids_of(lowered.train.layers)["param/features.3.weight"])
     assert grids[1].spacing == 4 * grids[0].spacing
 
-    artifacts = {
+    compiled = []
+    monkeypatch.setattr(artifacts, "_compile", lambda _, settings, folder: (compiled.append(settings), folder.mkdir()))
+    found = {
         artifact_of(network, 5, 8, ROWS[row], tmp_path, Calibration(weights, x, y))
         for row in ("none-a4", "none")
         for weights in (state, wider)
     }
-    assert len(artifacts) == 3  # signs have no grid
+    assert len(found) == len(compiled) == 3  # signs have no grid
 
 
 def test_a_job_in_other_hands_is_left_alone(work, job):
