@@ -40,6 +40,8 @@ def example_inputs():
     return torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(8)
 """
 
+SIGNS = {"activation_bits": 1, "activation_grid": "sign"}
+
 foreign = pytest.mark.skipif(AARCH64.is_native, reason="this machine is an aarch64 one: nothing is foreign or emulated")
 
 
@@ -89,13 +91,15 @@ def test_every_kernel_agrees_with_pytorch(rpi5):
     assert len(rows) == len(rpi5.manifest.kernels) > 50
     assert [row for row in rows if not row.ok] == []
     exact = {row.op for row in rows if row.tolerance is None}
-    assert {"binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad", "pack_signs"} <= exact
+    assert {"level_conv2d", "bitplane_conv2d_input_grad", "level_weight_grad", "pack_levels"} <= exact
     assert all(row.error == 0 for row in rows if row.tolerance is None)
 
 
 def test_any_arm_processor_agrees_with_pytorch(tools_are_there, model_file, tmp_path):
     source = load_model(model_file(MODEL))
-    result = compile_model(source, CompileOptions(target="aarch64", verify="numerics"), tmp_path / "mlp.fqt")
+    options = CompileOptions(target="aarch64", verify="numerics", **SIGNS)
+    result = compile_model(source, options, tmp_path / "mlp.fqt")
+    assert {"binary_conv2d", "bitplane_weight_grad", "pack_signs"} <= {row.op for row in result.verification.rows}
     assert result.manifest.target == {"name": "aarch64", "arch": "aarch64", "mcpu": "generic", "requires": ""}
     assert [row for row in result.verification.rows if not row.ok] == []
 
@@ -148,10 +152,11 @@ def test_the_artifact_is_for_the_other_machine(rpi5):
         assert caught.value.code == "FQT402"
 
 
-def test_popcounts_are_vector_instructions_and_tiles_stay_in_registers(rpi5):
-    kernels = dict(count_instructions.disassemble(rpi5.output / "step.so", "aarch64"))
+def test_popcounts_are_vector_instructions_and_tiles_stay_in_registers(tools_are_there, digits_source, tmp_path):
+    result = compile_model(digits_source, CompileOptions(agp="once", target="rpi5", **SIGNS), tmp_path / "signs.fqt")
+    kernels = dict(count_instructions.disassemble(result.output / "step.so", "aarch64"))
     dialect = count_instructions.DIALECTS["aarch64"]
-    ops = {kernel.symbol: kernel.op for kernel in rpi5.manifest.kernels}
+    ops = {kernel.symbol: kernel.op for kernel in result.manifest.kernels}
     products = [symbol for symbol in kernels if ops.get(symbol) == "binary_conv2d"]
     assert products
     for symbol in products:
