@@ -2,6 +2,9 @@
 
 A sum whose terms cancel is rounding noise, of a size that only its terms know. It is measured: the computation is
 repeated with every operand and every value on the way multiplied by one plus or minus a few units of the last place.
+
+A code of a number that the same kernel computes, such as a GELU, may be the next one where the number lies at the edge
+between two: kernel and PyTorch have other formulas for an exponential. Which codes these are is measured, too.
 """
 
 from __future__ import annotations
@@ -9,12 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
 _UNIT = 2.0**-22
 """Relative change of a number: two units in the last place of float32."""
 _RUNS = 3
+_AT_EDGE = 2.0**-20
+"""Relative distance of a computed number from an edge within which its code may be either: eight units in the last
+place."""
 SLACK = 32.0
 """Upper bound of an error in units of the noise: a long sum in another order, or another formula, rounds more often."""
 
@@ -38,8 +45,34 @@ def rounding_noise(root: fx.Node, known: Mapping[fx.Node, Any]) -> list[float]:
     return noise
 
 
-def _evaluate(root: fx.Node, known: Mapping[fx.Node, Any], generator: torch.Generator | None) -> Any:
-    """The value of ``root``, with every number on the way changed if there is a generator."""
+def bits_at_edges(root: fx.Node, known: Mapping[fx.Node, Any]) -> list[np.ndarray[Any, Any] | None]:
+    """The bits of each integer or boolean result of ``root`` that rounding may change; None for other results.
+
+    Only what is computed on the way is rounded: the values in ``known``, and so results of them alone, are exact.
+
+    Args:
+        root: the node; what it depends on and is not ``known`` is computed again.
+        known: values of the nodes that it starts from.
+    """
+    given = {node: value for node, value in known.items() if node is not root}
+    expected = _integers(_evaluate(root, given, None))
+    found = [None if value is None else np.zeros_like(value) for value in expected]
+    for factor in (1 + _AT_EDGE, 1 - _AT_EDGE):
+        moved = _integers(_evaluate(root, given, None, factor))
+        for bits, a, b in zip(found, moved, expected, strict=True):
+            if bits is not None and a is not None and b is not None:
+                bits |= a ^ b
+    return found
+
+
+def _integers(value: Any) -> list[np.ndarray[Any, Any] | None]:
+    return [None if each.dtype.is_floating_point else each.contiguous().numpy() for each in _tensors(value)]
+
+
+def _evaluate(
+    root: fx.Node, known: Mapping[fx.Node, Any], generator: torch.Generator | None, factor: float = 1.0
+) -> Any:
+    """The value of ``root``, with every number changed if there is a generator, and those on the way by ``factor``."""
     values: dict[fx.Node, Any] = {}
     pending = [root]
     with torch.no_grad():
@@ -54,7 +87,7 @@ def _evaluate(root: fx.Node, known: Mapping[fx.Node, Any], generator: torch.Gene
             elif node not in values:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
                 result = node.target(*args, **kwargs)  # type: ignore[operator]
-                values[node] = _changed(result, None if node is root else generator)
+                values[node] = result if node is root else _changed(_scaled(result, factor), generator)
             pending.pop()
     return values[root]
 
@@ -68,6 +101,13 @@ def _changed(value: Any, generator: torch.Generator | None) -> Any:
         return tensor * (1 + _UNIT * signs)
 
     return torch.utils._pytree.tree_map_only(Tensor, change, value)
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    def scale(tensor: Tensor) -> Tensor:
+        return tensor * factor if tensor.dtype == torch.float32 else tensor
+
+    return value if factor == 1 else torch.utils._pytree.tree_map_only(Tensor, scale, value)
 
 
 def _tensors(value: Any) -> list[Tensor]:

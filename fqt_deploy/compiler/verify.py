@@ -18,7 +18,7 @@ from fqt_deploy.codegen.kernel_function import definition_of
 from fqt_deploy.codegen.kernel_grouping import Kernel
 from fqt_deploy.codegen.to_relax import RelaxProgram, destinations
 from fqt_deploy.compiler.kernel_runner import KernelRunner
-from fqt_deploy.compiler.rounding_noise import SLACK, rounding_noise
+from fqt_deploy.compiler.rounding_noise import SLACK, bits_at_edges, rounding_noise
 from fqt_deploy.compiler.verify_passes import PassCheck
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import KernelInfo
@@ -84,6 +84,8 @@ class KernelCase:
         tolerance: relative error allowed in floating point results.
         floor: norm below which a floating point result is rounding noise.
         noise: measures what rounding changes in each result; asked only where the floor does not explain an error.
+        edges: measures which bits of each result that is no floating point one rounding may change; asked only where
+            some differ.
     """
 
     info: KernelInfo
@@ -93,6 +95,7 @@ class KernelCase:
     tolerance: float
     floor: float
     noise: Callable[[], list[float]]
+    edges: Callable[[], list[np.ndarray[Any, Any] | None]]
 
     def compare(self, results: Sequence[np.ndarray[Any, Any]]) -> VerificationRow:
         """The row of the table that compares the kernel's ``results`` with the expected ones."""
@@ -103,13 +106,20 @@ class KernelCase:
         if any(f and error > self.tolerance for f, error in zip(floating, errors, strict=True)):
             floors = [max(self.floor, SLACK * noise / self.tolerance) for noise in self.noise()]
             errors = self._errors(results, floors)
+        if any(not f and error > 0 for f, error in zip(floating, errors, strict=True)):
+            errors = self._errors(results, floors, self.edges())
         ok = all(error <= bound for error, bound in zip(errors, bounds, strict=True))
         info, tolerance = self.info, self.tolerance if any(floating) else None
         return VerificationRow(info.layer, info.phase, info.op, max(errors), tolerance, ok)
 
-    def _errors(self, results: Sequence[np.ndarray[Any, Any]], floors: list[float]) -> list[float]:
-        triples = zip(results, self.expected, floors, strict=True)
-        return [_compare(result, _array(expected), floor) for result, expected, floor in triples]
+    def _errors(
+        self,
+        results: Sequence[np.ndarray[Any, Any]],
+        floors: list[float],
+        edges: Sequence[np.ndarray[Any, Any] | None] | None = None,
+    ) -> list[float]:
+        rows = zip(results, self.expected, floors, edges or [None] * len(results), strict=True)
+        return [_compare(result, _array(expected), floor, bits) for result, expected, floor, bits in rows]
 
 
 def verify_numerics(
@@ -206,6 +216,7 @@ def _case(
         ),
         floor=_cancellation_floor(kernel, values) if issubclass(op, Reduction) else 0.0,
         noise=lambda: rounding_noise(kernel.root, leaves),
+        edges=lambda: bits_at_edges(kernel.root, leaves),
     )
 
 
@@ -230,10 +241,19 @@ def _cancellation_floor(kernel: Kernel, values: dict[fx.Node, Any]) -> float:
     return float(largest.double().norm()) if largest is not None else 0.0
 
 
-def _compare(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], floor: float) -> float:
-    """Error of floating point arrays relative to their norm, at least ``floor``; share that differs of others."""
+def _compare(
+    actual: np.ndarray[Any, Any],
+    expected: np.ndarray[Any, Any],
+    floor: float,
+    edges: np.ndarray[Any, Any] | None = None,
+) -> float:
+    """Error of floating point arrays relative to their norm, at least ``floor``.
+
+    Of others it is the share that differs, in more than the bits ``edges``.
+    """
     if expected.dtype.kind != "f":
-        return float((actual != expected).mean()) if expected.size else 0.0
+        differ = actual != expected if edges is None else ((actual ^ expected) & ~edges) != 0
+        return float(differ.mean()) if expected.size else 0.0
     if not np.isfinite(expected).all():
         return float((~np.isclose(actual, expected, equal_nan=True)).mean())
     scale = max(float(np.linalg.norm(expected.astype(np.float64))), floor)

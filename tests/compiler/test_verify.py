@@ -10,7 +10,7 @@ from torch import nn
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.to_relax import to_relax
 from fqt_deploy.compiler.compile_model import lower_model
-from fqt_deploy.compiler.rounding_noise import rounding_noise
+from fqt_deploy.compiler.rounding_noise import bits_at_edges, rounding_noise
 from fqt_deploy.compiler.verify import kernel_cases
 from fqt_deploy.core.options import CompileOptions
 
@@ -97,3 +97,35 @@ def test_a_case_explains_an_error_by_noise_only_if_it_is_that_large(cases):
     results = arrays(case)
     results[0].flat[7] += 0.5 * float(case.expected[0].norm())
     assert (silent.compare(results).ok, case.compare(results).ok, loud.compare(results).ok) == (False, False, True)
+
+
+def test_a_code_may_be_another_where_a_computed_number_lies_at_an_edge(cases):
+    """Here levels are 1 apart, and a kernel computes the GELU whose level it packs."""
+    aten, fqt = torch.ops.aten, torch.ops.fqt
+    x = torch.linspace(0.1, 6.0, 64)
+    edge = 9
+    for _ in range(60):  # the operand whose GELU is 2.5, where level 3 begins
+        y = aten.gelu(x)
+        x[edge] -= (y[edge] - 2.5) / 1.1
+
+    def packed(graph, a):
+        return graph.call_function(
+            fqt.pack_levels.default, (graph.call_function(aten.gelu.default, (a,)), 1.0, 4, False)
+        )
+
+    root, known = graph_of(packed, x)
+    (bits,) = bits_at_edges(root, known)
+    assert bits.sum() == 1 << edge, "level 2 is 0b10, level 3 0b11: they differ in plane 0"
+    assert (bits != 0).sum() == 1
+    root, known = graph_of(
+        lambda graph, a: graph.call_function(fqt.pack_levels.default, (a, 1.0, 4, False)), aten.gelu(x)
+    )
+    (bits,) = bits_at_edges(root, known)
+    assert not bits.any(), "what is given is exact"
+
+    expected = torch.zeros(4, dtype=torch.int32)
+    case = dataclasses.replace(
+        cases[0], expected=(expected,), edges=lambda: [np.array([0, 6, 0, 0], dtype=np.int32)], noise=lambda: [0.0]
+    )
+    for value, ok in (([0, 0, 0, 0], True), ([0, 2, 0, 0], True), ([0, 1, 0, 0], False), ([0, 2, 4, 0], False)):
+        assert case.compare([np.array(value, dtype=np.int32)]).ok == ok
