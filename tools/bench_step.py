@@ -34,6 +34,7 @@ from tools.step_breakdown import table
 
 if TYPE_CHECKING:
     from fqt_deploy.capture.load_model import ModelSource
+    from fqt_deploy.core.manifest import Manifest
 
 MINIMUM_TURN_S = 0.2
 """A contender's turn lasts at least this long: a short step is repeated within it."""
@@ -255,12 +256,26 @@ def task_memory_ours(arguments: argparse.Namespace) -> dict[str, Any]:
     from fqt_deploy.core.manifest import Manifest
     from fqt_deploy.profiling.measure import made_up_batch
 
-    batch = made_up_batch(Manifest.from_json((arguments.artifact / "manifest.json").read_bytes()))
+    manifest = Manifest.from_json((arguments.artifact / "manifest.json").read_bytes())
+    batch = made_up_batch(manifest)
     load = fqt_deploy.load  # imports the runtime
     before = _peak_mb()
     session = load(arguments.artifact)
     step_mb = _growth_mb(lambda: session.step(batch))
-    return {"mb": _peak_mb() - before, "step_mb": step_mb}
+    peak_mb = _peak_mb() - before
+    return {"mb": peak_mb, "step_mb": step_mb - _unwritten_mb(arguments.artifact, manifest)}
+
+
+def _unwritten_mb(artifact: Path, manifest: Manifest) -> float:
+    """Megabytes of state that begins as zeros, such as Adam's moments: resident once the first step has written it."""
+    import numpy as np
+    from safetensors import safe_open
+
+    from fqt_deploy.runtime.artifact import STATE
+
+    with safe_open(artifact / STATE, framework="np") as file:
+        stored = set(file.keys())
+    return sum(spec.size * np.dtype(spec.dtype).itemsize for spec in manifest.state if spec.name not in stored) / 1e6
 
 
 def task_memory_torch(arguments: argparse.Namespace) -> dict[str, Any]:
