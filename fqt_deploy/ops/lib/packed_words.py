@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ WORD = 32
 """Number of elements in one word."""
 PANEL = 16
 """Number of rows that a panel of packed weights or positions interleaves: one 512-bit register of words."""
+RUN = "fqt.run"
+"""Attribute of the stage whose values are packed: this many neighbours are all elements or all past the end."""
+SHORTEST_RUN = 8
+"""Least length of a run for which values past the end are computed, as zeros: one vector of float32."""
 IN_PLANES = frozenset({"quantize_pack_samples", "pack_levels"})
 """Names of the ops that pack several bits of each element, the words of a plane behind those of another."""
 
@@ -51,6 +56,29 @@ def to_panels(rows: Tensor) -> Tensor:
 def from_panels(panels: Tensor, rows: int) -> Tensor:
     """The rows of panels: [panels, words, PANEL] -> [rows, words]."""
     return panels.transpose(1, 2).flatten(0, 1)[:rows]
+
+
+def values_to_pack(extents: Sequence[int], value: Callable[..., Any], name: str) -> te.Tensor:
+    """The stage of the uint8 values whose bits are packed, with zeros up to whole words where that costs little.
+
+    It costs little where the last axis comes in runs of ``SHORTEST_RUN`` elements or more, because a run is all there
+    or all past the end: no vector is in part.
+
+    Args:
+        extents: the elements that there are.
+        value: indices -> the uint8 expression of an element.
+        name: of the stage.
+    """
+    *leading, channels = extents
+    run = math.gcd(channels, WORD)
+    filled = word_count(channels) * WORD if run >= SHORTEST_RUN else channels
+
+    def element(*index: Any) -> Any:
+        if filled == channels:
+            return value(*index)
+        return tirx.if_then_else(index[-1] // run < channels // run, value(*index), tirx.const(0, "uint8"))
+
+    return te.compute((*leading, filled), element, name=name, attrs={RUN: run})
 
 
 def popcount(word: Any) -> Any:

@@ -12,7 +12,7 @@ from tvm import te, tirx
 from fqt_deploy.ops.lib import levels
 from fqt_deploy.ops.lib.onnx_bits import pack, planes_of_codes
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
-from fqt_deploy.ops.lib.packed_words import WORD, bit_of, pack_last_axis, packed, word_count
+from fqt_deploy.ops.lib.packed_words import WORD, bit_of, pack_last_axis, packed, values_to_pack, word_count
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.quantization.activation_levels import EDGES, GRIDS
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
@@ -52,19 +52,18 @@ class PackLevels(FqtOp):
     def compute(self) -> te.Tensor:
         """The loop nest: codes in one pass, bits collected in another."""
         *leading, channels = (int(d) for d in self.x.shape)
-        codes = te.compute(
-            self.x.shape,
-            lambda *i: (
-                levels.codes_compute(self.x[i], self.spacing, self.bits, self.signed).astype("int32").astype("uint8")
-            ),
-            name="pack_levels_codes",
-        )
+
+        def code_of(*index: Any) -> Any:
+            code = levels.codes_compute(self.x[index], self.spacing, self.bits, self.signed)
+            return code.astype("int32").astype("uint8")
+
+        codes = values_to_pack((*leading, channels), code_of, "pack_levels_codes")
 
         def bit(*index: Any) -> Any:
             *outer, plane, word, k = index
             c = word * WORD + k
             code = codes[(*outer, c)].astype("int32")
-            if channels % WORD:
+            if int(codes.shape[-1]) % WORD:
                 code = tirx.if_then_else(c < channels, code, 0)
             return bit_of(code, plane)
 
@@ -81,6 +80,8 @@ class PackLevels(FqtOp):
         for bits, signed in GRIDS:
             yield torch.randn(3, 4, 5, 64, generator=g), 0.37, bits, signed
         yield torch.randn(2, 3, 3, 33, generator=g), 0.37, 3, True
+        yield torch.randn(2, 3, 72, generator=g), 0.37, 4, True
+        yield torch.randn(3, 5, 16, generator=g), 0.37, 2, False
         yield torch.randn(7, 5, generator=g), 0.37, 4, False
         yield torch.tensor([EDGES]), 0.5, 2, True
         yield torch.tensor([EDGES]), 0.5, 2, False

@@ -11,7 +11,7 @@ from tvm import te, tirx
 
 from fqt_deploy.ops.lib.onnx_bits import pack
 from fqt_deploy.ops.lib.onnx_body import Body
-from fqt_deploy.ops.lib.packed_words import WORD, pack_last_axis, packed, word_count
+from fqt_deploy.ops.lib.packed_words import WORD, pack_last_axis, packed, values_to_pack, word_count
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
@@ -42,12 +42,14 @@ class PackSigns(FqtOp):
     def compute(self) -> te.Tensor:
         """The loop nest: compare in one pass, collect the bits in another."""
         *leading, channels = (int(d) for d in self.x.shape)
-        positive = te.compute(self.x.shape, lambda *i: (self.x[i] > 0.0).astype("uint8"), name="pack_signs_positive")
+        positive = values_to_pack(
+            (*leading, channels), lambda *i: (self.x[i] > 0.0).astype("uint8"), "pack_signs_positive"
+        )
 
         def bit(*index: Any) -> Any:
             *outer, word, k = index
             c = word * WORD + k
-            if channels % WORD == 0:
+            if int(positive.shape[-1]) % WORD == 0:
                 return positive[(*outer, c)]
             return tirx.if_then_else(c < channels, positive[(*outer, c)], tirx.const(0, "uint8"))
 
@@ -63,6 +65,7 @@ class PackSigns(FqtOp):
         g = torch.Generator().manual_seed(0)
         yield (torch.randn(3, 4, 5, 64, generator=g),)
         yield (torch.randn(2, 3, 3, 33, generator=g),)
+        yield (torch.randn(2, 3, 72, generator=g),)
         yield (torch.randn(7, 5, generator=g),)
         yield (torch.tensor([[0.0, -0.0, 1e-38, -1e-38]]),)
 

@@ -14,7 +14,7 @@ from tvm import s_tir, tirx
 from tvm.ir.expr import TensorLoad
 
 from fqt_deploy.ops.lib.dtypes import dtype_of
-from fqt_deploy.ops.lib.packed_words import IN_PLANES, WORD
+from fqt_deploy.ops.lib.packed_words import IN_PLANES, RUN, WORD
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.generic.elementwise import PARALLEL_ELEMENTS, extents
 
@@ -24,7 +24,7 @@ PLANE_AXIS = -2
 
 
 class PackChannelsRule:
-    """Takes ``pack_signs`` and packings of codes, of whole words, where ``vpmovmskb`` is to be had."""
+    """Takes ``pack_signs`` and packings of codes, of words filled up, where ``vpmovmskb`` is to be had."""
 
     ops: ClassVar[frozenset[str]] = IN_PLANES | {"pack_signs"}
 
@@ -43,8 +43,10 @@ class PackChannelsRule:
             plane = outer.pop(PLANE_AXIS)
             schedule.reorder(*outer, plane, k)
             schedule.unroll(plane)
+        run = int(schedule.get(values).annotations.get(RUN, WORD))
         schedule.compute_at(values, outer[-1])
-        schedule.vectorize(schedule.get_loops(values)[-1])
+        loop = schedule.get_loops(values)[-1]
+        schedule.vectorize(loop if run == WORD else schedule.split(loop, [None, run])[-1])
         if math.prod(extents(schedule, packing)) >= PARALLEL_ELEMENTS:
             schedule.parallel(schedule.fuse(*outer) if len(outer) > 1 else outer[0])
         return collect_bits(schedule.mod["main"], str(schedule.get(packing).name_hint), has_planes=has_planes)
