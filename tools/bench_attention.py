@@ -8,13 +8,12 @@ kernel has them, and heads behind positions, as a linear layer gives them and as
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from tools.bench_arguments import bench_parser, use_threads
 from tools.bench_gemm import Run, interleaved_medians
 
 if TYPE_CHECKING:
@@ -145,23 +144,14 @@ def measure(shape: Shape, turns: int) -> Row:
 
 def main() -> int:
     """Print the table and the line of JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all of this machine"
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--batch", type=int, default=8, help="samples (default: %(default)s)")
     parser.add_argument("--heads", type=int, default=6, help="heads (default: %(default)s)")
     parser.add_argument("--depth", type=int, default=64, help="numbers in a head (default: %(default)s)")
     parser.add_argument("--causal", action="store_true", help="queries see no later keys")
-    parser.add_argument("--turns", type=int, default=5, help="turns of every contender (default: %(default)s)")
     arguments = parser.parse_args()
-    os.environ |= {"FQT_NUM_THREADS": str(arguments.threads), "OMP_NUM_THREADS": str(arguments.threads)}
-    from fqt_deploy.runtime.threads import configure_threads
+    use_threads(arguments.threads)
 
-    configure_threads()
-    import torch
-
-    torch.set_num_threads(arguments.threads)
     print(f"{'N':>6} {'forward ms':>11} {'PyTorch':>9} {'ratio':>6} {'backward ms':>12} {'PyTorch':>9} {'ratio':>6}")
     rows = []
     for length in LENGTHS:

@@ -8,15 +8,14 @@ contiguous and channels-last; its gradients are one call for both. The last line
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from tools.bench_arguments import bench_parser, use_threads
 from tools.bench_attention import compiled_kernel
 from tools.bench_gemm import Run, interleaved_medians
 
@@ -148,22 +147,13 @@ def ratios(rows: Iterable[Row]) -> dict[str, float]:
 
 def main() -> int:
     """Print the table and the line of JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all of this machine"
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--model", choices=MODELS, default=MODELS[0], help="default: %(default)s")
-    parser.add_argument("--turns", type=int, default=5, help="turns of every contender (default: %(default)s)")
     arguments = parser.parse_args()
-    os.environ |= {"FQT_NUM_THREADS": str(arguments.threads), "OMP_NUM_THREADS": str(arguments.threads)}
-    from fqt_deploy.runtime.threads import configure_threads
-
-    configure_threads()
-    import torch
+    use_threads(arguments.threads)
 
     from tools.examples import load_example
 
-    torch.set_num_threads(arguments.threads)
     source = load_example(arguments.model)
     print(f"{'shape':40} {'times':>5} {'forward ms':>11} {'PyTorch':>9} {'backward ms':>12} {'PyTorch':>9}")
     rows = []

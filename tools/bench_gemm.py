@@ -11,15 +11,15 @@ line printed is JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from tools.bench_arguments import bench_parser, use_threads
 
 SHAPES = (
     (131072, 64, 576), (32768, 128, 1152), (8192, 256, 2304), (2048, 512, 4608), (512, 512, 4608),
@@ -226,19 +226,10 @@ def measure(shape: tuple[int, int, int], peak: tuple[Run, int], turns: int) -> R
 
 def main() -> int:
     """Print the table and the line of JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all of this machine"
-    )
-    parser.add_argument("--turns", type=int, default=5, help="turns of every contender (default: %(default)s)")
+    parser = bench_parser(__doc__)
     arguments = parser.parse_args()
-    os.environ |= {"FQT_NUM_THREADS": str(arguments.threads), "OMP_NUM_THREADS": str(arguments.threads)}
-    from fqt_deploy.runtime.threads import configure_threads
+    use_threads(arguments.threads)
 
-    configure_threads()
-    import torch
-
-    torch.set_num_threads(arguments.threads)
     peak = peak_product(arguments.threads)
     print(f"{'M, N, K':>20} {'ours ms':>9} {'G MAC/s':>9} {'ceiling':>8} {'fp32 ms':>9} {'x fp32':>7} {'x bf16':>7}")
     rows = []

@@ -35,7 +35,9 @@ class ScaleWeights(Pass):
 
     def run(self, graph: TrainingGraph) -> bool:
         """Scale each weight once, however often its layer is called."""
-        normalized = {p.meta["record"].weight for p in products_of(graph, "forward") if _is_normalized(p, graph)}
+        parameters = {graph.placeholder(name) for name in graph.inputs if name.startswith("param/")}
+        products = products_of(graph, "forward")
+        normalized = {p.meta["record"].weight for p in products if _is_normalized(p, parameters)}
         scaled = [
             record
             for record in graph.layers
@@ -62,28 +64,24 @@ def scaled_weight(w: Tensor, turned: bool = False) -> Tensor:
     return w * torch.where(mean > 0, size / mean, 1.0)
 
 
-def _is_normalized(product: fx.Node, graph: TrainingGraph) -> bool:
+def _is_normalized(product: fx.Node, parameters: set[fx.Node]) -> bool:
     """Whether batch normalization alone reads the product in forward, behind a bias or not."""
     readers = [user for user in product.users if user.meta["phase"] == "forward"]
     return bool(readers) and all(
         reader.target is fqt.batch_norm.default
         or (
-            (reader.target in (*VIEWS, aten.permute.default) or _adds_bias(reader, graph))
-            and _is_normalized(reader, graph)
+            (reader.target in (*VIEWS, aten.permute.default) or _adds_bias(reader, parameters))
+            and _is_normalized(reader, parameters)
         )
         for reader in readers
     )
 
 
-def _adds_bias(node: fx.Node, graph: TrainingGraph) -> bool:
+def _adds_bias(node: fx.Node, parameters: set[fx.Node]) -> bool:
     return node.target is aten.add.Tensor and any(
-        isinstance(operand, fx.Node) and behind_views(operand, aten.expand.default) in _parameters(graph)
+        isinstance(operand, fx.Node) and behind_views(operand, aten.expand.default) in parameters
         for operand in (call_of(node).self, call_of(node).other)
     )
-
-
-def _parameters(graph: TrainingGraph) -> set[fx.Node]:
-    return {graph.placeholder(name) for name in graph.inputs if name.startswith("param/")}
 
 
 def _is_read_by_its_layer_alone(record: LayerRecord, graph: TrainingGraph) -> bool:
