@@ -15,6 +15,7 @@ from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.targets.cpu.options import CpuOptions
 from fqt_deploy.targets.cpu.products.byte_shuffle.convolution import ShuffleConvolution
 from fqt_deploy.targets.cpu.products.byte_shuffle.input_gradient import ShuffleInputGradient
+from fqt_deploy.targets.cpu.products.byte_shuffle.level_convolution import ShuffleLevelConvolution
 from fqt_deploy.targets.cpu.products.byte_shuffle.nibble_table import lookups_of_a_byte, lookups_of_a_half
 from fqt_deploy.targets.cpu.products.byte_shuffle.weight_gradient import ShuffleWeightGradient
 from fqt_deploy.targets.registry import make_target
@@ -23,6 +24,7 @@ from tests.targets.op_kernel import in_form
 FORMS = {
     "binary_conv2d": ShuffleConvolution(),
     "bitplane_conv2d_input_grad": ShuffleInputGradient(),
+    "level_conv2d": ShuffleLevelConvolution(),
     "bitplane_weight_grad": ShuffleWeightGradient(),
 }
 LEVELS = ("x86-64-v3", "x86-64-v4")
@@ -54,6 +56,12 @@ def forward_arguments(samples, hw, channels, outputs, kernel, stride, padding):
     x = pack_last_axis(random_bits(samples, *hw, channels))
     w = to_panels(pack_last_axis(random_bits(outputs, *kernel, channels)).flatten(1))
     return x, w, channels, outputs, kernel, stride, padding
+
+
+def level_arguments(samples, hw, channels, outputs, kernel, stride, padding, bits, signed):
+    planes = pack_last_axis(random_bits(samples, *hw, bits, channels))
+    w = to_panels(pack_last_axis(random_bits(outputs, *kernel, channels)).flatten(1))
+    return planes, w, channels, outputs, kernel, stride, padding, signed
 
 
 def input_grad_arguments(samples, hw, channels, outputs, kernel, stride, padding, bits):
@@ -90,6 +98,24 @@ CASES = {
     "a border around one tap": (
         "bitplane_conv2d_input_grad", input_grad_arguments(3, [5, 6], 32, 32, [1, 1], [1, 1], [1, 2], 2)
     ),
+    "levels, rows of odd length": (
+        "level_conv2d", level_arguments(3, [7, 7], 33, 48, [3, 3], [2, 2], [1, 1], 4, True)
+    ),
+    "levels, several bands": ("level_conv2d", level_arguments(2, [16, 32], 96, 64, [3, 3], [1, 1], [1, 1], 4, False)),
+    "levels, a product of matrices": (
+        "level_conv2d", level_arguments(1, [1, 126], 96, 128, [1, 1], [1, 1], [0, 0], 4, True)
+    ),
+    "levels, more than 16 bits hold": (
+        "level_conv2d", level_arguments(1, [1, 8], 32 * 138, 16, [1, 1], [1, 1], [0, 0], 4, True)
+    ),
+    "levels, two digits": ("level_conv2d", level_arguments(2, [4, 4], 70, 32, [3, 3], [1, 1], [1, 1], 8, True)),
+    "levels, two digits of unsigned codes": (
+        "level_conv2d", level_arguments(1, [1, 10], 64, 256, [1, 1], [1, 1], [0, 0], 8, False)
+    ),
+    "levels, a border wider than the kernel reaches": (
+        "level_conv2d", level_arguments(2, [3, 3], 32, 32, [3, 3], [1, 1], [2, 2], 3, True)
+    ),
+    "levels of one bit": ("level_conv2d", level_arguments(2, [4, 6], 64, 64, [3, 3], [1, 1], [1, 1], 1, False)),
     "positions in pieces": ("bitplane_weight_grad", weight_grad_arguments(300, 4, 8, 48, [3, 3])),
     "several groups": ("bitplane_weight_grad", weight_grad_arguments(17, 4, 64, 64, [3, 3])),
 }  # fmt: skip
@@ -117,6 +143,8 @@ def test_any_convolution(data):
         samples, hw, outputs, channels, kernel, stride, padding, data.draw(st.integers(1, 4))
     )
     check("bitplane_conv2d_input_grad", gradient, target)
+    levels = data.draw(st.sampled_from([1, 2, 3, 4, 8])), data.draw(st.booleans())
+    check("level_conv2d", level_arguments(samples, hw, channels, outputs, kernel, stride, padding, *levels), target)
 
 
 @settings(max_examples=4, deadline=None)
@@ -134,6 +162,14 @@ def test_the_largest_sums_fit(bits):
     assert lookups_of_a_byte(bits) * largest <= 255
     assert 8 % lookups_of_a_byte(bits) == 0
     assert lookups_of_a_half(bits) * largest <= 65535
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_the_largest_sums_of_levels_fit(bits):
+    """All codes are the largest ones, all weights ones, over more words than 16 bits hold the sums of."""
+    planes, weight, *rest = level_arguments(1, [2, 2], 32 * 140, 32, [2, 2], [1, 1], [0, 0], bits, True)
+    arguments = (torch.full_like(planes, -1), torch.full_like(weight, -1), *rest)
+    check("level_conv2d", arguments, target_of("x86-64-v3"))
 
 
 @pytest.mark.parametrize("lack", [{"has_byte_shuffle": False}, {"has_vpopcnt": True}])

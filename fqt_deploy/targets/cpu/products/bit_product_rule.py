@@ -12,6 +12,7 @@ from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.products.byte_product.weight_gradient import ByteWeightGradient
 from fqt_deploy.targets.cpu.products.byte_shuffle.convolution import ShuffleConvolution
 from fqt_deploy.targets.cpu.products.byte_shuffle.input_gradient import ShuffleInputGradient
+from fqt_deploy.targets.cpu.products.byte_shuffle.level_convolution import ShuffleLevelConvolution
 from fqt_deploy.targets.cpu.products.byte_shuffle.weight_gradient import ShuffleWeightGradient
 from fqt_deploy.targets.cpu.products.form import Form
 from fqt_deploy.targets.cpu.products.popcount.convolution import PopcountConvolution
@@ -37,7 +38,9 @@ FORMS: Mapping[str, tuple[Form[Any], ...]] = {
         TileWeightGradient(), ByteWeightGradient(), TableWeightGradient(), ShuffleWeightGradient(),
         PopcountWeightGradient(),
     ),
-    "level_conv2d": (TileLevelConvolution(), TableLevelConvolution(), PopcountLevelConvolution()),
+    "level_conv2d": (
+        TileLevelConvolution(), TableLevelConvolution(), ShuffleLevelConvolution(), PopcountLevelConvolution(),
+    ),
     "level_weight_grad": (
         TileWeightGradient(), ByteWeightGradient(), TableWeightGradient(), ShuffleWeightGradient(),
         PopcountWeightGradient(),

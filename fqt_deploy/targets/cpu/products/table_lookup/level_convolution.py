@@ -13,6 +13,7 @@ from tvm.script import tirx as T
 from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.products.border_signs import sum_signs
 from fqt_deploy.targets.cpu.products.form import TABLE_LOOKUP
 from fqt_deploy.targets.cpu.products.table_lookup.level_convolution_cut import (
     TabledConvolution,
@@ -60,25 +61,6 @@ class TableLevelConvolution:
         return _kernel(
             TabledConvolution(product, tile_rows(product, tile[0]), largest_divisor(product.panels, tile[1]))
         )
-
-
-@script.macro
-def sum_signs(c: TabledConvolution, weight: Any, signs: Any, panel: Any) -> None:
-    """Sum a panel's signs over the taps inside of the image, for each kind of border, times the largest code."""
-    ones = T.alloc_buffer((c.product.taps, PANEL), "int32")
-    for tap in T.serial(c.product.taps):
-        ones[tap, T.ramp(0, 1, PANEL)] = T.broadcast(-c.product.depth, PANEL)
-        for word in T.serial(c.product.words):
-            ones[tap, T.ramp(0, 1, PANEL)] = ones[tap, T.ramp(0, 1, PANEL)] + T.broadcast(2, PANEL) * tirx.popcount(
-                weight[panel, tap * c.product.words + word, T.ramp(0, 1, PANEL)]
-            )
-    for row, column in T.grid(c.kinds[0], c.kinds[1]):
-        signs[row, column, T.ramp(panel * PANEL, 1, PANEL)] = T.broadcast(0, PANEL)
-        for tap in T.serial(c.product.taps):
-            if c.reads_image(row, column, tap):
-                signs[row, column, T.ramp(panel * PANEL, 1, PANEL)] = signs[
-                    row, column, T.ramp(panel * PANEL, 1, PANEL)
-                ] + ones[tap, T.ramp(0, 1, PANEL)] * T.broadcast(c.product.largest_code, PANEL)
 
 
 @script.macro
@@ -160,7 +142,7 @@ def _multiply_tile(
             begin: T.let = (group * c.panels + p) * PANEL
             value: T.let = total[r, p, T.ramp(0, 1, PANEL)] * T.broadcast(2, PANEL) - T.broadcast(offset, PANEL)
             result[n, y, c.position(tile, r)[2], T.ramp(begin, 1, PANEL)] = T.cast(
-                c.level(value, signs, c.kind(job, tile, r), begin), f"{c.product.dtype}x{PANEL}"
+                c.borders.level(value, signs, c.kind(job, tile, r), T.ramp(begin, 1, PANEL)), f"{c.product.dtype}x{PANEL}"
             )
 
 
@@ -175,10 +157,10 @@ def _kernel(c: TabledConvolution) -> tirx.PrimFunc:
         result: T.Buffer((p.samples, p.output[0], p.output[1], p.columns), p.dtype),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
-        signs = T.alloc_buffer((c.kinds[0], c.kinds[1], p.columns), "int32")
+        signs = T.alloc_buffer(c.borders.shape, "int32")
         if p.signed:
             for panel in T.parallel(p.panels):
-                sum_signs(c, weight, signs, panel)
+                sum_signs(c.borders, weight, signs, panel)
         for job in T.parallel(c.jobs):
             tables = T.alloc_buffer((c.digits, c.group, c.height, c.width, p.words, HALVES, 64), "int8")
             sums = T.alloc_buffer((c.group, c.height, c.width), "int32")

@@ -8,8 +8,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from fqt_deploy.ops.lib.packed_words import PANEL
-from fqt_deploy.targets.cpu.products.popcount.convolution import BorderClasses, border_classes, chosen
+from fqt_deploy.targets.cpu.products.border_signs import BorderSigns
 from fqt_deploy.targets.cpu.products.table_lookup.lookup import HALVES, MAXIMUM_BITS
 from fqt_deploy.targets.products import LevelConvolution
 
@@ -160,12 +159,6 @@ class TabledConvolution:
         """The place of the table of half a word."""
         return digit, *at, word, half, T.ramp(0, 1, 64)
 
-    def level(self, value: Any, signs: Any, kind: tuple[Any, Any], begin: Any) -> Any:
-        """The sum of levels, from that of codes, for a panel that begins with a column."""
-        if not self.product.signed:
-            return value
-        return value * T.broadcast(2, PANEL) - signs[(*kind, T.ramp(begin, 1, PANEL))]
-
     def tap_sum(self, sums: Any, tile: Any, r: Any) -> Any:
         """The sum of all codes that a position of the result is made of."""
         total: Any = sums[self.read(tile, r, 0, 0)]
@@ -174,25 +167,11 @@ class TabledConvolution:
         return total
 
     @property
-    def classes(self) -> tuple[BorderClasses, BorderClasses]:
-        """The kinds of borders along rows and columns of the result."""
-        p = self.product
-        rows, columns = (
-            border_classes(*axis) for axis in zip(p.output, p.image, p.kernel, p.stride, p.padding, strict=True)
-        )
-        return rows, columns
-
-    @property
-    def kinds(self) -> tuple[int, int]:
-        """Numbers of kinds of borders."""
-        return len(self.classes[0].examples), len(self.classes[1].examples)
-
-    def reads_image(self, row: Any, column: Any, tap: Any) -> Any:
-        """Whether a tap lies in the image, for a kind of border."""
-        at = chosen(row, self.classes[0].examples), chosen(column, self.classes[1].examples)
-        return self.product.input_position(at, self.product.tap(tap))[0]
+    def borders(self) -> BorderSigns:
+        """The kinds of borders of its positions."""
+        return BorderSigns(self.product)
 
     def kind(self, job: Any, tile: Any, r: Any) -> tuple[Any, Any]:
         """The kind of border of a position of a tile."""
         _, y, z = self.position(tile, r)
-        return self.classes[0].at(job % self.bands * self.band + y), self.classes[1].at(z)
+        return self.borders.kind(job % self.bands * self.band + y, z)
