@@ -76,6 +76,7 @@ class CpuFeatures:
         vector_registers: number of vector registers.
         has_vpopcnt: per-lane vector popcount (AVX-512 VPOPCNTDQ).
         has_vnni: 8-bit dot product into 32-bit lanes (AVX-512 VNNI).
+        has_dot_product: the same in narrower registers (AVX-VNNI of 256 bits, ARM's ``udot``).
         has_vbmi: byte permutation across a register (AVX-512 VBMI).
         has_bitalg: popcount of every byte (AVX-512 BITALG).
         has_amx: tile registers and products of bytes in them (AMX-INT8).
@@ -89,6 +90,7 @@ class CpuFeatures:
     vector_registers: int
     has_vpopcnt: bool
     has_vnni: bool
+    has_dot_product: bool
     has_vbmi: bool
     has_bitalg: bool
     has_amx: bool
@@ -146,6 +148,7 @@ def cpu_features(mcpu: str, toolchain: Toolchain) -> CpuFeatures:
         vector_registers=32 if toolchain.arch == "aarch64" or vector_bits == 512 else 16,
         has_vpopcnt="avx512vpopcntdq" in has,
         has_vnni="avx512vnni" in has,
+        has_dot_product="avxvnni" in has or "dotprod" in has,
         has_vbmi="avx512vbmi" in has,
         has_bitalg="avx512bitalg" in has,
         has_amx="amx-tile" in has and "amx-int8" in has,

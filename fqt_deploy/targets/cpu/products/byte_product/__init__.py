@@ -1,1 +1,1 @@
-"""Products of codes as bytes in vector registers (AVX-512 VNNI)."""
+"""Products of codes as bytes in vector registers (VNNI, pairs by AVX2, dot products on ARM)."""

@@ -1,7 +1,7 @@
 """Weight-gradient product by bytes: levels of a few panels become bytes for a run of positions, for all kept channels.
 
 Activations of B bits times codes of b bits are B * b products of bits, or B products of bits with tables. As bytes they
-are one, of 64 products an instruction, and packed words stay what is kept in memory.
+are one, of four products a lane, and packed words stay what is kept in memory.
 """
 
 from __future__ import annotations
@@ -15,28 +15,23 @@ from tvm.script import tirx as T
 from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
-from fqt_deploy.targets.cpu.products.byte_product.expansion import (
+from fqt_deploy.targets.cpu.products.byte_product.multiplier import (
     STEPS,
-    add_byte_products,
+    ByteMultiplier,
+    byte_multiplier,
     expanded_codes,
-    has_byte_products,
+    in_order,
+    operands_fit,
 )
 from fqt_deploy.targets.cpu.products.form import BYTE_PRODUCT, NO_CHOICE
 from fqt_deploy.targets.cpu.register_tile import largest_divisor
 from fqt_deploy.targets.products import BitWeightGradient
 from fqt_deploy.targets.tuning_log import Tile
 
-ROWS = 8
-"""Number of kept channels in a tile, and in a group of codes that lie together."""
-PANELS = 2
-"""Upper bound of the panels in a tile."""
 COLUMN_BYTES = 1 << 18
 """Upper bound of the bytes that the levels of a run of positions take: they are read from the second-level cache."""
 JOBS = 8
 """Number of independent pieces to cut a product into, where it is large enough: work for that many threads."""
-SIGNED_BITS = 7
-"""Largest width of the codes that are taken for signed bytes."""
-MAXIMUM_BITS = 8
 MINIMUM_PLANES = 4
 """Least planes of activations: tables multiply three about as fast, and fewer faster."""
 MINIMUM_PLANE_PRODUCTS = 6
@@ -49,32 +44,50 @@ class ByteWeightGradient:
     name: ClassVar[str] = BYTE_PRODUCT
 
     def accepts(self, product: BitWeightGradient, features: CpuFeatures) -> bool:
-        """Whether panels are whole, channels fill tiles, one of the codes fits a signed byte, and bits are many."""
-        bits = product.bits, product.planes
-        fits = max(bits) <= MAXIMUM_BITS and min(bits) <= SIGNED_BITS
-        whole = product.has_whole_panels and product.kept % ROWS == 0
-        pays = product.planes >= MINIMUM_PLANES and product.bits * product.planes >= MINIMUM_PLANE_PRODUCTS
-        return has_byte_products(features) and fits and whole and pays
+        """Whether panels are whole, channels fill tiles, products fit the sums of bytes, and bits are many."""
+        multiplier, bits = byte_multiplier(features), (product.bits, product.planes)
+        if multiplier is None or not operands_fit(*bits) or multiplier.steps(*bits, most=1) == 0:
+            return False
+        whole = product.has_whole_panels and product.kept % multiplier.rows == 0
+        return whole and product.planes >= MINIMUM_PLANES and product.bits * product.planes >= MINIMUM_PLANE_PRODUCTS
 
     def tiles(self, product: BitWeightGradient, features: CpuFeatures) -> tuple[Tile, ...]:
-        """The only choice: eight channels and two panels are the sixteen accumulators that there are."""
+        """The only choice: as many channels as the instruction's tile has."""
         return NO_CHOICE
 
     def kernel(self, product: BitWeightGradient, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
         """The kernel: codes as bytes, their sums inside of each tap, then blocks of panels."""
-        return _kernel(_Cut(product))
+        multiplier = byte_multiplier(features)
+        assert multiplier is not None
+        return kernel_of(ByteCut(product, multiplier))
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """A product and how it is cut: a job has a block of panels of one or more taps, and all kept channels."""
+class ByteCut:
+    """A product and how it is cut: a job has a block of panels of one or more taps, and all kept channels.
+
+    Attributes:
+        product: what is computed.
+        multiplier: the processor's products of bytes.
+    """
 
     product: BitWeightGradient
+    multiplier: ByteMultiplier
+
+    @property
+    def rows(self) -> int:
+        """Number of kept channels in a tile, and in a group of codes that lie together."""
+        return self.multiplier.rows
+
+    @property
+    def lanes(self) -> int:
+        """Number of columns of a register."""
+        return self.multiplier.lanes
 
     @property
     def groups(self) -> int:
         """Number of tiles of kept channels."""
-        return self.product.kept // ROWS
+        return self.product.kept // self.rows
 
     @property
     def own(self) -> int:
@@ -82,14 +95,19 @@ class _Cut:
         return self.product.tap_panels // self.product.planes
 
     @property
+    def panel_vectors(self) -> int:
+        """Number of registers that one panel takes."""
+        return PANEL // self.lanes
+
+    @property
     def width(self) -> int:
-        """Number of panels of a block."""
-        return largest_divisor(self.own, PANELS)
+        """Number of registers of columns of a block: of one panel, or of more."""
+        return largest_divisor(self.own * self.panel_vectors, self.multiplier.vectors)
 
     @property
     def blocks(self) -> int:
-        """Number of blocks of panels."""
-        return self.own // self.width
+        """Number of blocks of columns."""
+        return self.own * self.panel_vectors // self.width
 
     @property
     def taps(self) -> int:
@@ -108,9 +126,14 @@ class _Cut:
         return self.product.words * STEPS
 
     @property
+    def limit(self) -> int:
+        """Number of lanes whose products are added before sums are widened."""
+        return self.multiplier.steps(self.product.bits, self.product.planes, most=self.steps)
+
+    @property
     def runs(self) -> int:
         """Number of runs of positions."""
-        most = max(1, COLUMN_BYTES // (self.taps * self.width * STEPS * 4 * PANEL))
+        most = max(1, COLUMN_BYTES // (self.taps * self.width * STEPS * 4 * self.lanes))
         return -(-self.product.words // most)
 
     @property
@@ -123,92 +146,105 @@ class _Cut:
         """Number of tiles of kept channels whose sums are kept from run to run."""
         return self.groups if self.runs > 1 else 1
 
+    @property
+    def lane(self) -> Any:
+        """Index vector of the columns of a register."""
+        return T.ramp(0, 1, self.lanes)
+
     def tap(self, job: Any, t: Any) -> Any:
         """The number of a tap of a job."""
         return job // self.blocks * self.taps + t
 
-    def panel(self, job: Any, p: Any) -> Any:
-        """The number of a panel of a job among those of a plane of a tap."""
-        return job % self.blocks * self.width + p
+    def vector(self, job: Any, v: Any) -> Any:
+        """The number of a register of columns of a job among those of a plane of a tap."""
+        return job % self.blocks * self.width + v
 
-    def levels(self, positions: Any, tap: Any, panel: Any, word: Any) -> list[Any]:
-        """A word of sixteen rows of every plane of the input."""
-        first = tap * self.product.tap_panels + panel
-        return [positions[first + p * self.own, word, T.ramp(0, 1, PANEL)] for p in range(self.product.planes)]
+    def words_of(self, positions: Any, panel: Any, vector: Any, word: Any) -> Any:
+        """A word of the columns of a register, which is one of those of the panels from ``panel`` on."""
+        part = vector % self.panel_vectors * self.lanes
+        return positions[panel + vector // self.panel_vectors, word, T.ramp(part, 1, self.lanes)]
+
+    def levels(self, positions: Any, tap: Any, vector: Any, word: Any) -> list[Any]:
+        """A word of the columns of a register of every plane of the input."""
+        first = tap * self.product.tap_panels
+        return [self.words_of(positions, first + p * self.own, vector, word) for p in range(self.product.planes)]
 
     def codes(self, planes: Any, word: Any, group: Any) -> list[Any]:
-        """A word of eight kept channels of every plane of the gradient."""
-        return [planes[word, p, T.ramp(group * ROWS, 1, ROWS)] for p in range(self.product.bits)]
+        """A word of a tile's kept channels of every plane of the gradient."""
+        return [planes[word, p, T.ramp(group * self.rows, 1, self.rows)] for p in range(self.product.bits)]
 
     def add(self, total: Any, level: Any, code: Any) -> Any:
         """The sum of ``total`` and the products of four levels a lane with four codes."""
-        codes = tirx.Broadcast(code, PANEL)
-        pair = (level, codes) if self.product.bits <= SIGNED_BITS else (codes, level)
-        return add_byte_products(total, *pair)
+        return self.multiplier.add(total, *in_order(self.product.bits, tirx.Broadcast(code, self.lanes), level))
 
 
 @script.macro
 def _multiply(
-    c: _Cut, codes: Any, columns: Any, sums: Any, group: Any, slot: Any, begin: Any, words: Any, t: Any, width: Any
+    c: ByteCut, codes: Any, columns: Any, sums: Any, group: Any, slot: Any, begin: Any, words: Any, t: Any, width: Any
 ) -> None:
-    """Add the products of a tile of channels with ``width`` panels of levels over ``words`` words to its sums."""
-    total = T.alloc_buffer((ROWS, width, PANEL), "int32")
-    for r in T.unroll(ROWS):
-        for p in T.unroll(width):
-            total[r, p, T.ramp(0, 1, PANEL)] = tirx.if_then_else(
-                begin > 0, sums[slot, t, p, r, T.ramp(0, 1, PANEL)], T.broadcast(0, PANEL)
-            )
-    for step in T.serial(words * STEPS):
-        for r in T.unroll(ROWS):
-            for p in T.unroll(width):
-                total[r, p, T.ramp(0, 1, PANEL)] = c.add(
-                    total[r, p, T.ramp(0, 1, PANEL)],
-                    columns[t, step, p, T.ramp(0, 1, PANEL)],
-                    codes[group, begin * STEPS + step, r],
+    """Add the products of a tile of channels with ``width`` registers of levels over ``words`` words to its sums."""
+    if begin == 0:
+        for r, v in T.grid(c.rows, width):
+            sums[slot, t, r, v, c.lane] = T.broadcast(0, c.lanes)
+    for part in T.serial(T.ceildiv(words * STEPS, c.limit)):
+        total = T.alloc_buffer((c.rows, width, c.lanes * (2 if c.multiplier.sums_halves else 1)), c.multiplier.dtype)
+        for r in T.unroll(c.rows):
+            for v in T.unroll(width):
+                total[r, v, c.multiplier.sums] = c.multiplier.zeros()
+        for step in T.serial(T.min(c.limit, words * STEPS - part * c.limit)):
+            for r in T.unroll(c.rows):
+                for v in T.unroll(width):
+                    total[r, v, c.multiplier.sums] = c.add(
+                        total[r, v, c.multiplier.sums],
+                        columns[t, part * c.limit + step, v, c.lane],
+                        codes[group, begin * STEPS + part * c.limit + step, r],
+                    )
+        for r in T.unroll(c.rows):
+            for v in T.unroll(width):
+                sums[slot, t, r, v, c.lane] = sums[slot, t, r, v, c.lane] + c.multiplier.widened(
+                    total[r, v, c.multiplier.sums]
                 )
-    for r in T.unroll(ROWS):
-        for p in T.unroll(width):
-            sums[slot, t, p, r, T.ramp(0, 1, PANEL)] = total[r, p, T.ramp(0, 1, PANEL)]
 
 
 @script.macro
-def _sum_inside(c: _Cut, codes: Any, positions: Any, inside: Any, mask: Any) -> None:
+def _sum_inside(c: ByteCut, codes: Any, positions: Any, inside: Any, mask: Any) -> None:
     """The sums of each channel's codes inside of the taps of one panel of masks."""
-    sums = T.alloc_buffer((1, 1, 1, ROWS, PANEL), "int32")
-    columns = T.alloc_buffer((1, c.steps, 1, PANEL), "int32")
-    for word in T.serial(c.product.words):
+    sums = T.alloc_buffer((1, 1, c.rows, c.panel_vectors, c.lanes), "int32")
+    columns = T.alloc_buffer((1, c.steps, c.panel_vectors, c.lanes), "int32")
+    for word, v in T.grid(c.product.words, c.panel_vectors):
         for step in T.unroll(STEPS):
-            columns[0, word * STEPS + step, 0, T.ramp(0, 1, PANEL)] = expanded_codes(
-                [positions[c.product.channel_panels + mask, word, T.ramp(0, 1, PANEL)]], step, PANEL
+            columns[0, word * STEPS + step, v, c.lane] = expanded_codes(
+                [c.words_of(positions, c.product.channel_panels + mask, v, word)], step, c.lanes
             )
     for group in T.serial(c.groups):
-        _multiply(c, codes, columns, sums, group, 0, 0, c.product.words, 0, 1)
-        for r in T.unroll(ROWS):
-            inside[group * ROWS + r, T.ramp(mask * PANEL, 1, PANEL)] = sums[0, 0, 0, r, T.ramp(0, 1, PANEL)]
+        _multiply(c, codes, columns, sums, group, 0, 0, c.product.words, 0, c.panel_vectors)
+        for r, v in T.grid(c.rows, c.panel_vectors):
+            inside[group * c.rows + r, T.ramp(mask * PANEL + v * c.lanes, 1, c.lanes)] = sums[0, 0, r, v, c.lane]
 
 
 @script.macro
-def _write(c: _Cut, sums: Any, inside: Any, result: Any, job: Any, group: Any, slot: Any) -> None:
+def _write(c: ByteCut, sums: Any, inside: Any, result: Any, job: Any, group: Any, slot: Any) -> None:
     """Write the results of a tile of channels."""
-    for r, p, t in T.grid(ROWS, c.width, c.taps):
-        for lane in T.vectorized(PANEL):
+    for r, v, t in T.grid(c.rows, c.width, c.taps):
+        for lane in T.vectorized(c.lanes):
             tap: T.let = c.tap(job, t)
-            result[group * ROWS + r, c.panel(job, p) * PANEL + lane, c.product.tap(tap)[0], c.product.tap(tap)[1]] = (
-                c.product.level(sums[slot, t, p, r, lane], inside[group * ROWS + r, tap])
+            channel: T.let = c.vector(job, v) * c.lanes + lane
+            result[group * c.rows + r, channel, c.product.tap(tap)[0], c.product.tap(tap)[1]] = c.product.level(
+                sums[slot, t, r, v, lane], inside[group * c.rows + r, tap]
             )
 
 
 @script.macro
-def _run_job(c: _Cut, codes: Any, positions: Any, inside: Any, result: Any, job: Any) -> None:
+def _run_job(c: ByteCut, codes: Any, positions: Any, inside: Any, result: Any, job: Any) -> None:
     """All channels of one block of panels: run after run of positions."""
-    columns = T.alloc_buffer((c.taps, c.run * STEPS, c.width, PANEL), "int32")
-    sums = T.alloc_buffer((c.slots, c.taps, c.width, ROWS, PANEL), "int32")
+    columns = T.alloc_buffer((c.taps, c.run * STEPS, c.width, c.lanes), "int32")
+    sums = T.alloc_buffer((c.slots, c.taps, c.rows, c.width, c.lanes), "int32")
     for run in T.serial(c.runs):
         words: T.let = T.min(c.run, c.product.words - run * c.run)
-        for t, word, p in T.grid(c.taps, words, c.width):
+        for t, word, v in T.grid(c.taps, words, c.width):
             for step in T.unroll(STEPS):
-                columns[t, word * STEPS + step, p, T.ramp(0, 1, PANEL)] = expanded_codes(
-                    c.levels(positions, c.tap(job, t), c.panel(job, p), run * c.run + word), step, PANEL
+                columns[t, word * STEPS + step, v, c.lane] = expanded_codes(
+                    c.levels(positions, c.tap(job, t), c.vector(job, v), run * c.run + word), step, c.lanes
                 )
         for group in T.serial(c.groups):
             for t in T.serial(c.taps):
@@ -217,7 +253,7 @@ def _run_job(c: _Cut, codes: Any, positions: Any, inside: Any, result: Any, job:
                 _write(c, sums, inside, result, job, group, group % c.slots)
 
 
-def _kernel(c: _Cut) -> tirx.PrimFunc:
+def kernel_of(c: ByteCut) -> tirx.PrimFunc:
     """The TIR function of the gradient that is cut as ``c`` says."""
     p = c.product
 
@@ -228,13 +264,13 @@ def _kernel(c: _Cut) -> tirx.PrimFunc:
         result: T.Buffer((p.kept, p.results, p.kernel[0], p.kernel[1]), "int32"),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
-        codes = T.alloc_buffer((c.groups, c.steps, ROWS), "int32")
+        codes = T.alloc_buffer((c.groups, c.steps, c.rows), "int32")
         inside = T.alloc_buffer((p.kept, p.mask_panels * PANEL), "int32")
         for group in T.parallel(c.groups):
             for word in T.serial(p.words):
                 for step in T.unroll(STEPS):
-                    codes[group, word * STEPS + step, T.ramp(0, 1, ROWS)] = expanded_codes(
-                        c.codes(planes, word, group), step, ROWS
+                    codes[group, word * STEPS + step, T.ramp(0, 1, c.rows)] = expanded_codes(
+                        c.codes(planes, word, group), step, c.rows
                     )
         if p.signed:
             for mask in T.parallel(p.mask_panels):

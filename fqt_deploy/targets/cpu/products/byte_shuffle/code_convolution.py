@@ -227,7 +227,15 @@ def _add_block(
 
 @script.macro
 def _write(
-    result: Any, totals: Any, code_sums: Any, constants: Any, index: Any, at_run: Any, position: Any, vector: Any, c: Any
+    result: Any,
+    totals: Any,
+    code_sums: Any,
+    constants: Any,
+    index: Any,
+    at_run: Any,
+    position: Any,
+    vector: Any,
+    c: Any,
 ) -> None:
     """Write the results of a position: twice the sums where signs are positive, less those of all codes."""
     n: T.let = c.place(index, position)[0]

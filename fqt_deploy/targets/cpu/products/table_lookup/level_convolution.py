@@ -142,7 +142,8 @@ def _multiply_tile(
             begin: T.let = (group * c.panels + p) * PANEL
             value: T.let = total[r, p, T.ramp(0, 1, PANEL)] * T.broadcast(2, PANEL) - T.broadcast(offset, PANEL)
             result[n, y, c.position(tile, r)[2], T.ramp(begin, 1, PANEL)] = T.cast(
-                c.borders.level(value, signs, c.kind(job, tile, r), T.ramp(begin, 1, PANEL)), f"{c.product.dtype}x{PANEL}"
+                c.borders.level(value, signs, c.kind(job, tile, r), T.ramp(begin, 1, PANEL)),
+                f"{c.product.dtype}x{PANEL}",
             )
 
 
