@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import shutil
 
 import pytest
 
@@ -10,12 +9,11 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.profiling.html_report import html_report
 from fqt_deploy.profiling.step_profile import TorchTimes
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
 
 @pytest.fixture(scope="module")
 def full(profile):
     """A profile with everything that a report can show; PyTorch's times are made up."""
+    pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
     times = {f"{layer.path} {d}": 1e-3 for layer in profile.layers for d in ("forward", "input_grad", "weight_grad")}
     statistics = tuple(
         {"step": step, "layer": layer.path, "grad_norm": 0.1 * step, "flips": 0.01, "grad_noise": None}
@@ -30,23 +28,11 @@ def full(profile):
     )
 
 
-def test_without_the_drawing_package_it_says_so(full, monkeypatch):
+def test_without_the_drawing_package_it_says_so(profile, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
     with pytest.raises(FqtError, match="FQT509") as caught:
-        html_report([full])
+        html_report([profile])
     assert "fqt-deploy[report]" in caught.value.render()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 def opened(browser, path, width, scheme="light"):
