@@ -44,7 +44,10 @@ Times are void on a busy machine; the table says so.
 @click.option(
     "--data", type=click.Path(path_type=Path), metavar="PATH", help="Data to load meanwhile.  [default: noise]"
 )
-@click.option("--steps", default=8, show_default=True, type=click.IntRange(1, 10**4), help="Steps to measure at least.")
+@click.option(
+    "--steps", type=click.IntRange(1, 10**4), metavar="N",
+    help="Steps to measure at least, whole and by kernel.  [default: 8; 3 and more of long ones]",
+)  # fmt: skip
 @click.option("--model", type=click.Path(path_type=Path), metavar="FILE.py", help="Measure PyTorch on this model, too.")
 @click.option(
     "--torch", "modes", default="fp32,bf16", show_default=True, metavar="LIST",
@@ -72,7 +75,7 @@ Times are void on a busy machine; the table says so.
 def main(
     paths: tuple[Path, ...],
     data: Path | None,
-    steps: int,
+    steps: int | None,
     model: Path | None,
     modes: str,
     sort: str,
@@ -105,7 +108,7 @@ def main(
 
 
 def _profile(
-    path: Path, data: Path | None, times: Path | None, steps: int, model: Path | None, modes: str, quiet: bool
+    path: Path, data: Path | None, times: Path | None, steps: int | None, model: Path | None, modes: str, quiet: bool
 ) -> StepProfile:
     """The profile at ``path``: saved there, or measured of the artifact there."""
     from dataclasses import replace

@@ -22,9 +22,14 @@ from fqt_deploy.runtime.threads import configure_threads
 
 KEPT_STEPS = 5
 """Number of steps that are kept call by call, for the timeline."""
+STEPS = 8
+"""Number of steps that are measured with and without a clock each, unless they are short or long."""
+_LEAST_STEPS = 3
 _WARM_UP = 2
-_LEAST_S = 0.5
-"""Seconds of measuring at least, where steps are short."""
+_LONG_S = 1.0
+"""One step of each kind is enough to warm up, if they take longer."""
+_LEAST_S, _MOST_S = 0.5, 8.0
+"""Seconds of measuring: shorter steps are repeated, of longer ones fewer are measured."""
 _MOST_STEPS = 200
 
 Batch = dict[str, NDArray[Any]]
@@ -45,7 +50,12 @@ def made_up_batch(manifest: Manifest) -> Batch:
 
 
 def measure(
-    session: Session, folder: Path, batches: Iterator[Batch], *, steps: int, loads: list[tuple[int, int]] | None = None
+    session: Session,
+    folder: Path,
+    batches: Iterator[Batch],
+    *,
+    steps: int | None = None,
+    loads: list[tuple[int, int]] | None = None,
 ) -> StepProfile:
     """Run steps with and without a clock for their kernels, in turn; the session is trained by them.
 
@@ -53,7 +63,8 @@ def measure(
         session: what to measure.
         folder: its artifact.
         batches: the batches of the steps, without an end.
-        steps: number of steps of each kind at least; short ones are repeated for half a second.
+        steps: number of steps of each kind at least; None for what ``STEPS`` and the seconds say. Short ones are
+            repeated for half a second.
         loads: where the loader of ``batches`` notes begin and end of each batch, in nanoseconds.
 
     Raises:
@@ -63,15 +74,25 @@ def measure(
     timed: list[TimedStep] = []
     for _ in range(_WARM_UP):
         _timed_step(session, clock, next(batches))
-        _whole_step(session, next(batches))
+        if _whole_step(session, next(batches)) > _LONG_S:
+            break
     plain: list[float] = []
     begun = time.perf_counter()
     with OtherWork() as others:
-        while len(plain) < steps or (time.perf_counter() - begun < _LEAST_S and len(plain) < _MOST_STEPS):
+        while _goes_on(len(plain), time.perf_counter() - begun, steps):
             batch = next(batches)
             plain.append(_whole_step(session, batch))
             timed.append(_timed_step(session, clock, batch))
     return assembled(manifest, folder, plain, timed, other_cores=others.cores, loads=loads or ())
+
+
+def _goes_on(done: int, seconds: float, steps: int | None) -> bool:
+    """Whether to measure another step after ``done`` of each kind, which took ``seconds``."""
+    if seconds < _LEAST_S and done < _MOST_STEPS:
+        return True
+    if steps is not None:
+        return done < steps
+    return done < (STEPS if seconds < _MOST_S else _LEAST_STEPS)
 
 
 def assembled(

@@ -123,7 +123,7 @@ class StepProfile:
             found.append(f"other processes used {self.other_cores:.1f} cores meanwhile")
         ordered = sorted(self.steps)
         spread = ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]
-        if len(ordered) >= 4 and spread > UNSTEADY * self.step_s:
+        if len(ordered) >= 3 and spread > UNSTEADY * self.step_s:
             found.append(f"half of the steps differ by {100 * spread / self.step_s:.0f} % of their median")
         return found
 
