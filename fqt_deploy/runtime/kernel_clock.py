@@ -56,7 +56,7 @@ class KernelClock:
             )
         self._session, self._library = session, library
         self._timed, self._start, self._take = library.timed()
-        self._symbols = [symbol_digest(kernel.symbol) for kernel in session.manifest.kernels]
+        self._symbols = np.array([symbol_digest(kernel.symbol) for kernel in session.manifest.kernels], np.int64)
         self._calls = np.zeros((_ROOM * len(self._symbols), _FIELDS), np.int64)
 
     def __enter__(self) -> KernelClock:
@@ -78,7 +78,7 @@ class KernelClock:
         """
         count = int(self._take())
         calls = self._calls[:count].copy()
-        if count != len(self._symbols) or calls[:, 0].tolist() != self._symbols:
+        if not np.array_equal(calls[:, 0], self._symbols):
             raise FqtError(
                 f"{self._library.path} calls {count} kernels in a step, and the manifest lists {len(self._symbols)}",
                 code="FQT502",
