@@ -97,6 +97,7 @@ def main(
         if len(paths) > 1 and (save or csv_file or json_file or trace or times):
             raise FqtError("several profiles are compared as text or --html", code="FQT202", hint="give one path")
         profiles = [_profile(path, data, times, steps, model, modes, quiet) for path in paths]
+        profiles = _told_apart(profiles, paths)
         profiles[0] = _with_extras(profiles[0], ir, watched)
         rows = _chosen(profiles[0], sort, only, direction)
         _write(profiles, rows, {"save": save, "json": json_file, "csv": csv_file, "trace": trace, "html": html})
@@ -130,6 +131,21 @@ def _profile(
             tell("measuring PyTorch ...")
         profile = replace(profile, torch=_torch_times(model, profile.batch, modes))
     return profile
+
+
+def _told_apart(profiles: list[StepProfile], paths: tuple[Path, ...]) -> list[StepProfile]:
+    """The profiles under names that differ: of one model on two machines they are called after their files."""
+    spellings: tuple[Callable[[int], str], ...] = (
+        lambda i: profiles[i].name,
+        lambda i: paths[i].stem,
+        lambda i: str(paths[i]),
+        lambda i: f"{paths[i]} ({i + 1})",
+    )
+    for spelling in spellings:
+        names = [spelling(i) for i in range(len(profiles))]
+        if len(set(names)) == len(names):
+            return [profile.named(name) for profile, name in zip(profiles, names, strict=True)]
+    raise AssertionError("numbers differ")
 
 
 def _torch_times(model: Path, batch: int, modes: str) -> TorchTimes:

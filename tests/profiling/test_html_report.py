@@ -10,6 +10,15 @@ from fqt_deploy.profiling.html_report import html_report
 from fqt_deploy.profiling.step_profile import TorchTimes
 
 
+_WORDS_OUTSIDE = """() => [...document.querySelectorAll("svg text")]
+  .filter(word => word.textContent.trim() && getComputedStyle(word).opacity !== "0")
+  .filter(word => {
+    const box = word.getBoundingClientRect(), all = word.ownerSVGElement.getBoundingClientRect();
+    return box.left < all.left - 1 || box.right > all.right + 1 || box.bottom > all.bottom + 1;
+  }).map(word => word.textContent)"""
+"""Words in pictures that lie outside of them, where they are cut off."""
+
+
 @pytest.fixture(scope="module")
 def full(profile):
     """A profile with everything that a report can show; PyTorch's times are made up."""
@@ -47,7 +56,8 @@ def opened(browser, path, width, scheme="light"):
     return page
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
 def test_it_opens_whole(browser, full, tmp_path, width, scheme):
     other = dataclasses.replace(full, name="other")
     (tmp_path / "r.html").write_text(html_report([full, other]))
@@ -58,9 +68,10 @@ def test_it_opens_whole(browser, full, tmp_path, width, scheme):
         assert layer.reason in text
     pictures = page.query_selector_all(".picture")
     assert len(pictures) == 1 + 2 * 7
+    assert page.evaluate(_WORDS_OUTSIDE) == []
     for picture in pictures:
         marks = picture.query_selector_all("svg [role='graphics-symbol'], svg .mark-area path, svg .mark-line path")
-        assert marks
+        assert any(mark.bounding_box() and mark.bounding_box()["width"] > 1 for mark in marks)
         box = picture.query_selector("svg").bounding_box()
         assert 0.8 * (width - 32) <= max(box["width"], 1120 if width > 1200 else 0) <= width
         assert box["height"] > 50
