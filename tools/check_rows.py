@@ -1,6 +1,6 @@
 """Whether the rows of a profile add up: kernels to the measured step, multiply-accumulates to those of the model.
 
-Example: ``python -m tools.check_rows resnet18_cifar.fqt --model examples/resnet18_cifar.py``. Instead of the artifact it
+Example: ``python -m tools.check_rows vgg16_cifar.fqt --model examples/vgg16_cifar.py``. Instead of the artifact it
 takes what ``fqt-profile --save`` wrote. PyTorch counts the model's multiply-accumulates. Exit code 1 if something is
 missing, or time is. On a busy machine only the kernels and the step that held them are compared.
 """
@@ -98,7 +98,8 @@ def missing_rows(profile: StepProfile, macs: Mapping[str, int]) -> Iterator[str]
     for path, expected in macs.items():
         computed = forward.pop(path, 0) / bits.get(path, 1)
         if abs(computed - expected) > _ROUNDING * expected:
-            yield f"{path}: {computed / 1e6:.2f} M multiply-accumulates in forward, and {expected / 1e6:.2f} M in PyTorch"
+            told = f"{computed / 1e6:.2f} M multiply-accumulates in forward"
+            yield f"{path}: {told}, and {expected / 1e6:.2f} M in PyTorch"
         if path not in backward:
             yield f"{path}: no product in backward"
     for path, computed in forward.items():

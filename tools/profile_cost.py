@@ -1,7 +1,7 @@
 """What profiles and statistics cost: the shortest steps with and without a clock, and the time that watching takes.
 
-Example: ``python -m tools.profile_cost vgg16_cifar.fqt``. Watching is measured as ``fqt-train`` does it, with a file and
-TensorBoard. Elapsed times are void on a busy machine; ``--threads 1`` compares processor time instead, which other
+Example: ``python -m tools.profile_cost vgg16_cifar.fqt``. Watching is measured as ``fqt-train`` does it, with a file
+and TensorBoard. Elapsed times are void on a busy machine; ``--threads 1`` compares processor time instead, which other
 processes change little, and so tells what the clock costs for each kernel.
 """
 

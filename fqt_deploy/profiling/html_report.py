@@ -143,7 +143,7 @@ class _Page:
 
 
 def _bits(profile: StepProfile) -> str:
-    """The bits of an activation that the 1-bit layers read, such as ``4`` or ``1, 4``; "" if there are no such layers."""
+    """The bits of an activation that the 1-bit layers read, such as ``4`` or ``1, 4``; "" if there are none."""
     return ", ".join(map(str, sorted({d.activation_bits for d in profile.layers if d.decision == "1-bit"})))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.profiling.machine import OtherWork
 from fqt_deploy.profiling.step_profile import TorchTimes
 from fqt_deploy.runtime.threads import configure_threads
 
@@ -40,8 +41,10 @@ def torch_times(source: ModelSource, modes: Sequence[str]) -> TorchTimes:
     previous = torch.get_num_threads()
     torch.set_num_threads(configure_threads())
     try:
-        layers = {mode: _layer_seconds(source, _DTYPES[mode]) for mode in modes if mode in _DTYPES}
-        return TorchTimes({mode: _seconds(_step(source, mode)) for mode in modes}, layers)
+        with OtherWork() as others:
+            layers = {mode: _layer_seconds(source, _DTYPES[mode]) for mode in modes if mode in _DTYPES}
+            steps = {mode: _seconds(_step(source, mode)) for mode in modes}
+        return TorchTimes(steps, layers, others.cores)
     finally:
         torch.set_num_threads(previous)
 

@@ -31,10 +31,15 @@ def verdict(profile: StepProfile) -> list[str]:
     """Sentences about the profile, what matters most first; at least one."""
     rows, classes = layer_rows(profile), class_rows(profile)
     said = [
-        *_against_torch(profile), *_losing(rows), *_dominating(classes), *_levels(profile, rows), *_bytes(classes),
-        *_outside(profile), *_far_from_ceilings(profile, rows),
+        *_void(profile), *_against_torch(profile), *_losing(rows), *_dominating(classes), *_levels(profile, rows),
+        *_bytes(classes), *_outside(profile), *_far_from_ceilings(profile, rows),
     ]  # fmt: skip
     return said or ["no class of kernels dominates, and every 1-bit layer that was compared pays"]
+
+
+def _void(profile: StepProfile) -> Iterator[str]:
+    if profile.doubts:
+        yield "times are void, as the warning says: what follows may be wrong, measure again on a quiet machine"
 
 
 def _against_torch(profile: StepProfile) -> Iterator[str]:
@@ -87,7 +92,8 @@ def _far_from_ceilings(profile: StepProfile, rows: list[Row]) -> Iterator[str]:
     if whole >= _FAR * profile.kernels_s:
         most = sorted(lost, key=lambda row: -lost[row])[:_NAMED]
         named = ", ".join(
-            f"{row.layer} {row.direction} ({1e3 * row.seconds:.1f} ms, {100 * row.roofline_share:.0f} %)" for row in most
+            f"{row.layer} {row.direction} ({1e3 * row.seconds:.1f} ms, {100 * row.roofline_share:.0f} %)"
+            for row in most
         )
         yield (
             f"{100 * whole / profile.kernels_s:.0f} % of the kernels' time is above the roofline, most in {named}: "

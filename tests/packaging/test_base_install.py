@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import fqt_deploy
+from fqt_deploy.profiling.html_report import html_report
+from fqt_deploy.profiling.step_profile import read_profile
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("fqt_deploy", "pyproject.toml", "README.md", "LICENSE")
@@ -108,6 +110,26 @@ def test_its_commands_train_and_say_what_they_lack(environment, digits_artifact,
         assert "fqt-deploy[compiler]" in result.stderr
     program = "import fqt_deploy\ntry: fqt_deploy.compile\nexcept fqt_deploy.FqtError as error: print(error.code)"
     assert run(environment / "python", "-c", program).strip() == "FQT303"
+
+
+def test_its_profile_is_shown_where_more_is_installed(environment, digits_artifact, tmp_path):
+    """As a device without PyTorch and the PC: the one measures and writes a file, the other draws and compares."""
+    saved = tmp_path / "device.json"
+    printed = run(environment / "fqt-profile", digits_artifact, "--steps", "1", "--save", saved)
+    assert "its kernels sum to" in printed
+    refused = subprocess.run(
+        [environment / "fqt-profile", saved, "--html", tmp_path / "r.html"], capture_output=True, text=True, cwd="/"
+    )
+    assert refused.returncode == 1
+    assert "error[FQT509]" in refused.stderr
+    assert "--save keeps the profile" in refused.stderr
+    here = read_profile(saved)
+    assert [kernel.symbol for kernel in here.kernels] == [
+        kernel.symbol for kernel in fqt_deploy.load(digits_artifact).manifest.kernels
+    ]
+    pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
+    shown = html_report([here, here.named("other")])
+    assert all(layer.path in shown for layer in here.layers)
 
 
 @pytest.fixture(scope="module")

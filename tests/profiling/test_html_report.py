@@ -9,7 +9,6 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.profiling.html_report import html_report
 from fqt_deploy.profiling.step_profile import TorchTimes
 
-
 _WORDS_OUTSIDE = """() => [...document.querySelectorAll("svg text")]
   .filter(word => word.textContent.trim() && getComputedStyle(word).opacity !== "0")
   .filter(word => {

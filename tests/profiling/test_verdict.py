@@ -64,6 +64,10 @@ def test_a_busy_machine_is_told():
     assert "warning: other processes used 0.5 cores" in profile_text(busy, layer_rows(busy))
     unsteady = made([PRODUCT], steps=(0.01, 0.01, 0.02, 0.02, 0.02))
     assert len(unsteady.doubts) == 1
+    assert "measure again" in verdict(unsteady)[0]
+    assert not any("measure again" in sentence for sentence in verdict(made([PRODUCT])))
+    theirs = made([PRODUCT], torch=TorchTimes({"fp32": 1.0}, {}, other_cores=1.3))
+    assert theirs.doubts == ["other processes used 1.3 cores while PyTorch was measured"]
     assert made([PRODUCT]).doubts == []
 
 
@@ -115,7 +119,19 @@ def test_what_is_far_from_the_ceilings_is_named():
 
 
 def test_rows_are_in_the_order_of_the_model():
-    paths = ["(step)", "stem.0", "stem.1", "b.1.conv", "b.10.conv", "b.2.conv", "b.2", "head", "b.1", "b.1.act", "stem.2"]
+    paths = [
+        "(step)",
+        "stem.0",
+        "stem.1",
+        "b.1.conv",
+        "b.10.conv",
+        "b.2.conv",
+        "b.2",
+        "head",
+        "b.1",
+        "b.1.act",
+        "stem.2",
+    ]
     assert in_model_order(paths) == [
         "stem.0", "stem.1", "stem.2", "b.1.conv", "b.1.act", "b.1", "b.2.conv", "b.2", "b.10.conv", "head", "(step)",
     ]  # fmt: skip

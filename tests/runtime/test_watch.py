@@ -40,7 +40,9 @@ def test_norms_and_flips_are_those_of_the_state(digits_artifact, digits):
             weight = session.tensors()[f"param/{row.layer}.weight"]
             moment, beta = f"adam_m/{row.layer}.weight", session.manifest.optimizer.hyperparameters["betas"][0]
             gradient = (session.tensors()[moment] - beta * before[moment]) / (1 - beta)
-            assert row.grad_norm == pytest.approx(np.linalg.norm(gradient), rel=0.3 if _sample(weight).size < weight.size else 1e-3)
+            assert row.grad_norm == pytest.approx(
+                np.linalg.norm(gradient), rel=0.3 if _sample(weight).size < weight.size else 1e-3
+            )
             if row.layer in signs and _sample(weight).size == weight.size:
                 assert row.flips == pytest.approx(np.mean((weight > 0) != signs[row.layer]))
                 assert row.grad_noise >= 0
