@@ -88,8 +88,8 @@ class _Page:
             )
             for p in profiles
         ]  # fmt: skip
-        header = ("profile", "machine", "recipe", "activation bits", ">batch", ">ms", ">samples/s", ">to the first")
-        yield _table("Whole steps", header, facts)
+        columns = ("profile", "machine", "recipe", "activation bits", ">batch", ">ms", ">samples/s", ">to the first")
+        yield _table("Whole steps", columns, facts)
         found = [{(row.layer, row.direction): row.seconds for row in layer_rows(profile)} for profile in profiles]
         keys = dict.fromkeys(key for rows in found for key in rows)
         cells = [(*key, *(f"{1e3 * rows[key]:.3f}" if key in rows else "" for rows in found)) for key in keys]

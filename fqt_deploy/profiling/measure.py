@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from fqt_deploy.core.manifest import InputSpec, Manifest
 from fqt_deploy.core.step_notes import NOTES, StepNotes
-from fqt_deploy.profiling.ceilings import measure_ceilings
+from fqt_deploy.profiling.ceilings import Ceilings, measure_ceilings
 from fqt_deploy.profiling.machine import OtherWork, this_machine
 from fqt_deploy.profiling.step_profile import StepProfile, TimedStep
+from fqt_deploy.runtime.cuda_library import CudaLibrary
 from fqt_deploy.runtime.files import read_file
 from fqt_deploy.runtime.kernel_clock import KernelClock
 from fqt_deploy.runtime.session import Session
@@ -83,7 +85,8 @@ def measure(
             batch = next(batches)
             plain.append(_whole_step(session, batch))
             timed.append(_timed_step(session, clock, batch))
-    return assembled(manifest, folder, plain, timed, other_cores=others.cores, loads=loads or ())
+    gpu = session.functions if isinstance(session.functions, CudaLibrary) else None
+    return assembled(manifest, folder, plain, timed, other_cores=others.cores, loads=loads or (), gpu=gpu)
 
 
 def _goes_on(done: int, seconds: float, steps: int | None) -> bool:
@@ -103,6 +106,7 @@ def assembled(
     *,
     other_cores: float | None = None,
     loads: Sequence[tuple[int, int]] = (),
+    gpu: CudaLibrary | None = None,
 ) -> StepProfile:
     """The profile of steps that were measured on this machine, whose ceilings are measured now.
 
@@ -113,12 +117,18 @@ def assembled(
         timed: steps with one, at least one.
         other_cores: number of cores that other processes used meanwhile.
         loads: begin and end of each batch that was loaded, on the clock of ``timed``.
+        gpu: the functions of a step that runs on a GPU.
     """
     seconds = _kernel_seconds(timed)
     threads = configure_threads()
+    if gpu is None:
+        machine, ceilings = this_machine(threads), measure_ceilings(threads)
+    else:
+        machine = replace(this_machine(threads), processor=gpu.device)
+        ceilings = Ceilings(fp32_macs=0.0, bytes=gpu.bytes_per_second())
     return StepProfile(
         name=manifest.name,
-        machine=this_machine(threads),
+        machine=machine,
         target=manifest.target,
         versions=manifest.versions,
         options=manifest.options,
@@ -130,7 +140,7 @@ def assembled(
         steps=tuple(plain),
         timed=tuple(timed[-KEPT_STEPS:]),
         timed_seconds=tuple((step.end - step.begin) / 1e9 for step in timed),
-        ceilings=measure_ceilings(threads).with_kernels(manifest.kernels, seconds),
+        ceilings=ceilings.with_kernels(manifest.kernels, seconds),
         other_cores=other_cores,
         notes=_notes(folder, len(manifest.kernels)),
         state_bytes=sum(spec.size * np.dtype(spec.dtype).itemsize for spec in manifest.state),

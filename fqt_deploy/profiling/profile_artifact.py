@@ -30,8 +30,7 @@ def profile_artifact(folder: Path, *, data: Path | None = None, steps: int | Non
         steps: number of steps of each kind at least; None for as many as take some seconds.
 
     Raises:
-        FqtError: what loading the artifact and the data raise, FQT202 for a step that does not run on the CPU, FQT510
-            for data that are less than a batch.
+        FqtError: what loading the artifact and the data raise, FQT510 for data that are less than a batch.
     """
     session = load(folder)
     manifest = session.manifest

@@ -132,9 +132,12 @@ class TrainingWatch:
             return []
         columns = (*self._gradients(), *self._weights())
         return [
-            WatchRow(step, layer.path, *map(float, found), self.kept.get(layer.path, math.nan))
-            for layer, *found in zip(self._layers, *columns, strict=True)
-        ]
+            WatchRow(
+                step, layer.path, float(norm), float(noise), float(flips), float(large),
+                self.kept.get(layer.path, math.nan),
+            )
+            for layer, norm, noise, flips, large in zip(self._layers, *columns, strict=True)
+        ]  # fmt: skip
 
     def _moments(self) -> Array:
         """The samples of the running means; zero where there is none."""

@@ -56,7 +56,8 @@ def perfetto(browser, profile):
 def test_perfetto_has_one_slice_for_each_kernel_call(perfetto, profile):
     slices = perfetto.query(
         "select slice.name, slice.category, slice.ts, slice.dur, slice.depth, "
-        "extract_arg(arg_set_id, 'args.symbol') as symbol from slice join thread_track on slice.track_id = thread_track.id join thread using(utid) "
+        "extract_arg(arg_set_id, 'args.symbol') as symbol "
+        "from slice join thread_track on slice.track_id = thread_track.id join thread using(utid) "
         "where thread.name = 'kernels' order by slice.ts, slice.id"
     )
     found = [(s.name, s.category, s.symbol, s.ts, s.dur, s.depth) for s in slices]
