@@ -16,7 +16,7 @@ _FAR = 0.5
 _NAMED = 3
 _ADVICE = {
     "attention": "attention stays in fp32: shorter sequences or fewer heads save most",
-    "fp32 products": "layers in fp32 take it: --check says why each is not in 1 bit, --include takes more of them",
+    "fp32 products": "--check says why each layer in fp32 is not in 1 bit, --include takes more of them",
     "packing": "bits are packed for small products: larger batches, or --exclude for the smallest layers",
     "quantizing": "gradients are quantized for small products: larger batches, or --agp once for fewer samples",
     "normalization": "normalization reads activations in fp32: fewer or smaller of them save most",

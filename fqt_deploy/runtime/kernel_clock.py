@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -12,7 +13,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.cuda_library import CudaLibrary
 from fqt_deploy.runtime.digests import symbol_digest
 from fqt_deploy.runtime.library import Library
-from fqt_deploy.runtime.session import Session
+from fqt_deploy.runtime.session import Session, StepFunctions
 
 _FIELDS = 3
 _ROOM = 4
@@ -56,7 +57,8 @@ class KernelClock:
                 hint="time its step as a whole",
             )
         self._session, self._library = session, library
-        self._timed, self._start, self._take = library.timed()
+        timed: tuple[StepFunctions, Callable[..., None], Callable[[], int]] = library.timed()
+        self._timed, self._start, self._take = timed
         self._symbols = np.array([symbol_digest(kernel.symbol) for kernel in session.manifest.kernels], np.int64)
         self._calls = np.zeros((_ROOM * len(self._symbols), _FIELDS), np.int64)
 

@@ -3,6 +3,7 @@
 That the virtual machine calls the clock as it expects is tested with a real step, on the CPU.
 """
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,6 +29,11 @@ class Stream:
     def __init__(self):
         self.now, self.events, self.graphs, self.capturing = 5_000_000, [], [], None
 
+    def __getattr__(self, name):
+        if not name.startswith("cuda"):
+            raise AttributeError(name)
+        return getattr(self, re.sub("([A-Z])", r"_\1", name.removeprefix("cuda")).lower().removeprefix("_"))
+
     def put(self, work):
         self.capturing.append(work) if self.capturing is not None else work()
 
@@ -37,12 +43,12 @@ class Stream:
 
         self.put(work)
 
-    def cudaEventCreate(self, handle):
+    def event_create(self, handle):
         self.events.append(None)
         handle._obj.value = len(self.events)
         return 0
 
-    def cudaEventRecordWithFlags(self, event, stream, flags):
+    def event_record_with_flags(self, event, stream, flags):
         assert flags.value == (self.capturing is not None)  # else a graph's event could not be read
 
         def work():
@@ -51,34 +57,34 @@ class Stream:
         self.put(work)
         return 0
 
-    def cudaEventElapsedTime(self, found, first, second):
+    def event_elapsed_time(self, found, first, second):
         found._obj.value = (self.events[second.value - 1] - self.events[first.value - 1]) / 1e6
         return 0
 
-    def cudaStreamSynchronize(self, stream):
+    def stream_synchronize(self, stream):
         return 0
 
-    def cudaMemcpyAsync(self, target, source, size, kind, stream):
+    def memcpy_async(self, target, source, size, kind, stream):
         return 0
 
-    def cudaStreamBeginCapture(self, stream, mode):
+    def stream_begin_capture(self, stream, mode):
         self.capturing = []
         return 0
 
-    def cudaStreamEndCapture(self, stream, graph):
+    def stream_end_capture(self, stream, graph):
         self.graphs.append(self.capturing)
         self.capturing = None
         graph._obj.value = len(self.graphs)
         return 0
 
-    def cudaGraphInstantiate(self, executable, graph, flags):
+    def graph_instantiate(self, executable, graph, flags):
         executable._obj.value = graph.value
         return 0
 
-    def cudaGraphDestroy(self, graph):
+    def graph_destroy(self, graph):
         return 0
 
-    def cudaGraphLaunch(self, graph, stream):
+    def graph_launch(self, graph, stream):
         for work in self.graphs[graph.value - 1]:
             work()
         return 0
