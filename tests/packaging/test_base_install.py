@@ -5,6 +5,7 @@ The environment is filled from PyPI, with the versions of constraints.txt; a sec
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -37,10 +38,12 @@ losses = [session.step(x, y) for x, y in zip(data["x"], data["y"])]
 session.save_checkpoint(sys.argv[3])
 print(json.dumps([losses, session.predict(data["x"][0]).tolist()]))
 """
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+"""Of every command: what a developer adds to the path is not in the environment that is tested."""
 
 
 def run(*command):
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd="/")
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd="/", env=ENVIRONMENT)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -104,7 +107,9 @@ def test_its_commands_train_and_say_what_they_lack(environment, digits_artifact,
     run(environment / command[0], *command[1:])
     assert checkpoint.is_file()
     for arguments in (["model.py"], ["--list-ops"]):
-        result = subprocess.run([environment / "fqt-compile", *arguments], capture_output=True, text=True, cwd="/")
+        result = subprocess.run(
+            [environment / "fqt-compile", *arguments], capture_output=True, text=True, cwd="/", env=ENVIRONMENT
+        )
         assert result.returncode == 1, result.stderr
         assert "error[FQT303]" in result.stderr
         assert "fqt-deploy[compiler]" in result.stderr
@@ -118,7 +123,11 @@ def test_its_profile_is_shown_where_more_is_installed(environment, digits_artifa
     printed = run(environment / "fqt-profile", digits_artifact, "--steps", "1", "--save", saved)
     assert "its kernels sum to" in printed
     refused = subprocess.run(
-        [environment / "fqt-profile", saved, "--html", tmp_path / "r.html"], capture_output=True, text=True, cwd="/"
+        [environment / "fqt-profile", saved, "--html", tmp_path / "r.html"],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env=ENVIRONMENT,
     )
     assert refused.returncode == 1
     assert "error[FQT509]" in refused.stderr
