@@ -44,7 +44,10 @@ Times are void on a busy machine; the table says so.
 @click.option(
     "--data", type=click.Path(path_type=Path), metavar="PATH", help="Data to load meanwhile.  [default: noise]"
 )
-@click.option("--steps", default=8, show_default=True, type=click.IntRange(1, 10**4), help="Steps to measure at least.")
+@click.option(
+    "--steps", type=click.IntRange(1, 10**4), metavar="N",
+    help="Steps to measure at least, whole and by kernel.  [default: 8; 3 and more of long ones]",
+)  # fmt: skip
 @click.option("--model", type=click.Path(path_type=Path), metavar="FILE.py", help="Measure PyTorch on this model, too.")
 @click.option(
     "--torch", "modes", default="fp32,bf16", show_default=True, metavar="LIST",
@@ -72,7 +75,7 @@ Times are void on a busy machine; the table says so.
 def main(
     paths: tuple[Path, ...],
     data: Path | None,
-    steps: int,
+    steps: int | None,
     model: Path | None,
     modes: str,
     sort: str,
@@ -94,6 +97,7 @@ def main(
         if len(paths) > 1 and (save or csv_file or json_file or trace or times):
             raise FqtError("several profiles are compared as text or --html", code="FQT202", hint="give one path")
         profiles = [_profile(path, data, times, steps, model, modes, quiet) for path in paths]
+        profiles = _told_apart(profiles, paths)
         profiles[0] = _with_extras(profiles[0], ir, watched)
         rows = _chosen(profiles[0], sort, only, direction)
         _write(profiles, rows, {"save": save, "json": json_file, "csv": csv_file, "trace": trace, "html": html})
@@ -105,7 +109,7 @@ def main(
 
 
 def _profile(
-    path: Path, data: Path | None, times: Path | None, steps: int, model: Path | None, modes: str, quiet: bool
+    path: Path, data: Path | None, times: Path | None, steps: int | None, model: Path | None, modes: str, quiet: bool
 ) -> StepProfile:
     """The profile at ``path``: saved there, or measured of the artifact there."""
     from dataclasses import replace
@@ -127,6 +131,21 @@ def _profile(
             tell("measuring PyTorch ...")
         profile = replace(profile, torch=_torch_times(model, profile.batch, modes))
     return profile
+
+
+def _told_apart(profiles: list[StepProfile], paths: tuple[Path, ...]) -> list[StepProfile]:
+    """The profiles under names that differ: of one model on two machines they are called after their files."""
+    spellings: tuple[Callable[[int], str], ...] = (
+        lambda i: profiles[i].name,
+        lambda i: paths[i].stem,
+        lambda i: str(paths[i]),
+        lambda i: f"{paths[i]} ({i + 1})",
+    )
+    for spelling in spellings:
+        names = [spelling(i) for i in range(len(profiles))]
+        if len(set(names)) == len(names):
+            return [profile.named(name) for profile, name in zip(profiles, names, strict=True)]
+    raise AssertionError("numbers differ")
 
 
 def _torch_times(model: Path, batch: int, modes: str) -> TorchTimes:

@@ -238,6 +238,7 @@ class TrainingRun(TrainingOptions):
                 )
             finally:
                 signals.training = False
+                watch.close()
             if group is not None and group.stopped and not signals.received:  # another process was told to end
                 signals.received = signal.SIGTERM
 

@@ -29,7 +29,7 @@ def check_can_profile(options: CompileOptions) -> None:
         raise FqtError(
             f"--profile times steps for the CPU, not for {target.name}",
             code="FQT202",
-            hint="time a step for a GPU with tools/bench_gpu.py",
+            hint="compile without --profile, and run fqt-profile DIR on the machine with the GPU",
         )
 
 

@@ -11,8 +11,8 @@ from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.profiling.measure import assembled
 from fqt_deploy.profiling.step_profile import StepProfile, TimedStep
 from fqt_deploy.runtime.artifact import read_artifact
+from fqt_deploy.runtime.digests import symbol_digest
 from fqt_deploy.runtime.files import read_file
-from fqt_deploy.runtime.kernel_clock import symbol_digest
 
 
 def profile_of_times(folder: Path, path: Path) -> StepProfile:

@@ -23,7 +23,7 @@ class Ceilings:
 
     Attributes:
         fp32_macs: fp32 multiply-accumulates a second: NumPy's product of two matrices, or the fastest of the step's
-            own kernels if that is faster.
+            own kernels if that is faster; 0 if neither is known.
         bytes: bytes a second, read and written, of sums of two arrays into a third, far larger than caches. Kernels
             whose operands lie in a cache are faster.
         bit_macs: single-bit multiply-accumulates a second of the fastest of the step's own kernels; 0 if it has none.
@@ -36,7 +36,7 @@ class Ceilings:
     def seconds(self, *, flops: int, bit_ops: int, bytes_moved: int) -> float:
         """The least time that this work takes: the roofline. Two operations are one multiply-accumulate."""
         bits = bit_ops / 2 / self.bit_macs if self.bit_macs else 0.0
-        return max(flops / 2 / self.fp32_macs, bits, bytes_moved / self.bytes)
+        return max(flops / 2 / self.fp32_macs if self.fp32_macs else 0.0, bits, bytes_moved / self.bytes)
 
     def with_kernels(self, kernels: Iterable[KernelInfo], seconds: Iterable[float]) -> Ceilings:
         """The ceilings, raised to what kernels that took ``seconds`` have reached."""

@@ -129,8 +129,15 @@ def memory_over_step(profile: StepProfile) -> Spec | None:
         "tooltip": [{"field": name} for name in ("call", "kernel", "MB")],
     }
     peak = max(range(len(alive)), key=alive.__getitem__)
-    told = f"Memory of intermediate values over the step; the peak is {alive[peak] / 1e6:.1f} MB in call {peak}"
-    return _spec(told, values, {"type": "area", "interpolate": "step-after"}, encoding, height=220)
+    at = f"{alive[peak] / 1e6:.1f} MB in call {peak}, {values[peak]['kernel']}"
+    spec = _spec(
+        f"Memory of intermediate values over the step; the peak is {at}", values,
+        {"type": "area", "interpolate": "step-after"}, encoding, height=220,
+    )  # fmt: skip
+    area = {"data": spec.pop("data"), "mark": spec.pop("mark"), "encoding": spec.pop("encoding")}
+    mark: Spec = {"data": {"values": [{"call": peak}]}, "mark": {"type": "rule", "strokeDash": [4, 3]}}
+    mark["encoding"] = {"x": {"field": "call", "type": "quantitative"}}
+    return {**spec, "layer": [area, mark]}
 
 
 def statistics_over_steps(profile: StepProfile, column: str, title: str) -> Spec | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -18,6 +19,7 @@ from fqt_deploy.profiling.verdict import verdict
 _HERE = Path(__file__).parent
 _ALIVE = 20
 """Number of values that are listed of those alive at the peak."""
+_OPTION = re.compile(r"--[a-z][a-z-]*")
 _STATISTICS = {
     "grad_norm": "gradient norm",
     "grad_noise": "gradient noise over signal",
@@ -39,7 +41,7 @@ def html_report(profiles: Sequence[StepProfile]) -> str:
     if len(profiles) > 1:
         body += page.comparison(profiles)
     for profile in profiles:
-        body += page.profile(profile)
+        body += page.profile(profile, profile.name if len(profiles) > 1 else "The step")
     specs = json.dumps(page.specs).replace("</", "<\\/")
     return (
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
@@ -79,10 +81,15 @@ class _Page:
         yield "<section>\n<h2>Compared</h2>"
         yield self._figure(charts.steps_compared(profiles))
         facts = [
-            (p.name, p.machine.processor, str(p.batch), p.options.get("recipe", ""), f"{1e3 * p.step_s:.2f}")
+            (
+                p.name, f"{p.machine.processor}, {p.machine.threads} threads", p.options.get("recipe", ""), _bits(p),
+                str(p.batch), f"{1e3 * p.step_s:.2f}", f"{p.batch / p.step_s:.0f}",
+                f"{profiles[0].step_s / profiles[0].batch / p.step_s * p.batch:.2f}",
+            )
             for p in profiles
-        ]
-        yield _table("Whole steps", ("profile", "machine", ">batch", "recipe", ">ms"), facts)
+        ]  # fmt: skip
+        columns = ("profile", "machine", "recipe", "activation bits", ">batch", ">ms", ">samples/s", ">to the first")
+        yield _table("Whole steps", columns, facts)
         found = [{(row.layer, row.direction): row.seconds for row in layer_rows(profile)} for profile in profiles]
         keys = dict.fromkeys(key for rows in found for key in rows)
         cells = [(*key, *(f"{1e3 * rows[key]:.3f}" if key in rows else "" for rows in found)) for key in keys]
@@ -90,15 +97,15 @@ class _Page:
         yield _table("Milliseconds by layer and direction", header, cells)
         yield "</section>"
 
-    def profile(self, profile: StepProfile) -> Iterator[str]:
-        """Everything about one profile."""
-        yield f"<section>\n<h2>{escape(profile.name)}</h2>"
+    def profile(self, profile: StepProfile, heading: str) -> Iterator[str]:
+        """Everything about one profile, under a heading."""
+        yield f"<section>\n<h2>{escape(heading)}</h2>"
         yield from (
             f"<p class='alarm' role='alert'>Warning: {escape(doubt)}: times are void.</p>" for doubt in profile.doubts
         )
         lines = [line for line in step_lines(profile) if not line.startswith("warning")]
         yield "".join(f"<p>{escape(line)}</p>" for line in lines)
-        yield "<h3>What to change</h3>\n<ul>" + "".join(f"<li>{escape(s)}</li>" for s in verdict(profile)) + "</ul>"
+        yield "<h3>What to change</h3>\n<ul>" + "".join(f"<li>{_sentence(s)}</li>" for s in verdict(profile)) + "</ul>"
         for title, spec in (
             ("Speedup by layer", charts.speedup_by_layer(profile)),
             ("Time by layer", charts.time_by_layer(profile)),
@@ -133,6 +140,16 @@ class _Page:
         self.specs[name] = spec
         told = escape(spec["description"])
         return f"<figure><div class='picture' id='{name}'></div><figcaption>{told}.</figcaption></figure>"
+
+
+def _bits(profile: StepProfile) -> str:
+    """The bits of an activation that the 1-bit layers read, such as ``4`` or ``1, 4``; "" if there are none."""
+    return ", ".join(map(str, sorted({d.activation_bits for d in profile.layers if d.decision == "1-bit"})))
+
+
+def _sentence(text: str) -> str:
+    """The text, in which options of the command line are marked and not broken."""
+    return _OPTION.sub(r"<code>\g<0></code>", escape(text))
 
 
 def _alive(profile: StepProfile) -> Iterator[str]:
@@ -196,6 +213,6 @@ def _table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -
         lines.append(f"<tr><th scope='row'{number[first]}>{escape(str(row[first]))}</th>{cells}</tr>")
     return (
         f"<div class='scroll' tabindex='0' role='region' aria-label='{escape(caption, quote=True)}'>"
-        f"<table><caption>{escape(caption)}.</caption><thead><tr>{head}</tr></thead>"
+        f"<table><caption><span>{escape(caption)}.</span></caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{chr(10).join(lines)}</tbody></table></div>"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from fqt_deploy.core.manifest import InputSpec, Manifest
 from fqt_deploy.core.step_notes import NOTES, StepNotes
-from fqt_deploy.profiling.ceilings import measure_ceilings
+from fqt_deploy.profiling.ceilings import Ceilings, measure_ceilings
 from fqt_deploy.profiling.machine import OtherWork, this_machine
 from fqt_deploy.profiling.step_profile import StepProfile, TimedStep
+from fqt_deploy.runtime.cuda_library import CudaLibrary
 from fqt_deploy.runtime.files import read_file
 from fqt_deploy.runtime.kernel_clock import KernelClock
 from fqt_deploy.runtime.session import Session
@@ -22,9 +24,14 @@ from fqt_deploy.runtime.threads import configure_threads
 
 KEPT_STEPS = 5
 """Number of steps that are kept call by call, for the timeline."""
+STEPS = 8
+"""Number of steps that are measured with and without a clock each, unless they are short or long."""
+_LEAST_STEPS = 3
 _WARM_UP = 2
-_LEAST_S = 0.5
-"""Seconds of measuring at least, where steps are short."""
+_LONG_S = 1.0
+"""One step of each kind is enough to warm up, if they take longer."""
+_LEAST_S, _MOST_S = 0.5, 8.0
+"""Seconds of measuring: shorter steps are repeated, of longer ones fewer are measured."""
 _MOST_STEPS = 200
 
 Batch = dict[str, NDArray[Any]]
@@ -45,7 +52,12 @@ def made_up_batch(manifest: Manifest) -> Batch:
 
 
 def measure(
-    session: Session, folder: Path, batches: Iterator[Batch], *, steps: int, loads: list[tuple[int, int]] | None = None
+    session: Session,
+    folder: Path,
+    batches: Iterator[Batch],
+    *,
+    steps: int | None = None,
+    loads: list[tuple[int, int]] | None = None,
 ) -> StepProfile:
     """Run steps with and without a clock for their kernels, in turn; the session is trained by them.
 
@@ -53,7 +65,8 @@ def measure(
         session: what to measure.
         folder: its artifact.
         batches: the batches of the steps, without an end.
-        steps: number of steps of each kind at least; short ones are repeated for half a second.
+        steps: number of steps of each kind at least; None for what ``STEPS`` and the seconds say. Short ones are
+            repeated for half a second.
         loads: where the loader of ``batches`` notes begin and end of each batch, in nanoseconds.
 
     Raises:
@@ -63,15 +76,26 @@ def measure(
     timed: list[TimedStep] = []
     for _ in range(_WARM_UP):
         _timed_step(session, clock, next(batches))
-        _whole_step(session, next(batches))
+        if _whole_step(session, next(batches)) > _LONG_S:
+            break
     plain: list[float] = []
     begun = time.perf_counter()
     with OtherWork() as others:
-        while len(plain) < steps or (time.perf_counter() - begun < _LEAST_S and len(plain) < _MOST_STEPS):
+        while _goes_on(len(plain), time.perf_counter() - begun, steps):
             batch = next(batches)
             plain.append(_whole_step(session, batch))
             timed.append(_timed_step(session, clock, batch))
-    return assembled(manifest, folder, plain, timed, other_cores=others.cores, loads=loads or ())
+    gpu = session.functions if isinstance(session.functions, CudaLibrary) else None
+    return assembled(manifest, folder, plain, timed, other_cores=others.cores, loads=loads or (), gpu=gpu)
+
+
+def _goes_on(done: int, seconds: float, steps: int | None) -> bool:
+    """Whether to measure another step after ``done`` of each kind, which took ``seconds``."""
+    if seconds < _LEAST_S and done < _MOST_STEPS:
+        return True
+    if steps is not None:
+        return done < steps
+    return done < (STEPS if seconds < _MOST_S else _LEAST_STEPS)
 
 
 def assembled(
@@ -82,6 +106,7 @@ def assembled(
     *,
     other_cores: float | None = None,
     loads: Sequence[tuple[int, int]] = (),
+    gpu: CudaLibrary | None = None,
 ) -> StepProfile:
     """The profile of steps that were measured on this machine, whose ceilings are measured now.
 
@@ -92,12 +117,18 @@ def assembled(
         timed: steps with one, at least one.
         other_cores: number of cores that other processes used meanwhile.
         loads: begin and end of each batch that was loaded, on the clock of ``timed``.
+        gpu: the functions of a step that runs on a GPU.
     """
     seconds = _kernel_seconds(timed)
     threads = configure_threads()
+    if gpu is None:
+        machine, ceilings = this_machine(threads), measure_ceilings(threads)
+    else:
+        machine = replace(this_machine(threads), processor=gpu.device)
+        ceilings = Ceilings(fp32_macs=0.0, bytes=gpu.bytes_per_second())
     return StepProfile(
         name=manifest.name,
-        machine=this_machine(threads),
+        machine=machine,
         target=manifest.target,
         versions=manifest.versions,
         options=manifest.options,
@@ -109,7 +140,7 @@ def assembled(
         steps=tuple(plain),
         timed=tuple(timed[-KEPT_STEPS:]),
         timed_seconds=tuple((step.end - step.begin) / 1e9 for step in timed),
-        ceilings=measure_ceilings(threads).with_kernels(manifest.kernels, seconds),
+        ceilings=ceilings.with_kernels(manifest.kernels, seconds),
         other_cores=other_cores,
         notes=_notes(folder, len(manifest.kernels)),
         state_bytes=sum(spec.size * np.dtype(spec.dtype).itemsize for spec in manifest.state),

@@ -20,21 +20,17 @@ from fqt_deploy.runtime.load_ahead import load_ahead
 from fqt_deploy.runtime.preparation import Preparation, Prepared
 from fqt_deploy.runtime.sources.open_source import is_source, open_source
 
-STEPS = 8
-"""Number of steps that are measured at least, with and without a clock each."""
 
-
-def profile_artifact(folder: Path, *, data: Path | None = None, steps: int = STEPS) -> StepProfile:
+def profile_artifact(folder: Path, *, data: Path | None = None, steps: int | None = None) -> StepProfile:
     """Measure the step of the artifact ``folder``, which stays as it is.
 
     Args:
         folder: the artifact.
         data: data to feed it from, by a thread that loads ahead as in training; None: noise.
-        steps: number of steps at least.
+        steps: number of steps of each kind at least; None for as many as take some seconds.
 
     Raises:
-        FqtError: what loading the artifact and the data raise, FQT202 for a step that does not run on the CPU, FQT510
-            for data that are less than a batch.
+        FqtError: what loading the artifact and the data raise, FQT510 for data that are less than a batch.
     """
     session = load(folder)
     manifest = session.manifest

@@ -5,9 +5,10 @@ const specs = JSON.parse(document.getElementById("specs").textContent);
 function draw() {
   const style = getComputedStyle(document.documentElement);
   const ink = style.getPropertyValue("--ink").trim(), line = style.getPropertyValue("--line").trim();
-  const words = { labelColor: ink, titleColor: ink };
+  const words = { labelColor: ink, titleColor: ink, labelFontSize: 12, titleFontSize: 12 };
+  const below = { bottom: { anchor: "start", direction: "vertical" } }; // side by side they leave a narrow window
   const config = {
-    background: "transparent", axis: { ...words, gridColor: line, domainColor: line, tickColor: line }, legend: words,
+    background: "transparent", axis: { ...words, gridColor: line, domainColor: line, tickColor: line }, legend: { ...words, layout: below },
     view: { stroke: "transparent" }, rule: { color: ink }, title: { color: ink }, range: { category: { scheme: "tableau10" } },
     aria: true,
   };

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fqt_deploy.core.manifest import KernelInfo
 from fqt_deploy.profiling.kernel_classes import DIRECTIONS, class_of, direction_of
@@ -57,7 +58,7 @@ class Row:
 
 
 def layer_rows(profile: StepProfile) -> list[Row]:
-    """A row for each layer and direction that has kernels, in the order of their first kernels in the step."""
+    """A row for each layer and direction that has kernels, in the order of the model."""
     decided = {kernel.layer: "attention" for kernel in profile.kernels if class_of(kernel.op) == "attention"}
     decided |= {layer.path: layer.decision for layer in profile.layers}
     rows = []
@@ -66,8 +67,33 @@ def layer_rows(profile: StepProfile) -> list[Row]:
         runs_as = decided.get(names[0]) or _main_class(profile, members)
         row = _row(profile, names, members, runs_as)
         rows.append(replace(row, torch_fp32_s=theirs[0], torch_bf16_s=theirs[1]))
-    first = {row.layer: i for i, row in reversed([*enumerate(rows)])}
-    return sorted(rows, key=lambda row: (first[row.layer], DIRECTIONS.index(row.direction)))
+    place = {layer: i for i, layer in enumerate(in_model_order(dict.fromkeys(row.layer for row in rows)))}
+    return sorted(rows, key=lambda row: (place[row.layer], DIRECTIONS.index(row.direction)))
+
+
+def in_model_order(paths: Iterable[str]) -> list[str]:
+    """The module paths as a person reads the model: a module after those within it, numbers in order, the step last.
+
+    Args:
+        paths: in the order of their first kernels, which places what has no number; a layer that only works in
+            backward, such as a ReLU, has its first kernel late.
+    """
+    tree: dict[str, Any] = {}
+    for path in paths:
+        node = tree
+        for name in path.split(".") if path != WHOLE else (WHOLE,):
+            node = node.setdefault(name, {})
+        node[""] = path
+    step = tree.pop(WHOLE, {})
+    return [*_flattened(tree), *_flattened(step)]
+
+
+def _flattened(node: dict[str, Any]) -> Iterator[str]:
+    names = [name for name in node if name]
+    for name in sorted(names, key=int) if all(map(str.isdecimal, names)) else names:
+        yield from _flattened(node[name])
+    if "" in node:
+        yield node[""]
 
 
 def class_rows(profile: StepProfile) -> list[Row]:

@@ -30,10 +30,12 @@ class TorchTimes:
     Attributes:
         steps: seconds of a whole step with the optimizer, by mode: ``fp32``, ``bf16``, ``compile``.
         layers: seconds by mode, ``fp32`` or ``bf16``, and then ``LAYER DIRECTION``.
+        other_cores: number of cores that other processes used meanwhile; None if unknown.
     """
 
     steps: Mapping[str, float] = field(default_factory=dict)
     layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    other_cores: float | None = None
 
     def layer(self, mode: str, layer: str, direction: str) -> float | None:
         """Seconds of one direction of a layer; None where PyTorch has no counterpart or was not measured."""
@@ -121,9 +123,11 @@ class StepProfile:
         found = []
         if self.other_cores is not None and self.other_cores > BUSY_CORES:
             found.append(f"other processes used {self.other_cores:.1f} cores meanwhile")
+        if self.torch.other_cores is not None and self.torch.other_cores > BUSY_CORES:
+            found.append(f"other processes used {self.torch.other_cores:.1f} cores while PyTorch was measured")
         ordered = sorted(self.steps)
         spread = ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]
-        if len(ordered) >= 4 and spread > UNSTEADY * self.step_s:
+        if len(ordered) >= 3 and spread > UNSTEADY * self.step_s:
             found.append(f"half of the steps differ by {100 * spread / self.step_s:.0f} % of their median")
         return found
 

@@ -37,8 +37,8 @@ def step_lines(profile: StepProfile) -> list[str]:
     machine = profile.machine
     lines = [f"warning: {doubt}: times are void" for doubt in profile.doubts]
     lines.append(
-        f"step {1e3 * step:.2f} ms, {profile.batch / step:.0f} samples/s; kernels sum to {1e3 * kernels:.2f} ms, "
-        f"{100 * kernels / step:.1f} %"
+        f"step {1e3 * step:.2f} ms, {profile.batch / step:.0f} samples/s; its kernels sum to {1e3 * kernels:.2f} ms, "
+        f"{100 * kernels / step:.1f} % of it"
     )
     for mode, seconds in profile.torch.steps.items():
         lines.append(f"PyTorch {mode} {1e3 * seconds:.2f} ms, {seconds / step:.2f} times as long")

@@ -46,9 +46,9 @@ def _steps(profile: StepProfile, origin: int) -> Iterator[dict[str, Any]]:
             name = f"{kernel.layer or WHOLE} {kernel.op}"
             yield _slice(name, class_of(kernel.op), KERNELS, begin - origin, end - begin, told)
             if alive:
-                yield _event("C", "memory alive, MB", KERNELS, ts=(begin - origin) / 1e3, args={"MB": alive[i] / 1e6})
+                yield _event("C", "memory alive", KERNELS, ts=(begin - origin) / 1e3, args={"MB": alive[i] / 1e6})
         if alive:
-            yield _event("C", "memory alive, MB", KERNELS, ts=(step.end - origin) / 1e3, args={"MB": 0})
+            yield _event("C", "memory alive", KERNELS, ts=(step.end - origin) / 1e3, args={"MB": 0})
 
 
 def _loads(profile: StepProfile, origin: int) -> Iterator[dict[str, Any]]:

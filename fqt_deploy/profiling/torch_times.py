@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.profiling.machine import OtherWork
 from fqt_deploy.profiling.step_profile import TorchTimes
 from fqt_deploy.runtime.threads import configure_threads
 
@@ -26,6 +27,8 @@ _LONG_S = 2.0
 """A step that takes longer is measured twice, not more often."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _Products = dict[str, Callable[[], Any]]
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments by position and by name."""
 
 
 def torch_times(source: ModelSource, modes: Sequence[str]) -> TorchTimes:
@@ -38,8 +41,10 @@ def torch_times(source: ModelSource, modes: Sequence[str]) -> TorchTimes:
     previous = torch.get_num_threads()
     torch.set_num_threads(configure_threads())
     try:
-        layers = {mode: _layer_seconds(source, _DTYPES[mode]) for mode in modes if mode in _DTYPES}
-        return TorchTimes({mode: _seconds(_step(source, mode)) for mode in modes}, layers)
+        with OtherWork() as others:
+            layers = {mode: _layer_seconds(source, _DTYPES[mode]) for mode in modes if mode in _DTYPES}
+            steps = {mode: _seconds(_step(source, mode)) for mode in modes}
+        return TorchTimes(steps, layers, others.cores)
     finally:
         torch.set_num_threads(previous)
 
@@ -82,6 +87,15 @@ def _layer_seconds(source: ModelSource, dtype: torch.dtype) -> dict[str, float]:
 
 
 def _layers(source: ModelSource, dtype: torch.dtype) -> Iterator[tuple[str, _Products]]:
+    layers, attention = _seen(source)
+    for name, (module, x, y) in layers.items():
+        yield name, _products(module, x.to(dtype), torch.randn_like(y, dtype=dtype))
+    for name, (args, options) in attention.items():
+        yield name, _attention(args, options, dtype)
+
+
+def _seen(source: ModelSource) -> tuple[dict[str, tuple[nn.Module, Tensor, Tensor]], dict[str, _Call]]:
+    """Each convolution and linear layer with operand and result, and each call of attention, in one forward."""
     shapes: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
     within: list[str] = []
     attention = _AttentionCalls(within)
@@ -109,10 +123,12 @@ def _layers(source: ModelSource, dtype: torch.dtype) -> Iterator[tuple[str, _Pro
     finally:
         for handle in handles:
             handle.remove()
-    for name, (module, x, y) in shapes.items():
-        yield name, _products(module, x.to(dtype), torch.randn_like(y, dtype=dtype))
-    for name, (args, options) in attention.found.items():
-        yield name, _attention(args, options, dtype)
+    return shapes, attention.found
+
+
+def attention_calls(source: ModelSource) -> dict[str, _Call]:
+    """The arguments of each call of PyTorch's attention, by the module that makes it."""
+    return _seen(source)[1]
 
 
 class _AttentionCalls(TorchFunctionMode):
@@ -121,7 +137,7 @@ class _AttentionCalls(TorchFunctionMode):
     def __init__(self, within: list[str]) -> None:
         super().__init__()
         self._within = within
-        self.found: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self.found: dict[str, _Call] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.scaled_dot_product_attention and self._within:

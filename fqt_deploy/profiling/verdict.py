@@ -11,9 +11,12 @@ from fqt_deploy.profiling.step_profile import StepProfile
 _DOMINATES = 0.3
 """Share of the step from which a class of kernels is worth a sentence."""
 _OUTSIDE = 0.05
+_FAR = 0.5
+"""Share of the kernels' time above the roofline from which the farthest rows are named."""
+_NAMED = 3
 _ADVICE = {
     "attention": "attention stays in fp32: shorter sequences or fewer heads save most",
-    "fp32 products": "layers in fp32 take it: --check says why each is not in 1 bit, --include takes more of them",
+    "fp32 products": "--check says why each layer in fp32 is not in 1 bit, --include takes more of them",
     "packing": "bits are packed for small products: larger batches, or --exclude for the smallest layers",
     "quantizing": "gradients are quantized for small products: larger batches, or --agp once for fewer samples",
     "normalization": "normalization reads activations in fp32: fewer or smaller of them save most",
@@ -27,8 +30,16 @@ _ADVICE = {
 def verdict(profile: StepProfile) -> list[str]:
     """Sentences about the profile, what matters most first; at least one."""
     rows, classes = layer_rows(profile), class_rows(profile)
-    said = [*_against_torch(profile), *_losing(rows), *_dominating(classes), *_bytes(classes), *_outside(profile)]
+    said = [
+        *_void(profile), *_against_torch(profile), *_losing(rows), *_dominating(classes), *_levels(profile, rows),
+        *_bytes(classes), *_outside(profile), *_far_from_ceilings(profile, rows),
+    ]  # fmt: skip
     return said or ["no class of kernels dominates, and every 1-bit layer that was compared pays"]
+
+
+def _void(profile: StepProfile) -> Iterator[str]:
+    if profile.doubts:
+        yield "times are void, as the warning says: what follows may be wrong, measure again on a quiet machine"
 
 
 def _against_torch(profile: StepProfile) -> Iterator[str]:
@@ -60,6 +71,34 @@ def _dominating(classes: list[Row]) -> Iterator[str]:
             yield f"{row.layer} {verb} {100 * row.share:.0f} % of the step: {_ADVICE[row.layer]}"
     if classes and classes[0].layer == "1-bit products":
         yield f"1-bit products take most, {100 * classes[0].share:.0f} % of the step, as they should"
+
+
+def _levels(profile: StepProfile, rows: list[Row]) -> Iterator[str]:
+    """What activations of several bits cost in forward."""
+    bits = {layer.activation_bits for layer in profile.layers if layer.decision == "1-bit"}
+    forward = sum(row.share for row in rows if row.runs_as == "1-bit" and row.direction == "forward")
+    if forward >= _DOMINATES and max(bits, default=1) > 1:
+        told = " or ".join(str(n) for n in range(1, max(bits)) if n in (1, 2))
+        yield (
+            f"forward of the 1-bit layers takes {100 * forward:.0f} % of the step, on activations of {max(bits)} bits: "
+            f"--activation-bits {told} is faster, and costs accuracy"
+        )
+
+
+def _far_from_ceilings(profile: StepProfile, rows: list[Row]) -> Iterator[str]:
+    """The rows that lose most time against the machine's ceilings, where much is lost."""
+    lost = {row: row.seconds - row.roofline_s for row in rows}
+    whole = sum(max(0.0, seconds) for seconds in lost.values())
+    if whole >= _FAR * profile.kernels_s:
+        most = sorted(lost, key=lambda row: -lost[row])[:_NAMED]
+        named = ", ".join(
+            f"{row.layer} {row.direction} ({1e3 * row.seconds:.1f} ms, {100 * row.roofline_share:.0f} %)"
+            for row in most
+        )
+        yield (
+            f"{100 * whole / profile.kernels_s:.0f} % of the kernels' time is above the roofline, most in {named}: "
+            "kernels are what is slow there, not the model; --tune may find faster tiles"
+        )
 
 
 def _bytes(classes: list[Row]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ _CUDA, _CPU, _POOLED = 2, 1, 2  # DLPack's device types; the virtual machine's a
 ALIGNMENT = 16
 """Number of bytes that a kernel reads at once: an input that begins elsewhere, as part of a larger tensor, is copied.
 """
+_STREAM, _COPIES = 1 << 28, 5
+"""Bytes of a copy that measures the device's memory, and how often it is copied."""
 GRAPHS = 8
 """Upper bound of recorded steps, one for each pair of addresses that batches come from; more batches are copied to a
 fixed place.
@@ -52,8 +54,7 @@ class CudaLibrary:
         self._ffi = load_runtime((path.absolute().parent / BUNDLED_RUNTIME).parent, cuda=True)
         self._device = self._ffi.device("cuda", 0)
         self._allocate = self._ffi.get_global_func("runtime.TVMTensorAllocWithScope")
-        with self._cuda.errors():
-            machine = load_machine(self._ffi, path, (_CUDA, 0, _POOLED, _CPU, 0, _POOLED))
+        machine = self._machine()
         self._train_step, self._predict = machine["train_step"], machine["predict"]
         self._inputs = {spec.name: self._empty(spec) for spec in manifest.inputs}
         self._loss = self._empty(TensorSpec("loss", (), "float32"))
@@ -62,6 +63,31 @@ class CudaLibrary:
         self._warm = False
         self._module: Any = None
         self._graphs: dict[tuple[int, ...], int] = {}
+
+    def timed(self) -> tuple[CudaLibrary, Callable[[int, int], None], Callable[[], int]]:
+        """The same functions with events around their kernels, and what ``Library.timed`` returns besides."""
+        from fqt_deploy.runtime.cuda_clock import TimedCudaLibrary
+
+        timed = TimedCudaLibrary(self)
+        return timed, timed.events.start, timed.events.take
+
+    def bytes_per_second(self) -> float:
+        """Bytes a second, read and written, of copies on the device that are far larger than its caches."""
+        source, target = (self._empty(TensorSpec("", (_STREAM,), "int8")) for _ in range(2))
+        begin, end = self._cuda.event(), self._cuda.event()
+        times = []
+        for _ in range(_COPIES):
+            self._cuda.record(begin, in_graph=False)
+            self._cuda.copy(target.data_ptr(), source.data_ptr(), _STREAM)
+            self._cuda.record(end, in_graph=False)
+            self._cuda.synchronize()
+            times.append(self._cuda.between(begin, end))
+        return 2 * _STREAM / (min(times) / 1e9)
+
+    @property
+    def device(self) -> str:
+        """The device in words."""
+        return "NVIDIA GPU of compute capability {}.{}".format(*self._cuda.capability)
 
     def place(self, array: Array) -> Any:
         """A copy of ``array`` on the device, that the step can read and write."""
@@ -113,15 +139,7 @@ class CudaLibrary:
         """
         assert variant == 0
         with self._cuda.errors(), self._ffi.use_raw_stream(self._device, self._cuda.stream):
-            if not (self._records and self._warm):
-                self._launch_all(operands)
-                self._warm = True
-            else:
-                operands = self._recorded_inputs(operands)
-                key = tuple(operand.data_ptr() for operand in operands)
-                if key not in self._graphs:
-                    self._graphs[key] = self._cuda.capture(lambda: self._launch_all(operands))
-                self._cuda.launch(self._graphs[key])
+            self._run(operands)
         return float(self.fetch(self._loss)), self._logits
 
     def predict(self, *operands: Any, variant: int = 0) -> Array:
@@ -138,6 +156,32 @@ class CudaLibrary:
         with self._cuda.errors(), self._ffi.use_raw_stream(self._device, self._cuda.stream):
             self._module.get_function(symbol, query_imports=True)(*operands)
         self._cuda.synchronize()
+
+    def _machine(self) -> Any:
+        """A virtual machine with the functions of the library."""
+        with self._cuda.errors():
+            return load_machine(self._ffi, self.path, (_CUDA, 0, _POOLED, _CPU, 0, _POOLED))
+
+    def _run(self, operands: tuple[Any, ...]) -> None:
+        """Put one step on the stream, one by one or recorded."""
+        if not (self._records and self._warm):
+            self._run_now(operands)
+            self._warm = True
+            return
+        operands = self._recorded_inputs(operands)
+        key = tuple(operand.data_ptr() for operand in operands)
+        if key not in self._graphs:
+            self._graphs[key] = self._record(key, operands)
+        self._replay(key)
+
+    def _run_now(self, operands: tuple[Any, ...]) -> None:
+        self._launch_all(operands)
+
+    def _record(self, _: tuple[int, ...], operands: tuple[Any, ...]) -> int:
+        return self._cuda.capture(lambda: self._launch_all(operands))
+
+    def _replay(self, key: tuple[int, ...]) -> None:
+        self._cuda.launch(self._graphs[key])
 
     def _launch_all(self, operands: Sequence[Any]) -> None:
         """Put all kernels on the stream; results are copied out of memory that the virtual machine uses again."""

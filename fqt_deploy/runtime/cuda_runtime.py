@@ -25,6 +25,7 @@ _TO_DEVICE, _TO_HOST, _ON_DEVICE = 1, 2, 3  # cudaMemcpyKind
 _MAJOR, _MINOR = 75, 76  # cudaDevAttrComputeCapability
 _NON_BLOCKING = 1  # a stream that does not wait for the default stream
 _RELAXED = 2  # capture mode: memory may be allocated meanwhile
+_EXTERNAL = 1  # cudaEventRecordExternal: a graph's event can be read after it has run
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
@@ -87,6 +88,23 @@ class CudaRuntime:
         self._call("cudaGraphInstantiate", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
         self._call("cudaGraphDestroy", graph)
         return int(executable.value or 0)
+
+    def event(self) -> int:
+        """A new event, which notes when the stream comes to it."""
+        handle = ctypes.c_void_p()
+        self._call("cudaEventCreate", ctypes.byref(handle))
+        return int(handle.value or 0)
+
+    def record(self, event: int, *, in_graph: bool) -> None:
+        """Put the event on the stream; of one in a recorded graph the latest run counts."""
+        flags = ctypes.c_uint(_EXTERNAL if in_graph else 0)
+        self._call("cudaEventRecordWithFlags", ctypes.c_void_p(event), ctypes.c_void_p(self.stream), flags)
+
+    def between(self, first: int, second: int) -> int:
+        """Nanoseconds from one event to another that have both passed."""
+        milliseconds = ctypes.c_float()
+        self._call("cudaEventElapsedTime", ctypes.byref(milliseconds), ctypes.c_void_p(first), ctypes.c_void_p(second))
+        return round(1e6 * milliseconds.value)
 
     def launch(self, graph: int) -> None:
         """Run a recorded graph on the stream."""

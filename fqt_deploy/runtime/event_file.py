@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 _CRC_TABLE: list[int] = []
@@ -16,7 +17,7 @@ for _byte in range(256):
 
 
 class EventFile:
-    """A new file of scalars in ``folder``; each is on the disk when ``scalar`` returns to the operating system.
+    """A new file of scalars in ``folder``; each has gone to the operating system when the call that writes it returns.
 
     Args:
         folder: made if it is not there.
@@ -30,8 +31,12 @@ class EventFile:
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """Write ``value`` under ``tag`` for a step."""
-        entry = _bytes(1, tag.encode()) + _float(2, value)
-        self._write(_double(1, time.time()) + _integer(2, step) + _bytes(5, _bytes(1, entry)))
+        self.scalars([(tag, value)], step)
+
+    def scalars(self, values: Iterable[tuple[str, float]], step: int) -> None:
+        """Write several values, each under its tag, for a step: in one event, which costs less than one each."""
+        entries = b"".join(_bytes(1, _bytes(1, tag.encode()) + _float(2, value)) for tag, value in values)
+        self._write(_double(1, time.time()) + _integer(2, step) + _bytes(5, entries))
 
     def close(self) -> None:
         """Close the file."""

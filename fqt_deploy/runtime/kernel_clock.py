@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -9,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.runtime.cuda_library import CudaLibrary
+from fqt_deploy.runtime.digests import symbol_digest
 from fqt_deploy.runtime.library import Library
-from fqt_deploy.runtime.session import Session
+from fqt_deploy.runtime.session import Session, StepFunctions
 
 _FIELDS = 3
 _ROOM = 4
@@ -39,7 +42,7 @@ class KernelClock:
     """Times the kernels of the steps that a session runs within its context; after it the session goes on as usual.
 
     Args:
-        session: a session whose steps run on the CPU. Of several shapes of batches, the manifest's first is timed.
+        session: a session of a compiled artifact. Of several shapes of batches, the manifest's first is timed.
 
     Raises:
         FqtError: FQT202 if its steps run elsewhere, FQT503 if an earlier version compiled them.
@@ -47,16 +50,16 @@ class KernelClock:
 
     def __init__(self, session: Session) -> None:
         library = session.functions
-        if not isinstance(library, Library):
+        if not isinstance(library, (Library, CudaLibrary)):
             raise FqtError(
-                f"kernels are timed on the CPU; {session.manifest.name} is compiled for "
-                f"{session.manifest.target['name']}",
+                f"kernels are timed of compiled artifacts; {session.manifest.name} runs in another runtime",
                 code="FQT202",
-                hint="time a step for a GPU as a whole, with tools/bench_gpu.py",
+                hint="time its step as a whole",
             )
         self._session, self._library = session, library
-        self._timed, self._start, self._take = library.timed()
-        self._symbols = [symbol_digest(kernel.symbol) for kernel in session.manifest.kernels]
+        timed: tuple[StepFunctions, Callable[..., None], Callable[[], int]] = library.timed()
+        self._timed, self._start, self._take = timed
+        self._symbols = np.array([symbol_digest(kernel.symbol) for kernel in session.manifest.kernels], np.int64)
         self._calls = np.zeros((_ROOM * len(self._symbols), _FIELDS), np.int64)
 
     def __enter__(self) -> KernelClock:
@@ -78,18 +81,10 @@ class KernelClock:
         """
         count = int(self._take())
         calls = self._calls[:count].copy()
-        if count != len(self._symbols) or calls[:, 0].tolist() != self._symbols:
+        if not np.array_equal(calls[:, 0], self._symbols):
             raise FqtError(
                 f"{self._library.path} calls {count} kernels in a step, and the manifest lists {len(self._symbols)}",
                 code="FQT502",
                 hint="take one step at a time, of the first shape of batches; else compile the model again",
             )
         return KernelCalls(calls[:, 1], calls[:, 2])
-
-
-def symbol_digest(symbol: str) -> int:
-    """What the compiled clock notes of ``symbol``: FNV-1a in 64 bits, as a signed integer."""
-    found = 14695981039346656037
-    for byte in symbol.encode():
-        found = (found ^ byte) * 1099511628211 % 2**64
-    return found - 2**64 if found >= 2**63 else found

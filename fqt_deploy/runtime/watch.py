@@ -20,7 +20,9 @@ from fqt_deploy.runtime.session import Session
 
 SAMPLE = 8192
 """Largest number of weights of a layer that are looked at."""
-_RUN = 256
+_LEAST, _PART = 1024, 16
+"""All of so few weights are looked at; of more, one in so many: a small layer's step is short, and so is the look."""
+_RUN = 64
 _MEMORY = 0.9
 """Decay of the running means from which noise is told."""
 
@@ -54,27 +56,30 @@ class WatchRow:
 COLUMNS = tuple(WatchRow.__dataclass_fields__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Layer:
-    """What is kept of a layer between steps."""
+    """One layer's share of the samples.
+
+    Attributes:
+        path: module path.
+        size: number of its weights.
+        weight: the sample of them, a view [runs, length].
+        moment: the same of the optimizer's running mean of their gradients; None if it keeps none.
+        part: where the sample lies among those of all layers.
+    """
 
     path: str
+    size: int
     weight: Array
     moment: Array | None
-    places: Array
-    decay: float
-    gain: float
-    kept: float
-    before: Array | None = None
-    signs: Array | None = None
-    mean: Array | None = None
-    square: Array | None = None
-    seen: int = 0
+    part: slice
 
 
 @dataclass
 class TrainingWatch:
     """Watches the weights of a session's convolutions and linear layers.
+
+    The samples of all layers lie in one array, so that a look takes a few operations for the whole model.
 
     Args:
         session: a session whose steps run on the CPU.
@@ -95,26 +100,93 @@ class TrainingWatch:
             raise FqtError(
                 "--watch looks at state in the memory of the CPU", code="FQT202", hint="leave it out on a GPU"
             )
-        kind, decay, gain = _moment(self.session.manifest)
-        self._layers = []
+        kind, self._decay, self._gain = _moment(self.session.manifest)
+        self._layers: list[_Layer] = []
+        begin = 0
         for layer in self.session.manifest.layers:
             weight = state.get(f"param/{layer.path}.weight")
             if weight is not None:
-                moment = state.get(f"{kind}/{layer.path}.weight")
-                kept = self.kept.get(layer.path, math.nan)
-                places = _places(weight.size)
-                self._layers.append(_Layer(layer.path, weight, moment, places, decay, gain, kept))
+                moment, sample = state.get(f"{kind}/{layer.path}.weight"), _sample(weight)
+                part = slice(begin, begin + sample.size)
+                moments = None if moment is None else _sample(moment)
+                self._layers.append(_Layer(layer.path, weight.size, sample, moments, part))
+                begin = part.stop
+        self._starts = np.array([layer.part.start for layer in self._layers], np.int64)
+        self._counts = np.array([layer.weight.size for layer in self._layers], np.int64)
+        self._scale = np.sqrt([layer.size for layer in self._layers] / self._counts)
+        self._blind = np.array([layer.moment is None for layer in self._layers])
+        self._before: Array | None = None
+        self._signs: Array | None = None
+        self._mean, self._square = np.zeros(begin, np.float32), np.zeros(begin, np.float32)
+        self._seen = 0
 
     def begin(self) -> None:
         """To be called before each step."""
         if (self.session.step_count + 1) % self.every == 0:
-            for layer in self._layers:
-                layer.before = None if layer.moment is None else _sampled(layer.moment, layer.places)
+            self._before = self._moments()
 
     def end(self) -> list[WatchRow]:
         """To be called after each step: the rows of one that is watched; none of another."""
         step = self.session.step_count
-        return [] if step % self.every else [_row(step, layer) for layer in self._layers]
+        if step % self.every or not self._layers:
+            return []
+        columns = (*self._gradients(), *self._weights())
+        return [
+            WatchRow(
+                step, layer.path, float(norm), float(noise), float(flips), float(large),
+                self.kept.get(layer.path, math.nan),
+            )
+            for layer, norm, noise, flips, large in zip(self._layers, *columns, strict=True)
+        ]  # fmt: skip
+
+    def _moments(self) -> Array:
+        """The samples of the running means; zero where there is none."""
+        found = np.zeros_like(self._mean)
+        for layer in self._layers:
+            if layer.moment is not None:
+                found[layer.part].reshape(layer.moment.shape)[...] = layer.moment
+        return found
+
+    def _gradients(self) -> tuple[Array, Array]:
+        """Of each layer the norm of the gradient and its noise; NaN where they are unknown."""
+        unknown = np.full(len(self._layers), math.nan)
+        if self._before is None:
+            return unknown, unknown
+        gradient = (self._moments() - self._decay * self._before) / self._gain
+        self._before = None
+        squares = gradient * gradient
+        norm = np.sqrt(self._sums(squares)) * self._scale
+        self._mean += (1 - _MEMORY) * (gradient - self._mean)
+        self._square += (1 - _MEMORY) * (squares - self._square)
+        self._seen += 1
+        return np.where(self._blind, unknown, norm), np.where(self._blind, unknown, self._noise())
+
+    def _noise(self) -> Array:
+        """The gradients' deviation over the norm of their mean, both running; NaN in the first step."""
+        if self._seen < 2:
+            return np.full(len(self._layers), math.nan)
+        whole = 1 - _MEMORY**self._seen  # both began at zero
+        signal = self._sums(self._mean * self._mean) / whole**2
+        variance = np.maximum(0.0, self._sums(self._square) / whole - signal)
+        return np.sqrt(variance / np.where(signal > 0, signal, math.nan))
+
+    def _weights(self) -> tuple[Array, Array]:
+        """Of each layer the share of signs that changed, NaN in the first step, and of large weights."""
+        weights = np.empty_like(self._mean)
+        for layer in self._layers:
+            weights[layer.part].reshape(layer.weight.shape)[...] = layer.weight
+        signs = weights > 0
+        flips = (
+            np.full(len(self._layers), math.nan)
+            if self._signs is None
+            else self._sums(signs != self._signs) / self._counts
+        )
+        self._signs = signs
+        return flips, self._sums(np.abs(weights) >= 1) / self._counts
+
+    def _sums(self, values: Array) -> Array:
+        found: Array = np.add.reduceat(values, self._starts, dtype=np.float64)
+        return found
 
 
 def _moment(manifest: Manifest) -> tuple[str, float, float]:
@@ -135,43 +207,10 @@ def _moment(manifest: Manifest) -> tuple[str, float, float]:
     return "", 0.0, 1.0
 
 
-def _places(size: int) -> Array:
-    """Indices of the sample in a flat array: all, or runs of neighbours spread over it."""
-    if size <= SAMPLE:
-        return np.arange(size)
-    starts = np.linspace(0, size - _RUN, SAMPLE // _RUN).astype(np.int64)
-    return (starts[:, None] + np.arange(_RUN)).reshape(-1)
-
-
-def _sampled(array: Array, places: Array) -> Array:
-    sample: Array = array.reshape(-1)[places]
-    return sample
-
-
-def _row(step: int, layer: _Layer) -> WatchRow:
-    weights = _sampled(layer.weight, layer.places)
-    signs = weights > 0
-    flips = math.nan if layer.signs is None else float(np.mean(signs != layer.signs))
-    layer.signs = signs
-    norm = noise = math.nan
-    if layer.moment is not None and layer.before is not None:
-        gradient = (_sampled(layer.moment, layer.places) - layer.decay * layer.before) / layer.gain
-        norm = float(np.linalg.norm(gradient)) * math.sqrt(layer.weight.size / len(gradient))
-        noise = _noise(layer, gradient)
-    layer.before = None
-    return WatchRow(step, layer.path, norm, noise, flips, float(np.mean(np.abs(weights) >= 1)), layer.kept)
-
-
-def _noise(layer: _Layer, gradient: Array) -> float:
-    """The gradient's deviation over the norm of its mean, both running; NaN in the first step."""
-    if layer.mean is None or layer.square is None:
-        layer.mean, layer.square = np.zeros_like(gradient), np.zeros_like(gradient)
-    layer.mean += (1 - _MEMORY) * (gradient - layer.mean)
-    layer.square += (1 - _MEMORY) * (gradient * gradient - layer.square)
-    layer.seen += 1
-    if layer.seen < 2:
-        return math.nan
-    whole = 1 - _MEMORY**layer.seen  # both began at zero
-    signal = float(np.sum((layer.mean / whole) ** 2))
-    variance = max(0.0, float(np.sum(layer.square / whole)) - signal)
-    return math.sqrt(variance / signal) if signal > 0 else math.nan
+def _sample(array: Array) -> Array:
+    """A view [runs, length] of an array: all of a small one, or runs of neighbours spread over it."""
+    flat = array.reshape(-1)
+    if flat.size <= _LEAST:
+        return flat[None]
+    runs = min(SAMPLE, max(_LEAST, flat.size // _PART)) // _RUN
+    return np.lib.stride_tricks.sliding_window_view(flat, _RUN)[:: (flat.size - _RUN) // (runs - 1)][:runs]

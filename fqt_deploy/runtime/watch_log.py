@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.event_file import EventFile
@@ -20,28 +19,47 @@ class WatchLog:
     def __init__(self, csv_file: Path | None, tensorboard: Path | None) -> None:
         self._csv, self._folder = csv_file, tensorboard
         self._events: EventFile | None = None
+        self._file: TextIO | None = None
 
     def write(self, rows: Iterable[WatchRow]) -> None:
         """Write the rows of a step; FQT508 if that cannot be done."""
-        found = [dataclasses.asdict(row) for row in rows]
+        found = list(rows)
         if not found:
             return
         try:
             if self._csv is not None:
-                new = not self._csv.exists() or not self._csv.stat().st_size
-                with self._csv.open("a", newline="") as file:
-                    writer = csv.DictWriter(file, COLUMNS)
-                    if new:
-                        writer.writeheader()
-                    writer.writerows({name: _text(value) for name, value in row.items()} for row in found)
+                self._append(self._csv, found)
             if self._folder is not None:
                 self._events = self._events or EventFile(self._folder)
-                for row in found:
-                    for name in COLUMNS[2:]:
-                        if not math.isnan(row[name]):
-                            self._events.scalar(f"watch/{name}/{row['layer']}", row[name], row["step"])
+                self._events.scalars(
+                    (
+                        (f"watch/{name}/{row.layer}", value)
+                        for row in found
+                        for name in COLUMNS[2:]
+                        if not math.isnan(value := getattr(row, name))
+                    ),
+                    found[0].step,
+                )
         except OSError as error:
             raise FqtError(f"cannot write {error.filename}: {error.strerror}", code="FQT508") from None
+
+    def _append(self, path: Path, rows: Iterable[WatchRow]) -> None:
+        """Add lines to the file, which stays open: opening it costs more than a look."""
+        if self._file is None:
+            new = not path.exists() or not path.stat().st_size
+            self._file = path.open("a", newline="")
+            if new:
+                csv.writer(self._file).writerow(COLUMNS)
+        csv.writer(self._file).writerows([_text(getattr(row, name)) for name in COLUMNS] for row in rows)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the files; what was written is in them already."""
+        if self._file is not None:
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+        self._file = self._events = None
 
 
 class LoggedWatch:
@@ -65,6 +83,10 @@ class LoggedWatch:
         if self._watch is not None and (rows := self._watch.end()):
             self._log.write(rows)
             self.told = _summary(rows)
+
+    def close(self) -> None:
+        """Close what it logs to."""
+        self._log.close()
 
 
 def _summary(rows: list[WatchRow]) -> str:

@@ -55,9 +55,15 @@ def test_rows_are_sorted_and_filtered(saved):
 
 
 def test_profiles_are_compared(saved):
-    result = run(saved / "p.json", saved / "p.json")
+    (saved / "pi.json").write_bytes((saved / "p.json").read_bytes())
+    result = run(saved / "p.json", saved / "pi.json")
     assert result.exit_code == 0, result.output
-    assert result.output.splitlines()[0].split()[:2] == ["layer", "direction"]
+    header, first, *_ = (line.split() for line in result.output.splitlines())
+    assert header == ["layer", "direction", "p", "pi"]  # one model on two machines: their names would be one
+    assert first[2] == first[3]
+    same = run(saved / "p.json", saved / "p.json").output.splitlines()[0]
+    assert f"{saved / 'p.json'} (1)" in same
+    assert f"{saved / 'p.json'} (2)" in same
 
 
 @pytest.mark.parametrize(

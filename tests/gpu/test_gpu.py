@@ -1,5 +1,6 @@
 """On a real GPU: numerics of every kernel of every example, and training."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +109,17 @@ def test_tensors_of_pytorch_are_used_on_the_device(architecture, tmp_path):
         assert device.step(x.cuda(), y.cuda()) == host.step(x.numpy(), y.numpy())
     weight = torch.from_dlpack(device.tensors()["param/classifier.weight"])
     np.testing.assert_array_equal(weight.cpu().numpy(), host.state_dict()["classifier.weight"])
+
+
+def test_kernels_are_timed_by_events(architecture, tmp_path):
+    from fqt_deploy.profiling.profile_artifact import profile_artifact
+    from fqt_deploy.profiling.rows import layer_rows
+
+    compiled("digits_cnn", architecture, tmp_path)
+    profile = profile_artifact(tmp_path / "step.fqt", steps=5)
+    for step in profile.timed:
+        assert all(begin <= end for begin, end in step.kernels)
+        assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(step.kernels))
+    assert 0 < profile.kernels_s <= max(profile.timed_seconds)
+    assert sum(row.seconds for row in layer_rows(profile)) == pytest.approx(profile.kernels_s)
+    assert profile.ceilings.bytes > 1e10

@@ -5,6 +5,7 @@ The environment is filled from PyPI, with the versions of constraints.txt; a sec
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import fqt_deploy
+from fqt_deploy.profiling.html_report import html_report
+from fqt_deploy.profiling.step_profile import read_profile
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("fqt_deploy", "pyproject.toml", "README.md", "LICENSE")
@@ -35,10 +38,12 @@ losses = [session.step(x, y) for x, y in zip(data["x"], data["y"])]
 session.save_checkpoint(sys.argv[3])
 print(json.dumps([losses, session.predict(data["x"][0]).tolist()]))
 """
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+"""Of every command: what a developer adds to the path is not in the environment that is tested."""
 
 
 def run(*command):
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd="/")
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd="/", env=ENVIRONMENT)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -102,12 +107,38 @@ def test_its_commands_train_and_say_what_they_lack(environment, digits_artifact,
     run(environment / command[0], *command[1:])
     assert checkpoint.is_file()
     for arguments in (["model.py"], ["--list-ops"]):
-        result = subprocess.run([environment / "fqt-compile", *arguments], capture_output=True, text=True, cwd="/")
+        result = subprocess.run(
+            [environment / "fqt-compile", *arguments], capture_output=True, text=True, cwd="/", env=ENVIRONMENT
+        )
         assert result.returncode == 1, result.stderr
         assert "error[FQT303]" in result.stderr
         assert "fqt-deploy[compiler]" in result.stderr
     program = "import fqt_deploy\ntry: fqt_deploy.compile\nexcept fqt_deploy.FqtError as error: print(error.code)"
     assert run(environment / "python", "-c", program).strip() == "FQT303"
+
+
+def test_its_profile_is_shown_where_more_is_installed(environment, digits_artifact, tmp_path):
+    """As a device without PyTorch and the PC: the one measures and writes a file, the other draws and compares."""
+    saved = tmp_path / "device.json"
+    printed = run(environment / "fqt-profile", digits_artifact, "--steps", "1", "--save", saved)
+    assert "its kernels sum to" in printed
+    refused = subprocess.run(
+        [environment / "fqt-profile", saved, "--html", tmp_path / "r.html"],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env=ENVIRONMENT,
+    )
+    assert refused.returncode == 1
+    assert "error[FQT509]" in refused.stderr
+    assert "--save keeps the profile" in refused.stderr
+    here = read_profile(saved)
+    assert [kernel.symbol for kernel in here.kernels] == [
+        kernel.symbol for kernel in fqt_deploy.load(digits_artifact).manifest.kernels
+    ]
+    pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
+    shown = html_report([here, here.named("other")])
+    assert all(layer.path in shown for layer in here.layers)
 
 
 @pytest.fixture(scope="module")

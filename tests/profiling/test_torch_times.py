@@ -24,6 +24,18 @@ def test_layers_and_steps():
     assert times.layer("bf16", "classifier", "forward") is None
 
 
+@pytest.mark.slow
+def test_the_whole_step_through_torch_compile():
+    """It counts as a step, not by layer, and what it computes is the model's own loss."""
+    torch.manual_seed(0)
+    source = ModelSource(nn.Linear(4, 3), nn.functional.cross_entropy, (torch.randn(5, 4), torch.arange(5) % 3))
+    before = source.module.weight.detach().clone()
+    times = torch_times(source, ("compile",))
+    assert times.steps["compile"] > 0
+    assert times.layers == {}
+    assert not torch.equal(before, source.module.weight)  # it trains
+
+
 class Attending(nn.Module):
     def __init__(self):
         super().__init__()

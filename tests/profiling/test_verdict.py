@@ -7,7 +7,7 @@ import pytest
 from fqt_deploy.core.manifest import KernelInfo, LayerDecision
 from fqt_deploy.profiling.ceilings import Ceilings
 from fqt_deploy.profiling.machine import Machine
-from fqt_deploy.profiling.rows import SORTS, layer_rows
+from fqt_deploy.profiling.rows import SORTS, in_model_order, layer_rows
 from fqt_deploy.profiling.step_profile import StepProfile, TorchTimes
 from fqt_deploy.profiling.tables import comparison_text, profile_text
 from fqt_deploy.profiling.verdict import verdict
@@ -64,6 +64,10 @@ def test_a_busy_machine_is_told():
     assert "warning: other processes used 0.5 cores" in profile_text(busy, layer_rows(busy))
     unsteady = made([PRODUCT], steps=(0.01, 0.01, 0.02, 0.02, 0.02))
     assert len(unsteady.doubts) == 1
+    assert "measure again" in verdict(unsteady)[0]
+    assert not any("measure again" in sentence for sentence in verdict(made([PRODUCT])))
+    theirs = made([PRODUCT], torch=TorchTimes({"fp32": 1.0}, {}, other_cores=1.3))
+    assert theirs.doubts == ["other processes used 1.3 cores while PyTorch was measured"]
     assert made([PRODUCT]).doubts == []
 
 
@@ -100,3 +104,34 @@ def test_profiles_are_compared():
     assert lines[0].split() == ["layer", "direction", "made", "other"]
     assert lines[1].split() == ["a", "forward", "10.000"]
     assert lines[-1].split() == ["step", "10.000", "5.000"]
+
+
+def test_levels_of_activations_are_told():
+    layers = (LayerDecision("a", "linear", "1-bit", "default", activation_bits=4),)
+    profile = made([PRODUCT], layers=layers)
+    assert any("100 % of the step, on activations of 4 bits: --activation-bits 1 or 2" in s for s in verdict(profile))
+    assert not any("activations of" in sentence for sentence in verdict(made([PRODUCT])))
+
+
+def test_what_is_far_from_the_ceilings_is_named():
+    slow = made([PRODUCT], ceilings=Ceilings(fp32_macs=1e6, bytes=1e6))
+    assert any("most in a forward (10.0 ms, 1 %)" in sentence for sentence in verdict(slow))
+
+
+def test_rows_are_in_the_order_of_the_model():
+    paths = [
+        "(step)",
+        "stem.0",
+        "stem.1",
+        "b.1.conv",
+        "b.10.conv",
+        "b.2.conv",
+        "b.2",
+        "head",
+        "b.1",
+        "b.1.act",
+        "stem.2",
+    ]
+    assert in_model_order(paths) == [
+        "stem.0", "stem.1", "stem.2", "b.1.conv", "b.1.act", "b.1", "b.2.conv", "b.2", "b.10.conv", "head", "(step)",
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from click.testing import CliRunner
 import fqt_deploy
 from fqt_deploy.cli_train import main
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.runtime.watch import SAMPLE, TrainingWatch, _places
+from fqt_deploy.core.manifest import LayerDecision, OptimizerInfo
+from fqt_deploy.runtime.watch import SAMPLE, TrainingWatch, _sample
 from fqt_deploy.runtime.watch_log import read_watch_log
 
 
@@ -38,8 +40,10 @@ def test_norms_and_flips_are_those_of_the_state(digits_artifact, digits):
             weight = session.tensors()[f"param/{row.layer}.weight"]
             moment, beta = f"adam_m/{row.layer}.weight", session.manifest.optimizer.hyperparameters["betas"][0]
             gradient = (session.tensors()[moment] - beta * before[moment]) / (1 - beta)
-            assert row.grad_norm == pytest.approx(np.linalg.norm(gradient), rel=0.3 if weight.size > SAMPLE else 1e-3)
-            if row.layer in signs and weight.size <= SAMPLE:
+            assert row.grad_norm == pytest.approx(
+                np.linalg.norm(gradient), rel=0.3 if _sample(weight).size < weight.size else 1e-3
+            )
+            if row.layer in signs and _sample(weight).size == weight.size:
                 assert row.flips == pytest.approx(np.mean((weight > 0) != signs[row.layer]))
                 assert row.grad_noise >= 0
             else:
@@ -58,10 +62,56 @@ def test_watching_changes_no_loss(digits_artifact, digits):
 
 
 def test_samples_are_spread_and_distinct():
-    assert np.array_equal(_places(100), np.arange(100))
-    places = _places(10**6)
-    assert len(set(places.tolist())) == SAMPLE
-    assert (places[0], places[-1]) == (0, 10**6 - 1)
+    assert np.array_equal(_sample(np.arange(100)).reshape(-1), np.arange(100))
+    for size, expected in ((1025, 1024), (20_000, 1216), (10**6, SAMPLE)):
+        places = _sample(np.arange(size).reshape(5, -1)).reshape(-1)
+        assert len(set(places.tolist())) == expected
+        assert places[0] == 0
+        assert places[-1] >= 0.98 * size
+    weights = np.zeros(10**5, np.float32)
+    seen = _sample(weights)
+    weights[:] = 3
+    assert (seen == 3).all()  # a view of what the next step writes
+
+
+def test_each_layer_has_its_own_numbers():
+    """Against the sums of a loop over layers, on made-up state of two layers, one of them without a moment."""
+    generator = np.random.default_rng(0)
+    layers = [LayerDecision("a", "linear", "1-bit", ""), LayerDecision("b", "linear", "fp32", "")]
+    optimizer = OptimizerInfo("sgd", {"momentum": 0.5}, [{"pattern": ["*"], "lr": 0.1}])
+    state = {
+        "param/a.weight": generator.standard_normal((20, 30)).astype("float32"),
+        "param/b.weight": generator.standard_normal(40).astype("float32"),
+        "sgd_momentum/a.weight": np.zeros((20, 30), "float32"),
+    }
+    session = SimpleNamespace(
+        step_count=0, manifest=SimpleNamespace(layers=layers, optimizer=optimizer), tensors=lambda: state
+    )
+    watch = TrainingWatch(session, 1, {"a": 0.25})
+    gradients = []
+    for step in (1, 2, 3):
+        watch.begin()
+        gradient = generator.standard_normal((20, 30)).astype("float32") + 1
+        state["sgd_momentum/a.weight"] *= 0.5
+        state["sgd_momentum/a.weight"] += gradient
+        before = {name: array > 0 for name, array in state.items()}
+        state["param/a.weight"][:step] *= -1
+        session.step_count = step
+        a, b = watch.end()
+        gradients.append(gradient)
+        assert (a.step, a.layer, a.kept, b.layer) == (step, "a", 0.25, "b")
+        assert a.grad_norm == pytest.approx(np.linalg.norm(gradient), rel=1e-3)
+        assert a.saturated == np.mean(np.abs(state["param/a.weight"]) >= 1)
+        assert b.saturated == np.mean(np.abs(state["param/b.weight"]) >= 1)
+        assert math.isnan(b.grad_norm)
+        assert math.isnan(b.grad_noise)
+        assert math.isnan(b.kept)
+        if step > 1:
+            assert a.flips == pytest.approx(np.mean((state["param/a.weight"] > 0) != before["param/a.weight"]))
+            assert b.flips == 0
+    powers = 0.9 ** np.arange(3)[::-1, None, None]
+    mean, square = (np.sum(powers * g, 0) / powers.sum() for g in (np.array(gradients), np.array(gradients) ** 2))
+    assert a.grad_noise == pytest.approx(math.sqrt((square.sum() - (mean**2).sum()) / (mean**2).sum()), rel=1e-3)
 
 
 def test_the_command_logs_what_it_watched(digits_artifact, digits, tmp_path):
