@@ -19,7 +19,7 @@ from fqt_deploy.targets.cpu.fp32.matrix_tile import ceil_div
 
 _MOST_COLUMNS, _FEWEST_COLUMNS = 16, 4
 """Bounds of the results of a tile, whatever the registers: more do not help, fewer are slow even with spilled taps."""
-_CHANNELS = 64
+_CHANNELS = 32
 """Channels of a job, about: neighbours in memory, whose taps stay in the first-level cache."""
 _LINE = 16
 """Channels of a cache line."""
@@ -33,13 +33,13 @@ _WRITTEN_OUT = 256
 class AxisPhase:
     """The taps of every ``step``-th position of a result's axis, beginning with ``first``.
 
-    Position ``first + step * i`` reads position ``scale * i + offset + stride * j`` of the source through tap
+    Position ``first + step * i`` reads place ``scale * i + offset + stride * j`` of the source through tap
     ``tap + tap_step * j``, for ``j`` below ``count``, as far as the source has it.
 
     Attributes:
         first, step, positions: which positions of the result, and how many.
-        scale, offset, stride: where the source is read.
-        tap, tap_step, count: the taps, in rising order.
+        scale, offset, stride: where the source is read, in rising order.
+        tap, tap_step, count: the taps.
         extent: of the source.
     """
 
@@ -54,27 +54,14 @@ class AxisPhase:
     count: int
     extent: int
 
-    @property
-    def lowest(self) -> int:
-        """The lowest place that position 0 reads, which may lie before the source."""
-        return self.offset + min(0, (self.count - 1) * self.stride)
-
-    @property
-    def reach(self) -> int:
-        """Number of places from the lowest to the highest that a position reads."""
-        return (self.count - 1) * abs(self.stride) + 1 if self.count else 0
-
     def begin(self, i: Any) -> Any:
         """The first ``j`` that lies in the source at position ``i``."""
-        place = self.scale * i + self.offset
-        past = -place if self.stride > 0 else place - (self.extent - 1)
-        return T.max(0, _ceil(past, abs(self.stride)))
+        return T.max(0, _floor(self.stride - 1 - self.offset - self.scale * i, self.stride))
 
     def end(self, i: Any) -> Any:
         """The ``j`` behind the last that lies in the source at position ``i``; at least ``begin``."""
-        place = self.scale * i + self.offset
-        left = self.extent - 1 - place if self.stride > 0 else place
-        return T.max(self.begin(i), T.min(self.count, _floor(left, abs(self.stride)) + 1))
+        left = self.extent - 1 - self.offset - self.scale * i
+        return T.max(self.begin(i), T.min(self.count, _floor(left, self.stride) + 1))
 
     def taps_at(self, i: int) -> list[int]:
         """The ``j`` that lie in the source at position ``i``."""
@@ -82,24 +69,18 @@ class AxisPhase:
         return [j for j in range(self.count) if 0 <= place + j * self.stride < self.extent]
 
     def tap_at(self, distance: int) -> int | None:
-        """The tap through which a position reads the place so far from its lowest one; None where it does not."""
-        j, rest = divmod(distance, abs(self.stride))
-        if rest or not 0 <= j < self.count:
-            return None
-        return self.tap + self.tap_step * (j if self.stride > 0 else self.count - 1 - j)
+        """The tap through which a position reads the place so far from its first one; None where it does not."""
+        j, rest = divmod(distance, self.stride)
+        return None if rest or not 0 <= j < self.count else self.tap + self.tap_step * j
 
     def inside(self, first: int, columns: int) -> bool:
         """Whether all that ``columns`` positions from ``first`` on read lies in the source."""
-        lowest = self.scale * first + self.lowest
-        return lowest >= 0 and lowest + self.scale * (columns - 1) + self.reach <= self.extent
+        last = self.scale * (first + columns - 1) + self.offset + (self.count - 1) * self.stride
+        return self.scale * first + self.offset >= 0 and last < self.extent
 
 
 def _floor(value: Any, divisor: int) -> Any:
     return value if divisor == 1 else T.floordiv(value, divisor)
-
-
-def _ceil(value: Any, divisor: int) -> Any:
-    return value if divisor == 1 else T.floordiv(value + divisor - 1, divisor)
 
 
 @dataclass(frozen=True)
@@ -107,14 +88,14 @@ class ColumnTiles:
     """Tiles of one width, one after another along a row: neighbours in registers with what they read.
 
     Attributes:
-        first: position of the first one along its phase.
-        columns: results of each.
-        count: how many.
+        first: position of the first one along each phase.
+        widths: results of each phase in a tile.
+        count: how many tiles.
         inside: whether all that they read lies in the source.
     """
 
     first: int
-    columns: int
+    widths: tuple[int, ...]
     count: int
     inside: bool
 
@@ -180,21 +161,35 @@ class DepthwiseCut:
         )
         return self.parts == 1 and products <= _WRITTEN_OUT
 
-    def tiles(self, phase: AxisPhase) -> Iterator[ColumnTiles]:
-        """The tiles of a row: those of a kind together."""
-        if not phase.positions:
-            return
-        most = max(_FEWEST_COLUMNS, min(_MOST_COLUMNS, self.registers - phase.count - 1))
-        columns = ceil_div(phase.positions, ceil_div(phase.positions, most))
+    def tiles(self) -> Iterator[ColumnTiles]:
+        """The tiles of a row, through which its phases go together: those of a kind in one."""
+        positions = max(phase.positions for phase in self.columns)
+        free = self.registers - sum(phase.count for phase in self.columns) - 1
+        most = max(1, max(_FEWEST_COLUMNS, min(_MOST_COLUMNS, free)) // len(self.columns))
+        columns = ceil_div(positions, ceil_div(positions, most))
+
+        def inside(first: int) -> bool:
+            """Whether a tile is whole and reads nothing outside the source."""
+            return all(p.positions >= first + columns and p.inside(first, columns) for p in self.columns)
+
         first = 0
-        while first < phase.positions:
-            width = min(columns, phase.positions - first)
-            count = 1
-            if inside := phase.inside(first, width):
-                while first + (count + 1) * width <= phase.positions and phase.inside(first + count * width, width):
-                    count += 1
-            yield ColumnTiles(first, width, count, inside)
-            first += count * width
+        while first < positions:
+            widths = tuple(min(columns, max(0, phase.positions - first)) for phase in self.columns)
+            alike = 1
+            while inside(first) and inside(first + alike * columns):
+                alike += 1
+            yield ColumnTiles(first, widths, alike, inside(first))
+            first += alike * columns
+
+    def places(self, tiles: ColumnTiles) -> list[int]:
+        """The places of the source that a tile reads, from its first position, in rising order."""
+        found = {
+            phase.offset + phase.scale * o + phase.stride * j
+            for phase, width in zip(self.columns, tiles.widths, strict=True)
+            for o in range(width)
+            for j in range(phase.count)
+        }
+        return sorted(found)
 
 
 def forward_phases(axes: ConvolutionAxes, axis: int, source: int, result: int) -> tuple[AxisPhase, ...]:
@@ -204,18 +199,16 @@ def forward_phases(axes: ConvolutionAxes, axis: int, source: int, result: int) -
 
 
 def gradient_phases(axes: ConvolutionAxes, axis: int, source: int, result: int) -> tuple[AxisPhase, ...]:
-    """The phases of an axis of an input gradient: as many as the stride."""
+    """The phases of an axis of an input gradient: as many as the stride. Their taps fall as places rise."""
     stride, dilation, padding = axes.stride[axis], axes.dilation[axis], axes.padding[axis]
+    tap_step = stride // math.gcd(stride, dilation)
     phases = []
     for first in range(min(stride, result)):
         taps = [k for k in range(axes.kernel[axis]) if (first + padding - k * dilation) % stride == 0]
-        tap, tap_step = (taps[0], stride // math.gcd(stride, dilation)) if taps else (0, 1)
-        phases.append(
-            AxisPhase(
-                first, stride, ceil_div(result - first, stride), 1, (first + padding - tap * dilation) // stride,
-                -tap_step * dilation // stride, tap, tap_step, len(taps), source,
-            )  # fmt: skip
-        )
+        last = taps[-1] if taps else 0
+        positions, offset = ceil_div(result - first, stride), (first + padding - last * dilation) // stride
+        places = (1, offset, tap_step * dilation // stride)
+        phases.append(AxisPhase(first, stride, positions, *places, last, -tap_step, len(taps), source))
     return tuple(phases)
 
 

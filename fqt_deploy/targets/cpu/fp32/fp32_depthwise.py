@@ -7,7 +7,8 @@ reaches. What lies outside the source is left out, not padded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from tvm import tirx
@@ -53,16 +54,12 @@ class Fp32DepthwiseRule:
         samples, *extents, channels = (int(d) for d in result.shape)
         if axes is None or (lanes := vector_lanes(channels, features)) is None:
             return None
-        image = [int(d) for d in source.shape[1:3]]
+        (height, width), (kernel_h, kernel_w) = (int(d) for d in source.shape[1:3]), axes.kernel
         phases = forward_phases if str(function.attrs["fqt.op"]) == "grouped_conv" else gradient_phases
-        rows, columns = (phases(axes, axis, image[axis], extents[axis]) for axis in (0, 1))
+        rows, columns = phases(axes, 0, height, extents[0]), phases(axes, 1, width, extents[1])
         registers = features.vector_registers * features.vector_bits // (32 * lanes)
-        return _kernel(
-            DepthwiseCut(
-                samples, channels, (image[0], image[1]), (extents[0], extents[1]), (axes.kernel[0], axes.kernel[1]),
-                rows, columns, lanes, registers,
-            )  # fmt: skip
-        )
+        sizes = (height, width), (extents[0], extents[1]), (kernel_h, kernel_w)
+        return _kernel(DepthwiseCut(samples, channels, *sizes, rows, columns, lanes, registers))
 
 
 @dataclass(frozen=True)
@@ -71,10 +68,11 @@ class _Job:
 
     Attributes:
         cut: the sum.
-        source, result: [N, H, W, C] float32.
+        source: [N * H * W * C] float32, all in one axis.
         taps: [KH, KW, channels of a job] float32.
+        result: [N, H, W, C] float32.
         sample: of the job.
-        channel, local: the first channel of a vector, in the tensors and in the job.
+        channel, local: the first channel of a line, in the tensors and in the job.
     """
 
     cut: DepthwiseCut
@@ -87,52 +85,53 @@ class _Job:
 
     def row(self, row: AxisPhase, y: Any) -> None:
         """Write row ``y`` of a phase; a number where rows are written out."""
-        for column in self.cut.columns:
-            for tiles in self.cut.tiles(column):
-                if tiles.count == 1:
-                    self.tile(row, y, column, tiles.first, tiles)
-                else:
-                    with T.serial(tiles.count) as tile:
-                        self.tile(row, y, column, tiles.first + tile * tiles.columns, tiles)
+        for tiles in self.cut.tiles():
+            with T.serial(tiles.count) as tile, T.serial(self.cut.together) as vector:
+                ahead = vector * self.cut.lanes
+                job = replace(self, channel=self.channel + ahead, local=self.local + ahead)
+                job.tile(row, y, tiles.first + tile * tiles.widths[0] if tiles.count > 1 else tiles.first, tiles)
 
-    def tile(self, row: AxisPhase, y: Any, column: AxisPhase, z: Any, tiles: ColumnTiles) -> None:
-        """Write the results of one tile, which begins at position ``z`` of its phase."""
-        lanes = T.ramp(0, 1, self.cut.lanes)
-        total = T.decl_buffer((tiles.columns, self.cut.lanes), "float32")
-        for o in range(tiles.columns):
-            T.buffer_store(total, T.broadcast(T.float32(0), self.cut.lanes), [o, lanes])
+    def tile(self, row: AxisPhase, y: Any, z: Any, tiles: ColumnTiles) -> None:
+        """Write the results of one tile, which begins at position ``z`` of each phase of columns."""
+        lanes, count = T.ramp(0, 1, self.cut.lanes), max(tiles.widths)
+        total = T.alloc_buffer((len(tiles.widths), count, self.cut.lanes), "float32")
+        places = [(phase, o) for phase, width in enumerate(tiles.widths) for o in range(width)]
+        for place in places:
+            T.buffer_store(total, T.broadcast(T.float32(0), self.cut.lanes), [*place, lanes])
         if isinstance(y, int):
             for j in row.taps_at(y):
-                self.taps_of_row(total, row, y, j, column, z, tiles)
+                self.taps_of_row(total, row, y, j, z, tiles)
         else:
             with T.serial(row.end(y) - row.begin(y)) as j:
-                self.taps_of_row(total, row, y, row.begin(y) + j, column, z, tiles)
-        for o in range(tiles.columns):
-            place = [self.sample, row.first + row.step * y, column.first + column.step * (z + o)]
-            T.buffer_store(self.result, total[o, lanes], [*place, T.ramp(self.channel, 1, self.cut.lanes)])
+                self.taps_of_row(total, row, y, row.begin(y) + j, z, tiles)
+        for phase, o in places:
+            column = self.cut.columns[phase]
+            at = [self.sample, row.first + row.step * y, column.first + column.step * (z + o)]
+            T.buffer_store(self.result, total[phase, o, lanes], [*at, T.ramp(self.channel, 1, self.cut.lanes)])
 
-    def taps_of_row(
-        self, total: Any, row: AxisPhase, y: Any, j: Any, column: AxisPhase, z: Any, tiles: ColumnTiles
-    ) -> None:
+    def taps_of_row(self, total: Any, row: AxisPhase, y: Any, j: Any, z: Any, tiles: ColumnTiles) -> None:
         """Add each place of a row of the source to all results of a tile that it reaches."""
-        lanes = T.ramp(0, 1, self.cut.lanes)
+        cut, lanes = self.cut, T.ramp(0, 1, self.cut.lanes)
+        scale, extent = cut.columns[0].scale, cut.source[1]
         at_row, tap_row = row.scale * y + row.offset + row.stride * j, row.tap + row.tap_step * j
-        places = range(column.scale * (tiles.columns - 1) + column.reach)
-        for i in places if column.stride > 0 else reversed(places):  # taps in rising order for each result
-            place = column.scale * z + column.lowest + i
-            if not tiles.inside and not 0 <= place < column.extent:
+        # in memory, so that places are constants behind it: in an index they would be folded into it one by one
+        base = T.alloc_buffer((1,), "int32")
+        start = (self.sample * cut.source[0] + at_row) * extent + scale * z
+        T.buffer_store(base, start * cut.channels + self.channel, [0])
+        for place in cut.places(tiles):
+            if not tiles.inside and not 0 <= scale * z + place < extent:
                 continue
-            value = self.source[self.sample, at_row, place, T.ramp(self.channel, 1, self.cut.lanes)]
-            for o in range(tiles.columns):
-                tap = column.tap_at(i - o * column.scale)
-                if tap is not None:
-                    factor = self.taps[tap_row, tap, T.ramp(self.local, 1, self.cut.lanes)]
-                    T.buffer_store(total, total[o, lanes] + value * factor, [o, lanes])
+            value = self.source[T.ramp(base[0] + place * cut.channels, 1, cut.lanes)]
+            for phase, column in enumerate(cut.columns):
+                for o in range(tiles.widths[phase]):
+                    tap = column.tap_at(place - column.offset - o * scale)
+                    if tap is not None:
+                        factor = self.taps[tap_row, tap, T.ramp(self.local, 1, cut.lanes)]
+                        T.buffer_store(total, total[phase, o, lanes] + value * factor, [phase, o, lanes])
 
 
 def _kernel(c: DepthwiseCut) -> tirx.PrimFunc:
     """The TIR function of a sum."""
-    vectors = c.block // (c.lanes * c.together)
 
     @script.prim_func(s_tir=True)
     def depthwise(
@@ -141,6 +140,7 @@ def _kernel(c: DepthwiseCut) -> tirx.PrimFunc:
         result: T.Buffer((c.samples, *c.result, c.channels), "float32"),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        elements = T.decl_buffer((c.samples * math.prod(c.source) * c.channels,), "float32", data=source.data)
         for job in T.parallel(c.channels // c.block * c.chunks * c.parts):
             taps = T.alloc_buffer((*c.kernel, c.block), "float32")
             first: T.let = job % (c.channels // c.block) * c.block
@@ -148,27 +148,22 @@ def _kernel(c: DepthwiseCut) -> tirx.PrimFunc:
             part: T.let = job // (c.channels // c.block * c.chunks)
             for channel, kh, kw in T.grid(c.block, *c.kernel):
                 taps[kh, kw, channel] = weight[first + channel, 0, kh, kw]
-            for n, line in T.grid(T.min(c.chunk, c.samples - chunk * c.chunk), vectors):
-                _rows(c, source, taps, result, chunk * c.chunk + n, first, line, part)
+            for n in T.serial(T.min(c.chunk, c.samples - chunk * c.chunk)):
+                _sample(c, elements, taps, result, chunk * c.chunk + n, first, part)
 
     return depthwise
 
 
-def _rows(
-    c: DepthwiseCut, source: Any, taps: Any, result: Any, sample: Any, first: Any, line: Any, part: Any
-) -> None:
-    """The rows of a sample that a job writes, of the channels of a line of the cache."""
-
-    def job(vector: Any) -> _Job:
-        local = (line * c.together + vector) * c.lanes
-        return _Job(c, source, taps, result, sample, first + local, local)
-
-    for row in c.rows:
-        if c.written_out:
-            with T.serial(c.together) as vector:
+def _sample(c: DepthwiseCut, source: Any, taps: Any, result: Any, sample: Any, first: Any, part: Any) -> None:
+    """The rows of a sample that a job writes, of a line of channels after another."""
+    width = c.lanes * c.together
+    with T.serial(c.block // width) as line:
+        job = _Job(c, source, taps, result, sample, first + line * width, line * width)
+        for row in c.rows:
+            if c.written_out:
                 for y in range(row.positions):
-                    job(vector).row(row, y)
-            continue
-        begin, end = part * row.positions // c.parts, (part + 1) * row.positions // c.parts
-        with T.serial(end - begin) as y, T.serial(c.together) as vector:
-            job(vector).row(row, begin + y)
+                    job.row(row, y)
+                continue
+            begin, end = part * row.positions // c.parts, (part + 1) * row.positions // c.parts
+            with T.serial(end - begin) as y:  # from 0 on: TVM loses another beginning in a job
+                job.row(row, begin + y)
