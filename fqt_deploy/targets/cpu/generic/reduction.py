@@ -35,7 +35,7 @@ JOBS = 8
 CHANNEL_TILES = (64, 32, 16)
 """Numbers of channels that may be summed at once: four vector accumulators hide the latency of an addition."""
 MOST_NARROW = 12
-"""Upper bound of the vectors of ``LEAST_LANES`` channels that are summed at once, where no tile divides the channels."""
+"""Upper bound of the vectors of ``LEAST_LANES`` channels that are summed at once, where no tile divides them."""
 
 
 class ReductionRule:
