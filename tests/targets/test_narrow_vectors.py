@@ -7,6 +7,7 @@ import tvm
 from tvm import te, tirx
 
 from fqt_deploy.ops.op import FQT_OPS
+from fqt_deploy.targets.cpu.packing.pack_channels import MOVE_MASK, has_move_mask
 from fqt_deploy.targets.registry import make_target
 from tests.targets.op_kernel import op_function
 
@@ -64,7 +65,8 @@ def test_packing_of_words_that_whole_vectors_fill_in_part(name, channels):
         "pack_signs": (x,),
         "pack_levels": (x, 0.37, 4, True),
     }[name]
-    _, kernel = compiled(op_function(name, arguments))
+    scheduled, kernel = compiled(op_function(name, arguments))
+    assert (MOVE_MASK in scheduled.script()) == has_move_mask(make_target("cpu").features)
     expected = FQT_OPS[name](*arguments).reference()
     result = tvm.runtime.empty(tuple(expected.shape), "int32")
     kernel(*(tvm.runtime.tensor(a.numpy()) for a in arguments if isinstance(a, torch.Tensor)), result)
