@@ -10,7 +10,7 @@ from tvm import te, tirx
 
 from fqt_deploy.ops.lib.onnx_bits import pack, planes_of_codes
 from fqt_deploy.ops.lib.onnx_body import Body
-from fqt_deploy.ops.lib.packed_words import WORD, bit_of, pack_last_axis, packed, word_count
+from fqt_deploy.ops.lib.packed_words import WORD, bit_of, pack_last_axis, packed, values_to_pack, word_count
 from fqt_deploy.ops.op import Cost, Kind, define
 from fqt_deploy.ops.quantization.quantize_samples import QuantizeSamples
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
@@ -45,13 +45,13 @@ class QuantizePackSamples(QuantizeSamples):
 
     def compute(self) -> te.Tensor:
         """The loop nest: codes in one pass, bits collected in another."""
-        codes = self.codes("quantize_pack_samples_codes", "uint8")
-        kept, positions, channels = (int(d) for d in codes.shape)
+        kept, positions, channels = self.extents()
+        codes = values_to_pack((kept, positions, channels), self.code, "quantize_pack_samples_codes")
 
         def bit(n: Any, p: Any, plane: Any, word: Any, k: Any) -> Any:
             c = word * WORD + k
             code = codes[n, p, c].astype("int32")
-            if channels % WORD:
+            if int(codes.shape[-1]) % WORD:
                 code = tirx.if_then_else(c < channels, code, 0)
             return bit_of(code, plane)
 

@@ -63,20 +63,20 @@ class QuantizeSamples(FqtOp):
 
     def compute(self) -> te.Tensor:
         """The loop nest: element-wise."""
-        return self.codes("quantize_samples", "uint8")
+        return te.compute(self.extents(), self.code, name="quantize_samples")
 
-    def codes(self, name: str, dtype: str) -> te.Tensor:
-        """The stage ``name`` that computes the codes, [K, P, C] of ``dtype``."""
-        g, alpha, index = self.g, self.alpha, self.index
-        _, positions, channels = shape = tuple(int(d) for d in g.shape)
+    def extents(self) -> tuple[int, int, int]:
+        """The extents of the codes: kept samples, positions, channels."""
+        _, positions, channels = (int(d) for d in self.g.shape)
+        return int(self.zero.shape[0]), positions, channels
 
-        def code(k: Any, p: Any, c: Any) -> Any:
-            n = k if index is None else index[k]
-            value = g[n, p, c] if alpha is None else g[n, p, c] * alpha[c]
-            counter = flat_index((n, p, c), shape)
-            return rounded_compute(value, self.zero[k], self.reciprocal[k], counter, self.key, self.bits).astype(dtype)
-
-        return te.compute((int(self.zero.shape[0]), positions, channels), code, name=name)
+    def code(self, k: Any, p: Any, c: Any) -> Any:
+        """The code of channel ``c`` at position ``p`` of kept sample ``k``, as uint8."""
+        n = k if self.index is None else self.index[k]
+        value = self.g[n, p, c] if self.alpha is None else self.g[n, p, c] * self.alpha[c]
+        counter = flat_index((n, p, c), tuple(int(d) for d in self.g.shape))
+        code = rounded_compute(value, self.zero[k], self.reciprocal[k], counter, self.key, self.bits)
+        return code.astype("uint8")
 
     def cost(self) -> Cost:
         """The cost: twenty operations an element."""
@@ -94,6 +94,8 @@ class QuantizeSamples(FqtOp):
             ((4, 3, 7), 8, [0, 3], False),
             ((3, 16, 32), 1, None, True),
             ((1, 1, 10), 4, None, True),
+            ((3, 5, 72), 4, [0, 2], True),
+            ((2, 7, 16), 2, None, False),
         ):
             g = torch.randn(shape, generator=generator)
             g[-1] = 0.25

@@ -1,29 +1,34 @@
-"""Depthwise fp32 convolutions and their input gradients: vectors of channels, rows of taps written out.
+"""Depthwise fp32 convolutions and their input gradients: a row of results in registers with its row of taps.
 
-Nothing is contracted over channels, so a weight is used for one channel alone and the memory sets the pace: rows are
-padded in pieces that stay in the cache, and neighbouring results share what they read in registers.
+Nothing is contracted over channels, so a vector is neighbouring channels of one place. A tile is a row of results. For
+each row of taps, which stays in registers, every place of the source is read once and added to all results that it
+reaches. What lies outside the source is left out, not padded.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from tvm import te, tirx
+from tvm import tirx
+from tvm.script import tirx as T
 
 from fqt_deploy.ops.lib.convolution_axes import ConvolutionAxes
+from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
-from fqt_deploy.targets.cpu.register_tile import lanes_of, largest_divisor, new_schedule, placeholders, schedule_helpers
+from fqt_deploy.targets.cpu.fp32.depthwise_cut import (
+    AxisPhase,
+    ColumnTiles,
+    DepthwiseCut,
+    forward_phases,
+    gradient_phases,
+    vector_lanes,
+)
 from fqt_deploy.targets.kernel_arguments import arguments_of
 
 MOST_TAPS = 128
 """More are not written out."""
-_COLUMNS = 8
-"""Results next to each other, in registers with what they read; a row of taps is written out for them."""
-_PIECE = 32768
-"""Elements of the padded rows of one job: they stay in the second-level cache."""
 
 
 def depthwise_axes(function: tirx.PrimFunc, weight: Any) -> ConvolutionAxes | None:
@@ -44,133 +49,121 @@ class Fp32DepthwiseRule:
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """Each result from the taps that reach it."""
-        _, weight, result = function.params
+        source, weight, result = function.params
         axes = depthwise_axes(function, weight)
-        if axes is None or (lanes := lanes_of(int(result.shape[3]))) is None:
+        samples, *extents, channels = (int(d) for d in result.shape)
+        if axes is None or (lanes := vector_lanes(channels, features)) is None:
             return None
-        x, w = placeholders(function)
-        extents = [int(d) for d in result.shape]
-        place = _forward(axes) if str(function.attrs["fqt.op"]) == "grouped_conv" else _input_gradient(axes)
-        return _scheduled(x, w, extents, axes.kernel, place, lanes, min(_COLUMNS, features.accumulators))
+        (height, width), (kernel_h, kernel_w) = (int(d) for d in source.shape[1:3]), axes.kernel
+        phases = forward_phases if str(function.attrs["fqt.op"]) == "grouped_conv" else gradient_phases
+        rows, columns = phases(axes, 0, height, extents[0]), phases(axes, 1, width, extents[1])
+        registers = features.vector_registers * features.vector_bits // (32 * lanes)
+        sizes = (height, width), (extents[0], extents[1]), (kernel_h, kernel_w)
+        return _kernel(DepthwiseCut(samples, channels, *sizes, rows, columns, lanes, registers))
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Which element of the source a tap of a result multiplies.
+class _Job:
+    """What the statements of a job read and write.
 
     Attributes:
-        at: axis, position of the result, tap -> position of the source.
-        phases: positions of the result along each axis that take turns: each has taps of its own. ``has`` tells which.
-        has: axis, position of the result, tap -> whether there is an element at all.
+        cut: the sum.
+        source: [N * H * W * C] float32, all in one axis.
+        taps: [KH, KW, channels of a job] float32.
+        result: [N, H, W, C] float32.
+        sample: of the job.
+        channel, local: the first channel of a line, in the tensors and in the job.
     """
 
-    at: Callable[[int, Any, Any], Any]
-    phases: tuple[int, int] = (1, 1)
-    has: Callable[[int, Any, Any], Any] = lambda *_: True
+    cut: DepthwiseCut
+    source: Any
+    taps: Any
+    result: Any
+    sample: Any
+    channel: Any
+    local: Any
+
+    def row(self, row: AxisPhase, y: Any) -> None:
+        """Write row ``y`` of a phase; a number where rows are written out."""
+        for tiles in self.cut.tiles():
+            with T.serial(tiles.count) as tile, T.serial(self.cut.together) as vector:
+                ahead = vector * self.cut.lanes
+                job = replace(self, channel=self.channel + ahead, local=self.local + ahead)
+                job.tile(row, y, tiles.first + tile * tiles.widths[0] if tiles.count > 1 else tiles.first, tiles)
+
+    def tile(self, row: AxisPhase, y: Any, z: Any, tiles: ColumnTiles) -> None:
+        """Write the results of one tile, which begins at position ``z`` of each phase of columns."""
+        lanes, count = T.ramp(0, 1, self.cut.lanes), max(tiles.widths)
+        total = T.alloc_buffer((len(tiles.widths), count, self.cut.lanes), "float32")
+        places = [(phase, o) for phase, width in enumerate(tiles.widths) for o in range(width)]
+        for place in places:
+            T.buffer_store(total, T.broadcast(T.float32(0), self.cut.lanes), [*place, lanes])
+        if isinstance(y, int):
+            for j in row.taps_at(y):
+                self.taps_of_row(total, row, y, j, z, tiles)
+        else:
+            with T.serial(row.end(y) - row.begin(y)) as j:
+                self.taps_of_row(total, row, y, row.begin(y) + j, z, tiles)
+        for phase, o in places:
+            column = self.cut.columns[phase]
+            at = [self.sample, row.first + row.step * y, column.first + column.step * (z + o)]
+            T.buffer_store(self.result, total[phase, o, lanes], [*at, T.ramp(self.channel, 1, self.cut.lanes)])
+
+    def taps_of_row(self, total: Any, row: AxisPhase, y: Any, j: Any, z: Any, tiles: ColumnTiles) -> None:
+        """Add each place of a row of the source to all results of a tile that it reaches."""
+        cut, lanes = self.cut, T.ramp(0, 1, self.cut.lanes)
+        scale, extent = cut.columns[0].scale, cut.source[1]
+        at_row, tap_row = row.scale * y + row.offset + row.stride * j, row.tap + row.tap_step * j
+        # in memory, so that places are constants behind it: in an index they would be folded into it one by one
+        base = T.alloc_buffer((1,), "int32")
+        start = (self.sample * cut.source[0] + at_row) * extent + scale * z
+        T.buffer_store(base, start * cut.channels + self.channel, [0])
+        for place in cut.places(tiles):
+            if not tiles.inside and not 0 <= scale * z + place < extent:
+                continue
+            value = self.source[T.ramp(base[0] + place * cut.channels, 1, cut.lanes)]
+            for phase, column in enumerate(cut.columns):
+                for o in range(tiles.widths[phase]):
+                    tap = column.tap_at(place - column.offset - o * scale)
+                    if tap is not None:
+                        factor = self.taps[tap_row, tap, T.ramp(self.local, 1, cut.lanes)]
+                        T.buffer_store(total, total[phase, o, lanes] + value * factor, [phase, o, lanes])
 
 
-def _forward(axes: ConvolutionAxes) -> _Place:
-    stride, dilation, padding = axes.stride, axes.dilation, axes.padding
-    return _Place(lambda axis, at, tap: at * stride[axis] + tap * dilation[axis] - padding[axis])
+def _kernel(c: DepthwiseCut) -> tirx.PrimFunc:
+    """The TIR function of a sum."""
+
+    @script.prim_func(s_tir=True)
+    def depthwise(
+        source: T.Buffer((c.samples, *c.source, c.channels), "float32"),
+        weight: T.Buffer((c.channels, 1, *c.kernel), "float32"),
+        result: T.Buffer((c.samples, *c.result, c.channels), "float32"),
+    ):
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        elements = T.decl_buffer((c.samples * math.prod(c.source) * c.channels,), "float32", data=source.data)
+        for job in T.parallel(c.channels // c.block * c.chunks * c.parts):
+            taps = T.alloc_buffer((*c.kernel, c.block), "float32")
+            first: T.let = job % (c.channels // c.block) * c.block
+            chunk: T.let = job // (c.channels // c.block) % c.chunks
+            part: T.let = job // (c.channels // c.block * c.chunks)
+            for channel, kh, kw in T.grid(c.block, *c.kernel):
+                taps[kh, kw, channel] = weight[first + channel, 0, kh, kw]
+            for n in T.serial(T.min(c.chunk, c.samples - chunk * c.chunk)):
+                _sample(c, elements, taps, result, chunk * c.chunk + n, first, part)
+
+    return depthwise
 
 
-def _input_gradient(axes: ConvolutionAxes) -> _Place:
-    stride = axes.stride
-
-    def shifted(axis: int, at: Any, tap: Any) -> Any:
-        return at + (axes.padding[axis] - tap * axes.dilation[axis])
-
-    return _Place(
-        lambda axis, at, tap: shifted(axis, at, tap) // stride[axis] if stride[axis] > 1 else shifted(axis, at, tap),
-        (stride[0], stride[1]),
-        lambda axis, at, tap: (shifted(axis, at, tap) % stride[axis]).equal(0) if stride[axis] > 1 else True,
-    )
-
-
-def _scheduled(
-    source: te.Tensor, weight: te.Tensor, extents: list[int], kernel: list[int], place: _Place, lanes: int, columns: int
-) -> tirx.PrimFunc:
-    samples, *_, channels = extents
-    image = [int(d) for d in source.shape[1:3]]
-    bounds = [_bounds(place, axis, extents[1 + axis], kernel[axis], image[axis]) for axis in (0, 1)]
-    before = [front for front, _ in bounds]
-    padded_extents = [front + extent + behind for (front, behind), extent in zip(bounds, image, strict=True)]
-
-    def padded_element(n: Any, y: Any, z: Any, c: Any) -> Any:
-        row, column = y - before[0], z - before[1]
-        inside = tirx.all(row >= 0, row < image[0], column >= 0, column < image[1])
-        return tirx.if_then_else(inside, source[n, row, column, c], tirx.const(0.0, "float32"))
-
-    padded = te.compute((samples, *padded_extents, channels), padded_element, name="padded")
-    taps = te.compute((*kernel, channels), lambda kh, kw, c: weight[c, 0, kh, kw], name="taps")
-
-    def term(index: Sequence[Any], kh: Any, kw: Any) -> Any:
-        n, y, z, c = index
-        return padded[n, place.at(0, y, kh) + before[0], place.at(1, z, kw) + before[1], c] * taps[kh, kw, c]
-
-    if place.phases == (1, 1):
-        kh, kw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
-        total = te.compute(extents, lambda *i: te.sum(term(i, kh, kw), axis=[kh, kw]), name="total")
-        result = te.compute(extents, lambda *i: total[i], name="result")
-    else:
-        result = te.compute(extents, lambda *i: _written_out(i, kernel, place, term), name="result")
-    schedule = new_schedule([source, weight, result])
-    piece = max(1, _PIECE // (padded_extents[1] * channels))
-    _schedule(schedule, extents, place.phases, piece, lanes, columns)
-    return schedule.mod["main"]
-
-
-def _written_out(index: tuple[Any, ...], kernel: list[int], place: _Place, term: Callable[..., Any]) -> Any:
-    """The sum of the taps that an element has; which ones is known where its phase is."""
-    _, y, z, _ = index
-    zero = tirx.const(0.0, "float32")
-    total: Any = zero
-    for kh, kw in itertools.product(*map(range, kernel)):
-        has = tirx.all(place.has(0, y, kh), place.has(1, z, kw))
-        total = total + tirx.if_then_else(has, term(index, kh, kw), zero)
-    return total
-
-
-def _bounds(place: _Place, axis: int, extent: int, kernel: int, image: int) -> tuple[int, int]:
-    """Zeros in front of and behind an axis of the source, so that all places lie inside."""
-    reached = [place.at(axis, at, tap) for at in (0, extent - 1) for tap in (0, kernel - 1)]
-    return max(0, -min(reached)), max(0, max(reached) + 1 - image)
-
-
-def _schedule(schedule: Any, extents: list[int], phases: tuple[int, int], piece: int, lanes: int, columns: int) -> None:
-    """A job is some rows of one sample: it pads what it reads, then goes through vectors of channels."""
-    _, height, width, _ = extents
-    rows = -(-largest_divisor(height, min(height, piece)) // phases[0]) * phases[0]
-    columns = phases[1] * max(1, columns // phases[1] // 2) if phases[1] > 1 else largest_divisor(width, columns)
-    n, y, z, c = schedule.get_loops(schedule.get_sblock("result"))
-    y_outer, y_inner = schedule.split(y, [None, rows])
-    y_middle, y_phase = schedule.split(y_inner, [None, phases[0]])
-    z_outer, z_inner = schedule.split(z, [None, columns])
-    c_outer, c_inner = schedule.split(c, [None, lanes])
-    schedule.reorder(n, y_outer, c_outer, y_middle, z_outer, y_phase, z_inner, c_inner)
-    schedule.vectorize(c_inner)
-    schedule.unroll(y_phase)
-    schedule.unroll(z_inner)
-    job = schedule.fuse(n, y_outer)
-    schedule.parallel(job)
-    if phases == (1, 1):
-        _accumulate(schedule, schedule.get_sblock("total"), z_outer)
-    pad = schedule.get_sblock("padded")
-    schedule.compute_at(pad, job)
-    row, column, channel = schedule.get_loops(pad)[-3:]
-    for loop in (row, column):
-        schedule.annotate(loop, "pragma_loop_partition_hint", True)
-    _, lane = schedule.split(channel, [None, lanes])
-    schedule.vectorize(lane)
-    schedule_helpers(schedule, ("taps",))
-
-
-def _accumulate(schedule: Any, total: Any, tile: Any) -> None:
-    """Keep the sums of a tile in registers: a row of taps after the other."""
-    schedule.compute_at(total, tile, preserve_unit_loops=True)
-    *_, row, column, lane, kh, kw = schedule.get_loops(total)
-    schedule.reorder(kh, kw, row, column, lane)
-    for loop in (kw, row, column):
-        schedule.unroll(loop)
-    schedule.vectorize(lane)
-    schedule.decompose_reduction(total, kh)
+def _sample(c: DepthwiseCut, source: Any, taps: Any, result: Any, sample: Any, first: Any, part: Any) -> None:
+    """The rows of a sample that a job writes, of a line of channels after another."""
+    width = c.lanes * c.together
+    with T.serial(c.block // width) as line:
+        job = _Job(c, source, taps, result, sample, first + line * width, line * width)
+        for row in c.rows:
+            if c.written_out:
+                for y in range(row.positions):
+                    job.row(row, y)
+                continue
+            begin, end = part * row.positions // c.parts, (part + 1) * row.positions // c.parts
+            with T.serial(end - begin) as y:  # from 0 on: TVM loses another beginning in a job
+                job.row(row, begin + y)

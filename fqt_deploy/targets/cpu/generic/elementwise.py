@@ -10,6 +10,10 @@ from fqt_deploy.targets.cpu.features import CpuFeatures
 
 LANES = 16
 """Number of elements of one vector operation; narrower machines split it."""
+LEAST_LANES = 8
+"""Number of elements of the narrowest vector operation that rows are cut into before all loops are fused: a vector that
+crosses rows gathers what belongs to a channel.
+"""
 PARALLEL_ELEMENTS = 65536
 """Number of elements below which a launch (about 7 us) costs more than the second thread saves."""
 
@@ -49,8 +53,9 @@ def schedule_spatial(schedule: Any, block: Any) -> None:
         total *= size
     if not loops or total < LANES:
         return
-    if sizes[-1] % LANES == 0:
-        outer, inner = schedule.split(loops[-1], [None, LANES])
+    lanes = next((lanes for lanes in (LANES, LEAST_LANES) if sizes[-1] % lanes == 0), None)
+    if lanes is not None:
+        outer, inner = schedule.split(loops[-1], [None, lanes])
         rest = [*loops[:-1], outer]
     elif total % LANES == 0:
         fused = schedule.fuse(*loops) if len(loops) > 1 else loops[0]

@@ -14,11 +14,13 @@ from tvm import s_tir, tirx
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.generic.elementwise import (
     LANES,
+    LEAST_LANES,
     PARALLEL_ELEMENTS,
     extents,
     is_spatial,
     schedule_spatial,
 )
+from fqt_deploy.targets.cpu.register_tile import largest_divisor
 
 LONG_ROW = 1024
 """Least number of channels of rows that are read one after another: a tile of channels would be a few lines from every
@@ -32,6 +34,8 @@ JOBS = 8
 """Number of independent pieces to cut a reduction of long rows into: work for that many threads."""
 CHANNEL_TILES = (64, 32, 16)
 """Numbers of channels that may be summed at once: four vector accumulators hide the latency of an addition."""
+MOST_NARROW = 12
+"""Upper bound of the vectors of ``LEAST_LANES`` channels that are summed at once, where no tile divides them."""
 
 
 class ReductionRule:
@@ -92,9 +96,8 @@ def schedule_channels(schedule: Any, block: Any) -> None:
         total *= extent
     if not spatial or total < LANES:
         return
-    channel = schedule.get(spatial[-1]).extent
-    tile = next((t for t in CHANNEL_TILES if int(channel) % t == 0), None)
-    if tile is None:
+    tile, width = _tile(int(schedule.get(spatial[-1]).extent))
+    if not tile:
         if len(spatial) > 1 and total >= PARALLEL_ELEMENTS:
             schedule.parallel(schedule.fuse(*spatial[:-1]) if len(spatial) > 2 else spatial[0])
         return
@@ -103,7 +106,7 @@ def schedule_channels(schedule: Any, block: Any) -> None:
     else:
         outer, inner = schedule.split(spatial[-1], [None, tile])
         schedule.reorder(*spatial[:-1], outer, *reduced, inner)
-        vectors, lanes = schedule.split(inner, [None, LANES])
+        vectors, lanes = schedule.split(inner, [None, width])
         schedule.vectorize(lanes)
         schedule.unroll(vectors)
         jobs, first = [*spatial[:-1], outer], reduced[0]
@@ -111,6 +114,15 @@ def schedule_channels(schedule: Any, block: Any) -> None:
     if total >= PARALLEL_ELEMENTS:
         schedule.parallel(fused)
     schedule.decompose_reduction(block, first)
+
+
+def _tile(channels: int) -> tuple[int, int]:
+    """The channels to sum at once, and those of a vector; 0 where no vector divides them."""
+    for tile in CHANNEL_TILES:
+        if channels % tile == 0:
+            return tile, LANES
+    narrow, rest = divmod(channels, LEAST_LANES)
+    return (0, 0) if rest else (LEAST_LANES * largest_divisor(narrow, MOST_NARROW), LEAST_LANES)
 
 
 def _streams(schedule: Any, spatial: list[Any], reduced: list[Any]) -> bool:
