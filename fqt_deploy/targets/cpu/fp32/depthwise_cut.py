@@ -21,8 +21,8 @@ _MOST_COLUMNS, _FEWEST_COLUMNS = 16, 4
 """Bounds of the results of a tile, whatever the registers: more do not help, fewer are slow even with spilled taps."""
 _CHANNELS = 32
 """Channels of a job, about: neighbours in memory, whose taps stay in the first-level cache."""
-_LINE = 16
-"""Channels of a cache line."""
+_LINES = 32
+"""Channels of two cache lines, which processors fetch together."""
 _JOBS = 32
 """Least number of jobs, if there are as many samples and rows: work for that many threads."""
 _WRITTEN_OUT = 256
@@ -125,8 +125,8 @@ class DepthwiseCut:
 
     @property
     def together(self) -> int:
-        """Vectors of channels that take turns in a row: those of a cache line."""
-        return math.gcd(self.channels // self.lanes, max(1, _LINE // self.lanes))
+        """Vectors of channels that take turns in a row: those of two cache lines."""
+        return math.gcd(self.channels // self.lanes, max(1, _LINES // self.lanes))
 
     @property
     def block(self) -> int:

@@ -155,15 +155,18 @@ def _kernel(c: DepthwiseCut) -> tirx.PrimFunc:
 
 
 def _sample(c: DepthwiseCut, source: Any, taps: Any, result: Any, sample: Any, first: Any, part: Any) -> None:
-    """The rows of a sample that a job writes, of a line of channels after another."""
+    """The rows of a sample that a job writes, each of all its channels: what they read is still in the cache then."""
     width = c.lanes * c.together
-    with T.serial(c.block // width) as line:
-        job = _Job(c, source, taps, result, sample, first + line * width, line * width)
-        for row in c.rows:
-            if c.written_out:
-                for y in range(row.positions):
-                    job.row(row, y)
-                continue
-            begin, end = part * row.positions // c.parts, (part + 1) * row.positions // c.parts
-            with T.serial(end - begin) as y:  # from 0 on: TVM loses another beginning in a job
-                job.row(row, begin + y)
+
+    def write(row: AxisPhase, y: Any) -> None:
+        with T.serial(c.block // width) as line:
+            _Job(c, source, taps, result, sample, first + line * width, line * width).row(row, y)
+
+    for row in c.rows:
+        if c.written_out:
+            for y in range(row.positions):
+                write(row, y)
+            continue
+        begin, end = part * row.positions // c.parts, (part + 1) * row.positions // c.parts
+        with T.serial(end - begin) as y:  # from 0 on: TVM loses another beginning in a job
+            write(row, begin + y)
