@@ -8,8 +8,8 @@ computes is said in ``ops/``; here is what all of its kernels start from.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from tvm import tirx
 
@@ -311,6 +311,8 @@ class BitWeightGradient(Kernel):
         )  # fmt: skip
 
 
+Product = TypeVar("Product", bound=PackedConvolution)
+
 BitProduct = BitConvolution | BitInputGradient | BitWeightGradient
 
 BIT_PRODUCTS: dict[str, Callable[[tirx.PrimFunc, dict[str, Any]], BitProduct]] = {
@@ -327,6 +329,19 @@ def numbered_position(number: Any, extents: Extents) -> tuple[Any, Any, Any]:
     """Sample, row and column of a position, where all positions of all images of ``extents`` are numbered."""
     height, width = extents
     return number // (height * width), number // width % height, number % width
+
+
+def in_short_rows(product: Product, most: int) -> Product:
+    """The same product of matrices as one image whose rows have as many positions as divide all, at most ``most``.
+
+    Where each result reads one position, which image that belongs to does not matter: any number of positions is cut
+    into tiles and jobs alike. Another product comes back as it is.
+    """
+    if not product.is_pointwise:
+        return product
+    width = next(w for w in range(most, 0, -1) if product.positions % w == 0)
+    extents = product.positions // width, width
+    return replace(product, samples=1, image=extents, output=extents)
 
 
 def product_of(function: tirx.PrimFunc) -> BitProduct | None:

@@ -84,6 +84,16 @@ CASES = {
     "words in several parts": ("binary_conv2d", forward_arguments(2, [4, 4], 32 * 12, 64, [3, 3], [1, 1], [1, 1])),
     "one word too many": ("binary_conv2d", forward_arguments(1, [2, 6], 32 * 11, 64, [1, 3], [1, 1], [0, 1])),
     "a product of matrices": ("binary_conv2d", forward_arguments(1, [1, 126], 96, 128, [1, 1], [1, 1], [0, 0])),
+    "jobs of which the last is short": (
+        "binary_conv2d", forward_arguments(5, [1, 37], 96, 128, [1, 1], [1, 1], [0, 0])
+    ),
+    "gradients, jobs of which the last is short": (
+        "bitplane_conv2d_input_grad", input_grad_arguments(10, [1, 37], 64, 96, [1, 1], [1, 1], [0, 0], 3)
+    ),
+    "levels, jobs of which the last is short": (
+        "level_conv2d", level_arguments(1, [1, 66], 64, 64, [1, 1], [1, 1], [0, 0], 4, True)
+    ),
+    "levels, one short job": ("level_conv2d", level_arguments(1, [1, 37], 64, 64, [1, 1], [1, 1], [0, 0], 4, True)),
     "rows of odd length": ("binary_conv2d", forward_arguments(3, [7, 7], 64, 192, [3, 3], [2, 2], [1, 1])),
     "one position": ("binary_conv2d", forward_arguments(5, [2, 2], 64, 16, [2, 2], [1, 1], [0, 0])),
     "more than 16 bits hold": (

@@ -1,7 +1,11 @@
 """The products of bits, as read from kernels: what each says of its layer, and what follows from it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tvm import tirx
 
 from fqt_deploy.ops.lib.packed_words import panel_count, word_count
@@ -16,6 +20,7 @@ from fqt_deploy.targets.products import (
     BitWeightGradient,
     Convolution,
     convolution_of,
+    in_short_rows,
     numbered_position,
     product_of,
 )
@@ -103,6 +108,21 @@ def test_gradients_lie_a_stride_apart():
 
 def test_positions_are_numbered_row_by_row():
     assert [numbered_position(n, (2, 3)) for n in (0, 2, 3, 7)] == [(0, 0, 0), (0, 0, 2), (0, 1, 0), (1, 0, 1)]
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 8))
+def test_a_product_of_matrices_may_be_one_image_of_short_rows(samples, height, width, most):
+    extents = {"image": (height, width), "output": (height, width)}
+    plain = {"stride": (1, 1), "padding": (0, 0), "depth": 32, "columns": 16, "bits": 1, **extents}
+    product = BitInputGradient(kernel=(1, 1), samples=samples, **plain)
+    found = in_short_rows(product, most)
+    assert found.positions == product.positions
+    assert found.samples == 1
+    assert found.image == found.output
+    assert found.image[1] <= most
+    larger = range(found.image[1] + 1, most + 1)
+    assert all(product.positions % rows for rows in larger)
+    assert in_short_rows(replace(product, stride=(2, 1)), most).samples == samples
 
 
 def test_every_form_of_a_product_has_a_name_of_its_own():

@@ -9,11 +9,13 @@ from fqt_deploy.ops.lib.convolution_shape import output_extents
 from fqt_deploy.ops.lib.packed_words import pack_last_axis, to_panels
 from fqt_deploy.ops.op import FQT_OPS
 from fqt_deploy.targets.cpu.products.table_lookup.input_gradient import TableInputGradient
-from fqt_deploy.targets.cpu.products.table_lookup.level_convolution import TableLevelConvolution
+from fqt_deploy.targets.cpu.products.table_lookup.level_convolution import ROWS, TableLevelConvolution
+from fqt_deploy.targets.cpu.products.table_lookup.level_convolution_cut import BAND_BYTES, JOBS, TabledConvolution
 from fqt_deploy.targets.cpu.products.table_lookup.lookup import has_instructions
 from fqt_deploy.targets.cpu.products.table_lookup.weight_gradient import TableWeightGradient
+from fqt_deploy.targets.products import in_short_rows, product_of
 from fqt_deploy.targets.registry import make_target
-from tests.targets.op_kernel import in_form
+from tests.targets.op_kernel import in_form, op_function
 
 FORMS = {
     "level_conv2d": TableLevelConvolution(),
@@ -58,6 +60,8 @@ CONVOLUTIONS = {
     "no padding": (2, [6, 6], 64, 32, [3, 3], [1, 1], [0, 0], 4, True),
     "a border wider than the kernel reaches": (2, [3, 3], 32, 32, [3, 3], [1, 1], [2, 2], 4, True),
     "a product of matrices": (1, [1, 9], 70, 256, [1, 1], [1, 1], [0, 0], 4, True),
+    "a product of matrices in rows of five": (10, [1, 37], 64, 256, [1, 1], [1, 1], [0, 0], 4, True),
+    "a product of matrices in rows of seven": (2, [3, 7], 70, 256, [1, 1], [1, 1], [0, 0], 8, True),
     "two digits": (2, [4, 4], 70, 32, [3, 3], [1, 1], [1, 1], 8, True),
     "two digits of unsigned codes": (1, [1, 10], 64, 256, [1, 1], [1, 1], [0, 0], 8, False),
 }
@@ -92,6 +96,7 @@ def input_gradient(samples, hw, channels, outputs, kernel, stride, padding, bits
     return planes, weight, channels, outputs, hw, kernel, stride, padding
 
 
+MATRICES = ([1, 1], [1, 1], [0, 0], 4, True)
 INPUT_GRADIENTS = {
     "four phases": (2, [8, 8], 64, 64, [3, 3], [2, 2], [1, 1], 4),
     "four phases of part of a row": (1, [4, 32], 64, 96, [3, 3], [2, 2], [1, 1], 3),
@@ -100,12 +105,24 @@ INPUT_GRADIENTS = {
     "one stride": (2, [6, 8], 64, 64, [3, 2], [1, 2], [1, 0], 3),
     "phases that no tap reads": (2, [6, 6], 128, 64, [2, 2], [3, 3], [0, 0], 4),
     "a wide border": (1, [4, 4], 64, 64, [3, 3], [2, 2], [2, 2], 4),
+    "a product of matrices in rows of five": (10, [1, 37], 256, 64, [1, 1], [1, 1], [0, 0], 4),
+    "a product of matrices in rows of eight": (16, [1, 12], 256, 33, [1, 1], [1, 1], [0, 0], 3),
 }
 
 
 @pytest.mark.parametrize("case", INPUT_GRADIENTS)
 def test_input_gradients_between_strides(case):
     check("bitplane_conv2d_input_grad", input_gradient(*INPUT_GRADIENTS[case]))
+
+
+def test_products_of_matrices_are_work_for_many_threads():
+    """However positions are divided among images, and tables of all of them together would not fit a cache."""
+    for arguments in (convolution(1, [1, 1184], 384, 512, *MATRICES), convolution(32, [1, 37], 384, 512, *MATRICES)):
+        product = in_short_rows(product_of(op_function("level_conv2d", arguments)), ROWS)
+        cut = TabledConvolution(product, ROWS, 2)
+        assert cut.jobs >= JOBS
+        assert cut.rows * cut.tiles * cut.jobs == 1184
+        assert cut.height * cut.width * product.words * cut.word_bytes <= BAND_BYTES
 
 
 def weight_gradient(words, width, kept, channels, kernel, bits, signed):

@@ -75,11 +75,6 @@ class CodeConvolution(ShuffledConvolution[Product]):
 
     @property
     @abstractmethod
-    def result(self) -> Extents:
-        """Rows and columns of the result."""
-
-    @property
-    @abstractmethod
     def extent(self) -> Extents:
         """Rows and columns of codes that a job reads."""
 
@@ -104,11 +99,9 @@ class CodeConvolution(ShuffledConvolution[Product]):
         """Number of positions in a job; each reads a block of the weight in turn."""
         return self.job[0] * self.job[1]
 
-    @property
-    def jobs(self) -> int:
-        """Number of independent jobs."""
-        height, width = self.result
-        return self.product.samples * height * width // self.turns
+    def turns_of(self, index: Any) -> Any:
+        """Number of positions of a job."""
+        return self.job[0] * self.columns_of(index)
 
     @property
     def digits(self) -> int:
@@ -266,16 +259,15 @@ def convolve(planes: Any, weight: Any, constants: Any, result: Any, c: Any) -> N
         tables = T.alloc_buffer((c.table_rows, NIBBLES, ENTRIES), "uint8")
         code_sums = T.alloc_buffer((c.extent[0], c.extent[1]), "int32")
         build_tables(tables, code_sums, planes, pair_tables, index, c)
-        for group, run in T.grid(c.vectors // c.group, c.turns // c.run):
+        for group, run in T.grid(c.vectors // c.group, c.runs):
             totals = T.alloc_buffer((c.run, c.group * c.shuffle.width), "int32")
-            for digit, block, piece, i in T.grid(
-                c.digits, c.product.taps // c.block[0], c.product.words // c.block[1], c.run
-            ):
-                _add_block(
-                    totals, tables, indices, i, run * c.run + i,
-                    group * c.group, digit, block * c.block[0], piece * c.block[1], c,
-                )  # fmt: skip
-            for i in T.serial(c.run):
+            for digit, block, piece in T.grid(c.digits, c.product.taps // c.block[0], c.product.words // c.block[1]):
+                for i in T.serial(c.run_length(index, run)):
+                    _add_block(
+                        totals, tables, indices, i, run * c.run + i,
+                        group * c.group, digit, block * c.block[0], piece * c.block[1], c,
+                    )  # fmt: skip
+            for i in T.serial(c.run_length(index, run)):
                 _write(result, totals, code_sums, constants, index, i, run * c.run + i, group * c.group, c)
 
 

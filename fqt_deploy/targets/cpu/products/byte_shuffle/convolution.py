@@ -152,7 +152,7 @@ def _write(result: Any, counts: Any, inside: Any, index: Any, at_run: Any, pair:
     """The sums of signs of one pair: bits inside the image, minus twice those that differ."""
     for second in T.unroll(2):
         column: T.let = pair % c.row_pairs * 2 + second
-        if column < c.job[1]:
+        if column < c.columns_of(index):
             n: T.let = c.destination(index, pair, second)[0]
             y: T.let = c.destination(index, pair, second)[1]
             z: T.let = c.destination(index, pair, second)[2]
@@ -186,14 +186,15 @@ def _kernel(c: PairedConvolution) -> tirx.PrimFunc:
             offsets = T.alloc_buffer((c.extent[0], c.extent[1], p.words, 2, 4), "int32")
             inside = T.alloc_buffer((c.job[0], c.job[1]), "int32")
             _prepare(offsets, inside, x, index, c)
-            for group, run in T.grid(c.vectors // c.group, c.turns // c.run):
+            for group, run in T.grid(c.vectors // c.group, c.runs):
                 counts = T.alloc_buffer((c.run, c.group, 2, 2, c.shuffle.width // 2), "uint16")
-                for block, piece, i in T.grid(p.taps // c.block[0], p.words // c.block[1], c.run):
-                    _count_block(
-                        counts, tables, offsets, indices, i, run * c.run + i, group * c.group,
-                        block * c.block[0], piece * c.block[1], c,
-                    )  # fmt: skip
-                for i in T.serial(c.run):
+                for block, piece in T.grid(p.taps // c.block[0], p.words // c.block[1]):
+                    for i in T.serial(c.run_length(index, run)):
+                        _count_block(
+                            counts, tables, offsets, indices, i, run * c.run + i, group * c.group,
+                            block * c.block[0], piece * c.block[1], c,
+                        )  # fmt: skip
+                for i in T.serial(c.run_length(index, run)):
                     _write(result, counts, inside, index, i, run * c.run + i, group * c.group, c)
 
     return product

@@ -9,7 +9,7 @@ from tvm import tirx
 
 from fqt_deploy.targets.cpu.products.byte_shuffle.shuffled_convolution import ShuffledConvolution
 from fqt_deploy.targets.cpu.register_tile import largest_divisor
-from fqt_deploy.targets.products import BitConvolution, numbered_position
+from fqt_deploy.targets.products import BitConvolution, Extents, numbered_position
 
 BLOCK_WORDS = 7
 """Number of words whose differences fit together into a byte."""
@@ -20,9 +20,9 @@ class PairedConvolution(ShuffledConvolution[BitConvolution]):
     """A convolution of signs: tables are of pairs of positions, neighbours in a row."""
 
     @property
-    def jobs(self) -> int:
-        """Number of independent jobs."""
-        return self.product.positions // (self.job[0] * self.job[1])
+    def result(self) -> Extents:
+        """Rows and columns of the result."""
+        return self.product.output
 
     @property
     def row_pairs(self) -> int:
@@ -33,6 +33,10 @@ class PairedConvolution(ShuffledConvolution[BitConvolution]):
     def turns(self) -> int:
         """Number of pairs of positions in a job; each reads a block of the weight in turn."""
         return self.job[0] * self.row_pairs
+
+    def turns_of(self, index: Any) -> Any:
+        """Number of pairs of positions of a job."""
+        return self.job[0] * ((self.columns_of(index) + 1) // 2)
 
     @property
     def block(self) -> tuple[int, int]:
@@ -60,7 +64,7 @@ class PairedConvolution(ShuffledConvolution[BitConvolution]):
     def is_inside(self, index: Any, h: Any, t: Any) -> Any:
         """Whether row ``h``, column ``t`` of the padded image of a job is a place in the image."""
         if self.is_flat:
-            return t < self.job[1]
+            return t < self.columns_of(index)
         _, y, z = self.source(index, h, t)
         return tirx.all(y >= 0, y < self.product.image[0], z >= 0, z < self.product.image[1])
 

@@ -71,7 +71,7 @@ class GradientConvolution(CodeConvolution[BitInputGradient]):
     def source(self, index: Any, h: Any, v: Any) -> tuple[Any, Any, Any, Any]:
         """Where row ``h``, column ``v`` of what a job reads lies in the gradient: one is every ``stride``."""
         if self.is_flat:
-            return *self.place(index, v), True
+            return *self.place(index, v), v < self.columns_of(index)
         sample, first, _ = self.place(index, 0)
         row, column = first + h - self.product.border[0], v - self.product.border[1]
         down, across = self.product.stride

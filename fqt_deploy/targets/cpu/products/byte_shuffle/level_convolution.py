@@ -89,7 +89,7 @@ class WindowConvolution(CodeConvolution[LevelConvolution]):
     def source(self, index: Any, h: Any, v: Any) -> tuple[Any, Any, Any, Any]:
         """Where row ``h``, column ``v`` of what a job reads lies in the image, and whether it is inside."""
         if self.is_flat:
-            return *self.place(index, v), True
+            return *self.place(index, v), v < self.columns_of(index)
         p = self.product
         sample, first, _ = self.place(index, 0)
         row, column = first * p.stride[0] + h - p.padding[0], v - p.padding[1]

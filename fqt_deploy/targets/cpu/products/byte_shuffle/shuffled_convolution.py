@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from tvm import tirx
+from tvm.script import tirx as T
 
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.products.byte_shuffle.nibble_table import ByteShuffle
@@ -18,7 +19,7 @@ from fqt_deploy.targets.tuning_log import Tile
 Product = TypeVar("Product", bound=PackedConvolution)
 
 JOB_POSITIONS = 64
-"""Upper bound of the positions of a job where rows of an image have no meaning: one tap."""
+"""Number of positions of a job where rows of an image have no meaning: one tap. The last job may have fewer."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ShuffledConvolution(ABC, Generic[Product]):
 
     Attributes:
         product: what is computed.
-        job: rows and columns of positions of one job.
+        job: rows and columns of positions of one job; the last one of a flat product may have fewer columns.
         shuffle: the processor's vectors.
         tile: upper bounds: so many registers of columns in a group, and so many positions (or pairs of them) in a run.
     """
@@ -43,14 +44,48 @@ class ShuffledConvolution(ABC, Generic[Product]):
         return self.product.is_pointwise
 
     @property
+    def jobs(self) -> int:
+        """Number of independent jobs."""
+        rows, columns = self.result
+        return -(-self.product.samples * rows * columns // (self.job[0] * self.job[1]))
+
+    @property
+    @abstractmethod
+    def result(self) -> Extents:
+        """Rows and columns of the result."""
+
+    @property
     @abstractmethod
     def turns(self) -> int:
         """Number of positions in a job, or of pairs of positions, that read a block of the weight in turn."""
 
+    def columns_of(self, index: Any) -> Any:
+        """Number of columns of a job."""
+        positions = self.product.samples * self.result[0] * self.result[1]
+        if positions % (self.job[0] * self.job[1]) == 0:
+            return self.job[1]
+        return T.min(self.job[1], positions - index * self.job[1])
+
+    @abstractmethod
+    def turns_of(self, index: Any) -> Any:
+        """Number of turns of a job."""
+
     @property
     def run(self) -> int:
         """Number of turns that read a block of the weight while it is in the first-level cache."""
-        return largest_divisor(self.turns, self.tile[1])
+        return min(self.turns, self.tile[1])
+
+    @property
+    def runs(self) -> int:
+        """Number of runs of a job; those of the last job may be shorter, or empty."""
+        return -(-self.turns // self.run)
+
+    def run_length(self, index: Any, run: Any) -> Any:
+        """Number of turns of a run: the last one may have fewer."""
+        turns = self.turns_of(index)
+        if isinstance(turns, int) and turns % self.run == 0:
+            return self.run
+        return T.max(0, T.min(self.run, turns - run * self.run))
 
     @property
     def vectors(self) -> int:
@@ -65,7 +100,7 @@ class ShuffledConvolution(ABC, Generic[Product]):
 
 def job_extents(product: PackedConvolution, band: int, width: int) -> Extents:
     """Rows and columns of a job: some positions of a product of matrices, else a band of an image so wide."""
-    return (1, largest_divisor(product.positions, JOB_POSITIONS)) if product.is_pointwise else (band, width)
+    return (1, min(product.positions, JOB_POSITIONS)) if product.is_pointwise else (band, width)
 
 
 class ShuffleForm(ABC, Generic[Product]):

@@ -23,13 +23,15 @@ from fqt_deploy.targets.cpu.products.table_lookup.lookup import (
     subset_sums,
 )
 from fqt_deploy.targets.cpu.register_tile import largest_divisor
-from fqt_deploy.targets.products import BitInputGradient, Extents
+from fqt_deploy.targets.products import BitInputGradient, Extents, in_short_rows
 from fqt_deploy.targets.tuning_log import Tile
 
 BAND_BYTES = 1 << 19
 """Upper bound of the bytes of one band's tables, which are read from the second-level cache."""
 ROWS = 8
 """Upper bound of the positions in a tile."""
+JOBS = 16
+"""Number of independent pieces to cut a product into, where it has so many rows: work for that many threads."""
 
 
 class TableInputGradient:
@@ -44,17 +46,20 @@ class TableInputGradient:
 
     def tiles(self, product: BitInputGradient, features: CpuFeatures) -> tuple[Tile, ...]:
         """Positions and panels, as many as there are accumulators."""
-        rows = _tile_rows(product, ROWS)
+        rows = _tile_rows(in_short_rows(product, ROWS), ROWS)
         return ((rows, largest_divisor(product.panels, features.accumulators // rows)),)
 
     def kernel(self, product: BitInputGradient, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
         """Tables of a band, then tiles of its positions times all panels."""
-        return _kernel(_Cut(product, _tile_rows(product, tile[0]), largest_divisor(product.panels, tile[1])))
+        in_rows = in_short_rows(product, ROWS)
+        return _kernel(_Cut(in_rows, _tile_rows(in_rows, tile[0]), largest_divisor(product.panels, tile[1])), product)
 
 
 def _tile_rows(product: BitInputGradient, most: int) -> int:
     """Number of positions in a tile: of one phase, part of a row of the image, or whole rows of one sample."""
     height, width = _phase_extents(product)
+    if product.is_pointwise:
+        return largest_divisor(width, most)
     return next(
         r for r in (8, 4, 2, 1)
         if r <= most and (width % r == 0 or (r % width == 0 and height % (r // width) == 0))
@@ -91,15 +96,18 @@ class _Cut:
 
     @property
     def band(self) -> int:
-        """Number of image rows that a job computes: as many as tables in the cache reach for."""
+        """Number of image rows that a job computes: as many as tables in the cache reach for, if enough jobs remain."""
         (height, _), kernel_h = self.product.image, self.product.kernel[0]
         row_bytes = self.width * self.product.words * HALVES * 64
         tile_height = max(1, self.rows // self.phase_width) * self.phases[0]
         return max(
             b for b in range(1, height + 1)
             if height % b == 0 and b % tile_height == 0
-            and (b == tile_height or (b + kernel_h - 1) * row_bytes <= BAND_BYTES)
+            and (b == tile_height or ((b + kernel_h - 1) * row_bytes <= BAND_BYTES and self._leaves_jobs(b)))
         )  # fmt: skip
+
+    def _leaves_jobs(self, band: int) -> bool:
+        return self.product.samples * self.product.image[0] // band >= JOBS
 
     @property
     def bands(self) -> int:
@@ -237,22 +245,24 @@ def _multiply_tile(c: _Cut, tables: Any, sums: Any, weight: Any, result: Any, jo
             ] = total[r, p, T.ramp(0, 1, PANEL)] * T.broadcast(2, PANEL) - T.broadcast(offset, PANEL)
 
 
-def _kernel(c: _Cut) -> tirx.PrimFunc:
-    """The TIR function of the gradient that is cut as ``c`` says."""
-    p = c.product
+def _kernel(c: _Cut, declared: BitInputGradient) -> tirx.PrimFunc:
+    """The TIR function of the gradient that is cut as ``c`` says, of operands in the extents that are declared."""
+    p, q = c.product, declared
 
     @script.prim_func(s_tir=True)
     def product(
-        planes: T.Buffer((p.samples, p.output[0], p.output[1], p.bits, p.words), "int32"),
+        planes: T.Buffer((q.samples, q.output[0], q.output[1], q.bits, q.words), "int32"),
         weight: T.Buffer((p.panels, p.contraction, PANEL), "int32"),
-        result: T.Buffer((p.samples, p.image[0], p.image[1], p.columns), "int32"),
+        result: T.Buffer((q.samples, q.image[0], q.image[1], q.columns), "int32"),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        codes = T.decl_buffer((p.samples, p.output[0], p.output[1], p.bits, p.words), "int32", data=planes.data)
+        gradient = T.decl_buffer((p.samples, p.image[0], p.image[1], p.columns), "int32", data=result.data)
         for job in T.parallel(p.samples * c.bands):
             tables = T.alloc_buffer((c.height, c.width, p.words, HALVES, 64), "int8")
             sums = T.alloc_buffer((c.height, c.width), "int32")
-            _build_tables(c, tables, sums, planes, job)
+            _build_tables(c, tables, sums, codes, job)
             for group, tile in T.grid(p.panels // c.panels, c.tiles):
-                _multiply_tile(c, tables, sums, weight, result, job, group, tile)
+                _multiply_tile(c, tables, sums, weight, gradient, job, group, tile)
 
     return product

@@ -28,7 +28,7 @@ from fqt_deploy.targets.cpu.products.table_lookup.lookup import (
     subset_sums,
 )
 from fqt_deploy.targets.cpu.register_tile import largest_divisor
-from fqt_deploy.targets.products import LevelConvolution
+from fqt_deploy.targets.products import LevelConvolution, in_short_rows
 from fqt_deploy.targets.tuning_log import Tile
 
 MINIMUM_BITS = 2
@@ -53,14 +53,14 @@ class TableLevelConvolution:
 
     def tiles(self, product: LevelConvolution, features: CpuFeatures) -> tuple[Tile, ...]:
         """Positions and panels, as many as there are accumulators."""
-        rows = tile_rows(product, ROWS)
+        rows = tile_rows(in_short_rows(product, ROWS), ROWS)
         return ((rows, largest_divisor(product.panels, features.accumulators // rows)),)
 
     def kernel(self, product: LevelConvolution, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
         """The kernel: tables of a job, then tiles of its positions times all panels."""
-        return _kernel(
-            TabledConvolution(product, tile_rows(product, tile[0]), largest_divisor(product.panels, tile[1]))
-        )
+        in_rows = in_short_rows(product, ROWS)
+        cut = TabledConvolution(in_rows, tile_rows(in_rows, tile[0]), largest_divisor(product.panels, tile[1]))
+        return _kernel(cut, product)
 
 
 @script.macro
@@ -147,17 +147,19 @@ def _multiply_tile(
             )
 
 
-def _kernel(c: TabledConvolution) -> tirx.PrimFunc:
-    """The TIR function of the convolution that is cut as ``c`` says."""
-    p = c.product
+def _kernel(c: TabledConvolution, declared: LevelConvolution) -> tirx.PrimFunc:
+    """The TIR function of the convolution that is cut as ``c`` says, of operands in the extents that are declared."""
+    p, q = c.product, declared
 
     @script.prim_func(s_tir=True)
     def product(
-        planes: T.Buffer((p.samples, p.image[0], p.image[1], p.bits, p.words), "int32"),
+        planes: T.Buffer((q.samples, q.image[0], q.image[1], q.bits, q.words), "int32"),
         weight: T.Buffer((p.panels, p.contraction, PANEL), "int32"),
-        result: T.Buffer((p.samples, p.output[0], p.output[1], p.columns), p.dtype),
+        result: T.Buffer((q.samples, q.output[0], q.output[1], q.columns), q.dtype),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        codes = T.decl_buffer((p.samples, p.image[0], p.image[1], p.bits, p.words), "int32", data=planes.data)
+        sums_of_levels = T.decl_buffer((p.samples, p.output[0], p.output[1], p.columns), p.dtype, data=result.data)
         signs = T.alloc_buffer(c.borders.shape, "int32")
         if p.signed:
             for panel in T.parallel(p.panels):
@@ -165,8 +167,8 @@ def _kernel(c: TabledConvolution) -> tirx.PrimFunc:
         for job in T.parallel(c.jobs):
             tables = T.alloc_buffer((c.digits, c.group, c.height, c.width, p.words, HALVES, 64), "int8")
             sums = T.alloc_buffer((c.group, c.height, c.width), "int32")
-            _build_tables(c, tables, sums, planes, job)
+            _build_tables(c, tables, sums, codes, job)
             for group, tile in T.grid(p.panels // c.panels, c.tiles):
-                _multiply_tile(c, tables, sums, signs, weight, result, job, group, tile)
+                _multiply_tile(c, tables, sums, signs, weight, sums_of_levels, job, group, tile)
 
     return product
