@@ -2,11 +2,11 @@
 
 Example: ``python -m tools.bench_gemm --threads 2``.
 
-The product is the one that a linear layer compiles to, signs times signs with an exact integer result. PyTorch's fp32
-is the faster of ``matmul``, with the weight in either order, and oneDNN on operands packed beforehand. The ceiling is
-measured: the same instructions on operands that stay in the first-level cache. A product of matrices is made of
-popcounts, or of byte shuffles, also where there are tile registers (AMX), which only convolutions gain from. The last
-line printed is JSON.
+The product is the one that a linear layer compiles to, signs (or levels of several bits) times signs with an exact
+integer result. PyTorch's fp32 is the faster of ``matmul``, with the weight in either order, and oneDNN on operands
+packed beforehand. The ceiling is measured, of signs: the same instructions on operands that stay in the first-level
+cache. A product of signs is made of popcounts, or of byte shuffles, also where there are tile registers (AMX), which
+only convolutions gain from. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -71,25 +71,26 @@ class Row:
         return self.fp32_s / self.ours_s
 
 
-def binary_product(m: int, n: int, k: int) -> Run:
-    """Our product of random signs, compiled for this machine."""
+def our_product(m: int, n: int, k: int, bits: int = 1) -> Run:
+    """Our product of random signs, or of levels of several bits, with signs, compiled for this machine."""
     import torch
     import tvm
     from tvm import te
 
     import fqt_deploy.ops.registry  # noqa: F401
-    from fqt_deploy.ops.products.binary_conv2d import BinaryConv2d
+    from fqt_deploy.ops.op import FQT_OPS
     from fqt_deploy.targets.kernel_arguments import ARGUMENTS, encoded
     from fqt_deploy.targets.registry import make_target
 
-    words = k // 32
-    constants = [k, n, [1, 1], [1, 1], [0, 0]]
-    x = te.placeholder((1, 1, m, words), "int32", name="x")
+    words, name = k // 32, "binary_conv2d" if bits == 1 else "level_conv2d"
+    planes, signed = ((), ()) if bits == 1 else ((bits,), (True,))
+    constants = [k, n, [1, 1], [1, 1], [0, 0], *signed]
+    x = te.placeholder((1, 1, m, *planes, words), "int32", name="x")
     w = te.placeholder((n // 16, words, 16), "int32", name="w")
-    result = BinaryConv2d(x, w, k, n, [1, 1], [1, 1], [0, 0]).compute()
+    result = FQT_OPS[name](x, w, *constants).compute()
     attributes = {
-        "fqt.op": BinaryConv2d.name, "fqt.outputs": 1, "global_symbol": "main", "tirx.noalias": True,
-        ARGUMENTS: encoded(torch.ops.fqt.binary_conv2d.default, [x, w, *constants]),
+        "fqt.op": name, "fqt.outputs": 1, "global_symbol": "main", "tirx.noalias": True,
+        ARGUMENTS: encoded(getattr(torch.ops.fqt, name).default, [x, w, *constants]),
     }  # fmt: skip
     target = make_target("cpu")
     function = target.schedule(te.create_prim_func([x, w, result]).with_attrs(attributes))
@@ -151,7 +152,7 @@ def _seconds(run: Run, calls: int) -> float:
 
 def peak_product(threads: int) -> tuple[Run, int]:
     """The same instructions on operands in the first-level cache: a run, and its multiply-accumulates."""
-    products = [(binary_product(m * threads, n, k), m * threads * n * k) for m, n, k in PEAK_SHAPES]
+    products = [(our_product(m * threads, n, k), m * threads * n * k) for m, n, k in PEAK_SHAPES]
     return max(products, key=lambda product: product[1] / min(_seconds(product[0], 1) for _ in range(PEAK_TRIALS)))
 
 
@@ -213,11 +214,14 @@ def measured_ceiling(threads: int) -> float:
     return max(macs / min(_seconds(run, 5) for _ in range(50)) for run, macs in peaks)
 
 
-def measure(shape: tuple[int, int, int], peak: tuple[Run, int], turns: int) -> Row:
-    """One row of the table; the ceiling is measured among the contenders, on the machine as it is at that moment."""
+def measure(shape: tuple[int, int, int], peak: tuple[Run, int], turns: int, bits: int = 1) -> Row:
+    """One row of the table, of activations of so many bits.
+
+    The ceiling, of signs, is measured among the contenders, on the machine as it is at that moment.
+    """
     m, n, k = shape
     run, macs = peak
-    contenders = {"ours": binary_product(m, n, k), "ceiling": run, **torch_products(m, n, k)}
+    contenders = {"ours": our_product(m, n, k, bits), "ceiling": run, **torch_products(m, n, k)}
     seconds = interleaved_medians(contenders, turns)
     best = {dtype: min(s for name, s in seconds.items() if name.startswith(dtype)) for dtype in ("fp32", "bf16")}
     rate, ceiling = m * n * k / seconds["ours"], macs / seconds["ceiling"]
@@ -227,6 +231,9 @@ def measure(shape: tuple[int, int, int], peak: tuple[Run, int], turns: int) -> R
 def main() -> int:
     """Print the table and the line of JSON."""
     parser = bench_parser(__doc__)
+    parser.add_argument(
+        "--activation-bits", type=int, choices=[1, 2, 3, 4, 8], default=1, help="width of the rows (default: 1, signs)"
+    )
     arguments = parser.parse_args()
     use_threads(arguments.threads)
 
@@ -234,7 +241,7 @@ def main() -> int:
     print(f"{'M, N, K':>20} {'ours ms':>9} {'G MAC/s':>9} {'ceiling':>8} {'fp32 ms':>9} {'x fp32':>7} {'x bf16':>7}")
     rows = []
     for shape in SHAPES:
-        row = measure(shape, peak, arguments.turns)
+        row = measure(shape, peak, arguments.turns, arguments.activation_bits)
         rows.append(row)
         print(
             f"{row.m:8d},{row.n:5d},{row.k:5d} {1e3 * row.ours_s:9.3f} {row.gmacs:9.0f} {row.share_of_ceiling:8.0%} "
@@ -243,6 +250,7 @@ def main() -> int:
         )
     summary = {
         "threads": arguments.threads,
+        "activation_bits": arguments.activation_bits,
         "ceiling_gmacs": statistics.median(row.ceiling_gmacs for row in rows),
         "lowest_share_of_ceiling": min(row.share_of_ceiling for row in rows),
         "geomean_ratio_fp32": statistics.geometric_mean(row.ratio_fp32 for row in rows),

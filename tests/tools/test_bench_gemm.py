@@ -5,7 +5,7 @@ import time
 import pytest
 
 from fqt_deploy.targets.registry import make_target
-from tools.bench_gemm import interleaved_medians, measure, peak_product, tile_product
+from tools.bench_gemm import interleaved_medians, measure, our_product, peak_product, tile_product
 
 
 @pytest.mark.parametrize("peak", [peak_product, tile_product])
@@ -25,6 +25,11 @@ def test_a_row():
     assert 100 < row.ceiling_gmacs < 1000
     assert row.share_of_ceiling == pytest.approx(row.gmacs / row.ceiling_gmacs)
     assert row.ratio_fp32 == pytest.approx(row.fp32_s / row.ours_s)
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_products_of_every_width_run(bits):
+    our_product(64, 32, 96, bits)()
 
 
 def test_contenders_take_turns():
