@@ -87,7 +87,8 @@ def our_product(m: int, n: int, k: int, bits: int = 1) -> Run:
     constants = [k, n, [1, 1], [1, 1], [0, 0], *signed]
     x = te.placeholder((1, 1, m, *planes, words), "int32", name="x")
     w = te.placeholder((n // 16, words, 16), "int32", name="w")
-    result = FQT_OPS[name](x, w, *constants).compute()
+    op: Any = FQT_OPS[name]
+    result = op(x, w, *constants).compute()
     attributes = {
         "fqt.op": name, "fqt.outputs": 1, "global_symbol": "main", "tirx.noalias": True,
         ARGUMENTS: encoded(getattr(torch.ops.fqt, name).default, [x, w, *constants]),

@@ -17,7 +17,6 @@ from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.products.byte_shuffle.nibble_table import (
     ENTRIES,
-    MAXIMUM_BITS,
     NIBBLES,
     PAIR_TABLES,
     QUARTERS,
@@ -32,6 +31,7 @@ from fqt_deploy.targets.cpu.products.byte_shuffle.nibble_table import (
     separate_sums,
 )
 from fqt_deploy.targets.cpu.products.byte_shuffle.shuffled_convolution import ShuffledConvolution
+from fqt_deploy.targets.cpu.products.digits import digits_of
 from fqt_deploy.targets.cpu.register_tile import largest_divisor
 from fqt_deploy.targets.products import BitInputGradient, Extents, LevelConvolution, numbered_position
 
@@ -43,11 +43,6 @@ BLOCK_LOOKUPS = 192
 """Number of lookups of a register between visits of its sums in memory: indices of a block stay in the first-level
 cache.
 """
-
-
-def digits_of(bits: int) -> int:
-    """Number of digits of codes: of as many bits as tables are of, or fewer."""
-    return -(-bits // MAXIMUM_BITS)
 
 
 def band_rows(height: int, table_bytes: Any, most: int | None = None) -> int:
@@ -124,6 +119,21 @@ class CodeConvolution(ShuffledConvolution[Product]):
         p = self.product
         words = largest_divisor(p.words, lookups_of_a_half(self.digit_bits) // NIBBLES)
         return largest_divisor(p.taps, max(1, BLOCK_LOOKUPS // (p.words * NIBBLES))), words
+
+    @property
+    def planes_shape(self) -> tuple[int, ...]:
+        """The extents of the planes of codes."""
+        return self.product.samples, *self.coded, self.product.bits, self.product.words
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The extents of the packed weight."""
+        return self.product.panels, self.product.contraction, PANEL
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """The extents of the result."""
+        return self.product.samples, *self.result, self.product.columns
 
     @property
     def table_rows(self) -> int:
@@ -269,18 +279,3 @@ def convolve(planes: Any, weight: Any, constants: Any, result: Any, c: Any) -> N
                     )  # fmt: skip
             for i in T.serial(c.run_length(index, run)):
                 _write(result, totals, code_sums, constants, index, i, run * c.run + i, group * c.group, c)
-
-
-def weight_shape(c: CodeConvolution[Any]) -> tuple[int, int, int]:
-    """The shape of the packed weight."""
-    return c.product.panels, c.product.contraction, PANEL
-
-
-def planes_shape(c: CodeConvolution[Any]) -> tuple[int, int, int, int, int]:
-    """The shape of the planes of codes."""
-    return c.product.samples, *c.coded, c.product.bits, c.product.words
-
-
-def result_shape(c: CodeConvolution[Any]) -> tuple[int, int, int, int]:
-    """The shape of the result."""
-    return c.product.samples, *c.result, c.product.columns

@@ -14,9 +14,6 @@ from fqt_deploy.targets.cpu.products.byte_shuffle.code_convolution import (
     CodeConvolution,
     band_rows,
     convolve,
-    planes_shape,
-    result_shape,
-    weight_shape,
 )
 from fqt_deploy.targets.cpu.products.byte_shuffle.nibble_table import ENTRIES, NIBBLES, ByteShuffle, shuffles_pay
 from fqt_deploy.targets.cpu.products.byte_shuffle.shuffled_convolution import ShuffleForm, job_extents
@@ -96,9 +93,9 @@ def _kernel(c: GradientConvolution) -> tirx.PrimFunc:
 
     @script.prim_func(s_tir=True)
     def product(
-        planes: T.Buffer(planes_shape(c), "int32"),
-        weight: T.Buffer(weight_shape(c), "int32"),
-        result: T.Buffer(result_shape(c), "int32"),
+        planes: T.Buffer(c.planes_shape, "int32"),
+        weight: T.Buffer(c.weight_shape, "int32"),
+        result: T.Buffer(c.result_shape, "int32"),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         convolve(planes, weight, None, result, c)

@@ -15,13 +15,10 @@ from fqt_deploy.targets.cpu.products.byte_shuffle.code_convolution import (
     CodeConvolution,
     band_rows,
     convolve,
-    digits_of,
-    planes_shape,
-    result_shape,
-    weight_shape,
 )
 from fqt_deploy.targets.cpu.products.byte_shuffle.nibble_table import ENTRIES, NIBBLES, ByteShuffle, shuffles_pay
 from fqt_deploy.targets.cpu.products.byte_shuffle.shuffled_convolution import ShuffleForm, job_extents
+from fqt_deploy.targets.cpu.products.digits import digits_of
 from fqt_deploy.targets.products import Extents, LevelConvolution
 from fqt_deploy.targets.tuning_log import Tile
 
@@ -115,9 +112,9 @@ def _kernel(c: WindowConvolution) -> tirx.PrimFunc:
 
     @script.prim_func(s_tir=True)
     def product(
-        planes: T.Buffer(planes_shape(c), "int32"),
-        weight: T.Buffer(weight_shape(c), "int32"),
-        result: T.Buffer(result_shape(c), c.product.dtype),
+        planes: T.Buffer(c.planes_shape, "int32"),
+        weight: T.Buffer(c.weight_shape, "int32"),
+        result: T.Buffer(c.result_shape, c.product.dtype),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         constants = T.alloc_buffer(c.borders.shape, "int32")

@@ -21,14 +21,13 @@ from tvm.script import tirx as T
 from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.products.digits import DIGIT_BITS
 
 NIBBLES = 8
 """Number of nibbles in one word."""
 ENTRIES = 16
 """Number of entries of one table, a byte each."""
 QUARTERS = 4
-MAXIMUM_BITS = 4
-"""Largest code width in bits: sums of four wider codes would not leave room in a byte for adding some."""
 PAIR_TABLES = 256
 """Number of pairs of nibbles; for each, what two bit-planes with these nibbles add to the subset sums is kept."""
 _LOW = 0x0F0F0F0F
@@ -38,7 +37,7 @@ _ARM_SHUFFLE = "llvm.aarch64.neon.tbl1.v16i8"
 
 def shuffles_pay(features: CpuFeatures, bits: int) -> bool:
     """Whether this processor has a byte shuffle and no faster way to multiply ``bits``-bit codes with bits."""
-    return features.has_byte_shuffle and not features.has_vpopcnt and bits <= MAXIMUM_BITS
+    return features.has_byte_shuffle and not features.has_vpopcnt and bits <= DIGIT_BITS
 
 
 def lookups_of_a_byte(bits: int) -> int:

@@ -14,10 +14,10 @@ from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.products.border_signs import sum_signs
+from fqt_deploy.targets.cpu.products.digits import digits_of
 from fqt_deploy.targets.cpu.products.form import TABLE_LOOKUP
 from fqt_deploy.targets.cpu.products.table_lookup.level_convolution_cut import (
     TabledConvolution,
-    digits_of,
     tile_rows,
 )
 from fqt_deploy.targets.cpu.products.table_lookup.lookup import (

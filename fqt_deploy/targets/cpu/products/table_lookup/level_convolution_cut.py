@@ -9,18 +9,14 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from fqt_deploy.targets.cpu.products.border_signs import BorderSigns
-from fqt_deploy.targets.cpu.products.table_lookup.lookup import HALVES, MAXIMUM_BITS
+from fqt_deploy.targets.cpu.products.digits import digits_of
+from fqt_deploy.targets.cpu.products.table_lookup.lookup import HALVES
 from fqt_deploy.targets.products import LevelConvolution
 
 BAND_BYTES = 1 << 19
 """Upper bound of the bytes of one job's tables, which are read from the second-level cache."""
 JOBS = 16
 """Number of independent pieces to cut a product into, where it has so many rows: work for that many threads."""
-
-
-def digits_of(bits: int) -> int:
-    """Number of digits of codes: of as many bits as tables are of, or fewer."""
-    return -(-bits // MAXIMUM_BITS)
 
 
 def tile_rows(product: LevelConvolution, most: int) -> int:

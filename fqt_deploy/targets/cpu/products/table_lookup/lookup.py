@@ -19,8 +19,8 @@ from tvm.script import tirx as T
 
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.products.digits import DIGIT_BITS
 
-MAXIMUM_BITS = 4
 MINIMUM_BITS = 3
 """Least number of bit-planes: fewer are multiplied faster than tables are looked up."""
 MINIMUM_USES = 16
@@ -35,7 +35,7 @@ _BYTES = 0x01010101
 
 def can_look_up(features: CpuFeatures, bits: int, uses: int) -> bool:
     """Whether tables of ``bits``-bit codes, each used for ``uses`` panels of sixteen rows, pay on this processor."""
-    return has_instructions(features) and MINIMUM_BITS <= bits <= MAXIMUM_BITS and uses >= MINIMUM_USES
+    return has_instructions(features) and MINIMUM_BITS <= bits <= DIGIT_BITS and uses >= MINIMUM_USES
 
 
 def has_instructions(features: CpuFeatures) -> bool:
