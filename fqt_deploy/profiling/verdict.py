@@ -12,7 +12,7 @@ _DOMINATES = 0.3
 """Share of the step from which a class of kernels is worth a sentence."""
 _OUTSIDE = 0.05
 _FAR = 0.5
-"""Share of the kernels' time above the roofline from which the farthest rows are named."""
+"""Share of the kernels' time beyond what the roofline asks for, from which the farthest rows are named."""
 _NAMED = 3
 _ADVICE = {
     "attention": "attention stays in fp32: shorter sequences or fewer heads save most",
@@ -92,12 +92,12 @@ def _far_from_ceilings(profile: StepProfile, rows: list[Row]) -> Iterator[str]:
     if whole >= _FAR * profile.kernels_s:
         most = sorted(lost, key=lambda row: -lost[row])[:_NAMED]
         named = ", ".join(
-            f"{row.layer} {row.direction} ({1e3 * row.seconds:.1f} ms, {100 * row.roofline_share:.0f} %)"
+            f"{row.layer} {row.direction} ({1e3 * row.seconds:.1f} ms, {100 * row.roofline_share:.0f} % of the ceiling)"
             for row in most
         )
         yield (
-            f"{100 * whole / profile.kernels_s:.0f} % of the kernels' time is above the roofline, most in {named}: "
-            "kernels are what is slow there, not the model; --tune may find faster tiles"
+            f"{100 * whole / profile.kernels_s:.0f} % of the kernels' time is more than the ceilings ask for, "
+            f"most in {named}: the kernels are slow there, or too small; --tune may find faster tiles"
         )
 
 

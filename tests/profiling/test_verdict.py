@@ -115,7 +115,7 @@ def test_levels_of_activations_are_told():
 
 def test_what_is_far_from_the_ceilings_is_named():
     slow = made([PRODUCT], ceilings=Ceilings(fp32_macs=1e6, bytes=1e6))
-    assert any("most in a forward (10.0 ms, 1 %)" in sentence for sentence in verdict(slow))
+    assert any("most in a forward (10.0 ms, 1 % of the ceiling)" in sentence for sentence in verdict(slow))
 
 
 def test_rows_are_in_the_order_of_the_model():
