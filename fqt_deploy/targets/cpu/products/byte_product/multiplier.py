@@ -47,13 +47,18 @@ class ByteMultiplier:
         return "int16" if self.sums_halves else "int32"
 
     @property
+    def sum_count(self) -> int:
+        """Number of sums in a register."""
+        return 2 * self.lanes if self.sums_halves else self.lanes
+
+    @property
     def sums(self) -> Any:
         """Index vector of the sums of a register."""
-        return T.ramp(0, 1, self.lanes * (2 if self.sums_halves else 1))
+        return T.ramp(0, 1, self.sum_count)
 
     def zeros(self) -> Any:
         """A register of sums of nothing."""
-        return T.Broadcast(tirx.const(0, self.dtype), self.lanes * (2 if self.sums_halves else 1))
+        return T.Broadcast(tirx.const(0, self.dtype), self.sum_count)
 
     def steps(self, bits: int, other_bits: int, most: int) -> int:
         """The number of lanes whose products fit a sum, of codes so wide: at most ``most``; 0 if one does not."""

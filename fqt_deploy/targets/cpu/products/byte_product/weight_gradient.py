@@ -187,7 +187,7 @@ def _multiply(
         for r, v in T.grid(c.rows, width):
             sums[slot, t, r, v, c.lane] = T.broadcast(0, c.lanes)
     for part in T.serial(T.ceildiv(words * STEPS, c.limit)):
-        total = T.alloc_buffer((c.rows, width, c.lanes * (2 if c.multiplier.sums_halves else 1)), c.multiplier.dtype)
+        total = T.alloc_buffer((c.rows, width, c.multiplier.sum_count), c.multiplier.dtype)
         for r in T.unroll(c.rows):
             for v in T.unroll(width):
                 total[r, v, c.multiplier.sums] = c.multiplier.zeros()
