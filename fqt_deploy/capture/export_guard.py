@@ -1,4 +1,4 @@
-"""Guards for ``torch.export``: it may not drop a hand-written backward unnoticed, or talk to the person's terminal."""
+"""Guards for ``torch.export``: it may not talk to the person's terminal, or forget the lines that led to a node."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
 from unittest import mock
 
 import torch
 from torch import fx
-
-from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 
 _TORCH = f"{Path(torch.__file__).parent}/"
 
@@ -70,31 +67,3 @@ def every_frame_recorded() -> Iterator[None]:
 
     with mock.patch.object(fx.proxy.TracerBase, "_filter_traceback_frames", from_first_forward):
         yield
-
-
-@contextlib.contextmanager
-def refuse_custom_functions() -> Iterator[None]:
-    """Make a call of a user's ``torch.autograd.Function`` an FQT104 error.
-
-    ``torch.export`` records the ops of its forward and differentiates those: a straight-through ``sign`` would silently
-    get the gradient zero. PyTorch's own functions are left alone, their forward has the gradient that it should have.
-    """
-    original = torch.autograd.Function.__dict__["apply"]
-
-    def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        if cls.__module__.partition(".")[0] == "torch":
-            return original.__get__(None, cls)(*args, **kwargs)
-        _refuse(cls)
-
-    with mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)):
-        yield
-
-
-def _refuse(cls: type[torch.autograd.Function]) -> NoReturn:
-    error = FqtError(
-        f"cannot trace torch.autograd.Function {cls.__qualname__}: torch.export ignores its backward",
-        code="FQT104",
-        hint="write it in plain PyTorch ops, such as x + (f(x) - x).detach() for a straight-through f",
-    )
-    error.location = SourceLocation.of_frame(sys._getframe(2))
-    raise error

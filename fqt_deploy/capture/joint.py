@@ -17,8 +17,9 @@ from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from fqt_deploy.capture.any_names import any_names
 from fqt_deploy.capture.check_model import check_model, untrained_parameters
 from fqt_deploy.capture.cumulative_average import cumulative_averages
+from fqt_deploy.capture.custom_functions import custom_functions, functions_as_ops, refuse_functions_in_place
 from fqt_deploy.capture.decompositions import decompositions
-from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export, refuse_custom_functions
+from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export
 from fqt_deploy.capture.form_attention import form_attention
 from fqt_deploy.capture.label_range import find_labels
 from fqt_deploy.capture.model_call import ModelCall, describe_call, predicted
@@ -100,11 +101,13 @@ def capture_training_graph(
         for context in (module_mode(model, training=True), torch.enable_grad(), quiet_export(), every_frame_recorded()):
             stack.enter_context(context)
         stack.enter_context(any_names())
-        with refuse_custom_functions():
+        stack.enter_context(custom_functions())
+        with refuse_functions_in_place():
             effects = observe_forward(step, example_inputs, "training")
-            stack.enter_context(plain_ops())
-            stack.enter_context(cumulative_averages())
-            step.assigned = effects.assigned
+        stack.enter_context(plain_ops())
+        stack.enter_context(cumulative_averages())
+        step.assigned = effects.assigned
+        with functions_as_ops():
             module, constants = _export(step, example_inputs)
         try:
             joint = aot_export_joint_with_descriptors(stack, module, example_inputs, decompositions=decompositions())

@@ -80,7 +80,7 @@ def _view(x: Tensor, size: Sequence[int]) -> Any:
     with _disable_current_modes():  # a question, nothing to trace
         try:
             torch.empty_strided(x.shape, x.stride(), device="meta").view(size)
-        except RuntimeError:
+        except (RuntimeError, ValueError):  # PyTorch in C++ raises the one, in Python the other
             pass
         else:
             return NotImplemented

@@ -220,16 +220,6 @@ def test_prediction_reads_the_running_statistics():
         torch.testing.assert_close(outputs(graph)["logits"], model(X))
 
 
-class Signed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return torch.sign(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient
-
-
 class Wrong(nn.Module):
     """Two linear layers whose forward is a parameter of the test."""
 
@@ -247,8 +237,6 @@ def branch(m, x):
 
 
 REFUSED = {
-    "custom function": (lambda m, x: m.b(Signed.apply(m.a(x))), "FQT104", "Signed"),
-    "custom function beside a residual": (lambda m, x: m.b(m.a(x) + Signed.apply(m.a(x))), "FQT104", "Signed"),
     "control flow": (branch, "FQT104", "data-dependent"),
     "chosen rows": (
         lambda m, x: m.b(m.a(x) * x[torch.nonzero(x[:, 0])[:, 0]].sum()),
