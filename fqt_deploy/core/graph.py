@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -141,6 +142,8 @@ class TrainingGraph:
         notes: what a person should know of the model, a line each.
         prediction: the name of the model's output that ``logits`` is.
         example: the arrays of the example batch by name; None for a graph read from text.
+        code_counts: how often each layer reads each sign or level on the example batch, by the name of its weight; of
+            those layers that a pass has computed it for.
     """
 
     module: fx.GraphModule
@@ -158,6 +161,7 @@ class TrainingGraph:
     notes: tuple[str, ...] = ()
     prediction: str = "logits"
     example: Mapping[str, torch.Tensor] | None = None
+    code_counts: Mapping[str, Counter[int]] = field(default_factory=dict)
 
     def batch_inputs(self, role: str | None = None) -> list[fx.Node]:
         """The input nodes of a batch, with ``role`` if it is given."""

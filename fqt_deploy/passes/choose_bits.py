@@ -22,6 +22,7 @@ so that equal layers share their kernels.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -37,7 +38,7 @@ from fqt_deploy.core.graph import ActivationGrid, LayerRecord, TrainingGraph
 from fqt_deploy.core.layer_bits import ACTIVATION_BITS, LayerBits
 from fqt_deploy.ops.lib.levels import codes_of, unit
 from fqt_deploy.passes.annotate_layers import products_of
-from fqt_deploy.passes.example_values import plain_convolution_by_onednn, visit_values
+from fqt_deploy.passes.example_values import code_counts, plain_convolution_by_onednn, visit_values
 from fqt_deploy.passes.non_negative import is_non_negative
 from fqt_deploy.passes.pass_base import Pass
 
@@ -86,10 +87,13 @@ class ChooseBits(Pass):
         products = products_of(graph, "forward")
         for product in products:
             inputs.setdefault(product.meta["record"].weight, []).append(call_of(product).x)
-        values = self._measured(graph, products)
+        counts: dict[str, Counter[int]] = {}
+        values = self._measured(graph, products, counts)
         for record in graph.layers:
             if record.weight in inputs:
                 record.grid = self._grid(record, inputs[record.weight], values)
+        # the calls of a layer before its last were computed with the grid of those inputs that were known
+        graph.code_counts = {weight: codes for weight, codes in counts.items() if len(inputs[weight]) == 1}
         return False
 
     def _grid(
@@ -106,8 +110,13 @@ class ChooseBits(Pass):
         mean = sum(values[x].mean_square if x in values else usual for x in inputs) / len(inputs)
         return ActivationGrid(bits, signed, spacing_of(math.sqrt(mean), bits, signed))
 
-    def _measured(self, graph: TrainingGraph, products: list[fx.Node]) -> dict[fx.Node, _Values]:
-        """What each product reads on the example batch, where those before it are quantized; empty without one."""
+    def _measured(
+        self, graph: TrainingGraph, products: list[fx.Node], counts: dict[str, Counter[int]]
+    ) -> dict[fx.Node, _Values]:
+        """What each product reads on the example batch, where those before it are quantized; empty without one.
+
+        ``counts`` gets the number of each layer's codes, which costs little once they are there.
+        """
         found: dict[fx.Node, _Values] = {}
         bits = {call_of(product).x: self._bits_of(product.meta["record"]) for product in products}
 
@@ -117,8 +126,11 @@ class ChooseBits(Pass):
 
         def quantized(product: fx.Node) -> Callable[..., Tensor]:
             def compute(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
-                grid = self._grid(product.meta["record"], [call_of(product).x], found)
-                return _quantized_product(product, grid, x, w, *rest)
+                record = product.meta["record"]
+                grid = self._grid(record, [call_of(product).x], found)
+                codes = _codes(x, grid)
+                counts[record.weight] = code_counts(codes)
+                return _product_of_codes(product, grid, codes, w, *rest)
 
             return compute
 
@@ -160,13 +172,20 @@ class _Values:
     lopsided: bool
 
 
-def _quantized_product(product: fx.Node, grid: ActivationGrid | None, x: Tensor, w: Tensor, *rest: Any) -> Tensor:
-    """What ``product`` computes once it is binarized: on signs or levels of ``x`` and signs of ``w``, scaled."""
+def _codes(x: Tensor, grid: ActivationGrid | None) -> Tensor:
+    """The levels of ``x``, or its signs where there is no grid."""
+    codes: Tensor = (
+        torch.ops.fqt.sign(x)
+        if grid is None
+        else torch.ops.fqt.activation_levels(x, grid.spacing, grid.bits, grid.signed)
+    )
+    return codes
+
+
+def _product_of_codes(product: fx.Node, grid: ActivationGrid | None, codes: Tensor, w: Tensor, *rest: Any) -> Tensor:
+    """What ``product`` computes once it is binarized: on ``codes`` and signs of ``w``, scaled."""
     scale = torch.ops.fqt.weight_scale(w if w.dim() == 4 else w[:, :, None, None])
-    if grid is None:
-        codes = torch.ops.fqt.sign(x)
-    else:
-        codes = torch.ops.fqt.activation_levels(x, grid.spacing, grid.bits, grid.signed)
+    if grid is not None:
         scale = scale * unit(grid.spacing, grid.signed)
     is_convolution = product.target is torch.ops.fqt.conv2d.default
     compute: Callable[..., Tensor] = plain_convolution_by_onednn if is_convolution else torch.ops.fqt.linear.default

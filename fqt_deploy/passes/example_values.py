@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -74,3 +75,10 @@ def plain_convolution_by_onednn(x: Tensor, w: Tensor, stride: list[int], padding
         product: Tensor = torch.ops.fqt.conv2d(x, w, stride, padding)
         return product
     return torch.conv2d(x.permute(0, 3, 1, 2), w, None, stride, padding).permute(0, 2, 3, 1)
+
+
+def code_counts(codes: Tensor) -> Counter[int]:
+    """How often each sign or level occurs among ``codes``, which are whole numbers."""
+    least = int(codes.min())
+    times = (codes - least).to(torch.int16).flatten().bincount().tolist()
+    return Counter({least + i: n for i, n in enumerate(times) if n})

@@ -11,7 +11,8 @@ a convolution pads with.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from fqt_deploy.core.call import call_of
 from fqt_deploy.core.graph import LayerRecord, TrainingGraph
 from fqt_deploy.ops.lib.levels import unit
 from fqt_deploy.passes.annotate_layers import products_of
-from fqt_deploy.passes.example_values import plain_convolution_by_onednn, visit_values
+from fqt_deploy.passes.example_values import code_counts, plain_convolution_by_onednn, visit_values
 from fqt_deploy.passes.pass_base import Pass
 
 fqt = torch.ops.fqt
@@ -52,7 +53,7 @@ class FindConstantCodes(Pass):
             return False
         counts = _code_counts(graph, products)
         found = [(record, counts[record.weight]) for record in graph.layers if record.weight in counts]
-        constant = [(record, codes) for record, codes in found if max(codes.values()) >= LEAST_SHARE * _total(codes)]
+        constant = [(record, codes) for record, codes in found if max(codes.values()) >= LEAST_SHARE * codes.total()]
         graph.notes += tuple(_note(record, codes) for record, codes in constant[:_MOST_LAYERS])
         if others := [record.path for record, _ in constant[_MOST_LAYERS:]]:
             graph.notes += (f"the same holds for {len(others)} more layers: {', '.join(others)}",)
@@ -63,39 +64,24 @@ def _is_constant(tensor: Tensor) -> bool:
     return tensor.numel() > 0 and bool((tensor == tensor.reshape(-1)[0]).all())
 
 
-def _code_counts(graph: TrainingGraph, products: Iterable[fx.Node]) -> dict[str, dict[int, int]]:
+def _code_counts(graph: TrainingGraph, products: Iterable[fx.Node]) -> Mapping[str, Counter[int]]:
     """How often each layer reads each sign or level, by the name of its weight; over all of its calls."""
     owners = {call_of(product).x: product.meta["record"].weight for product in products}
-    counts: dict[str, dict[int, int]] = {}
+    if graph.code_counts.keys() >= set(owners.values()):
+        return graph.code_counts
+    counts: dict[str, Counter[int]] = {}
 
-    def count(node: fx.Node, levels: Tensor) -> None:
-        of_layer = counts.setdefault(owners[node], {})
-        for level, times in _level_counts(levels, is_sign=node.target is fqt.sign.default):
-            of_layer[level] = of_layer.get(level, 0) + times
+    def count(node: fx.Node, codes: Tensor) -> None:
+        counts[owners[node]] = counts.get(owners[node], Counter()) + code_counts(codes)
 
     visit_values(graph, owners, count, instead={fqt.conv2d.default: plain_convolution_by_onednn})
     return counts
 
 
-def _level_counts(levels: Tensor, *, is_sign: bool) -> list[tuple[int, int]]:
-    """Each level that is there, with how often it is."""
-    if is_sign:
-        positive = int((levels > 0).count_nonzero())
-        found = [(1, positive), (-1, levels.numel() - positive)]
-    else:
-        least = int(levels.min())
-        found = [(least + i, n) for i, n in enumerate((levels - least).to(torch.int16).flatten().bincount().tolist())]
-    return [(level, times) for level, times in found if times]
-
-
-def _total(counts: dict[int, int]) -> int:
-    return sum(counts.values())
-
-
-def _note(record: LayerRecord, counts: dict[int, int]) -> str:
+def _note(record: LayerRecord, counts: Counter[int]) -> str:
     """The line about a layer: the share is rounded down, so that 100 % means all."""
     level = max(counts, key=lambda each: counts[each])
-    percent = f"{math.floor(1000 * counts[level] / _total(counts)) / 10:g} %"
+    percent = f"{math.floor(1000 * counts[level] / counts.total()) / 10:g} %"
     name = record.path
     if record.grid is None:
         what, instead = f"signs that it reads are {'+' if level > 0 else '-'}", f", --bits '{name}=1,2' for more bits"
