@@ -19,6 +19,8 @@ from fqt_deploy.core.graph import TrainingGraph
 aten = torch.ops.aten
 
 _CODE = "FQT107"
+_NOT_TAKEN = (RuntimeError, IndexError)
+"""The errors of operators that do not take the numbers of another sample; what looks at floats has no lowering."""
 
 
 def refuse_random(graph: TrainingGraph) -> None:
@@ -72,7 +74,7 @@ def refuse_mixed_samples(graph: TrainingGraph, inputs: tuple[Tensor, ...]) -> No
     for other in _with_another_sample(inputs):
         try:
             outputs = _run(graph, other)
-        except RuntimeError:  # an operator that takes no such numbers: those that do so have no lowering either
+        except _NOT_TAKEN:
             continue
         changed = _differ(outputs.view(batch, -1), logits.view(batch, -1))
         reached |= changed.any(1)
@@ -83,23 +85,27 @@ def refuse_mixed_samples(graph: TrainingGraph, inputs: tuple[Tensor, ...]) -> No
             + (f" ({rows} rows a sample)" if rows > 1 else ""),
             code=_CODE,
             node=node,
-            hint="predict from the sample alone, as batch normalization does with track_running_stats=True",
+            hint="predict from the sample alone, as batch normalization does with track_running_stats=True; where "
+            "samples are compared with each other, return their embeddings and compare those in loss_fn",
         )
 
 
 def _with_another_sample(inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
-    """The batch ``inputs`` with other values in sample 0: values of other samples, large ones and NaN where it can."""
+    """The batch ``inputs`` with other values in sample 0, twice.
+
+    First floats are large, and integers those of the same place in other samples; then floats are NaN, and integers
+    those of any place.
+    """
     generator = torch.Generator().manual_seed(0)
-    variants = [_another(x, generator) for x in inputs]
-    # Large numbers and NaN go with values of integers that the batch holds.
-    return [tuple(own[min(i, len(own) - 1)] for own in variants) for i in range(max(map(len, variants)))]
+    return list(zip(*(_another(x, generator) for x in inputs), strict=True))
 
 
 def _another(x: Tensor, generator: torch.Generator) -> list[Tensor]:
     if not x.is_floating_point():
-        rolled = x.clone()
-        rolled[0] = x.flatten()[torch.randint(0, x.numel(), x[0].shape, generator=generator)]
-        return [rolled]
+        own, any_ = x.clone(), x.clone()  # a column of a table has its own range, others may be too large for it
+        own[0] = x.gather(0, torch.randint(1, x.shape[0], (1, *x.shape[1:]), generator=generator))[0]
+        any_[0] = x.flatten()[torch.randint(0, x.numel(), x[0].shape, generator=generator)]
+        return [own, any_]
     noisy, unknown = x.clone(), x.clone()
     noisy[0] = torch.randn(x[0].shape, generator=generator) * 1e3  # large: some sums are clipped
     unknown[0] = float("nan")
@@ -130,7 +136,10 @@ def _first_mixing_node(graph: TrainingGraph, inputs: tuple[Tensor, ...]) -> fx.N
     reference = _values(graph, inputs)
     batch = inputs[0].shape[0]
     for other in _with_another_sample(inputs):
-        changed = _values(graph, other)
+        try:
+            changed = _values(graph, other)
+        except _NOT_TAKEN:
+            continue
         node: fx.Node
         for node in graph.graph.nodes:
             leaves = [torch.utils._pytree.tree_leaves(values.get(node)) for values in (reference, changed)]

@@ -10,7 +10,7 @@ Here labels go from 0 to below the extent of axis 1, and 255 is left out. Assert
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from fqt_deploy.capture.class_axis import class_axis
+from fqt_deploy.capture.column_ranges import columns_picked
 from fqt_deploy.capture.filled_labels import mixture_fact
 from fqt_deploy.capture.integer_bounds import always_holds
 from fqt_deploy.capture.label_values import (
@@ -109,6 +110,12 @@ def find_labels(graph: TrainingGraph, examples: Mapping[str, Tensor] | None = No
             continue
         followed = _follow(graph, node, strict=spec.role == "target")
         covered |= followed.asserted
+        if len(set(columns := _by_column(graph, node, strict=spec.role == "target"))) > 1:
+            low, high = min(own.low for own in columns), max(own.high for own in columns)
+            ignored = {own.ignore_index for own in columns}
+            values = IndexRange(low, high, next(iter(ignored)) if len(ignored) == 1 else None)
+            specs[place] = replace(spec, values=values, columns=columns)
+            continue
         example = (examples or {}).get(spec.name)
         use = _together(followed.legal, frozenset() if example is None else frozenset(torch.unique(example).tolist()))
         if use is None:
@@ -137,12 +144,28 @@ def _drop(graph: TrainingGraph, assertions: list[fx.Node], covered: set[fx.Node]
         graph.graph.eliminate_dead_code()
 
 
-def _follow(graph: TrainingGraph, labels: fx.Node, *, strict: bool) -> _Followed:
-    """What becomes of the integers ``labels``; unless ``strict``, an index of them that is not followed is left out."""
+def _by_column(graph: TrainingGraph, given: fx.Node, *, strict: bool) -> tuple[IndexRange, ...]:
+    """The range of each column of an input; empty if no column is picked, or one of them has no range of its own."""
+    picked = columns_picked(graph, given)
+    legal: dict[int, list[LegalLabels]] = {}
+    for node, columns in picked.items():
+        for column in columns:
+            legal.setdefault(column, []).extend(_follow(graph, node, strict=strict, without=picked).legal)
+    uses = [_together(legal[column], frozenset()) for column in sorted(legal)]
+    if any(use is None or use.low == LOWEST or use.high == HIGHEST for use in uses):
+        return ()
+    return tuple(IndexRange(use.low, use.high, use.ignore_index) for use in uses if use is not None)
+
+
+def _follow(graph: TrainingGraph, labels: fx.Node, *, strict: bool, without: Container[Any] = ()) -> _Followed:
+    """What becomes of the integers ``labels``; unless ``strict``, an index of them that is not followed is left out.
+
+    Nodes in ``without`` are not followed.
+    """
     facts: dict[Any, Fact] = {labels: Index()}
     found = _Followed([], [], set())
     for node in graph.graph.nodes:
-        if node.op != "call_function":
+        if node.op != "call_function" or node in without:
             continue
         if node.target in _ASSERTIONS and (asserted := _all_hold(node.args[0], False, facts)) is not None:
             found.legal.extend(asserted)

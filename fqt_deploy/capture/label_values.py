@@ -240,6 +240,8 @@ def place_of(node: Any, facts: Mapping[Any, Fact]) -> Any:
     if node.target in MIXTURES:
         return (node.name,), tuple(node.meta["val"].shape)
     operands = [operand for operand in node.all_input_nodes if operand in facts]
+    if not operands:  # a column, which is followed by itself
+        return (node.name,), tuple(node.meta["val"].shape)
     places = {place_of(operand, facts) for operand in operands}
     if len(places) != 1 or None in places:
         return None

@@ -25,7 +25,7 @@ def check_same_step(first: TrainingGraph, other: TrainingGraph) -> None:
     """Refuse a step for another shape that is not the same step on the same state.
 
     Raises:
-        FqtError: FQT103 if a layer or the state depends on the shape of the batch.
+        FqtError: FQT103 if a layer, the range of a column or the state depends on the shape of the batch.
     """
     decisions = [[(r.path, r.binarized, r.grid) for r in graph.layers] for graph in (first, other)]
     if decisions[0] != decisions[1]:
@@ -35,6 +35,13 @@ def check_same_step(first: TrainingGraph, other: TrainingGraph) -> None:
             code="FQT103",
             hint="exclude these layers",
         )
+    for ours, theirs in zip(first.signature, other.signature, strict=True):
+        if ours.columns != theirs.columns:
+            raise FqtError(
+                f"columns of {ours.name} have ranges of their own, which differ for {_shapes(other)}",
+                code="FQT103",
+                hint="give all batches as many columns",
+            )
     layouts = [
         {name: (tuple(t.initial.shape), t.initial.dtype, t.role) for name, t in _lasting(graph)}
         for graph in (first, other)

@@ -63,10 +63,13 @@ class InputSpec(TensorSpec):
     Attributes:
         role: ``input`` of the model, or ``target`` of the loss, which a prediction does without.
         values: the integers that it may hold: labels that the loss indexes by, or indices into a table; None if any.
+        columns: for each place along the last axis, the integers that it may hold, where they differ: columns that are
+            looked up in tables of their own. Otherwise empty.
     """
 
     role: str
     values: IndexRange | None = None
+    columns: tuple[IndexRange, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -365,8 +368,9 @@ def _build_dataclass(expected: type, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise _misfit(where, "an object", data)
     hints = get_type_hints(expected)
-    # Only the manifest itself has grown since its first version; what an older one lacks has a default.
-    optional = {f.name for f in fields(expected) if f.default is not MISSING} if expected is Manifest else set()
+    # What has been added since the first version has a default, which holds where it lacks.
+    grown = {Manifest: {f.name for f in fields(expected) if f.default is not MISSING}, InputSpec: {"columns"}}
+    optional = grown.get(expected, set())
     if difference := (set(data) ^ set(hints)) - (optional - set(data)):
         raise FqtError(
             f"{where} of manifest.json has missing or unknown fields: {', '.join(sorted(difference))}", code="FQT502"

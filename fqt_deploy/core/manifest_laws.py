@@ -68,8 +68,11 @@ def _indices_are_integers(manifest: Manifest) -> Iterator[str]:
             continue
         if not spec.dtype.startswith(("int", "uint")):
             yield f"{spec.name} is of type {spec.dtype}, and has a range of integers"
-        if values.low >= values.high or any(bound not in _INT64 for bound in (values.low, values.high)):
-            yield f"{spec.name} goes from {values.low} to before {values.high}"
+        for own in (values, *spec.columns):
+            if own.low >= own.high or any(bound not in _INT64 for bound in (own.low, own.high)):
+                yield f"{spec.name} goes from {own.low} to before {own.high}"
+        if spec.columns and len(spec.columns) != spec.shape[-1]:
+            yield f"{spec.name} {list(spec.shape)} has ranges for {len(spec.columns)} columns"
         if values.ignore_index is not None and values.ignore_index not in _INT64:
             yield f"ignore_index is {values.ignore_index}"
 

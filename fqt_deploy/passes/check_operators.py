@@ -57,10 +57,23 @@ def _place(node: fx.Node) -> tuple[str, ...]:
     return str(node.target), str(_dtype(node)), str(node.meta.get("layer")), str(SourceLocation.of(node))
 
 
+_EXPERTS = "let transformers compute experts in products of fixed sizes: model.set_experts_implementation('batched_mm')"
+_INSTEAD = {
+    "aten.histc": f"count with one_hot(x, bins).sum(0); {_EXPERTS}",
+    "transformers.grouped_mm_fallback": _EXPERTS,
+    "transformers.grouped_mm_fallback_backward": _EXPERTS,
+    "aten._grouped_mm": _EXPERTS,
+    "aten._fft_c2c": "write the Fourier transform as products with its real and its imaginary matrix",
+    "aten._fft_r2c": "write the Fourier transform as products with its real and its imaginary matrix",
+}
+"""The text of a hint by the name of an operator, without its overload."""
+
+
 def _refuse(node: fx.Node) -> None:
     dtype, dropped = _dtype(node), dropped_arguments(node)
     wrong = [dtype_name(dtype)] if dtype in _TOO_WIDE_OR_NARROW else []
-    hint = "write it in supported operators; fqt-compile --list-ops lists them"
+    usual = "write it in supported operators; fqt-compile --list-ops lists them"
+    hint = _INSTEAD.get(str(node.target).rpartition(".")[0], usual)
     if wrong or dropped:
         hint = "compute it in float32" if wrong else f"write it without {', '.join(dropped)}"
     where = ", ".join([node.meta.get("phase", "forward"), *wrong, *dropped])

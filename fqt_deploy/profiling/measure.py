@@ -43,7 +43,9 @@ def made_up_batch(manifest: Manifest) -> Batch:
 
     def array(spec: InputSpec) -> NDArray[Any]:
         if spec.values is not None:
-            return generator.integers(spec.values.low, spec.values.high, spec.shape).astype(spec.dtype)
+            ranges = spec.columns or (spec.values,)
+            low, high = [own.low for own in ranges], [own.high for own in ranges]
+            return generator.integers(low, high, spec.shape).astype(spec.dtype)
         if np.dtype(spec.dtype).kind == "f":
             return generator.standard_normal(spec.shape).astype(spec.dtype)
         return generator.integers(0, 2, spec.shape).astype(spec.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,9 +151,17 @@ def check_values(spec: TensorSpec, array: Array) -> None:
         if bad.size:
             where = _position(array, int(bad[0]))
             raise FqtError(f"{spec.name}{where} is {array.flat[bad[0]]}; {bad.size} such values", code="FQT506")
-    values = spec.values if isinstance(spec, InputSpec) else None
-    if values is not None and array.size and (array.min() < values.low or array.max() >= values.high):
-        _check_range(spec.name, array, values, labels=isinstance(spec, InputSpec) and spec.role == "target")
+    if not isinstance(spec, InputSpec) or spec.values is None or not array.size:
+        return
+    labels = spec.role == "target"
+    if spec.columns:
+        low, high = (np.array([getattr(own, side) for own in spec.columns]) for side in ("low", "high"))
+        ignored = np.array([own.low if own.ignore_index is None else own.ignore_index for own in spec.columns])
+        bad = np.flatnonzero(((array < low) | (array >= high)) & (array != ignored))
+        if bad.size:
+            _refuse_index(spec.name, array, int(bad[0]), spec.columns[int(bad[0]) % len(spec.columns)], labels=labels)
+    elif array.min() < spec.values.low or array.max() >= spec.values.high:
+        _check_range(spec.name, array, spec.values, labels=labels)
 
 
 def _check_range(name: str, array: Array, values: IndexRange, *, labels: bool) -> None:
@@ -161,12 +169,16 @@ def _check_range(name: str, array: Array, values: IndexRange, *, labels: bool) -
     if values.ignore_index is not None:
         wrong &= array != values.ignore_index
     bad = np.flatnonzero(wrong)
-    if not bad.size:
-        return
+    if bad.size:
+        _refuse_index(name, array, int(bad[0]), values, labels=labels)
+
+
+def _refuse_index(name: str, array: Array, place: int, values: IndexRange, *, labels: bool) -> NoReturn:
+    """FQT507 for the element at ``place``, which is none of ``values``."""
     also = "" if values.ignore_index is None else f", or are {values.ignore_index}, which is left out"
     hint = "number the classes from 0" if labels else "the model looks them up in a table of that size"
     raise FqtError(
-        f"{name}{_position(array, int(bad[0]))} is {array.flat[bad[0]]}; "
+        f"{name}{_position(array, place)} is {array.flat[place]}; "
         f"{'labels' if labels else 'indices'} go from {values.low} to {values.high - 1}{also}",
         code="FQT507",
         hint=hint if values.low == 0 else None,

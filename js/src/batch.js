@@ -34,9 +34,13 @@ function converted(spec, values, kind) {
 /** FQT507 unless all integers are those that the step indexes by: labels, or rows of a table. */
 export function checkValues(spec, values) {
   if (spec.values === null) return;
-  const { low, high, ignore_index: ignored } = spec.values;
-  const bad = values.findIndex((value) => (value < low || value >= high) && (ignored === null || Number(value) !== ignored));
+  const ranges = spec.columns?.length ? spec.columns : [spec.values];
+  const bad = values.findIndex((value, i) => {
+    const { low, high, ignore_index: ignored } = ranges[i % ranges.length];
+    return (value < low || value >= high) && (ignored === null || Number(value) !== ignored);
+  });
   if (bad >= 0) {
+    const { low, high } = ranges[bad % ranges.length];
     throw new FqtError(`${spec.name}[${bad}] is ${values[bad]}, expected an integer from ${low} to ${high - 1}`, "FQT507");
   }
 }

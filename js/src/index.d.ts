@@ -20,6 +20,7 @@ export interface TensorSpec {
 export interface InputSpec extends TensorSpec {
   readonly role: "input" | "target";
   readonly values: { readonly low: number; readonly high: number; readonly ignore_index: number | null } | null;
+  readonly columns?: readonly { readonly low: number; readonly high: number; readonly ignore_index: number | null }[];
 }
 
 /** What the compiler says about a model; the fields of manifest.json that matter here. */

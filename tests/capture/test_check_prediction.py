@@ -73,3 +73,31 @@ def test_logits_that_are_nan_anyway_tell_nothing_of_other_samples():
     model, zeros = Predicting(lambda m, x: m.a(torch.lgamma(x.relu()) * 0)), torch.zeros_like(X)
     assert model(zeros).isnan().all()
     assert [*capture_prediction_graph(model, zeros).results()] == ["logits"]
+
+
+class Columns(nn.Module):
+    """A table whose columns have ranges of their own."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(size, 4) for size in (2, 30, 4))
+        self.head, self.code = nn.Linear(12, 3), forward
+
+    def forward(self, x):
+        joined = torch.cat([table(x[:, i]) for i, table in enumerate(self.tables)], 1)
+        return self.code(self.head(joined.asinh()))
+
+
+@pytest.mark.parametrize("batch", [6, 1])
+def test_each_column_of_a_table_has_its_own_range(batch):
+    columns = torch.stack([torch.arange(6) % 2, torch.arange(6) + 24, torch.arange(6) % 4], 1)[:batch]
+    # differences that cancel: the definitions of the ops alone do not say that no sample reaches another
+    graph = capture_prediction_graph(Columns(lambda y: y + (y - y).mean(0)), columns)
+    assert graph.outputs == ["logits"]
+
+
+def test_samples_of_a_table_that_are_mixed_are_refused():
+    columns = torch.stack([torch.arange(6) % 2, torch.arange(6) + 24, torch.arange(6) % 4], 1)
+    with pytest.raises(FqtError, match="the other samples") as caught:
+        capture_prediction_graph(Columns(lambda y: y - y.mean(0)), columns)
+    assert caught.value.location.path.name == "test_check_prediction.py"

@@ -283,3 +283,68 @@ def test_one_hot_without_a_number_of_classes_is_refused():
     with pytest.raises(FqtError, match=r"FQT104: F\.one_hot without num_classes") as caught:
         capture_training_graph(Model(6, 5), F.cross_entropy, batch)
     assert caught.value.location.path.name == "test_label_range.py"
+
+
+class Table(nn.Module):
+    """Columns of integers, looked up in tables of their own; how they are picked is a parameter of the test."""
+
+    def __init__(self, pick):
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(size, 3) for size in (2, 30, 7))
+        self.head, self.pick = nn.Linear(9, 5), pick
+
+    def forward(self, x):
+        return self.head(torch.cat([table(c) for table, c in zip(self.tables, self.pick(x), strict=True)], -1))
+
+
+def columns_of(*extents):
+    return torch.stack([labels(8, high=extent) for extent in extents], 1)
+
+
+PICKED = {
+    "indexed": lambda x: [x[:, i] for i in range(3)],
+    "converted": lambda x: [x.long()[..., i] for i in range(3)],
+    "unbound": lambda x: x.unbind(1),
+    "split": lambda x: [part.squeeze(1) for part in x.split(1, 1)],
+    "chunked": lambda x: [part.flatten() for part in x.chunk(3, -1)],
+    "of a part": lambda x: [x[:, 0], x[:, 1:][:, 0], x[:, 1:].select(1, 1)],
+    "transposed": lambda x: list(x.clone().T.contiguous()),
+}
+OWN = (IndexRange(0, 2), IndexRange(0, 30), IndexRange(0, 7))
+
+
+@pytest.mark.parametrize("case", PICKED)
+def test_columns_that_are_looked_up_in_tables_have_ranges_of_their_own(case):
+    x = columns_of(2, 30, 7)
+    graph = capture_training_graph(Table(PICKED[case]), F.cross_entropy, (x, labels(8)))
+    spec = graph.signature[0]
+    # Columns along another axis than the last are not told apart: all of them have the range that is common.
+    expected = (IndexRange(0, 2), ()) if case == "transposed" else (IndexRange(0, 30), OWN)
+    assert (spec.values, spec.columns) == expected
+
+
+def test_a_column_that_is_moved_has_the_range_that_was_moved():
+    graph = capture_training_graph(
+        Table(lambda x: [x[:, 0] - 1, x[:, 1].clamp(max=29), x[:, 2]]),
+        F.cross_entropy,
+        (columns_of(2, 30, 7) + torch.tensor([1, 0, 0]), labels(8)),
+    )
+    # A side that nothing bounds is no range of a column: the common one is what all of them allow.
+    assert graph.signature[0].columns == ()
+    graph = capture_training_graph(
+        Table(lambda x: [x[:, 0] - 1, x[:, 1] + 2, x[:, 2]]),
+        F.cross_entropy,
+        (columns_of(2, 20, 7) + torch.tensor([1, 0, 0]), labels(8)),
+    )
+    assert graph.signature[0].columns == (IndexRange(1, 3), IndexRange(-2, 28), IndexRange(0, 7))
+
+
+def test_labels_of_several_tasks_have_ranges_of_their_own():
+    def loss(o, y):
+        return F.cross_entropy(o[:, :2], y[:, 0]) + F.cross_entropy(o[:, 2:], y[:, 1])
+
+    x, y = torch.randn(8, 4, generator=GENERATOR), columns_of(2, 3)
+    graph = capture_training_graph(nn.Linear(4, 5), loss, (x, y))
+    assert graph.signature[1].values == IndexRange(0, 3, -100)
+    assert graph.signature[1].columns == (IndexRange(0, 2, -100), IndexRange(0, 3, -100))
+    assert graph.labels is None  # the classes of two tasks are no classes of the logits

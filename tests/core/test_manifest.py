@@ -118,6 +118,8 @@ def test_another_version_is_told_before_anything_else(version, hint):
         (("inputs", 1, "shape"), [7], "x [8, 3, 4, 4] and y [7] are not of one batch"),
         (("inputs", 1, "dtype"), "float32", "y is of type float32, and has a range of integers"),
         (("inputs", 1, "values", "high"), 0, "y goes from 0 to before 0"),
+        (("inputs", 1, "columns"), [{"low": 0, "high": 1, "ignore_index": None}] * 7, "y [8] has ranges for 7 columns"),
+        (("inputs", 1, "columns"), [{"low": 3, "high": 3, "ignore_index": None}] * 8, "y goes from 3 to before 3"),
         (("inputs", 1, "values", "ignore_index"), 2**63, f"ignore_index is {2**63}"),
         (("class_axis",), 7, "class_axis is 7 with logits [8, 10]"),
     ],

@@ -137,6 +137,27 @@ def test_all_unsupported_operators_are_listed_at_once(graph_after):
     assert message.count("test_refusals.py") >= 2
 
 
+class Counted(nn.Module):
+    """Experts as transformers counts their tokens, and a Fourier transform."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(256, 40), nn.Linear(40, 4)
+
+    def forward(self, x):
+        x = self.body(x.flatten(1))
+        counts = torch.histc(x.detach().argmax(1).float(), bins=40, min=0, max=39)
+        return self.head(torch.fft.fft(x).real * counts)
+
+
+def test_what_to_write_instead_of_an_operator_is_said(graph_after):
+    with pytest.raises(FqtError) as caught:
+        graph_after(Counted(), "check-operators")
+    hints = {part.message.partition(" ")[0]: part.hint for part in caught.value.parts}
+    assert "set_experts_implementation('batched_mm')" in hints["aten.histc.default"]
+    assert "as products" in hints["aten._fft_c2c.default"] or "as products" in hints["aten._fft_r2c.default"]
+
+
 class Narrow(nn.Module):
     def __init__(self):
         super().__init__()

@@ -116,6 +116,24 @@ def test_labels_out_of_range_are_refused(label):
         check_input(InputSpec("y", (4,), "int64", "target", IndexRange(0, 10)), np.array([0, 9, label, label]))
 
 
+def test_columns_have_ranges_of_their_own():
+    spec = InputSpec(
+        "c", (2, 3), "int64", "input", IndexRange(0, 30), (IndexRange(0, 2), IndexRange(5, 30), IndexRange(0, 4, -100))
+    )
+    legal = np.array([[1, 29, 3], [0, 5, -100]])
+    assert (check_input(spec, legal) == legal).all()
+    for place, value, said in [
+        ((1, 0), 2, "0 to 1"),
+        ((0, 1), 4, "5 to 29"),
+        ((1, 2), 29, "0 to 3"),
+        ((0, 2), -1, "0 to 3"),
+    ]:
+        wrong = legal.copy()
+        wrong[place] = value
+        with pytest.raises(FqtError, match=rf"FQT507: c\[{place[0]}, {place[1]}\] is {value}; indices go from {said}"):
+            check_input(spec, wrong)
+
+
 def test_large_values_are_not_taken_for_infinity():
     large = np.full(SPEC.shape, 3e38, dtype=np.float32)
     assert (check_input(SPEC, large) == large).all()

@@ -61,13 +61,20 @@ IndexRange CheckedRange(const TensorSpec& spec, const IndexRange& values) {
 }
 
 InputSpec ParseInput(const Json& json) {
-  InputSpec spec{ParseSpec(json), false, std::nullopt};
+  InputSpec spec{ParseSpec(json), false, std::nullopt, {}};
   const std::string role = json["role"].String();
   if (role != "input" && role != "target") Contradiction("an input has the role " + role);
   spec.target = role == "target";
   if (const Json values = json["values"]; !values.IsNull()) {
     spec.values = CheckedRange(spec, {values["low"].Int(), values["high"].Int(), OptionalInt(values, "ignore_index")});
   }
+  if (json.Has("columns")) {
+    for (const Json& own : json["columns"].Items()) {
+      spec.columns.push_back(CheckedRange(spec, {own["low"].Int(), own["high"].Int(), OptionalInt(own, "ignore_index")}));
+    }
+  }
+  const bool fits = spec.columns.empty() || (spec.values && !spec.shape.empty() && spec.shape.back() == static_cast<int64_t>(spec.columns.size()));
+  if (!fits) Contradiction(spec.name + " has ranges for " + std::to_string(spec.columns.size()) + " columns");
   return spec;
 }
 

@@ -21,6 +21,7 @@ struct IndexRange {
 struct InputSpec : TensorSpec {
   bool target = false;               // the loss takes it, not the model
   std::optional<IndexRange> values;  // the integers that it may hold; any if absent
+  std::vector<IndexRange> columns;   // for each place along the last axis, where they differ
 };
 
 // The step for one shape of batches.

@@ -87,9 +87,9 @@ void CheckFinite(const TensorSpec& spec, const char* data, size_t bytes) {
 
 void CheckRange(const InputSpec& spec, const char* data, size_t count) {
   if (!spec.values) return;
-  const IndexRange& range = *spec.values;
   const size_t width = ItemSize(spec.dtype);
   for (size_t i = 0; i < count; ++i) {
+    const IndexRange& range = spec.columns.empty() ? *spec.values : spec.columns[i % spec.columns.size()];
     int64_t value;
     if (width == sizeof(int32_t)) {
       int32_t narrow;
