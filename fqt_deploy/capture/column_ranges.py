@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from fqt_deploy.capture.label_values import is_integer
+from fqt_deploy.core.call import call_of
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.ops.aten.spellings import IN_ORDER
 
@@ -51,7 +52,8 @@ def _picked(node: fx.Node, operand: fx.Node, columns: Columns) -> Columns | None
         return columns if before == after else None
     if node.target not in (aten.select.int, aten.slice.Tensor):
         return None
-    _, axis, *where = (*node.args, *(0,) * (2 - len(node.args)))
-    if axis % len(before) != len(before) - 1:
+    call = call_of(node)
+    if call.dim % len(before) != len(before) - 1:
         return columns
-    return (columns[where[0]],) if node.target is aten.select.int else columns[slice(*(where or (None,)))]
+    picks_one = node.target is aten.select.int
+    return (columns[call.index],) if picks_one else columns[slice(call.start, call.end, call.step)]

@@ -73,7 +73,7 @@ def _expand(tensors: list[Tensor], call: int) -> list[Tensor]:
     return _calls.get()[call].run(tensors)
 
 
-_LIBRARY = torch.library.Library("fqt_capture", "DEF")
+_LIBRARY: Any = torch.library.Library("fqt_capture", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("custom_function(Tensor[] tensors, int call) -> Tensor[]")
 _LIBRARY.impl("custom_function", _expand, "CompositeImplicitAutograd")
 

@@ -73,8 +73,9 @@ InputSpec ParseInput(const Json& json) {
       spec.columns.push_back(CheckedRange(spec, {own["low"].Int(), own["high"].Int(), OptionalInt(own, "ignore_index")}));
     }
   }
-  const bool fits = spec.columns.empty() || (spec.values && !spec.shape.empty() && spec.shape.back() == static_cast<int64_t>(spec.columns.size()));
-  if (!fits) Contradiction(spec.name + " has ranges for " + std::to_string(spec.columns.size()) + " columns");
+  const int64_t columns = static_cast<int64_t>(spec.columns.size());
+  const bool fits = columns == 0 || (spec.values && !spec.shape.empty() && spec.shape.back() == columns);
+  if (!fits) Contradiction(spec.name + " has ranges for " + std::to_string(columns) + " columns");
   return spec;
 }
 
@@ -82,7 +83,8 @@ InputSpec ParseInput(const Json& json) {
 std::vector<InputSpec> ParseOldInputs(const Json& json) {
   const std::vector<Json> specs = json["inputs"].Items();
   if (specs.size() != 2) Contradiction("the inputs are not x and y");
-  std::vector<InputSpec> inputs{{ParseSpec(specs[0]), false, std::nullopt}, {ParseSpec(specs[1]), true, std::nullopt}};
+  std::vector<InputSpec> inputs{{ParseSpec(specs[0]), false, std::nullopt, {}},
+                                {ParseSpec(specs[1]), true, std::nullopt, {}}};
   InputSpec& y = inputs[1];
   const std::optional<int64_t> classes = OptionalInt(json, "classes"), ignored = OptionalInt(json, "ignore_index");
   if (json.Has("label_range") && !json["label_range"].IsNull()) {
