@@ -54,6 +54,7 @@ class TorchGroup:
     """
 
     def __init__(self) -> None:
+        watch = None
         if not dist.is_initialized():
             if missing := [name for name in _VARIABLES if name not in os.environ]:
                 raise FqtError(
@@ -63,8 +64,11 @@ class TorchGroup:
                 with _ended_by_sigterm():
                     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
                     store = _store_of_this_start(rank)
+                    watch = Watch(rank, size, _number_of_start())  # one that ends before the others find it is noticed
                     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_SLOWEST)
             except (RuntimeError, ValueError) as error:
+                if watch is not None:
+                    watch.close(f"cannot start: {error}")
                 raise FqtError(f"torch.distributed cannot start: {error}", code="FQT604") from None
         if dist.get_backend() not in _BACKENDS and "cpu:" not in dist.get_backend_config():
             raise FqtError(
@@ -75,7 +79,7 @@ class TorchGroup:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.stopping = self.stopped = False
         self._exchange: GradientSum | CodeSum | None = None
-        self._watch = Watch(self.rank, self.size, _number_of_start())
+        self._watch = watch or Watch(self.rank, self.size, _number_of_start())
         atexit.register(self._watch.close)
 
     @property
