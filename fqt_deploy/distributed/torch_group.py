@@ -25,6 +25,7 @@ from fqt_deploy.distributed.gradient_sum import GradientSum
 from fqt_deploy.distributed.waiting import lost, wait_for
 from fqt_deploy.distributed.watch import Watch
 from fqt_deploy.runtime.exchange import Exchange
+from fqt_deploy.runtime.library import Library
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _BACKENDS = ("gloo", "mpi")
@@ -87,10 +88,13 @@ class TorchGroup:
         """Bytes of gradients that this process has sent."""
         return 0 if self._exchange is None else self._exchange.sent_bytes
 
-    def exchange(self, wire: str) -> Exchange:
-        """An exchange of gradients: ``fp32`` or ``4-bit``."""
-        kind = CodeSum if wire == "4-bit" else GradientSum
-        self._exchange = kind(self._watch.check, self.size, self.rank)
+    def exchange(self, wire: str, library: Library) -> Exchange:
+        """An exchange of gradients: ``fp32`` or ``4-bit``; the library that computes them writes and reads codes."""
+        watch = self._watch.check
+        if wire == "4-bit":
+            self._exchange = CodeSum(watch, self.size, self.rank, library.channel_codes())
+        else:
+            self._exchange = GradientSum(watch, self.size, self.rank)
         return self._exchange
 
     def check_same(self, what: str, digest: str) -> None:

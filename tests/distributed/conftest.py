@@ -19,6 +19,7 @@ PLAIN = {
     "recipe": "none", "exclude": ("*",), "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "clip_norm": 0.5,
     "accumulate": 2, "ema": 0.9,
 }  # fmt: skip
+CODED = {**PLAIN, "recipe": "scq", "exclude": ("0", "5"), "distributed": "4-bit"}
 BATCH = 8
 
 

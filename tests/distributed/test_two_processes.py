@@ -17,11 +17,9 @@ from fqt_deploy.cli_train import main
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.kernel_clock import KernelClock
 from fqt_deploy.training_run import _group
-from tests.distributed.conftest import BATCH, PLAIN, WORKER, torchrun
+from tests.distributed.conftest import BATCH, CODED, PLAIN, WORKER, torchrun
 from tests.distributed.worker import STEPS, batches, train
 from tools.kill_ranks import workers_of
-
-CODED = {**PLAIN, "recipe": "scq", "exclude": ("0", "5"), "distributed": "4-bit"}
 
 
 @pytest.fixture(scope="module")
