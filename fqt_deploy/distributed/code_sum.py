@@ -38,9 +38,10 @@ class _Member:
     """
 
     def __init__(self, gradient: NDArray[Any], begin: int, size: int) -> None:
+        rows, elements = gradient.shape
         self.gradient, self.begin = gradient, begin
-        self.rows = -(-gradient.shape[0] // size)
-        self._width = encoded_bytes(gradient.shape[1])
+        self.rows: int = -(-rows // size)
+        self._width = encoded_bytes(elements)
 
     @property
     def end(self) -> int:

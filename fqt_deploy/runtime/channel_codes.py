@@ -84,7 +84,7 @@ def encoded_bytes(elements: int) -> int:
 def _check(values: NDArray[Any], codes: NDArray[Any]) -> None:
     """ValueError unless the arrays are what compiled code, which gets their addresses, takes them for."""
     channels, elements = values.shape
-    expected = ((channels * encoded_bytes(elements),), np.uint8, np.float32)
-    contiguous = values.flags.c_contiguous and codes.flags.c_contiguous
-    if (codes.shape, codes.dtype, values.dtype) != expected or not contiguous:
+    fits = codes.shape == (channels * encoded_bytes(elements),)
+    types = codes.dtype == np.uint8 and values.dtype == np.float32
+    if not (fits and types and values.flags.c_contiguous and codes.flags.c_contiguous):
         raise ValueError(f"{codes.dtype}{codes.shape} are no codes of {values.dtype}{values.shape}")
