@@ -11,14 +11,14 @@ Example::
 All processes live from the beginning to the end; one contender after the other runs a few steps, and again, in as many
 rounds as asked for. Each number is the median over the rounds of the median over the steps of one turn, of the slower
 process where there are two. ``others`` is how much of a core other processes took meanwhile: a turn in which they took
-more than a twentieth is repeated up to ten times, and the quietest one counts. ``cpu`` is processor time of one process
+more than a twentieth is repeated twice, and the quietest one counts. ``cpu`` is processor time of one process
 in a step, which depends less on them. Contenders:
 
 - ``one``: one process with two threads; ``split``: the same, compiled for several processes.
 - ``alone``: one process with one thread, half of the batch: the first of ``half``, as if there were no other.
 - ``beside``: two of these at the same time, which exchange nothing: what two processes could reach without an exchange.
 - ``exchange``: two of these that exchange their gradients, with the seconds that a process spends in beginning
-  exchanges, in waiting for them and in averaging the loss.
+  exchanges, in waiting for them and in averaging the loss, and the processor time of gloo's threads.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-QUIET, TRIES = 0.05, 10
+QUIET, TRIES = 0.05, 3
 """How much of a core others may take in a turn, and how often it is repeated where they take more."""
 PARTS = ("start", "finish", "mean_loss")
 """What a process does for an exchange, by the names of the functions that do it."""
@@ -88,17 +88,30 @@ def work(artifact: Path, joins: bool) -> None:
     session.step(x, y)
     print("ready", flush=True)
     for line in sys.stdin:
-        seconds, parts = [], []
-        for _ in range(int(line)):
+        seconds, parts, steps, gloo = [], [], int(line), _gloo_seconds()
+        for _ in range(steps):
             watch.take()
             begin, cpu = time.perf_counter(), time.process_time()
             session.step(x, y)
             seconds.append(time.perf_counter() - begin)
             parts.append({**watch.take(), "cpu": time.process_time() - cpu})
         medians = {name: statistics.median(part[name] for part in parts) for name in parts[0]}
+        medians["gloo"] = (_gloo_seconds() - gloo) / steps
         print(json.dumps({"step": statistics.median(seconds), **medians}), flush=True)
     if group is not None:
         group.close()
+
+
+def _processor_seconds(stat: Path) -> float:
+    """Processor time of a process or thread, from its ``stat`` file."""
+    fields = stat.read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _gloo_seconds() -> float:
+    """Processor time of gloo's threads in this process so far."""
+    threads = [path for path in Path("/proc/self/task").iterdir() if "gloo" in (path / "comm").read_text()]
+    return sum(_processor_seconds(path / "stat") for path in threads)
 
 
 @dataclass
@@ -146,15 +159,7 @@ class Contender:
 
     def _own_seconds(self) -> float:
         """Processor time of the processes so far."""
-        total = 0
-        for process in self.processes:
-            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
-        return total / os.sysconf("SC_CLK_TCK")
-
-    def medians(self) -> dict[str, float]:
-        """The median of each number over all turns."""
-        return {name: round(statistics.median(turn[name] for turn in self.found), 5) for name in self.found[0]}
+        return sum(_processor_seconds(Path(f"/proc/{process.pid}/stat")) for process in self.processes)
 
 
 def _busy_seconds() -> float:
