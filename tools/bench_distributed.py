@@ -161,6 +161,10 @@ class Contender:
         """Processor time of the processes so far."""
         return sum(_processor_seconds(Path(f"/proc/{process.pid}/stat")) for process in self.processes)
 
+    def medians(self) -> dict[str, float]:
+        """The median of each number over all turns."""
+        return {name: round(statistics.median(turn[name] for turn in self.found), 5) for name in self.found[0]}
+
 
 def _busy_seconds() -> float:
     """Seconds that all cores together were not idle since the machine started."""

@@ -196,7 +196,8 @@ def differences(artifact: Path, data: Path, checkpoint: Path) -> tuple[int, list
 
 
 def kill_all(artifact: Path, folder: Path, kills: int, seed: int, minutes: float) -> int:
-    """Kill until so many kills are in the folder, or the time is over; the exit status."""
+    """Kill until so many kills are in the folder, which may not exist yet, or the time is over; the exit status."""
+    folder.mkdir(parents=True, exist_ok=True)
     data, checkpoint, results = folder / "digits.npz", folder / "killed.safetensors", folder / RESULTS
     if not data.exists():
         digits = load_digits()
@@ -237,9 +238,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="no kill follows after so many [default: 60]")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = arguments.folder or Path(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        return kill_all(arguments.artifact, folder, arguments.kills, arguments.seed, arguments.minutes)
+        return kill_all(
+            arguments.artifact, arguments.folder or Path(name), arguments.kills, arguments.seed, arguments.minutes
+        )
 
 
 if __name__ == "__main__":
