@@ -1,6 +1,6 @@
 """Predict the speed of a step on many devices from measured numbers.
 
-Example: ``python -m tools.simulate_scaling --step-s 0.089 --elements 11173962 --encode-s 0.05``.
+Example: ``python -m tools.simulate_scaling --step-s 0.089 --elements 11173962 --encode-s 0.017``.
 
 The model: a step takes its own time and that of the exchange of gradients, of which backward hides a part. A ring moves
 2 (n - 1) / n of the bytes over each link in 2 (n - 1) messages; a tree moves twice the bytes in 2 log2(n) messages.

@@ -8,6 +8,7 @@ Examples::
 The batch of all processes together is cut from the same samples in the same order, however many there are. Each seed is
 a line of JSON: the loss over the last tenth of the steps and that of each of the first 50, accuracy on held-out
 samples, the median seconds of a step and the bytes of gradients that a process sends in one.
+``tools.exchange_table`` makes a table of such lines.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ def train(artifact: Path, data_name: str, steps: int, lr: float, seed: int, grou
         sent = group.sent_bytes / steps
     return {
         "artifact": artifact.name,
+        "data": Path(data_name).stem,
+        "wire": session.manifest.options.get("distributed", "off"),
         "processes": size,
         "batch": size * batch,
         "seed": seed,

@@ -17,11 +17,13 @@ from fqt_deploy.core.user_cache import user_cache
 UNIMPORTANT = frozenset({
     "PWD", "OLDPWD", "SHLVL", "_", "COLUMNS", "LINES", "TERM", "COLORTERM", "WINDOWID", "TTY", "DISPLAY",
     "PYTEST_CURRENT_TEST", "FQT_BUILD_CACHE", "FQT_KERNEL_CACHE",
-    "FQT_NUM_THREADS", "TVM_NUM_THREADS", "TVM_BIND_THREADS", "TVM_THREAD_POOL_SPIN_COUNT",
+    "FQT_NUM_THREADS", "TVM_NUM_THREADS", "TVM_BIND_THREADS", "TVM_THREAD_POOL_SPIN_COUNT", "OMP_NUM_THREADS",
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK",
+    "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "TORCH_NCCL_ASYNC_ERROR_HANDLING",
 })  # fmt: skip
 """Environment variables that differ from call to call and say nothing of the model, like those that begin as below;
-those of threads are for the time when the step runs."""
-UNIMPORTANT_STARTS = ("SSH_", "XDG_", "DBUS_", "TMUX", "STY", "LC_", "LS_", "VTE_")
+those of threads are for the time when the step runs, and torchrun's for the exchange."""
+UNIMPORTANT_STARTS = ("TORCHELASTIC_", "SSH_", "XDG_", "DBUS_", "TMUX", "STY", "LC_", "LS_", "VTE_")
 
 _KERNEL_FILES = ("/proc/", "/sys/", "/dev/")
 

@@ -37,8 +37,14 @@ def lower_relax(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
     return tvm.transform.Sequential(passes)(module)
 
 
-def build_library(program: RelaxProgram, target: Target, path: Path) -> None:
+def build_library(program: RelaxProgram, target: Target, path: Path, *, codes: bool = False) -> None:
     """Compile ``program`` into the shared library ``path``; kernels can be called by their symbols, too.
+
+    Args:
+        program: what the library computes.
+        target: the machine that it is for.
+        path: the file.
+        codes: whether it brings the functions along that write and read codes of gradients.
 
     Raises:
         FqtError: FQT302 if the library cannot be linked, FQT404 if device code is missing.
@@ -52,20 +58,24 @@ def build_library(program: RelaxProgram, target: Target, path: Path) -> None:
             objects, module = [], _scheduled(program.module, target)
         with tvm.transform.PassContext(config=PASS_CONFIG):
             executable = target.compile(module, lower_relax)
-        clock = _kernel_clock(target, Path(folder))
-        export_library(executable, path, target, [*(future.result() for future in objects), clock])
+        parts = (_CLOCK, _CODES) if codes else (_CLOCK,)
+        written = [_compiled(part, target, Path(folder)) for part in parts]
+        export_library(executable, path, target, [*(future.result() for future in objects), *written])
 
 
 _CLOCK = Path(__file__).with_name("kernel_clock.c")
+_CODES = Path(__file__).with_name("channel_codes.c")
 
 
-def _kernel_clock(target: Target, folder: Path) -> Path:
-    """The object file, in ``folder``, of the functions by which a runtime times kernels; FQT302 if it has errors."""
-    compiler, path = find_linker(target.toolchain), folder / "kernel_clock.o"
-    command = [compiler, "-O2", "-fPIC", "-fvisibility=hidden", "-c", str(_CLOCK), "-o", str(path)]
+def _compiled(source: Path, target: Target, folder: Path) -> Path:
+    """The object file, in ``folder``, of functions that a runtime calls beside the step; FQT302 if it has errors."""
+    compiler, path = find_linker(target.toolchain), folder / f"{source.stem}.o"
+    # No fused multiply-add: every machine must decode codes to the same bits.
+    options = ["-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden"]
+    command = [compiler, *options, "-c", str(source), "-o", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise FqtError(f"{compiler} cannot compile {_CLOCK.name}: {done.stderr.strip()}", code="FQT302")
+        raise FqtError(f"{compiler} cannot compile {source.name}: {done.stderr.strip()}", code="FQT302")
     return path
 
 

@@ -125,7 +125,7 @@ def compile_model(
     tell("compiling kernels")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "step.so"
-        build_library(program, target, library)
+        build_library(program, target, library, codes=options.distributed == "4-bit")
         report = _verify(source, options, lowered, program, library, target, tell)
         manifest = describe(source, options, lowered.graphs(), program, target)
         notes = Path(folder) / NOTES

@@ -15,58 +15,110 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from fqt_deploy.distributed.channel_codes import Draws, decode, encode, encoded_bytes
 from fqt_deploy.distributed.gradient_sum import GradientSum
 from fqt_deploy.distributed.waiting import lost, wait_for
+from fqt_deploy.runtime.channel_codes import ChannelCodes, Draws, encoded_bytes
 from fqt_deploy.runtime.group import mixed_seed
 
 SMALLEST = 4096
 """Elements of a gradient below which it travels in float32: its bytes do not count, its scales would."""
+BUCKET = 1 << 20
+"""Elements that travel together at least: each message has a cost of its own, and later ones hide behind backward."""
 
 
-@dataclass
-class _Coded:
-    """One gradient on its way.
+class _Member:
+    """One gradient of a bucket.
 
     Attributes:
         gradient: [rows, elements] float32, what is replaced.
-        own: rows that this process owns.
+        begin: first byte of its codes among those of a process.
         rows: rows that each process owns; the last ones may own fewer.
-        received: codes of the own rows from every process, then of all rows.
-        work: the collective; None when it is over.
-        kept: what a collective reads, alive until it is over.
-        summed: whether the codes of the sums are on their way.
     """
 
-    gradient: NDArray[Any]
-    own: slice
-    rows: int
-    received: Tensor
-    work: Any
-    kept: Tensor
+    def __init__(self, gradient: NDArray[Any], begin: int, size: int) -> None:
+        rows, elements = gradient.shape
+        self.gradient, self.begin = gradient, begin
+        self.rows: int = -(-rows // size)
+        self._width = encoded_bytes(elements)
+
+    @property
+    def end(self) -> int:
+        """The byte behind the codes of as many rows as a process may own."""
+        return self.begin + self.rows * self._width
+
+    def part(self, rank: int) -> NDArray[Any]:
+        """The rows that process ``rank`` owns."""
+        return self.gradient[rank * self.rows : (rank + 1) * self.rows]
+
+    def codes(self, of: NDArray[Any], rank: int) -> NDArray[Any]:
+        """The codes of these rows in ``of``, which are those of one process."""
+        return of[self.begin : self.begin + len(self.part(rank)) * self._width]
+
+
+class _Buffers:
+    """Memory for the codes of a bucket, kept for all steps; what no channel fills stays zero.
+
+    Attributes:
+        sent: codes for each of the others.
+        received: codes of the own rows from every process, then of all rows.
+        sums: codes of the own rows' sums.
+    """
+
+    def __init__(self, size: int, codes: int) -> None:
+        self.sent, self.received = (np.zeros((size, codes), np.uint8) for _ in range(2))
+        self.sums = np.zeros(codes, np.uint8)
+
+
+@dataclass
+class _Bucket:
+    """Gradients that travel together.
+
+    Attributes:
+        members: the gradients.
+        buffers: their codes; None until they leave.
+        work: the collective; None when it is over.
+        summed: whether the codes of the sums are on their way.
+        done: whether the gradients are the sums.
+    """
+
+    members: list[_Member] = field(default_factory=list)
+    buffers: _Buffers | None = None
+    work: Any = None
     summed: bool = False
+    done: bool = False
+
+    @property
+    def elements(self) -> int:
+        """Elements of all gradients."""
+        return sum(member.gradient.size for member in self.members)
 
 
 @dataclass
 class CodeSum:
-    """Sums up gradients as codes, one by one in the order in which backward computes them.
+    """Sums up gradients as codes, in buckets in the order in which backward computes them.
+
+    Each bucket takes two messages. The second one of a bucket leaves when the first one of the bucket behind it has
+    left: until then the codes of the others have come.
 
     Attributes:
         check: raises FQT603 if a process has ended.
         size: number of processes.
         rank: number of this one.
+        channel_codes: writes and reads codes.
         sent_bytes: bytes that this process has sent.
     """
 
     check: Callable[[], None]
     size: int
     rank: int
+    channel_codes: ChannelCodes
     sent_bytes: float = 0
     _small: GradientSum = field(init=False)
-    _coded: dict[int, _Coded] = field(default_factory=dict)
+    _bucket_of: dict[int, _Bucket] = field(default_factory=dict)
+    _buckets: list[_Bucket] = field(default_factory=list)
+    _buffers: list[_Buffers] = field(default_factory=list)
     _draws: Draws = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,7 +127,8 @@ class CodeSum:
 
     def begin(self, seed: int, step: int) -> None:
         """Forget the step before, and draw the numbers of this one."""
-        self._coded.clear()
+        self._bucket_of.clear()
+        self._buckets.clear()
         self._draws = Draws(mixed_seed(seed, step))
         self._small.begin(seed, step)
 
@@ -84,60 +137,74 @@ class CodeSum:
         self._small.share(number)
 
     def start(self, index: int, gradient: Any) -> None:
-        """Send the codes of ``gradient`` to those who own its rows; move on the one before it."""
+        """Note ``gradient`` for a bucket; a full one leaves, and then the sums of the one before it."""
         tensor = from_dlpack(gradient)
         if tensor.dim() < 2 or tensor.numel() < SMALLEST:
             self._small.start(index, gradient)
             self._count()
             return
-        for earlier in self._coded.values():
-            self._send_sums(earlier)
-        array = tensor.view(tensor.shape[0], -1).numpy()
-        rows = -(-array.shape[0] // self.size)
-        parts = np.zeros((self.size, rows * encoded_bytes(array.shape[1])), np.uint8)
-        for rank in range(self.size):
-            part = array[rank * rows : (rank + 1) * rows]
-            if rank != self.rank:
-                encode(part, self._draws, parts[rank, : len(part) * encoded_bytes(array.shape[1])])
-        sent, received = torch.from_numpy(parts), torch.empty(parts.shape, dtype=torch.uint8)
-        work = self._run(dist.all_to_all_single, received, sent)
-        self.sent_bytes += parts[0].nbytes * (self.size - 1)
-        own = slice(self.rank * rows, min((self.rank + 1) * rows, array.shape[0]))
-        self._coded[index] = _Coded(array, own, rows, received, work, sent)
+        if not self._buckets or self._buckets[-1].buffers is not None:
+            self._buckets.append(_Bucket())
+        bucket = self._bucket_of[index] = self._buckets[-1]
+        begin = bucket.members[-1].end if bucket.members else 0
+        bucket.members.append(_Member(tensor.view(tensor.shape[0], -1).numpy(), begin, self.size))
+        if bucket.elements >= BUCKET:
+            self._send_codes(bucket)
+            for earlier in self._buckets[:-1]:
+                self._send_sums(earlier)
 
     def finish(self, index: int) -> None:
         """Wait until gradient ``index`` is the sum."""
-        if index not in self._coded:
+        if index not in self._bucket_of:
             self._small.finish(index)
             self._count()
             return
-        coded = self._coded[index]
-        self._send_sums(coded)
-        if coded.work is None:
+        self._send_codes(self._buckets[-1])
+        for bucket in self._buckets:
+            self._send_sums(bucket)
+        bucket = self._bucket_of[index]
+        if bucket.done:
             return
-        wait_for(coded.work, self.check)
-        coded.work = None
-        width = encoded_bytes(coded.gradient.shape[1])
-        for rank in range(self.size):
-            part = coded.gradient[rank * coded.rows : (rank + 1) * coded.rows]
-            decode(coded.received[rank].numpy()[: len(part) * width], part, add=False)
+        bucket.done = True
+        wait_for(bucket.work, self.check)
+        assert bucket.buffers is not None
+        for member in bucket.members:
+            for rank, codes in enumerate(bucket.buffers.received):
+                self.channel_codes.decode(member.codes(codes, rank), member.part(rank), add=False)
 
-    def _send_sums(self, coded: _Coded) -> None:
-        """Add up what has come for the own rows, and send codes of the sums; once."""
-        if coded.summed:
+    def _send_codes(self, bucket: _Bucket) -> None:
+        """Send codes of all gradients to those who own their rows; once."""
+        if bucket.buffers is not None:
             return
-        coded.summed = True
-        wait_for(coded.work, self.check)
-        part, width = coded.gradient[coded.own], encoded_bytes(coded.gradient.shape[1])
-        for rank in range(self.size):
-            if rank != self.rank:
-                decode(coded.received[rank].numpy()[: len(part) * width], part, add=True)
-        codes = np.zeros(coded.rows * width, np.uint8)
-        encode(part, self._draws, codes[: len(part) * width])
-        sent = torch.from_numpy(codes)
-        coded.kept = sent
-        coded.work = self._run(dist.all_gather_single, coded.received.view(-1), sent)
-        self.sent_bytes += codes.nbytes * (self.size - 1)
+        number = len(self._buckets) - 1
+        if number == len(self._buffers):  # in the first step; later ones have the same buckets
+            self._buffers.append(_Buffers(self.size, bucket.members[-1].end))
+        buffers = bucket.buffers = self._buffers[number]
+        for member in bucket.members:
+            for rank, codes in enumerate(buffers.sent):
+                if rank != self.rank:
+                    self.channel_codes.encode(member.part(rank), self._draws.key(), member.codes(codes, rank))
+        received, sent = torch.from_numpy(buffers.received), torch.from_numpy(buffers.sent)
+        bucket.work = self._run(dist.all_to_all_single, received, sent)
+        self.sent_bytes += buffers.sums.nbytes * (self.size - 1)
+
+    def _send_sums(self, bucket: _Bucket) -> None:
+        """Add up what has come for the own rows, and send codes of the sums; once."""
+        if bucket.summed:
+            return
+        bucket.summed = True
+        wait_for(bucket.work, self.check)
+        buffers = bucket.buffers
+        assert buffers is not None
+        for member in bucket.members:
+            part = member.part(self.rank)
+            for rank, codes in enumerate(buffers.received):
+                if rank != self.rank:
+                    self.channel_codes.decode(member.codes(codes, self.rank), part, add=True)
+            self.channel_codes.encode(part, self._draws.key(), member.codes(buffers.sums, self.rank))
+        received, sums = torch.from_numpy(buffers.received.reshape(-1)), torch.from_numpy(buffers.sums)
+        bucket.work = self._run(dist.all_gather_single, received, sums)
+        self.sent_bytes += buffers.sums.nbytes * (self.size - 1)
 
     def _count(self) -> None:
         self.sent_bytes += self._small.sent_bytes

@@ -25,6 +25,7 @@ from fqt_deploy.distributed.gradient_sum import GradientSum
 from fqt_deploy.distributed.waiting import lost, wait_for
 from fqt_deploy.distributed.watch import Watch
 from fqt_deploy.runtime.exchange import Exchange
+from fqt_deploy.runtime.library import Library
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _BACKENDS = ("gloo", "mpi")
@@ -54,6 +55,7 @@ class TorchGroup:
     """
 
     def __init__(self) -> None:
+        watch = None
         if not dist.is_initialized():
             if missing := [name for name in _VARIABLES if name not in os.environ]:
                 raise FqtError(
@@ -63,8 +65,11 @@ class TorchGroup:
                 with _ended_by_sigterm():
                     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
                     store = _store_of_this_start(rank)
+                    watch = Watch(rank, size, _number_of_start())  # one that ends before the others find it is noticed
                     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_SLOWEST)
             except (RuntimeError, ValueError) as error:
+                if watch is not None:
+                    watch.close(f"cannot start: {error}")
                 raise FqtError(f"torch.distributed cannot start: {error}", code="FQT604") from None
         if dist.get_backend() not in _BACKENDS and "cpu:" not in dist.get_backend_config():
             raise FqtError(
@@ -75,7 +80,7 @@ class TorchGroup:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.stopping = self.stopped = False
         self._exchange: GradientSum | CodeSum | None = None
-        self._watch = Watch(self.rank, self.size, _number_of_start())
+        self._watch = watch or Watch(self.rank, self.size, _number_of_start())
         atexit.register(self._watch.close)
 
     @property
@@ -83,10 +88,13 @@ class TorchGroup:
         """Bytes of gradients that this process has sent."""
         return 0 if self._exchange is None else self._exchange.sent_bytes
 
-    def exchange(self, wire: str) -> Exchange:
-        """An exchange of gradients: ``fp32`` or ``4-bit``."""
-        kind = CodeSum if wire == "4-bit" else GradientSum
-        self._exchange = kind(self._watch.check, self.size, self.rank)
+    def exchange(self, wire: str, library: Library) -> Exchange:
+        """An exchange of gradients: ``fp32`` or ``4-bit``; the library that computes them writes and reads codes."""
+        watch = self._watch.check
+        if wire == "4-bit":
+            self._exchange = CodeSum(watch, self.size, self.rank, library.channel_codes())
+        else:
+            self._exchange = GradientSum(watch, self.size, self.rank)
         return self._exchange
 
     def check_same(self, what: str, digest: str) -> None:

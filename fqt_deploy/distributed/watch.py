@@ -15,10 +15,10 @@ from fqt_deploy.distributed.waiting import lost
 
 BEAT_S = 1.0
 """Seconds between two signs of life."""
-SILENCE_S = 6.0
+SILENCE_S = 5.0
 """Seconds without a sign of life after which a process counts as ended."""
-START_S = 60.0
-"""Seconds that a process may take from the start of the group to its first sign of life."""
+START_S = 300.0
+"""Seconds that a process may take to its first sign of life, from that of the one that looks for it."""
 GRACE_S = 2.0
 """Seconds in which a process that knows of another's end may end by itself."""
 _ANSWER = timedelta(seconds=30)
@@ -62,6 +62,7 @@ class Watch:
     def close(self, failure: str | None = None) -> None:
         """Give no more signs of life: this process has done its part, or failed with this message."""
         self._end.set()
+        self._told.set()
         self._thread.join(2 * BEAT_S)
         try:
             self._store.set(f"alive/{self._rank}", _ENDED)
@@ -84,13 +85,16 @@ class Watch:
                     self._fail(lost(self._store.get(_FAILED).decode()))
                     return
                 sign = self._sign_of(following)
+                if sign != seen:
+                    seen, since = sign, time.monotonic()
+                elif sign != _ENDED and time.monotonic() - since > (SILENCE_S if seen else START_S):
+                    message = f"process {following} gives no sign of life"
+                    self._store.set(_FAILED, message)
+                    self._fail(lost(message))
+                    return
             except RuntimeError as error:
                 self._fail(lost(f"the store of torchrun does not answer: {error}"))
                 return
-            if sign != seen:
-                seen, since = sign, time.monotonic()
-            elif sign != _ENDED and time.monotonic() - since > (SILENCE_S if seen else START_S):
-                self._store.set(_FAILED, f"process {following} gives no sign of life")
 
     def _fail(self, error: FqtError) -> None:
         """Let the next ``check`` raise ``error``; where none follows, in a long evaluation, end the process."""

@@ -19,7 +19,6 @@ update.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +30,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, StateTensor, TrainingGraph, shape
 from fqt_deploy.core.optimizer import Adam, Optimizer
 from fqt_deploy.core.parameter_group import matches_any
+from fqt_deploy.passes.flat_tensors import as_rows, viewed
 from fqt_deploy.passes.optimizer_updates import update_of, zero_state
 from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.update import Operands
@@ -107,13 +107,13 @@ class AppendOptimizer(Pass):
         values: dict[str, fx.Node],
     ) -> fx.Node:
         """The gradient as [rows, elements], summed up over several steps if there are any."""
-        gradient = _flat(emit, gradient)
+        gradient = as_rows(emit, gradient)
         if self.optimizer.accumulate == 1:
             return gradient
         name = f"grad_sum/{path}"
         total = _add_state(graph, StateTensor(name, "optimizer", _zeros(graph, path)))
-        summed = emit(fqt.accumulate_gradient.default, _flat(emit, total), gradient, count, self.optimizer.accumulate)
-        values[name] = _viewed(emit, summed, shape(total))
+        summed = emit(fqt.accumulate_gradient.default, as_rows(emit, total), gradient, count, self.optimizer.accumulate)
+        values[name] = viewed(emit, summed, shape(total))
         return summed
 
     def _clip_factor(
@@ -124,7 +124,7 @@ class AppendOptimizer(Pass):
         norm = _norm(emit, [*gradients.values()]) if gradients and (o.clip_norm is not None or o.metrics) else None
         if norm is None:
             return None
-        parameters = [_flat(emit, graph.placeholder(name.replace("grad/", "param/", 1))) for name in gradients]
+        parameters = [as_rows(emit, graph.placeholder(name.replace("grad/", "param/", 1))) for name in gradients]
         for metric in dict.fromkeys(o.metrics):
             name = f"metric/{metric}"
             _add_state(graph, StateTensor(name, "metric", torch.zeros(())))
@@ -149,19 +149,19 @@ class AppendOptimizer(Pass):
         state = {f"param/{path}": parameter}
         for name, zero in zero_state(self.optimizer, path, graph.state[f"param/{path}"].initial).items():
             state[name] = _add_state(graph, StateTensor(name, "optimizer", zero))
-        flat, *moments = [_flat(emit, node) for node in state.values()]
+        flat, *moments = [as_rows(emit, node) for node in state.values()]
         rates, group = graph.placeholder("lr"), self.optimizer.group_of(path)
         operands = Operands(flat, tuple(moments), gradient, rates, group, count, every)
         results = update_of(self.optimizer, path, shape(parameter)).emit(emit, operands)
-        values = {name: _viewed(emit, new, shape(old)) for (name, old), new in zip(state.items(), results, strict=True)}
+        values = {name: viewed(emit, new, shape(old)) for (name, old), new in zip(state.items(), results, strict=True)}
         if self.optimizer.ema is not None:
             name = f"ema/{path}"
             start = graph.state[f"param/{path}"].initial.detach().clone()
             average = _add_state(graph, StateTensor(name, "optimizer", start))
             averaged = emit(
-                fqt.average_parameter.default, _flat(emit, average), results[0], count, self.optimizer.ema, every
+                fqt.average_parameter.default, as_rows(emit, average), results[0], count, self.optimizer.ema, every
             )
-            values[name] = _viewed(emit, averaged, shape(parameter))
+            values[name] = viewed(emit, averaged, shape(parameter))
         return values
 
 
@@ -175,16 +175,6 @@ def _norm(emit: Emitter, tensors: list[fx.Node]) -> fx.Node:
         total = square if total is None else emit(aten.add.Tensor, total, square)
     assert total is not None
     return emit(aten.sqrt.default, total)
-
-
-def _flat(emit: Emitter, node: fx.Node) -> fx.Node:
-    """The value as [rows, elements] where it has more axes."""
-    extents = shape(node)
-    return _viewed(emit, node, [extents[0], math.prod(extents[1:])] if len(extents) > 2 else extents)
-
-
-def _viewed(emit: Emitter, node: fx.Node, size: list[int]) -> fx.Node:
-    return node if shape(node) == size else emit.behind(node)(aten.view.default, node, size)
 
 
 def _zeros(graph: TrainingGraph, path: str) -> torch.Tensor:

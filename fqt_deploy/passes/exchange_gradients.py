@@ -10,6 +10,8 @@ After::
      return (loss, logits, ..., grad/fc.weight=%e)
 
 What the optimizer does to gradients, sums, norms and clipping, follows the exchange: it is computed from the mean.
+Gradients of more than two axes are exchanged as [rows, elements], as the optimizer reads them: the kernel then runs
+along whole rows, where the last axis of a filter has no more than a few elements.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fqt_deploy.core.graph import Emitter, TrainingGraph, following
+from fqt_deploy.core.graph import Emitter, TrainingGraph, following, shape
+from fqt_deploy.passes.flat_tensors import as_rows, viewed
 from fqt_deploy.passes.pass_base import Pass
 
 fqt = torch.ops.fqt
@@ -47,6 +50,7 @@ class ExchangeGradients(Pass):
             layer = name.removeprefix(GRADIENT).rpartition(".")[0]
             anchor = following(max(results[name], share, key=places.__getitem__))
             emit = Emitter(graph, anchor, layer=layer, phase="backward")
-            results[name] = emit(fqt.exchange_gradient.default, results[name], share)
+            exchanged = emit(fqt.exchange_gradient.default, as_rows(emit, results[name]), share)
+            results[name] = viewed(emit, exchanged, shape(results[name]))
         graph.set_results(results)
         return True

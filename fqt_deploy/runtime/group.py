@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
 from fqt_deploy.runtime.exchange import Exchange
+
+if TYPE_CHECKING:
+    from fqt_deploy.runtime.library import Library
 
 _MASK = 2**64 - 1
 _STRIDE, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -29,8 +32,13 @@ class Group(Protocol):
     stopping: bool
     stopped: bool
 
-    def exchange(self, wire: str) -> Exchange:
-        """Returns an exchange of gradients; ``wire`` is the option ``distributed`` of the step."""
+    def exchange(self, wire: str, library: Library) -> Exchange:
+        """Returns an exchange of gradients.
+
+        Args:
+            wire: the option ``distributed`` of the step.
+            library: the step.
+        """
 
     def check_same(self, what: str, digest: str) -> None:
         """FQT602 unless every process calls this with the same ``digest``; ``what`` names it."""

@@ -19,6 +19,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import function_name
 from fqt_deploy.runtime.artifact import BUNDLED_RUNTIME, CUDA_RUNTIME_LIBRARY, RUNTIME_LIBRARY, Build
 from fqt_deploy.runtime.calls import call
+from fqt_deploy.runtime.channel_codes import ChannelCodes
 from fqt_deploy.runtime.exchange import Exchange, exchanging, register_exchange
 from fqt_deploy.runtime.host_memory import HostMemory
 from fqt_deploy.runtime.threads import configure_threads
@@ -79,6 +80,20 @@ class Library(HostMemory):
         other._machine = load_machine(self._ffi, self.path, (_CPU, 0, _POOLED))
         other._machine["set_instrument"](watch)
         return other, start, take
+
+    def channel_codes(self) -> ChannelCodes:
+        """The functions that write and read codes of gradients.
+
+        Raises:
+            FqtError: FQT503 if the library was compiled without them.
+        """
+        module = self._ffi.load_module(spelling(self.path))
+        try:
+            return ChannelCodes(*(module.get_function(f"codes_{name}", True) for name in ("encode", "decode")))
+        except AttributeError:
+            raise FqtError(
+                f"{self.path} has no codes: an earlier version compiled it", code="FQT503", hint="compile it again"
+            ) from None
 
     def train_step(self, *arrays: Array, variant: int = 0) -> tuple[float, Array]:
         """Run one step on ``*batch, seed, lr, *state``; the state is changed in place.

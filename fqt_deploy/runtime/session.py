@@ -238,7 +238,7 @@ class Session:
         seed, rates = json.loads(group.share_text(json.dumps([self.seed, self._rates])))
         self._group = group
         self.seed, self.lr = seed, rates
-        self._exchange = self._library.exchange = group.exchange(wire)
+        self._exchange = self._library.exchange = group.exchange(wire, self._library)
 
     @_alone
     def synchronize(self) -> None:

@@ -16,6 +16,9 @@ def test_they_are_the_same_as_long_as_nothing_changes(monkeypatch: pytest.Monkey
     assert list(surroundings()) == first
     monkeypatch.setenv("COLUMNS", "77")
     assert list(surroundings()) == first
+    for name in ("RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"):  # a restart finds it again
+        monkeypatch.setenv(name, "7")
+    assert list(surroundings()) == first
 
 
 def test_environment_and_default_dtype_belong_to_them(monkeypatch: pytest.MonkeyPatch) -> None:

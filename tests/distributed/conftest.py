@@ -1,6 +1,7 @@
 """Artifacts for several processes, and torchrun."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ PLAIN = {
     "recipe": "none", "exclude": ("*",), "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "clip_norm": 0.5,
     "accumulate": 2, "ema": 0.9,
 }  # fmt: skip
+CODED = {**PLAIN, "recipe": "scq", "exclude": ("0", "5"), "distributed": "4-bit"}
 BATCH = 8
 
 
@@ -61,22 +63,43 @@ def digits_file(tmp_path_factory):
     return path
 
 
-def torchrun(*arguments, ranks=2, restarts=0, wait=True, timeout=120):
-    """Runs a script, or a module after ``-m``, in several processes of one thread each."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts),
-        "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *map(str, arguments),
-    ]  # fmt: skip
+def environment():
+    """The environment of processes of one thread each."""
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "FQT_NUM_THREADS", "TVM_NUM_THREADS")}
-    environment = {**os.environ, **threads, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    if not wait:
-        return process
+    return {**os.environ, **threads, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def start(command, **variables):
+    """Starts a command as a session of its own, which says all in one stream."""
+    return subprocess.Popen(
+        list(map(str, command)), env={**environment(), **variables}, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def outcome(process, timeout=120):
+    """Exit status and output of a process."""
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         raise
     return process.returncode, output
+
+
+def processes(*arguments, ranks=2):
+    """Runs a script in several processes, as a launcher that is not torchrun does; the outcome of each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+    started = [start([sys.executable, *arguments], **variables, RANK=str(rank)) for rank in range(ranks)]
+    return [outcome(process) for process in started]
+
+
+def torchrun(*arguments, ranks=2, restarts=0, wait=True):
+    """Runs a script, or a module after ``-m``, in several processes of one thread each."""
+    process = start([
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", ranks, "--max-restarts", restarts,
+        "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *arguments,
+    ])  # fmt: skip
+    return outcome(process) if wait else process

@@ -45,6 +45,13 @@ def refusal(action):
     return "none"
 
 
+def scripted_step(seed):
+    """What a script compiles, with parameters of its own, and the batch that it trains on."""
+    torch.manual_seed(seed)
+    x, y = torch.randn(6, 5), torch.arange(6) % 3
+    return fqt_deploy.compile(torch.nn.Linear(5, 3), example_inputs=(x, y), recipe="none", distributed="fp32"), x, y
+
+
 def main():
     group = join_group()
     plain, coded, alone, out = sys.argv[1:]
@@ -62,9 +69,7 @@ def main():
     session.tensors()["param/0.bias"][0] += group.rank
     codes.append(refusal(session.synchronize))
     np.savez(f"{out}.codes.{group.rank}.npz", codes=codes)
-    torch.manual_seed(group.rank)  # parameters of its own, until it joins
-    x, y = torch.randn(6, 5), torch.arange(6) % 3
-    step = fqt_deploy.compile(torch.nn.Linear(5, 3), example_inputs=(x, y), recipe="none", distributed="fp32")
+    step, x, y = scripted_step(group.rank)
     loss = step(x, y)
     np.savez(f"{out}.script.{group.rank}.npz", loss=loss, weight=step.state_dict()["weight"], x=x)
     group.close()
