@@ -31,6 +31,9 @@ class Graph(Protocol):
     producers: dict[str, NodeProto]
     bits: dict[str, str | None]
 
+    def name(self, value: str) -> str:
+        """The name under which ``value`` is computed."""
+
     def shape(self, value: str) -> tuple[int, ...]:
         """The extents of ``value``."""
 
