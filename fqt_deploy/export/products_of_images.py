@@ -1,50 +1,36 @@
-"""Products over positions, computed from the image that the positions were packed of.
+"""Products on bits as integer products, of the images that the bits were packed of.
 
-A weight gradient multiplies codes of gradients with what each tap meets at each position. Compiled kernels want those
-rows as packed bits, plane by plane: ``pack_positions``. For ONNX Runtime the codes or signs of the image do: columns
-are gathered as they lie, and one integer product takes levels in place of planes. All sums are of integers, so that
-the results are the same.
+Compiled kernels want bits in words: planes of activations and of gradients, signs of weights, and for weight gradients rows
+of what each tap meets at each position (``pack_positions``). ONNX Runtime multiplies integers of eight bits faster than
+floats, in WebAssembly several times. So where codes or signs are known from before they were packed, the rows that a
+convolution reads are gathered from the image as it lies, and one ``MatMulInteger`` takes levels in place of planes. All sums are of
+integers: the results are the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from fqt_deploy.export.bits_of_words import Graph, bits_of
 from fqt_deploy.export.codes_of_planes import codes_of
 from fqt_deploy.ops.lib.levels import largest_code
-from fqt_deploy.ops.lib.packed_words import WORD
+from fqt_deploy.ops.lib.packed_words import PANEL, WORD
 
 Array = NDArray[Any]
 
-_LARGEST = (2**15 - 1) // (2 * 255)
-"""The largest level: ONNX Runtime adds two products with a code of 8 bits in 16, and what does not fit it saturates."""
-
-
-@dataclass(frozen=True)
-class _Image:
-    """What the taps of a convolution read.
-
-    Attributes:
-        levels: [N, H, W, C] int8, 0 around the image.
-        kernel: KH, KW.
-        places: [N * OH * OW, KH * KW] int64: the row of ``levels``, as [N * H * W, C], of each tap at each position.
-    """
-
-    levels: str
-    kernel: list[int]
-    places: Array
+_LARGEST_CODE = 255
+_LARGEST = (2**15 - 1) // (2 * _LARGEST_CODE)
+"""The largest level beside a code of eight bits: ONNX Runtime may add two products in 16 bits, which saturate."""
 
 
 def product(call: NodeProto, calls: Mapping[str, NodeProto], graph: Graph) -> str | None:
-    """The value of ``call`` without packed positions; None if it is something else, or they came in another way.
+    """The value of ``call`` as an integer product; None if it is something else, or its bits came in another way.
 
     Args:
         call: a call of a function of domain ``ai.fqt``.
@@ -52,59 +38,165 @@ def product(call: NodeProto, calls: Mapping[str, NodeProto], graph: Graph) -> st
         graph: the graph that it is added to.
     """
     compute = _PRODUCTS.get(call.op_type)
-    packing = None if compute is None else calls.get(call.input[-1])
-    if compute is None or packing is None or packing.op_type != "pack_positions":
+    return None if compute is None else compute(call, calls, graph)
+
+
+def _convolution(call: NodeProto, _: Mapping[str, NodeProto], graph: Graph) -> str | None:
+    """[N, OH, OW, O]: levels of activations times signs; what lies around the image is the zero point."""
+    about = _attributes(call)
+    kernel, strides, pads = (about[name] for name in ("kernel_shape", "strides", "pads"))
+    factor, first = _grid(call)
+    _, _, _, *planes, _words = graph.shape(graph.name(call.input[0]))
+    if factor * largest_code(sum(planes) or 1) > _LARGEST_CODE:
         return None
-    image = _image(call, packing, graph)
-    return None if image is None else compute(call, image, graph)
+    signs = _signs(call, about["out_channels"], about["in_channels"], math.prod(kernel), graph)
+    codes = _image(call, call.input[0], sum(planes), about["in_channels"], graph)
+    if signs is None or codes is None:
+        return None
+    if factor == 2:
+        one = graph.constant(np.array(1, dtype=np.uint8))
+        codes = graph.derive(call, "BitShift", [codes, one], direction="LEFT")
+    zero = np.array(-first, dtype=np.uint8)
+    padded = _padded(call, codes, pads, zero, graph)
+    samples, height, width, _channels = graph.shape(padded)
+    places = _places([height, width], kernel, strides)
+    rows = _columns(call, padded, places, graph)
+    operands = [rows, signs, graph.constant(zero)] if first else [rows, signs]
+    sums = graph.derive(call, "MatMulInteger", operands)
+    output = [(e - k) // s + 1 for e, k, s in zip((height, width), kernel, strides, strict=True)]
+    whole = _reshape(call, sums, (samples, *output, about["out_channels"]), graph)
+    return graph.derive(call, "Cast", [whole], to=about["to"])
 
 
-def _image(call: NodeProto, packing: NodeProto, graph: Graph) -> _Image | None:
-    """What ``packing`` packs the positions of, with the levels that ``call`` says; None if it was packed already."""
-    levels = _levels(call, graph.name(packing.input[0]), graph)
+def _input_grad(call: NodeProto, _: Mapping[str, NodeProto], graph: Graph) -> str | None:
+    """[N, H, W, I] int32: codes of gradients times signs, each where the tap has read."""
+    about = _attributes(call)
+    kernel, strides, pads, missing = (about[name] for name in ("kernel_shape", "strides", "pads", "output_padding"))
+    *_, planes, _words = graph.shape(graph.name(call.input[0]))
+    signs = _signs(call, about["in_channels"], about["out_channels"], math.prod(kernel), graph)
+    codes = _image(call, call.input[0], planes, about["out_channels"], graph)
+    if signs is None or codes is None:
+        return None
+    samples, height, width, _channels = graph.shape(codes)
+    geometry = list(zip((height, width), kernel, strides, pads[:2], pads[2:], missing, strict=True))
+    extents = [(e - 1) * s + k - before - behind + more for e, k, s, before, behind, more in geometry]
+    below = _padded(call, codes, [0, 0, 1, 0], np.array(0, dtype=np.uint8), graph)  # taps that no output has read
+    steps = []
+    for extent, (outputs, taps, stride, before, _behind, _more) in zip(extents, geometry, strict=True):
+        ahead = np.arange(extent)[:, None] + before - np.arange(taps)
+        at = ahead // stride
+        steps.append(np.where((ahead % stride == 0) & (at >= 0) & (at < outputs), at, -1))
+    rows, columns = steps[0][:, None, :, None], steps[1][None, :, None, :]
+    places = np.where((rows >= 0) & (columns >= 0), rows * width + columns, height * width)
+    sums = graph.derive(
+        call, "MatMulInteger", [_columns(call, below, places.reshape(-1, math.prod(kernel)), graph), signs]
+    )
+    return _reshape(call, sums, (samples, *extents, about["in_channels"]), graph)
+
+
+def _weight_grad(call: NodeProto, calls: Mapping[str, NodeProto], graph: Graph) -> str | None:
+    """[K, C, KH, KW] int32: the codes of gradients times the levels that each tap meets, summed over positions."""
+    levels = _levels_of_positions(call, calls, graph)
+    bits = bits_of(graph.name(call.input[0]), graph)  # [W, G, K, 32]
+    if levels is None or bits is None:
+        return None
+    image, kernel, places = levels
+    words, width, kept, _ = graph.shape(bits)
+    by_channel = graph.derive(call, "Transpose", [bits], perm=[1, 2, 0, 3])
+    codes = codes_of(call, _reshape(call, by_channel, (width, kept, words * WORD), graph), 0, graph)
+    if codes is None or graph.element_type(codes) != TensorProto.UINT8:
+        return None
+    rows = _columns(call, image, places, graph)
+    positions, _ = graph.shape(rows)
+    sums = graph.derive(call, "MatMulInteger", [_front(call, codes, positions, 1, graph), rows])  # [K, T * C]
+    channels = graph.shape(image)[-1]
+    by_tap = _reshape(call, sums, (kept, math.prod(kernel), channels), graph)
+    return _reshape(
+        call, graph.derive(call, "Transpose", [by_tap], perm=[0, 2, 1]), (kept, channels, *kernel), graph
+    )
+
+
+def _sums(call: NodeProto, calls: Mapping[str, NodeProto], graph: Graph) -> str | None:
+    """[C, KH, KW] int32: the levels that each tap meets, summed over samples and then over places."""
+    levels = _levels_of_positions(call, calls, graph)
     if levels is None:
         return None
-    about = _attributes(packing)
-    kernel, strides, output = (about[name] for name in ("kernel_shape", "strides", "output_hw"))
-    padding = graph.constant(np.array(about["pads"], dtype=np.int64))
-    padded = graph.derive(call, "Pad", [levels, padding, graph.constant(np.array(0, dtype=np.int8))])
-    samples, height, width, _ = graph.shape(padded)
-    rows, columns = (
-        np.arange(extent)[:, None] * stride + np.arange(taps)
-        for extent, stride, taps in zip(output, strides, kernel, strict=True)
-    )  # [OH, KH], [OW, KW]
-    places = rows[:, None, :, None] * width + columns[None, :, None, :]
-    every = np.arange(samples).reshape(-1, 1, 1, 1, 1) * height * width + places
-    return _Image(padded, list(kernel), every.reshape(-1, math.prod(kernel)))
+    image, kernel, places = levels
+    _, height, width, channels = graph.shape(image)
+    numbers = graph.derive(call, "Cast", [image], to=int(TensorProto.INT32))
+    first, second = (graph.constant(np.array([axis])) for axis in (0, 1))
+    by_place = graph.derive(call, "ReduceSum", [numbers, first], keepdims=0)
+    flat = _reshape(call, by_place, (height * width, channels), graph)
+    met = graph.derive(call, "Gather", [flat, graph.constant(np.ascontiguousarray(places.T))], axis=0)  # [T, P, C]
+    sums = graph.derive(call, "ReduceSum", [met, second], keepdims=0)
+    return _reshape(call, graph.derive(call, "Transpose", [sums], perm=[1, 0]), (channels, *kernel), graph)
 
 
-def _levels(call: NodeProto, words: str, graph: Graph) -> str | None:
-    """The levels of packed words [N, H, W, B * words] int32, int8 [N, H, W, C]; None where they are not known."""
+_PRODUCTS: Mapping[str, Callable[[NodeProto, Mapping[str, NodeProto], Graph], str | None]] = {
+    "binary_conv2d": _convolution,
+    "bitplane_conv2d_input_grad": _input_grad,
+    "bitplane_weight_grad": _weight_grad,
+    "level_conv2d": _convolution,
+    "level_sums": _sums,
+    "level_weight_grad": _weight_grad,
+    "position_sums": _sums,
+}
+
+
+def _grid(call: NodeProto) -> tuple[int, int]:
+    """How a level comes of its code: the first times it, plus the second; of a bit, where an op reads signs."""
     about = _attributes(call)
-    planes, channels = about.get("bits", 1), about["in_channels"]
-    factor, first = (about["factor"], about["first"]) if "bits" in about else (2, -1)  # without planes they are signs
-    if largest_code(planes) > _LARGEST or (bits := bits_of(words, graph)) is None:
+    return (int(about["factor"]), int(about["first"])) if "factor" in about else (2, -1)
+
+
+def _levels_of_positions(
+    call: NodeProto, calls: Mapping[str, NodeProto], graph: Graph
+) -> tuple[str, list[int], Array] | None:
+    """What the taps met whose packed positions ``call`` reads last: int8 [N, H, W, C], the kernel, and its places.
+
+    None if they were packed in another way, or their levels are not known or too large.
+    """
+    packing = calls.get(call.input[-1])
+    if packing is None or packing.op_type != "pack_positions":
         return None
-    leading = graph.shape(bits)[:3]
-    if planes == 1 and "bits" not in about:
-        whole = _reshape(call, bits, (*leading, -1), graph)
-        signs = [graph.constant(np.array(sign, dtype=np.float32)) for sign in (1, -1)]
-        found = graph.derive(call, "Where", [_front(call, whole, channels, 3, graph), *signs])
-        return graph.derive(call, "Cast", [found], to=int(TensorProto.INT8))
-    codes = codes_of(call, _apart(call, bits, planes, graph), 3, graph)
-    if codes is None:
+    about, channels = _attributes(packing), _attributes(call)["in_channels"]
+    (factor, first), planes = _grid(call), _attributes(call).get("bits", 0)
+    codes = _image(call, packing.input[0], planes, channels, graph)
+    if codes is None or largest_code(planes or 1) > _LARGEST:
         return None
-    numbers = graph.derive(call, "Cast", [_front(call, codes, channels, 3, graph)], to=int(TensorProto.INT8))
-    if (factor, first) == (1, 0):
-        return numbers
-    wide = graph.derive(call, "Cast", [numbers], to=int(TensorProto.FLOAT))
-    scaled = graph.derive(call, "Mul", [wide, graph.constant(np.array(factor, dtype=np.float32))])
-    moved = graph.derive(call, "Add", [scaled, graph.constant(np.array(first, dtype=np.float32))])
-    return graph.derive(call, "Cast", [moved], to=int(TensorProto.INT8))
+    levels = graph.derive(call, "Cast", [codes], to=int(TensorProto.INT8))
+    if first:
+        wide = graph.derive(call, "Cast", [codes], to=int(TensorProto.FLOAT))
+        scaled = graph.derive(call, "Mul", [wide, graph.constant(np.array(factor, dtype=np.float32))])
+        moved = graph.derive(call, "Add", [scaled, graph.constant(np.array(first, dtype=np.float32))])
+        levels = graph.derive(call, "Cast", [moved], to=int(TensorProto.INT8))
+    around = [*about["pads"][1:3], *about["pads"][5:7]]
+    padded = _padded(call, levels, around, np.array(0, dtype=np.int8), graph)
+    kernel = list(about["kernel_shape"])
+    return padded, kernel, _places(graph.shape(padded)[1:3], kernel, about["strides"])
+
+
+def _image(call: NodeProto, words: str, planes: int, channels: int, graph: Graph) -> str | None:
+    """The codes that were packed as ``words`` [N, H, W, ...] int32: uint8 [N, H, W, C]; None where they are not known.
+
+    Without ``planes`` they are the bits.
+    """
+    bits = bits_of(graph.name(words), graph)
+    if bits is None:
+        return None
+    if planes:
+        codes = codes_of(call, _apart(call, bits, planes, graph), 3, graph)
+    else:
+        whole = _reshape(call, bits, (*graph.shape(bits)[:3], -1), graph)
+        codes = graph.derive(call, "Cast", [whole], to=int(TensorProto.UINT8))
+    if codes is None or graph.element_type(codes) != TensorProto.UINT8:
+        return None
+    return _front(call, codes, channels, 3, graph)
 
 
 def _apart(call: NodeProto, bits: str, planes: int, graph: Graph) -> str:
-    """The bits [N, H, W, B * words, 32] as [N, H, W, B, 32 * words]; chosen samples are chosen of that."""
+    """The bits of [N, H, W, B * words] or [N, H, W, B, words] as [N, H, W, B, 32 * words]; chosen samples are chosen of
+    that."""
     chosen = graph.producers.get(bits)
     if chosen is not None and chosen.op_type == "Gather" and _attributes(chosen).get("axis", 0) == 0:
         whole = _apart(call, chosen.input[0], planes, graph)
@@ -112,46 +204,51 @@ def _apart(call: NodeProto, bits: str, planes: int, graph: Graph) -> str:
     return _reshape(call, bits, (*graph.shape(bits)[:3], planes, -1), graph)
 
 
-def _weight_grad(call: NodeProto, image: _Image, graph: Graph) -> str | None:
-    """[K, C, KH, KW] int32: the codes of gradients times the levels that each tap meets, summed over positions."""
-    bits = bits_of(graph.name(call.input[0]), graph)  # [W, G, K, 32]
+def _signs(call: NodeProto, rows: int, columns: int, taps: int, graph: Graph) -> str | None:
+    """The signs of packed weights [panels, T * words, 16], the second operand: int8 [T * columns, rows]."""
+    bits = bits_of(graph.name(call.input[1]), graph)
     if bits is None:
         return None
-    words, width, kept, _ = graph.shape(bits)
-    by_channel = graph.derive(call, "Transpose", [bits], perm=[1, 2, 0, 3])
-    codes = codes_of(call, _reshape(call, by_channel, (width, kept, words * WORD), graph), 0, graph)
-    if codes is None or graph.element_type(codes) != TensorProto.UINT8:
-        return None
-    positions, taps = image.places.shape
-    channels = graph.shape(image.levels)[-1]
-    flat = _reshape(call, image.levels, (-1, channels), graph)
-    met = graph.derive(call, "Gather", [flat, graph.constant(image.places)], axis=0)  # [P, T, C]
-    rows = _reshape(call, met, (positions, taps * channels), graph)
-    sums = graph.derive(call, "MatMulInteger", [_front(call, codes, positions, 1, graph), rows])  # [K, T * C]
-    turned = graph.derive(call, "Transpose", [_reshape(call, sums, (kept, taps, channels), graph)], perm=[0, 2, 1])
-    return _reshape(call, turned, (kept, channels, *image.kernel), graph)
+    by_row = graph.derive(call, "Transpose", [bits], perm=[0, 2, 1, 3])
+    panels = graph.shape(bits)[0]
+    whole = _reshape(call, by_row, (panels * PANEL, taps, -1), graph)
+    kept = _front(call, _front(call, whole, rows, 0, graph), columns, 2, graph)
+    turned = graph.derive(call, "Transpose", [kept], perm=[1, 2, 0])
+    flat = _reshape(call, turned, (taps * columns, rows), graph)
+    one, minus = (graph.constant(np.array(sign, dtype=np.float32)) for sign in (1, -1))
+    return graph.derive(
+        call, "Cast", [graph.derive(call, "Where", [flat, one, minus])], to=int(TensorProto.INT8)
+    )
 
 
-def _sums(call: NodeProto, image: _Image, graph: Graph) -> str | None:
-    """[C, KH, KW] int32: the levels that each tap meets, summed over samples and then over places."""
-    samples, height, width, channels = graph.shape(image.levels)
-    numbers = graph.derive(call, "Cast", [image.levels], to=int(TensorProto.INT32))
-    first, second = (graph.constant(np.array([axis])) for axis in (0, 1))
-    by_place = graph.derive(call, "ReduceSum", [numbers, first], keepdims=0)
-    flat = _reshape(call, by_place, (height * width, channels), graph)
-    places = graph.constant(np.ascontiguousarray(image.places[: len(image.places) // samples].T))
-    met = graph.derive(call, "Gather", [flat, places], axis=0)  # [T, OH * OW, C]
-    sums = graph.derive(call, "ReduceSum", [met, second], keepdims=0)
-    return _reshape(call, graph.derive(call, "Transpose", [sums], perm=[1, 0]), (channels, *image.kernel), graph)
+def _places(extents: Sequence[int], kernel: Sequence[int], strides: Sequence[int]) -> Array:
+    """The place in an image of each tap at each position: [OH * OW, KH * KW] int64."""
+    rows, columns = (
+        np.arange((extent - taps) // stride + 1)[:, None] * stride + np.arange(taps)
+        for extent, taps, stride in zip(extents, kernel, strides, strict=True)
+    )
+    places = rows[:, None, :, None] * extents[1] + columns[None, :, None, :]
+    return places.reshape(-1, math.prod(kernel))
 
 
-_PRODUCTS: Mapping[str, Callable[[NodeProto, _Image, Graph], str | None]] = {
-    "bitplane_weight_grad": _weight_grad,
-    "level_sums": _sums,
-    "level_weight_grad": _weight_grad,
-    "position_sums": _sums,
-}
-"""By op: what it is of an image; its last operand are the positions."""
+def _columns(call: NodeProto, image: str, places: Array, graph: Graph) -> str:
+    """What each tap reads at each position of each sample: [N, H, W, C] -> [N * P, T * C]."""
+    samples, height, width, channels = graph.shape(image)
+    positions, taps = places.shape
+    flat = _reshape(call, image, (samples * height * width, channels), graph)
+    if taps == 1 and np.array_equal(places[:, 0], np.arange(height * width)):
+        return flat
+    begins = graph.constant((np.arange(samples) * height * width).reshape(-1, 1, 1))
+    index = graph.derive(call, "Add", [begins, graph.constant(places)])  # a constant, if it is not large
+    met = graph.derive(call, "Gather", [flat, index], axis=0)
+    return _reshape(call, met, (samples * positions, taps * channels), graph)
+
+
+def _padded(call: NodeProto, image: str, pads: Sequence[int], filler: Array, graph: Graph) -> str:
+    """An image with more rows and columns: above, left, below, right."""
+    top, left, bottom, right = pads
+    amounts = graph.constant(np.array([0, top, left, 0, 0, bottom, right, 0]))
+    return graph.derive(call, "Pad", [image, amounts, graph.constant(filler)])
 
 
 def _front(source: NodeProto, value: str, count: int, axis: int, graph: Graph) -> str:
@@ -165,4 +262,9 @@ def _reshape(source: NodeProto, value: str, shape: tuple[int, ...], graph: Graph
 
 
 def _attributes(node: NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    """The attributes by name; a scalar tensor is its number."""
+    values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return {
+        name: numpy_helper.to_array(value).item() if isinstance(value, TensorProto) else value
+        for name, value in values.items()
+    }
