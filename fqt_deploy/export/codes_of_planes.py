@@ -131,6 +131,26 @@ def _transposed(source: NodeProto, node: NodeProto, axis: int, graph: Graph) -> 
     return place, lambda value: graph.derive(source, "Transpose", [value], perm=kept)
 
 
+def _padded(source: NodeProto, node: NodeProto, axis: int, graph: Graph) -> tuple[int, Move] | None:
+    """Zeros along other axes."""
+    pads, rank = graph.constants.get(node.input[1]), len(graph.shape(node.input[0]))
+    filler = graph.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
+    axes = graph.constants.get(node.input[3]) if len(node.input) > 3 else np.arange(rank)
+    if pads is None or axes is None or filler is None or filler.any():
+        return None
+    every = np.zeros((2, rank), dtype=np.int64)
+    every[:, axes % rank] = pads.reshape(2, -1)
+    if every[:, axis].any() or (every < 0).any() or _attribute(node, "mode", b"constant") != b"constant":
+        return None
+    amounts = graph.constant(np.delete(every, axis, 1).reshape(-1))
+
+    def move(value: str) -> str:
+        kind = helper.tensor_dtype_to_np_dtype(graph.element_type(value))
+        return graph.derive(source, "Pad", [value, amounts, graph.constant(np.array(0, dtype=kind))])
+
+    return axis, move
+
+
 def _gathered(source: NodeProto, node: NodeProto, axis: int, graph: Graph) -> tuple[int, Move] | None:
     """A gathering along another axis."""
     along, indices = _attribute(node, "axis", 0) % len(graph.shape(node.input[0])), node.input[1]
@@ -144,6 +164,7 @@ def _gathered(source: NodeProto, node: NodeProto, axis: int, graph: Graph) -> tu
 _MOVES: Mapping[str, Callable[[NodeProto, NodeProto, int, Graph], tuple[int, Move] | None]] = {
     "Cast": _cast,
     "Gather": _gathered,
+    "Pad": _padded,
     "Reshape": _reshaped,
     "Transpose": _transposed,
 }

@@ -111,9 +111,7 @@ def _weight_grad(call: NodeProto, calls: Mapping[str, NodeProto], graph: Graph) 
     sums = graph.derive(call, "MatMulInteger", [_front(call, codes, positions, 1, graph), rows])  # [K, T * C]
     channels = graph.shape(image)[-1]
     by_tap = _reshape(call, sums, (kept, math.prod(kernel), channels), graph)
-    return _reshape(
-        call, graph.derive(call, "Transpose", [by_tap], perm=[0, 2, 1]), (kept, channels, *kernel), graph
-    )
+    return _reshape(call, graph.derive(call, "Transpose", [by_tap], perm=[0, 2, 1]), (kept, channels, *kernel), graph)
 
 
 def _sums(call: NodeProto, calls: Mapping[str, NodeProto], graph: Graph) -> str | None:
@@ -216,9 +214,7 @@ def _signs(call: NodeProto, rows: int, columns: int, taps: int, graph: Graph) ->
     turned = graph.derive(call, "Transpose", [kept], perm=[1, 2, 0])
     flat = _reshape(call, turned, (taps * columns, rows), graph)
     one, minus = (graph.constant(np.array(sign, dtype=np.float32)) for sign in (1, -1))
-    return graph.derive(
-        call, "Cast", [graph.derive(call, "Where", [flat, one, minus])], to=int(TensorProto.INT8)
-    )
+    return graph.derive(call, "Cast", [graph.derive(call, "Where", [flat, one, minus])], to=int(TensorProto.INT8))
 
 
 def _places(extents: Sequence[int], kernel: Sequence[int], strides: Sequence[int]) -> Array:
