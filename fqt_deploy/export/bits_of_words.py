@@ -113,7 +113,7 @@ def _truths(integers: str, source: NodeProto, graph: Graph) -> str | None:
     if node is None:
         return None
     if node.op_type == "Cast" and graph.element_type(node.input[0]) == TensorProto.BOOL:
-        return node.input[0]
+        return str(node.input[0])
     if node.op_type not in ("Pad", "Reshape") or (truths := _truths(node.input[0], source, graph)) is None:
         return None
     if node.op_type == "Reshape":

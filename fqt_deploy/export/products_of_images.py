@@ -1,10 +1,10 @@
 """Products on bits as integer products, of the images that the bits were packed of.
 
-Compiled kernels want bits in words: planes of activations and of gradients, signs of weights, and for weight gradients rows
-of what each tap meets at each position (``pack_positions``). ONNX Runtime multiplies integers of eight bits faster than
-floats, in WebAssembly several times. So where codes or signs are known from before they were packed, the rows that a
-convolution reads are gathered from the image as it lies, and one ``MatMulInteger`` takes levels in place of planes. All sums are of
-integers: the results are the same.
+Compiled kernels want bits in words: planes of activations and of gradients, signs of weights, and for weight gradients
+rows of what each tap meets at each position (``pack_positions``). ONNX Runtime multiplies integers of eight bits faster
+than floats, in WebAssembly several times. So where codes or signs are known from before they were packed, the rows that
+a convolution reads are gathered from the image as it lies, and one ``MatMulInteger`` takes levels in place of planes.
+All sums are of integers: the results are the same.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def product(call: NodeProto, calls: Mapping[str, NodeProto], graph: Graph) -> st
     return None if compute is None else compute(call, calls, graph)
 
 
-def _convolution(call: NodeProto, _: Mapping[str, NodeProto], graph: Graph) -> str | None:
+def _convolution(call: NodeProto, _calls: Mapping[str, NodeProto], graph: Graph) -> str | None:
     """[N, OH, OW, O]: levels of activations times signs; what lies around the image is the zero point."""
     about = _attributes(call)
     kernel, strides, pads = (about[name] for name in ("kernel_shape", "strides", "pads"))
@@ -68,7 +68,7 @@ def _convolution(call: NodeProto, _: Mapping[str, NodeProto], graph: Graph) -> s
     return graph.derive(call, "Cast", [whole], to=about["to"])
 
 
-def _input_grad(call: NodeProto, _: Mapping[str, NodeProto], graph: Graph) -> str | None:
+def _input_grad(call: NodeProto, _calls: Mapping[str, NodeProto], graph: Graph) -> str | None:
     """[N, H, W, I] int32: codes of gradients times signs, each where the tap has read."""
     about = _attributes(call)
     kernel, strides, pads, missing = (about[name] for name in ("kernel_shape", "strides", "pads", "output_padding"))
@@ -193,8 +193,10 @@ def _image(call: NodeProto, words: str, planes: int, channels: int, graph: Graph
 
 
 def _apart(call: NodeProto, bits: str, planes: int, graph: Graph) -> str:
-    """The bits of [N, H, W, B * words] or [N, H, W, B, words] as [N, H, W, B, 32 * words]; chosen samples are chosen of
-    that."""
+    """The bits of [N, H, W, B * words] or [N, H, W, B, words] as [N, H, W, B, 32 * words].
+
+    Where they are those of chosen samples, samples are chosen of that.
+    """
     chosen = graph.producers.get(bits)
     if chosen is not None and chosen.op_type == "Gather" and _attributes(chosen).get("axis", 0) == 0:
         whole = _apart(call, chosen.input[0], planes, graph)
