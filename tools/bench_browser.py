@@ -4,7 +4,8 @@
     python -m tools.bench_browser digits --threads 1
 
 Native ONNX Runtime and onnxruntime-web in a Web Worker take turns, on the same random batches, with the same number of
-threads. Each turn is a new session or a new browser: what it takes to load is part of it. One line of JSON at the end.
+threads. Each turn is a new session or a new browser: what it takes to load is part of it. The first steps are not
+timed: browsers compile WebAssembly quickly at first, and well while it runs. One line of JSON at the end.
 Needs ``npm install`` in ``js/`` and Chromium.
 """
 
@@ -30,9 +31,13 @@ from tools.training import Array
 _PACKAGE = Path(__file__).resolve().parents[1] / "js"
 
 
+_WARM = 20
+"""Steps before those that are timed."""
+
+
 @dataclass(frozen=True)
 class Turn:
-    """One session: seconds to load it, seconds of each step but the first, which allocates, and the losses."""
+    """One session: seconds to load it, seconds of each timed step, and all losses."""
 
     load: float
     steps: list[float]
@@ -45,12 +50,12 @@ def native(path: Path, threads: int, steps: int, x: Array, y: Array) -> Turn:
     step = flat_step(path, threads)
     loaded, half = time.perf_counter() - start, len(x) // 2
     seconds, losses = [], []
-    for i in range(steps + 1):
+    for i in range(_WARM + steps):
         batch = slice(half * (i % 2), half * (i % 2 + 1))
         start = time.perf_counter()
         losses.append(step(x[batch], y[batch]))
         seconds.append(time.perf_counter() - start)
-    return Turn(loaded, seconds[1:], losses)
+    return Turn(loaded, seconds[_WARM:], losses)
 
 
 def browser(path: Path, threads: int, steps: int, batches: Path) -> Turn:
@@ -66,11 +71,11 @@ def browser(path: Path, threads: int, steps: int, batches: Path) -> Turn:
             "Node, Chromium or npm packages are missing", code="FQT509", hint="apt install chromium nodejs; make js-env"
         )
     name = path.name.removesuffix(".step.onnx")
-    given = (chromium, path.parent.absolute(), name, batches, threads, steps + 1)
+    given = (chromium, path.parent.absolute(), name, batches, threads, _WARM + steps)
     command = [node, _PACKAGE / "bench" / "browser.mjs", *given]
     shown = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=True).stdout
     found = json.loads(shown)
-    return Turn(found["loaded"] / 1e3, [each / 1e3 for each in found["milliseconds"][1:]], found["losses"])
+    return Turn(found["loaded"] / 1e3, [each / 1e3 for each in found["milliseconds"][_WARM:]], found["losses"])
 
 
 def compare(path: Path, threads: int, steps: int, turns: int) -> dict[str, float | str]:
