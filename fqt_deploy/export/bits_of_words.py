@@ -31,6 +31,9 @@ class Graph(Protocol):
     producers: dict[str, NodeProto]
     bits: dict[str, str | None]
 
+    def name(self, value: str) -> str:
+        """The name under which ``value`` is computed."""
+
     def shape(self, value: str) -> tuple[int, ...]:
         """The extents of ``value``."""
 
@@ -101,13 +104,25 @@ def _packed_bits(node: NodeProto, graph: Graph) -> str | None:
         return None
     if powers is None or not np.array_equal(powers, _POWERS):
         return None
-    shape = graph.constant(np.array(graph.shape(integers), dtype=np.int64))
-    source = graph.producers.get(integers)
-    while source is not None and source.op_type == "Reshape":
-        source = graph.producers.get(source.input[0])
-    if source is not None and source.op_type == "Cast" and graph.element_type(source.input[0]) == TensorProto.BOOL:
-        return graph.derive(node, "Reshape", [source.input[0], shape])
-    return None
+    return _truths(integers, node, graph)
+
+
+def _truths(integers: str, source: NodeProto, graph: Graph) -> str | None:
+    """What ``integers`` were cast of, bool, in their shape: reshaped, and filled up with zeros, as they were."""
+    node = graph.producers.get(integers)
+    if node is None:
+        return None
+    if node.op_type == "Cast" and graph.element_type(node.input[0]) == TensorProto.BOOL:
+        return str(node.input[0])
+    if node.op_type not in ("Pad", "Reshape") or (truths := _truths(node.input[0], source, graph)) is None:
+        return None
+    if node.op_type == "Reshape":
+        target = np.array(graph.shape(integers), dtype=np.int64)
+        return graph.derive(source, "Reshape", [truths, graph.constant(target)])
+    filler = graph.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
+    if filler is None or filler.any() or _attributes(node).get("mode", b"constant") != b"constant":
+        return None
+    return graph.derive(source, "Pad", [truths, node.input[1], graph.constant(np.array(False)), *node.input[3:]])
 
 
 def _words_of_octets(octets: str, graph: Graph) -> str | None:

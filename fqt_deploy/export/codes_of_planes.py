@@ -35,12 +35,21 @@ def recombined(node: NodeProto, graph: Graph) -> str | None:
         return None
     if not _lies_along(weights, 2.0 ** np.arange(shape[axis]), axis, len(shape)):
         return None
+    value = codes_of(node, planes, axis, graph)
+    return None if value is None else graph.derive(node, "Cast", [value], to=graph.element_type(product.output[0]))
+
+
+def codes_of(source: NodeProto, planes: str, axis: int, graph: Graph) -> str | None:
+    """The codes of which ``planes`` are the bits along ``axis``, without it; None where it is not known how they came.
+
+    What is added to the graph is added on behalf of ``source``.
+    """
     moves: list[Move] = []
     while (producer := graph.producers.get(planes)) is not None:
         if (codes := _split_codes(producer, axis, graph)) is not None:
             break
         step = _MOVES.get(producer.op_type)
-        found = None if step is None else step(node, producer, axis, graph)
+        found = None if step is None else step(source, producer, axis, graph)
         if found is None:
             return None
         axis, move = found
@@ -49,10 +58,10 @@ def recombined(node: NodeProto, graph: Graph) -> str | None:
     else:
         return None
     whole = graph.shape(codes)
-    value = _reshape(node, codes, (*whole[:axis], *whole[axis + 1 :]), graph)
+    value = _reshape(source, codes, (*whole[:axis], *whole[axis + 1 :]), graph)
     for move in reversed(moves):
         value = move(value)
-    return graph.derive(node, "Cast", [value], to=graph.element_type(product.output[0]))
+    return value
 
 
 def _lies_along(array: Array, values: Array, axis: int, rank: int) -> bool:
@@ -122,8 +131,40 @@ def _transposed(source: NodeProto, node: NodeProto, axis: int, graph: Graph) -> 
     return place, lambda value: graph.derive(source, "Transpose", [value], perm=kept)
 
 
+def _padded(source: NodeProto, node: NodeProto, axis: int, graph: Graph) -> tuple[int, Move] | None:
+    """Zeros along other axes."""
+    pads, rank = graph.constants.get(node.input[1]), len(graph.shape(node.input[0]))
+    filler = graph.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
+    axes = graph.constants.get(node.input[3]) if len(node.input) > 3 else np.arange(rank)
+    if pads is None or axes is None or filler is None or filler.any():
+        return None
+    every = np.zeros((2, rank), dtype=np.int64)
+    every[:, axes % rank] = pads.reshape(2, -1)
+    if every[:, axis].any() or (every < 0).any() or _attribute(node, "mode", b"constant") != b"constant":
+        return None
+    amounts = graph.constant(np.delete(every, axis, 1).reshape(-1))
+
+    def move(value: str) -> str:
+        kind = helper.tensor_dtype_to_np_dtype(graph.element_type(value))
+        return graph.derive(source, "Pad", [value, amounts, graph.constant(np.array(0, dtype=kind))])
+
+    return axis, move
+
+
+def _gathered(source: NodeProto, node: NodeProto, axis: int, graph: Graph) -> tuple[int, Move] | None:
+    """A gathering along another axis."""
+    along, indices = _attribute(node, "axis", 0) % len(graph.shape(node.input[0])), node.input[1]
+    place = axis if axis < along else axis - len(graph.shape(indices)) + 1
+    if axis >= along >= place:
+        return None
+    kept = along - (along > place)
+    return place, lambda value: graph.derive(source, "Gather", [value, indices], axis=kept)
+
+
 _MOVES: Mapping[str, Callable[[NodeProto, NodeProto, int, Graph], tuple[int, Move] | None]] = {
     "Cast": _cast,
+    "Gather": _gathered,
+    "Pad": _padded,
     "Reshape": _reshaped,
     "Transpose": _transposed,
 }

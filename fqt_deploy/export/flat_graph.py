@@ -73,6 +73,10 @@ class FlatGraph:
         """Let ``value`` be a constant."""
         self._same[value] = self.constant(array)
 
+    def rename(self, value: str, same: str) -> None:
+        """Let ``value`` be what is computed as ``same``."""
+        self._same[value] = self.name(same)
+
     def add(self, node: NodeProto) -> None:
         """Add a node; its operands have been added."""
         operands = [self.name(value) for value in node.input]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from fqt_deploy.export.flat_graph import FlatGraph
 from fqt_deploy.export.inline_functions import inlined_nodes
+from fqt_deploy.export.products_of_images import product
 from fqt_deploy.ops.lib.onnx_body import OPSET
 
 
@@ -21,8 +22,15 @@ def flatten(model: ModelProto) -> ModelProto:
     for tensor in graph.initializer:
         if tensor.name not in inputs:
             flat.know(tensor.name, numpy_helper.to_array(tensor))
-    for node in inlined_nodes(model):
-        flat.add(node)
+    functions = {(function.domain, function.name): function for function in model.functions}
+    calls: dict[str, NodeProto] = {}
+    for call in graph.node:
+        if (value := product(call, calls, flat)) is not None:
+            flat.rename(call.output[0], value)
+            continue
+        calls |= dict.fromkeys(call.output, call)
+        for node in inlined_nodes(call, functions):
+            flat.add(node)
     outputs = [value.name for value in graph.output]
     flat.finish(outputs)
     made = helper.make_model(

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from onnx import FunctionProto, ModelProto, NodeProto
+from onnx import FunctionProto, NodeProto
 
 
-def inlined_nodes(model: ModelProto) -> Iterator[NodeProto]:
-    """The nodes of ``model`` in order, with the body of its function in place of each call.
+def inlined_nodes(call: NodeProto, functions: Mapping[tuple[str, str], FunctionProto]) -> Iterator[NodeProto]:
+    """The node itself, or in place of a call the body of its function.
 
     A node of a body is named ``CALL/NAME``, so that it still tells layer and phase, and has the metadata of its call.
     Values within a body are named in the same way; the function's results keep the names that the call gives them.
     """
-    functions = {(function.domain, function.name): function for function in model.functions}
-    for node in model.graph.node:
-        function = functions.get((node.domain, node.op_type))
-        if function is None:
-            yield node
-        else:
-            yield from _body(node, function)
+    function = functions.get((call.domain, call.op_type))
+    if function is None:
+        yield call
+    else:
+        yield from _body(call, function)
 
 
 def _body(call: NodeProto, function: FunctionProto) -> Iterator[NodeProto]:

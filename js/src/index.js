@@ -23,8 +23,9 @@ export async function load(ort, files, options = {}) {
   if (predict !== undefined && readManifest(predict, nameOf(files.predict)).fingerprint !== manifest.fingerprint) {
     throw new FqtError(`${nameOf(files.predict)} belongs to another model`, "FQT504", "export both files at once");
   }
-  const train = await opened(ort, step, options, nameOf(files.step));
-  const prediction = predict && (await opened(ort, predict, options, nameOf(files.predict)));
+  const settings = { ...defaultsFor(ort, options), ...options };
+  const train = await opened(ort, step, settings, nameOf(files.step));
+  const prediction = predict && (await opened(ort, predict, settings, nameOf(files.predict)));
   const trainer = new Trainer(ort, manifest, train, prediction);
   await trainer.loadCheckpoint(state);
   return trainer;
@@ -316,6 +317,15 @@ async function contentOf(file) {
 
 function nameOf(file) {
   return typeof file === "string" || file instanceof URL ? String(file) : "the model";
+}
+
+/**
+ * Options that callers need not know. The files are folded when they are exported: in WebAssembly, what ONNX Runtime optimizes
+ * again takes a second or more of loading, and steps become no faster.
+ */
+function defaultsFor(ort, { executionProviders = ["wasm"] }) {
+  const inWasm = ort.env?.versions?.web !== undefined && executionProviders.every((each) => (each.name ?? each) === "wasm");
+  return inWasm ? { graphOptimizationLevel: "disabled" } : {};
 }
 
 async function opened(ort, content, options, name) {

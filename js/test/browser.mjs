@@ -6,6 +6,7 @@ import { fileURLToPath } from "node:url";
 
 const PACKAGE = fileURLToPath(new URL("..", import.meta.url));
 const TYPES = { ".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm" };
+const ISOLATION = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp" };
 
 /**
  * What `action` returns for a page in Chromium; the page must stay without errors.
@@ -13,9 +14,11 @@ const TYPES = { ".html": "text/html", ".js": "text/javascript", ".mjs": "text/ja
  * @param {string} chromium path of the program
  * @param {Record<string, string>} folders what is served besides this package, by the beginning of its path
  * @param {(page: object) => Promise<any>} action gets puppeteer's page; `page.origin` is the address of the server
+ * @param {{ isolated?: boolean }} [options] `isolated`: the page is cross-origin isolated, so that WebAssembly may have threads
  */
-export async function withPage(chromium, folders, action) {
-  const server = createServer((request, response) => serve(folders, request, response)).listen(0, "127.0.0.1");
+export async function withPage(chromium, folders, action, { isolated = false } = {}) {
+  const headers = isolated ? ISOLATION : {};
+  const server = createServer((request, response) => serve(folders, headers, request, response)).listen(0, "127.0.0.1");
   await new Promise((resolve) => server.once("listening", resolve));
   try {
     return await withBrowser(chromium, async (page) => {
@@ -45,13 +48,13 @@ export async function withBrowser(chromium, action) {
   }
 }
 
-async function serve(folders, request, response) {
+async function serve(folders, headers, request, response) {
   const path = normalize(decodeURIComponent(new URL(request.url, "http://localhost").pathname));
   const prefix = Object.keys(folders).find((start) => path.startsWith(start));
   const file = prefix === undefined ? join(PACKAGE, path) : join(folders[prefix], path.slice(prefix.length));
   try {
     const content = await readFile(file);
-    response.writeHead(200, { "Content-Type": TYPES[extname(file)] ?? "application/octet-stream" }).end(content);
+    response.writeHead(200, { ...headers, "Content-Type": TYPES[extname(file)] ?? "application/octet-stream" }).end(content);
   } catch {
     response.writeHead(404).end();
   }

@@ -3,11 +3,13 @@
 They are installed from PyPI: ``pytest -m slow tests/packaging/test_onnx_readers.py``.
 """
 
+import json
 import os
 import subprocess
 import sys
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from safetensors.numpy import load_file
@@ -15,6 +17,7 @@ from safetensors.numpy import load_file
 from fqt_deploy.compiler import export_onnx_step, lower_model
 from fqt_deploy.core.onnx_names import step_files
 from fqt_deploy.core.options import CompileOptions
+from tests.js.programs import CHROMIUM, node, require
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +63,7 @@ VERSIONS = {
     "onnxslim": "0.1.98",
     "onnxsim": "0.8.1",
     "onnx": "1.23.2",
+    "netron": "9.3.3",
 }
 
 
@@ -154,3 +158,31 @@ def test_tract_has_no_top_k_of_integers(files, tmp_path, program):
     done = program("tract", RUN["tract"], files.step, files.step.with_name("in.npz"), tmp_path / "out.npz")
     assert done.returncode != 0
     assert "TDim is not a number" in done.stderr, "the behaviour changed"
+
+
+def test_netron_shows_layers(files, tmp_path):
+    """Its page shows a node for each of the prediction, named after its layer, and its inputs."""
+    require(["puppeteer-core"], browser=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--target", str(tmp_path), f"netron=={VERSIONS['netron']}"], check=True)
+    code = (
+        "import netron, sys\n"
+        "host, port = netron.start(sys.argv[1], address=('127.0.0.1', 0), browse=False)\n"
+        "print('port', port, flush=True)\n"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(files.prediction)], env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as serving:  # fmt: skip
+        try:
+            said = next(line for line in serving.stdout if line.startswith("port "))
+            url = f"http://127.0.0.1:{int(said.split()[1])}/"
+            shown = json.loads(node(["puppeteer-core"], "test/netron.mjs", CHROMIUM, url, browser=True))
+        finally:
+            serving.kill()
+    names = [name for name, _ in shown]
+    assert "input-name-x" in names
+    nodes = {f"node-name-{each.name}" for each in onnx.load(files.prediction).graph.node}
+    assert nodes <= set(names)
+    assert any("features.3/forward" in name for name in names)
