@@ -19,6 +19,8 @@ from torch import Tensor, fx
 _UNIT = 2.0**-22
 """Relative change of a number: two units in the last place of float32."""
 _RUNS = 3
+_RUNS_OF_ELEMENTS = 32
+"""More of them: of values that are equal but for rounding each is the largest one in a part of the runs."""
 _AT_EDGE = 2.0**-20
 """Relative distance of a computed number from an edge within which its code may be either: eight units in the last
 place."""
@@ -43,6 +45,25 @@ def rounding_noise(root: fx.Node, known: Mapping[fx.Node, Any]) -> list[float]:
                 difference = (a.double() - b.double()).nan_to_num(0.0, 0.0, 0.0)
                 noise[i] = max(noise[i], float(difference.norm()))
     return noise
+
+
+def unsure_elements(root: fx.Node, known: Mapping[fx.Node, Any]) -> list[Tensor]:
+    """Which elements of each result of ``root`` are not always the same if all numbers are rounded otherwise.
+
+    Values that are equal but for rounding, such as sums of as many signs, make the place of their maximum unsure, and
+    the sign of what is zero but for rounding.
+
+    Args:
+        root: the node; what it depends on and is not ``known`` is computed again.
+        known: values of the nodes that it starts from.
+    """
+    given = {node: value for node, value in known.items() if node is not root}
+    expected = _tensors(_evaluate(root, given, None))
+    unsure = [torch.zeros(value.shape, dtype=torch.bool) for value in expected]
+    for run in range(_RUNS_OF_ELEMENTS):
+        changed = _tensors(_evaluate(root, given, torch.Generator().manual_seed(run)))
+        unsure = [found | (a != b) for found, a, b in zip(unsure, changed, expected, strict=True)]
+    return unsure
 
 
 def bits_at_edges(root: fx.Node, known: Mapping[fx.Node, Any]) -> list[np.ndarray[Any, Any] | None]:

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.capture.tracing import module_mode
-from fqt_deploy.compiler.rounding_noise import SLACK, rounding_noise
+from fqt_deploy.compiler.rounding_noise import SLACK, rounding_noise, unsure_elements
 from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.options import CompileOptions
@@ -39,6 +39,8 @@ VANISHING = 1e-4
 """A gradient below this share of all gradients together is held to that: some are zero but for rounding noise."""
 FLIPS = 1e-3
 """Share of integers and booleans that may differ: where they are made of floats that lie within rounding of a bound."""
+MISSED = 0.1
+"""Unsure elements that the runs with other roundings did not find, for each that they found."""
 UPDATE_TOLERANCE = 1e-2
 """Tolerance of a parameter that Adam has updated: it divides a gradient by its own size, rounding noise by its own too.
 
@@ -178,8 +180,16 @@ def _compare(
                 error = _relative(a, b, max(scale, SLACK * noise[i] / bound))
             errors[key] = error, error <= bound
         else:
-            error = float((a != b).double().mean()) if a.numel() else 0.0
-            errors[key] = error, error <= FLIPS
+            error, bound = _share(a != b), FLIPS
+            if error > bound:
+                unsure = unsure_elements(node, {n: v for n, v in kept.items() if values.get(n) is v})[i]
+                error, bound = _share((a != b) & ~unsure), FLIPS + MISSED * _share(unsure)
+            errors[key] = error, error <= bound
+
+
+def _share(condition: Tensor) -> float:
+    """The share of elements for which a condition holds."""
+    return float(condition.double().mean()) if condition.numel() else 0.0
 
 
 def _is_adams_parameter(node: fx.Node, position: int) -> bool:

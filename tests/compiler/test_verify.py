@@ -10,7 +10,7 @@ from torch import nn
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.to_relax import to_relax
 from fqt_deploy.compiler.compile_model import lower_model
-from fqt_deploy.compiler.rounding_noise import bits_at_edges, rounding_noise
+from fqt_deploy.compiler.rounding_noise import bits_at_edges, rounding_noise, unsure_elements
 from fqt_deploy.compiler.verify import kernel_cases
 from fqt_deploy.core.options import CompileOptions
 
@@ -129,3 +129,13 @@ def test_a_code_may_be_another_where_a_computed_number_lies_at_an_edge(cases):
     )
     for value, ok in (([0, 0, 0, 0], True), ([0, 2, 0, 0], True), ([0, 1, 0, 0], False), ([0, 2, 4, 0], False)):
         assert case.compare([np.array(value, dtype=np.int32)]).ok == ok
+
+
+def test_the_place_of_a_maximum_is_unsure_where_values_are_equal_but_for_rounding():
+    aten = torch.ops.aten
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).abs()
+    x[:20, 3] = x[:20, 5] = x[:20].amax(1) + 1
+    root, known = graph_of(lambda graph, a: graph.call_function(aten.argmax.default, (a, 1)), x)
+    (unsure,) = unsure_elements(root, known)
+    assert unsure[:20].all(), "each of two is the larger one in some of the runs"
+    assert not unsure[20:].any()
