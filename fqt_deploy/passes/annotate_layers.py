@@ -76,6 +76,11 @@ class AnnotateLayers(Pass):
             _check_decided(graph, self.binarized, self.turned)
             return False
         self._check_globs(graph.layers)
+        if computed := layers_of_computed_weights(graph):
+            graph.notes += (
+                f"forward computes the weights of {len(computed)} layer{'s' if len(computed) > 1 else ''}, as weight "
+                f"normalization does, so that they stay in fp32: {', '.join(computed)}",
+            )
         axes, last = sample_axes(graph), last_layers(graph)
         for record in graph.layers:
             record.binarized, record.reason = self._decide(record, graph, axes, last)
@@ -110,7 +115,7 @@ class AnnotateLayers(Pass):
             return False, "its weight is multiplied as [in, out] in one place and as [out, in] in another"
         if contraction < MINIMUM_CONTRACTION:
             return False, f"a contraction over {contraction} elements is too short to gain"
-        from_data = set[fx.Node]().union(*(descendants(node, graph) for node in graph.batch_inputs("input")))
+        from_data = descendants(graph, *graph.batch_inputs("input"))
         if not _rows_are_of_samples(products, axes, from_data):
             return False, "its rows are not grouped by sample"
         if self.include:
@@ -197,6 +202,19 @@ def mark_products(graph: TrainingGraph) -> None:
     for weight, record in by_weight.items():
         for node in _weight_gradients(graph, weight):
             node.meta.update(record=record, direction="weight_grad", layer=record.path)
+
+
+def layers_of_computed_weights(graph: TrainingGraph) -> list[str]:
+    """The paths of layers whose weight forward makes of parameters alone, without the data, in forward order."""
+    inputs = zip(graph.inputs, graph.graph.find_nodes(op="placeholder"), strict=True)
+    parameters = [node for name, node in inputs if name.startswith("param/")]
+    computed = descendants(graph, *parameters) - descendants(graph, *graph.batch_inputs())
+    found = [
+        node.meta["layer"]
+        for node in graph.calls(*FORWARD, *INPUT_GRAD, *GROUPED)
+        if node.meta["phase"] == "forward" and "record" not in node.meta and call_of(node).w in computed
+    ]
+    return [path for path in dict.fromkeys(found) if path]
 
 
 def last_layers(graph: TrainingGraph) -> list[LayerRecord]:

@@ -20,13 +20,13 @@ def resized(extents: list[int], where: SampleAxis, samples: int, keep: int) -> l
     return [*extents[: where.axis], extents[where.axis] // samples * keep, *extents[where.axis + 1 :]]
 
 
-def descendants(root: fx.Node, graph: TrainingGraph) -> set[fx.Node]:
-    """All call nodes that depend on ``root``, without itself."""
-    found = {root}
+def descendants(graph: TrainingGraph, *roots: fx.Node) -> set[fx.Node]:
+    """All call nodes that depend on one of ``roots``, without these."""
+    found = set(roots)
     for node in graph.graph.nodes:
         if node.op == "call_function" and any(a in found for a in node.all_input_nodes):
             found.add(node)
-    return found - {root}
+    return found - set(roots)
 
 
 def samples_first(emit: Emitter, value: fx.Node, where: SampleAxis, samples: int) -> fx.Node:

@@ -100,7 +100,7 @@ def selection_places(graph: TrainingGraph, plan: ShrinkPlan) -> list[fx.Node]:
     products = [n for n in graph.calls(*WEIGHT_GRAD) if "record" in n.meta and call_of(n).g in plan.places]
     smallest: dict[int, fx.Node] = {}
     for node in _dominators(root, call_of(products[-1]).g, rows, graph) if products else []:
-        behind = descendants(node, graph)
+        behind = descendants(graph, node)
         left = [p for p in products if p in behind]
         if not 0 < len(left) < len(products) or not _separates(node, behind, rows, left):
             continue
@@ -140,8 +140,8 @@ def _separates(node: fx.Node, behind: Set[fx.Node], rows: Set[fx.Node], left: li
 
 def _gradient_sizes(graph: TrainingGraph, here: fx.Node, following: fx.Node | None) -> list[int]:
     """Elements that a sample has in the gradient of each quantized layer between two places."""
-    between = descendants(here, graph)
+    between = descendants(graph, here)
     if following is not None:
-        between -= descendants(following, graph)
+        between -= descendants(graph, following)
     products = [n for n in products_of(graph, "weight_grad") if n in between]
     return [prod(shape(call_of(n).g)) // graph.batch for n in products]

@@ -92,7 +92,7 @@ class SelectOnce(Pass):
         shrink = ShrinkBackward(graph, plan)
         for number, selection in enumerate(selections):
             if selection.keep < shrink.samples:
-                behind = descendants(selection.gradient, graph)
+                behind = descendants(graph, selection.gradient)
                 kept, index = self._draw(graph, selection, plan.places[selection.gradient], shrink.samples, number)
                 shrink.run(selection.gradient, kept, index, behind)
                 graph.selection = self.selection
@@ -194,7 +194,7 @@ def _check_batch_norms(graph: TrainingGraph, plan: ShrinkPlan, selections: list[
     """FQT205 if a batch normalization would be left with too few values of a channel."""
     kept: dict[fx.Node, int] = {}
     for selection in selections:
-        kept |= dict.fromkeys(descendants(selection.gradient, graph), selection.keep)
+        kept |= dict.fromkeys(descendants(graph, selection.gradient), selection.keep)
     for node in plan.places:
         rows = batch_norm_rows(node)
         if rows is not None and (left := rows // graph.batch * kept[node]) < min(rows, FEWEST_VALUES):

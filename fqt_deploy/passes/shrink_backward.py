@@ -48,8 +48,8 @@ def plan_shrink(graph: TrainingGraph, root: fx.Node, where: SampleAxis) -> Shrin
     Raises:
         FqtError: FQT205 with the node that cannot.
     """
-    behind = descendants(root, graph)
-    labelled = set[fx.Node]().union(*(descendants(node, graph) for node in graph.batch_inputs("target")))
+    behind = descendants(graph, root)
+    labelled = descendants(graph, *graph.batch_inputs("target"))
     labelled -= behind | {root}
     plan = ShrinkPlan(root, {root: where}, {})
     for node in graph.graph.nodes:

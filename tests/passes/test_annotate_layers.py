@@ -156,3 +156,21 @@ def test_a_layer_that_is_multiplied_otherwise_in_evaluation_is_refused(transpose
     assert error.value.code == "FQT107"
     assert "test_annotate_layers.py" in error.value.render()
     lower_model(source, CompileOptions(recipe="none", include=("first",)))
+
+
+def test_layers_whose_weight_forward_computes_are_named(graph_after):
+    norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3),
+        norm(nn.Conv2d(8, 8, 3)),
+        nn.Flatten(),
+        norm(nn.Linear(128, 40)),
+        nn.ReLU(),
+        nn.Linear(40, 4),
+    )
+    graph = graph_after(model, "annotate-layers")
+    assert [record.path for record in graph.layers] == ["0", "5"]
+    assert "forward computes the weights of 2 layers" in graph.notes[-1]
+    assert graph.notes[-1].endswith("so that they stay in fp32: 1, 3")
+    plain = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(288, 40), nn.ReLU(), nn.Linear(40, 4))
+    assert graph_after(plain, "annotate-layers").notes == ()
