@@ -150,6 +150,11 @@ def test_the_package_itself(folder):
     assert "fail 0" in shown
 
 
+def test_what_the_arrays_of_a_batch_may_hold():
+    """Ranges of labels and of columns, in JavaScript."""
+    assert "fail 0" in node([], "--test", "test/batch.test.mjs")
+
+
 def test_types():
     """What a TypeScript program may write, and what it may not."""
     node(["typescript"], "node_modules/typescript/bin/tsc", "-p", "test/types")
