@@ -102,10 +102,10 @@ def _with_another_sample(inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]
 
 def _another(x: Tensor, generator: torch.Generator) -> list[Tensor]:
     if not x.is_floating_point():
-        own, any_ = x.clone(), x.clone()  # a column of a table has its own range, others may be too large for it
-        own[0] = x.gather(0, torch.randint(1, x.shape[0], (1, *x.shape[1:]), generator=generator))[0]
-        any_[0] = x.flatten()[torch.randint(0, x.numel(), x[0].shape, generator=generator)]
-        return [own, any_]
+        same_place, any_place = x.clone(), x.clone()  # a column of a table has its own range: others may not fit it
+        same_place[0] = x.gather(0, torch.randint(1, x.shape[0], (1, *x.shape[1:]), generator=generator))[0]
+        any_place[0] = x.flatten()[torch.randint(0, x.numel(), x[0].shape, generator=generator)]
+        return [same_place, any_place]
     noisy, unknown = x.clone(), x.clone()
     noisy[0] = torch.randn(x[0].shape, generator=generator) * 1e3  # large: some sums are clipped
     unknown[0] = float("nan")

@@ -145,16 +145,15 @@ def _drop(graph: TrainingGraph, assertions: list[fx.Node], covered: set[fx.Node]
 
 
 def _by_column(graph: TrainingGraph, given: fx.Node, *, strict: bool) -> tuple[IndexRange, ...]:
-    """The range of each column of an input; empty if no column is picked, or one of them has no range of its own."""
+    """The range of each column of an input, any integer for one that looks nothing up; empty if none is picked."""
     picked = columns_picked(graph, given)
     legal: dict[int, list[LegalLabels]] = {}
     for node, columns in picked.items():
+        followed = _follow(graph, node, strict=strict, without=picked).legal
         for column in columns:
-            legal.setdefault(column, []).extend(_follow(graph, node, strict=strict, without=picked).legal)
-    uses = [_together(legal[column], frozenset()) for column in sorted(legal)]
-    if any(use is None or use.low == LOWEST or use.high == HIGHEST for use in uses):
-        return ()
-    return tuple(IndexRange(use.low, use.high, use.ignore_index) for use in uses if use is not None)
+            legal.setdefault(column, []).extend(followed)
+    uses = [_together(legal[column], frozenset()) or LabelUse(LOWEST, HIGHEST) for column in sorted(legal)]
+    return tuple(IndexRange(use.low, use.high, use.ignore_index) for use in uses)
 
 
 def _follow(graph: TrainingGraph, labels: fx.Node, *, strict: bool, without: Container[Any] = ()) -> _Followed:

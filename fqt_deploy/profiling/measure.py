@@ -34,6 +34,9 @@ _LEAST_S, _MOST_S = 0.5, 8.0
 """Seconds of measuring: shorter steps are repeated, of longer ones fewer are measured."""
 _MOST_STEPS = 200
 
+_MOST_INTEGERS = 2**24
+"""The most integers that a made-up batch takes from a range: as numbers, float32 holds them exactly."""
+
 Batch = dict[str, NDArray[Any]]
 
 
@@ -44,7 +47,8 @@ def made_up_batch(manifest: Manifest) -> Batch:
     def array(spec: InputSpec) -> NDArray[Any]:
         if spec.values is not None:
             ranges = spec.columns or (spec.values,)
-            low, high = [own.low for own in ranges], [own.high for own in ranges]
+            low = [max(own.low, min(0, own.high - 1)) for own in ranges]  # a side may be unbounded
+            high = [min(own.high, first + _MOST_INTEGERS) for own, first in zip(ranges, low, strict=True)]
             return generator.integers(low, high, spec.shape).astype(spec.dtype)
         if np.dtype(spec.dtype).kind == "f":
             return generator.standard_normal(spec.shape).astype(spec.dtype)

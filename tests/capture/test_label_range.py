@@ -329,14 +329,26 @@ def test_a_column_that_is_moved_has_the_range_that_was_moved():
         F.cross_entropy,
         (columns_of(2, 30, 7) + torch.tensor([1, 0, 0]), labels(8)),
     )
-    # A side that nothing bounds is no range of a column: the common one is what all of them allow.
-    assert graph.signature[0].columns == ()
+    assert graph.signature[0].columns == (IndexRange(1, 3), IndexRange(0, HIGHEST), IndexRange(0, 7))
     graph = capture_training_graph(
         Table(lambda x: [x[:, 0] - 1, x[:, 1] + 2, x[:, 2]]),
         F.cross_entropy,
         (columns_of(2, 20, 7) + torch.tensor([1, 0, 0]), labels(8)),
     )
     assert graph.signature[0].columns == (IndexRange(1, 3), IndexRange(-2, 28), IndexRange(0, 7))
+
+
+def test_a_column_that_is_a_number_may_be_any():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(3, 4), nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.head(torch.cat([self.table(x[:, 0]), x[:, 1:].float().log1p()], 1))
+
+    graph = capture_training_graph(Mixed(), F.cross_entropy, (columns_of(3, 100), labels(8)))
+    assert graph.signature[0].columns == (IndexRange(0, 3), IndexRange(LOWEST, HIGHEST))
 
 
 def test_labels_of_several_tasks_have_ranges_of_their_own():

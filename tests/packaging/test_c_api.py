@@ -263,36 +263,37 @@ class Table(nn.Module):
     def __init__(self):
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(size, 4) for size in (2, 30))
-        self.head = nn.Linear(8, 3)
+        self.head = nn.Linear(9, 3)
 
     def forward(self, x):
-        return self.head(torch.cat([table(x[:, i]) for i, table in enumerate(self.tables)], 1))
+        looked_up = [table(x[:, i]) for i, table in enumerate(self.tables)]
+        return self.head(torch.cat([*looked_up, x[:, 2:].float()], 1))
 
 
 def test_columns_have_ranges_of_their_own(c_api, tmp_path):
-    batch = torch.stack([torch.arange(6) % 2, torch.arange(6) + 24], 1), torch.arange(6) % 3
+    batch = torch.stack([torch.arange(6) % 2, torch.arange(6) + 24, -torch.arange(6)], 1), torch.arange(6) % 3
     compile_model(
         model_source(Table(), F.cross_entropy, batch),
         options_of({"recipe": "none", "exclude": ("*",)}),
         tmp_path / "t.fqt",
     )
     actions = """
-x = (ctypes.c_int64 * 12)(*[value for i in range(6) for value in (i % 2, 24 + i)])
+x = (ctypes.c_int64 * 18)(*[value for i in range(6) for value in (i % 2, 24 + i, -i)])
 y, loss = (ctypes.c_int64 * 6)(0, 1, 2, 0, 1, 2), ctypes.c_float()
 def step():
-    call("fqt_step", x, ctypes.c_size_t(96), y, ctypes.c_size_t(48), ctypes.byref(loss))
+    call("fqt_step", x, ctypes.c_size_t(144), y, ctypes.c_size_t(48), ctypes.byref(loss))
 step()
 print(json.dumps([loss.value, ""]))
-x[2] = 2; step(); x[2] = 0
-x[3] = 30; step(); x[3] = 25
+x[3] = 2; step(); x[3] = 1
+x[4] = 30; step(); x[4] = 25
 step()
 """
     results = drive(c_api, tmp_path / "t.fqt", actions)
     session = fqt_deploy.load(tmp_path / "t.fqt")
     assert np.float32(results[2][0]) == session.step(*(tensor.numpy() for tensor in batch))
     assert [code for code, _ in (*results[:2], *results[3:])] == [0, 0, 507, 507, 0]
-    assert "x[2] is 2; indices go from 0 to 1" in results[3][1]
-    assert "x[3] is 30; indices go from 0 to 29" in results[4][1]
+    assert "x[3] is 2; indices go from 0 to 1" in results[3][1]
+    assert "x[4] is 30; indices go from 0 to 29" in results[4][1]
 
 
 def test_arrays_by_name_train_and_predict_with_the_same_bits(c_api, tmp_path):
