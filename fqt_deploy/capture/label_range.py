@@ -145,7 +145,10 @@ def _drop(graph: TrainingGraph, assertions: list[fx.Node], covered: set[fx.Node]
 
 
 def _by_column(graph: TrainingGraph, given: fx.Node, *, strict: bool) -> tuple[IndexRange, ...]:
-    """The range of each column of an input, any integer for one that looks nothing up; empty if none is picked."""
+    """The range of each column of an input, any integer for one that looks nothing up; empty if none is picked.
+
+    Targets are ``strict``: where a loss leaves out a place, as one that shifts labels does, all have one range.
+    """
     picked = columns_picked(graph, given)
     legal: dict[int, list[LegalLabels]] = {}
     for node, columns in picked.items():
@@ -153,6 +156,8 @@ def _by_column(graph: TrainingGraph, given: fx.Node, *, strict: bool) -> tuple[I
         for column in columns:
             legal.setdefault(column, []).extend(followed)
     uses = [_together(legal[column], frozenset()) or LabelUse(LOWEST, HIGHEST) for column in sorted(legal)]
+    if strict and any(use.low == LOWEST or use.high == HIGHEST for use in uses):
+        return ()
     return tuple(IndexRange(use.low, use.high, use.ignore_index) for use in uses)
 
 
