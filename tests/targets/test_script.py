@@ -63,3 +63,51 @@ def test_types_may_name_what_the_body_does_not() -> None:
 
     (buffer,) = kernel.params
     assert tuple(int(extent) for extent in buffer.shape) == shape
+
+
+decorators: Any = script
+"""Whose the decorators of ``_of`` are, ours or TVM's; the parser looks them up among the names of this module."""
+
+
+def _of(lanes: int) -> Any:
+    zeros = (0.0,) * lanes
+    place = {"value": 3}
+
+    @decorators.macro
+    def add(result: Any, x: Any, i: Any, *, times: int = 1) -> None:
+        result[i] += x[i] * T.float32(times) if lanes > 4 and not times < 0 else x[i]
+
+    @decorators.prim_func(s_tir=True)
+    def kernel(x: T.Buffer((lanes,), "float32"), result: T.Buffer((lanes,), "float32")):
+        for i in T.serial(*[lanes]):
+            result[i] = T.max(*(x[i], T.float32(zeros[-1])))
+            add(result, x, i, times=place["value"])
+            add(result, x, i, **{"times": len(zeros)})
+        result[0:lanes] = T.Broadcast(T.float32(1), lanes)
+
+    return kernel
+
+
+@pytest.mark.parametrize("lanes", [4, 8])
+def test_one_function_writes_kernels_with_other_values(lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = _of(lanes)
+    monkeypatch.setitem(globals(), "decorators", T)
+    tvm.ir.assert_structural_equal(ours, _of(lanes))
+
+
+def test_a_kernel_says_what_is_wrong_with_it() -> None:
+    with pytest.raises(tvm.error.DiagnosticError, match="unknown"):
+
+        @script.prim_func(s_tir=True)
+        def kernel(x: T.Buffer((LANES,), "float32")):
+            x[0] = unknown  # noqa: F821 - that is what is wrong
+
+
+def test_a_kernel_after_one_that_failed_is_right() -> None:
+    with pytest.raises(tvm.error.DiagnosticError):
+
+        @script.prim_func(s_tir=True)
+        def kernel(x: T.Buffer((LANES,), "float32")):
+            x[0] = x.nothing
+
+    tvm.ir.assert_structural_equal(_ours(), _theirs())
