@@ -27,9 +27,12 @@ BATCH_ENDS = "08"
 """Last characters of the names that end a batch: a kernel more or less changes the batch that it is in, no other. With
 eight kernels in a batch on average, starting LLVM takes 5 % of the time."""
 
-PASS_CONFIG = {"tirx.disable_assert": True}
-"""TVM's settings for kernels, which trust their arguments: sessions check what is given to the step, whose every call
-is typed. Checks in all kernels would be three quarters of the library, and half of the time that LLVM takes.
+PASS_CONFIG = {"tirx.disable_assert": True, "tirx.disable_cse_tir": True}
+"""TVM's settings for kernels.
+
+They trust their arguments: sessions check what is given to the step, whose every call is typed. Checks in all kernels
+would be three quarters of the library, and half of the time that LLVM takes. Common subexpressions are left to LLVM,
+which finds them anyway.
 """
 
 

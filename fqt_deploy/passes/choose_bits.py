@@ -121,6 +121,8 @@ class ChooseBits(Pass):
         bits = {call_of(product).x: self._bits_of(product.meta["record"]) for product in products}
 
         def measure(node: fx.Node, value: Tensor) -> None:
+            if node not in bits:  # a product, which has counted its codes
+                return
             square = value.double().square().mean().item()
             found[node] = _Values(square, bits[node] <= FEW_BITS and _is_lopsided(value, square, bits[node]))
 
@@ -134,7 +136,7 @@ class ChooseBits(Pass):
 
             return compute
 
-        visit_values(graph, bits, measure, instead={product: quantized(product) for product in products})
+        visit_values(graph, {*bits, *products}, measure, instead={product: quantized(product) for product in products})
         return found
 
     def _bits_of(self, record: LayerRecord) -> int:
