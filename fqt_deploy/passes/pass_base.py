@@ -102,15 +102,19 @@ class Pipeline:
         return graph
 
     def _run(self, current: Pass, graph: TrainingGraph) -> None:
-        """Run one pass, and check the graph unless it holds what a pass has refused."""
+        """Run one pass, and check the graph unless it holds what a pass has refused.
+
+        What a pass leaves as it was, and in the stage in which it was, has been checked already.
+        """
         changed = current.run(graph)
         if current.produces is not None:
             graph.stage = current.produces
         if changed:
             graph.graph.eliminate_dead_code()
-        graph.graph.lint()
+            graph.graph.lint()
         if not graph.refused:
-            self._check(graph, (*self.invariants, *current.ensures))
+            known = () if changed or current.produces is not None else self.invariants
+            self._check(graph, tuple(i for i in (*self.invariants, *current.ensures) if i not in known))
 
     @staticmethod
     def _check(graph: TrainingGraph, invariants: tuple[Invariant, ...]) -> None:
