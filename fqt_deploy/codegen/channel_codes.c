@@ -7,6 +7,8 @@
  *
  * Functions have the form of TVM's FFI (tvm/ffi/c_api.h); a runtime finds them by their names after the prefix.
  */
+#include "ffi_value.h"
+
 #include <stdint.h>
 #include <string.h>
 
@@ -20,15 +22,6 @@ extern "C" {
 #define WIDE
 #endif
 #define EXPORT __attribute__((visibility("default")))
-
-typedef struct {
-  int32_t type;
-  uint32_t small_length;
-  union {
-    int64_t integer;
-    void *pointer;
-  } value;
-} FqtAny;
 
 enum { LEVELS = 7, PADDING = LEVELS << 4, BLOCK = 512 };
 

@@ -3,6 +3,8 @@
  * It is part of every library, and costs nothing until a virtual machine is told to call it. Functions have the form
  * of TVM's FFI (tvm/ffi/c_api.h); a runtime finds them by their names after the prefix.
  */
+#include "ffi_value.h"
+
 #include <stdint.h>
 #include <string.h>
 #include <time.h>
@@ -10,15 +12,6 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-typedef struct {
-  int32_t type;
-  uint32_t small_length;
-  union {
-    int64_t integer;
-    void *pointer;
-  } value;
-} FqtAny;
 
 typedef struct { /* characters and their number */
   const char *data;

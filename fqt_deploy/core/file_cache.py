@@ -122,7 +122,7 @@ def cache_limit(variable: str, default: int) -> int:
 def compiler_sources() -> str | None:
     """Digest of the compiler's source files; None if one is newer than this process: it is not what runs here."""
     folder = Path(fqt_deploy.__file__).parent
-    files = sorted([*folder.rglob("*.py"), *(folder / "codegen").glob("*.c")])
+    files = sorted([*folder.rglob("*.py"), *(folder / "codegen").glob("*.[ch]")])
     if max(path.stat().st_mtime for path in files) > _STARTED:
         return None
     return digest(*(f"{path.relative_to(folder)} {path.read_text()}" for path in files))
