@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,55 @@ def pytest_configure(config):
     os.environ["XDG_CACHE_HOME"] = folder.name
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Of a sweep, what its mark ``quick`` chooses is in the default run; the other cases are thorough.
+
+    ``quick(n)`` keeps the first ``n``, ``quick(n, per="spec")`` as many of every value of this parameter (or of what a
+    function makes of all of them), ``quick(only=ids)`` those with these ids. No file may lose all of its tests.
+    """
+    kept: Counter[object] = Counter()
+    lost = set()
+    for item in items:
+        if rule := item.get_closest_marker("quick"):
+            if not _is_quick(item, kept, *rule.args, **rule.kwargs):
+                item.add_marker("thorough")
+            lost |= {f"{item.nodeid.partition('[')[0]}[{name}]" for name in rule.kwargs.get("only", ())}
+    if not any("::" in argument for argument in config.args):
+        tests = [item for item in items if item.get_closest_marker("slow") is None]
+        lost |= {str(item.path) for item in tests}
+        for item in tests:
+            if item.get_closest_marker("thorough") is None:
+                lost -= {str(item.path), item.nodeid}
+        if lost:
+            raise pytest.UsageError(f"nothing of this is in the default run: {', '.join(sorted(lost))}")
+    items.sort(key=lambda item: _place(item.nodeid))
+
+
+def _is_quick(item, kept, n=1, per=None, only=None):
+    """Whether a case of a sweep belongs to the default run; ``kept`` counts those of each kind that do."""
+    values = item.callspec.params
+    if only is not None:
+        return item.callspec.id in only
+    kind = (item.path, item.originalname, values[per] if isinstance(per, str) else per(values) if per else None)
+    kept[kind] += 1
+    return kept[kind] <= n
+
+
+def _lump(nodeid):
+    """The folder of a test."""
+    return nodeid.partition("::")[0].rpartition("/")[0]
+
+
+LONG = ("passes", "compiler", "ops", "targets/cuda", "tools", "export", "targets", "packaging", "cli", "capture")
+
+
+def _place(nodeid):
+    """The folders that take longest come first, so that all workers end at about the same time."""
+    folder = _lump(nodeid).removeprefix("tests/")
+    return LONG.index(folder) if folder in LONG else len(LONG)
+
+
 def pytest_collection_finish():
     """What is there when tests begin, PyTorch and TVM, lives to their end: the search for garbage leaves it alone."""
     gc.collect()
@@ -57,11 +107,37 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 20, 20)
 
 
-@pytest.fixture(autouse=True)
-def compiled_as_the_test_has_it(request):
-    """Where a test replaces something, perhaps in the compiler, kernels are compiled and none is kept."""
-    if "monkeypatch" in request.fixturenames:
-        request.getfixturevalue("monkeypatch").setenv("FQT_KERNEL_CACHE", "0")
+class _Patch(pytest.MonkeyPatch):
+    """Replaces things as pytest's does; if that is perhaps in the compiler, kernels are compiled and none is kept."""
+
+    def setattr(self, target, *values, **options):
+        if target is not sys and not (isinstance(target, str) and target.startswith("sys.")):
+            self.setenv("FQT_KERNEL_CACHE", "0")
+        super().setattr(target, *values, **options)
+
+    def setitem(self, dic, name, value):
+        if dic is not os.environ and dic is not sys.modules:
+            self.setenv("FQT_KERNEL_CACHE", "0")
+        super().setitem(dic, name, value)
+
+
+@pytest.fixture(scope="session")
+def cases(request):
+    """``cases(module, fixture)``: the parameters of the tests of a module that will run and use this fixture."""
+
+    def parameters(module, fixture):
+        own = [item for item in request.session.items if getattr(item, "module", None) is module]
+        return [item.callspec.params for item in own if fixture in item.fixturenames and hasattr(item, "callspec")]
+
+    return parameters
+
+
+@pytest.fixture
+def monkeypatch():
+    """Of pytest's name and use: variables and arguments may change without the kernels that others compiled."""
+    patch = _Patch()
+    yield patch
+    patch.undo()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -71,8 +147,9 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Folders(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return nodeid.partition("::")[0].rpartition("/")[0]
+            return _lump(nodeid)
 
+    config.option.loadscopereorder = False  # but as _place has them
     return Folders(config, log)
 
 

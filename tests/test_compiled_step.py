@@ -36,10 +36,15 @@ class Residual(nn.Module):
         return self.head(torch.relu(self.hidden(x)))
 
 
+FEW_KERNELS = {"recipe": "none", "optimizer": "sgd", "lr": 1e-2}
+"""Gradients and updates are no matter to what a step predicts."""
+
+
 def compiled(model: nn.Module, **settings: Any) -> Any:
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(6, 2, 8, 8, generator=g), torch.randint(0, 5, (6,), generator=g)
-    step = fqt_deploy.compile(model, example_inputs=(x, y), include=["body.0", "down", "hidden"], **settings)
+    layers = ["body.0", "down", "hidden"]
+    step = fqt_deploy.compile(model, example_inputs=(x, y), include=layers, **FEW_KERNELS | settings)
     for _ in range(3):
         step(x, y)
     return step
@@ -121,7 +126,7 @@ def test_a_module_that_would_predict_something_else_is_refused() -> None:
     torch.manual_seed(0)
     g = torch.Generator().manual_seed(0)
     example = torch.randn(6, 2, 8, 8, generator=g), torch.randint(0, 5, (6,), generator=g)
-    step = fqt_deploy.compile(Padded(), example_inputs=example, include=["down.1"], recipe="none")
+    step = fqt_deploy.compile(Padded(), example_inputs=example, include=["down.1"], **FEW_KERNELS)
     with pytest.raises(FqtError, match="would predict something else") as caught:
         step.to_torch()
     assert caught.value.code == "FQT513"
@@ -176,7 +181,7 @@ def test_the_module_of_a_step_with_one_bit_of_a_fitted_grid_predicts_what_the_st
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(6, 2, 8, 8, generator=g), torch.randint(0, 5, (6,), generator=g)
     chosen = ["body.0", "body.3", "down"]
-    step = fqt_deploy.compile(rectified, example_inputs=(x, y), include=chosen, activation_bits=1)
+    step = fqt_deploy.compile(rectified, example_inputs=(x, y), include=chosen, activation_bits=1, **FEW_KERNELS)
     for _ in range(3):
         step(x, y)
     layers = {layer.path: layer for layer in step.manifest.layers if layer.decision == "1-bit"}

@@ -41,6 +41,7 @@ def source_of(dropout):
     return ModelSource(model, F.cross_entropy, (torch.randn(BATCH, LENGTH, WIDTH), torch.arange(BATCH) % 3))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("agp", ["sampled", "once"])
 def test_every_kernel_agrees_with_pytorch(tmp_path, agp):
     options = CompileOptions(agp=agp, optimizer=fqt_deploy.Adam(lr=1e-3), verify="numerics")

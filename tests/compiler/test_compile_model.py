@@ -40,7 +40,10 @@ WIDTHS = [*zip(RECIPES, itertools.cycle([4, 1]), strict=False), (("scq+agp", "ne
 """Recipes with the bits of an activation: the default, of which every other one has signs instead."""
 
 
-@pytest.mark.parametrize(("recipe", "activation_bits"), WIDTHS)
+@pytest.mark.quick(only=("scq-sampled-1", "scq+agp-nested-4"))
+@pytest.mark.parametrize(
+    ("recipe", "activation_bits"), WIDTHS, ids=lambda value: "-".join(value) if isinstance(value, tuple) else None
+)
 def test_every_recipe_agrees_with_pytorch_kernel_by_kernel(tmp_path, recipe, activation_bits):
     (recipe, agp), product = recipe, "binary_conv2d" if activation_bits == 1 else "level_conv2d"
     options = CompileOptions(
@@ -55,6 +58,7 @@ def test_every_recipe_agrees_with_pytorch_kernel_by_kernel(tmp_path, recipe, act
     assert ({"bitplane_weight_grad", "level_weight_grad"} & ops != set()) == (recipe != "none")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("batch", "bits", "agp"), [(1, 4, "sampled"), (1, 8, "once"), (2, 8, "topk")])
 def test_fewer_samples_than_bits(tmp_path, batch, bits, agp):
     """One group is kept at least, and may be all there is."""

@@ -107,6 +107,7 @@ def whole_run(artifact, digits_file, tmp_path_factory):
     return folder / "c.safetensors"
 
 
+@pytest.mark.thorough
 def test_a_killed_process_ends_the_run_which_starts_again(artifact, digits_file, whole_run, tmp_path):
     """A process is killed after the first epochs; torchrun starts both again, and the result is that of no kill."""
     process = run(artifact, digits_file, tmp_path, restarts=1, wait=False)

@@ -46,6 +46,7 @@ def folder(digits_source, digits, tmp_path_factory):
     return path
 
 
+@pytest.mark.quick(only=("onnxruntime-node",))
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_trains_as_python_does(folder, digits, runtime):
     """Thirty steps: the first loss to 1e-6, then the drift of last digits; what is learnt goes on in the artifact."""
@@ -85,6 +86,7 @@ def test_trains_as_python_does(folder, digits, runtime):
         assert (worker["refused"], worker["released"]) == ("FqtError FQT505", "FQT512")
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_of_the_browser_goes_on_everywhere(folder, digits, c_api, tmp_path):
     """In C with the bits of Python, from there back in JavaScript, and with ``fqt-train --resume``."""
     trained("chromium", folder)

@@ -95,6 +95,7 @@ def test_every_kernel_agrees_with_pytorch(rpi5):
     assert all(row.error == 0 for row in rows if row.tolerance is None)
 
 
+@pytest.mark.thorough
 def test_any_arm_processor_agrees_with_pytorch(tools_are_there, model_file, tmp_path):
     source = load_model(model_file(MODEL))
     options = CompileOptions(target="aarch64", verify="numerics", **SIGNS)
@@ -113,12 +114,14 @@ def test_every_kernel_of_every_example_agrees_with_pytorch(tools_are_there, exam
     assert [row for row in result.verification.rows if not row.ok] == []
 
 
+@pytest.mark.thorough
 def test_it_trains_like_this_machine(rpi5, train, digits_artifact, batches, tmp_path):
     losses = train(rpi5.output, tmp_path / "data.raw", 2)
     session = fqt_deploy.load(digits_artifact)
     np.testing.assert_allclose(losses, [session.step(*b) for _ in range(2) for b in batches], rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_checkpoints_move_between_machines(rpi5, train, digits_artifact, batches, tmp_path):
     checkpoint, data = tmp_path / "here.safetensors", tmp_path / "data.raw"
     session, straight = fqt_deploy.load(digits_artifact), fqt_deploy.load(digits_artifact)
@@ -152,6 +155,7 @@ def test_the_artifact_is_for_the_other_machine(rpi5):
         assert caught.value.code == "FQT402"
 
 
+@pytest.mark.thorough
 def test_popcounts_are_vector_instructions_and_tiles_stay_in_registers(tools_are_there, digits_source, tmp_path):
     result = compile_model(digits_source, CompileOptions(agp="once", target="rpi5", **SIGNS), tmp_path / "signs.fqt")
     kernels = dict(count_instructions.disassemble(result.output / "step.so", "aarch64"))
@@ -166,6 +170,7 @@ def test_popcounts_are_vector_instructions_and_tiles_stay_in_registers(tools_are
         assert loop.products * 3 > loop.total * 0.75  # xor, count, accumulate; little else
 
 
+@pytest.mark.quick
 @foreign
 @pytest.mark.parametrize("target", ["rpi5", "aarch64"])
 def test_missing_tools_are_named(model_file, tmp_path, monkeypatch, target):

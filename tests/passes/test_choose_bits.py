@@ -29,6 +29,7 @@ def between(*activations):
     return nn.Sequential(nn.Linear(40, 64), *activations, nn.Linear(64, 64), nn.Linear(64, 4))
 
 
+@pytest.mark.quick(3, per="signed")
 @pytest.mark.parametrize(
     ("activations", "signed"),
     [
@@ -87,6 +88,7 @@ def prelu(slope):
     return nn.PReLU(init=slope)
 
 
+@pytest.mark.quick(2, per="signed")
 @pytest.mark.parametrize(
     ("activation", "signed"),
     [

@@ -69,6 +69,7 @@ REPEATED = [
 ]  # fmt: skip
 
 
+@pytest.mark.quick(per="repeated")
 @pytest.mark.parametrize("repeated", REPEATED, ids=lambda p: p.name)
 @pytest.mark.parametrize("model", ["convolutional", "normed"])
 def test_passes_do_not_fire_again(graph_after, model, repeated):
@@ -124,6 +125,7 @@ def test_an_error_says_in_which_pass_it_arose(graph_after):
     assert PassVerifier(frozenset(), {}).checks == []
 
 
+@pytest.mark.quick(only=("nested-digits_cnn",))
 @pytest.mark.parametrize(
     ("agp", "example"),
     [

@@ -40,6 +40,7 @@ def read_back(graph):
     return parse_graph(graph_text(graph), values={name: tensor.initial for name, tensor in graph.state.items()})
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("model", "recipe"),
     [

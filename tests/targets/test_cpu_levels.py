@@ -38,6 +38,7 @@ def level_parameters():
     return [pytest.param(level, marks=() if runs(level) else skip) for level in LEVELS]
 
 
+@pytest.mark.quick(per="name")
 @pytest.mark.parametrize("level", level_parameters())
 @pytest.mark.parametrize("name", ONE_BIT)
 def test_one_bit_ops_equal_their_reference(level, name):

@@ -33,6 +33,7 @@ def test_files_take_turns(stem, monkeypatch, capsys):
     assert found["files"][1]["ratio"] > 0
 
 
+@pytest.mark.thorough
 def test_browser_and_native_take_turns(stem, monkeypatch, capsys):
     require(RUNTIMES["chromium"], browser=True)
     monkeypatch.setattr("sys.argv", ["bench_browser", str(stem), "--steps", "2", "--turns", "1", "--threads", "2"])

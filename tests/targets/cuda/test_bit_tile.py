@@ -107,6 +107,7 @@ def test_small_results_get_small_tiles():
         assert large.height * large.width > small.height * small.width
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("architecture", "form"), [("sm_75", "xor"), ("sm_90a", "and"), ("sm_90a", "wgmma"), ("sm_120", "int8")]
 )
