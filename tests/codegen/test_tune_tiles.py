@@ -54,6 +54,7 @@ def target():
     return dataclasses.replace(found, features=features, tuned={})
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("form", "case"), FORMS)
 def test_every_tile_gives_the_reference(form, case, target):
     product = product_of(kernel(case))

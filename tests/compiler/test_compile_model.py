@@ -152,6 +152,7 @@ class Unusual(nn.Module):
         return self.head(x.mean(1))
 
 
+@pytest.mark.thorough
 def test_unusual_layers_and_losses(tmp_path):
     """Frozen parameters stay, class weights and a mean over everything count, predictions are the model's."""
     weight = torch.linspace(0.5, 2, 10)

@@ -190,6 +190,7 @@ class LowRank(nn.Module):
         return self.base(x) + 2.0 * self.up(self.down(x))
 
 
+@pytest.mark.thorough
 def test_adapters_train_and_the_frozen_body_stays():
     torch.manual_seed(3)
     model = TextClassifier().requires_grad_(False)

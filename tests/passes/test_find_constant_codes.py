@@ -11,6 +11,7 @@ from fqt_deploy.capture.load_model import load_model, model_source
 from fqt_deploy.compiler import check_model
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.options import CompileOptions
+from tests.passes.training_graphs import graph_of, labels_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -22,7 +23,7 @@ FEW_KERNELS = {"recipe": "none", "optimizer": "sgd"}
 
 def notes(module, x, **options):
     """What is said of codes: activations are signs unless ``options`` say more."""
-    found = fqt_deploy.check(module, example_inputs=(x, torch.arange(len(x)) % 4), **SIGNS | options).notes
+    found = graph_of(module, (x, labels_of(x)), before="insert-scq", recipe="scq", **SIGNS | options).notes
     return tuple(note for note in found if not note.startswith("the weights of"))
 
 

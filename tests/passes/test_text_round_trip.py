@@ -98,6 +98,7 @@ def stages(source, options):
     return [*texts.values(), graph_text(predict)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("example", "recipe"),
     [

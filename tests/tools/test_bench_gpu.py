@@ -16,12 +16,14 @@ from tools.gpu_bench import layout, run
 from tools.gpu_bench.checks import random_batch
 
 
-def test_without_a_gpu_it_says_so(tmp_path):
+@pytest.mark.quick
+@pytest.mark.parametrize("runs", [False, True])
+def test_without_a_gpu_it_says_so(tmp_path, runs):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     command = [sys.executable, "-m", "tools.bench_gpu"]
     (tmp_path / layout.PRODUCT_TABLE).write_text("[]")
-    for options, words in (([], "there is no CUDA device"), (["--run", str(tmp_path)], "there is no CUDA device")):
+    for options, words in ((["--run", str(tmp_path)] if runs else [], "there is no CUDA device"),):
         done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert words in done.stderr

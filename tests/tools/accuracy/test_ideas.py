@@ -38,6 +38,7 @@ def test_every_idea_stands_in_for_passes_of_its_recipe():
         assert found >= {change.kind for change in changes}
 
 
+@pytest.mark.thorough
 def test_widths_of_an_idea_reach_samples_and_grids(once):
     assert {node.args[2] for node in once.calls(fqt.quantization_grid.default)} == {4}
     assert kept(once) == [2]
