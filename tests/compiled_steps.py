@@ -45,9 +45,12 @@ def digits_source() -> ModelSource:
 
 @pytest.fixture(scope="session")
 def digits_artifact(digits_source, tmp_path_factory) -> Path:
-    """The digits example, compiled for this machine; to be copied by who changes it."""
+    """The digits example, compiled for this machine by default; to be copied by who changes it.
+
+    What is exported of it beside an artifact shares its kernels, if the options differ in a seed alone.
+    """
     folder = tmp_path_factory.mktemp("digits") / "digits.fqt"
-    compile_model(digits_source, CompileOptions(agp="once"), folder)
+    compile_model(digits_source, CompileOptions(), folder)
     return folder
 
 

@@ -198,6 +198,7 @@ def test_dropout_drops_the_same_weights_in_backward(attend):
     assert not evaluated.calls(torch.ops.aten.rand.default)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("attend", LEFT.values(), ids=LEFT.keys())
 def test_what_the_op_does_not_compute_is_left_alone(attend):
     _, graph = captured(attend)

@@ -127,6 +127,7 @@ def outputs(graph):
 MODELS = [convolutional, Straight, Tied, Twice, Frozen, Attention, Recurrent, instance_normed]
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("build", MODELS)
 def test_the_graph_computes_what_eager_autograd_computes(build):
     torch.manual_seed(0)

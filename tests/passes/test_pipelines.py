@@ -28,6 +28,7 @@ from fqt_deploy.passes.replace_dropout import ReplaceDropout
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("model", "options"),
     [

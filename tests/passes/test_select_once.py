@@ -35,7 +35,7 @@ def mask_at_the_root(graph):
     return plan
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", SELECTED)
 def test_backward_on_kept_samples_is_backward_with_the_others_zero(name, graph_after, make_source, weight_gradients):
     torch.manual_seed(0)
