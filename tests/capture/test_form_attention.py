@@ -160,7 +160,7 @@ def attentions(graph):
     return [len(graph.calls(op)) for op in (torch.ops.fqt.attention.default, torch.ops.fqt.attention_backward.default)]
 
 
-@pytest.mark.quick(8)
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("attend", FORMED.values(), ids=FORMED.keys())
 def test_attention_is_formed_and_has_the_gradients_of_eager_pytorch(attend):
     model, graph = captured(attend)

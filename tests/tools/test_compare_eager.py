@@ -19,7 +19,7 @@ def test_the_digits_network_agrees(digits_source):
     assert sum(flipped for flipped, _ in found.flips.values()) <= 3
 
 
-@pytest.mark.quick
+@pytest.mark.thorough
 @pytest.mark.parametrize("bits", [2, 4])
 def test_activations_of_several_bits_agree(digits_source, bits):
     found = compare(digits_source, activation_bits=bits)

@@ -8,7 +8,7 @@ from tools import random_models
 from tools.random_models import Outcome, check, main, random_model
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("seed", range(40))
 def test_a_random_model_is_captured_and_lowered(seed):
     outcome = check(seed, kernels=False, numerics=seed < 5)

@@ -239,6 +239,7 @@ def compile_in_a_process(path, *options):
 FEW_KERNELS = ("--target", "cuda", "--arch", "sm_80", "--recipe", "none", "--optimizer", "sgd")
 
 
+@pytest.mark.thorough
 def test_the_command_compiles_without_gpu_and_driver(model_file, tmp_path):
     done = compile_in_a_process(model_file(MODEL), *FEW_KERNELS, "-o", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr

@@ -51,6 +51,7 @@ def test_widths_of_an_idea_reach_samples_and_grids(once):
     assert kept(lowered("nested-4-flat")) != kept(lowered("nested-4-steep"))
 
 
+@pytest.mark.thorough
 def test_a_spelled_out_projection_replaces_every_batch_normalization(once):
     assert once.calls(fqt.channel_gradient_sums.default)
     assert not lowered("once-4-weighted-projection").calls(fqt.channel_gradient_sums.default)
