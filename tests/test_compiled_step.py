@@ -141,9 +141,12 @@ class Rectified(Residual):
         return self.head(torch.relu(self.hidden(x)))
 
 
+SEVERAL = {"body.*": (1, 2), "down": (1, 8), "hidden": (1, 3)}
+
+
 def test_activations_of_several_bits(tmp_path: Any) -> None:
     torch.manual_seed(0)
-    step = compiled(Rectified(), bits={"body.*": (1, 2), "down": (1, 8), "hidden": (1, 3)})
+    step = compiled(Rectified(), bits=SEVERAL)
     module = step.to_torch()
     grids = {name: m.grid for name, m in module.named_modules() if isinstance(m, BinaryConv2d | BinaryLinear)}
     assert {name: (grid.bits, grid.signed) for name, grid in grids.items()} == {
@@ -173,6 +176,7 @@ def test_a_grid_is_that_of_the_compiled_ops(bits: int, signed: bool) -> None:
     torch.testing.assert_close(gradient, passed)
 
 
+@pytest.mark.thorough
 def test_the_module_of_a_step_with_one_bit_of_a_fitted_grid_predicts_what_the_step_predicts() -> None:
     torch.manual_seed(0)
     rectified = Residual()
@@ -194,7 +198,7 @@ def test_the_module_of_a_step_with_one_bit_of_a_fitted_grid_predicts_what_the_st
 
 def test_an_artifact_that_does_not_say_its_grids_has_no_module() -> None:
     torch.manual_seed(0)
-    step = compiled(Residual(), activation_bits=2)
+    step = compiled(Rectified(), bits=SEVERAL)
     recorded = step.manifest.options
     for options, code in (({}, "FQT513"), ({"activation_grids": {"param/down.weight": [2, True]}}, "FQT502")):
         step.manifest = dataclasses.replace(step.manifest, options={**recorded, "activation_grids": {}, **options})

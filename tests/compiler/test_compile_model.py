@@ -83,22 +83,24 @@ def test_every_example_agrees_with_pytorch(example, recipe, agp, tmp_path):
     assert [row for row in result.verification.rows if not row.ok] == []
 
 
+BATCH, EPOCHS = 8, 4
+
+
 @pytest.fixture(scope="module")
 def step(digits):
+    """The digits example and its step, whose kernels are those of ``digits_artifact``."""
     torch.manual_seed(0)
     model = load_model(EXAMPLES / "digits_cnn.py").module
     images, labels = digits
-    return model, fqt_deploy.compile(
-        model, example_inputs=(images[:32], labels[:32]), optimizer=fqt_deploy.Adam(lr=2e-3), agp="once"
-    )
+    return model, fqt_deploy.compile(model, example_inputs=(images[:BATCH], labels[:BATCH]))
 
 
 def test_compiled_step_learns_the_digits(step, digits):
     _, compiled = step
     images, labels = digits
-    for epoch in range(6):
-        compiled.lr = 2e-3 * (1 - epoch / 6)
-        losses = [compiled(images[i : i + 32], labels[i : i + 32]) for i in range(0, 1344, 32)]
+    for epoch in range(EPOCHS):
+        compiled.lr = 2e-3 * (1 - epoch / EPOCHS)
+        losses = [compiled(images[i : i + BATCH], labels[i : i + BATCH]) for i in range(0, 1344, BATCH)]
     accuracy = (compiled.predict(images[1344:]).argmax(1) == labels[1344:].numpy()).mean()
     assert np.mean(losses) < 0.6
     assert accuracy >= 0.9
@@ -106,7 +108,7 @@ def test_compiled_step_learns_the_digits(step, digits):
 
 def test_state_moves_between_the_step_and_the_model(step, digits):
     model, compiled = step
-    compiled(digits[0][:32], digits[1][:32])
+    compiled(digits[0][:BATCH], digits[1][:BATCH])
     other = load_model(EXAMPLES / "digits_cnn.py").module
     other.load_state_dict(compiled.state_dict())
     compiled.load_state_dict(other.state_dict())
@@ -119,7 +121,7 @@ def test_state_moves_between_the_step_and_the_model(step, digits):
 def test_resuming_gives_the_same_losses_bit_for_bit(step, digits, tmp_path):
     _, compiled = step
     images, labels = digits
-    batches = [(images[i : i + 32], labels[i : i + 32]) for i in range(0, 320, 32)]
+    batches = [(images[i : i + BATCH], labels[i : i + BATCH]) for i in range(0, 10 * BATCH, BATCH)]
     for batch in batches[:5]:
         compiled(*batch)
     compiled.save_checkpoint(tmp_path / "here.safetensors")
@@ -187,7 +189,7 @@ def test_passes_are_deterministic():
 
 def test_one_and_two_threads_give_the_same_bits(step, digits, tmp_path):
     step[1].save(tmp_path / "step")
-    np.savez(tmp_path / "data.npz", x=digits[0][:32].numpy(), y=digits[1][:32].numpy())
+    np.savez(tmp_path / "data.npz", x=digits[0][:BATCH].numpy(), y=digits[1][:BATCH].numpy())
     program = (
         "import sys, numpy as np, fqt_deploy; d = np.load(sys.argv[2]); s = fqt_deploy.load(sys.argv[1]);"
         "print([s.step(d['x'], d['y']) for _ in range(5)], {n: float(a.sum()) for n, a in s.state_dict().items()});"
