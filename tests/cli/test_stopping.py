@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 import fqt_deploy
 
-EPOCHS = 10
+EPOCHS = 5
 
 
 def start(artifact, data, checkpoint, *options):
