@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from fqt_deploy.targets.kernel_arguments import ARGUMENTS, encoded
 from fqt_deploy.targets.registry import make_target
 
 
+@functools.cache
 def _samples(*kinds: Kind) -> list[Any]:
     """One parameter set a sample of every op with a kernel, of the given kinds or of all."""
     return [
