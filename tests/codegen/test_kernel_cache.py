@@ -13,6 +13,7 @@ from fqt_deploy.codegen.kernel_cache import LIMIT_VARIABLE, kernel_cache
 from fqt_deploy.compiler import compile_model
 from fqt_deploy.core import file_cache
 from fqt_deploy.core.file_cache import compiler_sources
+from fqt_deploy.core.optimizer import SGD
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.targets.cpu.options import CpuOptions
 from fqt_deploy.targets.registry import make_target
@@ -54,7 +55,7 @@ def test_a_second_compilation_is_the_same_without_its_kernels(
     monkeypatch.setenv(LIMIT_VARIABLE, "50")
     monkeypatch.setattr(file_cache, "_STARTED", float("inf"))
     compiler_sources.cache_clear()
-    options = CompileOptions(recipe="psq-1")
+    options = CompileOptions(recipe="psq-1", optimizer=SGD())
     libraries = []
     for name in ("first", "second"):
         output = compile_model(loop_source, options, tmp_path / name).output

@@ -65,7 +65,11 @@ def test_fewer_samples_than_bits(tmp_path, batch, bits, agp):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 33), nn.ReLU(), nn.Linear(33, 40), nn.ReLU(), nn.Linear(40, 3))
     source = ModelSource(model, nn.functional.cross_entropy, (torch.randn(batch, 1, 8, 8), torch.arange(batch)))
-    result = compile_model(source, CompileOptions(grad_bits=bits, agp=agp, verify="numerics"), tmp_path / "step")
+    result = compile_model(
+        source,
+        CompileOptions(grad_bits=bits, agp=agp, optimizer=fqt_deploy.SGD(lr=0.1), verify="numerics"),
+        tmp_path / "step",
+    )
     assert [row for row in result.verification.rows if not row.ok] == []
     session = fqt_deploy.load(result.output)
     losses = [session.step(*source.example_inputs) for _ in range(20)]

@@ -146,6 +146,7 @@ def test_learns_as_much_as_python(runtime, tmp_path):
     assert min(found) > 0.9
 
 
+@pytest.mark.thorough
 def test_the_package_itself(folder):
     """The tests in JavaScript."""
     shown = node(["onnxruntime-node"], "--test", "test/fqt_train.test.mjs", FQT_STEP=str(folder / "digits.step.onnx"))
@@ -157,6 +158,7 @@ def test_what_the_arrays_of_a_batch_may_hold():
     assert "fail 0" in node([], "--test", "test/batch.test.mjs")
 
 
+@pytest.mark.thorough
 def test_types():
     """What a TypeScript program may write, and what it may not."""
     node(["typescript"], "node_modules/typescript/bin/tsc", "-p", "test/types")

@@ -101,6 +101,7 @@ REQUIRES = {"rpi5": "atomics asimdrdm asimdhp asimddp", "aarch64": ""}
 MCPU = {"rpi5": "cortex-a76", "aarch64": "generic"}
 
 
+@pytest.mark.quick(only=("rpi5",))
 @pytest.mark.parametrize("target", REQUIRES)
 def test_a_small_step_agrees_with_pytorch(tools_are_there, model_file, tmp_path, target):
     source = load_model(model_file(MODEL))
@@ -179,7 +180,7 @@ def test_popcounts_are_vector_instructions_and_tiles_stay_in_registers(tools_are
         assert loop.products * 3 > loop.total * 0.75  # xor, count, accumulate; little else
 
 
-@pytest.mark.quick
+@pytest.mark.quick(only=("aarch64",))
 @foreign
 @pytest.mark.parametrize("target", ["rpi5", "aarch64"])
 def test_missing_tools_are_named(model_file, tmp_path, monkeypatch, target):

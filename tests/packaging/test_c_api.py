@@ -70,6 +70,7 @@ def test_a_c_program_trains_with_the_same_bits(program, digits_artifact, batches
     assert output.splitlines()[-1] == f"accuracy {100 * sum(right) / 80:.2f} %"
 
 
+@pytest.mark.thorough
 def test_a_step_for_several_processes_trains_alone(program, digits_source, digits_artifact, batches, tmp_path):
     compile_model(digits_source, options_of({"distributed": "fp32"}), tmp_path / "several.fqt")
     output = run(program, tmp_path / "several.fqt", tmp_path / "data.raw", 1)

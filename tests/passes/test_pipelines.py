@@ -126,7 +126,7 @@ def test_an_error_says_in_which_pass_it_arose(graph_after):
     assert PassVerifier(frozenset(), {}).checks == []
 
 
-@pytest.mark.quick(only=("nested-digits_cnn",))
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("agp", "example"),
     [
