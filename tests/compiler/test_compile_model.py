@@ -40,7 +40,7 @@ WIDTHS = [*zip(RECIPES, itertools.cycle([4, 1]), strict=False), (("scq+agp", "ne
 """Recipes with the bits of an activation: the default, of which every other one has signs instead."""
 
 
-@pytest.mark.quick(only=("scq-sampled-1", "scq+agp-nested-4"))
+@pytest.mark.quick(only=("scq+agp-nested-4",))
 @pytest.mark.parametrize(
     ("recipe", "activation_bits"), WIDTHS, ids=lambda value: "-".join(value) if isinstance(value, tuple) else None
 )
