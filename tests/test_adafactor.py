@@ -86,6 +86,7 @@ def test_convolutions_are_matrices(accumulate: int) -> None:
     assert_follows(ours, Network(matrix=False), twin, theirs, accumulate)
 
 
+@pytest.mark.thorough
 def test_it_is_translated_where_pytorch_factors_the_same_matrices() -> None:
     model, twin = Network(matrix=True), Network(matrix=True)
     optimizer = torch.optim.Adafactor(model.parameters())

@@ -157,6 +157,7 @@ def test_what_does_not_fit_is_refused_by_name(artifact, change, code, said):
     assert session.step_count == 0
 
 
+@pytest.mark.thorough
 def test_a_mask_of_booleans_and_another_prediction():
     torch.manual_seed(1)
     model, batch = TextClassifier(), texts(4, mask_dtype=torch.bool)
