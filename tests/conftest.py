@@ -104,17 +104,30 @@ def pytest_collection_finish():
 
 
 class _Patch(pytest.MonkeyPatch):
-    """Replaces things as pytest's does; if that is perhaps in the compiler, kernels are compiled and none is kept."""
+    """Replaces things as pytest's does; if that is perhaps in the compiler, kernels are compiled and none is kept.
+
+    A test that sets the variable of the kernel cache itself has what it sets.
+    """
+
+    decided = False
 
     def setattr(self, target, *values, **options):
         if target is not sys and not (isinstance(target, str) and target.startswith("sys.")):
-            self.setenv("FQT_KERNEL_CACHE", "0")
+            self._keep_none()
         super().setattr(target, *values, **options)
 
     def setitem(self, dic, name, value):
         if dic is not os.environ and dic is not sys.modules:
-            self.setenv("FQT_KERNEL_CACHE", "0")
+            self._keep_none()
         super().setitem(dic, name, value)
+
+    def setenv(self, name, value, prepend=None):
+        self.decided |= name == "FQT_KERNEL_CACHE"
+        super().setenv(name, value, prepend)
+
+    def _keep_none(self):
+        if not self.decided:
+            self.setenv("FQT_KERNEL_CACHE", "0")
 
 
 @pytest.fixture(scope="session")

@@ -110,16 +110,16 @@ def test_signs_pass_gradients_straight_through_where_magnitudes_are_small() -> N
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
 
 
-class Padded(nn.Module):
+class Padded(Residual):
     """Zeros in front of a 1-bit convolution: the step makes them padding, a module would take their signs."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.head = nn.Conv2d(2, 32, 3), nn.Linear(64, 5)
         self.down = nn.Sequential(nn.ZeroPad2d(3), nn.Conv2d(32, 64, 3, stride=2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.down(self.stem(x)).mean((2, 3)))
+        x = self.stem(x)
+        return self.head(torch.relu(self.hidden(self.down(x + self.body(x)).mean((2, 3)))))
 
 
 def test_a_module_that_would_predict_something_else_is_refused() -> None:
