@@ -35,11 +35,7 @@ def model():
 def artifact(model, tmp_path_factory):
     x, y = torch.randn(BATCH, 1, 8, 8), torch.arange(BATCH)
     folder = tmp_path_factory.mktemp("runtime") / "step"
-    compile_model(
-        ModelSource(model, nn.functional.cross_entropy, (x, y)),
-        CompileOptions(include=("first",), recipe="none"),
-        folder,
-    )
+    compile_model(ModelSource(model, nn.functional.cross_entropy, (x, y)), CompileOptions(include=("first",)), folder)
     return folder
 
 
