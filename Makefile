@@ -8,7 +8,7 @@ PLUGIN := fqt_deploy/export/plugin/plugin.so
 SITE = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 ORT_INCLUDE ?= /usr/include/onnxruntime
 
-.PHONY: help env demo c-api cross-env js-env digits-page onnx-plugin test lint
+.PHONY: help env demo c-api cross-env js-env digits-page onnx-plugin test test-all lint
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -37,8 +37,13 @@ js-env:  ## what testing the JavaScript package needs, from the npm registry: ON
 digits-page: $(STAMP) js-env  ## serve a page that trains the digits example in the browser
 	$(BIN)/python -m tools.digits_page
 
-test: $(STAMP)  ## run the test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test: $(STAMP)  ## run the tests: every part, a few cases of each (minutes)
+	$(PYTEST)
+
+test-all: $(STAMP)  ## run the tests with all cases: before a release, after a change of codegen or a target
+	$(PYTEST) -m "not slow"
 
 lint: $(STAMP)  ## ruff, mypy and import-linter
 	$(BIN)/ruff check

@@ -1,31 +1,19 @@
-import fcntl
 import gc
 import importlib.util
 import os
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
-import tvm
 
-from fqt_deploy.capture.load_model import ModelSource, load_model
-from fqt_deploy.codegen.kernel_objects import PASS_CONFIG
-from fqt_deploy.compiler import compile_model
-from fqt_deploy.core.optimizer import AdamW
-from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.core.user_cache import user_cache
-from fqt_deploy.packaging.build_c_api import LIBRARY, build_c_api
-from fqt_deploy.targets.toolchain import native_toolchain
 
-torch.set_num_threads(1)  # the tensors of tests are small: a second thread only waits
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # one core each, or kernels wait for each other's threads
     for variable in ("FQT_NUM_THREADS", "TVM_NUM_THREADS"):
         os.environ.setdefault(variable, str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
 os.environ["FQT_BUILD_CACHE"] = "0"
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def pytest_addoption(parser):
@@ -37,7 +25,12 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """All workers of a run share a cache of kernels, empty at first; the rest of the user's cache is there, too."""
+    """All workers of a run share a cache of kernels, empty at first; the rest of the user's cache is there, too.
+
+    What starts the workers runs no tests: it does without the fixtures that import PyTorch and TVM.
+    """
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        config.pluginmanager.import_plugin("tests.compiled_steps")
     if hasattr(config, "workerinput"):
         return
     folder = tempfile.TemporaryDirectory(prefix="fqt-tests-")
@@ -50,6 +43,59 @@ def pytest_configure(config):
     os.environ["XDG_CACHE_HOME"] = folder.name
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Of a sweep, what its mark ``quick`` chooses is in the default run; the other cases are thorough.
+
+    ``quick(n)`` keeps the first ``n``, ``quick(n, per="spec")`` as many of every value of this parameter (or of what a
+    function makes of all of them), ``quick(only=ids)`` those with these ids. No file may lose all of its tests.
+    """
+    kept: Counter[object] = Counter()
+    lost = set()
+    for item in items:
+        if rule := item.get_closest_marker("quick"):
+            if not _is_quick(item, kept, *rule.args, **rule.kwargs):
+                item.add_marker("thorough")
+            lost |= {f"{item.nodeid.partition('[')[0]}[{name}]" for name in rule.kwargs.get("only", ())}
+    if not any("::" in argument for argument in config.args):
+        tests = [item for item in items if item.get_closest_marker("slow") is None]
+        lost |= {str(item.path) for item in tests}
+        for item in tests:
+            if item.get_closest_marker("thorough") is None:
+                lost -= {str(item.path), item.nodeid}
+        if lost:
+            raise pytest.UsageError(f"nothing of this is in the default run: {', '.join(sorted(lost))}")
+    items.sort(key=lambda item: _place(item.nodeid))
+
+
+def _is_quick(item, kept, n=1, per=None, only=None):
+    """Whether a case of a sweep belongs to the default run; ``kept`` counts those of each kind that do."""
+    values = item.callspec.params
+    if only is not None:
+        return item.callspec.id in only
+    kind = (item.path, item.originalname, values[per] if isinstance(per, str) else per(values) if per else None)
+    kept[kind] += 1
+    return kept[kind] <= n
+
+
+def _lump(nodeid):
+    """The folder of a test."""
+    return nodeid.partition("::")[0].rpartition("/")[0]
+
+
+LONG = (
+    "passes", "capture", "compiler", "targets/cuda", "packaging", "cli", "tools", "tests", "export", "distributed",
+    "targets", "codegen", "ops",
+)  # fmt: skip
+"""The folders below this one that take more than half a minute, in this order; "tests" is this one without them."""
+
+
+def _place(nodeid):
+    """The folders that take longest come first, so that all workers end at about the same time."""
+    folder = _lump(nodeid).removeprefix("tests/")
+    return LONG.index(folder) if folder in LONG else len(LONG)
+
+
 def pytest_collection_finish():
     """What is there when tests begin, PyTorch and TVM, lives to their end: the search for garbage leaves it alone."""
     gc.collect()
@@ -57,11 +103,50 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 20, 20)
 
 
-@pytest.fixture(autouse=True)
-def compiled_as_the_test_has_it(request):
-    """Where a test replaces something, perhaps in the compiler, kernels are compiled and none is kept."""
-    if "monkeypatch" in request.fixturenames:
-        request.getfixturevalue("monkeypatch").setenv("FQT_KERNEL_CACHE", "0")
+class _Patch(pytest.MonkeyPatch):
+    """Replaces things as pytest's does; if that is perhaps in the compiler, kernels are compiled and none is kept.
+
+    A test that sets the variable of the kernel cache itself has what it sets.
+    """
+
+    decided = False
+
+    def setattr(self, target, *values, **options):
+        if target is not sys and not (isinstance(target, str) and target.startswith("sys.")):
+            self._keep_none()
+        super().setattr(target, *values, **options)
+
+    def setitem(self, dic, name, value):
+        if dic is not os.environ and dic is not sys.modules:
+            self._keep_none()
+        super().setitem(dic, name, value)
+
+    def setenv(self, name, value, prepend=None):
+        self.decided |= name == "FQT_KERNEL_CACHE"
+        super().setenv(name, value, prepend)
+
+    def _keep_none(self):
+        if not self.decided:
+            self.setenv("FQT_KERNEL_CACHE", "0")
+
+
+@pytest.fixture(scope="session")
+def cases(request):
+    """``cases(module, fixture)``: the parameters of the tests of a module that will run and use this fixture."""
+
+    def parameters(module, fixture):
+        own = [item for item in request.session.items if getattr(item, "module", None) is module]
+        return [item.callspec.params for item in own if fixture in item.fixturenames and hasattr(item, "callspec")]
+
+    return parameters
+
+
+@pytest.fixture
+def monkeypatch():
+    """Of pytest's name and use: variables and arguments may change without the kernels that others compiled."""
+    patch = _Patch()
+    yield patch
+    patch.undo()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -71,25 +156,10 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Folders(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return nodeid.partition("::")[0].rpartition("/")[0]
+            return _lump(nodeid)
 
+    config.option.loadscopereorder = False  # but as _place has them
     return Folders(config, log)
-
-
-@pytest.fixture(scope="module")
-def as_in_a_step():
-    """Kernels are compiled as those of a step, which trust their arguments: checks would take half of LLVM's time."""
-    with tvm.transform.PassContext(config=PASS_CONFIG):
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_log_of_the_user(tmp_path_factory):
-    """Compilations go by the tiles that come with a target, not by what was measured here before."""
-    module = sys.modules[compile_model.__module__]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "default_log", lambda: tmp_path_factory.getbasetemp() / "tuned_tiles.jsonl")
-        yield
 
 
 @pytest.fixture
@@ -105,72 +175,6 @@ def golden(request):
         assert text == path.read_text(), f"{path.name} differs; if it should, pytest --update-golden"
 
     return check
-
-
-@pytest.fixture(scope="session")
-def digits_source() -> ModelSource:
-    return load_model(EXAMPLES / "digits_cnn.py", batch=8)
-
-
-@pytest.fixture(scope="session")
-def digits_artifact(digits_source, tmp_path_factory) -> Path:
-    """The digits example, compiled for this machine; to be copied by who changes it."""
-    folder = tmp_path_factory.mktemp("digits") / "digits.fqt"
-    compile_model(digits_source, CompileOptions(agp="once"), folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def c_api() -> Path:
-    """The folder that ``make c-api`` builds: once for all workers, in the cache folder that they share."""
-    folder = user_cache() / "c-api"
-    with (user_cache() / "c-api.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "lib" / LIBRARY).is_file():
-            build_c_api(folder, native_toolchain())
-    return folder
-
-
-@pytest.fixture(scope="session")
-def loop_options():
-    """Options of a step that does all that a training loop may do between backward and the next batch."""
-    groups = {"0.*": {"lr": 3e-3, "betas": (0.8, 0.9)}}
-    adam = AdamW(
-        lr=1e-2, weight_decay=0.1, groups=groups, decay="matrices", clip_norm=0.5, clip_value=0.1, accumulate=2,
-        ema=0.9, metrics=("grad_norm", "param_norm"),
-    )  # fmt: skip
-    return CompileOptions(optimizer=adam, recipe="none", exclude=("*",))
-
-
-@pytest.fixture(scope="session")
-def loop_source() -> ModelSource:
-    """A small network; biases that a norm takes out would have gradients of rounding noise."""
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 4, 3, bias=False), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten(),
-        torch.nn.Linear(144, 32, bias=False), torch.nn.BatchNorm1d(32), torch.nn.ReLU(), torch.nn.Linear(32, 10),
-    )  # fmt: skip
-    x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    return ModelSource(model, torch.nn.functional.cross_entropy, (x, torch.arange(8)))
-
-
-@pytest.fixture(scope="session")
-def loop_artifact(loop_source, loop_options, tmp_path_factory) -> Path:
-    """The step of ``loop_options``, compiled for this machine."""
-    folder = tmp_path_factory.mktemp("loop") / "loop.fqt"
-    compile_model(loop_source, loop_options, folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def digits():
-    """Images [N, 1, 8, 8] of unit scale and labels of scikit-learn's digits, shuffled once."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = torch.from_numpy(data.images).float().unsqueeze(1) / 8 - 1
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    return images[order].contiguous(), torch.from_numpy(data.target)[order].long()
 
 
 @pytest.fixture

@@ -36,10 +36,15 @@ class Residual(nn.Module):
         return self.head(torch.relu(self.hidden(x)))
 
 
+FEW_KERNELS = {"recipe": "none", "optimizer": "sgd", "lr": 1e-2}
+"""Gradients and updates are no matter to what a step predicts."""
+
+
 def compiled(model: nn.Module, **settings: Any) -> Any:
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(6, 2, 8, 8, generator=g), torch.randint(0, 5, (6,), generator=g)
-    step = fqt_deploy.compile(model, example_inputs=(x, y), include=["body.0", "down", "hidden"], **settings)
+    layers = ["body.0", "down", "hidden"]
+    step = fqt_deploy.compile(model, example_inputs=(x, y), include=layers, **FEW_KERNELS | settings)
     for _ in range(3):
         step(x, y)
     return step
@@ -121,7 +126,7 @@ def test_a_module_that_would_predict_something_else_is_refused() -> None:
     torch.manual_seed(0)
     g = torch.Generator().manual_seed(0)
     example = torch.randn(6, 2, 8, 8, generator=g), torch.randint(0, 5, (6,), generator=g)
-    step = fqt_deploy.compile(Padded(), example_inputs=example, include=["down.1"], recipe="none")
+    step = fqt_deploy.compile(Padded(), example_inputs=example, include=["down.1"], **FEW_KERNELS)
     with pytest.raises(FqtError, match="would predict something else") as caught:
         step.to_torch()
     assert caught.value.code == "FQT513"
@@ -136,9 +141,12 @@ class Rectified(Residual):
         return self.head(torch.relu(self.hidden(x)))
 
 
+SEVERAL = {"body.*": (1, 2), "down": (1, 8), "hidden": (1, 3)}
+
+
 def test_activations_of_several_bits(tmp_path: Any) -> None:
     torch.manual_seed(0)
-    step = compiled(Rectified(), bits={"body.*": (1, 2), "down": (1, 8), "hidden": (1, 3)})
+    step = compiled(Rectified(), bits=SEVERAL)
     module = step.to_torch()
     grids = {name: m.grid for name, m in module.named_modules() if isinstance(m, BinaryConv2d | BinaryLinear)}
     assert {name: (grid.bits, grid.signed) for name, grid in grids.items()} == {
@@ -168,6 +176,7 @@ def test_a_grid_is_that_of_the_compiled_ops(bits: int, signed: bool) -> None:
     torch.testing.assert_close(gradient, passed)
 
 
+@pytest.mark.thorough
 def test_the_module_of_a_step_with_one_bit_of_a_fitted_grid_predicts_what_the_step_predicts() -> None:
     torch.manual_seed(0)
     rectified = Residual()
@@ -176,7 +185,7 @@ def test_the_module_of_a_step_with_one_bit_of_a_fitted_grid_predicts_what_the_st
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(6, 2, 8, 8, generator=g), torch.randint(0, 5, (6,), generator=g)
     chosen = ["body.0", "body.3", "down"]
-    step = fqt_deploy.compile(rectified, example_inputs=(x, y), include=chosen, activation_bits=1)
+    step = fqt_deploy.compile(rectified, example_inputs=(x, y), include=chosen, activation_bits=1, **FEW_KERNELS)
     for _ in range(3):
         step(x, y)
     layers = {layer.path: layer for layer in step.manifest.layers if layer.decision == "1-bit"}
@@ -189,7 +198,7 @@ def test_the_module_of_a_step_with_one_bit_of_a_fitted_grid_predicts_what_the_st
 
 def test_an_artifact_that_does_not_say_its_grids_has_no_module() -> None:
     torch.manual_seed(0)
-    step = compiled(Residual(), activation_bits=2)
+    step = compiled(Rectified(), bits=SEVERAL)
     recorded = step.manifest.options
     for options, code in (({}, "FQT513"), ({"activation_grids": {"param/down.weight": [2, True]}}, "FQT502")):
         step.manifest = dataclasses.replace(step.manifest, options={**recorded, "activation_grids": {}, **options})

@@ -103,6 +103,7 @@ def rmsprop(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.RMSprop(decay_groups(model), lr=1e-3, momentum=0.5, eps=1e-4)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("make", "options"),
     [

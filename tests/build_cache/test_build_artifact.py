@@ -43,10 +43,11 @@ OPTIONS = CompileOptions(recipe="none")
 
 @pytest.fixture
 def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A build cache of its own."""
+    """A build cache of its own, and a cache of kernels beside it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv(LIMIT_VARIABLE, "50")
     monkeypatch.setattr(file_cache, "_STARTED", float("inf"))
+    monkeypatch.setenv("FQT_KERNEL_CACHE", "50")
     compiler_sources.cache_clear()
     return tmp_path / "cache" / "fqt-deploy" / "builds"
 

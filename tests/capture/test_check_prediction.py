@@ -30,6 +30,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.quick(per="case")
 @pytest.mark.parametrize("batch", [6, 1])
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_function_of_the_sample_is_refused_with_its_line(case, batch):
@@ -45,6 +46,7 @@ def test_rows_that_belong_to_no_sample_are_refused():
         capture_prediction_graph(Predicting(lambda m, x: m.a(x).sum(0)), X)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("batch", [6, 1])
 def test_batch_statistics_in_evaluation_are_refused_and_those_of_a_sample_are_not(batch):
     def net(norm):

@@ -131,6 +131,7 @@ class Model(nn.Module):
         return self.b(self.middle(self, self.a(x)))
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_those_of_the_written_backward(case):
     torch.manual_seed(1)

@@ -160,6 +160,7 @@ def attentions(graph):
     return [len(graph.calls(op)) for op in (torch.ops.fqt.attention.default, torch.ops.fqt.attention_backward.default)]
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("attend", FORMED.values(), ids=FORMED.keys())
 def test_attention_is_formed_and_has_the_gradients_of_eager_pytorch(attend):
     model, graph = captured(attend)
@@ -197,6 +198,7 @@ def test_dropout_drops_the_same_weights_in_backward(attend):
     assert not evaluated.calls(torch.ops.aten.rand.default)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("attend", LEFT.values(), ids=LEFT.keys())
 def test_what_the_op_does_not_compute_is_left_alone(attend):
     _, graph = captured(attend)

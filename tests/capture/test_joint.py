@@ -127,6 +127,7 @@ def outputs(graph):
 MODELS = [convolutional, Straight, Tied, Twice, Frozen, Attention, Recurrent, instance_normed]
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("build", MODELS)
 def test_the_graph_computes_what_eager_autograd_computes(build):
     torch.manual_seed(0)
@@ -147,6 +148,7 @@ def test_the_graph_computes_what_eager_autograd_computes(build):
         torch.testing.assert_close(found.get(f"buffer/{name}", model.get_buffer(name)), buffer, msg=name)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("build", MODELS)
 def test_the_graph_predicts_what_the_model_predicts(build):
     torch.manual_seed(0)

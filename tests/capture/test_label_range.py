@@ -121,6 +121,7 @@ TAKEN = {
 }  # fmt: skip
 
 
+@pytest.mark.quick(per=lambda case: repr(TAKEN[case["case"]][2]))
 @pytest.mark.parametrize("case", TAKEN)
 def test_labels_are_what_the_loss_indexes_by(case):
     loss_fn, y, expected = TAKEN[case]

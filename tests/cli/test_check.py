@@ -1,8 +1,6 @@
 """``fqt-compile --check``: what is said of a model, and that nothing is written."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -67,18 +65,11 @@ def test_everything_unsupported_is_told_at_once(model_file, tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["model.py"]
 
 
-def test_json_is_all_that_is_printed(model_file):
-    command = [
-        sys.executable,
-        "-c",
-        "from fqt_deploy.cli import main; main()",
-        str(model_file(MODEL)),
-        "--check",
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    found = json.loads(done.stdout)
+def test_json_is_all_that_is_printed(model_file, capfd):
+    with pytest.raises(SystemExit) as ended:
+        compile_command([str(model_file(MODEL)), "--check", "--json"])
+    assert ended.value.code == 1
+    found = json.loads(capfd.readouterr().out)
     assert [error["code"] for error in found["errors"]] == ["FQT203", "FQT203", "FQT201"]
     assert found["errors"][-1]["source"] == "model.py:20"
 

@@ -133,6 +133,7 @@ def test_mistakes_in_options(model_file, tmp_path):
     fails(run(compile_command, tmp_path / "absent.py"), "FQT101", "absent.py")
 
 
+@pytest.mark.thorough
 def test_tiles_are_measured_once(tmp_path, model_file):
     log, model = tmp_path / "log.jsonl", model_file(MODEL)
     arguments = (model, "-o", tmp_path / "m.fqt", "--tune", "--tuning-log", log)

@@ -98,6 +98,7 @@ def test_onnx_predicts_as_the_session(trained: Any, tmp_path: Path) -> None:
     assert onnx.TensorProto.FLOAT in {kind for shape, kind in stored.items() if sorted(shape) == [16, 32]}
 
 
+@pytest.mark.thorough
 def test_onnx_with_activations_of_several_bits(trained: Any, tmp_path: Path) -> None:
     """The grids are those of the artifact, whatever the trained weights would ask for."""
     model = trained[0]

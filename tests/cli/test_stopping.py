@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 import fqt_deploy
 
-EPOCHS = 10
+EPOCHS = 5
 
 
 def start(artifact, data, checkpoint, *options):
@@ -46,6 +46,7 @@ def uninterrupted(digits_artifact, data, tmp_path_factory):
     return finish(start(digits_artifact, data, checkpoint)), load_file(checkpoint)
 
 
+@pytest.mark.quick(only=("15-143-terminated",))
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "hung up")],
@@ -75,6 +76,7 @@ def training(process):
         assert process.poll() is None
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("paused", [False, True])
 def test_there_is_one_writer(digits_artifact, data, tmp_path, paused):
     checkpoint, link = tmp_path / "checkpoint", tmp_path / "link"
@@ -110,6 +112,7 @@ def test_a_link_is_followed(digits_artifact, data, tmp_path):
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("content", [b"my thesis", b"", None])
 def test_only_a_checkpoint_is_overwritten(digits_artifact, data, tmp_path, content):
     path = tmp_path / "precious"
@@ -123,6 +126,7 @@ def test_only_a_checkpoint_is_overwritten(digits_artifact, data, tmp_path, conte
     assert path.read_bytes() == before
 
 
+@pytest.mark.quick(only=("2>&1 | head -n 1 > /dev/null",))
 @pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-", "2>/dev/full", "2>&1 | head -n 1 > /dev/null"])
 def test_standard_streams_may_be_closed(digits_artifact, data, tmp_path, closed):
     checkpoint = tmp_path / "checkpoint"
@@ -161,6 +165,7 @@ def start_loading(begin):
     raise AssertionError("never saw a command that loads")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("number", "delay"), [(signal.SIGINT, 0.0), (signal.SIGINT, 0.4), (signal.SIGTERM, 0.3)])
 def test_ended_while_loading(digits_artifact, data, tmp_path, number, delay):
     process = start_loading(lambda: start(digits_artifact, data, tmp_path / "checkpoint", "--epochs", 10**6))

@@ -13,6 +13,7 @@ from fqt_deploy.codegen.kernel_cache import LIMIT_VARIABLE, kernel_cache
 from fqt_deploy.compiler import compile_model
 from fqt_deploy.core import file_cache
 from fqt_deploy.core.file_cache import compiler_sources
+from fqt_deploy.core.optimizer import SGD
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.targets.cpu.options import CpuOptions
 from fqt_deploy.targets.registry import make_target
@@ -48,19 +49,19 @@ def test_zero_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_second_compilation_is_the_same_without_its_kernels(
-    digits_source: ModelSource, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    loop_source: ModelSource, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv(LIMIT_VARIABLE, "50")
     monkeypatch.setattr(file_cache, "_STARTED", float("inf"))
     compiler_sources.cache_clear()
-    options = CompileOptions(recipe="psq-1")
+    options = CompileOptions(recipe="psq-1", optimizer=SGD())
     libraries = []
     for name in ("first", "second"):
-        output = compile_model(digits_source, options, tmp_path / name).output
+        output = compile_model(loop_source, options, tmp_path / name).output
         libraries.append((output / "step.so").read_bytes())
         assert list((tmp_path / "fqt-deploy" / "kernels").iterdir())
         monkeypatch.setattr(kernel_objects, "_compile_batch", None)
     assert libraries[0] == libraries[1]
     with pytest.raises(TypeError):  # other options need other kernels
-        compile_model(digits_source, replace(options, recipe="none"), tmp_path / "other")
+        compile_model(loop_source, replace(options, recipe="none"), tmp_path / "other")

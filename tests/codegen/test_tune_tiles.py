@@ -54,6 +54,7 @@ def target():
     return dataclasses.replace(found, features=features, tuned={})
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("form", "case"), FORMS)
 def test_every_tile_gives_the_reference(form, case, target):
     product = product_of(kernel(case))
@@ -109,6 +110,7 @@ def test_a_tile_that_is_hardly_faster_does_not_replace_the_default(target, monke
     assert tile.tile == BitProductRule().choice(function, target.features).tiles[0]
 
 
+@pytest.mark.thorough
 def test_real_measurements_agree_in_their_results(target, monkeypatch):
     monkeypatch.setattr(tuning, "ROUNDS", 2)
     said = []

@@ -41,9 +41,10 @@ def source_of(dropout):
     return ModelSource(model, F.cross_entropy, (torch.randn(BATCH, LENGTH, WIDTH), torch.arange(BATCH) % 3))
 
 
-@pytest.mark.parametrize("agp", ["sampled", "once"])
-def test_every_kernel_agrees_with_pytorch(tmp_path, agp):
-    options = CompileOptions(agp=agp, optimizer=fqt_deploy.Adam(lr=1e-3), verify="numerics")
+@pytest.mark.quick
+@pytest.mark.parametrize("recipe", [{"recipe": "none"}, {"agp": "sampled"}, {"agp": "once"}], ids=str)
+def test_every_kernel_agrees_with_pytorch(tmp_path, recipe):
+    options = CompileOptions(**recipe, optimizer=fqt_deploy.Adam(lr=1e-3), verify="numerics")
     source = source_of(dropout=0.2)
     result = compile_model(source, options, tmp_path / "step")
     assert [row for row in result.verification.rows if not row.ok] == []

@@ -115,6 +115,7 @@ def test_a_model_file_is_compiled_for_several_batches(tmp_path):
         load_model(tmp_path / "model.py", batch=(8, 8))
 
 
+@pytest.mark.thorough
 def test_one_bit_layers_are_the_same_for_every_shape():
     torch.manual_seed(0)
     model = nn.Sequential(

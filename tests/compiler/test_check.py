@@ -13,13 +13,16 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
 
 
-def test_decisions_are_those_of_compiling(digits_source):
-    for options in (CompileOptions(), CompileOptions(recipe="none", exclude=("*",))):
-        report = check_model(digits_source, options)
-        assert report.ok
-        assert report.layers == layer_decisions(lower_model(digits_source, options).train)
-        assert len(report.layers) > 3
-    assert report.summary() == f"digits_cnn: 0 of {len(report.layers)} layers in 1 bit, the model compiles"
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("options", "binarized"), [(CompileOptions(), 3), (CompileOptions(recipe="none", exclude=("*",)), 0)]
+)
+def test_decisions_are_those_of_compiling(digits_source, options, binarized):
+    report = check_model(digits_source, options)
+    assert report.ok
+    assert report.layers == layer_decisions(lower_model(digits_source, options).train)
+    assert report.summary() == f"digits_cnn: {binarized} of {len(report.layers)} layers in 1 bit, the model compiles"
+    assert len(report.layers) > 3
 
 
 class Unsupported(nn.Module):

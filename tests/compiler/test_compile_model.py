@@ -40,7 +40,10 @@ WIDTHS = [*zip(RECIPES, itertools.cycle([4, 1]), strict=False), (("scq+agp", "ne
 """Recipes with the bits of an activation: the default, of which every other one has signs instead."""
 
 
-@pytest.mark.parametrize(("recipe", "activation_bits"), WIDTHS)
+@pytest.mark.quick(only=("scq+agp-nested-4",))
+@pytest.mark.parametrize(
+    ("recipe", "activation_bits"), WIDTHS, ids=lambda value: "-".join(value) if isinstance(value, tuple) else None
+)
 def test_every_recipe_agrees_with_pytorch_kernel_by_kernel(tmp_path, recipe, activation_bits):
     (recipe, agp), product = recipe, "binary_conv2d" if activation_bits == 1 else "level_conv2d"
     options = CompileOptions(
@@ -55,13 +58,18 @@ def test_every_recipe_agrees_with_pytorch_kernel_by_kernel(tmp_path, recipe, act
     assert ({"bitplane_weight_grad", "level_weight_grad"} & ops != set()) == (recipe != "none")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("batch", "bits", "agp"), [(1, 4, "sampled"), (1, 8, "once"), (2, 8, "topk")])
 def test_fewer_samples_than_bits(tmp_path, batch, bits, agp):
     """One group is kept at least, and may be all there is."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 33), nn.ReLU(), nn.Linear(33, 40), nn.ReLU(), nn.Linear(40, 3))
     source = ModelSource(model, nn.functional.cross_entropy, (torch.randn(batch, 1, 8, 8), torch.arange(batch)))
-    result = compile_model(source, CompileOptions(grad_bits=bits, agp=agp, verify="numerics"), tmp_path / "step")
+    result = compile_model(
+        source,
+        CompileOptions(grad_bits=bits, agp=agp, optimizer=fqt_deploy.SGD(lr=0.1), verify="numerics"),
+        tmp_path / "step",
+    )
     assert [row for row in result.verification.rows if not row.ok] == []
     session = fqt_deploy.load(result.output)
     losses = [session.step(*source.example_inputs) for _ in range(20)]
@@ -79,22 +87,24 @@ def test_every_example_agrees_with_pytorch(example, recipe, agp, tmp_path):
     assert [row for row in result.verification.rows if not row.ok] == []
 
 
+BATCH, EPOCHS = 8, 4
+
+
 @pytest.fixture(scope="module")
 def step(digits):
+    """The digits example and its step, whose kernels are those of ``digits_artifact``."""
     torch.manual_seed(0)
     model = load_model(EXAMPLES / "digits_cnn.py").module
     images, labels = digits
-    return model, fqt_deploy.compile(
-        model, example_inputs=(images[:32], labels[:32]), optimizer=fqt_deploy.Adam(lr=2e-3), agp="once"
-    )
+    return model, fqt_deploy.compile(model, example_inputs=(images[:BATCH], labels[:BATCH]))
 
 
 def test_compiled_step_learns_the_digits(step, digits):
     _, compiled = step
     images, labels = digits
-    for epoch in range(6):
-        compiled.lr = 2e-3 * (1 - epoch / 6)
-        losses = [compiled(images[i : i + 32], labels[i : i + 32]) for i in range(0, 1344, 32)]
+    for epoch in range(EPOCHS):
+        compiled.lr = 2e-3 * (1 - epoch / EPOCHS)
+        losses = [compiled(images[i : i + BATCH], labels[i : i + BATCH]) for i in range(0, 1344, BATCH)]
     accuracy = (compiled.predict(images[1344:]).argmax(1) == labels[1344:].numpy()).mean()
     assert np.mean(losses) < 0.6
     assert accuracy >= 0.9
@@ -102,7 +112,7 @@ def test_compiled_step_learns_the_digits(step, digits):
 
 def test_state_moves_between_the_step_and_the_model(step, digits):
     model, compiled = step
-    compiled(digits[0][:32], digits[1][:32])
+    compiled(digits[0][:BATCH], digits[1][:BATCH])
     other = load_model(EXAMPLES / "digits_cnn.py").module
     other.load_state_dict(compiled.state_dict())
     compiled.load_state_dict(other.state_dict())
@@ -115,7 +125,7 @@ def test_state_moves_between_the_step_and_the_model(step, digits):
 def test_resuming_gives_the_same_losses_bit_for_bit(step, digits, tmp_path):
     _, compiled = step
     images, labels = digits
-    batches = [(images[i : i + 32], labels[i : i + 32]) for i in range(0, 320, 32)]
+    batches = [(images[i : i + BATCH], labels[i : i + BATCH]) for i in range(0, 10 * BATCH, BATCH)]
     for batch in batches[:5]:
         compiled(*batch)
     compiled.save_checkpoint(tmp_path / "here.safetensors")
@@ -148,6 +158,7 @@ class Unusual(nn.Module):
         return self.head(x.mean(1))
 
 
+@pytest.mark.thorough
 def test_unusual_layers_and_losses(tmp_path):
     """Frozen parameters stay, class weights and a mean over everything count, predictions are the model's."""
     weight = torch.linspace(0.5, 2, 10)
@@ -182,7 +193,7 @@ def test_passes_are_deterministic():
 
 def test_one_and_two_threads_give_the_same_bits(step, digits, tmp_path):
     step[1].save(tmp_path / "step")
-    np.savez(tmp_path / "data.npz", x=digits[0][:32].numpy(), y=digits[1][:32].numpy())
+    np.savez(tmp_path / "data.npz", x=digits[0][:BATCH].numpy(), y=digits[1][:BATCH].numpy())
     program = (
         "import sys, numpy as np, fqt_deploy; d = np.load(sys.argv[2]); s = fqt_deploy.load(sys.argv[1]);"
         "print([s.step(d['x'], d['y']) for _ in range(5)], {n: float(a.sum()) for n, a in s.state_dict().items()});"

@@ -11,6 +11,13 @@ def branch(kind, pool, out=4):
     return nn.Sequential(kind(2, out, 3, padding=1), pool)
 
 
+def mixed():
+    """One of each kind; the others of a kind differ in their windows."""
+    pools = [nn.MaxPool2d(3, 2, padding=1, ceil_mode=True), nn.AvgPool2d(3, 2, padding=1, ceil_mode=True)]
+    pools += [nn.AdaptiveMaxPool2d((5, 3)), nn.AdaptiveAvgPool2d((5, 3))]
+    return Branches(*[branch(nn.Conv2d, pool) for pool in pools], features=16), torch.randn(4, 2, 9, 8)
+
+
 def maxima():
     pools = [
         nn.MaxPool2d(3, 2, ceil_mode=True),
@@ -51,7 +58,8 @@ def three_axes():
     return Branches(*[branch(nn.Conv3d, pool) for pool in pools], features=20), torch.randn(4, 2, 5, 4, 7)
 
 
-@pytest.mark.parametrize("make", [maxima, averages, one_axis, three_axes])
+@pytest.mark.quick(only=("mixed",))
+@pytest.mark.parametrize("make", [mixed, maxima, averages, one_axis, three_axes])
 def test_poolings_train_as_in_pytorch(make):
     torch.manual_seed(0)
     model, x = make()

@@ -157,6 +157,7 @@ def test_what_does_not_fit_is_refused_by_name(artifact, change, code, said):
     assert session.step_count == 0
 
 
+@pytest.mark.thorough
 def test_a_mask_of_booleans_and_another_prediction():
     torch.manual_seed(1)
     model, batch = TextClassifier(), texts(4, mask_dtype=torch.bool)
@@ -190,6 +191,7 @@ class LowRank(nn.Module):
         return self.base(x) + 2.0 * self.up(self.down(x))
 
 
+@pytest.mark.thorough
 def test_adapters_train_and_the_frozen_body_stays():
     torch.manual_seed(3)
     model = TextClassifier().requires_grad_(False)

@@ -67,6 +67,7 @@ def test_arrays_of_other_shapes_are_refused(channel_codes):
         channel_codes.decode(np.zeros(24, np.uint8), values.T, add=False)
 
 
+@pytest.mark.thorough
 def test_a_step_that_sends_no_codes_has_none(compiled):
     library = fqt_deploy.load(compiled(**PLAIN, distributed="fp32")).functions
     with pytest.raises(FqtError) as raised:

@@ -107,6 +107,7 @@ def whole_run(artifact, digits_file, tmp_path_factory):
     return folder / "c.safetensors"
 
 
+@pytest.mark.thorough
 def test_a_killed_process_ends_the_run_which_starts_again(artifact, digits_file, whole_run, tmp_path):
     """A process is killed after the first epochs; torchrun starts both again, and the result is that of no kill."""
     process = run(artifact, digits_file, tmp_path, restarts=1, wait=False)
@@ -123,6 +124,7 @@ def test_a_killed_process_ends_the_run_which_starts_again(artifact, digits_file,
         assert np.array_equal(array, killed[name]), name
 
 
+@pytest.mark.thorough
 def test_another_number_of_processes_goes_on(artifact, digits_file, whole_run, tmp_path):
     """Two processes train epochs of six steps; one alone goes on with the next one, of twelve."""
     session = fqt_deploy.load(artifact)

@@ -50,6 +50,7 @@ def each_its_own(source: ModelSource) -> dict[str, tuple[int, int]]:
     return {path: (1, bits) for path, bits in zip(paths, itertools.cycle([*ACTIVATION_BITS[1:], 1]), strict=False)}
 
 
+@pytest.mark.quick(only=("digits_cnn-bits",))
 @pytest.mark.parametrize("several", [False, True], ids=["signs", "bits"])
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n == "digits_cnn" else pytest.mark.slow) for n in EXAMPLES]

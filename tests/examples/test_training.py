@@ -44,6 +44,7 @@ def test_the_loops_are_few_lines_apart() -> None:
     assert 0 < apart <= LARGEST
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["pytorch.py", "compiled.py"])
 def test_a_loop_learns(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Brightness tells two classes apart, in two epochs of few images."""

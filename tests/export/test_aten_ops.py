@@ -46,6 +46,7 @@ def _graph(target: Any, args: Any, kwargs: Any) -> tuple[TrainingGraph, dict[str
     return TrainingGraph(module, list(feeds), ["result"], {}, 1, Stage.LOWERED), feeds
 
 
+@pytest.mark.quick(per="target")
 @pytest.mark.parametrize(("target", "args", "kwargs"), CALLS)
 def test_agrees_with_pytorch(target: Any, args: Any, kwargs: Any) -> None:
     graph, feeds = _graph(target, args, kwargs)

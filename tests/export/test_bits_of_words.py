@@ -65,6 +65,7 @@ def run(made, x):
     return session.run(None, {"x": x})[0]
 
 
+@pytest.mark.quick(per="name")
 @pytest.mark.parametrize("kind", READS)
 @pytest.mark.parametrize("name", MOVES)
 def test_bits_are_taken_as_they_were(name, kind):

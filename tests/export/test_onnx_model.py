@@ -85,6 +85,7 @@ def test_codes_equal_those_of_the_compiled_kernels(exported, digits, values_of, 
     } <= exact  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "settings",
     [

@@ -63,6 +63,7 @@ def test_fifty_steps_beside_the_compiled_step(exported, digits):
     assert np.mean(np.array(differences) < 1e-5) > 0.8
 
 
+@pytest.mark.thorough
 def test_both_learn_alike(exported, digits):
     """Without a hand-over the two runs drift apart in digits, not in what they learn."""
     sessions = fqt_deploy.load(exported.artifact), load_onnx(exported.train)
@@ -101,6 +102,7 @@ def onnx_metadata(path):
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
+@pytest.mark.quick(per="form")
 @pytest.mark.parametrize("label", [10, -1, -99, 2**40])
 @pytest.mark.parametrize("form", ["train", "step"])
 def test_plain_onnx_runtime_refuses_a_label_that_is_none(exported, digits, form, label):
@@ -211,6 +213,7 @@ def test_needs_neither_torch_nor_the_compiler(exported):
     assert np.isfinite(float(result.stdout))
 
 
+@pytest.mark.thorough
 def test_a_step_with_all_that_a_loop_does_between_batches(loop_source, loop_options, loop_artifact, digits, tmp_path):
     """Groups, clipping, sums over two batches, averages and metrics are state in the file as in the artifact."""
     lowered = lower_model(loop_source, loop_options)

@@ -56,6 +56,7 @@ def _session(model: Any) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.quick(per="spec")
 @pytest.mark.parametrize(("spec", "arguments"), SAMPLES)
 def test_body_agrees_with_reference(spec: type[FqtOp], arguments: tuple[Any, ...]) -> None:
     """Integers, booleans and bits exactly, floating point within the op's tolerance; the flat model to the bit."""

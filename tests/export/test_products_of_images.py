@@ -124,6 +124,7 @@ def positions(made, grid, geometry):
     return result, 2 * output[0] * output[1], ([planes, signed] if planes else [])
 
 
+@pytest.mark.quick(per="name")
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize(
     ("name", "channels", "outputs"), [*((n, CHANNELS, OUTPUTS) for n in GEOMETRIES), ("3x3", 40, 7)]
@@ -149,6 +150,7 @@ def test_the_gradient_of_an_input(made, name):
     made.check(made.call("bitplane_conv2d_input_grad", *operands), expected=["MatMulInteger"])
 
 
+@pytest.mark.quick(per="name")
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_the_gradient_of_a_weight(made, name, grid):
@@ -160,6 +162,7 @@ def test_the_gradient_of_a_weight(made, name, grid):
     assert "ReduceSum" not in made.check(result, expected=["MatMulInteger"])
 
 
+@pytest.mark.quick(per="name")
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_sums_of_levels(made, name, grid):

@@ -53,6 +53,7 @@ def seen(page, saved):
     return json.loads(shown)
 
 
+@pytest.mark.thorough
 def test_it_trains_without_its_server(page, seen, saved):
     assert seen["place"] == "Row 2, column 4: painted"
     assert 0.1 < seen["inked"] < 0.6
@@ -70,6 +71,7 @@ def test_it_trains_without_its_server(page, seen, saved):
     assert session.step_count == steps
 
 
+@pytest.mark.thorough
 def test_it_can_be_used_by_all(seen):
     assert seen["fits"] == {"400": {"tooWide": [], "scrolls": False}, "1280": {"tooWide": [], "scrolls": False}}
     assert seen["unnamed"] == []

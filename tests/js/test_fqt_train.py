@@ -46,6 +46,7 @@ def folder(digits_source, digits, tmp_path_factory):
     return path
 
 
+@pytest.mark.quick(only=("onnxruntime-node",))
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_trains_as_python_does(folder, digits, runtime):
     """Thirty steps: the first loss to 1e-6, then the drift of last digits; what is learnt goes on in the artifact."""
@@ -85,6 +86,7 @@ def test_trains_as_python_does(folder, digits, runtime):
         assert (worker["refused"], worker["released"]) == ("FqtError FQT505", "FQT512")
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_of_the_browser_goes_on_everywhere(folder, digits, c_api, tmp_path):
     """In C with the bits of Python, from there back in JavaScript, and with ``fqt-train --resume``."""
     trained("chromium", folder)
@@ -144,6 +146,7 @@ def test_learns_as_much_as_python(runtime, tmp_path):
     assert min(found) > 0.9
 
 
+@pytest.mark.thorough
 def test_the_package_itself(folder):
     """The tests in JavaScript."""
     shown = node(["onnxruntime-node"], "--test", "test/fqt_train.test.mjs", FQT_STEP=str(folder / "digits.step.onnx"))
@@ -155,6 +158,7 @@ def test_what_the_arrays_of_a_batch_may_hold():
     assert "fail 0" in node([], "--test", "test/batch.test.mjs")
 
 
+@pytest.mark.thorough
 def test_types():
     """What a TypeScript program may write, and what it may not."""
     node(["typescript"], "node_modules/typescript/bin/tsc", "-p", "test/types")

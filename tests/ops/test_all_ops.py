@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from fqt_deploy.targets.kernel_arguments import ARGUMENTS, encoded
 from fqt_deploy.targets.registry import make_target
 
 
+@functools.cache
 def _samples(*kinds: Kind) -> list[Any]:
     """One parameter set a sample of every op with a kernel, of the given kinds or of all."""
     return [
@@ -56,13 +58,13 @@ def _name(spec: type[FqtOp], number: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def library() -> Any:
-    """The kernels of all samples, compiled at once."""
+def library(request: pytest.FixtureRequest, cases: Any) -> Any:
+    """The kernels of all samples that a test will run, compiled at once."""
     kernels = {
-        _name(spec, i): _kernel(spec, arguments, _name(spec, i))
-        for spec in FQT_OPS.values()
-        if spec.traits.kind is not Kind.COMPOSITE
-        for i, arguments in enumerate(spec.sample_inputs())
+        _name(case["spec"], case["number"]): _kernel(
+            case["spec"], case["arguments"], _name(case["spec"], case["number"])
+        )
+        for case in cases(request.module, "library")
     }
     return tvm.compile(tvm.IRModule(kernels), make_target("cpu").tvm_target)
 
@@ -90,6 +92,7 @@ def _assert_equal(spec: type[FqtOp], actual: np.ndarray, expected: torch.Tensor)
     assert error <= spec.tolerance * float(np.linalg.norm(wanted[finite].astype(np.float64)))
 
 
+@pytest.mark.quick(per="spec")
 @pytest.mark.parametrize(("spec", "number", "arguments"), _samples())
 def test_fake_agrees_with_reference(spec: type[FqtOp], number: int, arguments: tuple[Any, ...]) -> None:
     """Shapes, types and contiguity; through the registered op, so that the schema is checked too."""
@@ -102,6 +105,7 @@ def test_fake_agrees_with_reference(spec: type[FqtOp], number: int, arguments: t
     assert all(e.is_contiguous() for e in (*actual, *expected))
 
 
+@pytest.mark.quick(per="spec")
 @pytest.mark.parametrize(("spec", "number", "arguments"), _samples())
 def test_compiled_agrees_with_reference(
     library: Any, spec: type[FqtOp], number: int, arguments: tuple[Any, ...]

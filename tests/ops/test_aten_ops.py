@@ -49,8 +49,10 @@ def kernel(name):
 
 
 @pytest.fixture(scope="module")
-def library():
-    return tvm.compile(tvm.IRModule({name: kernel(name) for name in CASES}), make_target("cpu").tvm_target)
+def library(request, cases):
+    """The kernels of all calls that a test will make, compiled at once."""
+    names = [case["name"] for case in cases(request.module, "library")]
+    return tvm.compile(tvm.IRModule({name: kernel(name) for name in names}), make_target("cpu").tvm_target)
 
 
 def tensors(value):
@@ -59,6 +61,7 @@ def tensors(value):
     return [value] if isinstance(value, torch.Tensor) else []
 
 
+@pytest.mark.quick(per=lambda case: CASES[case["name"]][0])
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_pytorch(library, name):
     op, args, kwargs = CASES[name]

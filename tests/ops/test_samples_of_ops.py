@@ -55,6 +55,7 @@ def taken(value, where, samples):
     return kept.flatten(where.axis, where.axis + 2).contiguous()
 
 
+@pytest.mark.quick(2, per="op")
 @pytest.mark.parametrize(("op", "args", "kwargs"), CALLS)
 def test_samples_are_followed(op, args, kwargs):
     node, real = call_on_placeholders(op, args, kwargs)

@@ -206,6 +206,7 @@ def expressions(draw):
     return function
 
 
+@pytest.mark.thorough
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 @hypothesis.given(expressions())
 def test_random_expressions(function):

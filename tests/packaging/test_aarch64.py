@@ -16,6 +16,7 @@ from fqt_deploy.cli import main as compile_command
 from fqt_deploy.compiler import compile_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.core.optimizer import SGD
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.packaging.build_c_api import build_c_api
 from fqt_deploy.packaging.runtime_libraries import runtime_libraries
@@ -61,7 +62,7 @@ def tools_are_there():
 def rpi5(tools_are_there, digits_source, tmp_path_factory):
     """The same model and options as ``digits_artifact``, for a Raspberry Pi 5, verified under emulation."""
     folder = tmp_path_factory.mktemp("rpi5") / "digits.fqt"
-    return compile_model(digits_source, CompileOptions(agp="once", target="rpi5", verify="numerics"), folder)
+    return compile_model(digits_source, CompileOptions(target="rpi5", verify="numerics"), folder)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,7 @@ def batches(digits, tmp_path):
     return [(images[i : i + 8], labels[i : i + 8]) for i in range(0, 80, 8)]
 
 
+@pytest.mark.thorough
 def test_every_kernel_agrees_with_pytorch(rpi5):
     rows = rpi5.verification.rows
     assert len(rows) == len(rpi5.manifest.kernels) > 50
@@ -95,12 +97,20 @@ def test_every_kernel_agrees_with_pytorch(rpi5):
     assert all(row.error == 0 for row in rows if row.tolerance is None)
 
 
-def test_any_arm_processor_agrees_with_pytorch(tools_are_there, model_file, tmp_path):
+REQUIRES = {"rpi5": "atomics asimdrdm asimdhp asimddp", "aarch64": ""}
+MCPU = {"rpi5": "cortex-a76", "aarch64": "generic"}
+
+
+@pytest.mark.quick(only=("rpi5",))
+@pytest.mark.parametrize("target", REQUIRES)
+def test_a_small_step_agrees_with_pytorch(tools_are_there, model_file, tmp_path, target):
     source = load_model(model_file(MODEL))
-    options = CompileOptions(target="aarch64", verify="numerics", **SIGNS)
+    options = CompileOptions(target=target, optimizer=SGD(lr=0.1), verify="numerics", **SIGNS)
     result = compile_model(source, options, tmp_path / "mlp.fqt")
     assert {"binary_conv2d", "bitplane_weight_grad", "pack_signs"} <= {row.op for row in result.verification.rows}
-    assert result.manifest.target == {"name": "aarch64", "arch": "aarch64", "mcpu": "generic", "requires": ""}
+    assert result.manifest.target == {
+        "name": target, "arch": "aarch64", "mcpu": MCPU[target], "requires": REQUIRES[target]
+    }  # fmt: skip
     assert [row for row in result.verification.rows if not row.ok] == []
 
 
@@ -113,12 +123,14 @@ def test_every_kernel_of_every_example_agrees_with_pytorch(tools_are_there, exam
     assert [row for row in result.verification.rows if not row.ok] == []
 
 
+@pytest.mark.thorough
 def test_it_trains_like_this_machine(rpi5, train, digits_artifact, batches, tmp_path):
     losses = train(rpi5.output, tmp_path / "data.raw", 2)
     session = fqt_deploy.load(digits_artifact)
     np.testing.assert_allclose(losses, [session.step(*b) for _ in range(2) for b in batches], rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_checkpoints_move_between_machines(rpi5, train, digits_artifact, batches, tmp_path):
     checkpoint, data = tmp_path / "here.safetensors", tmp_path / "data.raw"
     session, straight = fqt_deploy.load(digits_artifact), fqt_deploy.load(digits_artifact)
@@ -139,6 +151,7 @@ def test_checkpoints_move_between_machines(rpi5, train, digits_artifact, batches
     np.testing.assert_allclose(here, [straight.step(*batch) for batch in batches], rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_the_artifact_is_for_the_other_machine(rpi5):
     manifest = Manifest.from_json((rpi5.output / "manifest.json").read_bytes())
     requires = "atomics asimdrdm asimdhp asimddp"
@@ -152,6 +165,7 @@ def test_the_artifact_is_for_the_other_machine(rpi5):
         assert caught.value.code == "FQT402"
 
 
+@pytest.mark.thorough
 def test_popcounts_are_vector_instructions_and_tiles_stay_in_registers(tools_are_there, digits_source, tmp_path):
     result = compile_model(digits_source, CompileOptions(agp="once", target="rpi5", **SIGNS), tmp_path / "signs.fqt")
     kernels = dict(count_instructions.disassemble(result.output / "step.so", "aarch64"))
@@ -166,6 +180,7 @@ def test_popcounts_are_vector_instructions_and_tiles_stay_in_registers(tools_are
         assert loop.products * 3 > loop.total * 0.75  # xor, count, accumulate; little else
 
 
+@pytest.mark.quick(only=("aarch64",))
 @foreign
 @pytest.mark.parametrize("target", ["rpi5", "aarch64"])
 def test_missing_tools_are_named(model_file, tmp_path, monkeypatch, target):

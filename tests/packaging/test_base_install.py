@@ -154,6 +154,7 @@ def with_images(environment, tmp_path_factory):
     return python.parent
 
 
+@pytest.mark.thorough
 def test_with_the_extra_for_images_it_trains_from_a_folder_of_them(
     with_images, environment, digits_artifact, digits, tmp_path
 ):

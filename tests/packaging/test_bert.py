@@ -17,7 +17,7 @@ from tests.packaging.test_c_api import drive
 
 SAMPLES, RATE = 3, 0.5
 SIZES = {
-    "small": {"words": 60, "tokens": 16, "width": 32, "layers": 2, "heads": 2},
+    "small": {"words": 60, "tokens": 16, "width": 32, "layers": 1, "heads": 2},
     "base": {"words": 30522, "tokens": 128, "width": 768, "layers": 4, "heads": 12},
 }
 TRAIN = """

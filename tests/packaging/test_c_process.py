@@ -139,6 +139,7 @@ def test_a_step_after_a_fork_is_refused(program, digits_artifact):
     assert (second, third) == ("3", "0 ")
 
 
+@pytest.mark.thorough
 def test_children_end_by_themselves_on_a_busy_machine(program, digits_artifact):
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
     try:

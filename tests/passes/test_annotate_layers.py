@@ -9,6 +9,7 @@ from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
 from tests.passes.selection_models import Heads, Matrices, Recurrent, pixels
+from tests.passes.training_graphs import graph_of
 
 
 def binarized(graph):
@@ -31,8 +32,8 @@ def test_layers_behind_dropout_run_on_bits(graph_after):
         nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 8)
     )
     x = torch.randn(4, 1, 8, 8)
-    source = ModelSource(model, nn.functional.cross_entropy, (x, torch.zeros(4, dtype=torch.int64)))
-    assert binarized(lower_model(source, CompileOptions()).train) == {"2": True, "5": False}
+    graph = graph_of(model, (x, torch.zeros(4, dtype=torch.int64)), before="replace-dropout")
+    assert binarized(graph) == {"2": True, "5": False}
 
 
 def test_a_linear_layer_inside_is_not_the_last_one(graph_after):
@@ -127,6 +128,7 @@ SPELLED = {
 }
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("spelled", SPELLED.values(), ids=SPELLED)
 def test_a_layer_that_multiplies_across_tokens_is_the_same_in_prediction(spelled):
     torch.manual_seed(0)
@@ -137,6 +139,7 @@ def test_a_layer_that_multiplies_across_tokens_is_the_same_in_prediction(spelled
     assert not lowered.predict.calls(torch.ops.fqt.batch_matmul.default)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_layer_that_is_multiplied_otherwise_in_evaluation_is_refused(transposed):
     class Two(nn.Module):

@@ -14,21 +14,28 @@ from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.passes.choose_bits import SPACINGS, spacing_of
 from fqt_deploy.passes.example_values import visit_values
 from fqt_deploy.passes.pipelines import training_passes
+from tests.passes.training_graphs import graph_of
 
 
 def grids(module, x, **options):
-    """The grids of the layers of a classifier, of the training step and of the prediction."""
-    source = ModelSource(module, nn.functional.cross_entropy, (x, torch.zeros(len(x), dtype=torch.long)))
-    lowered = lower_model(source, CompileOptions(**options))
+    """The grids of the layers of a classifier."""
+    graph = graph_of(module, (x, torch.zeros(len(x), dtype=torch.long)), before="binarize-forward", **options)
+    return {record.path: record.grid for record in graph.layers}
+
+
+def test_the_prediction_has_the_grids_of_the_step():
+    source = ModelSource(between(nn.ReLU()), nn.functional.cross_entropy, (torch.randn(8, 40), torch.arange(8) % 4))
+    lowered = lower_model(source, CompileOptions(activation_bits=3))
     train, predict = ({r.path: r.grid for r in graph.layers} for graph in (lowered.train, lowered.predict))
     assert train == predict
-    return train
+    assert train["2"].bits == 3
 
 
 def between(*activations):
     return nn.Sequential(nn.Linear(40, 64), *activations, nn.Linear(64, 64), nn.Linear(64, 4))
 
 
+@pytest.mark.quick(3, per="signed")
 @pytest.mark.parametrize(
     ("activations", "signed"),
     [
@@ -87,6 +94,7 @@ def prelu(slope):
     return nn.PReLU(init=slope)
 
 
+@pytest.mark.quick(2, per="signed")
 @pytest.mark.parametrize(
     ("activation", "signed"),
     [

@@ -11,16 +11,19 @@ from fqt_deploy.capture.load_model import load_model, model_source
 from fqt_deploy.compiler import check_model
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.options import CompileOptions
+from tests.passes.training_graphs import graph_of, labels_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 SIGNS = {"activation_bits": 1, "activation_grid": "sign"}
+FEW_KERNELS = {"recipe": "none", "optimizer": "sgd"}
+"""Notes are of the forward part."""
 
 
 def notes(module, x, **options):
     """What is said of codes: activations are signs unless ``options`` say more."""
-    found = fqt_deploy.check(module, example_inputs=(x, torch.arange(len(x)) % 4), **SIGNS | options).notes
+    found = graph_of(module, (x, labels_of(x)), before="insert-scq", recipe="scq", **SIGNS | options).notes
     return tuple(note for note in found if not note.startswith("the weights of"))
 
 
@@ -37,6 +40,7 @@ def sloped(slope):
     return nn.PReLU(init=slope)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.Softplus(), Squares(), sloped(-0.5)])
 def test_what_is_always_positive_has_one_sign(activation):
     (note,) = notes(between(activation), torch.randn(16, 40))
@@ -47,6 +51,7 @@ def test_what_is_always_positive_has_one_sign(activation):
     )
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.Tanh(), sloped(0.25), nn.GELU()])
 def test_both_signs_are_no_alarm(activation):
     """Behind a ReLU as well: zeros have the sign -1."""
@@ -68,6 +73,7 @@ def test_pixels_from_0_to_1_that_a_layer_reads():
     assert notes(between(nn.ReLU()), x - 0.5) == ()
 
 
+@pytest.mark.quick(only=("10-99 %", "11-None"))
 @pytest.mark.parametrize(("negative", "said"), [(0, "100 %"), (1, "99.9 %"), (10, "99 %"), (11, None), (500, None)])
 def test_the_share_is_that_of_the_codes(negative, said):
     """Of 25 x 40 activations; rounded down, so that 100 % means all."""
@@ -121,6 +127,7 @@ def test_a_batch_of_one_value_tells_nothing():
     assert notes(between(nn.Sigmoid()), torch.zeros(16, 40), exclude="*") == (), "no layer is binarized"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("example", "bits"), [("digits_cnn.py", 1), ("digits_cnn.py", 2), ("vgg16_cifar.py", 1)])
 def test_no_alarm_for_examples(example, bits):
     assert check_model(load_model(EXAMPLES / example, batch=8), CompileOptions(activation_bits=bits)).notes == ()
@@ -147,5 +154,5 @@ def test_it_is_said_once_for_several_shapes_of_batches():
 
 def test_a_verbose_compilation_says_it(capsys):
     example = (torch.randn(16, 40), torch.arange(16) % 4)
-    fqt_deploy.compile(between(nn.Sigmoid()), example_inputs=example, verbose=True, **SIGNS)
+    fqt_deploy.compile(between(nn.Sigmoid()), example_inputs=example, verbose=True, **FEW_KERNELS, **SIGNS)
     assert "layer '2': 100 % of the signs" in capsys.readouterr().err

@@ -27,6 +27,7 @@ SPELLINGS = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_the_numbers_stay(name, graph_after, make_source, weight_gradients):
     """In fp32 nothing changes but who adds the zeros."""

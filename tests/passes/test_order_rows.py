@@ -15,6 +15,7 @@ OPTIONS = {"recipe": "none", "optimizer": SGD(lr=1.0)}
 TURNED = {"shifted": shifted, "encoder": lambda: Encoder(batch_first=True), "gru": lambda: Recurrent(nn.GRU)}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", TURNED)
 def test_the_numbers_stay(name, graph_after, make_source, weight_gradients):
     torch.manual_seed(0)

@@ -28,6 +28,7 @@ from fqt_deploy.passes.replace_dropout import ReplaceDropout
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("model", "options"),
     [
@@ -69,6 +70,7 @@ REPEATED = [
 ]  # fmt: skip
 
 
+@pytest.mark.quick(per="repeated")
 @pytest.mark.parametrize("repeated", REPEATED, ids=lambda p: p.name)
 @pytest.mark.parametrize("model", ["convolutional", "normed"])
 def test_passes_do_not_fire_again(graph_after, model, repeated):
@@ -124,6 +126,7 @@ def test_an_error_says_in_which_pass_it_arose(graph_after):
     assert PassVerifier(frozenset(), {}).checks == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("agp", "example"),
     [

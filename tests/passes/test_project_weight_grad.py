@@ -57,6 +57,7 @@ def test_fp32_gradients_do_not_change(graph_after, source, weight_gradients):
         assert torch.allclose(gradient, projected[name], rtol=1e-3, atol=1e-3 * float(gradient.abs().max())), name
 
 
+@pytest.mark.thorough
 def test_noise_falls_and_gradients_stay_unbiased(graph_after, source, weight_gradients):
     true = weight_gradients(of(graph_after, source, "binarize-forward", "auto"), source, 0)[BODY]
     variance = {}

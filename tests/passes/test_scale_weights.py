@@ -4,21 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from fqt_deploy.capture.capture_model import capture_model
-from fqt_deploy.capture.load_model import ModelSource
-from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.passes.pipelines import training_passes
 from fqt_deploy.passes.scale_weights import scaled_weight
+from tests.passes.training_graphs import graph_of, labels_of
 
 
 def initial(module, loss=nn.functional.cross_entropy, x=None, **options):
     """The graph behind ``choose-bits``, and by name what each parameter of ``module`` begins with."""
     x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)) if x is None else x
-    graph, _ = capture_model(ModelSource(module, loss, (x, torch.arange(8) % 4)))
-    for each in training_passes(CompileOptions(**options)):
-        if each.name == "binarize-forward":
-            break
-        each.run(graph)
+    graph = graph_of(module, (x, labels_of(x)), before="binarize-forward", loss=loss, **options)
     state = {name: tensor.initial for name, tensor in graph.state.items()}
     return graph, {name: state[f"param/{name}"] for name, _ in module.named_parameters()}
 
@@ -43,6 +36,7 @@ class Layers(nn.Module):
         return y + self.body.weight.square().sum() if self.loss_reads_weight else y
 
 
+@pytest.mark.quick(per="behind")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     ("behind", "scaled"), [((), True), ((nn.GroupNorm(4, 16),), True), ((nn.BatchNorm2d(16),), False)]

@@ -1,6 +1,7 @@
 """Nested selections: how many samples go on where, and that gradients stay unbiased."""
 
 import hypothesis.strategies as st
+import pytest
 import torch
 from hypothesis import given
 from torch import nn
@@ -59,6 +60,7 @@ def test_samples_are_selected_where_a_single_gradient_carries_everything(graph_a
     assert [place.target for place in places] == [torch.ops.aten.add.Tensor], "the block's two gradients added up"
 
 
+@pytest.mark.thorough
 def test_gradients_are_unbiased(graph_after, make_source, weight_gradients):
     """The mean over draws is the gradient of the whole batch, up to what its variance explains."""
 

@@ -35,6 +35,7 @@ def mask_at_the_root(graph):
     return plan
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", SELECTED)
 def test_backward_on_kept_samples_is_backward_with_the_others_zero(name, graph_after, make_source, weight_gradients):
     torch.manual_seed(0)
@@ -50,6 +51,7 @@ def test_backward_on_kept_samples_is_backward_with_the_others_zero(name, graph_a
     assert any(n.meta.get("samples") == 2 for n in shrunk.graph.nodes)
 
 
+@pytest.mark.quick(per="model")
 @pytest.mark.parametrize(("model", "said"), [(Heads, "bypasses"), (Folded, "batch"), ("small", "normalization")])
 @pytest.mark.parametrize("agp", ["once", "nested"])
 def test_what_does_not_fit_is_refused_if_named_and_sampled_if_not(model, said, agp, graph_after):

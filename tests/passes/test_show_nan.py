@@ -33,6 +33,7 @@ def results_of(loss_fn, settings):
         return dict(zip(graph.outputs, graph.module(*[given[name] for name in graph.inputs]), strict=True))
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("settings", RECIPES, ids=lambda settings: "-".join(settings.values()))
 def test_nan_in_quantized_gradients_is_shown(settings):
     results = results_of(finite_with_nan_gradients, settings)

@@ -41,6 +41,7 @@ class Mixing(nn.Module):
         return self.head((x + self.second(nn.functional.gelu(self.first(x)))).mean(1))
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("model", "layer"),
     [("dense", "3"), ("convolutional", "3"), ("staged", "2"), ("normed", "body"), (Attention, "out")],

@@ -10,6 +10,7 @@ aten = torch.ops.aten
 fqt = torch.ops.fqt
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("agp", ["sampled", "topk", "once"])
 @pytest.mark.parametrize("model", ["dense", "batch_normed"])
 def test_the_same_gradients(model, agp, graph_after, make_source, weight_gradients):

@@ -40,6 +40,7 @@ def read_back(graph):
     return parse_graph(graph_text(graph), values={name: tensor.initial for name, tensor in graph.state.items()})
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("model", "recipe"),
     [
@@ -61,6 +62,7 @@ def test_every_pass_does_the_same_to_what_is_read_back(make_source, model, recip
         )
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", ["", "check-operators", "sink-scatter", "fold-packing"])
 def test_what_is_read_back_computes_the_same(make_source, graph_after, name):
     graph = graph_after("convolutional", name, agp="sampled")
@@ -97,6 +99,7 @@ def stages(source, options):
     return [*texts.values(), graph_text(predict)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("example", "recipe"),
     [

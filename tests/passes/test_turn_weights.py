@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 import fqt_deploy
+from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.compiler.describe import layer_decisions
+from fqt_deploy.core.optimizer import SGD
+from fqt_deploy.core.options import CompileOptions
 
 
 class Conv1D(nn.Module):
@@ -42,6 +48,23 @@ class Network(nn.Module):
         return self.head(x.mean(1))
 
 
+def test_its_gradients_are_those_of_a_linear_layer(weight_gradients: Any) -> None:
+    """In the lowered step, at the default recipe, computed by the references of its ops."""
+    x, y = torch.randn(8, 6, 40, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 3
+    found = []
+    for kind in (lambda linear: linear, Conv1D):
+        source = ModelSource(Network(kind), nn.CrossEntropyLoss(), (x, y))
+        graph = lower_model(source, CompileOptions(optimizer=SGD(lr=1.0))).train
+        assert [layer.decision for layer in layer_decisions(graph)] == ["1-bit", "1-bit", "fp32"]
+        found.append(weight_gradients(graph, source, seed=3))
+    theirs, ours = found
+    assert theirs.keys() == ours.keys()
+    for name, expected in theirs.items():
+        given = ours[name].T if expected.shape != ours[name].shape else ours[name]
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.thorough
 def test_it_trains_and_predicts_as_a_linear_layer_does() -> None:
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randn(8, 6, 40, generator=generator), torch.arange(8) % 3

@@ -56,6 +56,7 @@ step()
     assert all("spawn" in line for line in lines[:3])
 
 
+@pytest.mark.thorough
 def test_children_end_by_themselves_on_a_busy_machine(artifact):
     """Forks while others want every core: no child waits for a worker that was not forked with it."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]

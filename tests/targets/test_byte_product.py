@@ -60,6 +60,7 @@ CASES = {
 }
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("case", CASES)
 def test_levels_times_codes(case):
     """In this machine's instruction, which on most of them sums halves."""
@@ -69,12 +70,14 @@ def test_levels_times_codes(case):
     check(weight_gradient(*CASES[case]), byte_multiplier(features))
 
 
+@pytest.mark.quick(per="lanes")
 @pytest.mark.parametrize(("lanes", "rows", "vectors"), [(16, 8, 2), (8, 4, 2), (4, 4, 4)])
 @pytest.mark.parametrize("case", CASES)
 def test_levels_times_codes_in_sums_of_32_bits(case, lanes, rows, vectors):
     check(weight_gradient(*CASES[case]), PlainMultiplier("none", lanes, sums_halves=False, rows=rows, vectors=vectors))
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(("width", "bits"), [(4, 4), (7, 4), (4, 7), (8, 4), (4, 8), (7, 7), (7, 8), (8, 7)])
 def test_the_largest_products_fit(width, bits):
     """All codes and levels are the largest ones, at all positions."""

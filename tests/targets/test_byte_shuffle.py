@@ -131,6 +131,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.quick(per=lambda case: (CASES[case["case"]][0], case["level"]))
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("case", CASES)
 def test_every_way_of_cutting(case, level):
@@ -138,6 +139,7 @@ def test_every_way_of_cutting(case, level):
     check(name, arguments, target_of(level))
 
 
+@pytest.mark.thorough
 @settings(max_examples=5, deadline=None)
 @given(st.data())
 def test_any_convolution(data):
@@ -157,6 +159,7 @@ def test_any_convolution(data):
     check("level_conv2d", level_arguments(samples, hw, channels, outputs, kernel, stride, padding, *levels), target)
 
 
+@pytest.mark.thorough
 @settings(max_examples=4, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 24), st.integers(1, 70), st.integers(1, 3))
 @example(1, 4, 3, 1, 1)
@@ -174,6 +177,7 @@ def test_the_largest_sums_fit(bits):
     assert lookups_of_a_half(bits) * largest <= 65535
 
 
+@pytest.mark.quick(only=("4",))
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 def test_the_largest_sums_of_levels_fit(bits):
     """All codes are the largest ones, all weights ones, over more words than 16 bits hold the sums of."""

@@ -38,6 +38,13 @@ def level_parameters():
     return [pytest.param(level, marks=() if runs(level) else skip) for level in LEVELS]
 
 
+AT_ONE_LEVEL = (
+    "pack_weight-x86-64-v2", "binary_conv2d-x86-64-v3", "bitplane_conv2d_input_grad-x86-64-v4",
+    "quantize_pack_samples-znver4", "bitplane_weight_grad-sapphirerapids",
+)  # fmt: skip
+
+
+@pytest.mark.quick(only=AT_ONE_LEVEL)
 @pytest.mark.parametrize("level", level_parameters())
 @pytest.mark.parametrize("name", ONE_BIT)
 def test_one_bit_ops_equal_their_reference(level, name):

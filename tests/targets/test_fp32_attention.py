@@ -66,6 +66,7 @@ def attention_arguments(b, n, m, h, g, d, e, causal, mask=None, dropout=0.0):
     return (*operands, *numbers), (gradient, *operands, logsumexp, *numbers)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("sizes", ATTENTIONS)
 def test_attention_equals_its_reference_on_any_number_of_threads(sizes):
     forward, backward = attention_arguments(*sizes)
@@ -73,6 +74,7 @@ def test_attention_equals_its_reference_on_any_number_of_threads(sizes):
     check(make_target("cpu"), "attention_backward", backward)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("sizes", "mask"),
     [
@@ -89,6 +91,7 @@ def test_masks_and_dropout_equal_their_reference(sizes, mask):
         check(make_target("cpu"), name, arguments)
 
 
+@pytest.mark.quick(only=("0.3",))
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_gradients_are_right_where_one_key_has_nearly_all_the_weight(dropout):
     """Scores are whole numbers near a thousand: none is rounded, but the logarithm of their sum is, to 6e-5."""
@@ -115,12 +118,14 @@ def test_gradients_are_right_where_one_key_has_nearly_all_the_weight(dropout):
             assert float((fp32 - exact).norm()) <= 1e-4 * float(exact.norm())
 
 
+@pytest.mark.quick(per="name")
 @pytest.mark.parametrize(("name", "first", "second"), PRODUCTS)
 def test_products_equal_their_reference_on_any_number_of_threads(name, first, second):
     r = torch.Generator().manual_seed(0)
     check(make_target("cpu"), name, (torch.randn(first, generator=r), torch.randn(second, generator=r)))
 
 
+@pytest.mark.quick(only=("x86-64-v3",))
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_level_has_its_tile(level):
     try:

@@ -40,6 +40,7 @@ def arguments_of(name, geometry):
     return (torch.randn(n, *outputs, c, generator=r), weight, [h, w], *axes, c)
 
 
+@pytest.mark.quick(2, per="name")
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("name", ["grouped_conv", "grouped_conv_input_grad"])
 def test_kernels_equal_their_reference_on_any_number_of_threads(name, geometry):

@@ -65,6 +65,7 @@ def run(kernel, arguments, shape, threads):
     return result.numpy()
 
 
+@pytest.mark.quick(2, per="name")
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("name", ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"])
 def test_products_equal_their_reference_on_any_number_of_threads(name, geometry):

@@ -5,6 +5,7 @@ import pytest
 from tools.bench_attention import Shape, measure
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_row(causal):
     shape = Shape(batch=2, heads=2, length=20, depth=16, causal=causal)

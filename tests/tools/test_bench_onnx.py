@@ -7,11 +7,11 @@ from fqt_deploy.core.options import CompileOptions
 from tools import bench_onnx
 
 
-def test_times_what_lies_beside_the_stem(digits_source, tmp_path, monkeypatch, capsys):
+def test_times_what_lies_beside_the_stem(loop_source, tmp_path, monkeypatch, capsys):
     options = CompileOptions(recipe="none")
-    lowered = lower_model(digits_source, options)
-    export_onnx(digits_source, options, lowered, tmp_path / "m.onnx")
-    export_onnx_step(digits_source, options, lowered, tmp_path / "m.step.onnx")
+    lowered = lower_model(loop_source, options)
+    export_onnx(loop_source, options, lowered, tmp_path / "m.onnx")
+    export_onnx_step(loop_source, options, lowered, tmp_path / "m.step.onnx")
     monkeypatch.setattr("sys.argv", ["bench_onnx", str(tmp_path / "m"), "--steps", "2"])
     assert bench_onnx.main() == 0
     *lines, last = capsys.readouterr().out.splitlines()

@@ -19,6 +19,7 @@ def test_the_digits_network_agrees(digits_source):
     assert sum(flipped for flipped, _ in found.flips.values()) <= 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bits", [2, 4])
 def test_activations_of_several_bits_agree(digits_source, bits):
     found = compare(digits_source, activation_bits=bits)
@@ -26,6 +27,7 @@ def test_activations_of_several_bits_agree(digits_source, bits):
     assert sum(flipped for flipped, _ in found.flips.values()) <= 3
 
 
+@pytest.mark.thorough
 def test_one_bit_activations_on_a_fitted_grid_agree(digits_source):
     found = compare(digits_source, activation_bits=1, activation_grid="fitted")
     assert found.ok, found

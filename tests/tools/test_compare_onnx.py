@@ -11,12 +11,12 @@ from tools import bench_browser, compare_onnx
 
 
 @pytest.fixture(scope="module")
-def stem(digits_source, tmp_path_factory):
+def stem(loop_source, tmp_path_factory):
     """The path of m.onnx and m.step.onnx, without their endings."""
     folder, options = tmp_path_factory.mktemp("files"), CompileOptions()
-    lowered = lower_model(digits_source, options)
-    export_onnx(digits_source, options, lowered, folder / "m.onnx")
-    export_onnx_step(digits_source, options, lowered, folder / "m.step.onnx")
+    lowered = lower_model(loop_source, options)
+    export_onnx(loop_source, options, lowered, folder / "m.onnx")
+    export_onnx_step(loop_source, options, lowered, folder / "m.step.onnx")
     return folder / "m"
 
 
@@ -33,6 +33,7 @@ def test_files_take_turns(stem, monkeypatch, capsys):
     assert found["files"][1]["ratio"] > 0
 
 
+@pytest.mark.thorough
 def test_browser_and_native_take_turns(stem, monkeypatch, capsys):
     require(RUNTIMES["chromium"], browser=True)
     monkeypatch.setattr("sys.argv", ["bench_browser", str(stem), "--steps", "2", "--turns", "1", "--threads", "2"])

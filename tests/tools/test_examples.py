@@ -39,6 +39,7 @@ def test_data_are_what_the_step_takes(name):
     assert len(y.unique()) > 1
 
 
+@pytest.mark.thorough
 def test_the_u_net_runs_in_one_bit_but_for_its_ends():
     report = check_model(load_example("unet", batch=2), CompileOptions())
     assert report.ok

@@ -8,12 +8,14 @@ from tools import random_models
 from tools.random_models import Outcome, check, main, random_model
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("seed", range(40))
 def test_a_random_model_is_captured_and_lowered(seed):
     outcome = check(seed, kernels=False, numerics=seed < 5)
     assert outcome.kind == "ok", outcome
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", [41])
 def test_a_random_model_compiles_to_what_pytorch_computes(seed):
     outcome = check(seed)

@@ -9,9 +9,9 @@ from fqt_deploy.core.options import CompileOptions
 from tools import train_onnx
 
 
-def test_trains_from_npz_and_times_steps(digits_source, digits, tmp_path, monkeypatch, capsys):
+def test_trains_from_npz_and_times_steps(loop_source, digits, tmp_path, monkeypatch, capsys):
     options = CompileOptions(recipe="none")
-    export_onnx(digits_source, options, lower_model(digits_source, options), tmp_path / "m.onnx")
+    export_onnx(loop_source, options, lower_model(loop_source, options), tmp_path / "m.onnx")
     np.savez(tmp_path / "d.npz", x=digits[0][:320].numpy(), y=digits[1][:320].numpy())
     arguments = [str(tmp_path / "m.onnx"), "--data", str(tmp_path / "d.npz"), "--steps", "80", "--lr", "2e-3"]
     monkeypatch.setattr("sys.argv", ["train_onnx", *arguments, "--every", "1"])

@@ -17,6 +17,7 @@ def test_networks_take_the_batch_that_was_asked_for():
         assert source.module(source.example_inputs[0]).shape == (5, 10)
 
 
+@pytest.mark.thorough
 def test_a_perceptron_learns_in_batches_of_four():
     """Labels that every pixel tells: both ways learn them, so the layers behind batch normalization train."""
     y = np.arange(240) % 4

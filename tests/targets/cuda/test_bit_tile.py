@@ -49,17 +49,17 @@ def build(form, rows, planes, columns, words, word_major, split):
 
 
 @pytest.fixture(scope="module")
-def library(emulated_target):
-    """Every case in every form that has its number of planes, and into how many parts it is split."""
+def library(emulated_target, request, cases):
+    """The cases that a test will run, if the form has their planes, and into how many parts each is split."""
     functions, parts = {}, {}
-    for name, form in FORMS.items():
-        for i, case in enumerate(CASES):
-            if case[1] in form.tiles:
-                function, parts[name, i] = build(form, *case)
-                functions[f"{name}{i}"] = function.with_attr("global_symbol", f"{name}{i}")
+    for name, i in ((case["form"], case["number"]) for case in cases(request.module, "library")):
+        if CASES[i][1] in FORMS[name].tiles:
+            function, parts[name, i] = build(FORMS[name], *CASES[i])
+            functions[f"{name}{i}"] = function.with_attr("global_symbol", f"{name}{i}")
     return emulated_target().compile(tvm.IRModule(functions), lower_relax), parts
 
 
+@pytest.mark.quick(2, per="form")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("number", range(len(CASES)))
 def test_counts_are_exact(library, number, form):
@@ -107,6 +107,7 @@ def test_small_results_get_small_tiles():
         assert large.height * large.width > small.height * small.width
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("architecture", "form"), [("sm_75", "xor"), ("sm_90a", "and"), ("sm_90a", "wgmma"), ("sm_120", "int8")]
 )

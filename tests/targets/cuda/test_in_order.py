@@ -11,9 +11,9 @@ SAMPLES = samples_of(lambda function: "fqt.in_order" in str(function.body))
 
 
 @pytest.fixture(scope="module")
-def library(emulated_target):
-    target = emulated_target()
-    functions = {name: target.schedule(aten_function(*SAMPLES[name])) for name in SAMPLES}
+def library(emulated_target, request, cases):
+    target, names = emulated_target(), [case["name"] for case in cases(request.module, "library")]
+    functions = {name: target.schedule(aten_function(*SAMPLES[name])) for name in names}
     module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in functions.items()})
     return target.compile(module, lower_relax)
 
@@ -22,6 +22,7 @@ def test_there_are_some():
     assert any(name.startswith("aten_embedding_dense_backward") for name in SAMPLES)
 
 
+@pytest.mark.quick(per=lambda case: SAMPLES[case["name"]][0].target)
 @pytest.mark.parametrize("name", SAMPLES)
 def test_agrees_with_pytorch(library, name):
     op, args, kwargs = SAMPLES[name]

@@ -56,8 +56,9 @@ def compile_samples(target, names):
 
 
 @pytest.fixture(scope="module")
-def tensor_cores(emulated_target):
-    return compile_samples(emulated_target(), SAMPLES)
+def tensor_cores(emulated_target, request, cases):
+    """The samples that a test will run, in one library."""
+    return compile_samples(emulated_target(), {case["name"] for case in cases(request.module, "tensor_cores")})
 
 
 FORMS = {
@@ -74,13 +75,12 @@ def with_forms(target, *forms):
 
 
 @pytest.fixture(scope="module")
-def other_forms(emulated_target):
-    """Samples of 1-bit products in every form but that of sm_80, in one library; names begin with the form."""
+def other_forms(emulated_target, request, cases):
+    """Samples of 1-bit products in other forms than that of sm_80, in one library; names begin with the form."""
     targets = {form: make(emulated_target) for form, make in FORMS.items()}
     functions = {
-        f"{form}_{name}": kernel(target, name).with_attr("global_symbol", f"{form}_{name}")
-        for form, target in targets.items()
-        for name in IN_OTHER_FORMS
+        f"{form}_{name}": kernel(targets[form], name).with_attr("global_symbol", f"{form}_{name}")
+        for form, name in ((case["form"], case["name"]) for case in cases(request.module, "other_forms"))
     }
     return targets["xor"].compile(tvm.IRModule(functions), lower_relax)
 
@@ -104,16 +104,26 @@ def check(library, name, *, in_place=False, prefix="", expected=None):
         assert error <= spec.tolerance * np.linalg.norm(wanted.numpy()[finite].astype(np.float64))
 
 
+@pytest.mark.quick(per=lambda case: SAMPLES[case["name"]][0])
 @pytest.mark.parametrize("name", SAMPLES)
 def test_emitted_kernel_agrees_with_reference(tensor_cores, name):
     check(tensor_cores, name)
 
 
+@pytest.mark.quick(per=lambda case: SAMPLES[case["name"]][0])
 @pytest.mark.parametrize("name", [n for n, (spec, _) in SAMPLES.items() if spec.traits.kind is Kind.UPDATE])
 def test_emitted_update_writes_in_place(tensor_cores, name):
     check(tensor_cores, name, in_place=True)
 
 
+IN_ONE_FORM = (
+    "binary_conv2d_1-xor", "bitplane_conv2d_input_grad_0-int8", "bitplane_weight_grad_0-wgmma", "level_conv2d_1-int8",
+    "level_weight_grad_0-popcount",
+)  # fmt: skip
+"""Each product once, each form at least once."""
+
+
+@pytest.mark.quick(only=IN_ONE_FORM)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", IN_OTHER_FORMS)
 def test_products_in_other_forms_agree_with_reference(other_forms, name, form):

@@ -54,6 +54,7 @@ def compiled(source, architectures, folder):
     return path
 
 
+@pytest.mark.thorough
 def test_the_kernels_of_a_step_compile_and_use_binary_tensor_cores(digits_step, tmp_path):
     binary = compiled(digits_step[2], "sm_80,sm_90a", tmp_path)
     assert architectures_in(binary) == ({"sm_80", "sm_90a"}, {"sm_80"})
@@ -87,6 +88,7 @@ INSTRUCTIONS = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("architecture", "form"), INSTRUCTIONS, ids=str)
 def test_products_of_real_size_keep_to_registers(emulated_target, tmp_path, architecture, form):
     """The largest tile of each product, as in VGG16 with a batch of 64."""
@@ -125,6 +127,7 @@ def test_products_of_real_size_keep_to_registers(emulated_target, tmp_path, arch
         assert len(re.findall(order, sources[0])) == 3
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("architecture", [name for name, form in INSTRUCTIONS if form is None])
 def test_the_ceiling_of_the_benchmark_is_tensor_core_instructions(architecture, monkeypatch, tmp_path):
     from tools.gpu_bench import build, layout
@@ -220,7 +223,7 @@ from torch import nn
 
 def build_model():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
 def example_inputs():
     return torch.randn(16, 64), torch.randint(0, 10, (16,))
@@ -233,8 +236,12 @@ def compile_in_a_process(path, *options):
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=path.parent)
 
 
+FEW_KERNELS = ("--target", "cuda", "--arch", "sm_80", "--recipe", "none", "--optimizer", "sgd")
+
+
+@pytest.mark.thorough
 def test_the_command_compiles_without_gpu_and_driver(model_file, tmp_path):
-    done = compile_in_a_process(model_file(MODEL), "--target", "cuda", "--arch", "sm_80", "-o", str(tmp_path / "out"))
+    done = compile_in_a_process(model_file(MODEL), *FEW_KERNELS, "-o", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     binary = extracted(tmp_path / "out" / "step.so", tmp_path)
     assert architectures_in(binary) == ({"sm_80"}, {"sm_80"})

@@ -38,6 +38,7 @@ def test_every_idea_stands_in_for_passes_of_its_recipe():
         assert found >= {change.kind for change in changes}
 
 
+@pytest.mark.thorough
 def test_widths_of_an_idea_reach_samples_and_grids(once):
     assert {node.args[2] for node in once.calls(fqt.quantization_grid.default)} == {4}
     assert kept(once) == [2]
@@ -50,6 +51,7 @@ def test_widths_of_an_idea_reach_samples_and_grids(once):
     assert kept(lowered("nested-4-flat")) != kept(lowered("nested-4-steep"))
 
 
+@pytest.mark.thorough
 def test_a_spelled_out_projection_replaces_every_batch_normalization(once):
     assert once.calls(fqt.channel_gradient_sums.default)
     assert not lowered("once-4-weighted-projection").calls(fqt.channel_gradient_sums.default)

@@ -28,6 +28,7 @@ def command(work, phase="pretrain", *more):
     return [phase, *common, "--results", str(work / "results.jsonl"), "--work", str(work), *more]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("row", "kind"), [("none", Session), ("torch-fp32", TorchSession)])
 def test_a_killed_run_goes_on_and_gives_the_same_numbers(row, kind, work, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FQT_NUM_THREADS", "1")
@@ -74,6 +75,7 @@ def test_what_is_done_is_not_done_again_and_transfer_starts_from_the_pretrained_
     assert weights_path(work, transferred.job).exists()
 
 
+@pytest.mark.thorough
 def test_the_row_whose_weights_to_start_from_can_be_named(work, capsys):
     assert main(command(work, "pretrain", "--rows", "torch-fp32")) == 0
     pretrained = next(each for each in read_records(work / "results.jsonl") if each.job.row == "torch-fp32")

@@ -32,6 +32,7 @@ def test_python_takes_or_refuses_what_is_damaged(good, tmp_path):
     assert outcomes.keys() >= CODES
 
 
+@pytest.mark.thorough
 def test_c_takes_or_refuses_what_is_damaged(good, tmp_path):
     native_toolchain().compiler()
     outcomes, findings = fuzz_c(build_driver(tmp_path), good, tmp_path, C)
