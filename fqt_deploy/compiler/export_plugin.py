@@ -17,6 +17,7 @@ from fqt_deploy.compiler.compile_model import LoweredModel
 from fqt_deploy.compiler.onnx_kernels import onnx_kernels
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.export.kernel_calls import KernelCall, results_of
+from fqt_deploy.ops.lib.onnx_body import CHECK
 from fqt_deploy.packaging.runtime_libraries import runtime_libraries
 from fqt_deploy.targets.base import Target
 
@@ -38,8 +39,9 @@ def export_plugin(lowered: LoweredModel, target: Target, output: Path) -> None:
         raise FqtError(f"the plug-in is built for this machine, not for {target.name}", code="FQT202")
     libraries = runtime_libraries(target.toolchain)
     program = to_relax(lowered.train, lowered.predict)
-    calls = [call for graph in (lowered.train, lowered.predict) for call in onnx_kernels(graph).calls]
-    table = "".join(f"{line}\n" for line in dict.fromkeys(_line(call) for call in calls))
+    steps = [onnx_kernels(graph) for graph in (lowered.train, lowered.predict)]
+    lines = [f"{CHECK} {step.digest}" for step in steps] + [_line(call) for step in steps for call in step.calls]
+    table = "".join(f"{line}\n" for line in dict.fromkeys(lines))
     try:
         output.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}.") as workspace:

@@ -79,6 +79,11 @@ class KernelCalls:
         """What ``node``, perhaps a view or one of several results, lies in."""
         return self.values[_place(node, self.roots)]
 
+    @property
+    def digest(self) -> str:
+        """A name of the set of functions that the calls need."""
+        return hashlib.sha256("\n".join(sorted({call.name for call in self.calls})).encode()).hexdigest()[:16]
+
 
 def kernel_calls(graph: TrainingGraph, groups: Sequence[Group]) -> KernelCalls:
     """What the kernels ``groups`` of ``graph`` read and write in an ONNX file."""

@@ -6,7 +6,7 @@ computes the same. Equal kernels share one. It holds no constants: they are inpu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch import fx
 from fqt_deploy.core.call import call_of
 from fqt_deploy.export.call_writer import CallWriter
 from fqt_deploy.export.graph_writer import GraphWriter, operand_of
-from fqt_deploy.export.kernel_calls import KernelCall, results_of
-from fqt_deploy.ops.lib.onnx_body import DOMAIN, KERNELS, OPSET, OnnxValue, Reference
+from fqt_deploy.export.kernel_calls import KernelCall, KernelCalls, results_of
+from fqt_deploy.ops.lib.onnx_body import CHECK, DOMAIN, KERNELS, OPSET, OnnxValue, Reference, make_node
 from fqt_deploy.ops.op import op_of
 
 
@@ -47,6 +47,31 @@ class KernelWriter:
     writer: GraphWriter
     op_functions: dict[str, FunctionProto] = field(default_factory=dict)
     _functions: dict[str, _Function] = field(default_factory=dict)
+    _checks: list[FunctionProto] = field(default_factory=list)
+    _renamed: dict[str, str] = field(default_factory=dict)
+
+    def check(self, kernels: KernelCalls) -> None:
+        """Write the node that lets a plug-in refuse the file, where it has not all of ``kernels``.
+
+        A kernel that it has not would be computed by its function, hundreds of times slower and without a word. The
+        node passes on the smallest input that a kernel reads, so that no runtime drops it.
+        """
+        read = [value for call in kernels.calls for value in call.operands]
+        inputs = [value for (node, _), value in kernels.values.items() if node.op == "placeholder" and value in read]
+        value = min(inputs, key=lambda value: math.prod(value.shape))
+        passed = OnnxValue(f"{CHECK}/{value.name}", value.dtype, value.shape)
+        self._renamed[value.name] = passed.name
+        self.writer.begin_unnamed(CHECK)
+        self.writer.node(CHECK, [value.name], [passed.name], {"kernels": kernels.digest}, KERNELS)
+        self.writer.declare(passed)
+        body = [make_node("Identity", ["value"], ["result"], "result", {})]
+        opsets = [helper.make_opsetid("", OPSET)]
+        self._checks.append(
+            helper.make_function(
+                KERNELS, CHECK, ["value"], ["result"], body, opsets, ["kernels"],
+                doc_string="The value. A plug-in refuses a file whose kernels it was not made of.",
+            )
+        )  # fmt: skip
 
     def write(self, call: KernelCall) -> None:
         """Write one call.
@@ -59,7 +84,7 @@ class KernelWriter:
             function = self._functions[call.name] = self._function(call)
         self.writer.begin(call.group.root)
         constants = [self.writer.constant(array, array.dtype.name) for array in function.constants]
-        inputs = [*(operand.name for operand in call.operands), *constants]
+        inputs = [*(self._renamed.get(operand.name, operand.name) for operand in call.operands), *constants]
         numbers = {name: int(getattr(call_of(call.group.root), name)) for name in call.group.numbers}
         self.writer.node(call.name, inputs, [result.name for result in call.results], numbers, KERNELS)
         for result in call.results:
@@ -67,7 +92,7 @@ class KernelWriter:
 
     def functions(self) -> list[FunctionProto]:
         """All functions that what was written needs."""
-        return [*self.op_functions.values(), *(function.proto for function in self._functions.values())]
+        return [*self.op_functions.values(), *self._checks, *(function.proto for function in self._functions.values())]
 
     def _function(self, call: KernelCall) -> _Function:
         group, writer = call.group, GraphWriter()

@@ -70,6 +70,7 @@ def to_onnx_kernels(
     """
     assert graph.stage is Stage.LOWERED, graph.stage
     writer = KernelWriter(GraphWriter())
+    writer.check(kernels)
     for call in kernels.calls:
         writer.write(call)
     outputs = [_output(writer.writer, graph, label, node, kernels.value(node)) for label, node in _outputs(graph)]

@@ -1,6 +1,7 @@
 // ONNX Runtime custom ops of domain ai.fqt.kernels: the compiled kernels of a training step.
 //
-// The kernels lie beside this library: `kernels.so` holds them, `kernels.txt` has one line for each op:
+// The kernels lie beside this library: `kernels.so` holds them, `kernels.txt` has a line `plugin_check DIGEST` for each
+// file that they are for, and one line for each op:
 //
 //   OP SYMBOL NUMBERS OPERANDS LEAVES RESULTS
 //
@@ -16,6 +17,7 @@
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -31,6 +33,7 @@ namespace {
 namespace ffi = tvm::ffi;
 
 constexpr const char* kDomain = "ai.fqt.kernels";
+constexpr const char* kCheck = "plugin_check";
 constexpr size_t kAlignment = 64;  // kernels load whole registers from aligned addresses
 
 struct ElementType {
@@ -48,6 +51,12 @@ constexpr ElementType kElementTypes[] = {
     {"uint8", ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, {kDLUInt, 8, 1}},
     {"bool", ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, {kDLBool, 8, 1}},
 };
+
+size_t SizeOf(ONNXTensorElementDataType type) {
+  for (const ElementType& known : kElementTypes)
+    if (type == known.onnx) return (known.dl.bits + 7) / 8;
+  throw std::runtime_error("element type " + std::to_string(type) + " has no kernels");
+}
 
 const ElementType& TypeNamed(const std::string& name) {
   for (const ElementType& known : kElementTypes)
@@ -116,8 +125,13 @@ std::string Shown(const Operand& operand) {
   return text + "]";
 }
 
-// All kernels of the folder that this library lies in.
-std::vector<Entry> LoadKernels() {
+// All that the folder holds that this library lies in.
+struct Table {
+  std::vector<std::string> digests;  // of the files' kernels
+  std::vector<Entry> entries;
+};
+
+Table LoadTable() {
   Dl_info info;
   if (dladdr(reinterpret_cast<const void*>(&TypeNamed), &info) == 0)
     throw std::runtime_error("the plug-in does not know where it lies");
@@ -126,10 +140,14 @@ std::vector<Entry> LoadKernels() {
   auto* module = new ffi::Module(ffi::Module::LoadFromFile(folder + "kernels.so"));
   std::ifstream table(folder + "kernels.txt");
   if (!table) throw std::runtime_error("cannot read " + folder + "kernels.txt");
-  std::vector<Entry> entries;
+  Table found;
   for (std::string line; std::getline(table, line);) {
     std::stringstream words(line);
     std::string op, symbol, numbers, operands, leaves, results;
+    if (line.rfind(kCheck, 0) == 0 && words >> op >> symbol) {
+      found.digests.push_back(symbol);
+      continue;
+    }
     if (!(words >> op >> symbol >> numbers >> operands >> leaves >> results))
       throw std::runtime_error("kernels.txt is damaged: " + line);
     auto function = (*module)->GetFunction(symbol, true);
@@ -144,9 +162,9 @@ std::vector<Entry> LoadKernels() {
     }
     for (const auto& item : Items(results, 3))
       entry.results.push_back({&TypeNamed(item[0]), Numbers(item[1]), Numbers(item[2])});
-    entries.push_back(std::move(entry));
+    found.entries.push_back(std::move(entry));
   }
-  return entries;
+  return found;
 }
 
 // What a node calls: a kernel, and the numbers that it reads.
@@ -239,13 +257,13 @@ OrtStatus* Guarded(Action action) noexcept {
   }
 }
 
-// One op of the domain: any number of inputs and outputs of any types; the table says what a call returns.
+// Any number of inputs and outputs of any types.
 struct Op : OrtCustomOp {
-  const Entry entry;
+  const std::string name;
 
-  explicit Op(Entry kernel) : OrtCustomOp{}, entry(std::move(kernel)) {
+  explicit Op(std::string op) : OrtCustomOp{}, name(std::move(op)) {
     version = ORT_API_VERSION;
-    GetName = [](const OrtCustomOp* op) { return Self(op).entry.op.c_str(); };
+    GetName = [](const OrtCustomOp* op) { return static_cast<const Op*>(op)->name.c_str(); };
     GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
     GetInputTypeCount = GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
     GetInputType = GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; };
@@ -258,6 +276,14 @@ struct Op : OrtCustomOp {
     GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
     GetStartVersion = [](const OrtCustomOp*) { return 1; };
     GetEndVersion = [](const OrtCustomOp*) { return 1; };
+  }
+};
+
+// A kernel: the table says what it returns.
+struct KernelOp : Op {
+  const Entry entry;
+
+  explicit KernelOp(Entry kernel) : Op(kernel.op), entry(std::move(kernel)) {
     CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
       return Guarded([&] { *kernel = new Kernel(Self(op).entry, Ort::ConstKernelInfo(info)); });
     };
@@ -278,7 +304,43 @@ struct Op : OrtCustomOp {
     };
   }
 
-  static const Op& Self(const OrtCustomOp* op) { return *static_cast<const Op*>(op); }
+  static const KernelOp& Self(const OrtCustomOp* op) { return *static_cast<const KernelOp*>(op); }
+};
+
+// Returns its input, in a file that the kernels are for: another is refused when its session is made.
+struct CheckOp : Op {
+  const std::vector<std::string> digests;
+
+  explicit CheckOp(std::vector<std::string> known) : Op(kCheck), digests(std::move(known)) {
+    CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* raw, void** kernel) {
+      return Guarded([&] {
+        const auto& known = static_cast<const CheckOp*>(op)->digests;
+        std::string wanted = Ort::ConstKernelInfo(raw).GetAttribute<std::string>("kernels");
+        if (std::find(known.begin(), known.end(), wanted) == known.end())
+          throw std::runtime_error("the plug-in has not the kernels " + wanted +
+                                   "; it was made for another model, batch or options");
+        *kernel = nullptr;
+      });
+    };
+    KernelComputeV2 = [](void*, OrtKernelContext* raw) {
+      return Guarded([&] {
+        Ort::KernelContext context(raw);
+        Ort::ConstValue value = context.GetInput(0);
+        auto info = value.GetTensorTypeAndShapeInfo();
+        void* copy = context.GetOutput(0, info.GetShape()).GetTensorMutableRawData();
+        std::memcpy(copy, value.GetTensorRawData(), info.GetElementCount() * SizeOf(info.GetElementType()));
+      });
+    };
+    KernelDestroy = [](void*) {};
+    InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* raw) {
+      return Guarded([&] {
+        const OrtApi& api = Ort::GetApi();
+        OrtTensorTypeAndShapeInfo* type = nullptr;  // belongs to the context
+        Ort::ThrowOnError(api.ShapeInferContext_GetInputTypeShape(raw, 0, &type));
+        Ort::ThrowOnError(api.ShapeInferContext_SetOutputTypeShape(raw, 0, type));
+      });
+    };
+  }
 };
 
 }  // namespace
@@ -294,7 +356,9 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
     static OrtCustomOpDomain* domain = nullptr;
     if (domain == nullptr) {
       Ort::CustomOpDomain made(kDomain);
-      for (Entry& entry : LoadKernels()) made.Add(new Op(std::move(entry)));
+      Table table = LoadTable();
+      made.Add(new CheckOp(std::move(table.digests)));
+      for (Entry& entry : table.entries) made.Add(new KernelOp(std::move(entry)));
       domain = made.release();
     }
     Ort::ThrowOnError(Ort::GetApi().AddCustomOpDomain(options, domain));

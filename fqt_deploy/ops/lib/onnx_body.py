@@ -16,6 +16,8 @@ OPSET = 21
 
 KERNELS = "ai.fqt.kernels"
 """Domain of the functions that are kernels of a step, whose bodies call those of ``DOMAIN``; a plug-in replaces them."""
+CHECK = "plugin_check"
+"""The function of ``KERNELS`` by which a plug-in refuses a file that it was not made for."""
 
 Attributes = dict[str, Any]
 """ONNX attributes of one call: integers, lists of integers, and floats, which become scalars of double precision."""
