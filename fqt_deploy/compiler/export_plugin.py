@@ -82,7 +82,9 @@ def _line(call: KernelCall) -> str:
             group.symbol,
             _listed(group.numbers),
             _listed(f"{value.dtype}:{_extents(value.shape)}" for value in call.operands),
-            _listed(f"{i}:{_extents(leaf.meta['val'].shape)}" for i, leaf in zip(call.positions, group.leaves, strict=True)),
+            _listed(
+                f"{i}:{_extents(leaf.meta['val'].shape)}" for i, leaf in zip(call.positions, group.leaves, strict=True)
+            ),
             _listed(written),
         ]
     )

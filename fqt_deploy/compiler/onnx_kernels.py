@@ -11,4 +11,6 @@ from fqt_deploy.export.kernel_calls import Group, KernelCalls, kernel_calls
 def onnx_kernels(graph: TrainingGraph) -> KernelCalls:
     """The calls of ``graph``, lowered, in an ONNX file."""
     kernels = [step for step in group_kernels(graph) if isinstance(step, Kernel)]
-    return kernel_calls(graph, [Group(kernel_symbol(k), k.root, k.members, k.leaves, tuple(k.numbers())) for k in kernels])
+    return kernel_calls(
+        graph, [Group(kernel_symbol(k), k.root, k.members, k.leaves, tuple(k.numbers())) for k in kernels]
+    )

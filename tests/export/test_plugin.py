@@ -108,7 +108,9 @@ def test_a_changed_file_is_refused(exported, plugin):
     model = onnx.load(exported.train)
     node = next(node for node in model.graph.node if node.op_type.startswith("channel_moments"))
     shape = next(info for info in model.graph.value_info if info.name == node.input[0]).type.tensor_type.shape
-    smaller = onnx.helper.make_tensor_value_info("smaller", onnx.TensorProto.FLOAT, [d.dim_value for d in shape.dim[1:]])
+    smaller = onnx.helper.make_tensor_value_info(
+        "smaller", onnx.TensorProto.FLOAT, [d.dim_value for d in shape.dim[1:]]
+    )
     model.graph.input.append(smaller)
     node.input[0] = "smaller"
     settings = onnxruntime.SessionOptions()

@@ -15,7 +15,7 @@ OPSET = 21
 """Version of the standard ops that bodies use."""
 
 KERNELS = "ai.fqt.kernels"
-"""Domain of the functions that are kernels of a step, whose bodies call those of ``DOMAIN``; a plug-in replaces them."""
+"""Domain of the functions that are kernels of a step and call those of ``DOMAIN``; a plug-in replaces them."""
 CHECK = "plugin_check"
 """The function of ``KERNELS`` by which a plug-in refuses a file that it was not made for."""
 
