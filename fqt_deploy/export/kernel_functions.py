@@ -56,8 +56,10 @@ class KernelWriter:
         A kernel that it has not would be computed by its function, hundreds of times slower and without a word. The
         node passes on the smallest input that a kernel reads, so that no runtime drops it.
         """
-        read = [value for call in kernels.calls for value in call.operands]
+        read = {value for call in kernels.calls for value in call.operands}
         inputs = [value for (node, _), value in kernels.values.items() if node.op == "placeholder" and value in read]
+        if not inputs:  # what is all views, or constant, has nothing to replace
+            return
         value = min(inputs, key=lambda value: math.prod(value.shape))
         passed = OnnxValue(f"{CHECK}/{value.name}", value.dtype, value.shape)
         self._renamed[value.name] = passed.name
