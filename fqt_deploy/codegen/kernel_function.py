@@ -55,12 +55,8 @@ def definition_of(node: fx.Node) -> type[Op]:
     return op
 
 
-def kernel_function(kernel: Kernel, *, built_in: bool = False) -> tirx.PrimFunc:
+def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
     """The kernel's loop nests, unscheduled but for the inlining of element-wise producers.
-
-    Args:
-        kernel: what to compute.
-        built_in: its numbers are part of the code, which then serves this call alone.
 
     Returns:
         A function of the leaves in order, then the numbers, int32 [] each, then the outputs. ``fqt.op`` names the root
@@ -75,7 +71,7 @@ def kernel_function(kernel: Kernel, *, built_in: bool = False) -> tirx.PrimFunc:
         parameters.append(values[leaf])
     for i, member in enumerate(kernel.members):
         values[member] = _compute(member, values, f"member{i}")
-    numbers = {} if built_in else {name: te.placeholder((), "int32", name=name) for name in kernel.numbers()}
+    numbers = {name: te.placeholder((), "int32", name=name) for name in kernel.numbers()}
     result = _compute(kernel.root, values, "result", numbers)
     outputs = list(result) if isinstance(result, (tuple, list)) else [result]
     name = kernel_op_name(kernel)

@@ -20,6 +20,7 @@ from fqt_deploy.capture.capture_model import user_code
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.compiler.compile_model import LoweredModel, initial_state, lower_model
 from fqt_deploy.compiler.describe import describe_model
+from fqt_deploy.compiler.onnx_kernels import onnx_kernels
 from fqt_deploy.core.diagnostics import FqtError, InvariantError
 from fqt_deploy.core.graph import ActivationGrid, TrainingGraph, grids_of
 from fqt_deploy.core.manifest import Manifest
@@ -28,7 +29,7 @@ from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.export.dynamic_batch import with_any_batch
 from fqt_deploy.export.flat_model import flatten
 from fqt_deploy.export.fold_constants import with_folded_constants
-from fqt_deploy.export.onnx_model import to_onnx
+from fqt_deploy.export.onnx_model import to_onnx, to_onnx_kernels
 from fqt_deploy.runtime.checkpoint import save_checkpoint
 from fqt_deploy.runtime.files import replace_file
 
@@ -47,7 +48,8 @@ def export_onnx(source: ModelSource, options: CompileOptions, lowered: LoweredMo
         "seed": np.array(options.seed, dtype=np.int64),
         "lr": np.array(options.optimizer.lrs(), dtype=np.float32),
     }
-    model = _model(source, lowered.train, initial, training=True)
+    with user_code(source):
+        model = to_onnx_kernels(lowered.train, source.name, initial, onnx_kernels(lowered.train), training=True)
     _write(model, _manifest(source, options, lowered), options, output)
 
 
@@ -57,7 +59,10 @@ def export_onnx_inference(source: ModelSource, options: CompileOptions, lowered:
     Raises:
         FqtError: as ``export_onnx``.
     """
-    _write(_prediction(source, lowered), _manifest(source, options, lowered), options, output)
+    graph = lowered.predict
+    with user_code(source):
+        model = to_onnx_kernels(graph, source.name, _read_state(lowered), onnx_kernels(graph), training=False)
+    _write(model, _manifest(source, options, lowered), options, output)
 
 
 def export_onnx_any_batch(
@@ -83,9 +88,13 @@ def export_onnx_any_batch(
 
 
 def _prediction(source: ModelSource, lowered: LoweredModel) -> ModelProto:
+    return _model(source, lowered.predict, _read_state(lowered), training=False)
+
+
+def _read_state(lowered: LoweredModel) -> dict[str, NDArray[Any]]:
+    """The initial state that the prediction reads, by name."""
     state = initial_state(*lowered.graphs())
-    initial = {name: array for name, array in state.items() if name in lowered.predict.inputs}
-    return _model(source, lowered.predict, initial, training=False)
+    return {name: array for name, array in state.items() if name in lowered.predict.inputs}
 
 
 def export_onnx_step(source: ModelSource, options: CompileOptions, lowered: LoweredModel, output: Path) -> None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.ops.lib.onnx_body import KERNEL
 
 BATCH = "batch"
 """The name of the extent that is left open."""
@@ -31,7 +30,8 @@ def with_any_batch(model: ModelProto, other: ModelProto, batch: int, other_batch
     Raises:
         FqtError: FQT203 where something else than a reshape depends on the batch.
     """
-    result, other = _without_kernels(model), _without_kernels(other)
+    result = ModelProto()
+    result.CopyFrom(model)
     ours, theirs = _constants(model), _constants(other)
     if len(model.graph.node) != len(other.graph.node):
         raise _refused(f"it has {len(model.graph.node)} nodes or {len(other.graph.node)}")
@@ -56,20 +56,6 @@ def with_any_batch(model: ModelProto, other: ModelProto, batch: int, other_batch
     for info, twin_info in _declared(result, other):
         _open_extents(info, twin_info, batch, other_batch)
     result.graph.doc_string = result.graph.doc_string.replace(f"for {batch} samples", "for any number of samples")
-    return result
-
-
-def _without_kernels(model: ModelProto) -> ModelProto:
-    """A copy of ``model`` whose calls name no kernels of a plug-in, each of which is for one batch size."""
-    result = ModelProto()
-    result.CopyFrom(model)
-    for node in result.graph.node:
-        kept = [attribute for attribute in node.attribute if attribute.name != KERNEL]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-    for function in result.functions:
-        if KERNEL in function.attribute:
-            function.attribute.remove(KERNEL)
     return result
 
 

@@ -36,11 +36,14 @@ class GraphWriter:
 
     def begin(self, node: fx.Node) -> None:
         """Begin the nodes that belong to ``node``."""
-        self._label = label_of(node)
-        self._first = len(self.nodes)
         location = SourceLocation.of(node)
         known = {key: str(node.meta.get(key) or "") for key in ("layer", "phase")}
+        self.begin_unnamed(label_of(node))
         self._metadata = {**known, "source": location.portable if location else ""}
+
+    def begin_unnamed(self, label: str) -> None:
+        """Begin nodes that are called ``label`` and belong to no layer, as in a function."""
+        self._label, self._first, self._metadata = label, len(self.nodes), {}
 
     def __call__(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Append a node of one output and return that."""
@@ -70,8 +73,12 @@ class GraphWriter:
     def typed(self, name: str, result: torch.Tensor) -> OnnxValue:
         """Note shape and dtype of the value ``name``."""
         operand = operand_of(name, result)
-        self.types.append(value_info(operand))
+        self.declare(operand)
         return operand
+
+    def declare(self, value: OnnxValue) -> None:
+        """Note shape and dtype of ``value``."""
+        self.types.append(value_info(value))
 
     def constant(self, value: Any, dtype: str) -> str:
         """A constant; equal ones are stored once."""

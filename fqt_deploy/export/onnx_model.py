@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,13 @@ from torch import fx
 
 from fqt_deploy import __version__
 from fqt_deploy.core.call import call_of
-from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Stage, TrainingGraph
 from fqt_deploy.core.onnx_names import NEXT
+from fqt_deploy.export.call_writer import CallWriter
 from fqt_deploy.export.graph_writer import GraphWriter, label_of, operand_of, value_info
-from fqt_deploy.export.op_functions import op_call, op_function
-from fqt_deploy.ops.aten.aten_op import AtenOp
-from fqt_deploy.ops.lib.onnx_body import DOMAIN, OPSET, OnnxValue
-from fqt_deploy.ops.op import FqtOp, op_of
+from fqt_deploy.export.kernel_calls import KernelCalls
+from fqt_deploy.export.kernel_functions import KernelWriter
+from fqt_deploy.ops.lib.onnx_body import DOMAIN, KERNELS, OPSET, OnnxValue
 
 IR_VERSION = 10
 """Version of the file format: the first with metadata on nodes; ONNX Runtime reads it since 1.18."""
@@ -29,7 +28,7 @@ Initial = Mapping[str, NDArray[Any]]
 
 
 def to_onnx(graph: TrainingGraph, name: str, initial: Initial, *, training: bool) -> ModelProto:
-    """Write ``graph`` as an ONNX model.
+    """Write ``graph`` as an ONNX model, one call after the other.
 
     Args:
         graph: the graph, in stage LOWERED.
@@ -41,30 +40,71 @@ def to_onnx(graph: TrainingGraph, name: str, initial: Initial, *, training: bool
         FqtError: FQT203 for an op that ONNX Runtime could not compute exactly.
     """
     assert graph.stage is Stage.LOWERED, graph.stage
-    writer, functions, values = GraphWriter(), {}, {}  # type: ignore[var-annotated]
+    writer = CallWriter(GraphWriter(), {})
     placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
     operands = [operand_of(label, n.meta["val"]) for label, n in zip(graph.inputs, placeholders, strict=True)]
-    values |= dict(zip(placeholders, operands, strict=True))
+    writer.values |= dict(zip(placeholders, operands, strict=True))
     names = _output_names(graph)
     for node in graph.graph.nodes:
         if node.op == "call_function" and node.target is not operator.getitem:
-            writer.begin(node)
-            _write(writer, functions, node, values, names)
-    outputs = [_output(writer, graph, label, node, values) for label, node in _outputs(graph)]
+            writer.writer.begin(node)
+            writer.write(node, _result_names(node, names))
+    outputs = [_output(writer.writer, graph, label, node, writer.values[node]) for label, node in _outputs(graph)]
+    return _model(graph, name, initial, writer.writer, writer.functions.values(), outputs, training=training)
+
+
+def to_onnx_kernels(
+    graph: TrainingGraph, name: str, initial: Initial, kernels: KernelCalls, *, training: bool
+) -> ModelProto:
+    """Write ``graph`` as an ONNX model, one call for each of its kernels.
+
+    Args:
+        graph: as for ``to_onnx``.
+        name: as for ``to_onnx``.
+        initial: as for ``to_onnx``.
+        kernels: the kernels of ``graph``.
+        training: as for ``to_onnx``.
+
+    Raises:
+        FqtError: as ``to_onnx``.
+    """
+    assert graph.stage is Stage.LOWERED, graph.stage
+    writer = KernelWriter(GraphWriter())
+    writer.check(kernels)
+    for call in kernels.calls:
+        writer.write(call)
+    outputs = [_output(writer.writer, graph, label, node, kernels.value(node)) for label, node in _outputs(graph)]
+    return _model(graph, name, initial, writer.writer, writer.functions(), outputs, training=training)
+
+
+def _model(
+    graph: TrainingGraph,
+    name: str,
+    initial: Initial,
+    writer: GraphWriter,
+    functions: Iterable[FunctionProto],
+    outputs: Sequence[OnnxValue],
+    *,
+    training: bool,
+) -> ModelProto:
+    """The model of what was written."""
+    functions = list(functions)
+    placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    operands = [operand_of(label, n.meta["val"]) for label, n in zip(graph.inputs, placeholders, strict=True)]
     stored = [numpy_helper.from_array(np.asarray(initial[label]), label) for label in graph.inputs if label in initial]
-    inputs = [o for o in operands if training or o.name not in initial]
+    domains = [DOMAIN, *(KERNELS for _ in range(any(f.domain == KERNELS for f in functions)))]
     return helper.make_model(
         helper.make_graph(
             writer.nodes,
             "train_step" if training else "predict",
-            [value_info(operand) for operand in inputs],
+            [value_info(operand) for operand in operands if training or operand.name not in initial],
             [value_info(operand) for operand in outputs],
             initializer=[*stored, *writer.constants.values()],
             value_info=[info for info in writer.types if info.name not in {o.name for o in outputs}],
             doc_string=f"{name}: {'one training step' if training else 'prediction'} for {graph.batch} samples",
         ),
-        functions=list(functions.values()),
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)],
+        functions=functions,
+        opset_imports=[helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in domains)],
         ir_version=IR_VERSION,
         producer_name="fqt-deploy",
         producer_version=__version__,
@@ -87,75 +127,25 @@ def _output_names(graph: TrainingGraph) -> dict[fx.Node, str]:
     return names
 
 
-def _output(
-    writer: GraphWriter, graph: TrainingGraph, label: str, node: fx.Node, values: dict[fx.Node, OnnxValue]
-) -> OnnxValue:
-    """The operand of one output; a value that has another name already is copied."""
-    name, operand = _output_name(graph, label), values[node]
-    if operand.name != name:
-        writer.begin(node)
-        writer.node("Identity", [operand.name], [name], {})
-    return OnnxValue(name, operand.dtype, operand.shape)
-
-
-def _write(
-    writer: GraphWriter,
-    functions: dict[str, FunctionProto],
-    node: fx.Node,
-    values: dict[fx.Node, OnnxValue],
-    names: dict[fx.Node, str],
-) -> None:
-    """Write one call and note the operands of its results."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)  # type: ignore[arg-type]
-    result: Any = node.meta["val"]
-    op = op_of(node)
-    assert op is not None, node.target
-    call = op.bound(args, kwargs)
-    if isinstance(call, AtenOp):
-        value = call.onnx(writer, result)
-        values[node] = writer.name_result(value, names.get(node, label_of(node)), result)
-    elif isinstance(call, FqtOp):
-        _write_function(writer, functions, call, node, values, names)
-
-
-def _write_function(
-    writer: GraphWriter,
-    functions: dict[str, FunctionProto],
-    call: FqtOp,
-    node: fx.Node,
-    values: dict[fx.Node, OnnxValue],
-    names: dict[fx.Node, str],
-) -> None:
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda a: a.meta["val"])
-    op = type(call)
-    try:
-        written = op_call(call, op.bound(args, kwargs))
-    except ValueError as error:
-        raise FqtError(f"{op.name} cannot be exported to ONNX: {error}", code="FQT203", node=node) from None
-    functions.setdefault(op.name, op_function(op, tuple(written.attributes)))
-    inputs = [_named(writer, operand) for operand in written.operands]
+def _result_names(node: fx.Node, names: Mapping[fx.Node, str]) -> list[str]:
+    """Names of the results of one call: those of outputs, or else of the call."""
     results = node.meta["val"]
     if not isinstance(results, (tuple, list)):
-        name = names.get(node, label_of(node))
-        writer.node(op.name, inputs, [name], written.attributes, DOMAIN)
-        values[node] = writer.typed(name, results)
-        return
+        return [names.get(node, label_of(node))]
     users: dict[int, fx.Node] = {}
     for user in node.users:
         users.setdefault(call_of(user).index, user)
-    outputs = [
-        names.get(users[i], f"{label_of(node)}:{i}") if i in users else f"{label_of(node)}:{i}"
-        for i in range(len(results))
-    ]
-    writer.node(op.name, inputs, outputs, written.attributes, DOMAIN)
-    operands = [writer.typed(name, result) for name, result in zip(outputs, results, strict=True)]
-    for user in node.users:
-        values[user] = operands[call_of(user).index]
+    own = [f"{label_of(node)}:{i}" for i in range(len(results))]
+    return [names.get(users[i], own[i]) if i in users else own[i] for i in range(len(results))]
 
 
-def _named(writer: GraphWriter, operand: Any) -> str:
-    """An operand's name; the neutral value of an absent one becomes a constant."""
-    if isinstance(operand, OnnxValue):
-        return operand.name
-    array = operand.numpy()
-    return writer.constant(array, array.dtype.name)
+def _output(writer: GraphWriter, graph: TrainingGraph, label: str, node: fx.Node, value: OnnxValue) -> OnnxValue:
+    """The operand of one output; a value that has another name, or another shape, already is copied."""
+    wanted = operand_of(_output_name(graph, label), node.meta["val"])
+    if value != wanted:
+        writer.begin(node)
+        if value.shape != wanted.shape:
+            writer.node("Reshape", [value.name, writer.constant(wanted.shape, "int64")], [wanted.name], {})
+        else:
+            writer.node("Identity", [value.name], [wanted.name], {})
+    return wanted

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import FunctionProto, NodeProto, helper, numpy_helper
 
-from fqt_deploy.ops.lib.onnx_body import DOMAIN, KERNEL, OPSET, Attributes, Body, kernel_key, make_node
+from fqt_deploy.ops.lib.onnx_body import DOMAIN, OPSET, Attributes, Body, make_node
 from fqt_deploy.ops.op import FqtOp
 
 
@@ -20,7 +20,7 @@ class OpCall:
 
     Attributes:
         operands: one for each input of the function: the given operand, or the neutral value of an absent one.
-        attributes: of the node; ``fqt_kernel`` is what a plug-in finds its kernel by, and the function ignores.
+        attributes: of the node.
     """
 
     operands: tuple[Any, ...]
@@ -40,8 +40,7 @@ def op_call(call: FqtOp, values: FqtOp) -> OpCall:
     neutral, given = values.onnx_neutral(), {name: getattr(call, name) for name in call.operands()}
     operands = [neutral[name] if operand is None else operand for name, operand in given.items()]
     attributes = {name: _attribute_value(value) for name, value in values.onnx_attributes().items()}
-    arguments = [getattr(values, name) for name in values.fields()]
-    return OpCall(tuple(operands), {**attributes, KERNEL: kernel_key(call.name, arguments)})
+    return OpCall(tuple(operands), attributes)
 
 
 @cache

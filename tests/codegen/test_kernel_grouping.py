@@ -203,11 +203,11 @@ def test_equal_keys_give_equal_functions(steps):
 
 
 def test_calls_that_differ_in_a_number_share_their_kernel(steps):
-    """One kernel computes the keys of all random streams; with their numbers built in, each has one of its own."""
+    """One kernel computes the keys of all random streams: it reads the numbers that tell them apart."""
     keys = [s for s in steps if isinstance(s, Kernel) and s.root.target is torch.ops.fqt.stream_key.default]
     assert len({tuple(kernel.numbers().items()) for kernel in keys}) == len(keys)
     assert len({kernel_key(kernel) for kernel in keys}) == min(1, len(keys))
-    assert len({kernel_function(kernel, built_in=True).script() for kernel in keys}) == len(keys)
+    assert len({kernel_function(kernel).script() for kernel in keys}) == min(1, len(keys))
     alone = [s for s in steps if isinstance(s, Kernel) and s.root.target is torch.ops.fqt.nan_number.default]
     shapes = {kernel.leaves[0].meta["val"].shape for kernel in alone if not kernel.members}
     assert len({kernel_key(kernel) for kernel in alone if not kernel.members}) == len(shapes)

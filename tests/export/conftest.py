@@ -22,10 +22,13 @@ from fqt_deploy.compiler import (
     export_onnx_step,
     lower_model,
 )
+from fqt_deploy.compiler.compile_model import initial_state
+from fqt_deploy.compiler.onnx_kernels import onnx_kernels
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.onnx_names import NEXT, StepFiles, step_files
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.export.graph_writer import label_of
+from fqt_deploy.export.onnx_model import to_onnx
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,18 @@ def exported(digits_source, tmp_path_factory) -> Exported:
     step = step_files(folder / "digits.step.onnx")
     export_onnx_step(digits_source, options, lowered, step.step)
     return Exported(folder / "digits.fqt", folder / "digits.onnx", folder / "digits.infer.onnx", step, lowered)
+
+
+def model_of_calls(lowered: LoweredModel, options: CompileOptions) -> onnx.ModelProto:
+    """The training step with a node for each call, as the files for every client are made of."""
+    initial = initial_state(*lowered.graphs())
+    settings = {"seed": np.array(options.seed), "lr": np.array(options.optimizer.lrs(), dtype=np.float32)}
+    return to_onnx(lowered.train, "calls", {**initial, **settings}, training=True)
+
+
+@pytest.fixture(scope="session")
+def calls(exported) -> onnx.ModelProto:
+    return model_of_calls(exported.lowered, CompileOptions(seed=7))
 
 
 def all_values(model: Any, feeds: dict[str, np.ndarray], plugin: Path | None = None) -> dict[str, np.ndarray]:
@@ -124,6 +139,24 @@ def every_node_agrees(graph: TrainingGraph, values) -> None:
             close(values[name], wanted.numpy(), f"{node.format_node()}", floor=floor)
 
 
+def every_kernel_agrees(graph: TrainingGraph, values) -> None:
+    """Each kernel's reference in PyTorch on the values that ONNX Runtime computed."""
+    kernels = onnx_kernels(graph)
+    for call in kernels.calls:
+        group = call.group
+        given = [values[operand.name] for operand in call.operands]
+        env = {
+            leaf: torch.from_numpy(np.array(given[position])).reshape(leaf.meta["val"].shape)
+            for leaf, position in zip(group.leaves, call.positions, strict=True)
+        }
+        floor = max((float(value.double().norm()) for value in env.values()), default=0.0)
+        for node in (*group.members, group.root):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
+            env[node] = node.target(*args, **kwargs)
+        for result, wanted in zip(call.results, as_list(env[group.root]), strict=True):
+            close(values[result.name], wanted.reshape(result.shape).numpy(), result.name, floor=floor)
+
+
 @pytest.fixture(scope="session")
 def values_of():
     return all_values
@@ -142,3 +175,13 @@ def assert_close():
 @pytest.fixture(scope="session")
 def check_every_node():
     return every_node_agrees
+
+
+@pytest.fixture(scope="session")
+def check_every_kernel():
+    return every_kernel_agrees
+
+
+@pytest.fixture(scope="session")
+def calls_of():
+    return model_of_calls

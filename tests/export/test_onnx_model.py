@@ -6,13 +6,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 import tvm
+from torch.nn import functional
 
+from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.kernel_grouping import Kernel, group_kernels
 from fqt_deploy.compiler import export_onnx, lower_model
+from fqt_deploy.compiler.onnx_kernels import onnx_kernels
 from fqt_deploy.core.onnx_names import NEXT
 from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.ops.lib.onnx_body import DOMAIN
+from fqt_deploy.export.graph_writer import label_of
+from fqt_deploy.export.onnx_model import to_onnx_kernels
+from fqt_deploy.ops.lib.onnx_body import CHECK, DOMAIN, KERNELS
 from fqt_deploy.runtime.artifact import read_artifact
 from tools.examples import EXAMPLES, load_example
 
@@ -32,9 +38,9 @@ def test_state_goes_in_and_out_by_name(exported):
     assert {"param/features.3.weight", "adam_m/features.3.weight", "step"} <= set(inputs)
 
 
-def test_nodes_are_named_after_layers(exported):
+def test_nodes_are_named_after_layers(calls):
     """Unique names and metadata for a viewer; one function an op, of standard ops only."""
-    model = onnx.load(exported.train)
+    model = calls
     names = [node.name for node in model.graph.node]
     assert len(set(names)) == len(names)
     assert any(name.startswith("features.3/forward/level_conv2d") for name in names)
@@ -46,6 +52,83 @@ def test_nodes_are_named_after_layers(exported):
     assert {node.domain for function in model.functions for node in function.node} == {""}
 
 
+def test_kernels_are_named_after_layers(exported):
+    """A node for each kernel of the compiled step: its name and metadata are those of the value that it writes."""
+    model, kernels = onnx.load(exported.train), onnx_kernels(exported.lowered.train).calls
+    check, *nodes = model.graph.node
+    assert (check.domain, check.op_type) == (KERNELS, CHECK)
+    assert {node.domain for node in nodes} == {KERNELS}
+    assert [node.name for node in nodes] == [label_of(call.group.root) for call in kernels]
+    assert len({node.name for node in nodes}) == len(nodes) == len(read_artifact(exported.artifact)[0].kernels)
+    assert {entry.key for node in nodes for entry in node.metadata_props} == {"layer", "phase", "source"}
+    metadata = {entry.key: entry.value for node in nodes for entry in node.metadata_props if "features.3" in node.name}
+    assert metadata["layer"] == "features.3"
+
+
+def test_equal_kernels_share_a_function(exported):
+    """A function for each distinct kernel, which calls those of ops: no more of either than are called."""
+    model, kernels = onnx.load(exported.train), onnx_kernels(exported.lowered.train).calls
+    functions = {function.name: function for function in model.functions if function.domain == KERNELS}
+    assert functions.keys() == {node.op_type for node in model.graph.node}
+    assert len(functions) - 1 < len(kernels)
+    by_symbol = {}
+    for call in kernels:
+        shapes = (call.positions, [v.shape for v in call.operands], [v.shape for v in call.results])
+        assert by_symbol.setdefault((call.group.symbol, repr(shapes)), call.name) == call.name
+    assert len(by_symbol) == len(functions) - 1
+    called = {node.op_type for f in functions.values() for node in f.node if node.domain == DOMAIN}
+    assert called == {function.name for function in model.functions if function.domain == DOMAIN}
+    keys = [node for node in model.graph.node if node.op_type.startswith("stream_key")]
+    assert len({node.op_type for node in keys}) == 1
+    numbers = {tuple(onnx.helper.get_attribute_value(a) for a in node.attribute) for node in keys}
+    assert len(numbers) == len(keys) > 1
+
+
+def test_kernels_compute_the_bits_of_their_calls(exported, digits, calls, values_of):
+    """What kernels write has the same bits as where each call is a node; and so the state after the step."""
+    feeds = {"x": digits[0][:8].numpy(), "y": digits[1][:8].numpy()}
+    kernels = onnx.load(exported.train)
+    values, wanted = values_of(kernels, feeds), values_of(calls, feeds)
+    written = {info.name for info in (*kernels.graph.value_info, *kernels.graph.output)} - set(checked(kernels))
+    assert written >= {value.name for call in onnx_kernels(exported.lowered.train).calls for value in call.results}
+    for name in written:
+        np.testing.assert_array_equal(values[name], wanted[name], err_msg=name)
+    sessions = [onnxruntime.InferenceSession(m.SerializeToString()) for m in (kernels, calls)]
+    names = [output.name for output in sessions[0].get_outputs()]
+    for name, ours, theirs in zip(names, *(session.run(names, feeds) for session in sessions), strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+def checked(model):
+    """Names of what the node returns by which a plug-in refuses a file."""
+    return [name for node in model.graph.node if node.op_type == CHECK for name in node.output]
+
+
+def test_a_view_of_a_result_is_no_node():
+    """A kernel returns its result in the shape of the output that it is, whatever shape the kernel writes it in."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(12, 6)
+
+        def forward(self, x):
+            return self.linear(x.reshape(2, 12)).reshape(2, 2, 3)
+
+    def loss(logits, y):
+        return functional.cross_entropy(logits.reshape(4, 3), y.reshape(4))
+
+    torch.manual_seed(0)
+    source = ModelSource(Net(), loss, (torch.randn(2, 3, 4), torch.tensor([[0, 1], [2, 0]])))
+    graph = lower_model(source, CompileOptions(recipe="none")).train
+    kernels = onnx_kernels(graph)
+    model = to_onnx_kernels(graph, "net", {}, kernels, training=True)
+    assert {node.domain for node in model.graph.node} == {KERNELS}
+    assert kernels.value(graph.results()["logits"]).shape == (2, 2, 3)
+    reshaped = [f for f in model.functions if f.domain == KERNELS and any(n.op_type == "Reshape" for n in f.node)]
+    assert reshaped
+
+
 @pytest.mark.parametrize("name", ["train", "infer"])
 def test_file_is_valid(exported, name):
     model = onnx.load(getattr(exported, name))
@@ -55,11 +138,11 @@ def test_file_is_valid(exported, name):
     assert {out for node in model.graph.node for out in node.output} <= typed
 
 
-def test_codes_equal_those_of_the_compiled_kernels(exported, digits, values_of, names_of, assert_close):
+def test_codes_equal_those_of_the_compiled_kernels(exported, digits, calls, values_of, names_of, assert_close):
     """Each compiled kernel on the values that ONNX Runtime computed: packed bits, codes and sums are equal."""
     images, labels = digits
     feeds = {"x": images[:8].numpy(), "y": labels[:8].numpy()}
-    values, graph = values_of(onnx.load(exported.train), feeds), exported.lowered.train
+    values, graph = values_of(calls, feeds), exported.lowered.train
     names = names_of(graph)
     manifest, _, library = read_artifact(exported.artifact)
     module = tvm.runtime.load_module(str(library))
@@ -97,19 +180,22 @@ def test_codes_equal_those_of_the_compiled_kernels(exported, digits, values_of, 
     ],
     ids=str,
 )
-def test_every_recipe_exports(digits_source, digits, tmp_path, values_of, check_every_node, settings):
-    """A valid file whose every node agrees with its reference."""
+def test_every_recipe_exports(
+    digits_source, digits, tmp_path, values_of, calls_of, check_every_node, check_every_kernel, settings
+):
+    """A valid file whose every kernel, and every call in it, agrees with its reference."""
     options = CompileOptions(**settings)
     lowered = lower_model(digits_source, options)
     export_onnx(digits_source, options, lowered, tmp_path / "m.onnx")
     feeds = {"x": digits[0][:8].numpy(), "y": digits[1][:8].numpy()}
-    check_every_node(lowered.train, values_of(onnx.load(tmp_path / "m.onnx"), feeds))
+    check_every_node(lowered.train, values_of(calls_of(lowered, options), feeds))
+    check_every_kernel(lowered.train, values_of(onnx.load(tmp_path / "m.onnx"), feeds))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg16", "resnet18", "mixer"])
-def test_examples_train_in_stock_onnx_runtime(name, tmp_path, values_of, check_every_node):
-    """A valid file, every node agrees with its reference, and the loss of one batch falls over eight steps."""
+def test_examples_train_in_stock_onnx_runtime(name, tmp_path, values_of, check_every_kernel):
+    """A valid file, every kernel agrees with its reference, and the loss of one batch falls over eight steps."""
     source = load_example(name, batch=4)
     assert name in EXAMPLES
     options = CompileOptions()
@@ -117,7 +203,7 @@ def test_examples_train_in_stock_onnx_runtime(name, tmp_path, values_of, check_e
     path = tmp_path / "m.onnx"
     export_onnx(source, options, lowered, path)
     x, y = (t.numpy() for t in source.example_inputs)
-    check_every_node(lowered.train, values_of(onnx.load(path), {"x": x, "y": y}))
+    check_every_kernel(lowered.train, values_of(onnx.load(path), {"x": x, "y": y}))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
     state, losses = {}, []

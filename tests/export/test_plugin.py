@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 
+import fqt_deploy
 from fqt_deploy.cli import main as compile_command
-from fqt_deploy.compiler import export_plugin
+from fqt_deploy.compiler import export_plugin, lower_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.onnx_session import load_onnx
+from fqt_deploy.ops.lib.onnx_body import KERNELS
 from fqt_deploy.targets.registry import make_target
 
 built = pytest.mark.skipif(
@@ -30,9 +31,34 @@ def plugin(exported, tmp_path_factory):
 
 
 @built
-def test_every_node_agrees_with_its_reference(exported, digits, plugin, values_of, check_every_node):
+def test_every_kernel_agrees_with_its_reference(exported, digits, plugin, values_of, check_every_kernel):
     feeds = {"x": digits[0][:8].numpy(), "y": digits[1][:8].numpy()}
-    check_every_node(exported.lowered.train, values_of(onnx.load(exported.train), feeds, plugin))
+    check_every_kernel(exported.lowered.train, values_of(onnx.load(exported.train), feeds, plugin))
+
+
+@built
+@pytest.mark.parametrize("name", ["train", "infer"])
+def test_nothing_is_left_to_onnx_runtime(exported, plugin, tmp_path, name):
+    """What a session runs with the plug-in: its kernels, and the check of the file."""
+    path = getattr(exported, name)
+    settings = onnxruntime.SessionOptions()
+    settings.register_custom_ops_library(str(plugin))
+    settings.optimized_model_filepath = str(tmp_path / "run.onnx")
+    onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    run = onnx.load(tmp_path / "run.onnx").graph.node
+    assert sorted(node.op_type for node in run) == sorted(node.op_type for node in onnx.load(path).graph.node)
+    assert {node.domain for node in run} == {KERNELS}
+
+
+@built
+def test_kernels_are_those_of_the_artifact(exported, digits, plugin):
+    """The same code on the same values: losses and state are equal to the last bit."""
+    ours, theirs = load_onnx(exported.train, plugin=plugin), fqt_deploy.load(exported.artifact)
+    for step in range(3):
+        x, y = (t[8 * step : 8 * step + 8].numpy() for t in digits)
+        assert ours.step(x, y) == theirs.step(x, y)
+    for name, array in theirs.state_dict().items():
+        np.testing.assert_array_equal(ours.state_dict()[name], array, err_msg=name)
 
 
 @built
@@ -61,20 +87,36 @@ def test_trains_and_predicts_as_without_it(exported, digits, plugin):
 
 
 @built
-def test_a_foreign_plugin_is_refused(exported, plugin, tmp_path):
-    """A kernel that is missing is an error when the session is made, not a slow or wrong step."""
+def test_a_foreign_plugin_is_refused(exported, plugin, digits_source, tmp_path):
+    """One that lacks a kernel is an error when the session is made, not a slow or wrong step."""
+    options = CompileOptions(activation_bits=1)
+    lowered = lower_model(digits_source, options)
     other = tmp_path / "other.plugin"
-    shutil.copytree(plugin.parent, other)
-    lines = (other / "kernels.txt").read_text().splitlines(keepends=True)
-    (other / "kernels.txt").write_text(
-        "".join(line for line in lines if " binary_conv2d " not in line or "8,8,8" not in line)
-    )
-    assert (other / "kernels.txt").read_text() != "".join(lines)
-    with pytest.raises(FqtError, match="made for another model"):
-        load_onnx(exported.train, plugin=other / "plugin.so")
+    export_plugin.export_plugin(lowered, make_target(options.target), other)
+    for path in (exported.train, exported.infer):
+        with pytest.raises(FqtError, match="made for another model") as caught:
+            load_onnx(exported.train, infer=path, plugin=other / "plugin.so")
+        assert caught.value.code == "FQT502"
     with pytest.raises(FqtError) as caught:
         load_onnx(exported.train, plugin=tmp_path / "absent.so")
     assert caught.value.code == "FQT502"
+
+
+@built
+def test_a_changed_file_is_refused(exported, plugin):
+    """Kernels are compiled for one shape: a call on another is an error, not a read behind its operand."""
+    model = onnx.load(exported.train)
+    node = next(node for node in model.graph.node if node.op_type.startswith("channel_moments"))
+    shape = next(info for info in model.graph.value_info if info.name == node.input[0]).type.tensor_type.shape
+    smaller = onnx.helper.make_tensor_value_info(
+        "smaller", onnx.TensorProto.FLOAT, [d.dim_value for d in shape.dim[1:]]
+    )
+    model.graph.input.append(smaller)
+    node.input[0] = "smaller"
+    settings = onnxruntime.SessionOptions()
+    settings.register_custom_ops_library(str(plugin))
+    with pytest.raises(Exception, match="input 0 is not float32"):
+        onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
 
 
 @built

@@ -1,12 +1,15 @@
-// ONNX Runtime custom ops of domain ai.fqt, computed by compiled TVM kernels.
+// ONNX Runtime custom ops of domain ai.fqt.kernels: the compiled kernels of a training step.
 //
-// A node's attribute `fqt_kernel` names the kernel of its op, attributes and shapes. The kernels lie beside this library:
-// `kernels.so` holds them, `kernels.txt` has one line for each:
+// The kernels lie beside this library: `kernels.so` holds them, `kernels.txt` has a line `plugin_check DIGEST` for each
+// file that they are for, and one line for each op:
 //
-//   KEY OP SYMBOL INPUTS OUTPUT...
+//   OP SYMBOL NUMBERS OPERANDS LEAVES RESULTS
 //
-// INPUTS are the positions of the node's inputs that the kernel reads, in its order (`0,2,3`, or `-` for none). An
-// OUTPUT is an element type and extents (`int32:8,4,4,2`, or `float32:` for a scalar).
+// each but the first two a list with `;` between its items, or `-` for none. NUMBERS are the attributes of a node that
+// the kernel reads; an OPERAND is the element type and extents of an input of the node (`int32:8,4,4,2`, or `float32:`
+// for a scalar); a LEAF, which the kernel reads, the position of an operand and the extents that the kernel sees it in;
+// a RESULT the element type, and the extents as the kernel writes it and as the node returns it. Further inputs of a
+// node are constants, which are part of the kernel's code.
 
 #include <dlfcn.h>
 #include <onnxruntime_cxx_api.h>
@@ -14,22 +17,23 @@
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <map>
 #include <memory>
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace {
 
 namespace ffi = tvm::ffi;
 
-constexpr const char* kDomain = "ai.fqt";
+constexpr const char* kDomain = "ai.fqt.kernels";
+constexpr const char* kCheck = "plugin_check";
 constexpr size_t kAlignment = 64;  // kernels load whole registers from aligned addresses
 
 struct ElementType {
@@ -48,9 +52,9 @@ constexpr ElementType kElementTypes[] = {
     {"bool", ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, {kDLBool, 8, 1}},
 };
 
-const ElementType& TypeOf(ONNXTensorElementDataType type) {
+size_t SizeOf(ONNXTensorElementDataType type) {
   for (const ElementType& known : kElementTypes)
-    if (known.onnx == type) return known;
+    if (type == known.onnx) return (known.dl.bits + 7) / 8;
   throw std::runtime_error("element type " + std::to_string(type) + " has no kernels");
 }
 
@@ -60,122 +64,188 @@ const ElementType& TypeNamed(const std::string& name) {
   throw std::runtime_error("element type " + name + " in kernels.txt is unknown");
 }
 
-struct Output {
+using Extents = std::vector<int64_t>;
+
+struct Operand {
   const ElementType* type;
-  std::vector<int64_t> shape;
+  Extents shape;
+};
+
+struct Leaf {
+  size_t operand;
+  Extents shape;
+};
+
+struct Result {
+  const ElementType* type;
+  Extents written, returned;
 };
 
 // One line of kernels.txt, and the function that it names.
 struct Entry {
   std::string op;
   ffi::Function function;
-  std::vector<size_t> inputs;
-  std::vector<Output> outputs;
+  std::vector<std::string> numbers;
+  std::vector<Operand> operands;
+  std::vector<Leaf> leaves;
+  std::vector<Result> results;
 };
 
-std::vector<int64_t> Numbers(const std::string& text) {
-  std::vector<int64_t> numbers;
-  std::stringstream stream(text);
-  for (std::string item; std::getline(stream, item, ',');)
-    if (item != "-") numbers.push_back(std::stoll(item));
+std::vector<std::string> Split(const std::string& text, char separator) {
+  std::vector<std::string> items;
+  for (size_t start = 0;;) {
+    size_t end = text.find(separator, start);
+    items.push_back(text.substr(start, end - start));
+    if (end == std::string::npos) return items;
+    start = end + 1;
+  }
+}
+
+// The items of a list of kernels.txt, each of `count` parts.
+std::vector<std::vector<std::string>> Items(const std::string& list, size_t count) {
+  std::vector<std::vector<std::string>> items;
+  if (list == "-") return items;
+  for (const std::string& item : Split(list, ';')) {
+    items.push_back(Split(item, ':'));
+    if (items.back().size() != count) throw std::runtime_error("kernels.txt is damaged: " + list);
+  }
+  return items;
+}
+
+Extents Numbers(const std::string& text) {
+  Extents numbers;
+  if (!text.empty())
+    for (const std::string& item : Split(text, ',')) numbers.push_back(std::stoll(item));
   return numbers;
 }
 
-// All kernels of the folder that this library lies in.
-class Kernels {
+std::string Shown(const Operand& operand) {
+  std::string text = std::string(operand.type->name) + "[";
+  for (size_t i = 0; i < operand.shape.size(); ++i) text += (i ? ", " : "") + std::to_string(operand.shape[i]);
+  return text + "]";
+}
+
+// All that the folder holds that this library lies in.
+struct Table {
+  std::vector<std::string> digests;  // of the files' kernels
+  std::vector<Entry> entries;
+};
+
+Table LoadTable() {
+  Dl_info info;
+  if (dladdr(reinterpret_cast<const void*>(&TypeNamed), &info) == 0)
+    throw std::runtime_error("the plug-in does not know where it lies");
+  std::string path = info.dli_fname, folder = path.substr(0, path.find_last_of('/') + 1);
+  // Never freed, as the ops that call its functions.
+  auto* module = new ffi::Module(ffi::Module::LoadFromFile(folder + "kernels.so"));
+  std::ifstream table(folder + "kernels.txt");
+  if (!table) throw std::runtime_error("cannot read " + folder + "kernels.txt");
+  Table found;
+  for (std::string line; std::getline(table, line);) {
+    std::stringstream words(line);
+    std::string op, symbol, numbers, operands, leaves, results;
+    if (line.rfind(kCheck, 0) == 0 && words >> op >> symbol) {
+      found.digests.push_back(symbol);
+      continue;
+    }
+    if (!(words >> op >> symbol >> numbers >> operands >> leaves >> results))
+      throw std::runtime_error("kernels.txt is damaged: " + line);
+    auto function = (*module)->GetFunction(symbol, true);
+    if (!function.has_value()) throw std::runtime_error("kernels.so has no " + symbol);
+    Entry entry{op, function.value(), {}, {}, {}, {}};
+    for (const auto& item : Items(numbers, 1)) entry.numbers.push_back(item[0]);
+    for (const auto& item : Items(operands, 2)) entry.operands.push_back({&TypeNamed(item[0]), Numbers(item[1])});
+    for (const auto& item : Items(leaves, 2)) {
+      entry.leaves.push_back({std::stoul(item[0]), Numbers(item[1])});
+      if (entry.leaves.back().operand >= entry.operands.size())
+        throw std::runtime_error("kernels.txt is damaged: " + line);
+    }
+    for (const auto& item : Items(results, 3))
+      entry.results.push_back({&TypeNamed(item[0]), Numbers(item[1]), Numbers(item[2])});
+    found.entries.push_back(std::move(entry));
+  }
+  return found;
+}
+
+// What a node calls: a kernel, and the numbers that it reads.
+class Kernel {
  public:
-  static std::shared_ptr<const Kernels> Load() {
-    Dl_info info;
-    if (dladdr(reinterpret_cast<const void*>(&TypeNamed), &info) == 0)
-      throw std::runtime_error("the plug-in does not know where it lies");
-    std::string path = info.dli_fname;
-    return std::shared_ptr<const Kernels>(new Kernels(path.substr(0, path.find_last_of('/') + 1)));
+  Kernel(const Entry& entry, const Ort::ConstKernelInfo& info) : entry_(entry) {
+    const std::string refusal = "node " + info.GetNodeName() + ": the plug-in was made for another model: ";
+    if (info.GetInputCount() < entry.operands.size() || info.GetOutputCount() != entry.results.size())
+      throw std::runtime_error(refusal + std::to_string(info.GetInputCount()) + " inputs, " +
+                               std::to_string(info.GetOutputCount()) + " outputs");
+    // ONNX Runtime holds a node to the types that the file gives its inputs: they are compared here once and for all.
+    for (size_t i = 0; i < entry.operands.size(); ++i) {
+      auto type = info.GetInputTypeInfo(i);
+      auto given = type.GetTensorTypeAndShapeInfo();
+      const Operand& wanted = entry.operands[i];
+      if (given.GetElementType() != wanted.type->onnx || given.GetShape() != wanted.shape)
+        throw std::runtime_error(refusal + "input " + std::to_string(i) + " is not " + Shown(wanted));
+    }
+    for (const std::string& name : entry.numbers)
+      numbers_.push_back(static_cast<int32_t>(info.GetAttribute<int64_t>(name.c_str())));
   }
 
-  const Entry& At(const std::string& key, const std::string& op, const std::string& node) const {
-    auto found = entries_.find(key);
-    if (found == entries_.end() || found->second.op != op)
-      throw std::runtime_error("node " + node + ": the plug-in has no kernel " + key + " of " + op +
-                               "; it was made for another model, batch or options");
-    return found->second;
-  }
-
-  std::vector<std::string> Ops() const {
-    std::map<std::string, bool> names;
-    for (const auto& entry : entries_) names[entry.second.op] = true;
-    std::vector<std::string> ops;
-    for (const auto& name : names) ops.push_back(name.first);
-    return ops;
+  void Compute(OrtKernelContext* raw) const {
+    Ort::KernelContext context(raw);
+    std::vector<void*> operands;
+    std::vector<std::unique_ptr<void, AlignedDelete>> copies;
+    operands.reserve(entry_.operands.size());
+    for (size_t i = 0; i < entry_.operands.size(); ++i) {
+      void* data = const_cast<void*>(context.GetInput(i).GetTensorRawData());
+      if (reinterpret_cast<uintptr_t>(data) % kAlignment != 0) {
+        copies.push_back(Aligned(data, entry_.operands[i]));
+        data = copies.back().get();
+      }
+      operands.push_back(data);
+    }
+    std::vector<DLTensor> tensors;
+    tensors.reserve(entry_.leaves.size() + numbers_.size() + entry_.results.size());
+    for (const Leaf& leaf : entry_.leaves)
+      tensors.push_back(Tensor(operands[leaf.operand], entry_.operands[leaf.operand].type->dl, leaf.shape));
+    for (const int32_t& number : numbers_)
+      tensors.push_back(Tensor(const_cast<int32_t*>(&number), DLDataType{kDLInt, 32, 1}, kScalar));
+    for (size_t i = 0; i < entry_.results.size(); ++i) {
+      const Result& result = entry_.results[i];
+      void* data = context.GetOutput(i, result.returned.data(), result.returned.size()).GetTensorMutableRawData();
+      if (reinterpret_cast<uintptr_t>(data) % kAlignment != 0)
+        throw std::runtime_error("a bound output is not aligned to 64 bytes");
+      tensors.push_back(Tensor(data, result.type->dl, result.written));
+    }
+    std::vector<ffi::AnyView> arguments;
+    arguments.reserve(tensors.size());
+    for (DLTensor& tensor : tensors) arguments.emplace_back(&tensor);
+    ffi::Any nothing;
+    entry_.function.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &nothing);
   }
 
  private:
-  explicit Kernels(const std::string& folder) : module_(ffi::Module::LoadFromFile(folder + "kernels.so")) {
-    std::ifstream table(folder + "kernels.txt");
-    if (!table) throw std::runtime_error("cannot read " + folder + "kernels.txt");
-    for (std::string line; std::getline(table, line);) {
-      std::stringstream words(line);
-      std::string key, op, symbol, inputs;
-      if (!(words >> key >> op >> symbol >> inputs)) throw std::runtime_error("kernels.txt is damaged: " + line);
-      auto function = module_->GetFunction(symbol);
-      if (!function.has_value()) throw std::runtime_error("kernels.so has no " + symbol);
-      Entry entry{op, function.value(), {}, {}};
-      for (int64_t position : Numbers(inputs)) entry.inputs.push_back(static_cast<size_t>(position));
-      for (std::string text; words >> text;) {
-        size_t colon = text.find(':');
-        if (colon == std::string::npos) throw std::runtime_error("kernels.txt is damaged: " + line);
-        entry.outputs.push_back({&TypeNamed(text.substr(0, colon)), Numbers(text.substr(colon + 1))});
-      }
-      entries_.emplace(key, std::move(entry));
-    }
+  struct AlignedDelete {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+
+  static inline const Extents kScalar{};
+
+  static DLTensor Tensor(void* data, DLDataType type, const Extents& shape) {
+    return DLTensor{data, DLDevice{kDLCPU, 0}, static_cast<int32_t>(shape.size()), type,
+                    const_cast<int64_t*>(shape.data()), nullptr, 0};
   }
 
-  ffi::Module module_;
-  std::unordered_map<std::string, Entry> entries_;
+  // Memory that the caller bound may lie anywhere.
+  static std::unique_ptr<void, AlignedDelete> Aligned(const void* data, const Operand& operand) {
+    size_t size = (operand.type->dl.bits + 7) / 8;
+    for (int64_t extent : operand.shape) size *= static_cast<size_t>(extent);
+    std::unique_ptr<void, AlignedDelete> copy(
+        std::aligned_alloc(kAlignment, (size + kAlignment) / kAlignment * kAlignment));
+    if (copy == nullptr) throw std::bad_alloc();
+    std::memcpy(copy.get(), data, size);
+    return copy;
+  }
+
+  const Entry& entry_;
+  std::vector<int32_t> numbers_;
 };
-
-struct AlignedDelete {
-  void operator()(void* memory) const { std::free(memory); }
-};
-
-// A tensor of ONNX Runtime as a kernel reads it; memory that the caller bound may lie anywhere, and is copied then.
-struct View {
-  std::vector<int64_t> shape;
-  DLTensor tensor;
-  std::unique_ptr<void, AlignedDelete> copy;
-
-  View(void* data, const DLDataType& type, std::vector<int64_t> extents, bool is_input) : shape(std::move(extents)) {
-    if (is_input && reinterpret_cast<uintptr_t>(data) % kAlignment != 0) {
-      size_t size = (type.bits + 7) / 8;
-      for (int64_t extent : shape) size *= static_cast<size_t>(extent);
-      copy.reset(std::aligned_alloc(kAlignment, (size + kAlignment) / kAlignment * kAlignment));
-      if (copy == nullptr) throw std::bad_alloc();
-      data = std::memcpy(copy.get(), data, size);
-    }
-    tensor = DLTensor{data, DLDevice{kDLCPU, 0}, static_cast<int32_t>(shape.size()), type, shape.data(), nullptr, 0};
-  }
-};
-
-void Compute(const Entry& entry, OrtKernelContext* raw) {
-  Ort::KernelContext context(raw);
-  std::vector<std::unique_ptr<View>> views;
-  for (size_t position : entry.inputs) {
-    Ort::ConstValue value = context.GetInput(position);
-    auto info = value.GetTensorTypeAndShapeInfo();
-    views.push_back(std::make_unique<View>(const_cast<void*>(value.GetTensorRawData()),
-                                           TypeOf(info.GetElementType()).dl, info.GetShape(), true));
-  }
-  for (size_t i = 0; i < entry.outputs.size(); ++i) {
-    Ort::UnownedValue value = context.GetOutput(i, entry.outputs[i].shape);
-    void* data = value.GetTensorMutableRawData();
-    if (reinterpret_cast<uintptr_t>(data) % kAlignment != 0)
-      throw std::runtime_error("a bound output is not aligned to 64 bytes");
-    views.push_back(std::make_unique<View>(data, entry.outputs[i].type->dl, entry.outputs[i].shape, false));
-  }
-  std::vector<ffi::AnyView> arguments;
-  for (const auto& view : views) arguments.emplace_back(&view->tensor);
-  ffi::Any result;
-  entry.function.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
-}
 
 template <typename Action>
 OrtStatus* Guarded(Action action) noexcept {
@@ -187,52 +257,90 @@ OrtStatus* Guarded(Action action) noexcept {
   }
 }
 
-// One op of the domain: any number of inputs and outputs of any types; the table says what a call returns.
+// Any number of inputs and outputs of any types.
 struct Op : OrtCustomOp {
-  std::shared_ptr<const Kernels> kernels;
-  std::string name;
+  const std::string name;
 
-  Op(std::shared_ptr<const Kernels> all, std::string op) : OrtCustomOp{}, kernels(std::move(all)), name(std::move(op)) {
+  explicit Op(std::string op) : OrtCustomOp{}, name(std::move(op)) {
     version = ORT_API_VERSION;
-    GetName = [](const OrtCustomOp* op) { return Self(op).name.c_str(); };
+    GetName = [](const OrtCustomOp* op) { return static_cast<const Op*>(op)->name.c_str(); };
     GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
     GetInputTypeCount = GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
     GetInputType = GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; };
     GetInputCharacteristic = GetOutputCharacteristic = [](const OrtCustomOp*, size_t) {
       return INPUT_OUTPUT_VARIADIC;
     };
-    GetVariadicInputMinArity = GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
+    GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
+    GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
     GetVariadicInputHomogeneity = GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
     GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
     GetStartVersion = [](const OrtCustomOp*) { return 1; };
     GetEndVersion = [](const OrtCustomOp*) { return 1; };
-    CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* raw, void** kernel) {
-      return Guarded([&] {
-        Ort::ConstKernelInfo info(raw);
-        const Op& self = Self(op);
-        *kernel = const_cast<Entry*>(
-            &self.kernels->At(info.GetAttribute<std::string>("fqt_kernel"), self.name, info.GetNodeName()));
-      });
+  }
+};
+
+// A kernel: the table says what it returns.
+struct KernelOp : Op {
+  const Entry entry;
+
+  explicit KernelOp(Entry kernel) : Op(kernel.op), entry(std::move(kernel)) {
+    CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
+      return Guarded([&] { *kernel = new Kernel(Self(op).entry, Ort::ConstKernelInfo(info)); });
     };
     KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
-      return Guarded([&] { Compute(*static_cast<const Entry*>(kernel), context); });
+      return Guarded([&] { static_cast<const Kernel*>(kernel)->Compute(context); });
     };
-    KernelDestroy = [](void*) {};  // entries belong to the op
+    KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
     InferOutputShapeFn = [](const OrtCustomOp* op, OrtShapeInferContext* raw) {
       return Guarded([&] {
         Ort::ShapeInferContext context(&Ort::GetApi(), raw);
-        const Op& self = Self(op);
-        const Entry& entry = self.kernels->At(context.GetAttrString("fqt_kernel"), self.name, self.name);
-        for (size_t i = 0; i < entry.outputs.size(); ++i) {
+        const auto& results = Self(op).entry.results;
+        for (size_t i = 0; i < results.size(); ++i) {
           Ort::ShapeInferContext::Shape shape;
-          for (int64_t extent : entry.outputs[i].shape) shape.emplace_back(extent);
-          Ort::ThrowOnError(context.SetOutputShape(i, shape, entry.outputs[i].type->onnx));
+          for (int64_t extent : results[i].returned) shape.emplace_back(extent);
+          Ort::ThrowOnError(context.SetOutputShape(i, shape, results[i].type->onnx));
         }
       });
     };
   }
 
-  static const Op& Self(const OrtCustomOp* op) { return *static_cast<const Op*>(op); }
+  static const KernelOp& Self(const OrtCustomOp* op) { return *static_cast<const KernelOp*>(op); }
+};
+
+// Returns its input, in a file that the kernels are for: another is refused when its session is made.
+struct CheckOp : Op {
+  const std::vector<std::string> digests;
+
+  explicit CheckOp(std::vector<std::string> known) : Op(kCheck), digests(std::move(known)) {
+    CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* raw, void** kernel) {
+      return Guarded([&] {
+        const auto& known = static_cast<const CheckOp*>(op)->digests;
+        std::string wanted = Ort::ConstKernelInfo(raw).GetAttribute<std::string>("kernels");
+        if (std::find(known.begin(), known.end(), wanted) == known.end())
+          throw std::runtime_error("the plug-in has not the kernels " + wanted +
+                                   "; it was made for another model, batch or options");
+        *kernel = nullptr;
+      });
+    };
+    KernelComputeV2 = [](void*, OrtKernelContext* raw) {
+      return Guarded([&] {
+        Ort::KernelContext context(raw);
+        Ort::ConstValue value = context.GetInput(0);
+        auto info = value.GetTensorTypeAndShapeInfo();
+        void* copy = context.GetOutput(0, info.GetShape()).GetTensorMutableRawData();
+        std::memcpy(copy, value.GetTensorRawData(), info.GetElementCount() * SizeOf(info.GetElementType()));
+      });
+    };
+    KernelDestroy = [](void*) {};
+    InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* raw) {
+      return Guarded([&] {
+        const OrtApi& api = Ort::GetApi();
+        OrtTensorTypeAndShapeInfo* type = nullptr;  // belongs to the context
+        Ort::ThrowOnError(api.ShapeInferContext_GetInputTypeShape(raw, 0, &type));
+        Ort::ThrowOnError(api.ShapeInferContext_SetOutputTypeShape(raw, 0, type));
+      });
+    };
+  }
 };
 
 }  // namespace
@@ -247,9 +355,10 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
     // Sessions use the domain as long as they live, which nobody tells this library: it is made once and never freed.
     static OrtCustomOpDomain* domain = nullptr;
     if (domain == nullptr) {
-      auto kernels = Kernels::Load();
       Ort::CustomOpDomain made(kDomain);
-      for (const std::string& name : kernels->Ops()) made.Add(new Op(kernels, name));
+      Table table = LoadTable();
+      made.Add(new CheckOp(std::move(table.digests)));
+      for (Entry& entry : table.entries) made.Add(new KernelOp(std::move(entry)));
       domain = made.release();
     }
     Ort::ThrowOnError(Ort::GetApi().AddCustomOpDomain(options, domain));

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from onnx import AttributeProto, NodeProto, helper, numpy_helper
-from torch import Tensor
 
 DOMAIN = "ai.fqt"
 """Domain of the functions; their names are those of the ops."""
 OPSET = 21
 """Version of the standard ops that bodies use."""
 
-KERNEL = "fqt_kernel"
-"""Attribute of every call that names its kernel in a plug-in; the functions ignore it."""
+KERNELS = "ai.fqt.kernels"
+"""Domain of the functions that are kernels of a step and call those of ``DOMAIN``; a plug-in replaces them."""
+CHECK = "plugin_check"
+"""The function of ``KERNELS`` by which a plug-in refuses a file that it was not made for."""
 
 Attributes = dict[str, Any]
 """ONNX attributes of one call: integers, lists of integers, and floats, which become scalars of double precision."""
@@ -187,20 +186,3 @@ def make_node(
 def element_type(dtype: str) -> int:
     """ONNX's number of a NumPy dtype."""
     return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
-
-
-def kernel_key(name: str, arguments: Sequence[Any]) -> str:
-    """Names the kernel of one call by op, arguments, shapes and types: equal for calls that a kernel can serve alike.
-
-    Args:
-        name: the name of the op.
-        arguments: the arguments of the call, with real or fake tensors.
-    """
-
-    def signature(argument: Any) -> Any:
-        if isinstance(argument, Tensor):
-            return [str(argument.dtype), [int(d) for d in argument.shape]]
-        return [signature(item) for item in argument] if isinstance(argument, (list, tuple)) else repr(argument)
-
-    text = json.dumps([name, [signature(argument) for argument in arguments]])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
