@@ -48,7 +48,8 @@ def pytest_collection_modifyitems(config, items):
     """Of a sweep, what its mark ``quick`` chooses is in the default run; the other cases are thorough.
 
     ``quick(n)`` keeps the first ``n``, ``quick(n, per="spec")`` as many of every value of this parameter (or of what a
-    function makes of all of them), ``quick(only=ids)`` those with these ids. No file may lose all of its tests.
+    function makes of all of them), ``quick(only=ids)`` those with these ids. No file may lose all of its tests but
+    one that says so itself: ``pytestmark = pytest.mark.thorough``.
     """
     kept: Counter[object] = Counter()
     lost = set()
@@ -61,7 +62,7 @@ def pytest_collection_modifyitems(config, items):
         tests = [item for item in items if item.get_closest_marker("slow") is None]
         lost |= {str(item.path) for item in tests}
         for item in tests:
-            if item.get_closest_marker("thorough") is None:
+            if item.get_closest_marker("thorough") is None or any(m.name == "thorough" for m in item.parent.own_markers):
                 lost -= {str(item.path), item.nodeid}
         if lost:
             raise pytest.UsageError(f"nothing of this is in the default run: {', '.join(sorted(lost))}")

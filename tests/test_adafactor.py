@@ -67,7 +67,7 @@ def assert_follows(optimizer: Any, model: nn.Module, twin: nn.Module, theirs: An
                 np.testing.assert_allclose(np.asarray(state[f"{kind}/{name}"]).reshape(value.shape), value, rtol=1e-4)
 
 
-@pytest.mark.quick(only=("4",))
+@pytest.mark.thorough
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_convolutions_are_matrices(accumulate: int) -> None:
     """A convolution's weight keeps one row and one column; it moves as PyTorch moves the same weight as a matrix."""

@@ -122,6 +122,7 @@ class Padded(Residual):
         return self.head(torch.relu(self.hidden(self.down(x + self.body(x)).mean((2, 3)))))
 
 
+@pytest.mark.thorough
 def test_a_module_that_would_predict_something_else_is_refused() -> None:
     torch.manual_seed(0)
     g = torch.Generator().manual_seed(0)
@@ -144,6 +145,7 @@ class Rectified(Residual):
 SEVERAL = {"body.*": (1, 2), "down": (1, 8), "hidden": (1, 3)}
 
 
+@pytest.mark.thorough
 def test_activations_of_several_bits(tmp_path: Any) -> None:
     torch.manual_seed(0)
     step = compiled(Rectified(), bits=SEVERAL)

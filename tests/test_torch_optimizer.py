@@ -139,6 +139,7 @@ def test_twenty_steps_are_those_of_pytorch(make: Any, options: dict[str, Any]) -
         np.testing.assert_allclose(step.predict(x), averaged.module(x).detach().numpy(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_schedule_works_on_the_optimizer_and_a_resumed_run_is_the_same(tmp_path: Any) -> None:
     """The scheduler of the PyTorch loop is kept as it is; nothing warns."""
     options = {"accumulate": 2, "clip_norm": 0.3, "ema": 0.9, "metrics": "grad_norm"}
@@ -181,6 +182,7 @@ def test_a_schedule_works_on_the_optimizer_and_a_resumed_run_is_the_same(tmp_pat
         assert np.array_equal(np.asarray(value), np.asarray(again.tensors()[name])), name
 
 
+@pytest.mark.thorough
 def test_a_step_of_our_own_optimizer_takes_a_schedule_and_flags_stand_for_groups() -> None:
     """``decay`` and ``no_decay`` are the groups of a PyTorch loop without its optimizer."""
     model = network()

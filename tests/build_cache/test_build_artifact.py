@@ -87,6 +87,7 @@ def test_the_same_again_is_copied(build: Callable[..., Build], cached: Path) -> 
     assert build("third.fqt").compiled is not None  # a damaged entry is none
 
 
+@pytest.mark.thorough
 def test_whatever_differs_compiles(build: Callable[..., Build]) -> None:
     first = build("first.fqt")
     other = build("other.fqt", scale="0.5")  # the text is the same: a file that it reads is not

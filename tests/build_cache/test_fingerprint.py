@@ -157,6 +157,7 @@ def test_parametrized_modules_have_a_digest() -> None:
     assert fingerprint(model(1.0)) != fingerprint(model(2.0))
 
 
+@pytest.mark.thorough
 def test_another_process_finds_the_same_digest() -> None:
     script = (
         "import torch; from torch import nn; from fqt_deploy.build_cache.fingerprint import fingerprint\n"

@@ -83,6 +83,7 @@ def test_the_artifact_itself_and_averages(trained: Any, tmp_path: Path) -> None:
     assert not np.array_equal(averages["1.weight"], session.state_dict()["1.weight"])
 
 
+@pytest.mark.thorough
 def test_onnx_predicts_as_the_session(trained: Any, tmp_path: Path) -> None:
     model, artifact, session = trained
     result = run(artifact, "--checkpoint", "--model", model, "-o", tmp_path / "w.onnx")

@@ -40,7 +40,7 @@ WIDTHS = [*zip(RECIPES, itertools.cycle([4, 1]), strict=False), (("scq+agp", "ne
 """Recipes with the bits of an activation: the default, of which every other one has signs instead."""
 
 
-@pytest.mark.quick(only=("scq+agp-nested-4",))
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("recipe", "activation_bits"), WIDTHS, ids=lambda value: "-".join(value) if isinstance(value, tuple) else None
 )
@@ -58,7 +58,7 @@ def test_every_recipe_agrees_with_pytorch_kernel_by_kernel(tmp_path, recipe, act
     assert ({"bitplane_weight_grad", "level_weight_grad"} & ops != set()) == (recipe != "none")
 
 
-@pytest.mark.quick
+@pytest.mark.thorough
 @pytest.mark.parametrize(("batch", "bits", "agp"), [(1, 4, "sampled"), (1, 8, "once"), (2, 8, "topk")])
 def test_fewer_samples_than_bits(tmp_path, batch, bits, agp):
     """One group is kept at least, and may be all there is."""
@@ -184,6 +184,7 @@ def test_unusual_layers_and_losses(tmp_path):
     assert {n for n in before if np.array_equal(before[n], after[n])} == {n for n in before if n.startswith("stem.")}
 
 
+@pytest.mark.thorough
 def test_passes_are_deterministic():
     from fqt_deploy.core.text import graph_text
 

@@ -24,6 +24,8 @@ from fqt_deploy.runtime.library import Library
 from fqt_deploy.settings import merge_settings, options_of
 from tools.examples import PACKAGES
 
+pytestmark = pytest.mark.thorough
+
 EXAMPLES = {path.stem: path for path in sorted((Path(__file__).parents[2] / "examples").glob("*.py"))}
 STEPS = 3
 BATCH = 4

@@ -278,6 +278,7 @@ def test_the_state_is_a_checkpoint_of_the_artifact(exported):
     assert artifact.seed == 7
 
 
+@pytest.mark.thorough
 def test_load_onnx_takes_the_step(exported, digits, tmp_path):
     """Steps, predictions and what is saved, as with the file that has the state inside."""
     ours = load_onnx(exported.step.step, infer=exported.step.prediction)

@@ -39,6 +39,7 @@ def difference(ours, theirs):
     return max(float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-6)) for a, b in pairs)
 
 
+@pytest.mark.thorough
 def test_fifty_steps_beside_the_compiled_step(exported, digits):
     """From equal state, each step has the same loss, and the same next state up to rounding.
 
@@ -146,6 +147,7 @@ def test_checkpoints_go_both_ways(exported, digits, tmp_path):
         assert second.step(x, y) == pytest.approx(first.step(x, y), rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_saved_file_goes_on(exported, digits, tmp_path):
     """``save`` writes an ONNX file whose initial values are those of now."""
     session = load_onnx(exported.train)

@@ -180,7 +180,7 @@ def test_popcounts_are_vector_instructions_and_tiles_stay_in_registers(tools_are
         assert loop.products * 3 > loop.total * 0.75  # xor, count, accumulate; little else
 
 
-@pytest.mark.quick(only=("aarch64",))
+@pytest.mark.thorough
 @foreign
 @pytest.mark.parametrize("target", ["rpi5", "aarch64"])
 def test_missing_tools_are_named(model_file, tmp_path, monkeypatch, target):

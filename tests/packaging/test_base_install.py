@@ -84,6 +84,7 @@ def test_the_base_package_needs_no_more_than_this(environment):
     assert size < LARGEST, f"{size / 1e6:.1f} MB"
 
 
+@pytest.mark.thorough
 def test_it_trains_with_the_same_bits(environment, digits_artifact, digits, tmp_path):
     session = fqt_deploy.load(digits_artifact)
     images, labels = digits
@@ -99,6 +100,7 @@ def test_it_trains_with_the_same_bits(environment, digits_artifact, digits, tmp_
     assert resumed.step(x[0], y[0]) == session.step(x[0], y[0])
 
 
+@pytest.mark.thorough
 def test_its_commands_train_and_say_what_they_lack(environment, digits_artifact, digits, tmp_path):
     images, labels = digits
     np.savez(tmp_path / "data.npz", x=images[:160].numpy(), y=labels[:160].numpy())

@@ -20,6 +20,9 @@ SIZES = {
     "small": {"words": 60, "tokens": 16, "width": 32, "layers": 1, "heads": 2},
     "base": {"words": 30522, "tokens": 128, "width": 768, "layers": 4, "heads": 12},
 }
+
+pytestmark = pytest.mark.thorough
+
 TRAIN = """
 import numpy as np
 class Array(ctypes.Structure):

@@ -377,6 +377,7 @@ for averaged in (0, 1, 0):
 """
 
 
+@pytest.mark.thorough
 def test_a_step_that_keeps_averages(c_api, loop_artifact, digits_artifact, digits, tmp_path):
     x, y = (tensor[:8].numpy() for tensor in digits)
     np.savez(tmp_path / "batch.npz", x=x, y=y)

@@ -144,6 +144,7 @@ def test_nothing_is_drawn_and_nothing_changes():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.thorough
 def test_it_is_said_once_for_several_shapes_of_batches():
     batches = [(torch.randn(n, 40), torch.zeros(n, dtype=torch.long)) for n in (8, 5)]
     source = model_source(between(nn.Sigmoid()), nn.functional.cross_entropy, batches)
@@ -152,6 +153,7 @@ def test_it_is_said_once_for_several_shapes_of_batches():
     assert [other.train.notes for other in lowered.others] == [()]
 
 
+@pytest.mark.thorough
 def test_a_verbose_compilation_says_it(capsys):
     example = (torch.randn(16, 40), torch.arange(16) % 4)
     fqt_deploy.compile(between(nn.Sigmoid()), example_inputs=example, verbose=True, **FEW_KERNELS, **SIGNS)

@@ -11,6 +11,7 @@ from tools.compare_eager import Comparison, Sign, compare, main
 from tools.examples import load_example
 
 
+@pytest.mark.thorough
 def test_the_digits_network_agrees(digits_source):
     found = compare(digits_source, activation_bits=1, activation_grid="sign")
     assert found.ok, found

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("kills", [1, 4])
 def test_nothing_is_lost(digits_artifact, c_api, kills):
     options = ["--kills", str(kills), "--artifact", digits_artifact, "--c-api", c_api]

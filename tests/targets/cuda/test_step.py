@@ -71,6 +71,7 @@ def test_graphs_give_the_same_bits_as_single_launches(digits_step, digits, monke
         np.testing.assert_array_equal(value, states[1][name])
 
 
+@pytest.mark.thorough
 def test_checkpoints_resume_bit_for_bit(digits_step, digits, tmp_path):
     session = fqt_deploy.load(digits_step[1])
     work = batches(digits, 4)
@@ -117,6 +118,7 @@ class OnDevice:
         return self.tensor.__dlpack_device__()
 
 
+@pytest.mark.thorough
 def test_tensors_on_the_device_are_used_where_they_are(digits_step, digits):
     work = batches(digits, 2)
     host, device = fqt_deploy.load(digits_step[1]), fqt_deploy.load(digits_step[1])
@@ -130,6 +132,7 @@ def test_tensors_on_the_device_are_used_where_they_are(digits_step, digits):
         device.step(OnDevice(device, work[0][0][:3]), work[0][1])
 
 
+@pytest.mark.thorough
 def test_batches_from_many_places_share_one_recording(digits_step, digits, monkeypatch):
     monkeypatch.setattr("fqt_deploy.runtime.cuda_library.GRAPHS", 2)
     host, device = fqt_deploy.load(digits_step[1]), fqt_deploy.load(digits_step[1])
@@ -140,6 +143,7 @@ def test_batches_from_many_places_share_one_recording(digits_step, digits, monke
     assert len(device._library._graphs) == 2
 
 
+@pytest.mark.thorough
 def test_a_tensor_that_begins_within_another_is_copied(digits_step, digits, monkeypatch):
     """Kernels read vectors; what is not aligned for them goes to the place of host arrays."""
     monkeypatch.setattr("fqt_deploy.runtime.cuda_library.ALIGNMENT", 1 << 62)

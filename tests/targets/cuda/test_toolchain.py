@@ -88,7 +88,7 @@ INSTRUCTIONS = {
 }
 
 
-@pytest.mark.quick
+@pytest.mark.thorough
 @pytest.mark.parametrize(("architecture", "form"), INSTRUCTIONS, ids=str)
 def test_products_of_real_size_keep_to_registers(emulated_target, tmp_path, architecture, form):
     """The largest tile of each product, as in VGG16 with a batch of 64."""

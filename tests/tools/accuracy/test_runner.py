@@ -28,7 +28,7 @@ def command(work, phase="pretrain", *more):
     return [phase, *common, "--results", str(work / "results.jsonl"), "--work", str(work), *more]
 
 
-@pytest.mark.quick
+@pytest.mark.thorough
 @pytest.mark.parametrize(("row", "kind"), [("none", Session), ("torch-fp32", TorchSession)])
 def test_a_killed_run_goes_on_and_gives_the_same_numbers(row, kind, work, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FQT_NUM_THREADS", "1")
@@ -86,6 +86,7 @@ def test_the_row_whose_weights_to_start_from_can_be_named(work, capsys):
     assert "no pretraining of digits on digits by torch-bf16" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_grid_is_as_wide_as_the_activations_of_the_weights_that_training_starts_from(tmp_path, monkeypatch):
     network, generator = NETWORKS["digits"], np.random.default_rng(0)
     x, y = generator.standard_normal((8, *network.image), dtype=np.float32), generator.integers(0, 5, 8)
