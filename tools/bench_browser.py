@@ -58,8 +58,8 @@ def native(path: Path, threads: int, steps: int, x: Array, y: Array) -> Turn:
     return Turn(loaded, seconds[_WARM:], losses)
 
 
-def browser(path: Path, threads: int, steps: int, batches: Path) -> Turn:
-    """A turn of Chromium, on the arrays in the folder ``batches``.
+def browser(path: Path, provider: str, threads: int, steps: int, batches: Path) -> Turn:
+    """A turn of Chromium, on the arrays in the folder ``batches``, with an execution provider of ONNX Runtime.
 
     Raises:
         FqtError: FQT509 if Node, Chromium or the npm packages are missing.
@@ -71,14 +71,14 @@ def browser(path: Path, threads: int, steps: int, batches: Path) -> Turn:
             "Node, Chromium or npm packages are missing", code="FQT509", hint="apt install chromium nodejs; make js-env"
         )
     name = path.name.removesuffix(".step.onnx")
-    given = (chromium, path.parent.absolute(), name, batches, threads, _WARM + steps)
+    given = (chromium, path.parent.absolute(), name, batches, provider, threads, _WARM + steps)
     command = [node, _PACKAGE / "bench" / "browser.mjs", *given]
     shown = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=True).stdout
     found = json.loads(shown)
     return Turn(found["loaded"] / 1e3, [each / 1e3 for each in found["milliseconds"][_WARM:]], found["losses"])
 
 
-def compare(path: Path, threads: int, steps: int, turns: int) -> dict[str, float | str]:
+def compare(path: Path, provider: str, threads: int, steps: int, turns: int) -> dict[str, float | str]:
     """The medians of both, which take turns; each is printed as it ends."""
     x, y = synthetic(open_session(path, threads, None))
     found: dict[str, list[Turn]] = {"native": [], "browser": []}
@@ -87,11 +87,11 @@ def compare(path: Path, threads: int, steps: int, turns: int) -> dict[str, float
             (Path(folder) / f"{name}.bin").write_bytes(array.tobytes())
         for _ in range(turns):
             found["native"].append(native(path, threads, steps, x, y))
-            found["browser"].append(browser(path, threads, steps, Path(folder)))
+            found["browser"].append(browser(path, provider, threads, steps, Path(folder)))
             for name, each in found.items():
                 turn = each[-1]
                 print(f"{name}: loaded in {turn.load:.2f} s, median step {1e3 * statistics.median(turn.steps):.1f} ms")
-    result: dict[str, float | str] = {"model": path.name, "batch": len(x) // 2, "threads": threads}
+    result: dict[str, float | str] = {"model": path.name, "provider": provider, "batch": len(x) // 2, "threads": threads}
     for name, each in found.items():
         result[f"{name}_load_s"] = round(statistics.median(turn.load for turn in each), 2)
         result[f"{name}_ms"] = round(1e3 * statistics.median(second for turn in each for second in turn.steps), 1)
@@ -104,12 +104,18 @@ def main() -> int:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("stem", type=Path, help="path of the files without their endings")
+    parser.add_argument(
+        "--provider",
+        choices=("wasm", "webgpu", "webnn"),
+        default="wasm",
+        help="what computes in the browser; webgpu and webnn on the processor, too (default: %(default)s)",
+    )
     parser.add_argument("--threads", type=int, default=1, help="of each side (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each turn (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=3, help="of each side (default: %(default)s)")
     arguments = parser.parse_args()
     path = arguments.stem.with_name(arguments.stem.name + ".step.onnx")
-    print(json.dumps(compare(step_files(path).step, arguments.threads, arguments.steps, arguments.turns)))
+    print(json.dumps(compare(step_files(path).step, arguments.provider, arguments.threads, arguments.steps, arguments.turns)))
     return 0
 
 

@@ -26,7 +26,7 @@ export async function load(ort, files, options = {}) {
   const settings = { ...defaultsFor(ort, options), ...options };
   const train = await opened(ort, step, settings, nameOf(files.step));
   const prediction = predict && (await opened(ort, predict, settings, nameOf(files.predict)));
-  const trainer = new Trainer(ort, manifest, train, prediction);
+  const trainer = new Trainer(ort, manifest, train, prediction, adviceFor(settings));
   await trainer.loadCheckpoint(state);
   return trainer;
 }
@@ -45,13 +45,15 @@ export class Trainer extends EventTarget {
   #lr = [];
   #logits = null;
   #busy = false;
+  #advice;
 
   /** Not for callers: `load` makes trainers. */
-  constructor(ort, manifest, train, prediction) {
+  constructor(ort, manifest, train, prediction, advice) {
     super();
     this.#ort = ort;
     this.#train = train;
     this.#prediction = prediction;
+    this.#advice = advice;
     /** What the compiler says about the model. */
     this.manifest = manifest;
   }
@@ -271,7 +273,7 @@ export class Trainer extends EventTarget {
       const names = session.inputNames; // a step does without the state that only a prediction needs
       return await session.run(Object.fromEntries(names.map((name) => [name, feeds[name]])));
     } catch (error) {
-      throw new FqtError(`ONNX Runtime failed: ${error.message ?? error}`, "FQT502");
+      throw new FqtError(`ONNX Runtime failed: ${error.message ?? error}`, "FQT502", this.#advice);
     }
   }
 }
@@ -332,8 +334,14 @@ async function opened(ort, content, options, name) {
   try {
     return await ort.InferenceSession.create(content, options);
   } catch (error) {
-    throw new FqtError(`ONNX Runtime cannot load ${name}: ${error.message ?? error}`, "FQT502");
+    throw new FqtError(`ONNX Runtime cannot load ${name}: ${error.message ?? error}`, "FQT502", adviceFor(options));
   }
+}
+
+/** What to do when ONNX Runtime fails: of its execution providers, WebGPU and WebNN do not run a step. */
+function adviceFor({ executionProviders = [] }) {
+  const other = executionProviders.map((each) => each.name ?? each).find((name) => ["webgpu", "webnn"].includes(name));
+  return other && `${other} does not run every op of a step: load with executionProviders: ["wasm"]`;
 }
 
 /** The numbers below `count` in random order. */

@@ -6,6 +6,8 @@ import { fileURLToPath } from "node:url";
 
 const PACKAGE = fileURLToPath(new URL("..", import.meta.url));
 const TYPES = { ".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm" };
+const NO_GPU = ["--disable-gpu"];
+const SOFTWARE_GPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=WebMachineLearningNeuralNetwork"];
 const ISOLATION = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp" };
 
 /**
@@ -14,9 +16,10 @@ const ISOLATION = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-E
  * @param {string} chromium path of the program
  * @param {Record<string, string>} folders what is served besides this package, by the beginning of its path
  * @param {(page: object) => Promise<any>} action gets puppeteer's page; `page.origin` is the address of the server
- * @param {{ isolated?: boolean }} [options] `isolated`: the page is cross-origin isolated, so that WebAssembly may have threads
+ * @param {{ isolated?: boolean, gpu?: boolean }} [options] `isolated`: the page is cross-origin isolated, so that WebAssembly may
+ *     have threads; `gpu`: it has WebGPU, which SwiftShader computes on the processor, and WebNN where the platform has it
  */
-export async function withPage(chromium, folders, action, { isolated = false } = {}) {
+export async function withPage(chromium, folders, action, { isolated = false, gpu = false } = {}) {
   const headers = isolated ? ISOLATION : {};
   const server = createServer((request, response) => serve(folders, headers, request, response)).listen(0, "127.0.0.1");
   await new Promise((resolve) => server.once("listening", resolve));
@@ -24,7 +27,7 @@ export async function withPage(chromium, folders, action, { isolated = false } =
     return await withBrowser(chromium, async (page) => {
       page.origin = `http://127.0.0.1:${server.address().port}`;
       return action(page);
-    });
+    }, gpu);
   } finally {
     server.close();
     server.closeAllConnections();
@@ -32,9 +35,9 @@ export async function withPage(chromium, folders, action, { isolated = false } =
 }
 
 /** What `action` returns for a new page in Chromium; an error there, or on the console, is one here. */
-export async function withBrowser(chromium, action) {
+export async function withBrowser(chromium, action, gpu = false) {
   const { default: puppeteer } = await import("puppeteer-core");
-  const browser = await puppeteer.launch({ executablePath: chromium, args: ["--no-sandbox", "--disable-gpu"], timeout: 60_000 });
+  const browser = await puppeteer.launch({ executablePath: chromium, args: ["--no-sandbox", ...(gpu ? SOFTWARE_GPU : NO_GPU)], timeout: 60_000 });
   try {
     const page = await browser.newPage();
     const said = [];

@@ -112,6 +112,17 @@ test("files that do not fit are refused", async () => {
   await fails("FQT501", async () => (await load(ort, { step, state })).predict(batch()[0]));
 });
 
+test("a provider that does not run steps is named", async () => {
+  const create = async () => {
+    throw new Error("no");
+  };
+  const browser = { ...ort, env: { versions: { web: "1" } }, InferenceSession: { create } };
+  const told = (options) => load(browser, { step, state }, options).catch((error) => error.message);
+  assert.match(await told({ executionProviders: ["webgpu"] }), /: no; webgpu does not run .*\["wasm"\]/);
+  assert.match(await told({ executionProviders: [{ name: "webnn" }, "wasm"] }), /; webnn does not run/);
+  assert.match(await told({}), /: no$/);
+});
+
 test("damaged checkpoints are refused, and change nothing", async () => {
   const trainer = await fresh();
   const content = await trainer.saveCheckpoint();
