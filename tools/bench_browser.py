@@ -91,7 +91,8 @@ def compare(path: Path, provider: str, threads: int, steps: int, turns: int) -> 
             for name, each in found.items():
                 turn = each[-1]
                 print(f"{name}: loaded in {turn.load:.2f} s, median step {1e3 * statistics.median(turn.steps):.1f} ms")
-    result: dict[str, float | str] = {"model": path.name, "provider": provider, "batch": len(x) // 2, "threads": threads}
+    result: dict[str, float | str] = {"model": path.name, "provider": provider}
+    result |= {"batch": len(x) // 2, "threads": threads}
     for name, each in found.items():
         result[f"{name}_load_s"] = round(statistics.median(turn.load for turn in each), 2)
         result[f"{name}_ms"] = round(1e3 * statistics.median(second for turn in each for second in turn.steps), 1)
@@ -115,7 +116,8 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=3, help="of each side (default: %(default)s)")
     arguments = parser.parse_args()
     path = arguments.stem.with_name(arguments.stem.name + ".step.onnx")
-    print(json.dumps(compare(step_files(path).step, arguments.provider, arguments.threads, arguments.steps, arguments.turns)))
+    settings = (arguments.provider, arguments.threads, arguments.steps, arguments.turns)
+    print(json.dumps(compare(step_files(path).step, *settings)))
     return 0
 
 
