@@ -205,7 +205,7 @@ class _Grouping:
             else:
                 self._shorten(node)
                 self.expressions[node] = self._expression(node)
-                if self._worth_writing(node):
+                if node.target is not aten.view.default and self._worth_writing(node):  # a view is what it views
                     self.materialized.add(node)
 
     def kernel(self, root: fx.Node) -> Kernel:

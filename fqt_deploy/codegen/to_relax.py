@@ -16,10 +16,11 @@ import tvm
 from torch import fx
 from tvm import relax, tirx
 
-from fqt_deploy.codegen.buffers import Buffer, buffer_lifetimes, buffer_of, buffers_of
+from fqt_deploy.codegen.buffer_lifetimes import buffer_lifetimes
 from fqt_deploy.codegen.kernel_function import definition_of, kernel_function, kernel_key, kernel_op_name
 from fqt_deploy.codegen.kernel_grouping import Kernel, View, group_kernels, kind_of, overwritten
 from fqt_deploy.codegen.memory_plan import Lifetime, MemoryPlan, plan_memory
+from fqt_deploy.core.buffer import Buffer, buffer_of, buffers_of
 from fqt_deploy.core.call import call_of
 from fqt_deploy.core.diagnostics import SourceLocation
 from fqt_deploy.core.graph import TrainingGraph, shape

@@ -15,8 +15,9 @@ from fqt_deploy.codegen.build import build_library
 from fqt_deploy.codegen.to_relax import to_relax
 from fqt_deploy.compiler.compile_model import LoweredModel
 from fqt_deploy.compiler.onnx_kernels import onnx_kernels
+from fqt_deploy.core.buffer import buffers_of
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.export.kernel_calls import KernelCall, results_of
+from fqt_deploy.export.kernel_calls import KernelCall
 from fqt_deploy.ops.lib.onnx_body import CHECK
 from fqt_deploy.packaging.runtime_libraries import runtime_libraries
 from fqt_deploy.targets.base import Target
@@ -73,8 +74,8 @@ def _line(call: KernelCall) -> str:
     """The line of a call's function in ``kernels.txt``."""
     group = call.group
     written = [
-        f"{value.dtype}:{_extents(tensor.shape)}:{_extents(value.shape)}"
-        for value, tensor in zip(call.results, results_of(group.root), strict=True)
+        f"{value.dtype}:{_extents(buffer.value.shape)}:{_extents(value.shape)}"
+        for value, buffer in zip(call.results, buffers_of(group.root), strict=True)
     ]
     return " ".join(
         [

@@ -6,21 +6,16 @@ A view is no call: kernels read and write each value in the one shape that the f
 from __future__ import annotations
 
 import hashlib
-import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
-from fqt_deploy.core.call import call_of, source_of
-from fqt_deploy.core.graph import VIEWS, TrainingGraph
+from fqt_deploy.core.buffer import Buffer, buffer_of, buffers_of
+from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.onnx_names import NEXT
 from fqt_deploy.export.graph_writer import label_of, operand_of
 from fqt_deploy.ops.lib.onnx_body import OnnxValue
-
-Place = tuple[fx.Node, int]
-"""What is computed, or an input of the graph, and the number of the result."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +62,15 @@ class KernelCalls:
 
     Attributes:
         calls: one for each kernel.
-        values: the inputs of the graph and the results of the calls, by the nodes that compute them.
-        roots: the nodes whose results calls write.
+        values: the inputs of the graph and the results of the calls, by their buffer.
     """
 
     calls: tuple[KernelCall, ...]
-    values: Mapping[Place, OnnxValue]
-    roots: frozenset[fx.Node]
+    values: Mapping[Buffer, OnnxValue]
 
     def value(self, node: fx.Node) -> OnnxValue:
         """What ``node``, perhaps a view or one of several results, lies in."""
-        return self.values[_place(node, self.roots)]
+        return self.values[buffer_of(node)]
 
     @property
     def digest(self) -> str:
@@ -87,53 +80,39 @@ class KernelCalls:
 
 def kernel_calls(graph: TrainingGraph, groups: Sequence[Group]) -> KernelCalls:
     """What the kernels ``groups`` of ``graph`` read and write in an ONNX file."""
-    roots = frozenset(group.root for group in groups)
-    outputs = _outputs(graph, roots)
+    outputs = _outputs(graph)
     placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
-    values: dict[Place, OnnxValue] = {
-        (node, 0): operand_of(label, node.meta["val"]) for label, node in zip(graph.inputs, placeholders, strict=True)
+    values: dict[Buffer, OnnxValue] = {
+        Buffer(node): operand_of(label, node.meta["val"])
+        for label, node in zip(graph.inputs, placeholders, strict=True)
     }
     calls = []
     for group in groups:
-        read = [_place(leaf, roots) for leaf in group.leaves]
-        places = list(dict.fromkeys(read))
-        operands = tuple(values[place] for place in places)
-        positions = tuple(places.index(place) for place in read)
-        results = tuple(_result(group.root, i, value, outputs) for i, value in enumerate(results_of(group.root)))
-        values |= {(group.root, i): result for i, result in enumerate(results)}
+        read = [buffer_of(leaf) for leaf in group.leaves]
+        buffers = list(dict.fromkeys(read))
+        operands = tuple(values[buffer] for buffer in buffers)
+        positions = tuple(buffers.index(buffer) for buffer in read)
+        written = {buffer: outputs.get(buffer) or _value(buffer) for buffer in buffers_of(group.root)}
+        values |= written
+        results = tuple(written.values())
         calls.append(KernelCall(group, operands, positions, results, _name(group, operands, positions, results)))
-    return KernelCalls(tuple(calls), values, roots)
+    return KernelCalls(tuple(calls), values)
 
 
-def _place(node: fx.Node, roots: Collection[fx.Node]) -> Place:
-    """The place that ``node`` lies in, where kernels write ``roots``."""
-    while node.target in VIEWS and node not in roots:
-        node = source_of(node)
-    if node.target is operator.getitem:
-        item = call_of(node)
-        return item.source, item.index
-    return node, 0
-
-
-def results_of(root: fx.Node) -> list[torch.Tensor]:
-    """Fake tensors of the results of ``root``."""
-    value = root.meta["val"]
-    return list(value) if isinstance(value, (tuple, list)) else [value]
-
-
-def _outputs(graph: TrainingGraph, roots: Collection[fx.Node]) -> dict[Place, OnnxValue]:
+def _outputs(graph: TrainingGraph) -> dict[Buffer, OnnxValue]:
     """Results that are outputs of the graph, with the name and the shape of the first that each is."""
-    found: dict[Place, OnnxValue] = {}
+    found: dict[Buffer, OnnxValue] = {}
     for label, node in graph.results().items():
         name = label + NEXT if label in graph.inputs else label
-        found.setdefault(_place(node, roots), operand_of(name, node.meta["val"]))
+        found.setdefault(buffer_of(node), operand_of(name, node.meta["val"]))
     return found
 
 
-def _result(root: fx.Node, index: int, value: torch.Tensor, outputs: Mapping[Place, OnnxValue]) -> OnnxValue:
-    several = isinstance(root.meta["val"], (tuple, list))
-    name = f"{label_of(root)}:{index}" if several else label_of(root)
-    return outputs.get((root, index)) or operand_of(name, value)
+def _value(buffer: Buffer) -> OnnxValue:
+    """A result that is no output, named after its call."""
+    several = len(buffers_of(buffer.root)) > 1
+    name = f"{label_of(buffer.root)}:{buffer.index}" if several else label_of(buffer.root)
+    return operand_of(name, buffer.value)
 
 
 def _name(

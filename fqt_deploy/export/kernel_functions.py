@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, FunctionProto, helper, numpy_helper
 from torch import fx
 
+from fqt_deploy.core.buffer import buffers_of
 from fqt_deploy.core.call import call_of
 from fqt_deploy.export.call_writer import CallWriter
 from fqt_deploy.export.graph_writer import GraphWriter, operand_of
-from fqt_deploy.export.kernel_calls import KernelCall, KernelCalls, results_of
+from fqt_deploy.export.kernel_calls import KernelCall, KernelCalls
 from fqt_deploy.ops.lib.onnx_body import CHECK, DOMAIN, KERNELS, OPSET, OnnxValue, Reference, make_node
 from fqt_deploy.ops.op import op_of
 
@@ -57,7 +58,9 @@ class KernelWriter:
         node passes on the smallest input that a kernel reads, so that no runtime drops it.
         """
         read = {value for call in kernels.calls for value in call.operands}
-        inputs = [value for (node, _), value in kernels.values.items() if node.op == "placeholder" and value in read]
+        inputs = [
+            value for buffer, value in kernels.values.items() if buffer.root.op == "placeholder" and value in read
+        ]
         if not inputs:  # what is all views, or constant, has nothing to replace
             return
         value = min(inputs, key=lambda value: math.prod(value.shape))
@@ -109,7 +112,7 @@ class KernelWriter:
             writer.begin_unnamed(label)
             body.write(member, [label])
         outputs = [f"result_{i}" if len(call.results) > 1 else "result" for i in range(len(call.results))]
-        computed = [operand_of(name, value) for name, value in zip(outputs, results_of(group.root), strict=True)]
+        computed = [operand_of(name, b.value) for name, b in zip(outputs, buffers_of(group.root), strict=True)]
         written = [
             value if value.shape == result.shape else OnnxValue(f"{value.name}_in_its_shape", value.dtype, value.shape)
             for value, result in zip(computed, call.results, strict=True)

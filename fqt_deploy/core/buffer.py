@@ -1,4 +1,4 @@
-"""The arrays that kernels write, and how long each is needed."""
+"""The arrays that kernels write: where each value of a lowered graph lies."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from fqt_deploy.codegen.kernel_grouping import Kernel, View
-from fqt_deploy.codegen.memory_plan import Lifetime
 from fqt_deploy.core.call import call_of
 from fqt_deploy.core.graph import behind_views
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -49,21 +45,3 @@ def buffers_of(root: fx.Node) -> list[Buffer]:
     """All results of the kernel rooted in ``root``."""
     values = root.meta["val"]
     return [Buffer(root, i) for i in range(len(values) if isinstance(values, (tuple, list)) else 1)]
-
-
-def buffer_lifetimes(steps: list[Kernel | View], written: dict[fx.Node, list[fx.Node]]) -> dict[Buffer, Lifetime]:
-    """Lifetime of every kernel result, in steps; ``written`` are the roots whose results replace state."""
-    first: dict[Buffer, int] = {}
-    last: dict[Buffer, int] = {}
-    for position, step in enumerate(steps):
-        if isinstance(step, View):
-            last[buffer_of(step.source)] = position
-            continue
-        for leaf in step.leaves:
-            last[buffer_of(leaf)] = position
-        if step.root not in written:
-            first |= dict.fromkeys(buffers_of(step.root), position)
-    return {
-        buffer: Lifetime(buffer.value.numel() * buffer.value.element_size(), begin, last.get(buffer, begin))
-        for buffer, begin in first.items()
-    }
