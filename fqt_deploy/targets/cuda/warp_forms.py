@@ -6,6 +6,7 @@ accumulators of ``m16n8`` lie. A thread reads the same words for each of them; w
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -27,7 +28,7 @@ TILES: dict[int, tuple[Tile, ...]] = {
 """Number of planes -> tiles: a warp's fragments are a multiple of the planes; two stages fit 48 KiB."""
 
 
-class WarpForm:
+class WarpForm(ABC):
     """The form that the instructions of one warp have in common."""
 
     tiles: ClassVar[Mapping[int, tuple[Tile, ...]]] = TILES
@@ -41,9 +42,11 @@ class WarpForm:
 
     def publish(self) -> Any:
         """Nothing to do: the barrier alone makes copies visible to the instructions of a warp."""
+        return None
 
     def complete(self) -> Any:
         """Nothing to do: the instructions of a warp are complete when they return."""
+        return None
 
     def first_row(self, tile: Tile, planes: int, down: Any, group: int) -> Any:
         """The first row of a group of fragments; a warp's rows are contiguous."""
@@ -82,17 +85,25 @@ class WarpForm:
 
         return sequence(*(eight(word) for word in range(0, WORDS, 8)))
 
+    @abstractmethod
     def fragments(self, tile: Tile, planes: int, left: tirx.Buffer, right: tirx.Buffer, counts: tirx.Buffer) -> Any:
-        """Every pair of fragments in registers."""
+        """Add the products of all fragments in registers to the counts."""
+
+
+class PairForm(WarpForm):
+    """The form of instructions that multiply one pair of fragments as they lie in registers."""
+
+    def fragments(self, tile: Tile, planes: int, left: tirx.Buffer, right: tirx.Buffer, counts: tirx.Buffer) -> Any:
+        """Add the product of every pair of fragments to the counts."""
         pairs = ((i, j) for i in range(tile.fragments_down) for j in range(tile.fragments_across))
         return sequence(*(self.pair(left, i, right, j, counts) for i, j in pairs))
 
+    @abstractmethod
     def pair(self, left: tirx.Buffer, i: int, right: tirx.Buffer, j: int, counts: tirx.Buffer) -> Any:
         """Add the product of one pair of fragments to the counts."""
-        raise NotImplementedError
 
 
-class AndForm(WarpForm):
+class AndForm(PairForm):
     """AND and popcount, from sm_80 to sm_90a: one instruction a pair."""
 
     def pair(self, left: tirx.Buffer, i: int, right: tirx.Buffer, j: int, counts: tirx.Buffer) -> Any:
@@ -103,7 +114,7 @@ class AndForm(WarpForm):
         return tirx.Evaluate(call(*sums, *operands, *sums))
 
 
-class XorForm(WarpForm):
+class XorForm(PairForm):
     """XOR and popcount on sm_75: four instructions of 8 rows and four words; no asynchronous copies there."""
 
     asynchronous = False
