@@ -31,8 +31,8 @@ PASS_CONFIG = {"tirx.disable_assert": True, "tirx.disable_cse_tir": True}
 """TVM's settings for kernels.
 
 They trust their arguments: sessions check what is given to the step, whose every call is typed. Checks in all kernels
-would be three quarters of the library, and half of the time that LLVM takes. Common subexpressions are left to LLVM,
-which finds them anyway.
+would be three quarters of the library, and half of the time that LLVM takes. Common subexpressions are left to LLVM
+and nvcc, which find them anyway.
 """
 
 
