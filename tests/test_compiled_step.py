@@ -198,6 +198,7 @@ def test_the_module_of_a_step_with_one_bit_of_a_fitted_grid_predicts_what_the_st
         torch.testing.assert_close(torch.from_numpy(step.predict(x)), step.to_torch()(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_an_artifact_that_does_not_say_its_grids_has_no_module() -> None:
     torch.manual_seed(0)
     step = compiled(Rectified(), bits=SEVERAL)

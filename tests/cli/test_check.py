@@ -74,6 +74,7 @@ def test_json_is_all_that_is_printed(model_file, capfd):
     assert found["errors"][-1]["source"] == "model.py:20"
 
 
+@pytest.mark.thorough
 def test_quiet_prints_errors_alone(model_file):
     assert run(EXAMPLES / "digits_cnn.py", "--check", "--batch", 8, "--quiet").output == ""
     errors = run(model_file(MODEL), "--check", "-q").output

@@ -102,6 +102,7 @@ def test_help_lists_passes_ops_and_targets():
     assert run(compile_command, "--list-targets").output.split() == ["cpu", "aarch64", "rpi5", "cuda"]
 
 
+@pytest.mark.thorough
 def test_dumped_ir_shows_every_pass(model_file, tmp_path):
     result = run(compile_command, model_file(MODEL), "-o", tmp_path / "m", "--dump-ir", tmp_path / "ir")
     assert result.exit_code == 0, result.output

@@ -131,7 +131,8 @@ def test_only_a_checkpoint_is_overwritten(digits_artifact, data, tmp_path, conte
 def test_standard_streams_may_be_closed(digits_artifact, data, tmp_path, closed):
     checkpoint = tmp_path / "checkpoint"
     program = Path(sys.executable).with_name("fqt-train")
-    command = f"{program} {digits_artifact} --data {data} --eval-data {data} --checkpoint {checkpoint} {closed}"
+    files = f"--data {data} --eval-data {data} --checkpoint {checkpoint} --best {tmp_path / 'best'}"
+    command = f"{program} {digits_artifact} {files} {closed}"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, timeout=60, check=False)
     if "|" not in closed:
         assert done.returncode == 0, done.stderr

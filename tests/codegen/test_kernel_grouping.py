@@ -213,6 +213,7 @@ def test_calls_that_differ_in_a_number_share_their_kernel(steps):
     assert len({kernel_key(kernel) for kernel in alone if not kernel.members}) == len(shapes)
 
 
+@pytest.mark.thorough
 def test_steps_of_a_loop_share_their_kernels():
     """More steps are more slices of the sequences, which are copied, and no other kernels but sums over all steps."""
     others, slices = {}, {}

@@ -54,7 +54,7 @@ def three_axes():
     ), torch.randn(4, 2, 3, 4, 5)
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("make", [grouped, transposed, one_axis, three_axes])
 def test_convolutions_train_as_in_pytorch(make):

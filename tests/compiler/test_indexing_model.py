@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 import fqt_deploy
 
+pytestmark = pytest.mark.thorough
+
 
 class Indexing(nn.Module):
     """An embedding, a table of relative positions, a resized map, a normalized sum."""

@@ -6,6 +6,8 @@ from torch import nn
 
 from tests.compiler.test_convolutions import Branches, assert_trains_as_in_pytorch
 
+pytestmark = pytest.mark.thorough
+
 
 def branch(kind, pool, out=4):
     return nn.Sequential(kind(2, out, 3, padding=1), pool)

@@ -55,6 +55,7 @@ class TwoInputs(nn.Module):
         return self.box(x), {"classes": self.head(x)}
 
 
+@pytest.mark.thorough
 def test_inputs_by_position_outputs_nested_and_several_targets():
     torch.manual_seed(0)
     model = TwoInputs()

@@ -119,6 +119,7 @@ def test_its_commands_train_and_say_what_they_lack(environment, digits_artifact,
     assert run(environment / "python", "-c", program).strip() == "FQT303"
 
 
+@pytest.mark.thorough
 def test_its_profile_is_shown_where_more_is_installed(environment, digits_artifact, tmp_path):
     """As a device without PyTorch and the PC: the one measures and writes a file, the other draws and compares."""
     saved = tmp_path / "device.json"

@@ -45,6 +45,7 @@ def test_layers_without_batch_normalization_behind_them_are_scaled(behind, scale
     assert changed(Layers(*behind, bias=bias)) == ({"body.weight"} if scaled else set())
 
 
+@pytest.mark.thorough
 def test_signs_and_layers_in_fp32_and_shared_weights_stay():
     assert changed(Layers(), activation_bits=1, activation_grid="sign") == set()
     assert changed(Layers(), exclude=("*",)) == set()

@@ -25,7 +25,7 @@ MEMBERS = {"notes.json",
 
 @pytest.fixture
 def artifact(digits_artifact, tmp_path):
-    shutil.copytree(digits_artifact, tmp_path / "digits.fqt", ignore=shutil.ignore_patterns("best.safetensors"))
+    shutil.copytree(digits_artifact, tmp_path / "digits.fqt")
     return tmp_path / "digits.fqt"
 
 

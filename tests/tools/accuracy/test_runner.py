@@ -59,6 +59,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_numbers(row, kind, work, tmp_pa
     assert resumed == dataclasses.replace(whole, seconds=resumed.seconds)
 
 
+@pytest.mark.thorough
 def test_what_is_done_is_not_done_again_and_transfer_starts_from_the_pretrained_body(work, monkeypatch):
     assert main(command(work)) == 0
     monkeypatch.setattr(Session, "step", None)  # a step would fail
