@@ -137,8 +137,6 @@ def open_session(
     if row not in TORCH_ROWS:
         chosen = ROWS[row] | settings | ({"target": target} if target != "cpu" else {})
         return fqt_deploy.load(artifact_of(network, classes, batch, chosen, artifacts, calibration))
-    if target != "cpu":
-        raise FqtError(f"row {row} trains in PyTorch on the CPU, not on {target}", code="FQT202")
     from tools.accuracy.torch_session import TorchSession
 
     binarized = binarized_layers(network, classes, batch, artifacts) if TORCH_ROWS[row]["binarized"] else []

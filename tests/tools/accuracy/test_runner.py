@@ -11,7 +11,7 @@ from fqt_deploy.settings import options_of
 from tools.accuracy import artifacts, runner
 from tools.accuracy.__main__ import main
 from tools.accuracy.artifacts import artifact_of
-from tools.accuracy.job import read_records
+from tools.accuracy.job import append_record, read_records
 from tools.accuracy.networks import NETWORKS, Calibration, initial_state, model_source
 from tools.accuracy.rows import ROWS
 from tools.accuracy.runner import find_weights, run_job, weights_path
@@ -124,13 +124,16 @@ def test_a_job_in_other_hands_is_left_alone(work, job):
     ("change", "message"),
     [
         (["--lrs", "tuned", "--rows", "psq-8"], "no run of digits transfer psq-8 with adam"),
+        (["--rows", "torch-fp32"], "holds no pretraining of digits on digits by torch-fp32"),
         (["--data", "/nowhere"], "no data at /nowhere"),
         (["--network", "vgg6"], "vgg6 takes 3 channels"),
         (["--rows", "torch-1bit", "--target", "cuda"], "row torch-1bit trains in PyTorch on the CPU, not on cuda"),
     ],
 )
-def test_mistakes_are_one_message(work, change, message, capsys):
-    assert main(command(work, "transfer", *change)) == 1
+def test_mistakes_are_one_message(change, message, record, tmp_path, capsys):
+    pretrained = dataclasses.replace(record(phase="pretrain", pretrained=None), weights="abc")
+    append_record(tmp_path / "results.jsonl", pretrained)
+    assert main(command(tmp_path, "transfer", *change)) == 1
     assert message in capsys.readouterr().err
 
 
