@@ -21,14 +21,16 @@ GEOMETRIES = (
     (3, 12, 12, 16, 72, 1, 1),  # vectors of eight channels
     (2, 9, 8, 88, 24, 3, 2),  # the same with a stride
     (2, 8, 8, 3, 12, 3, 2),  # vectors of four channels
+    (2, 9, 8, 16, 24, 3, 1, 0),  # rows without a border
+    (3, 8, 9, 3, 16, 3, 2, 0),  # the same with a stride, and an accumulator for every tap
 )
-"""N, H, W, I, O, kernel, stride."""
+"""N, H, W, I, O, kernel, stride; the padding, where it is not half the kernel."""
 
 
 def sample(name, geometry):
     """Arguments of op ``name``."""
-    n, h, w, i, o, kernel, stride = geometry
-    padding = kernel // 2
+    n, h, w, i, o, kernel, stride, *padded = geometry
+    padding = padded[0] if padded else kernel // 2
     oh, ow = ((extent + 2 * padding - kernel) // stride + 1 for extent in (h, w))
     r = torch.Generator().manual_seed(0)
     x, weight = torch.randn(n, h, w, i, generator=r), torch.randn(o, i, kernel, kernel, generator=r)
@@ -48,6 +50,13 @@ def product(name, geometry):
     function = target.schedule(op_function(name, arguments))
     module = tvm.compile(tvm.IRModule({"main": function}), target.tvm_target)
     return arguments, module["main"], FQT_OPS[name](*arguments).reference()
+
+
+@pytest.mark.parametrize(("padding", "copies"), [(0, 0), (1, 1)])
+def test_an_image_is_copied_only_into_a_border(padding, copies):
+    function = op_function("conv2d", sample("conv2d", (2, 9, 8, 16, 24, 3, 1, padding)))
+    scheduled = make_target("cpu").schedule(function)
+    assert scheduled.script().count("rows = T.sblock_alloc_buffer") == copies
 
 
 @pytest.mark.parametrize("channels", [72, 24, 12])

@@ -71,7 +71,8 @@ class Reduction(AtenOp):
         """One loop nest or two.
 
         A reduction over a leading axis together with inner ones runs first within each index of axis 0, then over
-        axis 0: partial results belong to indices, never to threads.
+        axis 0: partial results belong to indices, never to threads. Where the inner ones have one element each, it
+        would be a copy.
         """
         x, dtype = self.x, dtype_name(result.dtype)
         form = self.form if dtype == "float32" or self.form.key is None else replace(self.form, key=None, finish=None)
@@ -85,7 +86,7 @@ class Reduction(AtenOp):
             value = value if dtype_of(value) == dtype else value.astype(dtype)
             return value if form.key is None else form.key(value)
 
-        if axes[:1] == [0] and len(axes) > 1 and size[0] > 1 and kept:
+        if axes[:1] == [0] and 1 < size[0] < count and kept:
             partial = _reduce(form, x, axes[1:], [0, *kept], element, f"{name}_partial")
             totals = _reduce(form, partial, [0], list(range(1, len(kept) + 1)), lambda value: value, f"{name}_total")
         else:

@@ -7,14 +7,13 @@ from typing import ClassVar
 from tvm import te, tirx
 
 from fqt_deploy.targets.cpu.features import CpuFeatures
-from fqt_deploy.targets.cpu.fp32.fp32_convolution import padded_rows
+from fqt_deploy.targets.cpu.fp32.fp32_convolution import padded_rows, schedule_rows
 from fqt_deploy.targets.cpu.register_tile import (
     lanes_of,
     largest_divisor,
     new_schedule,
     placeholders,
     schedule_helpers,
-    schedule_padding,
     schedule_tile,
 )
 from fqt_deploy.targets.products import convolution_of
@@ -73,6 +72,6 @@ class Fp32FewTapsWeightGradRule:
             inner_axes=0,
             lane_count=lanes,
         )
-        schedule_padding(schedule, schedule.get_sblock("rows"))
+        schedule_rows(schedule, "rows")
         schedule_helpers(schedule, ("sums", "result"))
         return schedule.mod["main"]

@@ -14,13 +14,18 @@ from typing import Any, ClassVar
 from tvm import te, tirx
 
 from fqt_deploy.targets.cpu.features import CpuFeatures
-from fqt_deploy.targets.cpu.fp32.fp32_convolution import Product, padded_rows, schedule_product, tiled_product
+from fqt_deploy.targets.cpu.fp32.fp32_convolution import (
+    Product,
+    padded_rows,
+    schedule_product,
+    schedule_rows,
+    tiled_product,
+)
 from fqt_deploy.targets.cpu.register_tile import (
     lanes_of,
     new_schedule,
     placeholders,
     schedule_helpers,
-    schedule_padding,
 )
 from fqt_deploy.targets.products import Convolution, convolution_of
 
@@ -44,7 +49,7 @@ class Fp32InputGradRule:
         schedule = new_schedule([gradient, w, result])
         for product in products.values():
             schedule_product(schedule, product)
-        schedule_padding(schedule, schedule.get_sblock("rows"))
+        schedule_rows(schedule, "rows")
         if strided:
             schedule_helpers(schedule, ("result",))
         return schedule.mod["main"]
