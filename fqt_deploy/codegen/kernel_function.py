@@ -12,6 +12,7 @@ from tvm import s_tir, te, tirx
 
 from fqt_deploy.codegen.kernel_grouping import Kernel, kind_of
 from fqt_deploy.codegen.opaque_stages import with_opaque_stages
+from fqt_deploy.codegen.shared_reads import with_own_variables, with_shared_reads
 from fqt_deploy.core.call import changed
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import FqtOp, Kind, Op, op_of
@@ -116,10 +117,10 @@ def _inline_producers(function: tirx.PrimFunc, kernel: Kernel, root_prefix: str)
     inlined = [name for position, name in enumerate(names) if position not in kept]
     if not inlined:
         return function
-    schedule = s_tir.Schedule(with_opaque_stages(function, inlined))
+    schedule = s_tir.Schedule(with_shared_reads(with_opaque_stages(function, inlined), inlined))
     for name in inlined:
         schedule.compute_inline(schedule.get_sblock(name))
-    return schedule.mod["main"]
+    return with_own_variables(schedule.mod["main"])
 
 
 def _has_root_block(function: tirx.PrimFunc) -> bool:

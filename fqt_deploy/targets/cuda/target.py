@@ -34,6 +34,7 @@ from fqt_deploy.targets.cuda.toolchain import (
     compile_cuda,
     enable_cuda_runtime,
 )
+from fqt_deploy.targets.cuda.whole_formulas import with_whole_formulas
 
 RULES: tuple[ScheduleRule, ...] = (
     # 1-bit products
@@ -71,7 +72,7 @@ class CudaTarget(Target):
 
     def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
         """Apply the first rule that takes the kernel."""
-        return nan_extremes(with_device_intrinsics(super().schedule(function)))
+        return nan_extremes(with_device_intrinsics(super().schedule(with_whole_formulas(function))))
 
     def compile(self, module: tvm.IRModule, relax_pipeline: Any) -> Any:
         """Host code by LLVM, device code by nvcc; FQT301 or FQT404 where that fails."""

@@ -15,6 +15,7 @@ After::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import tvm_ffi
@@ -24,6 +25,8 @@ from tvm.ir import TensorLoad
 from fqt_deploy.ops.lib.dtypes import dtype_of
 from fqt_deploy.ops.lib.float32 import opaque_operand, seen_through
 from fqt_deploy.targets.cpu.generic.stored_values import with_values
+
+_READS = (TensorLoad, tirx.Var)
 
 
 def makes_bits(function: tirx.PrimFunc) -> bool:
@@ -53,18 +56,21 @@ def round_products(function: tirx.PrimFunc) -> tirx.PrimFunc:
     axis are added in another order than PyTorch's anyway.
     """
     within = makes_bits(function)
+    bound = _bound_values(function)
 
     def fenced(operand: Any, other: Any) -> Any:
-        formula = seen_through(operand)
+        outside = formula = seen_through(operand)
+        while formula in bound:
+            formula = seen_through(bound[formula])
         if dtype_of(formula) != "float32" or not isinstance(formula, (tirx.Mul, tirx.Div)):
             return operand
         if within and isinstance(formula, tirx.Mul):
             needed = True
         else:  # of an op that was inlined; LLVM multiplies by 1 / 2^n instead of dividing
-            needed = not formula.same_as(operand) and bool(_elements(formula) & _elements(other))
+            needed = not formula.same_as(operand) and bool(_elements(formula, bound) & _elements(other, bound))
         if not needed:
             return operand
-        return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", formula)
+        return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", outside)
 
     def apart(operand: Any, other: Any) -> Any:
         """The second operand fenced, and not known to equal the first: infinity less infinity is NaN."""
@@ -83,15 +89,30 @@ def round_products(function: tirx.PrimFunc) -> tirx.PrimFunc:
     )
 
 
-def _elements(expression: Any) -> frozenset[str]:
+def _bound_values(function: tirx.PrimFunc) -> dict[Any, Any]:
+    """The values that formulas read by a variable, by it."""
+    bound: dict[Any, Any] = {}
+
+    def visit(let: Any) -> None:
+        bound[let.var] = let.value
+
+    tvm_ffi.structural_walk(function.body, (tirx.Let, visit))
+    return bound
+
+
+def _elements(expression: Any, bound: Mapping[Any, Any]) -> frozenset[str]:
     """The elements of whole arrays that an expression reads, as text; one of fewer axes is a coefficient."""
     found: list[tuple[str, int]] = []
 
-    def visit(load: Any) -> None:
-        axes = {str(v) for index in load.indices for v in _variables(index)}
-        found.append((f"{load.source.name}{list(load.indices)}", len(axes)))
+    def visit(node: Any) -> None:
+        if not isinstance(node, TensorLoad):
+            if node in bound:
+                tvm_ffi.structural_walk(bound[node], (_READS, visit))
+            return
+        axes = {str(v) for index in node.indices for v in _variables(index)}
+        found.append((f"{node.source.name}{list(node.indices)}", len(axes)))
 
-    tvm_ffi.structural_walk(expression, (TensorLoad, visit))
+    tvm_ffi.structural_walk(expression, (_READS, visit))
     most = max((axes for _, axes in found), default=0)
     return frozenset(text for text, axes in found if axes == most)
 
