@@ -58,12 +58,13 @@ def build_library(program: RelaxProgram, target: Target, path: Path, *, codes: b
             objects, module = [], _scheduled(program.module, target)
         with tvm.transform.PassContext(config=PASS_CONFIG):
             executable = target.compile(module, lower_relax)
-        parts = (_CLOCK, _CODES) if codes else (_CLOCK,)
+        parts = (_CLOCK, _PLACES, _CODES) if codes else (_CLOCK, _PLACES)
         written = [_compiled(part, target, Path(folder)) for part in parts]
         export_library(executable, path, target, [*(future.result() for future in objects), *written])
 
 
 _CLOCK = Path(__file__).with_name("kernel_clock.c")
+_PLACES = Path(__file__).with_name("array_places.c")
 _CODES = Path(__file__).with_name("channel_codes.c")
 
 

@@ -40,7 +40,7 @@ class RelaxProgram:
         callers: Relax functions ``train_step`` and ``predict``; the kernels that they call are declared.
         kernels: the kernel calls of ``train_step`` in execution order.
         calls: what each call computes, for verification, in the same order.
-        memory: the places where the intermediate values of ``train_step`` lie.
+        memory: where the intermediate values of ``train_step`` lie.
         values: those values in time: when they are alive, counted in kernel calls.
         distinct: one call of each kernel, by the kernel's symbol.
         others: kernels and calls, as above, of the training steps for other shapes.
@@ -135,7 +135,7 @@ class _Emitter:
                 self._call(EXCHANGE_FINISH, relax.prim_value(exchanges[root]))
 
     def _call(self, name: str, *arguments: Any) -> None:
-        """Emit a call of the runtime's function ``name``."""
+        """Emit a call of the function ``name`` of the runtime or the library."""
         if name not in self.symbols:
             self.symbols[name] = self.builder.add_func(relax.ExternFunc(name, _KERNEL_TYPE), name)
         self.builder.emit(relax.Call(self.symbols[name], list(arguments)))
@@ -147,23 +147,22 @@ class _Emitter:
     def _allocate(
         self, steps: list[Kernel | View], results: list[fx.Node], written: dict[fx.Node, list[fx.Node]]
     ) -> dict[Buffer, Any]:
-        """A variable for each result of each kernel: in shared blocks, but for what the function returns."""
+        """A variable for each result of each kernel: in one block of memory, but for what the function returns."""
         returned = dict.fromkeys(buffer_of(node) for node in results)  # in order: the same program in every run
         lifetimes = {b: life for b, life in buffer_lifetimes(steps, written).items() if b not in returned}
         plan = plan_memory(list(lifetimes.values()))
         self.plans.append(plan)
         self.values.append(_in_calls(list(lifetimes.values()), steps))
-        blocks = [
-            self.builder.emit(relax.op.memory.alloc_storage(relax.ShapeExpr([size]), 0, "global", "uint8"))
-            for size in plan.blocks
-        ]
         buffers = {}
-        for buffer, block in zip(lifetimes, plan.block_of, strict=True):
-            value = buffer.value
-            size = relax.ShapeExpr([int(d) for d in value.shape])
-            buffers[buffer] = self.builder.emit(
-                relax.op.memory.alloc_tensor(blocks[block], 0, size, dtype_name(value.dtype))
-            )
+        if lifetimes:
+            block = relax.op.memory.alloc_storage(relax.ShapeExpr([plan.size]), 0, "global", "uint8")
+            storage = self.builder.emit(block)
+            for buffer, offset in zip(lifetimes, plan.offsets, strict=True):
+                value = buffer.value
+                size = relax.ShapeExpr([int(d) for d in value.shape])
+                array = relax.op.memory.alloc_tensor(storage, offset, size, dtype_name(value.dtype))
+                buffers[buffer] = self.builder.emit(array)
+            self._call(PLACE_ARRAYS, *buffers.values())
         for buffer in returned:
             value = buffer.value
             size = relax.ShapeExpr([int(d) for d in value.shape])
@@ -255,6 +254,8 @@ def _exchanges(node: fx.Node) -> bool:
     return kind_of(node) is Kind.EXCHANGE
 
 
+PLACE_ARRAYS = "place_arrays"
+"""The function of ``array_places.c`` that lets arrays begin within the block."""
 _KERNEL_TYPE = relax.FuncType.opaque_func(ret=relax.TupleType([]))
 """The type of kernels: they return nothing, and write their last arguments."""
 

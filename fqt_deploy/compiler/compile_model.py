@@ -142,7 +142,7 @@ def _notes(program: RelaxProgram) -> StepNotes:
         if info.op.startswith("select_"):
             index, slot, _ = kernel.root.meta["val"]  # [kept] and [groups]: see ops/lib/selection.py
             kept[info.layer] = kept.get(info.layer, 1.0) * index.shape[0] / slot.shape[0]
-    return StepNotes(program.memory.blocks, values, kept)
+    return StepNotes((program.memory.size,), values, kept)
 
 
 def check_can_compile(options: CompileOptions) -> Target:

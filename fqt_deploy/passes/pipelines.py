@@ -28,6 +28,7 @@ from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.project_weight_grad import ProjectWeightGrad
 from fqt_deploy.passes.propagate_layout import PropagateLayout
 from fqt_deploy.passes.recompute_cheap import RecomputeCheap
+from fqt_deploy.passes.recompute_kept import RecomputeKept
 from fqt_deploy.passes.rematerialize import Rematerialize
 from fqt_deploy.passes.replace_dropout import ReplaceDropout
 from fqt_deploy.passes.scale_weights import ScaleWeights
@@ -102,6 +103,7 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
         *_LOWER,
         # memory
         RecomputeCheap(),
+        RecomputeKept(always=options.remat == "auto"),
         *([Rematerialize()] if options.remat == "auto" else []),
     )
 

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fqt_deploy.codegen.memory_plan import Lifetime, plan_memory
+from fqt_deploy.codegen.memory_plan import ALIGNMENT, Lifetime, plan_memory
 
 LIFETIMES = st.lists(
     st.builds(
@@ -18,29 +18,48 @@ LIFETIMES = st.lists(
 
 @settings(deadline=None, derandomize=True)
 @given(LIFETIMES)
-def test_values_alive_together_never_share_a_block(lifetimes):
+def test_values_alive_together_share_no_byte(lifetimes):
     plan = plan_memory(lifetimes)
     for i, a in enumerate(lifetimes):
-        assert plan.blocks[plan.block_of[i]] >= a.size
+        assert plan.offsets[i] % ALIGNMENT == 0
+        assert plan.offsets[i] + a.size <= plan.size
         for j, b in enumerate(lifetimes[:i]):
             if a.first <= b.last and b.first <= a.last:
-                assert plan.block_of[i] != plan.block_of[j]
+                assert plan.offsets[i] + a.size <= plan.offsets[j] or plan.offsets[j] + b.size <= plan.offsets[i]
 
 
 @settings(deadline=None, derandomize=True)
 @given(LIFETIMES)
 def test_between_the_peak_and_no_sharing(lifetimes):
     plan = plan_memory(lifetimes)
-    assert plan.peak <= plan.size <= sum(value.size for value in lifetimes)
+    assert plan.peak <= plan.size <= sum(-(-value.size // ALIGNMENT) * ALIGNMENT for value in lifetimes)
     alive = [sum(v.size for v in lifetimes if v.first <= step <= v.last) for step in range(80)]
     assert plan.peak == max(alive)
 
 
-def test_a_chain_needs_two_blocks():
-    chain = [Lifetime(64, step, step + 1) for step in range(10)]
-    assert sorted(plan_memory(chain).blocks) == [64, 64]
+def test_a_chain_needs_the_bytes_of_two():
+    chain = [Lifetime(ALIGNMENT, step, step + 1) for step in range(10)]
+    assert plan_memory(chain).size == 2 * ALIGNMENT
 
 
-def test_a_value_takes_the_smallest_free_block():
-    plan = plan_memory([Lifetime(100, 0, 0), Lifetime(50, 0, 0), Lifetime(40, 1, 1)])
-    assert plan.blocks[plan.block_of[2]] == 50
+def test_many_values_take_the_place_of_a_large_one():
+    small = [Lifetime(ALIGNMENT, 1, 2 + i) for i in range(4)]
+    plan = plan_memory([Lifetime(4 * ALIGNMENT, 0, 0), *small])
+    assert plan.size == plan.peak == 4 * ALIGNMENT
+
+
+def test_a_value_takes_the_smallest_gap():
+    # two large values bound gaps of two units and of one, in which the last value may lie
+    values = [
+        Lifetime(5 * ALIGNMENT, 0, 3),
+        Lifetime(4 * ALIGNMENT, 0, 0),
+        Lifetime(3 * ALIGNMENT, 0, 3),
+        Lifetime(2 * ALIGNMENT, 1, 3),
+        Lifetime(ALIGNMENT, 1, 3),
+    ]
+    plan = plan_memory(values)
+    assert plan.offsets == tuple(n * ALIGNMENT for n in (0, 5, 9, 5, 7))
+
+
+def test_nothing_takes_no_memory():
+    assert plan_memory([]).size == 0
