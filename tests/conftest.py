@@ -1,6 +1,7 @@
 import gc
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -14,6 +15,7 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # one core each, or 
     for variable in ("FQT_NUM_THREADS", "TVM_NUM_THREADS"):
         os.environ.setdefault(variable, str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
 os.environ["FQT_BUILD_CACHE"] = "0"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell; processes inherit that
 
 
 def pytest_addoption(parser):
