@@ -40,10 +40,11 @@ def with_shared_reads(function: tirx.PrimFunc, names: Collection[str]) -> tirx.P
     numbers = itertools.count()
 
     def shared(value: Any) -> Any:
-        loads: dict[_Element, Any] = {}
-        mentions, guarded = _mentions(value, names, loads), Counter[_Element]()
-        if max(mentions.values(), default=0) < 2:
+        reads = _reads(value, names)
+        if len({read.source for read in reads}) == len(reads):  # in most kernels; to compare indices takes longer
             return value
+        loads = {_element(read): read for read in reads}
+        mentions, guarded = Counter(map(_element, reads)), Counter[_Element]()
         tvm_ffi.structural_walk(value, (ir.Call, lambda call: guarded.update(_guarded(call, names))))
         for element, count in mentions.items():
             if count < 2 or guarded[element] >= count:
@@ -79,25 +80,18 @@ def with_own_variables(function: tirx.PrimFunc) -> tirx.PrimFunc:
     return function.with_body(tvm_ffi.structural_map(function.body, (tirx.Let, renamed)))
 
 
-def _mentions(value: Any, names: Collection[str], loads: dict[_Element, Any]) -> Counter[_Element]:
-    """How often ``value`` mentions each element of the stages ``names``; ``loads`` then has a read of each."""
-    found: Counter[_Element] = Counter()
-
-    def visit(load: Any) -> None:
-        if str(load.source.name) in names and dtype_of(load) == "float32":
-            element = _element(load)
-            loads.setdefault(element, load)
-            found[element] += 1
-
-    tvm_ffi.structural_walk(value, (TensorLoad, visit))
-    return found
+def _reads(value: Any, names: Collection[str]) -> list[Any]:
+    """The reads of float32 elements of the stages ``names`` in ``value``, repeated as often as it mentions them."""
+    found: list[Any] = []
+    tvm_ffi.structural_walk(value, (TensorLoad, found.append))
+    return [read for read in found if str(read.source.name) in names and dtype_of(read) == "float32"]
 
 
 def _guarded(call: Any, names: Collection[str]) -> Iterator[_Element]:
     """The elements that one of the branches of ``call`` reads, if it has any; repeated as often as it mentions them."""
     if call.op.same_as(_GUARD):
         for branch in call.args[1:]:
-            yield from _mentions(branch, names, {}).elements()
+            yield from map(_element, _reads(branch, names))
 
 
 def _replaced(value: Any, element: _Element, variable: Any) -> Any:
