@@ -142,7 +142,7 @@ class CompileOptions:
     remat: Rematerialization = option(
         "off",
         "Keep the 1-bit products of forward for backward (off), or compute them again there (auto): less memory, more "
-        "time, the same numbers.",
+        "time, the same numbers but for rounding.",
         section=RESOURCES,
     )
     distributed: Exchange = option(
