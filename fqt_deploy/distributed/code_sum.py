@@ -26,8 +26,6 @@ SMALLEST = 4096
 """Elements of a gradient below which it travels in float32: its bytes do not count, its scales would."""
 BUCKET = 1 << 20
 """Elements that travel together at least: each message has a cost of its own, and later ones hide behind backward."""
-LATE_BUCKET = 1 << 24
-"""The same where nothing hides behind backward: each message wakes threads of every process."""
 
 
 class _Member:
@@ -109,7 +107,6 @@ class CodeSum:
         size: number of processes.
         rank: number of this one.
         channel_codes: writes and reads codes.
-        bucket: elements that travel together at least.
         sent_bytes: bytes that this process has sent.
     """
 
@@ -117,7 +114,6 @@ class CodeSum:
     size: int
     rank: int
     channel_codes: ChannelCodes
-    bucket: int
     sent_bytes: float = 0
     _small: GradientSum = field(init=False)
     _bucket_of: dict[int, _Bucket] = field(default_factory=dict)
@@ -152,7 +148,7 @@ class CodeSum:
         bucket = self._bucket_of[index] = self._buckets[-1]
         begin = bucket.members[-1].end if bucket.members else 0
         bucket.members.append(_Member(tensor.view(tensor.shape[0], -1).numpy(), begin, self.size))
-        if bucket.elements >= self.bucket:
+        if bucket.elements >= BUCKET:
             self._send_codes(bucket)
             for earlier in self._buckets[:-1]:
                 self._send_sums(earlier)

@@ -7,13 +7,11 @@ import contextlib
 import hashlib
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,20 +20,16 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.distributed.code_sum import BUCKET, LATE_BUCKET, CodeSum
+from fqt_deploy.distributed.code_sum import CodeSum
 from fqt_deploy.distributed.gradient_sum import GradientSum
-from fqt_deploy.distributed.late_exchange import LateExchange
 from fqt_deploy.distributed.waiting import lost, wait_for
 from fqt_deploy.distributed.watch import Watch
 from fqt_deploy.runtime.exchange import Exchange
 from fqt_deploy.runtime.library import Library
-from fqt_deploy.runtime.threads import configure_threads
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _BACKENDS = ("gloo", "mpi")
 """Backends that move data of the CPU."""
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
-"""What each start of a machine draws; containers share it, and not every sandbox has it."""
 _CONNECTING = timedelta(minutes=5)
 """How long the processes may take to find each other."""
 _SLOWEST = timedelta(hours=12)
@@ -95,23 +89,20 @@ class TorchGroup:
         return 0 if self._exchange is None else self._exchange.sent_bytes
 
     def exchange(self, wire: str, library: Library) -> Exchange:
-        """An exchange of gradients: ``fp32`` or ``4-bit``; the library that computes them writes and reads codes.
-
-        It goes on while backward does, but for processes that fill one machine: there it follows backward.
-        """
+        """An exchange of gradients: ``fp32`` or ``4-bit``; the library that computes them writes and reads codes."""
         watch = self._watch.check
-        late = self._fills_machine()
         if wire == "4-bit":
-            bucket = LATE_BUCKET if late else BUCKET
-            self._exchange = CodeSum(watch, self.size, self.rank, library.channel_codes(), bucket)
+            self._exchange = CodeSum(watch, self.size, self.rank, library.channel_codes())
         else:
             self._exchange = GradientSum(watch, self.size, self.rank)
-        return LateExchange(self._exchange) if late else self._exchange
+        return self._exchange
 
     def check_same(self, what: str, digest: str) -> None:
         """FQT602 unless every process calls this with the same ``digest``; ``what`` names it."""
-        all_of_them = self._digests(digest)
-        if others := [rank for rank, theirs in enumerate(all_of_them) if theirs != all_of_them[0]]:
+        own = torch.frombuffer(bytearray(hashlib.sha256(digest.encode()).digest()), dtype=torch.uint8)
+        all_of_them = [torch.empty_like(own) for _ in range(self.size)]
+        self._run(dist.all_gather, all_of_them, own)
+        if others := [rank for rank, theirs in enumerate(all_of_them) if not torch.equal(theirs, all_of_them[0])]:
             raise FqtError(
                 f"{what} of process {others[0]} is not that of process 0",
                 code="FQT602",
@@ -159,18 +150,6 @@ class TorchGroup:
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
 
-    def _fills_machine(self) -> bool:
-        """Whether all processes are on this machine and leave no core that does not compute; the same in all."""
-        busy = self.size * configure_threads() >= len(os.sched_getaffinity(0))
-        return len(set(self._digests(f"{_machine()} {busy}"))) == 1 and busy
-
-    def _digests(self, text: str) -> list[bytes]:
-        """Digests of the ``text`` of every process."""
-        own = torch.frombuffer(bytearray(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)
-        all_of_them = [torch.empty_like(own) for _ in range(self.size)]
-        self._run(dist.all_gather, all_of_them, own)
-        return [digest.numpy().tobytes() for digest in all_of_them]
-
     def _run(self, collective: Any, *arguments: Any) -> None:
         """Run a collective to its end; FQT603 if a process has ended."""
         self._watch.check()
@@ -179,14 +158,6 @@ class TorchGroup:
         except RuntimeError as error:
             raise lost(error) from None
         wait_for(work, self._watch.check)
-
-
-def _machine() -> str:
-    """A name of this machine that no other one has."""
-    try:
-        return _BOOT.read_text()
-    except OSError:
-        return socket.gethostname()
 
 
 def _store_of_this_start(rank: int) -> Any:

@@ -1,16 +1,14 @@
 """What each process of the tests does: ``worker.py JOB ...``; results go to files."""
 
-import os
 import sys
 import time
-from unittest import mock
 
 import numpy as np
 import torch
 
 import fqt_deploy
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.distributed import join_group, torch_group
+from fqt_deploy.distributed import join_group
 from fqt_deploy.runtime.group import rank_seed
 
 STEPS = 4
@@ -54,28 +52,10 @@ def scripted_step(seed):
     return fqt_deploy.compile(torch.nn.Linear(5, 3), example_inputs=(x, y), recipe="none", distributed="fp32"), x, y
 
 
-def fills_machine(group, cores, machine):
-    """Whether the processes, of one thread each, are taken to fill a machine of so many cores that has this name."""
-    with (
-        mock.patch.object(torch_group, "_machine", return_value=machine),
-        mock.patch.object(os, "sched_getaffinity", return_value=set(range(cores))),
-    ):
-        return group._fills_machine()
-
-
 def main():
     group = join_group()
     plain, coded, alone, out = sys.argv[1:]
-    fills = [fills_machine(group, *how) for how in ((2, "a"), (3, "a"), (2 + group.rank, "a"), (2, f"{group.rank}"))]
-    np.savez(f"{out}.fills.{group.rank}.npz", fills=fills)
-    jobs = (
-        ("plain", plain, True),
-        ("plain-early", plain, False),
-        ("coded", coded, True),
-        ("coded-early", coded, False),
-    )
-    for name, artifact, late in jobs:
-        group._fills_machine = lambda late=late: late
+    for name, artifact in (("plain", plain), ("coded", coded)):
         session = fqt_deploy.load(artifact)
         session.seed = 7 + 10 * group.rank  # that of process 0 counts
         session.join(group)
