@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fqt_deploy.core.diagnostics import FqtError
 from tools.accuracy.ideas import CHANGES, SCHEDULES, base_settings
 
 Settings = dict[str, Any]
@@ -77,3 +78,9 @@ OPTIMIZERS: dict[str, Settings] = {
 def is_binarized(row: str) -> bool:
     """Whether the network of a row has 1-bit layers."""
     return row in ROWS or bool(TORCH_ROWS[row]["binarized"])
+
+
+def check_target(row: str, target: str) -> None:
+    """FQT202 for a row that trains in PyTorch, on another target than the CPU."""
+    if row in TORCH_ROWS and target != "cpu":
+        raise FqtError(f"row {row} trains in PyTorch on the CPU, not on {target}", code="FQT202")

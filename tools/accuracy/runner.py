@@ -26,7 +26,7 @@ from tools.accuracy.artifacts import artifact_of, binarized_layers
 from tools.accuracy.ideas import SCHEDULES
 from tools.accuracy.job import Job, Record
 from tools.accuracy.networks import NETWORKS, Calibration, Network, initial_state, with_new_head
-from tools.accuracy.rows import OPTIMIZERS, ROWS, TORCH_ROWS
+from tools.accuracy.rows import OPTIMIZERS, ROWS, TORCH_ROWS, check_target
 from tools.accuracy.scheduled_session import ScheduledSession
 from tools.accuracy.task import Task
 from tools.training import Array, accuracy, batches, cosine
@@ -128,7 +128,11 @@ def open_session(
     """The compiled step of a row, or PyTorch's, with the initial weights of seed 0; ``steps`` are a schedule's.
 
     Activations that are no signs are quantized on grids that fit ``calibration``, or these weights and random images.
+
+    Raises:
+        FqtError: FQT202 for PyTorch's on another target.
     """
+    check_target(row, target)
     settings = OPTIMIZERS[optimizer]
     if row in SCHEDULES:
         parts = SCHEDULES[row]

@@ -12,7 +12,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from tools.accuracy.data import load_dataset
 from tools.accuracy.job import Job, Record, append_record, read_records
 from tools.accuracy.networks import NETWORKS
-from tools.accuracy.rows import ALL_ROWS, OPTIMIZERS, TORCH_ROWS, is_binarized
+from tools.accuracy.rows import ALL_ROWS, OPTIMIZERS, check_target, is_binarized
 from tools.accuracy.runner import run_job
 from tools.accuracy.task import PHASES, make_task
 from tools.accuracy.tuning import tuned_lr
@@ -66,11 +66,8 @@ def add_to(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train what is not in the results yet."""
-    on_the_cpu = [row for row in arguments.rows if row in TORCH_ROWS]
-    if on_the_cpu and arguments.target != "cpu":
-        raise FqtError(
-            f"row {', '.join(on_the_cpu)} trains in PyTorch on the CPU, not on {arguments.target}", code="FQT202"
-        )
+    for row in arguments.rows:
+        check_target(row, arguments.target)
     data = load_dataset(arguments.data, arguments.work)
     task = make_task(data, arguments.phase, arguments.train_images, mirrored=arguments.data != "digits")
     if task.mean.shape[0] != NETWORKS[arguments.network].image[0]:
