@@ -21,14 +21,12 @@ typedef struct { /* DLPack's DLTensor */
   uint64_t offset;
 } FqtArray;
 
-enum { HEADER = 24 }; /* of an object, before the array */
-
 /* place_arrays(array, ...): arrays that the virtual machine has just made. */
 __attribute__((visibility("default"))) int __tvm_ffi_place_arrays(void *self, const FqtAny *args, int32_t number,
                                                                   FqtAny *result) {
   (void)self, (void)result;
   for (int32_t i = 0; i < number; ++i) {
-    FqtArray *array = (FqtArray *)((char *)args[i].value.pointer + HEADER);
+    FqtArray *array = (FqtArray *)((char *)args[i].value.pointer + FQT_HEADER);
     array->data += array->offset;
     array->offset = 0;
   }

@@ -13,4 +13,6 @@ typedef struct {
   } value;
 } FqtAny;
 
+enum { FQT_HEADER = 24 }; /* bytes of an object in front of what it holds */
+
 #endif

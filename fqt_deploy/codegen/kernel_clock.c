@@ -19,7 +19,6 @@ typedef struct { /* characters and their number */
 } FqtText;
 
 enum { INTEGER = 1, RAW_TEXT = 8, TEXT = 9, STRING = 65 }; /* types; the last is an object whose header comes first */
-enum { HEADER = 24 };
 enum { FUNCTION, SYMBOL, BEFORE, ARGUMENTS }; /* what an instrument is called with */
 enum { FIELDS = 3 };                          /* of a call: a digest of its symbol, begin, end */
 
@@ -39,7 +38,7 @@ static FqtText text_of(const FqtAny *any) {
     found.data = at;
     found.size = strlen(at);
   } else if (any->type == TEXT || any->type == STRING) {
-    memcpy(&found, any->type == TEXT ? at : at + HEADER, sizeof found);
+    memcpy(&found, any->type == TEXT ? at : at + FQT_HEADER, sizeof found);
   }
   return found;
 }

@@ -54,15 +54,14 @@ def plan_memory(lifetimes: Sequence[Lifetime]) -> MemoryPlan:
     for i in sorted(range(len(lifetimes)), key=lambda i: (-lifetimes[i].size, lifetimes[i].first)):
         value = lifetimes[i]
         extent = -(-value.size // ALIGNMENT) * ALIGNMENT
-        best, behind, smallest = None, 0, 0
+        gaps: list[tuple[int, int]] = []  # how large they are, and where they begin
+        behind = 0
         for begin, end, other in placed:
-            if not value.overlaps(lifetimes[other]):
-                continue
-            gap = begin - behind
-            if gap >= extent and (best is None or gap < smallest):
-                best, smallest = behind, gap
-            behind = max(behind, end)
-        offsets[i] = behind if best is None else best
+            if value.overlaps(lifetimes[other]):
+                if begin - behind >= extent:
+                    gaps.append((begin - behind, behind))
+                behind = max(behind, end)
+        offsets[i] = min(gaps)[1] if gaps else behind
         insort(placed, (offsets[i], offsets[i] + extent, i))
     size = max((end for _, end, _ in placed), default=0)
     return MemoryPlan(tuple(offsets), size, _peak(lifetimes))

@@ -93,7 +93,9 @@ def test_a_sum_stays_one_that_tvm_knows():
     result = te.compute((SIZE,), lambda i: te.sum(inner[i, j] * inner[i, j], axis=j), name="result")
     schedule = s_tir.Schedule(with_shared_reads(te.create_prim_func([x, result]), ["inner"]))
     schedule.compute_inline(schedule.get_sblock("inner"))
-    schedule.rfactor(schedule.get_loops(schedule.get_sblock("result"))[-1], 0)
+    assert "T.Let" not in schedule.mod.script()
+    partial = schedule.rfactor(schedule.get_loops(schedule.get_sblock("result"))[-1], 0)
+    assert schedule.get(partial).name_hint == "result_rf"
 
 
 def test_cuda_takes_formulas_whole():
