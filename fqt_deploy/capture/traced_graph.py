@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.graph import TrainingGraph, meta_tensor
 
 aten = torch.ops.aten
 
 
 def reduce_provenance(module: fx.GraphModule) -> None:
-    """Reduce PyTorch's provenance to ``layer`` and ``phase``, and put all values under one fake mode."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    """Reduce PyTorch's provenance to ``layer`` and ``phase``, and values to their shapes and dtypes."""
     for node in module.graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default):
-        module.graph.erase_node(node)  # says what the fake tensors say
-
-    def refake(tensor: Tensor) -> Tensor:
-        with mode:
-            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        module.graph.erase_node(node)  # says what the values say
 
     numbers = [node.meta["seq_nr"] for node in module.graph.nodes if node.meta.get("seq_nr") is not None]
     first = min(numbers, default=0)  # autograd counts on from one capture to the next
@@ -31,7 +25,9 @@ def reduce_provenance(module: fx.GraphModule) -> None:
         node.meta["layer"] = path.removeprefix("model").removeprefix(".")
         node.meta["phase"] = "backward" if node.meta.get("partitioner_tag") == "is_backward" else "forward"
         if "val" in node.meta:
-            node.meta["val"] = torch.utils._pytree.tree_map_only(Tensor, refake, node.meta["val"])
+            node.meta["val"] = torch.utils._pytree.tree_map_only(
+                Tensor, lambda t: meta_tensor(t.shape, t.dtype), node.meta["val"]
+            )
 
 
 def data_first(graph: TrainingGraph) -> TrainingGraph:

@@ -26,7 +26,7 @@ class Buffer:
 
     @property
     def value(self) -> torch.Tensor:
-        """The fake tensor with the result's shape and dtype."""
+        """The meta tensor with the result's shape and dtype."""
         values = self.root.meta["val"]
         found: torch.Tensor = values[self.index] if isinstance(values, (tuple, list)) else values
         return found

@@ -117,7 +117,7 @@ class Op(ABC):
         """The loop nest: one ``te.Tensor``, or a tuple of them.
 
         Args:
-            result: fake tensor with the result's shape and dtype.
+            result: meta tensor with the result's shape and dtype.
             name: name of the stages, where the op does not name them after itself.
         """
 

@@ -27,7 +27,7 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.graph import Emitter, StateTensor, TrainingGraph, shape
+from fqt_deploy.core.graph import Emitter, StateTensor, TrainingGraph, meta_tensor, shape
 from fqt_deploy.core.optimizer import Adam, Optimizer
 from fqt_deploy.core.parameter_group import matches_any
 from fqt_deploy.passes.flat_tensors import as_rows, viewed
@@ -192,9 +192,7 @@ def _add_placeholder(graph: TrainingGraph, name: str, like: Any, at: int) -> fx.
     with graph.graph.inserting_after(after):
         node = graph.graph.placeholder(re.sub(r"\W", "_", name))
     node.target = node.name  # two names may become one: "a.b" and "a-b"
-    mode = after.meta["val"].fake_mode
-    with mode:
-        node.meta["val"] = torch.empty(like.shape, dtype=like.dtype)
+    node.meta["val"] = meta_tensor(like.shape, like.dtype)
     node.meta.update(layer="", phase="forward")
     graph.inputs.insert(at, name)
     return node

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from fqt_deploy.capture.prediction import capture_prediction_graph
 from fqt_deploy.capture.sample_independence import samples_are_independent
 from fqt_deploy.core.call import call_of
-from fqt_deploy.core.graph import fake_tensor
+from fqt_deploy.core.graph import meta_tensor
 from fqt_deploy.ops.aten.replaced_layers import REPLACED_LAYERS
 from fqt_deploy.ops.traits import LEADING
 
@@ -41,7 +41,7 @@ def test_taking_samples_of_a_layer_that_is_replaced_takes_those_of_its_result(ta
     node = graph.call_function(target, tuple(nodes))
     for operand, value in zip(nodes, args, strict=True):
         if isinstance(operand, torch.fx.Node):
-            operand.meta["val"] = fake_tensor(value.shape, value.dtype)
+            operand.meta["val"] = meta_tensor(value.shape, value.dtype)
     batched = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor) and a.shape[0] == 4]
     rule = REPLACED_LAYERS[target]
     aligned = rule(call_of(node), {nodes[i]: LEADING for i in batched}.get, 4)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.graph import LayerRecord, StateTensor, TrainingGraph, fake_tensor, propagate
+from fqt_deploy.core.graph import LayerRecord, StateTensor, TrainingGraph, meta_tensor, propagate
 from fqt_deploy.core.manifest import InputSpec
 from fqt_deploy.core.manifest_laws import RESERVED_NAMES
 from fqt_deploy.core.text.arguments import bound_arguments
@@ -116,7 +116,7 @@ class _Parser:
         scanner.expect(":", "':' and the input's type")
         extents, dtype = parse_tensor_type(scanner)
         node = self._new("placeholder", name, name, (), {}, at)
-        node.meta["val"] = fake_tensor(extents, dtype)
+        node.meta["val"] = meta_tensor(extents, dtype)
         node.meta |= parse_metadata(scanner, self.graph)
         self.graph.inputs.append(path)
         if role in ("input", "target") and path not in RESERVED_NAMES:
@@ -130,7 +130,7 @@ class _Parser:
             return filler(name, role, extents, dtype)
         value = self.values[name]
         if list(value.shape) != extents or value.dtype != dtype:
-            given, wanted = type_text(value), type_text(fake_tensor(extents, dtype))
+            given, wanted = type_text(value), type_text(meta_tensor(extents, dtype))
             raise FqtError(f"the value of {name} is {given}; the graph wants {wanted}", code="FQT505")
         return value
 

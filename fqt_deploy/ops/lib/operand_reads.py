@@ -27,7 +27,7 @@ def operand_reads(op: type[Op], args: Sequence[Any], kwargs: Mapping[str, Any], 
         op: definition of an op with a kernel.
         args: positional arguments of the call, with fake or real tensors.
         kwargs: by name.
-        result: fake tensor, or a tuple of them, with the result's shape and dtype.
+        result: meta tensor, or a tuple of them, with the result's shape and dtype.
     """
     key = json.dumps([str(op.target), _signature(args), _signature(sorted(kwargs.items())), _signature([result])])
     if key not in _measured:

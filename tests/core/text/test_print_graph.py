@@ -4,7 +4,7 @@ import torch
 from torch import fx
 
 import fqt_deploy.passes  # noqa: F401 - defines the ops
-from fqt_deploy.core.graph import Emitter, LayerRecord, Stage, StateTensor, TrainingGraph, fake_tensor
+from fqt_deploy.core.graph import Emitter, LayerRecord, Stage, StateTensor, TrainingGraph, meta_tensor
 from fqt_deploy.core.text import graph_text, parse_graph
 
 aten = torch.ops.aten
@@ -33,7 +33,7 @@ output nothing = None
 def test_every_kind_of_line():
     body = fx.Graph()
     x, w = body.placeholder("x"), body.placeholder("w")
-    x.meta["val"], w.meta["val"] = fake_tensor([2, 3], torch.float32), fake_tensor([3], torch.float16)
+    x.meta["val"], w.meta["val"] = meta_tensor([2, 3], torch.float32), meta_tensor([3], torch.float16)
     output = body.output(())
     layers = [
         LayerRecord("body.0", "linear", 0, binarized=True, reason='it is "default"', weight="param/w"),
@@ -92,7 +92,7 @@ def test_a_call_of_what_is_no_operator_is_shown_as_it_was_called():
     """Such a call is refused as FQT201; a dump of the graph must get as far as that."""
     body = fx.Graph()
     x = body.placeholder("x")
-    x.meta["val"] = fake_tensor([2], torch.float32)
+    x.meta["val"] = meta_tensor([2], torch.float32)
     body.output((body.call_function(torch.add, (x, 1), {"alpha": 2}),))
     graph = TrainingGraph(fx.GraphModule(torch.nn.Module(), body), ["x"], ["y"], {}, 2)
     assert "(%x, 1, alpha=2) : ?" in graph_text(graph)
