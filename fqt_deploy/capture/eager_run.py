@@ -154,7 +154,9 @@ def _install_copies(
 
 def equal(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors have the same shape, dtype and values; NaN equals NaN."""
-    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 class _InPlaceLines(TorchFunctionMode):
