@@ -51,7 +51,7 @@ def build_library(program: RelaxProgram, target: Target, path: Path, *, codes: b
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         if target.separate_objects:
-            sources = KernelSources(program.texts(), program.function, target, kernel_cache(target))
+            sources = KernelSources(program.texts(), program.function, target, kernel_cache(target), program.small())
             objects = stack.enter_context(compiling(sources, Path(folder)))
             module = program.callers
         else:

@@ -14,6 +14,7 @@ from fqt_deploy.codegen.kernel_grouping import Kernel, kind_of
 from fqt_deploy.codegen.opaque_stages import with_opaque_stages
 from fqt_deploy.codegen.shared_reads import with_own_variables, with_shared_reads
 from fqt_deploy.core.call import changed
+from fqt_deploy.core.graph import values_of
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import FqtOp, Kind, Op, op_of
 from fqt_deploy.targets.kernel_arguments import ARGUMENTS, encoded
@@ -89,9 +90,7 @@ def kernel_function(kernel: Kernel) -> tirx.PrimFunc:
 
 
 def _signature(node: fx.Node) -> Any:
-    value = node.meta["val"]
-    values = value if isinstance(value, (tuple, list)) else (value,)
-    return tuple((tuple(v.shape), str(v.dtype)) for v in values)
+    return tuple((tuple(v.shape), str(v.dtype)) for v in values_of(node))
 
 
 def _compute(node: fx.Node, values: dict[fx.Node, Any], name: str, numbers: Mapping[str, Any] = _NONE) -> Any:

@@ -23,7 +23,7 @@ from fqt_deploy.codegen.memory_plan import Lifetime, MemoryPlan, plan_memory
 from fqt_deploy.core.buffer import Buffer, buffer_of, buffers_of
 from fqt_deploy.core.call import call_of
 from fqt_deploy.core.diagnostics import SourceLocation
-from fqt_deploy.core.graph import TrainingGraph, shape
+from fqt_deploy.core.graph import TrainingGraph, shape, values_of
 from fqt_deploy.core.manifest import EXCHANGE_FINISH, EXCHANGE_START, PROCESS_SHARE, KernelInfo, function_name
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import FqtOp, Kind
@@ -65,6 +65,10 @@ class RelaxProgram:
     def texts(self) -> dict[str, str]:
         """The texts, by symbol, that say all that a kernel's loop nests depend on."""
         return {symbol: repr(kernel_key(kernel)) for symbol, kernel in self.distinct.items()}
+
+    def small(self) -> frozenset[str]:
+        """The kernels that touch few elements, as of a vector of channels: how well LLVM optimizes them is not felt."""
+        return frozenset(symbol for symbol, kernel in self.distinct.items() if _is_small(kernel))
 
     @cached_property
     def module(self) -> tvm.IRModule:
@@ -292,7 +296,16 @@ def _info(kernel: Kernel, symbol: str) -> KernelInfo:
     )
 
 
+SMALL = 1 << 14
+"""Elements, all operands and results together, of a small kernel."""
+
+
+def _is_small(kernel: Kernel) -> bool:
+    if kind_of(kernel.root) is Kind.PRODUCT:
+        return False
+    values = [v for node in (*kernel.leaves, *kernel.members, kernel.root) for v in values_of(node)]
+    return sum(value.numel() for value in values) <= SMALL
+
+
 def _bytes(node: fx.Node) -> int:
-    value = node.meta["val"]
-    values = value if isinstance(value, (tuple, list)) else (value,)
-    return sum(int(v.numel()) * v.element_size() for v in values)
+    return sum(int(v.numel()) * v.element_size() for v in values_of(node))

@@ -174,8 +174,7 @@ class TrainingGraph:
 
     def placeholder(self, name: str) -> fx.Node:
         """The input node called ``name``; ``KeyError`` if there is none."""
-        nodes = [n for n in self.graph.nodes if n.op == "placeholder"]
-        found: fx.Node = dict(zip(self.inputs, nodes, strict=True))[name]
+        found: fx.Node = dict(zip(self.inputs, self.graph.find_nodes(op="placeholder"), strict=True))[name]
         return found
 
     def results(self) -> dict[str, fx.Node]:
@@ -256,6 +255,12 @@ def following(node: fx.Node) -> fx.Node:
 def value(node: Any) -> Any:
     """The meta tensor (or tuple of them) that ``node`` computes."""
     return node.meta["val"] if isinstance(node, fx.Node) else node
+
+
+def values_of(node: fx.Node) -> tuple[torch.Tensor, ...]:
+    """The meta tensors of all results of ``node``."""
+    found = node.meta["val"]
+    return tuple(found) if isinstance(found, (tuple, list)) else (found,)
 
 
 def shape(node: fx.Node) -> list[int]:

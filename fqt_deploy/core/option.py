@@ -20,6 +20,8 @@ import dataclasses
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from fqt_deploy.core.diagnostics import FqtError
@@ -144,6 +146,11 @@ def options_in(cls: type) -> Mapping[str, Option]:
 
     A subclass that gives a field another default leaves its declaration as it is.
     """
+    return _options_in(cls)
+
+
+@cache
+def _options_in(cls: Any) -> Mapping[str, Option]:
     hints = typing.get_type_hints(cls)
     found: dict[str, Option] = {}
     for each in dataclasses.fields(cls):
@@ -151,7 +158,7 @@ def options_in(cls: type) -> Mapping[str, Option]:
         if told is not None:
             kind = told.kind or kind_of(hints[each.name], told.minimum, told.below)
             found[each.name] = Option(each.name, told, kind, is_open(hints[each.name]), each.default)
-    return found
+    return MappingProxyType(found)
 
 
 def check_options(instance: Any) -> None:

@@ -28,8 +28,10 @@ def _adds(symbol: str) -> tirx.PrimFunc:
     return te.create_prim_func([x, y]).with_attrs({"global_symbol": symbol, "fqt.op": "add", "fqt.outputs": 1})
 
 
-def _sources(count: int, cache: FileCache | None = None, made: list[str] | None = None) -> KernelSources:
-    """The kernels ``_names(count)``; ``made`` is told which loop nests are made in this process."""
+def _sources(
+    count: int, cache: FileCache | None = None, made: list[str] | None = None, small: int = 0
+) -> KernelSources:
+    """The kernels ``_names(count)``, the first of them ``small``; ``made`` is told which loop nests are made here."""
 
     def function(symbol: str) -> tirx.PrimFunc:
         if made is not None:
@@ -37,7 +39,8 @@ def _sources(count: int, cache: FileCache | None = None, made: list[str] | None 
         return _adds(symbol)
 
     target = make_target("cpu")
-    return KernelSources({name: f"text of {name}" for name in _names(count)}, function, target, cache)
+    texts = {name: f"text of {name}" for name in _names(count)}
+    return KernelSources(texts, function, target, cache, frozenset(_names(small)))
 
 
 def _library(kernels: KernelSources, folder: Path) -> tvm.runtime.Module:
@@ -76,6 +79,22 @@ def test_one_kernel_more_changes_one_batch() -> None:
 @pytest.mark.parametrize("count", [1, 40])
 def test_objects_link_into_one_library(tmp_path: Path, count: int) -> None:
     assert _sums(_library(_sources(count), tmp_path), count) == [0.5 + i for i in range(count)]
+
+
+def test_small_kernels_have_batches_of_their_own(tmp_path: Path) -> None:
+    sources = _sources(40, small=15)
+    batches = sources.batches()
+    assert sorted(name for batch in batches for name in batch) == sorted(_names(40))
+    assert all(len({name in sources.small for name in batch}) == 1 for batch in batches)
+    assert _sums(_library(sources, tmp_path), 40) == [0.5 + i for i in range(40)]
+
+
+def test_small_kernels_are_cached_as_such(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path / "cache", 2**20, ".kernels", "this")
+    _library(_sources(1, cache), tmp_path / "first")
+    made: list[str] = []
+    _library(_sources(1, cache, made, small=1), tmp_path / "second")
+    assert made == _names(1)
 
 
 def test_code_in_the_cache_is_not_made_again(tmp_path: Path) -> None:
