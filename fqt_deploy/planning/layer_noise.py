@@ -1,0 +1,191 @@
+"""The noise of a layer's choices: what the model's outputs lose when this layer alone is quantized.
+
+The forward pass is computed once in fp32 on the example batch. Then, for each layer and choice, the layer's product is
+replaced by the quantized one and what depends on it is computed again. The noise is ``-ln R^2`` of the outputs, where
+``R^2`` is the share of their variance over the samples that the outputs in fp32 still explain: 0 for none, 0.7 where
+half of the signal is lost. It ignores scale and offset, which normalization and training make up for, and where layers
+lose parts of the signal one after the other, it adds up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fqt_deploy.capture.capture_model import capture_model, user_code
+from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.core.call import call_of
+from fqt_deploy.core.graph import LayerRecord, TrainingGraph
+from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.passes.annotate_layers import products_of
+from fqt_deploy.passes.choose_bits import ReadValues, codes_on, fitting_grid, product_of_codes
+from fqt_deploy.passes.example_values import plain_convolution_by_onednn
+from fqt_deploy.passes.pass_base import Pass, Pipeline
+from fqt_deploy.passes.pipelines import training_passes
+from fqt_deploy.passes.scale_weights import ScaleWeights, scaled_weight
+from fqt_deploy.planning.choices import CHOICES, Choice
+
+FULL = 32
+"""Bits of an activation that is not quantized: its layer's weights are still signs."""
+LASTING = 0.5
+"""The part of the noise of 1-bit weights that is left after training: signs of weights are learned, levels are not."""
+MOST_NOISE = 20.0
+"""The noise of outputs that have nothing to do with those in fp32."""
+_CHANGES_NUMBERS = ("choose-bits", "binarize-forward")
+_LEFT_OUT = ("scale-weights", "exchange-gradients")
+
+Compute = Callable[..., Any]
+
+
+class NoiseMeter:
+    """Measures what quantized layers do to a model's outputs on its example batch.
+
+    Attributes:
+        graph: the training step with its layers marked, in fp32.
+    """
+
+    def __init__(self, source: ModelSource, options: CompileOptions) -> None:
+        """Capture ``source`` and compute its forward pass in fp32."""
+        with user_code(source), torch.no_grad():
+            self.graph, _ = capture_model(source, options.prediction)
+            Pipeline(_passes_before_quantization(options)).run(self.graph)
+            self._fitted = options.activation_grid == "fitted"
+            self._products: dict[str, list[fx.Node]] = {}
+            for product in products_of(self.graph, "forward"):
+                self._products.setdefault(product.meta["record"].path, []).append(product)
+            self._scaled = _scaled_weights(self.graph)
+            self._logits = self.graph.output("logits")
+            self._nodes = _needed_for(self.graph, [self._logits, self.graph.output("loss")])
+            self._values: dict[fx.Node, Any] = {}
+            self._values = self._computed(self._nodes, {})
+            self._expected = _signal(self._values[self._logits])
+
+    @property
+    def layers(self) -> list[LayerRecord]:
+        """The layers that can be quantized, in forward order."""
+        return [record for record in self.graph.layers if record.path in self._products]
+
+    def noise(self, bits: Mapping[str, int]) -> float:
+        """The noise of the outputs where layers have these ``bits`` of an activation, by path, and others are in fp32.
+
+        With ``FULL`` bits only the layer's weights are quantized.
+        """
+        return self.measured(bits)[0]
+
+    def adapted(self, choices: Mapping[str, Choice]) -> float:
+        """The noise of ``choices`` together, by path, of which that of 1-bit weights counts as far as it lasts."""
+        bits = {path: choice for path, choice in choices.items() if choice is not None}
+        return _adapted(self.noise(bits), self.noise(dict.fromkeys(bits, FULL)))
+
+    def measured(self, bits: Mapping[str, int]) -> tuple[float, float]:
+        """The noise of the outputs, and the loss."""
+        instead = {
+            product: self._quantized(product, each) for path, each in bits.items() for product in self._products[path]
+        }
+        with torch.no_grad():
+            values = self._computed(_depending_on(self._nodes, instead), instead)
+        loss = self.graph.output("loss")
+        logits = values.get(self._logits, self._values[self._logits])
+        return _noise(_signal(logits), self._expected), float(values.get(loss, self._values[loss]))
+
+    def _computed(self, nodes: Iterable[fx.Node], instead: Mapping[fx.Node, Compute]) -> dict[fx.Node, Any]:
+        """The values of ``nodes``, which come in order; what they read besides is known."""
+        graph = self.graph
+        assert graph.example is not None
+        given = {**graph.example, "seed": torch.tensor(0)} | {n: t.initial.detach() for n, t in graph.state.items()}
+        names = dict(zip(graph.graph.find_nodes(op="placeholder"), graph.inputs, strict=True))
+        values: dict[fx.Node, Any] = {}
+
+        def known(node: fx.Node) -> Any:
+            return values[node] if node in values else self._values[node]
+
+        for node in nodes:
+            if node.op == "placeholder":
+                values[node] = given[names[node]]
+                continue
+            args, kwargs = fx.map_arg((node.args, node.kwargs), known)
+            compute = instead.get(node) or _FASTER.get(node.target, node.target)
+            values[node] = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, compute(*args, **kwargs))
+        return values
+
+    def _quantized(self, product: fx.Node, bits: int) -> Compute:
+        reads, scaled = call_of(product).x, product.meta["record"].weight in self._scaled
+
+        def compute(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
+            w = scaled_weight(w) if scaled else w
+            if bits == FULL:
+                return product_of_codes(product, None, x, w, *rest)
+            grid = fitting_grid([reads], {reads: ReadValues.of(x, bits)}, bits, fitted=self._fitted)
+            return product_of_codes(product, grid, codes_on(grid, x), w, *rest)
+
+        return compute
+
+
+def noise_of_choices(meter: NoiseMeter, path: str) -> dict[Choice, float]:
+    """The noise of each choice for the layer ``path``, in ``CHOICES``' order: with fewer bits it is never less."""
+    weights = meter.noise({path: FULL})
+    found: dict[Choice, float] = {}
+    most = 0.0
+    for choice in CHOICES:
+        if choice is not None:
+            most = max(most, _adapted(meter.noise({path: choice}), weights))
+        found[choice] = most
+    return found
+
+
+def _adapted(noise: float, of_weights: float) -> float:
+    return max(0.0, noise - (1 - LASTING) * of_weights)
+
+
+_FASTER: dict[Any, Compute] = {torch.ops.fqt.conv2d.default: plain_convolution_by_onednn}
+
+
+def _passes_before_quantization(options: CompileOptions) -> Sequence[Pass]:
+    passes = training_passes(options)
+    end = next(i for i, each in enumerate(passes) if each.name in _CHANGES_NUMBERS)
+    return [each for each in passes[:end] if each.name not in _LEFT_OUT]
+
+
+def _scaled_weights(graph: TrainingGraph) -> set[str]:
+    """The weights that quantized layers begin with larger; the graph stays as it is."""
+    state, notes = dict(graph.state), graph.notes
+    ScaleWeights().run(graph)
+    scaled = {name for name, tensor in graph.state.items() if tensor is not state[name]}
+    graph.state, graph.notes = state, notes
+    return scaled
+
+
+def _needed_for(graph: TrainingGraph, results: list[fx.Node]) -> list[fx.Node]:
+    needed, pending = set(results), list(results)
+    while pending:
+        new = [node for node in pending.pop().all_input_nodes if node not in needed]
+        needed.update(new)
+        pending += new
+    return [node for node in graph.graph.nodes if node in needed]
+
+
+def _depending_on(nodes: Iterable[fx.Node], roots: Iterable[fx.Node]) -> list[fx.Node]:
+    """The ``roots`` among ``nodes`` and what depends on them, in order."""
+    found = set(roots)
+    for node in nodes:
+        if any(operand in found for operand in node.all_input_nodes):
+            found.add(node)
+    return [node for node in nodes if node in found]
+
+
+def _signal(outputs: Tensor) -> Tensor:
+    """What ``outputs``, [samples, ...], say of each sample: their difference from the mean over the samples."""
+    outputs = outputs.detach().double()
+    return outputs - outputs.mean(0) if outputs.dim() and len(outputs) > 1 else outputs
+
+
+def _noise(signal: Tensor, expected: Tensor) -> float:
+    sizes = float(signal.square().sum() * expected.square().sum())
+    if not math.isfinite(sizes) or sizes <= 0:
+        return MOST_NOISE
+    explained = float((signal * expected).sum()) ** 2 / sizes
+    return min(MOST_NOISE, max(0.0, -math.log(max(explained, math.exp(-MOST_NOISE)))))
