@@ -46,10 +46,10 @@ class WrittenGlob(str):
     location: SourceLocation
 
     @classmethod
-    def at(cls, location: SourceLocation, glob: str) -> WrittenGlob:
-        """The glob ``glob``, written at ``location``."""
+    def at(cls, path: Path, line: int | None, glob: str) -> WrittenGlob:
+        """The glob ``glob``, written in ``line`` of the file ``path``."""
         written = cls(glob)
-        written.location = location
+        written.location = SourceLocation(path, line or 1, path.parent)
         return written
 
 
@@ -118,7 +118,7 @@ def _plan(path: Path, content: dict[str, Any], lines: _Lines) -> LayerPlan:
         line = lines.of(glob)
         if not glob:
             raise _wrong(path, line, "a layer has an empty name", None)
-        written = WrittenGlob.at(SourceLocation(path, line or 1, path.parent), glob)
+        written = WrittenGlob.at(path, line, glob)
         if value == FP32:
             exclude.append(written)
         elif isinstance(value, list) and len(value) == 2 and _are_bits(*value):
@@ -126,8 +126,8 @@ def _plan(path: Path, content: dict[str, Any], lines: _Lines) -> LayerPlan:
         else:
             hint = "a path with dots stands in quotation marks" if isinstance(value, dict) else None
             raise _wrong(path, line, f"{glob!r} is {value!r}; {_PAIR}", hint)
-    at = SourceLocation(path, lines.of("include") or 1, path.parent)
-    return LayerPlan(tuple(WrittenGlob.at(at, glob) for glob in include), tuple(exclude), tuple(bits))
+    included = tuple(WrittenGlob.at(path, lines.of("include"), glob) for glob in include)
+    return LayerPlan(included, tuple(exclude), tuple(bits))
 
 
 def _are_bits(weights: Any, activations: Any) -> bool:

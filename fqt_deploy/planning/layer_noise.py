@@ -10,7 +10,7 @@ lose parts of the signal one after the other, it adds up.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -108,7 +108,7 @@ class NoiseMeter:
                 values[node] = given[names[node]]
                 continue
             args, kwargs = fx.map_arg((node.args, node.kwargs), known)
-            compute = instead.get(node) or _FASTER.get(node.target, node.target)
+            compute: Any = instead.get(node) or _FASTER.get(node.target) or node.target
             values[node] = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, compute(*args, **kwargs))
         return values
 
@@ -144,10 +144,10 @@ def _adapted(noise: float, of_weights: float) -> float:
 _FASTER: dict[Any, Compute] = {torch.ops.fqt.conv2d.default: plain_convolution_by_onednn}
 
 
-def _passes_before_quantization(options: CompileOptions) -> Sequence[Pass]:
+def _passes_before_quantization(options: CompileOptions) -> tuple[Pass, ...]:
     passes = training_passes(options)
     end = next(i for i, each in enumerate(passes) if each.name in _CHANGES_NUMBERS)
-    return [each for each in passes[:end] if each.name not in _LEFT_OUT]
+    return tuple(each for each in passes[:end] if each.name not in _LEFT_OUT)
 
 
 def _scaled_weights(graph: TrainingGraph) -> set[str]:

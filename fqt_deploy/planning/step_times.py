@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +16,12 @@ from fqt_deploy.profiling.measure import made_up_batch
 from fqt_deploy.runtime import load
 from fqt_deploy.runtime.kernel_clock import KernelClock
 
-ROUNDS = 4
+ROUNDS = 6
 """How often steps take turns: a machine that gets slower meanwhile does so for all of them."""
-_LEAST_STEPS = 3
-_LEAST_S = 0.3
+QUANTILE = 0.25
+"""The part of the times that are shorter than the one that counts: machines are disturbed, never helped."""
+_LEAST_STEPS = 2
+_LEAST_S = 0.25
 _MOST_STEPS = 60
 
 Place = tuple[str, ...]
@@ -44,24 +44,31 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """Median seconds of a whole step."""
-        return statistics.median(self.steps)
+        """Seconds of a whole step."""
+        return float(np.quantile(self.steps, QUANTILE))
 
     def places(self, layers: Sequence[str]) -> dict[Place, float]:
-        """Seconds of the kernels by the place among ``layers`` that they lie at, medians summed up.
+        """Seconds of the kernels by the place among ``layers`` that they lie at, summed up.
 
         What belongs to another module, such as batch normalization, lies between the layer before and the one behind it
         in the order of the step: what it reads and writes depends on these.
         """
-        medians = np.median(np.stack(self.calls), axis=0)
+        typical = np.quantile(np.stack(self.calls), QUANTILE, axis=0)
         owners = [kernel.layer if kernel.layer in layers else None for kernel in self.kernels]
-        before = list(itertools.accumulate(owners, lambda last, new: new or last))
-        behind = list(itertools.accumulate(reversed(owners), lambda last, new: new or last))[::-1]
+        before, behind = _latest(owners), _latest(owners[::-1])[::-1]
         found: dict[Place, float] = {}
-        for own, previous, following, seconds in zip(owners, before, behind, medians, strict=True):
+        for own, previous, following, seconds in zip(owners, before, behind, typical, strict=True):
             place = (own,) if own else tuple(sorted({each for each in (previous, following) if each}))
             found[place] = found.get(place, 0.0) + float(seconds)
         return found
+
+
+def _latest(owners: Sequence[str | None]) -> list[str | None]:
+    """For each place the last owner up to there."""
+    found: list[str | None] = []
+    for owner in owners:
+        found.append(owner or (found[-1] if found else None))
+    return found
 
 
 @dataclass(frozen=True)
