@@ -124,8 +124,8 @@ def _plan(path: Path, content: dict[str, Any], lines: _Lines) -> LayerPlan:
         elif isinstance(value, list) and len(value) == 2 and _are_bits(*value):
             bits.append(LayerBits(written, *value))
         else:
-            hint = "a path with dots stands in quotation marks" if isinstance(value, dict) else None
-            raise _wrong(path, line, f"{glob!r} is {value!r}; {_PAIR}", hint)
+            quoted = "a path with dots stands in quotation marks" if isinstance(value, dict) else None
+            raise _wrong(path, line, f"{glob!r} is {value!r}; {_PAIR}", quoted)
     included = tuple(WrittenGlob.at(path, lines.of("include"), glob) for glob in include)
     return LayerPlan(included, tuple(exclude), tuple(bits))
 

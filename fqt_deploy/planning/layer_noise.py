@@ -24,7 +24,7 @@ from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.passes.annotate_layers import products_of
 from fqt_deploy.passes.choose_bits import ReadValues, codes_on, fitting_grid, product_of_codes
 from fqt_deploy.passes.example_values import plain_convolution_by_onednn
-from fqt_deploy.passes.pass_base import Pass, Pipeline
+from fqt_deploy.passes.pass_base import Pipeline
 from fqt_deploy.passes.pipelines import training_passes
 from fqt_deploy.passes.scale_weights import ScaleWeights, scaled_weight
 from fqt_deploy.planning.choices import CHOICES, Choice
@@ -36,7 +36,7 @@ LASTING = 0.5
 MOST_NOISE = 20.0
 """The noise of outputs that have nothing to do with those in fp32."""
 _CHANGES_NUMBERS = ("choose-bits", "binarize-forward")
-_LEFT_OUT = ("scale-weights", "exchange-gradients")
+_LEFT_OUT = ("exchange-gradients",)
 
 Compute = Callable[..., Any]
 
@@ -52,12 +52,11 @@ class NoiseMeter:
         """Capture ``source`` and compute its forward pass in fp32."""
         with user_code(source), torch.no_grad():
             self.graph, _ = capture_model(source, options.prediction)
-            Pipeline(_passes_before_quantization(options)).run(self.graph)
+            self._scaled = _run_passes(self.graph, options)
             self._fitted = options.activation_grid == "fitted"
             self._products: dict[str, list[fx.Node]] = {}
             for product in products_of(self.graph, "forward"):
                 self._products.setdefault(product.meta["record"].path, []).append(product)
-            self._scaled = _scaled_weights(self.graph)
             self._logits = self.graph.output("logits")
             self._nodes = _needed_for(self.graph, [self._logits, self.graph.output("loss")])
             self._values: dict[fx.Node, Any] = {}
@@ -144,18 +143,24 @@ def _adapted(noise: float, of_weights: float) -> float:
 _FASTER: dict[Any, Compute] = {torch.ops.fqt.conv2d.default: plain_convolution_by_onednn}
 
 
-def _passes_before_quantization(options: CompileOptions) -> tuple[Pass, ...]:
+def _run_passes(graph: TrainingGraph, options: CompileOptions) -> set[str]:
+    """Run all passes before the first that quantizes.
+
+    Returns:
+        The weights that quantized layers begin with larger; the graph has them as they are.
+    """
     passes = training_passes(options)
     end = next(i for i, each in enumerate(passes) if each.name in _CHANGES_NUMBERS)
-    return tuple(each for each in passes[:end] if each.name not in _LEFT_OUT)
+    scaled: set[str] = set()
 
+    def keep_weights(name: str, graph: TrainingGraph, seconds: float) -> None:
+        if name == ScaleWeights.name:
+            scaled.update(each for each, tensor in before.items() if graph.state[each] is not tensor)
+            graph.state.update({each: before[each] for each in scaled})
 
-def _scaled_weights(graph: TrainingGraph) -> set[str]:
-    """The weights that quantized layers begin with larger; the graph stays as it is."""
-    state, notes = dict(graph.state), graph.notes
-    ScaleWeights().run(graph)
-    scaled = {name for name, tensor in graph.state.items() if tensor is not state[name]}
-    graph.state, graph.notes = state, notes
+    before = dict(graph.state)
+    wanted = tuple(each for each in passes[:end] if each.name not in _LEFT_OUT)
+    Pipeline(wanted, observers=(keep_weights,)).run(graph)
     return scaled
 
 

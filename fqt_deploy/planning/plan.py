@@ -154,6 +154,7 @@ class _Planner:
                 code="FQT202",
                 hint="--check says why; --include GLOB chooses layers",
             )
+        self._built[tuple(asked.items())] = self._folder / _ASKED
         noises, meter = self._noises()
         seconds, base, cores = self._seconds(asked)
         layers = tuple(PlannedLayer(path, seconds[path], noises[path]) for path in asked)
@@ -180,7 +181,7 @@ class _Planner:
     def _decisions(self) -> Sequence[LayerDecision]:
         """The decisions of the step that the options ask for."""
         return build_artifact(
-            self._source, self._options, self._folder / "asked", progress=_behind(self._tell, "the step asked for")
+            self._source, self._options, self._folder / _ASKED, progress=_behind(self._tell, "the step asked for")
         ).manifest.layers
 
     def _noises(self) -> tuple[dict[str, dict[Choice, float]], NoiseMeter]:
