@@ -207,6 +207,7 @@ def _check(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
 
 
 def _plan(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
+    from fqt_deploy.core.layer_bits import ACTIVATION_BITS
     from fqt_deploy.core.layer_plan import SUFFIX
 
     output = command.output or Path(model.stem + SUFFIX)
@@ -221,7 +222,8 @@ def _plan(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
         source = load_model(model, batch=command.batch, weights=command.weights, skip=command.skip_weights)
         options = options_of(merge_settings(source.options, given))
         time_share = 1.0 if command.plan_noise is None and command.plan_time is None else command.plan_time
-        plan = make_plan(source, options, Budget(time_share, command.plan_noise), progress=progress)
+        budget, bits = Budget(time_share, command.plan_noise), command.plan_bits or ACTIVATION_BITS
+        plan = make_plan(source, options, budget, bits=bits, progress=progress)
     write_plan(plan, output)
     if command.json:
         click.echo(plan_json(plan))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.layer_bits import ACTIVATION_BITS
 from fqt_deploy.core.option import CHECKS, WRITING, check_options, option, options_in
-from fqt_deploy.core.option_kinds import listed, number, string
+from fqt_deploy.core.option_kinds import choice, listed, number, string
 
 SUFFIXES = {
     "so": ".fqt",
@@ -87,6 +88,15 @@ class CommandOptions:
         minimum=0,
         default_text="none",
     )
+    plan_bits: tuple[int, ...] = option(
+        (),
+        "Measure these numbers of bits alone, and what the options ask for, with commas between them: each is one "
+        "more step to compile.",
+        section=CHECKS,
+        metavar="LIST",
+        default_text=",".join(map(str, ACTIVATION_BITS)),
+        kind=listed(choice(ACTIVATION_BITS)),
+    )
     passes: str | None = option(
         None,
         "Compile nothing: run these passes, such as 'normalize-views,insert-scq{bits=3}', on the captured graph, or on "
@@ -117,8 +127,10 @@ class CommandOptions:
             raise FqtError(
                 "--plan compiles and checks nothing", code="FQT202", hint="leave out --check, --profile and --emit"
             )
-        if (self.plan_time is not None or self.plan_noise is not None) and not self.plan:
-            raise FqtError("--plan-time and --plan-noise bound a plan", code="FQT202", hint="add --plan")
+        if (self.plan_time is not None or self.plan_noise is not None or self.plan_bits) and not self.plan:
+            raise FqtError(
+                "--plan-time, --plan-noise and --plan-bits say how to plan", code="FQT202", hint="add --plan"
+            )
         if self.plan_time is not None and self.plan_noise is not None:
             raise FqtError("a plan has one bound", code="FQT202", hint="give --plan-time or --plan-noise")
         if self.profile and (self.check or "so" not in self.emit):

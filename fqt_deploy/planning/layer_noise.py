@@ -124,12 +124,12 @@ class NoiseMeter:
         return compute
 
 
-def noise_of_choices(meter: NoiseMeter, path: str) -> dict[Choice, float]:
-    """The noise of each choice for the layer ``path``, in ``CHOICES``' order: with fewer bits it is never less."""
+def noise_of_choices(meter: NoiseMeter, path: str, offered: Iterable[Choice] = CHOICES) -> dict[Choice, float]:
+    """The noise of each choice ``offered`` for the layer ``path``, in order: with fewer bits it is never less."""
     weights = meter.noise({path: FULL})
     found: dict[Choice, float] = {}
     most = 0.0
-    for choice in CHOICES:
+    for choice in offered:
         if choice is not None:
             most = max(most, _adapted(meter.noise({path: choice}), weights))
         found[choice] = most

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from fqt_deploy.build_cache.build_artifact import build_artifact
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.compiler import check_can_profile
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.layer_bits import ACTIVATION_BITS
 from fqt_deploy.core.manifest import LayerDecision
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.planning.choices import CHOICES, Choice, options_for, told
@@ -81,6 +82,7 @@ class Plan:
         name: the model's name.
         machine: where times were measured.
         batch: number of samples of a step.
+        offered: the choices, from the least noise to the most.
         budget: the bound.
         layers: the layers that there were choices for, in forward order.
         frontier: the plans that no other one beats in time and noise, the fastest first.
@@ -96,6 +98,7 @@ class Plan:
     name: str
     machine: Machine
     batch: int
+    offered: tuple[Choice, ...]
     budget: Budget
     layers: tuple[PlannedLayer, ...]
     frontier: tuple[Point, ...]
@@ -115,13 +118,21 @@ class Plan:
         return [f"other processes used {self.other_cores:.1f} cores meanwhile: times are rough"]
 
 
-def make_plan(source: ModelSource, options: CompileOptions, budget: Budget, *, progress: Tell | None = None) -> Plan:
-    """Measure every choice for the layers that ``options`` run in 1 bit, and choose.
+def make_plan(
+    source: ModelSource,
+    options: CompileOptions,
+    budget: Budget,
+    *,
+    bits: Collection[int] = ACTIVATION_BITS,
+    progress: Tell | None = None,
+) -> Plan:
+    """Measure fp32 and every number of bits for the layers that ``options`` run in 1 bit, and choose.
 
     Args:
         source: the model with the weights that training starts from, and a batch that is like the data.
         options: how it is to be compiled; what they say of layers is what the plan is compared with.
         budget: the bound.
+        bits: of an activation, that are measured besides those that ``options`` ask for.
         progress: told the phases.
 
     Raises:
@@ -133,7 +144,7 @@ def make_plan(source: ModelSource, options: CompileOptions, budget: Budget, *, p
     source = dataclasses.replace(source, others=())
     options = dataclasses.replace(options, dump_ir=None, print_after=(), time_passes=False, verify="structure")
     with tempfile.TemporaryDirectory(prefix="fqt-plan-") as folder:
-        return _Planner(source, options, Path(folder), tell).plan(budget)
+        return _Planner(source, options, Path(folder), tell).plan(budget, bits)
 
 
 class _Planner:
@@ -143,7 +154,7 @@ class _Planner:
         self._source, self._options, self._folder, self._tell = source, options, folder, tell
         self._built: dict[tuple[tuple[str, Choice], ...], Path] = {}
 
-    def plan(self, budget: Budget) -> Plan:
+    def plan(self, budget: Budget, bits: Collection[int]) -> Plan:
         decisions = self._decisions()
         asked: dict[str, Choice] = {
             layer.path: layer.activation_bits for layer in decisions if layer.decision == "1-bit"
@@ -155,8 +166,9 @@ class _Planner:
                 hint="--check says why; --include GLOB chooses layers",
             )
         self._built[tuple(asked.items())] = self._folder / _ASKED
-        noises, meter = self._noises()
-        seconds, base, cores = self._seconds(asked)
+        offered = tuple(each for each in CHOICES if each is None or each in bits or each in asked.values())
+        noises, meter = self._noises(offered)
+        seconds, base, cores = self._seconds(asked, offered)
         layers = tuple(PlannedLayer(path, seconds[path], noises[path]) for path in asked)
         points, start = _points(layers, asked, base)
         chosen, measured, busy = self._verified_choice(points, start, [*asked], budget)
@@ -166,6 +178,7 @@ class _Planner:
             name=self._source.name,
             machine=this_machine(configure_threads()),
             batch=self._source.call.batch,
+            offered=offered,
             budget=budget,
             layers=layers,
             frontier=points,
@@ -184,16 +197,18 @@ class _Planner:
             self._source, self._options, self._folder / _ASKED, progress=_behind(self._tell, "the step asked for")
         ).manifest.layers
 
-    def _noises(self) -> tuple[dict[str, dict[Choice, float]], NoiseMeter]:
+    def _noises(self, offered: Sequence[Choice]) -> tuple[dict[str, dict[Choice, float]], NoiseMeter]:
         self._tell("measuring noise: the forward pass in fp32")
         meter = NoiseMeter(self._source, self._options)
         found = {}
         for number, record in enumerate(meter.layers, start=1):
             self._tell(f"measuring noise of layer {number} of {len(meter.layers)}")
-            found[record.path] = noise_of_choices(meter, record.path)
+            found[record.path] = noise_of_choices(meter, record.path, offered)
         return found, meter
 
-    def _seconds(self, asked: Mapping[str, Choice]) -> tuple[dict[str, dict[Choice, float]], float, float | None]:
+    def _seconds(
+        self, asked: Mapping[str, Choice], offered: Sequence[Choice]
+    ) -> tuple[dict[str, dict[Choice, float]], float, float | None]:
         """Seconds of each layer by choice, seconds of the step asked for, and how busy the machine was.
 
         A choice is measured in all layers at once, but fp32 in every other layer: a layer in fp32 among others in 1 bit
@@ -201,7 +216,7 @@ class _Planner:
         """
         paths = [*asked]
         variants: dict[str, dict[str, Choice]] = {}
-        for choice in CHOICES:
+        for choice in offered:
             for part in (paths[::2], paths[1::2]) if choice is None else (paths,):
                 changed = [path for path in part if asked[path] != choice]
                 if changed:
@@ -277,13 +292,14 @@ def _points(
     layers: Sequence[PlannedLayer], asked: Mapping[str, Choice], base: float
 ) -> tuple[tuple[Point, ...], Point]:
     """The frontier, and the step that was asked for, whose seconds are ``base``."""
-    now = [CHOICES.index(asked[layer.path]) for layer in layers]
-    times = [[layer.seconds[choice] for choice in CHOICES] for layer in layers]
-    noises = [[layer.noise[choice] for choice in CHOICES] for layer in layers]
+    offered = [*layers[0].noise]
+    now = [offered.index(asked[layer.path]) for layer in layers]
+    times = [[layer.seconds[choice] for choice in offered] for layer in layers]
+    noises = [[layer.noise[choice] for choice in offered] for layer in layers]
     spent = sum(each[number] for each, number in zip(times, now, strict=True))
 
     def point(pick: Pick) -> Point:
-        return Point(tuple(CHOICES[number] for number in pick.choices), base + pick.time - spent, pick.noise)
+        return Point(tuple(offered[number] for number in pick.choices), base + pick.time - spent, pick.noise)
 
     start = Pick(spent, sum(each[number] for each, number in zip(noises, now, strict=True)), tuple(now))
     return tuple(map(point, frontier(times, noises))), point(start)

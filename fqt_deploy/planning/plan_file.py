@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.layer_plan import FORMAT, FP32, read_plan
-from fqt_deploy.planning.choices import CHOICES, Choice, told
+from fqt_deploy.planning.choices import Choice, told
 from fqt_deploy.planning.plan import Plan
 from fqt_deploy.planning.plan_text import ms
 from fqt_deploy.runtime.files import replace_file
@@ -58,7 +58,9 @@ def _lines(plan: Plan) -> Iterator[str]:
     width = max(len(entry) for entry, _, _ in entries)
     for entry, layer, choice in entries:
         others = "; ".join(
-            f"{told(each)} {ms(layer.seconds[each])}, {layer.noise[each]:.3f}" for each in CHOICES if each != choice
+            f"{told(each)} {ms(layer.seconds[each])}, {layer.noise[each]:.3f}"
+            for each in plan.offered
+            if each != choice
         )
         own = f"{ms(layer.seconds[choice])} ms, noise {layer.noise[choice]:.3f}"
         yield f"{entry.ljust(width)}  # {own}; {others}"

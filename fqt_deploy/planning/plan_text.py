@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections import Counter
 
-from fqt_deploy.planning.choices import CHOICES, told
+from fqt_deploy.planning.choices import told
 from fqt_deploy.planning.plan import Plan, Point
 from fqt_deploy.profiling.tables import aligned
 
@@ -60,8 +60,8 @@ def plan_json(plan: Plan) -> str:
         "layers": [
             {
                 "path": layer.path,
-                "seconds": {told(choice): layer.seconds[choice] for choice in CHOICES},
-                "noise": {told(choice): layer.noise[choice] for choice in CHOICES},
+                "seconds": {told(choice): layer.seconds[choice] for choice in plan.offered},
+                "noise": {told(choice): layer.noise[choice] for choice in plan.offered},
             }
             for layer in plan.layers
         ],
@@ -76,11 +76,11 @@ def plan_json(plan: Plan) -> str:
 
 
 def _layers(plan: Plan) -> str:
-    header = ("layer", *(f">{told(choice)}" for choice in CHOICES), "asked for", "chosen")
+    header = ("layer", *(f">{told(choice)}" for choice in plan.offered), "asked for", "chosen")
     rows = [
         (
             layer.path,
-            *(f"{ms(layer.seconds[choice])} / {layer.noise[choice]:.3f}" for choice in CHOICES),
+            *(f"{ms(layer.seconds[choice])} / {layer.noise[choice]:.3f}" for choice in plan.offered),
             told(asked),
             told(chosen),
         )
@@ -90,13 +90,13 @@ def _layers(plan: Plan) -> str:
 
 
 def _frontier(plan: Plan) -> str:
-    header = (">ms", ">of the time", ">noise", *(f">{told(choice)}" for choice in CHOICES), "")
+    header = (">ms", ">of the time", ">noise", *(f">{told(choice)}" for choice in plan.offered), "")
     points = shown_points(plan)
     rows = []
     for point in points:
         counts = Counter(point.choices)
         marks = [name for name, other in (("asked for", plan.asked), ("chosen", plan.chosen)) if point == other]
-        numbers = (str(counts[choice] or "") for choice in CHOICES)
+        numbers = (str(counts[choice] or "") for choice in plan.offered)
         share = f"{point.seconds / plan.asked.seconds:.2f}"
         rows.append((ms(point.seconds), share, f"{point.noise:.3f}", *numbers, ", ".join(marks)))
     return aligned(header, rows)

@@ -1,4 +1,4 @@
-"""The noise of choices: nothing in fp32, more with fewer bits, a sum over layers, and what the compiled step computes."""
+"""The noise of choices: nothing in fp32, more with fewer bits, a sum over layers; of what the compiler computes."""
 
 import pytest
 import torch
