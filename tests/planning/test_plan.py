@@ -101,7 +101,8 @@ def test_from_a_model_to_the_same_step_by_hand(model_file, tmp_path, monkeypatch
     assert '"0" = "fp32"' in text
     path.write_text(text.replace('"0" = "fp32"', '"0" = [1, 2]'))
     checked = json.loads(run(model, "--check", "--json", "--plan-file", path).stdout)
-    assert [(layer["decision"], layer["activation_bits"]) for layer in checked["layers"]][0] == ("1-bit", 2)
+    first = checked["layers"][0]
+    assert (first["decision"], first["activation_bits"]) == ("1-bit", 2)
 
 
 def losses(model, *options):
