@@ -167,8 +167,8 @@ class _Planner:
             )
         self._built[tuple(asked.items())] = self._folder / _ASKED
         offered = tuple(each for each in CHOICES if each is None or each in bits or each in asked.values())
-        noises, meter = self._noises(offered)
         seconds, base, cores = self._seconds(asked, offered)
+        noises, meter = self._noises(offered)
         layers = tuple(PlannedLayer(path, seconds[path], noises[path]) for path in asked)
         points, start = _points(layers, asked, base)
         chosen, measured, busy = self._verified_choice(points, start, [*asked], budget)
