@@ -223,7 +223,7 @@ def _plan(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
         options = options_of(merge_settings(source.options, given))
         time_share = 1.0 if command.plan_noise is None and command.plan_time is None else command.plan_time
         budget, bits = Budget(time_share, command.plan_noise), command.plan_bits or ACTIVATION_BITS
-        plan = make_plan(source, options, budget, bits=bits, progress=progress)
+        plan = make_plan(source, options, budget, bits=bits, gradient_bits=command.plan_grad_bits, progress=progress)
     write_plan(plan, output)
     if command.json:
         click.echo(plan_json(plan))

@@ -10,6 +10,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.layer_bits import ACTIVATION_BITS
 from fqt_deploy.core.option import CHECKS, WRITING, check_options, option, options_in
 from fqt_deploy.core.option_kinds import choice, listed, number, string
+from fqt_deploy.core.options import GRADIENT_BITS
 
 SUFFIXES = {
     "so": ".fqt",
@@ -97,6 +98,15 @@ class CommandOptions:
         default_text=",".join(map(str, ACTIVATION_BITS)),
         kind=listed(choice(ACTIVATION_BITS)),
     )
+    plan_grad_bits: tuple[int, ...] = option(
+        (),
+        "Measure the chosen step with these bits of gradients, too, its time and the noise of its gradients, with "
+        "commas between them.",
+        section=CHECKS,
+        metavar="LIST",
+        default_text="none",
+        kind=listed(choice(GRADIENT_BITS)),
+    )
     passes: str | None = option(
         None,
         "Compile nothing: run these passes, such as 'normalize-views,insert-scq{bits=3}', on the captured graph, or on "
@@ -127,10 +137,9 @@ class CommandOptions:
             raise FqtError(
                 "--plan compiles and checks nothing", code="FQT202", hint="leave out --check, --profile and --emit"
             )
-        if (self.plan_time is not None or self.plan_noise is not None or self.plan_bits) and not self.plan:
-            raise FqtError(
-                "--plan-time, --plan-noise and --plan-bits say how to plan", code="FQT202", hint="add --plan"
-            )
+        bounded = self.plan_time is not None or self.plan_noise is not None
+        if (bounded or self.plan_bits or self.plan_grad_bits) and not self.plan:
+            raise FqtError("options that begin with --plan- say how to plan", code="FQT202", hint="add --plan")
         if self.plan_time is not None and self.plan_noise is not None:
             raise FqtError("a plan has one bound", code="FQT202", hint="give --plan-time or --plan-noise")
         if self.profile and (self.check or "so" not in self.emit):

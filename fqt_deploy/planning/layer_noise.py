@@ -31,8 +31,6 @@ from fqt_deploy.planning.choices import CHOICES, Choice
 
 FULL = 32
 """Bits of an activation that is not quantized: its layer's weights are still signs."""
-LASTING = 0.5
-"""The part of the noise of 1-bit weights that is left after training: signs of weights are learned, levels are not."""
 MOST_NOISE = 20.0
 """The noise of outputs that have nothing to do with those in fp32."""
 _CHANGES_NUMBERS = ("choose-bits", "binarize-forward")
@@ -68,22 +66,17 @@ class NoiseMeter:
         """The layers that can be quantized, in forward order."""
         return [record for record in self.graph.layers if record.path in self._products]
 
-    def noise(self, bits: Mapping[str, int]) -> float:
-        """The noise of the outputs where layers have these ``bits`` of an activation, by path, and others are in fp32.
+    def noise(self, choices: Mapping[str, Choice]) -> float:
+        """The noise of the outputs with these choices by path of a layer; layers that are not named are in fp32."""
+        return self.measured(choices)[0]
 
-        With ``FULL`` bits only the layer's weights are quantized.
-        """
-        return self.measured(bits)[0]
-
-    def adapted(self, choices: Mapping[str, Choice]) -> float:
-        """The noise of ``choices`` together, by path, of which that of 1-bit weights counts as far as it lasts."""
-        bits = {path: choice for path, choice in choices.items() if choice is not None}
-        return _adapted(self.noise(bits), self.noise(dict.fromkeys(bits, FULL)))
-
-    def measured(self, bits: Mapping[str, int]) -> tuple[float, float]:
-        """The noise of the outputs, and the loss."""
+    def measured(self, choices: Mapping[str, Choice]) -> tuple[float, float]:
+        """The noise of the outputs, and the loss; with ``FULL`` bits only the layer's weights are quantized."""
         instead = {
-            product: self._quantized(product, each) for path, each in bits.items() for product in self._products[path]
+            product: self._quantized(product, bits)
+            for path, bits in choices.items()
+            for product in self._products[path]
+            if bits is not None
         }
         with torch.no_grad():
             values = self._computed(_depending_on(self._nodes, instead), instead)
@@ -126,18 +119,13 @@ class NoiseMeter:
 
 def noise_of_choices(meter: NoiseMeter, path: str, offered: Iterable[Choice] = CHOICES) -> dict[Choice, float]:
     """The noise of each choice ``offered`` for the layer ``path``, in order: with fewer bits it is never less."""
-    weights = meter.noise({path: FULL})
     found: dict[Choice, float] = {}
     most = 0.0
     for choice in offered:
         if choice is not None:
-            most = max(most, _adapted(meter.noise({path: choice}), weights))
+            most = max(most, meter.noise({path: choice}))
         found[choice] = most
     return found
-
-
-def _adapted(noise: float, of_weights: float) -> float:
-    return max(0.0, noise - (1 - LASTING) * of_weights)
 
 
 _FASTER: dict[Any, Compute] = {torch.ops.fqt.conv2d.default: plain_convolution_by_onednn}

@@ -17,6 +17,7 @@ from fqt_deploy.core.manifest import LayerDecision
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.planning.choices import CHOICES, Choice, options_for, told
 from fqt_deploy.planning.choose import Pick, frontier, least_noise, least_time
+from fqt_deploy.planning.gradient_noise import DRAWS, PROBE, gradient_noise, gradients_of
 from fqt_deploy.planning.layer_noise import NoiseMeter, noise_of_choices
 from fqt_deploy.planning.step_times import StepTime, change, time_steps
 from fqt_deploy.profiling.machine import Machine, this_machine
@@ -28,6 +29,8 @@ ATTEMPTS = 3
 """How often a plan is chosen again that takes longer than predicted."""
 WITHIN = 1.02
 """Measured time over the budget that counts as within it: as much as two measurements of one step differ."""
+RECIPES_WITH_BITS = ("scq+agp", "scq")
+"""Recipes that leave the bits of gradients to choose."""
 _ASKED, _FP32, _CHOSEN = "asked for", "fp32", "chosen"
 
 
@@ -75,6 +78,23 @@ class Point:
 
 
 @dataclass(frozen=True)
+class GradientBits:
+    """The measurements of one number of bits of all gradients.
+
+    Attributes:
+        bits: of a gradient.
+        seconds: of the chosen step with these, and with plain SGD for its optimizer.
+        noise: of the gradients of all 1-bit layers' weights together.
+        layers: of each by path.
+    """
+
+    bits: int
+    seconds: float
+    noise: float
+    layers: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A plan with all that it was chosen by.
 
@@ -93,6 +113,8 @@ class Plan:
         include: globs that made the layers candidates.
         excluded: other layers that the options exclude.
         other_cores: number of cores that other processes used while steps were timed; None if unknown.
+        gradients: measurements of the chosen step by bits of a gradient; empty if none were asked for.
+        gradient_bits: that the options ask for.
     """
 
     name: str
@@ -109,6 +131,8 @@ class Plan:
     include: tuple[str, ...]
     excluded: tuple[str, ...]
     other_cores: float | None
+    gradients: tuple[GradientBits, ...] = ()
+    gradient_bits: int = 0
 
     @property
     def doubts(self) -> list[str]:
@@ -124,6 +148,7 @@ def make_plan(
     budget: Budget,
     *,
     bits: Collection[int] = ACTIVATION_BITS,
+    gradient_bits: Collection[int] = (),
     progress: Tell | None = None,
 ) -> Plan:
     """Measure fp32 and every number of bits for the layers that ``options`` run in 1 bit, and choose.
@@ -133,18 +158,26 @@ def make_plan(
         options: how it is to be compiled; what they say of layers is what the plan is compared with.
         budget: the bound.
         bits: of an activation, that are measured besides those that ``options`` ask for.
+        gradient_bits: of a gradient, with which the chosen step is measured besides those that ``options`` ask for;
+            none for no such measurement.
         progress: told the phases.
 
     Raises:
-        FqtError: as ``compile_model`` and ``check_can_profile``; FQT202 if no layer runs in 1 bit, or no plan keeps
-            within the budget.
+        FqtError: as ``compile_model`` and ``check_can_profile``; FQT202 if no layer runs in 1 bit, no plan keeps
+            within the budget, or the recipe fixes the bits of gradients.
     """
     check_can_profile(options)
+    if gradient_bits and options.recipe not in RECIPES_WITH_BITS:
+        raise FqtError(
+            f"with recipe {options.recipe} gradients have no bits to choose",
+            code="FQT202",
+            hint=f"leave out --plan-grad-bits, or choose --recipe {' or '.join(RECIPES_WITH_BITS)}",
+        )
     tell = progress or (lambda _: None)
     source = dataclasses.replace(source, others=())
     options = dataclasses.replace(options, dump_ir=None, print_after=(), time_passes=False, verify="structure")
     with tempfile.TemporaryDirectory(prefix="fqt-plan-") as folder:
-        return _Planner(source, options, Path(folder), tell).plan(budget, bits)
+        return _Planner(source, options, Path(folder), tell).plan(budget, bits, gradient_bits)
 
 
 class _Planner:
@@ -154,7 +187,7 @@ class _Planner:
         self._source, self._options, self._folder, self._tell = source, options, folder, tell
         self._built: dict[tuple[tuple[str, Choice], ...], Path] = {}
 
-    def plan(self, budget: Budget, bits: Collection[int]) -> Plan:
+    def plan(self, budget: Budget, bits: Collection[int], gradient_bits: Collection[int]) -> Plan:
         decisions = self._decisions()
         asked: dict[str, Choice] = {
             layer.path: layer.activation_bits for layer in decisions if layer.decision == "1-bit"
@@ -185,10 +218,12 @@ class _Planner:
             asked=start,
             chosen=chosen,
             measured=measured,
-            measured_noise={_ASKED: meter.adapted(asked), _CHOSEN: meter.adapted(by_path)},
+            measured_noise={_ASKED: meter.noise(asked), _CHOSEN: meter.noise(by_path)},
             include=self._options.include,
             excluded=tuple(layer.path for layer in decisions if layer.reason.startswith("excluded by")),
             other_cores=max((each for each in (cores, busy) if each is not None), default=None),
+            gradients=self._gradients(by_path, gradient_bits),
+            gradient_bits=self._options.gradient_bits,
         )
 
     def _decisions(self) -> Sequence[LayerDecision]:
@@ -263,6 +298,30 @@ class _Planner:
         built = {name: self._artifact(choices, f"the step: {name}") for name, choices in steps.items()}
         times = time_steps(built, self._tell)
         return {name: times.steps[name].seconds for name in steps}, times.other_cores
+
+    def _gradients(self, chosen: Mapping[str, Choice], bits: Collection[int]) -> tuple[GradientBits, ...]:
+        """Time and gradient noise of the chosen step by bits of a gradient."""
+        if not bits or all(choice is None for choice in chosen.values()):
+            return ()
+        options = dataclasses.replace(options_for(self._options, chosen), optimizer=PROBE)
+        wanted = sorted({*bits, options.gradient_bits})
+        built: dict[str, Path] = {}
+        for number in wanted:
+            built[str(number)] = self._folder / f"gradients{number}"
+            what = f"the step with gradients of {number} bits"
+            grid = options.grid if number > 1 else "minmax"
+            own = dataclasses.replace(options, grad_bits=number, grid=grid)  # type: ignore[arg-type]
+            build_artifact(self._source, own, built[str(number)], progress=_behind(self._tell, what))
+        exact = self._folder / "gradients"
+        own = dataclasses.replace(options, recipe="none")
+        build_artifact(self._source, own, exact, progress=_behind(self._tell, "the step with gradients in fp32"))
+        (expected,) = gradients_of(exact, self._source, 1)
+        times = time_steps(built, self._tell)
+        found = []
+        for number in wanted:
+            draws = gradients_of(built[str(number)], self._source, DRAWS)
+            found.append(GradientBits(number, times.steps[str(number)].seconds, *gradient_noise(expected, draws)))
+        return tuple(found)
 
     def _artifact(self, choices: Mapping[str, Choice], what: str) -> Path:
         key = tuple(choices.items())

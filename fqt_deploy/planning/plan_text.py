@@ -20,6 +20,7 @@ def plan_text(plan: Plan) -> str:
         [
             f"milliseconds / noise of each layer, by choice\n{_layers(plan)}",
             f"the frontier, predicted\n{_frontier(plan)}",
+            *([f"gradients of all layers, in the chosen step\n{_gradients(plan)}"] if plan.gradients else []),
             "\n".join(verdict(plan)),
         ]
     )
@@ -70,6 +71,7 @@ def plan_json(plan: Plan) -> str:
         "chosen": point(plan.chosen),
         "measured_s": dict(plan.measured),
         "measured_noise": dict(plan.measured_noise),
+        "gradients": [dataclasses.asdict(each) for each in plan.gradients],
         "doubts": plan.doubts,
     }
     return json.dumps(found, indent=1)
@@ -100,6 +102,20 @@ def _frontier(plan: Plan) -> str:
         share = f"{point.seconds / plan.asked.seconds:.2f}"
         rows.append((ms(point.seconds), share, f"{point.noise:.3f}", *numbers, ", ".join(marks)))
     return aligned(header, rows)
+
+
+def _gradients(plan: Plan) -> str:
+    asked = next(each.seconds for each in plan.gradients if each.bits == plan.gradient_bits)
+    rows = [
+        (
+            f"{each.bits} bit{'s' if each.bits > 1 else ''}",
+            f"{each.seconds / asked:.2f}",
+            f"{each.noise:.3f}",
+            "asked for" if each.bits == plan.gradient_bits else "",
+        )
+        for each in plan.gradients
+    ]
+    return aligned(("bits", ">of the time", ">noise", ""), rows)
 
 
 def shown_points(plan: Plan) -> list[Point]:
