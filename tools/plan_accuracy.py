@@ -70,7 +70,7 @@ def random_mixtures(layers: list[str], count: int) -> dict[str, dict[str, Choice
 
 
 def train(folder: Path, task: Task, start: Mapping[str, Any], batch: int, *, steps: int, lr: float, seed: int) -> Any:
-    """Fine-tune the step in ``folder``; returns its results."""
+    """Fine-tune the step in ``folder``, and return its results."""
     session = fqt_deploy.load(folder)
     session.load_state_dict(start)
     session.seed = seed
@@ -129,10 +129,12 @@ def run(arguments: argparse.Namespace) -> None:
             key = {**told, "mixture": [mixture[path] for path in layers]}
             if any(key.items() <= record.items() for record in known):
                 continue
+            results: dict[str, Any] = {}
             with tempfile.TemporaryDirectory() as folder:
-                artifact = Path(folder) / "step"
-                compile_model(source, options_for(options, mixture), artifact)
-                results = train(artifact, task, start, network.batch, steps=arguments.steps, lr=arguments.lr, seed=seed)
+                artifact, steps, lr = Path(folder) / "step", arguments.steps, arguments.lr
+                if steps:
+                    compile_model(source, options_for(options, mixture), artifact)
+                    results = train(artifact, task, start, network.batch, steps=steps, lr=lr, seed=seed)
             with torch.no_grad():
                 line = {**key, "name": name, **noise_of(meter, singles, mixture), **results}
             with arguments.results.open("a") as file:
@@ -146,7 +148,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="digits, or path of CIFAR-10 or of a folder of images")
     parser.add_argument("--network", required=True, choices=list(NETWORKS))
     parser.add_argument("--weights", type=Path, required=True, help="full-precision weights, a .safetensors file")
-    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--steps", type=int, required=True, help="0 measures the noise alone")
     parser.add_argument("--lr", type=float, default=1e-3, help="default: %(default)s")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--mixtures", nargs="*", default=[], metavar="MIXTURE", help="bits, fp32, or a plan")
