@@ -6,7 +6,7 @@ weights and takes the example batch with another seed; the same step with recipe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ PROBE = SGD(lr=1.0)
 Gradients = Mapping[str, NDArray[np.float64]]
 
 
-def gradients_of(folder: Path, source: ModelSource, draws: int) -> list[Gradients]:
+def gradients_of(folder: Path, source: ModelSource, draws: int) -> Iterator[Gradients]:
     """The gradients of the 1-bit layers' weights, by path, of the step in ``folder``, which ends with ``PROBE``.
+
+    One draw after the other is made: all of them at once are large.
 
     Args:
         folder: the artifact.
@@ -40,29 +42,29 @@ def gradients_of(folder: Path, source: ModelSource, draws: int) -> list[Gradient
     }
     before = {name: value.copy() for name, value in session.state_dict().items()}
     layers = [layer.path for layer in session.manifest.layers if layer.decision == "1-bit"]
-    found: list[Gradients] = []
     for seed in range(draws):
         session.load_state_dict(before)
         session.seed = seed
         session.step(batch)
         after = session.state_dict()
-        found.append({path: before[n].astype(np.float64) - after[n] for path in layers if (n := _weight(path, before))})
-    return found
+        yield {path: before[n].astype(np.float64) - after[n] for path in layers if (n := _weight(path, before))}
 
 
-def gradient_noise(exact: Gradients, draws: list[Gradients]) -> tuple[float, dict[str, float]]:
+def gradient_noise(exact: Gradients, draws: Iterable[Gradients]) -> tuple[float, dict[str, float]]:
     """The mean squared distance of ``draws`` from the ``exact`` gradients, in squared norms of these.
 
     Returns:
         That of all layers together, and of each by path.
     """
     sizes = {path: float(np.square(gradient).sum()) for path, gradient in exact.items()}
-    distances = {
-        path: float(np.mean([np.square(draw[path] - gradient).sum() for draw in draws]))
-        for path, gradient in exact.items()
-    }
-    by_layer = {path: distances[path] / size if size else 0.0 for path, size in sizes.items()}
-    return sum(distances.values()) / (sum(sizes.values()) or 1.0), by_layer
+    distances = dict.fromkeys(exact, 0.0)
+    count = 0
+    for draw in draws:
+        count += 1
+        for path, gradient in exact.items():
+            distances[path] += float(np.square(draw[path] - gradient).sum())
+    by_layer = {path: distances[path] / count / size if size else 0.0 for path, size in sizes.items()}
+    return sum(distances.values()) / count / (sum(sizes.values()) or 1.0), by_layer
 
 
 def _weight(path: str, state: Mapping[str, Any]) -> str | None:
