@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> None:
                     compile_model(source, options_for(options, mixture), artifact)
                     results = train(artifact, task, start, network.batch, steps=steps, lr=lr, seed=seed)
             with torch.no_grad():
-                line = {**key, "name": name, **noise_of(meter, singles, mixture), **results}
+                line = {**key, "name": Path(name).name, **noise_of(meter, singles, mixture), **results}
             with arguments.results.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(line, flush=True)
