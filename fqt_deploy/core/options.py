@@ -200,9 +200,11 @@ class CompileOptions:
     def _take_plan(self, path: Path) -> None:
         """Spell the plan in ``path`` as the options that it stands for: from here on there is no file."""
         plan = read_plan(path)
-        if plan.include and self.include:
+        if plan.include and self.include not in ((), plan.include):
             raise FqtError(
-                f"--include is given, and {path} has globs to include, too", code="FQT202", hint="leave one of them out"
+                f"--include is given, and {path} has other globs to include",
+                code="FQT202",
+                hint="leave one of them out",
             )
         taken = {
             "include": self.include or plan.include,
