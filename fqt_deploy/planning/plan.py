@@ -10,7 +10,6 @@ from pathlib import Path
 
 from fqt_deploy.build_cache.build_artifact import build_artifact
 from fqt_deploy.capture.load_model import ModelSource
-from fqt_deploy.compiler import check_can_profile
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.layer_bits import ACTIVATION_BITS
 from fqt_deploy.core.manifest import LayerDecision
@@ -23,6 +22,7 @@ from fqt_deploy.planning.step_times import StepTime, change, time_steps
 from fqt_deploy.profiling.machine import Machine, this_machine
 from fqt_deploy.profiling.step_profile import BUSY_CORES
 from fqt_deploy.runtime.threads import configure_threads
+from fqt_deploy.targets.registry import make_target
 
 Tell = Callable[[str], None]
 ATTEMPTS = 3
@@ -163,10 +163,10 @@ def make_plan(
         progress: told the phases.
 
     Raises:
-        FqtError: as ``compile_model`` and ``check_can_profile``; FQT202 if no layer runs in 1 bit, no plan keeps
-            within the budget, or the recipe fixes the bits of gradients.
+        FqtError: as ``compile_model``; FQT402 or FQT202 for a target that this machine cannot time; FQT202 if no layer
+            runs in 1 bit, no plan keeps within the budget, or the recipe fixes the bits of gradients.
     """
-    check_can_profile(options)
+    _check_can_time(options)
     if gradient_bits and options.recipe not in RECIPES_WITH_BITS:
         raise FqtError(
             f"with recipe {options.recipe} gradients have no bits to choose",
@@ -178,6 +178,20 @@ def make_plan(
     options = dataclasses.replace(options, dump_ir=None, print_after=(), time_passes=False, verify="structure")
     with tempfile.TemporaryDirectory(prefix="fqt-plan-") as folder:
         return _Planner(source, options, Path(folder), tell).plan(budget, bits, gradient_bits)
+
+
+def _check_can_time(options: CompileOptions) -> None:
+    target = make_target(options.target, options.target_options)
+    if not target.toolchain.is_native:
+        raise FqtError(
+            f"code for {target.toolchain.arch} cannot be timed on this machine",
+            code="FQT402",
+            hint="plan on the device; the plan may then be used here",
+        )
+    if target.name != "cpu":
+        raise FqtError(
+            f"--plan times steps for the CPU, not for {target.name}", code="FQT202", hint="write a plan by hand"
+        )
 
 
 class _Planner:

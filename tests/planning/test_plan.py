@@ -119,7 +119,9 @@ def losses(model, *options):
     ("options", "code", "said"),
     [
         (("--plan", "--exclude", "*"), "FQT202", "there is nothing to plan"),
-        (("--plan", "--target", "cuda"), "FQT202", "--profile times steps for the CPU"),
+        (("--plan", "--target", "cuda"), "FQT202", "--plan times steps for the CPU"),
+        (("--plan", "--target", "aarch64"), "FQT402", "cannot be timed on this machine"),
+        (("--plan", "--recipe", "psq-8", "--plan-grad-bits", "2"), "FQT202", "have no bits to choose"),
         (("--plan", "--check"), "FQT202", "--plan compiles and checks nothing"),
         (("--plan", "--emit", "onnx"), "FQT202", "--plan compiles and checks nothing"),
         (("--plan-time", "0.8"), "FQT202", "add --plan"),
