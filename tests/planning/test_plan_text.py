@@ -2,7 +2,7 @@
 
 import json
 
-from fqt_deploy.planning.plan import Budget
+from fqt_deploy.planning.plan import Budget, GradientBits
 from fqt_deploy.planning.plan_text import SHOWN, plan_json, plan_text, shown_points, verdict
 from tests.planning.plans import a_plan
 
@@ -36,3 +36,16 @@ def test_json():
     assert found["layers"][1]["seconds"]["fp32"] == plan.layers[1].seconds[None]
     assert len(found["frontier"]) == len(plan.frontier)
     assert found["measured_s"] == plan.measured
+
+
+def test_gradients_are_a_table_of_their_own():
+    gradients = (GradientBits(3, 0.02, 0.9, {"a": 0.9}), GradientBits(8, 0.025, 2.0, {"a": 2.0}))
+    plan = a_plan(gradients=gradients, gradient_bits=3)
+    table = plan_text(plan).partition("gradients of all layers, in the chosen step\n")[2].splitlines()[:3]
+    assert [line.split() for line in table] == [
+        ["bits", "of", "the", "time", "noise"],
+        ["3", "bits", "1.00", "0.900", "asked", "for"],
+        ["8", "bits", "1.25", "2.000"],
+    ]
+    assert json.loads(plan_json(plan))["gradients"][1]["layers"] == {"a": 2.0}
+    assert "gradients of all layers" not in plan_text(a_plan())
