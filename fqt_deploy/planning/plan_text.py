@@ -40,6 +40,8 @@ def verdict(plan: Plan) -> list[str]:
         f"its noise is {noise['chosen']:.3f}, {plan.chosen.noise:.3f} predicted, of the step asked for "
         f"{noise['asked for']:.3f}"
     )
+    if not any(plan.chosen.choices):
+        lines.append("no layer of the plan runs in 1 bit: its gradients are not quantized")
     if plan.chosen.choices == plan.asked.choices:
         lines.append("the step asked for is the best one under this budget")
     elif plan.budget.time is not None and ratio > 1.02 * plan.budget.time:

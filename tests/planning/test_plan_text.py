@@ -29,6 +29,11 @@ def test_the_verdict_doubts_and_admits():
     assert "the step asked for is the best one" in "\n".join(verdict(a_plan(chosen=same.asked)))
 
 
+def test_the_verdict_says_where_nothing_is_quantized():
+    assert "its gradients are not quantized" in "\n".join(verdict(a_plan((None, None, None))))
+    assert "not quantized" not in "\n".join(verdict(a_plan((None, None, 1))))
+
+
 def test_json():
     plan = a_plan((8, None, 1))
     found = json.loads(plan_json(plan))
