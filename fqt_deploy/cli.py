@@ -48,6 +48,7 @@ Examples:
   fqt-compile model.py --mcpu x86-64-v3 --exclude 'head.*' --verify numerics
   fqt-compile model.py --target cuda --arch sm_90a      for an H100; needs no GPU here
   fqt-compile model.py --profile                        time it, layer by layer, beside PyTorch
+  fqt-compile model.py --plan --plan-time 0.8           choose bits by layer, measured; then --plan-file
   fqt-compile model.py --tune                           measure tiles of 1-bit products here first
   fqt-compile model.py --target rpi5                    for a Raspberry Pi 5, on a PC
   fqt-compile model.py --emit onnx --emit onnx-infer    model.onnx and model.infer.onnx, for ONNX Runtime
@@ -145,6 +146,8 @@ def main(model: Path, **given: Any) -> None:
             _run_passes(model, command, given)
         elif command.check:
             _check(model, command, settings)
+        elif command.plan:
+            _plan(model, command, settings)
         else:
             _compile(model, _outputs(Path(model.stem), command.output, command.emit), command, settings)
 
@@ -201,6 +204,31 @@ def _check(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
         check_report(report, quiet=command.quiet)
     if not report.ok:
         sys.exit(EXIT_ERROR)
+
+
+def _plan(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
+    from fqt_deploy.core.layer_bits import ACTIVATION_BITS
+    from fqt_deploy.core.layer_plan import SUFFIX
+
+    output = command.output or Path(model.stem + SUFFIX)
+    with _progress(command.quiet) as progress:
+        progress("loading the model")
+        from fqt_deploy.capture.load_model import load_model
+        from fqt_deploy.planning.plan import Budget, make_plan
+        from fqt_deploy.planning.plan_file import check_plan_output, write_plan
+        from fqt_deploy.planning.plan_text import plan_json, plan_text
+
+        check_plan_output(output)
+        source = load_model(model, batch=command.batch, weights=command.weights, skip=command.skip_weights)
+        options = options_of(merge_settings(source.options, given))
+        time_share = 1.0 if command.plan_noise is None and command.plan_time is None else command.plan_time
+        budget, bits = Budget(time_share, command.plan_noise), command.plan_bits or ACTIVATION_BITS
+        plan = make_plan(source, options, budget, bits=bits, gradient_bits=command.plan_grad_bits, progress=progress)
+    write_plan(plan, output)
+    if command.json:
+        click.echo(plan_json(plan))
+    elif not command.quiet:
+        click.echo(f"{plan_text(plan)}\n{output}: fqt-compile {model} --plan-file {output}")
 
 
 def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, given: dict[str, Any]) -> None:

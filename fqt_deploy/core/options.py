@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.layer_bits import ActivationBits, LayerBits, layer_bits_kind
+from fqt_deploy.core.layer_plan import read_plan
 from fqt_deploy.core.optimizer import Adam, Optimizer, optimizer_kind
 from fqt_deploy.core.option import (
     CHECKS,
@@ -136,6 +137,13 @@ class CompileOptions:
         section=LAYERS,
         kind=layer_bits_kind(),
     )
+    plan_file: Path | None = option(
+        None,
+        "Take the layers in fp32 and the bits of the others from this file, which --plan writes; --bits counts first.",
+        section=LAYERS,
+        metavar="FILE",
+        default_text="none",
+    )
     optimizer: Optimizer = option(
         Adam(), "End each step with this update.", section=OPTIMIZER, kind=optimizer_kind(), default_text="adam"
     )
@@ -180,12 +188,32 @@ class CompileOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.plan_file is not None:
+            self._take_plan(self.plan_file)
         if self.grid == "zero" and self.gradient_bits == 1 and self.recipe != "none":
             raise FqtError(
                 "grid 'zero' needs gradients of at least 2 bits: one bit has no level to spare for 0",
                 code="FQT202",
                 hint="use grid 'minmax'",
             )
+
+    def _take_plan(self, path: Path) -> None:
+        """Spell the plan in ``path`` as the options that it stands for: from here on there is no file."""
+        plan = read_plan(path)
+        if plan.include and self.include not in ((), plan.include):
+            raise FqtError(
+                f"--include is given, and {path} has other globs to include",
+                code="FQT202",
+                hint="leave one of them out",
+            )
+        taken = {
+            "include": self.include or plan.include,
+            "exclude": (*self.exclude, *plan.exclude),
+            "bits": (*self.bits, *plan.bits),
+            "plan_file": None,
+        }
+        for name, value in taken.items():
+            object.__setattr__(self, name, value)
 
     @property
     def gradient_bits(self) -> int:

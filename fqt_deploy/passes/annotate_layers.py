@@ -23,6 +23,7 @@ from torch import fx
 from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 from fqt_deploy.core.graph import LayerRecord, TrainingGraph, behind_views, shape
+from fqt_deploy.core.layer_plan import no_match
 from fqt_deploy.ops.products.directions import DIRECTIONS, FORWARD, GROUPED, INPUT_GRAD, WEIGHT_GRAD
 from fqt_deploy.ops.sample_axes import sample_axes
 from fqt_deploy.ops.traits import SampleAxis
@@ -90,11 +91,7 @@ class AnnotateLayers(Pass):
         for option, globs in (("--include", self.include), ("--exclude", self.exclude)):
             for glob in globs:
                 if not any(fnmatchcase(record.path, glob) for record in layers):
-                    raise FqtError(
-                        f"{option} {glob!r} matches no layer",
-                        code="FQT204",
-                        hint=f"the layers are: {', '.join(record.path for record in layers)}",
-                    )
+                    raise no_match(option, glob, [record.path for record in layers])
 
     def _decide(
         self, record: LayerRecord, graph: TrainingGraph, axes: dict[fx.Node, SampleAxis], last: list[LayerRecord]

@@ -33,9 +33,9 @@ import torch
 from torch import Tensor, fx
 
 from fqt_deploy.core.call import call_of
-from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import ActivationGrid, LayerRecord, TrainingGraph
 from fqt_deploy.core.layer_bits import ACTIVATION_BITS, LayerBits
+from fqt_deploy.core.layer_plan import no_match
 from fqt_deploy.ops.lib.levels import codes_of, unit
 from fqt_deploy.passes.annotate_layers import products_of
 from fqt_deploy.passes.example_values import code_counts, plain_convolution_by_onednn, visit_values
@@ -97,42 +97,33 @@ class ChooseBits(Pass):
         return False
 
     def _grid(
-        self, record: LayerRecord, inputs: list[fx.Node], values: Mapping[fx.Node, _Values]
+        self, record: LayerRecord, inputs: list[fx.Node], values: Mapping[fx.Node, ReadValues]
     ) -> ActivationGrid | None:
         """The grid of a layer that reads ``inputs``, one for each of its calls; None where it reads signs."""
-        bits = self._bits_of(record)
-        if bits == 1 and not self.fitted:
-            return None
-        signed = not all(is_non_negative(x) or (x in values and values[x].lopsided) for x in inputs)
-        if bits == 1 and signed:
-            return None
-        usual = 1.0 if signed else 0.5
-        mean = sum(values[x].mean_square if x in values else usual for x in inputs) / len(inputs)
-        return ActivationGrid(bits, signed, spacing_of(math.sqrt(mean), bits, signed))
+        return fitting_grid(inputs, values, self._bits_of(record), fitted=self.fitted)
 
     def _measured(
         self, graph: TrainingGraph, products: list[fx.Node], counts: dict[str, Counter[int]]
-    ) -> dict[fx.Node, _Values]:
+    ) -> dict[fx.Node, ReadValues]:
         """What each product reads on the example batch, where those before it are quantized; empty without one.
 
         ``counts`` gets the number of each layer's codes, which costs little once they are there.
         """
-        found: dict[fx.Node, _Values] = {}
+        found: dict[fx.Node, ReadValues] = {}
         bits = {call_of(product).x: self._bits_of(product.meta["record"]) for product in products}
 
         def measure(node: fx.Node, value: Tensor) -> None:
             if node not in bits:  # a product, which has counted its codes
                 return
-            square = value.double().square().mean().item()
-            found[node] = _Values(square, bits[node] <= FEW_BITS and _is_lopsided(value, square, bits[node]))
+            found[node] = ReadValues.of(value, bits[node])
 
         def quantized(product: fx.Node) -> Callable[..., Tensor]:
             def compute(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
                 record = product.meta["record"]
                 grid = self._grid(record, [call_of(product).x], found)
-                codes = _codes(x, grid)
+                codes = codes_on(grid, x)
                 counts[record.weight] = code_counts(codes)
-                return _product_of_codes(product, grid, codes, w, *rest)
+                return product_of_codes(product, grid, codes, w, *rest)
 
             return compute
 
@@ -146,11 +137,7 @@ class ChooseBits(Pass):
     def _check_globs(self, layers: list[LayerRecord]) -> None:
         for each in self.bits:
             if not any(fnmatchcase(record.path, each.pattern) for record in layers):
-                raise FqtError(
-                    f"--bits {each.pattern!r} matches no layer",
-                    code="FQT204",
-                    hint=f"the layers are: {', '.join(record.path for record in layers)}",
-                )
+                raise no_match("--bits", each.pattern, [record.path for record in layers])
 
 
 def spacing_of(root_mean_square: float, bits: int, signed: bool) -> float:
@@ -162,8 +149,8 @@ def spacing_of(root_mean_square: float, bits: int, signed: bool) -> float:
 
 
 @dataclass(frozen=True)
-class _Values:
-    """What a layer reads on the example batch.
+class ReadValues:
+    """The values that a layer reads on the example batch, as far as its grid depends on them.
 
     Attributes:
         mean_square: of all elements.
@@ -173,8 +160,35 @@ class _Values:
     mean_square: float
     lopsided: bool
 
+    @classmethod
+    def of(cls, x: Tensor, bits: int) -> ReadValues:
+        """Look at ``x``, which a layer is to read with so many ``bits``."""
+        square = x.double().square().mean().item()
+        return cls(square, bits <= FEW_BITS and _is_lopsided(x, square, bits))
 
-def _codes(x: Tensor, grid: ActivationGrid | None) -> Tensor:
+
+def fitting_grid(
+    inputs: list[fx.Node], values: Mapping[fx.Node, ReadValues], bits: int, *, fitted: bool
+) -> ActivationGrid | None:
+    """The grid of a layer that reads ``inputs``, one for each of its calls; None where it reads signs.
+
+    Args:
+        inputs: the nodes.
+        values: what is known of them.
+        bits: of an activation.
+        fitted: whether 1 bit gets a grid, too, where that is an unsigned one.
+    """
+    if bits == 1 and not fitted:
+        return None
+    signed = not all(is_non_negative(x) or (x in values and values[x].lopsided) for x in inputs)
+    if bits == 1 and signed:
+        return None
+    usual = 1.0 if signed else 0.5
+    mean = sum(values[x].mean_square if x in values else usual for x in inputs) / len(inputs)
+    return ActivationGrid(bits, signed, spacing_of(math.sqrt(mean), bits, signed))
+
+
+def codes_on(grid: ActivationGrid | None, x: Tensor) -> Tensor:
     """The levels of ``x``, or its signs where there is no grid."""
     codes: Tensor = (
         torch.ops.fqt.sign(x)
@@ -184,8 +198,8 @@ def _codes(x: Tensor, grid: ActivationGrid | None) -> Tensor:
     return codes
 
 
-def _product_of_codes(product: fx.Node, grid: ActivationGrid | None, codes: Tensor, w: Tensor, *rest: Any) -> Tensor:
-    """What ``product`` computes once it is binarized: on ``codes`` and signs of ``w``, scaled."""
+def product_of_codes(product: fx.Node, grid: ActivationGrid | None, codes: Tensor, w: Tensor, *rest: Any) -> Tensor:
+    """Return what ``product`` computes once it is binarized: on ``codes`` and signs of ``w``, scaled."""
     scale = torch.ops.fqt.weight_scale(w if w.dim() == 4 else w[:, :, None, None])
     if grid is not None:
         scale = scale * unit(grid.spacing, grid.signed)

@@ -23,8 +23,8 @@ def profile_text(profile: StepProfile, rows: Sequence[Row]) -> str:
     """The profile with ``rows`` of its layers, its classes, the whole step and the verdict, for a terminal."""
     return "\n\n".join(
         [
-            _aligned(_LAYER, map(_layer_cells, rows)),
-            _aligned(_CLASS, map(_class_cells, class_rows(profile))),
+            aligned(_LAYER, map(_layer_cells, rows)),
+            aligned(_CLASS, map(_class_cells, class_rows(profile))),
             "\n".join(step_lines(profile)),
             "\n".join(f"- {sentence}" for sentence in verdict(profile)),
         ]
@@ -83,7 +83,7 @@ def comparison_text(profiles: Sequence[StepProfile]) -> str:
     header = ("layer", "direction", *(f">{profile.name}" for profile in profiles))
     cells = [(*key, *(_ms(rows[key].seconds) if key in rows else "" for rows in found)) for key in keys]
     cells.append(("step", "", *(_ms(profile.step_s) for profile in profiles)))
-    return _aligned(header, cells)
+    return aligned(header, cells)
 
 
 def _record(row: Row) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.3f}"
 
 
-def _aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of text; a leading ``>`` in the header aligns a column to the right, and empty columns are left out."""
     cells = [[name.removeprefix(">") for name in header], *map(list, rows)]
     kept = [i for i in range(len(header)) if any(row[i] for row in cells[1:])]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -32,6 +33,7 @@ def compile_options():
 
 CUDA, SGD, RMSPROP = {"target": "cuda"}, {"optimizer": "sgd"}, {"optimizer": "rmsprop"}
 ADAFACTOR = {"optimizer": "adafactor"}
+PLAN = str(Path(__file__).parent / "layers.plan.toml")
 EXAMPLES = {
     "prediction": (["--prediction", "boxes"], {"prediction": "boxes"}),
     "target": (["--target", "rpi5"], {"target": "rpi5"}),
@@ -49,6 +51,7 @@ EXAMPLES = {
     "activation_bits": (["--activation-bits", "2"], {"activation_bits": 2}),
     "activation_grid": (["--activation-grid", "sign"], {"activation_grid": "sign"}),
     "bits": (["--bits", "head.*=1,4", "--bits", "*=1,2"], {"bits": {"head.*": (1, 4), "*": (1, 2)}}),
+    "plan_file": (["--plan-file", PLAN], {"plan_file": PLAN}),
     "optimizer": (["--optimizer", "adamw"], {"optimizer": "adamw"}),
     "lr": (["--lr", "0.5"], {"lr": 0.5}),
     "weight_decay": (["--weight-decay", "1e-4"], {"weight_decay": 1e-4}),
@@ -117,7 +120,7 @@ WRONG = {
     "prediction": "",
     "target": "tpu", "mcpu": "", "arch": "", "recipe": "psq", "agp": "all", "grad_bits": "5", "grid": "even",
     "projection": "on", "seed": "-1", "include": "", "exclude": "", "activation_bits": "5",
-    "activation_grid": "x", "bits": "a=1",
+    "activation_grid": "x", "bits": "a=1", "plan_file": "",
     "optimizer": "rprop", "lr": "fast",
     "weight_decay": "-1", "groups": "head", "betas": "0.9,1", "eps": "nan", "momentum": "-0.9", "decay": "some",
     "no_decay": "", "clip_norm": "-1", "clip_value": "nan", "accumulate": "0", "ema": "1", "metrics": "loss",
