@@ -66,9 +66,16 @@ def main():
     codes.append(refusal(lambda: fqt_deploy.load(plain if group.rank else coded).join(group)))
     session = fqt_deploy.load(plain)
     session.join(group)
+    x, y = next(batches(2 * session.manifest.batch))
+    session.step(x[group.rank :: 2], y[group.rank :: 2])
+    own = {f"own|{n.removeprefix('buffer/')}": a.copy() for n, a in session.tensors().items() if n.startswith("buffer")}
+    mean = session.tensors()["buffer/1.0.running_mean"]
+    mean[0] = group.rank
+    session.synchronize()
+    mean = float(mean[0])
     session.tensors()["param/0.bias"][0] += group.rank
     codes.append(refusal(session.synchronize))
-    np.savez(f"{out}.codes.{group.rank}.npz", codes=codes)
+    np.savez(f"{out}.codes.{group.rank}.npz", codes=codes, mean=mean, **own)
     step, x, y = scripted_step(group.rank)
     loss = step(x, y)
     np.savez(f"{out}.script.{group.rank}.npz", loss=loss, weight=step.state_dict()["weight"], x=x)
