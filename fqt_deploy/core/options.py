@@ -220,5 +220,5 @@ class CompileOptions:
         A step for one process says nothing of others, nor one with statistics of its own of those of others: their
         checkpoints are those of versions that knew no others.
         """
-        silent = {"distributed": "off", "batch_norm": "local"}
-        return {name: value for name, value in recorded_options(self).items() if value != silent.get(name)}
+        silent = (("distributed", "off"), ("batch_norm", "local"))
+        return {name: value for name, value in recorded_options(self).items() if (name, value) not in silent}
