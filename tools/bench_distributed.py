@@ -18,7 +18,8 @@ in a step, which depends less on them. Contenders:
 - ``alone``: one process with one thread, half of the batch: the first of ``half``, as if there were no other.
 - ``beside``: two of these at the same time, which exchange nothing: what two processes could reach without an exchange.
 - ``exchange``: two of these that exchange their gradients, with the seconds that a process spends in beginning
-  exchanges, in waiting for them, in statistics of batch normalization and in averaging the loss, and the processor time of gloo's threads.
+  exchanges, in waiting for them, in statistics of batch normalization and in averaging the loss, and the processor
+  time of gloo's threads.
 """
 
 from __future__ import annotations

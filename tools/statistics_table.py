@@ -1,8 +1,8 @@
 """A table of runs with statistics of one process and of all: ``python -m tools.statistics_table FILE.jsonl``.
 
 The lines are those of ``tools.train_distributed``. Numbers are means over seeds with their standard errors; differences
-are those of the same seeds, from one process on the whole batch. The distance of two curves is the root mean square, over
-the first steps that a line holds, of the differences of their losses.
+are those of the same seeds, from one process on the whole batch. The distance of two curves is the root mean square,
+over the first steps that a line holds, of the differences of their losses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BESIDE = "one process"
 
 
 def read_runs(text: str) -> dict[tuple[str, int, str], dict[str, Runs]]:
-    """Runs by data, steps and recipe, by whose statistics they had, and by seed; of the same run the last line counts."""
+    """Runs by data, steps and recipe, whose statistics they had, and seed; of the same run the last line counts."""
     found: dict[tuple[str, int, str], dict[str, Runs]] = defaultdict(lambda: defaultdict(dict))
     for line in text.splitlines():
         run = json.loads(line)

@@ -107,7 +107,9 @@ def main() -> None:
     arguments = parser.parse_args()
     group = join_group()
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        outcome = train(arguments.artifact, arguments.data, arguments.steps, arguments.lr, seed, group, arguments.held_out)
+        outcome = train(
+            arguments.artifact, arguments.data, arguments.steps, arguments.lr, seed, group, arguments.held_out
+        )
         if group is None or group.rank == 0:
             print(json.dumps(outcome), flush=True)
     if group is not None:

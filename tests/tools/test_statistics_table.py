@@ -23,6 +23,8 @@ def test_runs_are_compared_with_one_process_of_the_same_seed():
     ])  # fmt: skip
     rows = table(text).splitlines()[2:]
     assert rows[0] == "| none | one process | 2 | 60.00 ± 10.00 |  | 1.5000 ± 0.5000 |  |  |"
-    assert rows[1].startswith("| none | 2, local | 2 | 60.00 ± 20.00 | 0.00 ± 10.00 | 1.7000 ± 0.5000 | 0.2000 ± 0.0000 |")
+    assert rows[1].startswith(
+        "| none | 2, local | 2 | 60.00 ± 20.00 | 0.00 ± 10.00 | 1.7000 ± 0.5000 | 0.2000 ± 0.0000 |"
+    )
     assert rows[1].endswith("| 0.1414 ± 0.0000 |")
     assert rows[2].startswith("| none | 2, synchronized | 1 | 10.00 ± nan |  |")

@@ -51,7 +51,9 @@ def pair_sum(leading: list[int], channels: int, term: Callable[..., tuple[Any, A
 
 def channel_copy(value: te.Tensor, name: str, factor: float = 1.0) -> te.Tensor:
     """A copy of ``value``, [C] float32, times ``factor``, which the runtime may replace."""
-    return te.compute(value.shape, lambda c: value[c] if factor == 1.0 else value[c] * tirx.const(factor, "float32"), name)
+    return te.compute(
+        value.shape, lambda c: value[c] if factor == 1.0 else value[c] * tirx.const(factor, "float32"), name
+    )
 
 
 def onnx_copies(op: Body, *values: str) -> tuple[str, ...]:

@@ -48,7 +48,12 @@ class SynchronizeKeptSums(FqtOp):
         operands = (self.total, self.correlation, self.mean, self.variance)
         if self.total.ndim != 1 or any(operand.shape != self.total.shape for operand in operands):
             raise ValueError(f"expected 4 times [C], got {[tuple(operand.shape) for operand in operands]}")
-        return torch.empty_like(self.total), torch.empty_like(self.total), torch.empty_like(self.total), torch.empty_like(self.total)
+        return (
+            torch.empty_like(self.total),
+            torch.empty_like(self.total),
+            torch.empty_like(self.total),
+            torch.empty_like(self.total),
+        )
 
     def compute(self) -> tuple[te.Tensor, ...]:
         """The loop nest: copies."""
