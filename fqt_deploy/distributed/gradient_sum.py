@@ -87,8 +87,9 @@ class GradientSum:
 
     def statistics(self, rows: int, sums: Sequence[Any], moments: Sequence[Any]) -> None:
         """Replace statistics of each channel by those of all processes, and wait for it."""
-        arrays = ([from_dlpack(array) for array in part] for part in (sums, moments))
-        self._count(exchange_statistics(rows, *arrays, lambda message: wait_for(self._sum(message), self.check)))
+        own, of_rows = ([from_dlpack(array) for array in part] for part in (sums, moments))
+        size = exchange_statistics(rows, own, of_rows, lambda message: wait_for(self._sum(message), self.check))
+        self._count(size)
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
