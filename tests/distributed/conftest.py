@@ -89,13 +89,12 @@ def outcome(process, timeout=120):
     return process.returncode, output
 
 
-def processes(*arguments, ranks=2):
-    """Runs a script in several processes, as a launcher that is not torchrun does; the outcome of each."""
+def launch(*arguments, ranks=2):
+    """Starts a script in several processes, as a launcher that is not torchrun does."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
-    started = [start([sys.executable, *arguments], **variables, RANK=str(rank)) for rank in range(ranks)]
-    return [outcome(process) for process in started]
+    return [start([sys.executable, *arguments], **variables, RANK=str(rank)) for rank in range(ranks)]
 
 
 def torchrun(*arguments, ranks=2, restarts=0, wait=True):

@@ -166,6 +166,7 @@ def distance(gradient, true):
     return float((gradient - true).square().sum() / true.square().sum())
 
 
+@pytest.mark.thorough
 def test_gradients_in_float32_are_those_of_the_whole_batch(whole):
     """With statistics of their own two processes have another gradient: it is these that make the difference."""
     steps, true = whole

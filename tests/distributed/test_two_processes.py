@@ -17,19 +17,28 @@ from fqt_deploy.cli_train import main
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.kernel_clock import KernelClock
 from fqt_deploy.training_run import _group
-from tests.distributed.conftest import BATCH, CODED, PLAIN, TOGETHER, WORKER, processes, torchrun
-from tests.distributed.worker import STEPS, batches, scripted_step, train
+from tests.distributed.conftest import BATCH, CODED, PLAIN, TOGETHER, WORKER, launch, outcome, torchrun
+from tests.distributed.worker import STEPS, batches, train
 from tools.kill_ranks import workers_of
 
 
 @pytest.fixture(scope="module")
 def results(compiled, tmp_path_factory):
-    """What two processes found: by name of the job and number of the process."""
+    """What two processes found: by name of the job and number of the process.
+
+    They start, and compile a script, while the artifacts that they wait for are compiled here.
+    """
     out = tmp_path_factory.mktemp("results") / "r"
-    plain, coded, alone = compiled(**TOGETHER), compiled(**CODED), compiled(BATCH, 2 * BATCH, **PLAIN)
-    scripted_step(2)  # in the processes its kernels then come from the cache
-    for code, output in processes(WORKER, plain, coded, alone, out):
-        assert code == 0, output
+    started = launch(WORKER, out)
+    try:
+        artifacts = compiled(**TOGETHER), compiled(**CODED), compiled(BATCH, 2 * BATCH, **PLAIN)
+        out.with_name("r.new").write_text("\n".join(map(str, artifacts)))
+        out.with_name("r.new").rename(out)
+        for code, output in map(outcome, started):
+            assert code == 0, output
+    finally:
+        for process in started:
+            process.kill()
     return {
         (job, rank): dict(np.load(f"{out}.{job}.{rank}.npz"))
         for job in ("plain", "coded", "codes", "script")

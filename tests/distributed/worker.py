@@ -1,7 +1,8 @@
-"""What each process of the tests does: ``worker.py JOB ...``; results go to files."""
+"""What each process of the tests does: ``worker.py OUT``; the file OUT comes to name artifacts, results go beside it."""
 
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -54,7 +55,13 @@ def scripted_step(seed):
 
 def main():
     group = join_group()
-    plain, coded, alone, out = sys.argv[1:]
+    (out,) = sys.argv[1:]
+    step, x, y = scripted_step(group.rank)
+    loss = step(x, y)
+    np.savez(f"{out}.script.{group.rank}.npz", loss=loss, weight=step.state_dict()["weight"], x=x)
+    while not Path(out).exists():  # the one who waits for this process ends it
+        time.sleep(0.05)
+    plain, coded, alone = Path(out).read_text().splitlines()
     for name, artifact in (("plain", plain), ("coded", coded)):
         session = fqt_deploy.load(artifact)
         session.seed = 7 + 10 * group.rank  # that of process 0 counts
@@ -76,9 +83,6 @@ def main():
     session.tensors()["param/0.bias"][0] += group.rank
     codes.append(refusal(session.synchronize))
     np.savez(f"{out}.codes.{group.rank}.npz", codes=codes, mean=mean, **own)
-    step, x, y = scripted_step(group.rank)
-    loss = step(x, y)
-    np.savez(f"{out}.script.{group.rank}.npz", loss=loss, weight=step.state_dict()["weight"], x=x)
     group.close()
 
 
