@@ -1,4 +1,4 @@
-"""What each process of the tests does: ``worker.py OUT``; the file OUT comes to name artifacts, results go beside it."""
+"""What each process of the tests does: ``worker.py OUT``; file OUT comes to name artifacts, results go beside it."""
 
 import sys
 import time
