@@ -38,9 +38,9 @@ def read_runs(text: str) -> dict[tuple[str, int], dict[str, Runs]]:
 
 
 def shown(values: Sequence[float], digits: int, factor: float = 1) -> str:
-    """The mean of ``values`` times ``factor`` and its standard error."""
+    """The mean of ``values`` times ``factor`` and its standard error, which one value does not have."""
     mean, error = mean_and_error([factor * value for value in values])
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def table(text: str) -> str:

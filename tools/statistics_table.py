@@ -39,10 +39,10 @@ def distance(losses: Sequence[float], others: Sequence[float]) -> float:
 def table(text: str) -> str:
     """The table, in Markdown, of the lines of JSON in ``text``."""
     rows = [
-        "| recipe | processes | seeds | accuracy, % | beside one | last losses | beside one | distance of curves |",
-        "|---|---|---|---|---|---|---|---|",
+        "| data | recipe | processes | seeds | accuracy, % | beside one | last losses | beside one | distance of curves |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (_, _, recipe), all_runs in read_runs(text).items():
+    for (data, _, recipe), all_runs in read_runs(text).items():
         one = all_runs.get(_BESIDE, {})
         for whose, runs in all_runs.items():
             common = sorted(runs.keys() & one.keys()) if whose != _BESIDE else []
@@ -53,7 +53,7 @@ def table(text: str) -> str:
                 cells.append(shown(beside, digits, factor) if beside else "")
             curves = [distance(runs[seed]["losses"], one[seed]["losses"]) for seed in common]
             cells.append(shown(curves, 4) if curves else "")
-            rows.append(f"| {recipe} | {whose} | {len(runs)} | {' | '.join(cells)} |")
+            rows.append(f"| {data} | {recipe} | {whose} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
