@@ -39,7 +39,8 @@ def distance(losses: Sequence[float], others: Sequence[float]) -> float:
 def table(text: str) -> str:
     """The table, in Markdown, of the lines of JSON in ``text``."""
     rows = [
-        "| data | recipe | processes | seeds | accuracy, % | beside one | last losses | beside one | distance of curves |",
+        "| data | recipe | processes | seeds | accuracy, % | beside one | last losses | beside one | "
+        "distance of curves |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (data, _, recipe), all_runs in read_runs(text).items():
