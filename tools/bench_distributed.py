@@ -18,7 +18,8 @@ in a step, which depends less on them. Contenders:
 - ``alone``: one process with one thread, half of the batch: the first of ``half``, as if there were no other.
 - ``beside``: two of these at the same time, which exchange nothing: what two processes could reach without an exchange.
 - ``exchange``: two of these that exchange their gradients, with the seconds that a process spends in beginning
-  exchanges, in waiting for them and in averaging the loss, and the processor time of gloo's threads.
+  exchanges, in waiting for them, in statistics of batch normalization and in averaging the loss, and the processor
+  time of gloo's threads.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ import numpy as np
 
 QUIET, TRIES = 0.05, 3
 """How much of a core others may take in a turn, and how often it is repeated where they take more."""
-PARTS = ("start", "finish", "mean_loss")
+PARTS = ("start", "finish", "statistics", "mean_loss")
 """What a process does for an exchange, by the names of the functions that do it."""
 
 
@@ -80,6 +81,7 @@ def work(artifact: Path, joins: bool) -> None:
         session.join(group)
         watch.watch(session._exchange, "start")
         watch.watch(session._exchange, "finish")
+        watch.watch(session._exchange, "statistics")
         watch.watch(group, "mean_loss")
     random = np.random.default_rng(0 if group is None else group.rank)
     image, labels = session.manifest.inputs

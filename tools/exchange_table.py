@@ -37,9 +37,10 @@ def read_runs(text: str) -> dict[tuple[str, int], dict[str, Runs]]:
     return found
 
 
-def _shown(values: Sequence[float], digits: int, factor: float = 1) -> str:
+def shown(values: Sequence[float], digits: int, factor: float = 1) -> str:
+    """The mean of ``values`` times ``factor`` and its standard error, which one value does not have."""
     mean, error = mean_and_error([factor * value for value in values])
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def table(text: str) -> str:
@@ -53,9 +54,9 @@ def table(text: str) -> str:
             common = sorted(runs.keys() & wires.get(_BESIDE, {}).keys()) if wire != _BESIDE else []
             cells = []
             for name, digits, factor in (("accuracy", 2, 100), ("last_loss", 4, 1)):
-                cells.append(_shown([run[name] for run in runs.values()], digits, factor))
+                cells.append(shown([run[name] for run in runs.values()], digits, factor))
                 beside = [runs[seed][name] - wires[_BESIDE][seed][name] for seed in common]
-                cells.append(_shown(beside, digits, factor) if beside else "")
+                cells.append(shown(beside, digits, factor) if beside else "")
             sent = next(iter(runs.values()))["sent_bytes"]
             rows.append(f"| {data} | {steps} | {wire} | {len(runs)} | {' | '.join(cells)} | {sent:,} |")
     return "\n".join(rows)

@@ -7,8 +7,8 @@ Examples::
 
 The batch of all processes together is cut from the same samples in the same order, however many there are. Each seed is
 a line of JSON: the loss over the last tenth of the steps and that of each of the first 50, accuracy on held-out
-samples, the median seconds of a step and the bytes of gradients that a process sends in one.
-``tools.exchange_table`` makes a table of such lines.
+samples, the median seconds of a step and the bytes that a process sends in one. ``tools.exchange_table`` makes a table
+of such lines, and ``tools.statistics_table`` one of runs with statistics of one process and of all.
 """
 
 from __future__ import annotations
@@ -52,8 +52,10 @@ def load_data(name: str, session: Session) -> Digits:
     return Digits((x - mean) / std, read.train_y[:LARGEST], (test_x - mean) / std, read.test_y[:LARGEST])
 
 
-def train(artifact: Path, data_name: str, steps: int, lr: float, seed: int, group: TorchGroup | None) -> dict[str, Any]:
-    """Train for ``steps`` steps; what came of it."""
+def train(
+    artifact: Path, data_name: str, steps: int, lr: float, seed: int, group: TorchGroup | None, held_out: int = LARGEST
+) -> dict[str, Any]:
+    """Train for ``steps`` steps; what came of it, accuracy on the first ``held_out`` of the samples for that."""
     session = fqt_deploy.load(artifact)
     session.seed = seed
     data = load_data(data_name, session)
@@ -73,16 +75,19 @@ def train(artifact: Path, data_name: str, steps: int, lr: float, seed: int, grou
     session.synchronize()
     if group is not None:
         sent = group.sent_bytes / steps
+    options = session.manifest.options
     return {
         "artifact": artifact.name,
         "data": Path(data_name).stem,
-        "wire": session.manifest.options.get("distributed", "off"),
+        "recipe": options["recipe"],
+        "wire": options.get("distributed", "off"),
+        "batch_norm": options.get("batch_norm", "local"),
         "processes": size,
         "batch": size * batch,
         "seed": seed,
         "steps": steps,
         "last_loss": round(float(np.mean(losses[-max(1, steps // 10) :])), 5),
-        "accuracy": round(accuracy(session, data.test_x, data.test_y), 5) if rank == 0 else None,
+        "accuracy": round(accuracy(session, data.test_x[:held_out], data.test_y[:held_out]), 5) if rank == 0 else None,
         "step_s": round(statistics.median(seconds[WARM_UP:]), 6),
         "sent_bytes": round(sent),
         "losses": [round(loss, 4) for loss in losses[:SHOWN]],
@@ -98,10 +103,13 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--held-out", type=int, default=LARGEST, help="samples to take the accuracy of, at most")
     arguments = parser.parse_args()
     group = join_group()
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        outcome = train(arguments.artifact, arguments.data, arguments.steps, arguments.lr, seed, group)
+        outcome = train(
+            arguments.artifact, arguments.data, arguments.steps, arguments.lr, seed, group, arguments.held_out
+        )
         if group is None or group.rank == 0:
             print(json.dumps(outcome), flush=True)
     if group is not None:

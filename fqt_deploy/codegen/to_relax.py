@@ -24,7 +24,14 @@ from fqt_deploy.core.buffer import Buffer, buffer_of, buffers_of
 from fqt_deploy.core.call import call_of
 from fqt_deploy.core.diagnostics import SourceLocation
 from fqt_deploy.core.graph import TrainingGraph, shape, values_of
-from fqt_deploy.core.manifest import EXCHANGE_FINISH, EXCHANGE_START, PROCESS_SHARE, KernelInfo, function_name
+from fqt_deploy.core.manifest import (
+    EXCHANGE_FINISH,
+    EXCHANGE_START,
+    EXCHANGE_STATISTICS,
+    PROCESS_SHARE,
+    KernelInfo,
+    function_name,
+)
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.op import FqtOp, Kind
 
@@ -125,6 +132,10 @@ class _Emitter:
                     calls.append(step)
                     if step.root.target is fqt.process_share.default:
                         self._call(PROCESS_SHARE, values[step.root])
+                    if step.root.target in _SUMS_OF_STATISTICS:
+                        sums = _SUMS_OF_STATISTICS[step.root.target]
+                        numbers = [relax.prim_value(number) for number in (call_of(step.root).count, sums)]
+                        self._call(EXCHANGE_STATISTICS, *numbers, *[buffers[b] for b in buffers_of(step.root)])
                     if step.root in exchanges:
                         self._call(EXCHANGE_START, values[step.root], relax.prim_value(exchanges[step.root]))
             returned = [values[n] for n in results]
@@ -258,6 +269,12 @@ def _exchanges(node: fx.Node) -> bool:
     return kind_of(node) is Kind.EXCHANGE
 
 
+_SUMS_OF_STATISTICS = {
+    fqt.synchronize_moments.default: 0,
+    fqt.synchronize_sums.default: 2,
+    fqt.synchronize_kept_sums.default: 2,
+}
+"""How many results are sums, by the op whose results the runtime replaces at once; those behind are moments."""
 PLACE_ARRAYS = "place_arrays"
 """The function of ``array_places.c`` that lets arrays begin within the block."""
 _KERNEL_TYPE = relax.FuncType.opaque_func(ret=relax.TupleType([]))

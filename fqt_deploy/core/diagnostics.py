@@ -39,6 +39,7 @@ CODES: dict[str, str] = {
     "FQT209": "a list of passes cannot be read",
     "FQT210": "an optimizer of PyTorch cannot be compiled or followed",
     "FQT211": "a plan cannot be read",
+    "FQT212": "the statistics of batch normalization cannot be synchronized",
     # code generation
     "FQT301": "the generated program does not compile",
     "FQT302": "the C or C++ compiler is missing, or fails",

@@ -32,6 +32,7 @@ ACTIVATION_GRIDS: tuple[str, ...] = get_args(ActivationGridKind)
 Projection = Literal["auto", "off"]
 Rematerialization = Literal["off", "auto"]
 Exchange = Literal["off", "fp32", "4-bit"]
+Statistics = Literal["local", "synchronized"]
 Verification = Literal["structure", "numerics", "off"]
 GradientBits = Literal[1, 2, 3, 4, 8]
 GRADIENT_BITS: tuple[int, ...] = get_args(GradientBits)
@@ -160,6 +161,13 @@ class CompileOptions:
         section=RESOURCES,
         in_manifest=True,
     )
+    batch_norm: Statistics = option(
+        "local",
+        "Normalize batches by the statistics of a process's own samples (local), or, with --distributed, of those of "
+        "all processes (synchronized).",
+        section=RESOURCES,
+        in_manifest=True,
+    )
     tune: bool = option(
         False,
         "Measure the tiles of 1-bit products that no log has, on this machine before compiling, and keep the fastest.",
@@ -196,6 +204,12 @@ class CompileOptions:
                 code="FQT202",
                 hint="use grid 'minmax'",
             )
+        if self.batch_norm == "synchronized" and self.distributed == "off":
+            raise FqtError(
+                "batch_norm 'synchronized' is for several processes, and distributed is 'off'",
+                code="FQT202",
+                hint="add --distributed fp32, or leave --batch-norm out",
+            )
 
     def _take_plan(self, path: Path) -> None:
         """Spell the plan in ``path`` as the options that it stands for: from here on there is no file."""
@@ -231,7 +245,8 @@ class CompileOptions:
     def numerics(self) -> dict[str, Any]:
         """The options that change computed numbers, as the manifest stores them; there ``agp`` is what came of it.
 
-        A step for one process says nothing of others: its checkpoints are those of versions that knew no others.
+        A step for one process says nothing of others, nor one with statistics of its own of those of others: their
+        checkpoints are those of versions that knew no others.
         """
-        recorded = recorded_options(self)
-        return {name: value for name, value in recorded.items() if (name, value) != ("distributed", "off")}
+        silent = (("distributed", "off"), ("batch_norm", "local"))
+        return {name: value for name, value in recorded_options(self).items() if (name, value) not in silent}

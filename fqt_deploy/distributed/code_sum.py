@@ -7,7 +7,7 @@ Codes are rounded at random, without bias.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,6 +171,11 @@ class CodeSum:
         for member in bucket.members:
             for rank, codes in enumerate(bucket.buffers.received):
                 self.channel_codes.decode(member.codes(codes, rank), member.part(rank), add=False)
+
+    def statistics(self, rows: int, sums: Sequence[Any], moments: Sequence[Any]) -> None:
+        """Replace statistics of each channel by those of all processes, as they are, and wait for it."""
+        self._small.statistics(rows, sums, moments)
+        self._count()
 
     def _send_codes(self, bucket: _Bucket) -> None:
         """Send codes of all gradients to those who own their rows; once."""

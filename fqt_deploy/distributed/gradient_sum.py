@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from fqt_deploy.distributed.statistics import exchange_statistics
 from fqt_deploy.distributed.waiting import lost, wait_for
 
 BUCKET_BYTES = 1 << 20
@@ -84,6 +85,12 @@ class GradientSum:
                 gradient.copy_(bucket.flat[position : position + gradient.numel()])
                 position += gradient.numel()
 
+    def statistics(self, rows: int, sums: Sequence[Any], moments: Sequence[Any]) -> None:
+        """Replace statistics of each channel by those of all processes, and wait for it."""
+        own, of_rows = ([from_dlpack(array) for array in part] for part in (sums, moments))
+        size = exchange_statistics(rows, own, of_rows, lambda message: wait_for(self._sum(message), self.check))
+        self._count(size)
+
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         self._launch(waiting)
@@ -91,11 +98,18 @@ class GradientSum:
     def _launch(self, members: list[tuple[int, Tensor]]) -> None:
         gradients = [gradient for _, gradient in members]
         flat = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
+        bucket = _Bucket(gradients, flat, self._sum(flat))
+        self._count(flat.nbytes)
+        self._buckets |= dict.fromkeys((index for index, _ in members), bucket)
+
+    def _sum(self, flat: Tensor) -> Any:
+        """The collective that replaces ``flat`` by its sum over all processes."""
         try:
-            work = dist.all_reduce(flat, async_op=True)
+            return dist.all_reduce(flat, async_op=True)
         except RuntimeError as error:
             self.check()
             raise lost(error) from None
-        self.sent_bytes += 2 * (self.size - 1) / self.size * flat.nbytes
-        bucket = _Bucket(gradients, flat, work)
-        self._buckets |= dict.fromkeys((index for index, _ in members), bucket)
+
+    def _count(self, size: int) -> None:
+        """Count a message of ``size`` bytes, as a ring sends it."""
+        self.sent_bytes += 2 * (self.size - 1) / self.size * size

@@ -85,7 +85,7 @@ class TorchGroup:
 
     @property
     def sent_bytes(self) -> float:
-        """Bytes of gradients that this process has sent."""
+        """Bytes of gradients and statistics that this process has sent."""
         return 0 if self._exchange is None else self._exchange.sent_bytes
 
     def exchange(self, wire: str, library: Library) -> Exchange:

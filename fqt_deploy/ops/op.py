@@ -290,7 +290,11 @@ def _check(cls: type[FqtOp]) -> None:
 
 
 def _schema_of(cls: type[FqtOp]) -> str:
-    parameters = ", ".join(f"{_SCHEMA[str(f.type)]} {f.name}" for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    defaults = ["" if f.default is dataclasses.MISSING else f"={f.default}" for f in fields]
+    parameters = ", ".join(
+        f"{_SCHEMA[str(f.type)]} {f.name}{default}" for f, default in zip(fields, defaults, strict=True)
+    )
     returned = str(cls.reference.__annotations__["return"])
     count = returned.count("Tensor")
     if not count:

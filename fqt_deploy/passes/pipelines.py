@@ -39,6 +39,7 @@ from fqt_deploy.passes.show_nan import ShowNan
 from fqt_deploy.passes.simplify_signs import SimplifySigns
 from fqt_deploy.passes.sink_scatter import SinkScatter
 from fqt_deploy.passes.sum_kept_channels import SumKeptChannels
+from fqt_deploy.passes.synchronize_batch_norm import SynchronizeBatchNorm
 from fqt_deploy.passes.turn_weights import TurnWeights
 from fqt_deploy.passes.write_state import WriteState
 
@@ -81,6 +82,7 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
         AnnotateLayers(options.include, options.exclude),
         TurnWeights(),
         *([ScaleWeights()] if grids is None and _may_have_grids(options) else []),
+        *([SynchronizeBatchNorm()] if options.batch_norm == "synchronized" else []),
         *([ExchangeGradients()] if options.distributed != "off" else []),
         AppendOptimizer(options.optimizer),
         ReplaceDropout(),
@@ -136,4 +138,5 @@ def prediction_passes(layers: Sequence[LayerRecord]) -> tuple[Pass, ...]:
 
 def all_passes() -> tuple[Pass, ...]:
     """Every pass of every recipe, in pipeline order: a pass that runs twice has two places."""
-    return (*training_passes(CompileOptions(activation_bits=2, distributed="fp32")), Rematerialize())
+    options = CompileOptions(activation_bits=2, distributed="fp32", batch_norm="synchronized")
+    return (*training_passes(options), Rematerialize())

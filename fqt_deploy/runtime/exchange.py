@@ -1,19 +1,19 @@
 """The exchange of gradients with other processes, as compiled steps call it; without other processes it does nothing.
 
-A step that was compiled for several processes calls three functions by their names. They act on what the thread that
+A step that was compiled for several processes calls functions by their names. They act on what the thread that
 runs the step has set.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Protocol
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.manifest import EXCHANGE_FINISH, EXCHANGE_START, PROCESS_SHARE
+from fqt_deploy.core.manifest import EXCHANGE_FINISH, EXCHANGE_START, EXCHANGE_STATISTICS, PROCESS_SHARE
 
 
 class Exchange(Protocol):
@@ -30,6 +30,15 @@ class Exchange(Protocol):
 
     def finish(self, index: int) -> None:
         """Wait until gradient ``index`` is replaced."""
+
+    def statistics(self, rows: int, sums: Sequence[Any], moments: Sequence[Any]) -> None:
+        """Replace statistics of each channel by those of all processes, and wait for it.
+
+        Args:
+            rows: over which this process has taken them.
+            sums: [C] float32 with ``__dlpack__`` each; they become the mean sum of a row times ``rows``.
+            moments: likewise nothing, or a mean, a variance, and perhaps the variance divided by one row less.
+        """
 
 
 class _Thread(threading.local):
@@ -67,7 +76,13 @@ def exchanging(exchange: Exchange | None) -> Iterator[None]:
 
 def register_exchange(ffi: ModuleType) -> None:
     """Make the functions known to TVM's runtime."""
-    for name, function in ((PROCESS_SHARE, _share), (EXCHANGE_START, _start), (EXCHANGE_FINISH, _finish)):
+    functions = {
+        PROCESS_SHARE: _share,
+        EXCHANGE_START: _start,
+        EXCHANGE_FINISH: _finish,
+        EXCHANGE_STATISTICS: _statistics,
+    }
+    for name, function in functions.items():
         ffi.register_global_func(name, function, override=True)
 
 
@@ -86,6 +101,12 @@ def _finish(index: int) -> None:
     if _thread.exchange is not None:
         with _kept():
             _thread.exchange.finish(int(index))
+
+
+def _statistics(rows: int, sums: int, *arrays: Any) -> None:
+    if _thread.exchange is not None:
+        with _kept():
+            _thread.exchange.statistics(int(rows), arrays[: int(sums)], arrays[int(sums) :])
 
 
 @contextmanager

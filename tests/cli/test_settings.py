@@ -81,6 +81,10 @@ EXAMPLES = {
     "update_bound": (["--optimizer", "adafactor", "--update-bound", "2"], {**ADAFACTOR, "update_bound": 2}),
     "remat": (["--remat", "auto"], {"remat": "auto"}),
     "distributed": (["--distributed", "4-bit"], {"distributed": "4-bit"}),
+    "batch_norm": (
+        ["--distributed", "fp32", "--batch-norm", "synchronized"],
+        {"distributed": "fp32", "batch_norm": "synchronized"},
+    ),
     "tune": (["--tune"], {"tune": True}),
     "tuning_log": (["--tuning-log", "log.jsonl"], {"tuning_log": "log.jsonl"}),
     "verify": (["--verify", "off"], {"verify": "off"}),
@@ -125,7 +129,7 @@ WRONG = {
     "weight_decay": "-1", "groups": "head", "betas": "0.9,1", "eps": "nan", "momentum": "-0.9", "decay": "some",
     "no_decay": "", "clip_norm": "-1", "clip_value": "nan", "accumulate": "0", "ema": "1", "metrics": "loss",
     "dampening": "-1", "alpha": "1", "beta2_decay": "0.1", "scale_floor": "-1", "update_bound": "0.5",
-    "remat": "on", "distributed": "8-bit",
+    "remat": "on", "distributed": "8-bit", "batch_norm": "global",
     "tuning_log": "", "verify": "all", "dump_ir": "", "print_after": "",
 }  # fmt: skip
 FLAGS = {"tf32", "nesterov", "tune", "time_passes"}

@@ -40,6 +40,10 @@ from fqt_deploy.core.options import CompileOptions
         ({"tune": 1}, "tune is 1; it must be True or False"),
         ({"grad_bits": 1, "grid": "zero"}, "at least 2 bits"),
         ({"recipe": "psq-1", "grid": "zero"}, "at least 2 bits"),
+        (
+            {"batch_norm": "synchronized"},
+            "batch_norm 'synchronized' is for several processes, and distributed is 'off'",
+        ),
     ],
 )
 def test_impossible_values_are_refused(given, said):

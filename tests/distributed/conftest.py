@@ -20,7 +20,8 @@ PLAIN = {
     "recipe": "none", "exclude": ("*",), "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "clip_norm": 0.5,
     "accumulate": 2, "ema": 0.9,
 }  # fmt: skip
-CODED = {**PLAIN, "recipe": "scq", "exclude": ("0", "5"), "distributed": "4-bit"}
+TOGETHER = {**PLAIN, "distributed": "fp32", "batch_norm": "synchronized"}
+CODED = {**TOGETHER, "recipe": "scq", "exclude": ("0", "5"), "distributed": "4-bit"}
 BATCH = 8
 
 
@@ -29,10 +30,11 @@ def example(batch):
 
 
 def source(*batches) -> ModelSource:
-    """A network whose samples do not meet: no batch normalization. Its weights are the same for every batch."""
+    """A network whose samples meet in batch normalization. Its weights are the same for every batch."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.Hardtanh(), nn.Flatten(), nn.Linear(8 * 36, 33), nn.Hardtanh(), nn.Linear(33, 10),
+        nn.Conv2d(1, 8, 3), nn.Sequential(nn.BatchNorm2d(8), nn.Hardtanh()), nn.Flatten(),
+        nn.Linear(8 * 36, 33), nn.Sequential(nn.BatchNorm1d(33), nn.Hardtanh()), nn.Linear(33, 10),
     )  # fmt: skip
     return model_source(model, None, [example(batch) for batch in batches])
 
@@ -87,13 +89,12 @@ def outcome(process, timeout=120):
     return process.returncode, output
 
 
-def processes(*arguments, ranks=2):
-    """Runs a script in several processes, as a launcher that is not torchrun does; the outcome of each."""
+def launch(*arguments, ranks=2):
+    """Starts a script in several processes, as a launcher that is not torchrun does."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
-    started = [start([sys.executable, *arguments], **variables, RANK=str(rank)) for rank in range(ranks)]
-    return [outcome(process) for process in started]
+    return [start([sys.executable, *arguments], **variables, RANK=str(rank)) for rank in range(ranks)]
 
 
 def torchrun(*arguments, ranks=2, restarts=0, wait=True):

@@ -1,7 +1,8 @@
-"""What each process of the tests does: ``worker.py JOB ...``; results go to files."""
+"""What each process of the tests does: ``worker.py OUT``; file OUT comes to name artifacts, results go beside it."""
 
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -54,7 +55,13 @@ def scripted_step(seed):
 
 def main():
     group = join_group()
-    plain, coded, alone, out = sys.argv[1:]
+    (out,) = sys.argv[1:]
+    step, x, y = scripted_step(group.rank)
+    loss = step(x, y)
+    np.savez(f"{out}.script.{group.rank}.npz", loss=loss, weight=step.state_dict()["weight"], x=x)
+    while not Path(out).exists():  # the one who waits for this process ends it
+        time.sleep(0.05)
+    plain, coded, alone = Path(out).read_text().splitlines()
     for name, artifact in (("plain", plain), ("coded", coded)):
         session = fqt_deploy.load(artifact)
         session.seed = 7 + 10 * group.rank  # that of process 0 counts
@@ -66,12 +73,16 @@ def main():
     codes.append(refusal(lambda: fqt_deploy.load(plain if group.rank else coded).join(group)))
     session = fqt_deploy.load(plain)
     session.join(group)
+    x, y = next(batches(2 * session.manifest.batch))
+    session.step(x[group.rank :: 2], y[group.rank :: 2])
+    own = {f"own|{n.removeprefix('buffer/')}": a.copy() for n, a in session.tensors().items() if n.startswith("buffer")}
+    mean = session.tensors()["buffer/1.0.running_mean"]
+    mean[0] = group.rank
+    session.synchronize()
+    mean = float(mean[0])
     session.tensors()["param/0.bias"][0] += group.rank
     codes.append(refusal(session.synchronize))
-    np.savez(f"{out}.codes.{group.rank}.npz", codes=codes)
-    step, x, y = scripted_step(group.rank)
-    loss = step(x, y)
-    np.savez(f"{out}.script.{group.rank}.npz", loss=loss, weight=step.state_dict()["weight"], x=x)
+    np.savez(f"{out}.codes.{group.rank}.npz", codes=codes, mean=mean, **own)
     group.close()
 
 

@@ -72,7 +72,9 @@ def test_a_c_program_trains_with_the_same_bits(program, digits_artifact, batches
 
 @pytest.mark.thorough
 def test_a_step_for_several_processes_trains_alone(program, digits_source, digits_artifact, batches, tmp_path):
-    compile_model(digits_source, options_of({"distributed": "fp32"}), tmp_path / "several.fqt")
+    compile_model(
+        digits_source, options_of({"distributed": "fp32", "batch_norm": "synchronized"}), tmp_path / "several.fqt"
+    )
     output = run(program, tmp_path / "several.fqt", tmp_path / "data.raw", 1)
     several, alone = (fqt_deploy.load(folder) for folder in (tmp_path / "several.fqt", digits_artifact))
     assert losses_of(output) == [several.step(*batch) for batch in batches]

@@ -211,7 +211,7 @@ std::string FormatRates(const std::vector<double>& rates) {
 
 // A step that is compiled for several processes calls these; alone it has nothing to exchange.
 void RegisterExchange() {
-  for (const char* name : {"process_share", "exchange_start", "exchange_finish"}) {
+  for (const char* name : {"process_share", "exchange_start", "exchange_finish", "exchange_statistics"}) {
     if (ffi::Function::GetGlobal(name).has_value()) continue;
     ffi::Function::SetGlobal(name, ffi::Function::FromPacked([](const ffi::AnyView*, int32_t, ffi::Any*) {}));
   }

@@ -13,6 +13,7 @@ from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, OptionalOperand, defin
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, channels_last
 
 aten = torch.ops.aten
+fqt = torch.ops.fqt
 
 
 @define(
@@ -29,6 +30,7 @@ class BatchNorm(FqtOp):
         running_var: [C] float32 or None.
         momentum: weight of the new statistics in the running ones.
         eps: added to the variance.
+        synchronized: the statistics are those of all processes that train together; one alone has its own.
 
     Returns:
         y [..., C]; batch mean [C]; 1 / sqrt(variance + eps) [C]; the two updated running statistics [C] (the variance
@@ -42,6 +44,7 @@ class BatchNorm(FqtOp):
     running_var: OptionalOperand
     momentum: float
     eps: float
+    synchronized: bool = False
 
     tolerance = 1e-4
 
@@ -55,7 +58,7 @@ class BatchNorm(FqtOp):
         scale = inverse if self.weight is None else self.weight * inverse
         y = centred * scale
         count = rows.shape[0]
-        unbiased = variance * (count / max(count - 1, 1))
+        unbiased = variance * _unbiased(count)
         return (
             y if self.bias is None else y + self.bias,
             mean,
@@ -85,19 +88,24 @@ class BatchNorm(FqtOp):
         c = [torch.rand(8, generator=g) + 0.5 for _ in range(4)]
         yield x, c[0], c[1], c[2], c[3], 0.1, 1e-5
         yield x, None, None, c[2], c[3], 0.2, 1e-3
+        yield x, c[0], c[1], c[2], c[3], 0.1, 1e-5, True
 
     def decompose(self, emit: Emitter) -> tuple[fx.Node, ...]:
         """One reduction, a few [C] expressions and one element-wise expression."""
-        moments = emit(torch.ops.fqt.channel_moments.default, self.x)
+        count = 1
+        for extent in shape(self.x)[:-1]:
+            count *= extent
+        moments = emit(fqt.channel_moments.default, self.x)
         mean, variance = emit.item(moments, 0), emit.item(moments, 1)
+        unbiased = None
+        if self.synchronized:
+            moments = emit(fqt.synchronize_moments.default, mean, variance, count)
+            mean, variance, unbiased = (emit.item(moments, i) for i in range(3))
         inverse = emit(aten.rsqrt.default, emit(aten.add.Tensor, variance, self.eps))
         scale = inverse if self.weight is None else emit(aten.mul.Tensor, self.weight, inverse)
         y = emit(aten.mul.Tensor, emit(aten.sub.Tensor, self.x, mean), scale)
         if self.bias is not None:
             y = emit(aten.add.Tensor, y, self.bias)
-        count = 1
-        for extent in shape(self.x)[:-1]:
-            count *= extent
 
         def blend(old: fx.Node | None, new: fx.Node, factor: float) -> fx.Node:
             if old is None:
@@ -105,11 +113,12 @@ class BatchNorm(FqtOp):
             kept = emit(aten.mul.Tensor, old, 1 - self.momentum)
             return emit(aten.add.Tensor, kept, emit(aten.mul.Tensor, new, factor))
 
-        unbiased = count / max(count - 1, 1)
-        return (
-            y,
-            mean,
-            inverse,
-            blend(self.running_mean, mean, self.momentum),
-            blend(self.running_var, variance, self.momentum * unbiased),
-        )
+        running_mean = blend(self.running_mean, mean, self.momentum)
+        if unbiased is None or self.running_var is None:
+            return y, mean, inverse, running_mean, blend(self.running_var, variance, self.momentum * _unbiased(count))
+        return y, mean, inverse, running_mean, blend(self.running_var, unbiased, self.momentum)
+
+
+def _unbiased(count: int) -> float:
+    """What makes the variance of ``count`` values unbiased."""
+    return count / max(count - 1, 1)

@@ -40,6 +40,10 @@ class BatchNormBackward(FqtOp):
     ``sum(c^2)`` is known from the forward statistics. When only some samples are present (``projected``), ``c`` is
     centered over these, so that the result stays orthogonal to one and to the normalized input over them.
 
+    With ``synchronized`` all means, of ``projected`` too, go over the rows of all processes: ``dx`` is the gradient of
+    the sum of their losses. ``dweight`` and ``dbias`` remain those of the own rows, because gradients of parameters are
+    averaged anyway.
+
     Attributes:
         gradient: [..., C] float32.
         x: [..., C] float32, the input of forward.
@@ -47,6 +51,7 @@ class BatchNormBackward(FqtOp):
         mean: [C] float32, batch mean of forward.
         inverse: [C] float32, 1 / sqrt(variance + eps) of forward.
         projected: the rows are a subset of those that forward saw.
+        synchronized: forward took the statistics of all processes that train together.
 
     Returns:
         dx [..., C], dweight [C], dbias [C]; float32.
@@ -58,6 +63,7 @@ class BatchNormBackward(FqtOp):
     mean: Operand
     inverse: Operand
     projected: bool
+    synchronized: bool = False
 
     tolerance = 1e-4
 
@@ -94,6 +100,8 @@ class BatchNormBackward(FqtOp):
         yield gradient, x, weight, mean, inverse, False
         yield gradient[:2], x[:2], weight, mean, inverse, True
         yield gradient, x, None, mean, inverse, False
+        yield gradient, x, weight, mean, inverse, False, True
+        yield gradient[:2], x[:2], weight, mean, inverse, True, True
 
     def decompose(self, emit: Emitter) -> tuple[fx.Node, fx.Node, fx.Node]:
         """One reduction, [C] coefficients, and ``dx = a * g + (x - center) * b + d``."""
@@ -102,11 +110,18 @@ class BatchNormBackward(FqtOp):
             count *= extent
         sums = emit(fqt.channel_gradient_sums.default, *_kept_samples(emit, self.gradient, self.x), self.mean)
         total, correlation = emit.item(sums, 0), emit.item(sums, 1)
-        dweight = emit(aten.mul.Tensor, correlation, self.inverse)
+        dweight, dbias = emit(aten.mul.Tensor, correlation, self.inverse), total
+        moments = []
+        if self.projected:
+            kept = emit(fqt.channel_moments.default, self.x)
+            moments = [emit.item(kept, i) for i in range(2)]
+        if self.synchronized:
+            op = fqt.synchronize_kept_sums if self.projected else fqt.synchronize_sums
+            everywhere = emit(op.default, total, correlation, *moments, count)
+            total, correlation, *moments = (emit.item(everywhere, i) for i in range(2 + len(moments)))
         center, centered = self.mean, correlation
         if self.projected:
-            moments = emit(fqt.channel_moments.default, self.x)
-            center, energy = emit.item(moments, 0), emit.item(moments, 1)
+            center, energy = moments
             moved = emit(aten.mul.Tensor, total, emit(aten.sub.Tensor, self.mean, center))
             centered = emit(aten.add.Tensor, correlation, moved)
             slope = emit(aten.div.Tensor, centered, emit(aten.clamp_min.default, energy, 1e-12))
@@ -121,4 +136,4 @@ class BatchNormBackward(FqtOp):
             emit(aten.mul.Tensor, self.gradient, scale),
             emit(aten.mul.Tensor, emit(aten.sub.Tensor, self.x, center), b),
         )
-        return emit(aten.add.Tensor, dx, d), dweight, total
+        return emit(aten.add.Tensor, dx, d), dweight, dbias

@@ -49,6 +49,18 @@ def pair_sum(leading: list[int], channels: int, term: Callable[..., tuple[Any, A
     )
 
 
+def channel_copy(value: te.Tensor, name: str, factor: float = 1.0) -> te.Tensor:
+    """A copy of ``value``, [C] float32, times ``factor``, which the runtime may replace."""
+    return te.compute(
+        value.shape, lambda c: value[c] if factor == 1.0 else value[c] * tirx.const(factor, "float32"), name
+    )
+
+
+def onnx_copies(op: Body, *values: str) -> tuple[str, ...]:
+    """Copies of ``values``."""
+    return tuple(op("Identity", value) for value in values)
+
+
 def onnx_channel_sum(op: Body, x: str) -> str:
     """[..., C] float32 -> [C]: first within each index of axis 0, so that no sum has very many terms."""
     rows = op.reshape(x, op.extent(x, 0), -1, op.extent(x, -1))
