@@ -43,6 +43,16 @@ def shown(values: Sequence[float], digits: int, factor: float = 1) -> str:
     return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
+def accuracy_and_loss(runs: Runs, beside: Runs) -> list[str]:
+    """Cells of ``runs``: accuracy in % and last loss, each with its difference from the runs ``beside`` of one seed."""
+    cells = []
+    for name, digits, factor in (("accuracy", 2, 100), ("last_loss", 4, 1)):
+        cells.append(shown([run[name] for run in runs.values()], digits, factor))
+        differences = [runs[seed][name] - beside[seed][name] for seed in sorted(runs.keys() & beside.keys())]
+        cells.append(shown(differences, digits, factor) if differences else "")
+    return cells
+
+
 def table(text: str) -> str:
     """The table, in Markdown, of the lines of JSON in ``text``."""
     rows = [
@@ -51,12 +61,7 @@ def table(text: str) -> str:
     ]
     for (data, steps), wires in read_runs(text).items():
         for wire, runs in wires.items():
-            common = sorted(runs.keys() & wires.get(_BESIDE, {}).keys()) if wire != _BESIDE else []
-            cells = []
-            for name, digits, factor in (("accuracy", 2, 100), ("last_loss", 4, 1)):
-                cells.append(shown([run[name] for run in runs.values()], digits, factor))
-                beside = [runs[seed][name] - wires[_BESIDE][seed][name] for seed in common]
-                cells.append(shown(beside, digits, factor) if beside else "")
+            cells = accuracy_and_loss(runs, wires.get(_BESIDE, {}) if wire != _BESIDE else {})
             sent = next(iter(runs.values()))["sent_bytes"]
             rows.append(f"| {data} | {steps} | {wire} | {len(runs)} | {' | '.join(cells)} | {sent:,} |")
     return "\n".join(rows)

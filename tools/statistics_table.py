@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.exchange_table import Runs, shown
+from tools.exchange_table import Runs, accuracy_and_loss, shown
 
 _BESIDE = "one process"
 """The runs that others are compared with."""
@@ -46,13 +46,11 @@ def table(text: str) -> str:
     for (data, _, recipe), all_runs in read_runs(text).items():
         one = all_runs.get(_BESIDE, {})
         for whose, runs in all_runs.items():
-            common = sorted(runs.keys() & one.keys()) if whose != _BESIDE else []
-            cells = []
-            for name, digits, factor in (("accuracy", 2, 100), ("last_loss", 4, 1)):
-                cells.append(shown([run[name] for run in runs.values()], digits, factor))
-                beside = [runs[seed][name] - one[seed][name] for seed in common]
-                cells.append(shown(beside, digits, factor) if beside else "")
-            curves = [distance(runs[seed]["losses"], one[seed]["losses"]) for seed in common]
+            beside = one if whose != _BESIDE else {}
+            cells = accuracy_and_loss(runs, beside)
+            curves = [
+                distance(runs[seed]["losses"], one[seed]["losses"]) for seed in sorted(runs.keys() & beside.keys())
+            ]
             cells.append(shown(curves, 4) if curves else "")
             rows.append(f"| {data} | {recipe} | {whose} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(rows)
