@@ -97,7 +97,7 @@ def test_a_file_as_an_editor_of_windows_writes_it(plan, tmp_path):
     path.write_bytes(b"\xef\xbb\xbfformat = 1\r\n[layers]\r\na = 4\r\n")
     with pytest.raises(FqtError) as caught:
         read_plan(path)
-    assert "--> windows.plan.toml:3\n 3 | a = 4\n" in caught.value.render()
+    assert "--> windows.plan.toml:3\n 3 | a = 4" in caught.value.render()
 
 
 def test_a_glob_whose_line_is_not_known(plan):
