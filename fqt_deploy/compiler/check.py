@@ -9,6 +9,7 @@ from typing import Any
 
 from fqt_deploy.capture.capture_model import capture_model, user_code
 from fqt_deploy.capture.load_model import ModelSource
+from fqt_deploy.compiler.check_synchronized import check_synchronized
 from fqt_deploy.compiler.describe import layer_decisions
 from fqt_deploy.core.diagnostics import FqtError, InvariantError, together
 from fqt_deploy.core.graph import TrainingGraph
@@ -80,6 +81,7 @@ def check_model(
     with user_code(source):
         tell("capturing the training step")
         try:
+            check_synchronized(source.module, options)
             train, predict = capture_model(source, options.prediction)
         except FqtError as error:
             return CheckReport(source.name, (), error.parts)

@@ -18,6 +18,7 @@ from fqt_deploy.codegen.build import build_library, find_linker
 from fqt_deploy.codegen.to_relax import RelaxProgram, to_relax
 from fqt_deploy.codegen.tune_tiles import check_can_tune, tune_tiles
 from fqt_deploy.compiler.buckets import check_same_step, same_decisions, shared_state
+from fqt_deploy.compiler.check_synchronized import check_synchronized
 from fqt_deploy.compiler.describe import describe
 from fqt_deploy.compiler.kernel_runner import kernel_runner
 from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
@@ -210,6 +211,7 @@ def _lower(
 ) -> LoweredModel:
     """Capture ``source`` without its other shapes, and run all passes."""
     _check_pass_names(options)
+    check_synchronized(source.module, options)
     with user_code(source):
         tell("capturing the training step")
         train, predict = capture_model(source, options.prediction)

@@ -6,7 +6,7 @@ import enum
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -322,8 +322,17 @@ _META = torch.device("meta")
 def _result_of(target: Any, args: _Items, kwargs: _Items) -> Any:
     """The result of a call: PyTorch's kernels for tensors without data take a tenth of the time of its fake tensors."""
     named = {name: _argument(item) for name, item in kwargs.items}
+    if _makes_tensors(target) and named.get("device") is None:
+        named["device"] = _META  # not memory for what is made of no tensor, nor draws from PyTorch's generator
     result = target(*_argument(args), **named)
     return tree_map_only(torch.Tensor, lambda t: meta_tensor(t.shape, t.dtype), result)
+
+
+@cache
+def _makes_tensors(target: Any) -> bool:
+    """Whether a call says by name on which device its result is to be."""
+    is_op = isinstance(target, torch._ops.OpOverload)
+    return is_op and any(a.name == "device" and a.kwarg_only for a in target._schema.arguments)
 
 
 def meta_tensor(extents: Sequence[int], dtype: torch.dtype) -> torch.Tensor:

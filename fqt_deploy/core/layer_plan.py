@@ -37,32 +37,34 @@ _AT_LINE = re.compile(r" \(at line (\d+), column \d+\)$")
 
 
 class WrittenGlob(str):
-    """A glob over layers that knows the line of a file it was written in.
+    """A glob over layers that knows where in a file it was written.
 
     Attributes:
-        location: the line.
+        path: the file.
+        line: number of the line; None if it is not known.
     """
 
-    location: SourceLocation
+    path: Path
+    line: int | None
 
     @classmethod
     def at(cls, path: Path, line: int | None, glob: str) -> WrittenGlob:
         """The glob ``glob``, written in ``line`` of the file ``path``."""
         written = cls(glob)
-        written.location = SourceLocation(path, line or 1, path.parent)
+        written.path, written.line = path, line
         return written
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """What another process, and a fingerprint, sees of it: two files with the same globs are one artifact."""
+        return str, (str(self),)
 
 
 def no_match(option: str, glob: str, layers: list[str]) -> FqtError:
     """The error of a ``glob`` that matches none of ``layers``: of ``option``, or of the line that it was written in."""
-    written = isinstance(glob, WrittenGlob)
-    error = FqtError(
-        f"{str(glob)!r} matches no layer" if written else f"{option} {glob!r} matches no layer",
-        code="FQT204",
-        hint=f"the layers are: {', '.join(layers)}",
-    )
-    error.location = glob.location if isinstance(glob, WrittenGlob) else None
-    return error
+    hint = f"the layers are: {', '.join(layers)}"
+    if isinstance(glob, WrittenGlob):
+        return _wrong(glob.path, glob.line, f"{str(glob)!r} matches no layer", hint, code="FQT204")
+    return FqtError(f"{option} {glob!r} matches no layer", code="FQT204", hint=hint)
 
 
 @dataclass(frozen=True)
@@ -87,17 +89,16 @@ def read_plan(path: Path) -> LayerPlan:
         FqtError: FQT211 for a file that cannot be read, and for what is no plan, with its line.
     """
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")  # with the mark that editors of Windows write in front
         content = tomllib.loads(text)
     except OSError as error:
         raise FqtError(f"cannot read {path}: {error.strerror}", code="FQT211") from None
     except UnicodeDecodeError:
         raise FqtError(f"{path} is no text", code="FQT211") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOML's reader lets Python's own pass: an integer is too long
         found = _AT_LINE.search(str(error))
-        message = f"{_AT_LINE.sub('', str(error))} in {path.name}"
-        raise _wrong(path, int(found[1]) if found else None, message, "a plan is TOML") from None
-    return _plan(path, content, _Lines(path, text))
+        raise _wrong(path, int(found[1]) if found else None, _AT_LINE.sub("", str(error)), "a plan is TOML") from None
+    return _plan(path, content, _Lines(text))
 
 
 def _plan(path: Path, content: dict[str, Any], lines: _Lines) -> LayerPlan:
@@ -115,7 +116,7 @@ def _plan(path: Path, content: dict[str, Any], lines: _Lines) -> LayerPlan:
     exclude: list[str] = []
     bits: list[LayerBits] = []
     for glob, value in layers.items():
-        line = lines.of(glob)
+        line = lines.of(glob, "layers")
         if not glob:
             raise _wrong(path, line, "a layer has an empty name", None)
         written = WrittenGlob.at(path, line, glob)
@@ -138,24 +139,29 @@ def _are_bits(weights: Any, activations: Any) -> bool:
 class _Lines:
     """The numbers of a file's lines by the key that each begins with: TOML's reader does not tell."""
 
-    def __init__(self, path: Path, text: str) -> None:
-        self._by_key = {key: number for number, key in reversed([*_keys(text)])}
+    def __init__(self, text: str) -> None:
+        self._by_key = {(table, key): number for number, table, key in reversed([*_keys(text)])}
 
-    def of(self, key: str) -> int | None:
-        """The number of the first line with ``key``; None for one that is written over several lines."""
-        return self._by_key.get(key)
+    def of(self, key: str, table: str = "") -> int | None:
+        """The number of the first line with ``key`` in ``table``; None if it begins no line."""
+        return self._by_key.get((table, key))
 
 
-def _keys(text: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+def _keys(text: str) -> Iterator[tuple[int, str, str]]:
+    """The number of each line that begins with a key, the table that it is in, and the key."""
+    table = ""
+    lines = text.replace("\r\n", "\n").split("\n")  # as TOML's reader counts them, unlike ``splitlines``
+    for number, line in enumerate(lines, start=1):
         try:
-            yield from ((number, key) for key in tomllib.loads(line))
-        except tomllib.TOMLDecodeError:
-            begin = line.partition("=")[0].strip()
-            yield number, begin.strip("\"'")
+            found = [*tomllib.loads(line)]
+        except (ValueError, RecursionError):
+            found = [line.partition("=")[0].strip().strip("\"'")]
+        yield from ((number, table, key) for key in found)
+        if line.lstrip().startswith("[") and found:
+            table = found[0]
 
 
-def _wrong(path: Path, line: int | None, message: str, hint: str | None) -> FqtError:
-    error = FqtError(message if line else f"{message}, in {path}", code="FQT211", hint=hint)
+def _wrong(path: Path, line: int | None, message: str, hint: str | None, *, code: str = "FQT211") -> FqtError:
+    error = FqtError(message if line else f"{message}, in {path}", code=code, hint=hint)
     error.location = SourceLocation(path, line, path.parent) if line else None
     return error

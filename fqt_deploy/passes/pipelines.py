@@ -81,7 +81,7 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
         # the whole step
         AnnotateLayers(options.include, options.exclude),
         TurnWeights(),
-        *([ScaleWeights()] if grids is None and _may_have_grids(options) else []),
+        *([ScaleWeights()] if grids is None and _may_have_levels(options) else []),
         *([SynchronizeBatchNorm()] if options.batch_norm == "synchronized" else []),
         *([ExchangeGradients()] if options.distributed != "off" else []),
         AppendOptimizer(options.optimizer),
@@ -113,14 +113,15 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
 def _choose_bits(options: CompileOptions, grids: Mapping[str, ActivationGrid] | None) -> tuple[Pass, ...]:
     if grids is not None:
         return (ChooseBits(decided=tuple(grids.items())),) if grids else ()
-    if not _may_have_grids(options):
+    if not (_may_have_levels(options) or options.bits):  # whose globs are checked
         return ()
     return (ChooseBits(options.activation_bits, options.bits, fitted=options.activation_grid == "fitted"),)
 
 
-def _may_have_grids(options: CompileOptions) -> bool:
+def _may_have_levels(options: CompileOptions) -> bool:
     """Whether activations are not signs everywhere."""
-    return options.activation_bits > 1 or bool(options.bits) or options.activation_grid == "fitted"
+    bits = (options.activation_bits, *(each.activations for each in options.bits))
+    return max(bits) > 1 or options.activation_grid == "fitted"
 
 
 def prediction_passes(layers: Sequence[LayerRecord]) -> tuple[Pass, ...]:

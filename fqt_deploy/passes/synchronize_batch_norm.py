@@ -77,11 +77,11 @@ def _check_meetings(graph: TrainingGraph, places: Mapping[fx.Node, SampleAxis]) 
             continue
         if any(user in places and _is_forward(user) for user in descendants(graph, node)):
             raise FqtError(
-                "cannot synchronize batch normalization in a model in which samples meet otherwise, such as in a mean "
-                "over the batch: it would be that of each process",
+                "cannot synchronize batch normalization in a model in which samples meet otherwise, as in a mean over "
+                "the batch, or move along it, as in a part of it: these would be of each process",
                 code="FQT212",
                 node=node,
-                hint="BatchNorm with track_running_stats=True in its place, or use --batch-norm local",
+                hint="leave it out, take BatchNorm with track_running_stats=True, or use --batch-norm local",
             )
 
 

@@ -61,7 +61,7 @@ def frontier(times: Sequence[Sequence[float]], noises: Sequence[Sequence[float]]
         if best[total] < lowest:
             lowest = best[total]
             found.append(_pick(total, taken, spent, times, noises))
-    return _unbeaten(found)
+    return unbeaten(found)
 
 
 def _pick(
@@ -82,8 +82,8 @@ def _pick(
     return Pick(time, noise, tuple(choices))
 
 
-def _unbeaten(picks: Sequence[Pick]) -> list[Pick]:
-    """The picks in order of time, without those that rounding to ticks let pass."""
+def unbeaten(picks: Sequence[Pick]) -> list[Pick]:
+    """The picks that no other one of them beats, in order of time."""
     found: list[Pick] = []
     for pick in sorted(picks, key=lambda each: (each.time, each.noise)):
         if not found or pick.noise < found[-1].noise:

@@ -15,7 +15,7 @@ from fqt_deploy.core.layer_bits import ACTIVATION_BITS
 from fqt_deploy.core.manifest import LayerDecision
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.planning.choices import CHOICES, Choice, options_for, told
-from fqt_deploy.planning.choose import Pick, frontier, least_noise, least_time
+from fqt_deploy.planning.choose import Pick, frontier, least_noise, least_time, unbeaten
 from fqt_deploy.planning.gradient_noise import DRAWS, PROBE, gradient_noise, gradients_of
 from fqt_deploy.planning.layer_noise import NoiseMeter, noise_of_choices
 from fqt_deploy.planning.step_times import StepTime, change, time_steps
@@ -375,7 +375,9 @@ def _points(
         return Point(tuple(offered[number] for number in pick.choices), base + pick.time - spent, pick.noise)
 
     start = Pick(spent, sum(each[number] for each, number in zip(noises, now, strict=True)), tuple(now))
-    return tuple(map(point, frontier(times, noises))), point(start)
+    # In the frontier another pick may stand for it that takes as long but for rounding, and a bound is exact.
+    picks = unbeaten([*frontier(times, noises), start])
+    return tuple(map(point, picks)), point(start)
 
 
 def _picks(points: Sequence[Point]) -> list[Pick]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,11 @@ def check_plan_output(path: Path) -> None:
     """FQT508 if a plan cannot be written to ``path``, or would replace another file: said before the work."""
     if not path.parent.is_dir():
         raise FqtError(f"there is no folder {path.parent}", code="FQT508")
+    try:
+        with tempfile.TemporaryFile(dir=Path(os.path.realpath(path)).parent):
+            pass  # a file can be made beside it
+    except OSError as error:
+        raise FqtError(f"cannot write {path}: {error.strerror}", code="FQT508") from None
     if not path.exists():
         return
     try:

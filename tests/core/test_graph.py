@@ -83,3 +83,23 @@ def test_replacing_a_node_moves_its_users_and_removes_it(graph):
     x, w = torch.arange(6.0).view(2, 3), torch.tensor([1.0, 2.0, 3.0])
     loss, same = graph.module(x, w)
     assert (loss, same.tolist()) == ((x * w).mean(), [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("target", "args"),
+    [(aten.full.default, ([1 << 45], 1.0)), (aten.zeros.default, ([1 << 45],)), (aten.arange.default, (1 << 45,))],
+    ids=str,
+)
+def test_a_shape_takes_no_memory(graph, target, args):
+    """Of an op without operands, on whatever device, or none, its result is to be."""
+    emit = Emitter(graph, graph.output_node())
+    for device in ({}, {"device": None}, {"device": torch.device("cpu")}):
+        node = emit(target, *args, **device)
+        assert (shape(node), value(node).device.type) == ([1 << 45], "meta")
+
+
+def test_a_shape_draws_no_numbers(graph):
+    before = torch.get_rng_state()
+    node = Emitter(graph, graph.output_node())(aten.rand.default, [2, 3])
+    assert shape(node) == [2, 3]
+    assert torch.equal(torch.get_rng_state(), before)

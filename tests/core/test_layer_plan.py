@@ -3,9 +3,10 @@
 import pytest
 from click.testing import CliRunner
 
+from fqt_deploy.build_cache.fingerprint import fingerprint
 from fqt_deploy.cli import main as compile_command
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.layer_plan import read_plan
+from fqt_deploy.core.layer_plan import no_match, read_plan
 from fqt_deploy.settings import options_of
 
 PLAN = """\
@@ -25,7 +26,7 @@ b = [1, 1]
 def plan(tmp_path):
     def write(text):
         path = tmp_path / "model.plan.toml"
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         return path
 
     return write
@@ -37,6 +38,8 @@ def test_a_plan_is_another_spelling_of_options(plan):
         {"include": ["a*", "b"], "exclude": ["a.1"], "bits": {"a.0": (1, 8), "b": (1, 1), "a.*": (1, 2)}}
     )
     assert taken.plan_file is None
+    moved = plan("# another line\n" + PLAN)
+    assert fingerprint(options_of({"plan_file": moved})) == fingerprint(taken)
     assert taken.numerics() == options_of({"include": ["a*", "b"], "exclude": ["a.1"]}).numerics()
 
 
@@ -67,6 +70,10 @@ WRONG = {
     "an empty name": ('format = 1\n[layers]\n"" = [1, 4]\n', 3, "an empty name"),
     "include": ('format = 1\ninclude = "a"\n', 2, "must be a list of globs"),
     "layers": ("format = 1\nlayers = 3\n", 2, "must be a table"),
+    "a layer named as a key": ('format = 1\n[layers]\ninclude = [1, 4]\n"format" = 2\n', 4, "'format' is 2"),
+    "a separator that ends no line": ('format = 1\n# a\u2028b\n[layers]\n"a" = 4\n', 4, "'a' is 4"),
+    "nested deeply": (f"format = 1\n[layers]\na = {'[' * 9999}{']' * 9999}\n", None, "recursion|nest"),
+    "a long integer": (f"format = 1\n[layers]\na = [1, {'9' * 9999}]\n", None, "Exceeds the limit"),
 }
 
 
@@ -79,7 +86,26 @@ def test_mistakes_are_told_with_their_line(kind, plan):
     location = caught.value.location
     assert (location.line if location is not None else None) == line
     if line is not None:
-        assert f"--> model.plan.toml:{line}\n {line} | {text.splitlines()[line - 1]}" in caught.value.render()
+        assert f"--> model.plan.toml:{line}\n {line} | {text.split(chr(10))[line - 1]}" in caught.value.render()
+
+
+def test_a_file_as_an_editor_of_windows_writes_it(plan, tmp_path):
+    """With a byte order mark, and two characters at the ends of lines."""
+    path = tmp_path / "windows.plan.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + PLAN.replace("\n", "\r\n").encode())
+    assert read_plan(path) == read_plan(plan(PLAN))
+    path.write_bytes(b"\xef\xbb\xbfformat = 1\r\n[layers]\r\na = 4\r\n")
+    with pytest.raises(FqtError) as caught:
+        read_plan(path)
+    assert "--> windows.plan.toml:3\n 3 | a = 4" in caught.value.render()
+
+
+def test_a_glob_whose_line_is_not_known(plan):
+    """A table written in one line: no other line is shown in its place."""
+    (glob,) = read_plan(plan('format = 1\nlayers = {"heads.*" = "fp32"}\n')).exclude
+    error = no_match("--exclude", glob, ["0", "1"])
+    assert (error.code, error.location) == ("FQT204", None)
+    assert error.message == f"'heads.*' matches no layer, in {glob.path}"
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path):

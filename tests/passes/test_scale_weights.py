@@ -48,6 +48,8 @@ def test_layers_without_batch_normalization_behind_them_are_scaled(behind, scale
 @pytest.mark.thorough
 def test_signs_and_layers_in_fp32_and_shared_weights_stay():
     assert changed(Layers(), activation_bits=1, activation_grid="sign") == set()
+    assert changed(Layers(), activation_bits=1, activation_grid="sign", bits={"body": (1, 1)}) == set()
+    assert changed(Layers(), activation_bits=1, activation_grid="sign", bits={"body": (1, 2)}) == {"body.weight"}
     assert changed(Layers(), exclude=("*",)) == set()
     assert changed(Layers(loss_reads_weight=True)) == set()
     assert changed(Layers(), activation_bits=1) == {"body.weight"}

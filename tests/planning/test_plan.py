@@ -14,7 +14,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.planning import plan as planning
 from fqt_deploy.planning import step_times
-from fqt_deploy.planning.plan import Budget, _chosen
+from fqt_deploy.planning.plan import Budget, PlannedLayer, _chosen, _points
 from tests.planning.plans import a_plan
 
 MODEL = """
@@ -45,6 +45,16 @@ def test_the_least_time_with_the_noise():
     assert chosen.noise <= 2 * plan.asked.noise
     assert chosen.seconds < plan.asked.seconds
     assert _chosen(plan.frontier, plan.asked, Budget(None, 0.0)).choices == (None, None, None)
+
+
+def test_the_step_asked_for_is_within_its_own_time():
+    """Though a choice with less noise takes as long but for a part of the range of times that is rounded away."""
+    seconds = [{None: 1.0, 2: 0.0010001, 1: 0.001}, {None: 1.0, 2: 0.5, 1: 0.1}]
+    noise = {None: 0.0, 2: 0.1, 1: 0.2}
+    layers = [PlannedLayer(path, own, noise) for path, own in zip("ab", seconds, strict=True)]
+    points, asked = _points(layers, {"a": 1, "b": 1}, 0.2)
+    assert _chosen(points, asked, Budget(1.0)) == asked
+    assert {point.choices for point in points} >= {(1, 1), (2, 1)}
 
 
 def test_a_budget_that_no_plan_keeps():

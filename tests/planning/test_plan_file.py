@@ -1,5 +1,7 @@
 """The file of a plan: what is written is read as the same choices, and no other file is replaced."""
 
+from pathlib import Path
+
 import pytest
 
 from fqt_deploy.core.diagnostics import FqtError
@@ -43,7 +45,7 @@ def test_only_plans_are_replaced(tmp_path):
     assert plan_file(a_plan(), path) == path.read_text()
     notes = tmp_path / "notes.txt"
     notes.write_text("mine")
-    for wrong in (notes, tmp_path, tmp_path / "missing" / "net.plan.toml"):
+    for wrong in (notes, tmp_path, tmp_path / "missing" / "net.plan.toml", Path("/proc/net.plan.toml")):
         with pytest.raises(FqtError) as caught:
             check_plan_output(wrong)
         assert caught.value.code == "FQT508"
