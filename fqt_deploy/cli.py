@@ -214,7 +214,8 @@ def _plan(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
     with _progress(command.quiet) as progress:
         progress("loading the model")
         from fqt_deploy.capture.load_model import load_model
-        from fqt_deploy.planning.plan import Budget, make_plan
+        from fqt_deploy.planning.make_plan import make_plan
+        from fqt_deploy.planning.plan import Budget
         from fqt_deploy.planning.plan_file import check_plan_output, write_plan
         from fqt_deploy.planning.plan_text import plan_json, plan_text
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.layer_plan import FORMAT, FP32, read_plan
 from fqt_deploy.planning.choices import Choice, told
-from fqt_deploy.planning.plan import Plan
+from fqt_deploy.planning.plan import ALL_FP32, ASKED, CHOSEN, Plan
 from fqt_deploy.planning.plan_text import ms
 from fqt_deploy.runtime.files import replace_file
 
@@ -47,8 +47,8 @@ def plan_file(plan: Plan, path: Path) -> str:
         f"# The layers of {plan.name}: fqt-compile ... --plan-file {path.name}",
         '# Lines may be edited: "fp32", or [bits of weights, bits of activations], of a layer or of those that a glob',
         '# names. Of pairs the first that matches counts, "fp32" wherever it stands. Others are as without a plan.',
-        f"# {machine.processor}, {machine.threads} threads, batch {plan.batch}: {ms(seconds['chosen'])} ms a step, "
-        f"{ms(seconds['asked for'])} without the plan, {ms(seconds['fp32'])} in fp32",
+        f"# {machine.processor}, {machine.threads} threads, batch {plan.batch}: {ms(seconds[CHOSEN])} ms a step, "
+        f"{ms(seconds[ASKED])} without the plan, {ms(seconds[ALL_FP32])} in fp32",
         f"format = {FORMAT}",
     ]
     if plan.include:

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 
 from fqt_deploy.planning.choices import told
-from fqt_deploy.planning.plan import Plan, Point
+from fqt_deploy.planning.plan import ALL_FP32, ASKED, CHOSEN, WITHIN, Plan, Point
 from fqt_deploy.profiling.tables import aligned
 
 SHOWN = 12
@@ -29,22 +29,21 @@ def plan_text(plan: Plan) -> str:
 def verdict(plan: Plan) -> list[str]:
     """How the chosen plan turned out beside the step that was asked for, in sentences; doubts come first."""
     seconds, noise = plan.measured, plan.measured_noise
-    ratio = seconds["chosen"] / seconds["asked for"]
+    ratio = seconds[CHOSEN] / seconds[ASKED]
     lines = [f"warning: {doubt}" for doubt in plan.doubts]
     lines.append(
-        f"the step takes {ms(seconds['chosen'])} ms, {ms(plan.chosen.seconds)} predicted: {ratio:.2f} of the "
-        f"{ms(seconds['asked for'])} ms asked for; all of these layers in fp32, {ms(seconds['fp32'])} ms, "
-        f"{seconds['fp32'] / seconds['chosen']:.1f} times as long"
+        f"the step takes {ms(seconds[CHOSEN])} ms, {ms(plan.chosen.seconds)} predicted: {ratio:.2f} of the "
+        f"{ms(seconds[ASKED])} ms asked for; all of these layers in fp32, {ms(seconds[ALL_FP32])} ms, "
+        f"{seconds[ALL_FP32] / seconds[CHOSEN]:.1f} times as long"
     )
     lines.append(
-        f"its noise is {noise['chosen']:.3f}, {plan.chosen.noise:.3f} predicted, of the step asked for "
-        f"{noise['asked for']:.3f}"
+        f"its noise is {noise[CHOSEN]:.3f}, {plan.chosen.noise:.3f} predicted, of the step asked for {noise[ASKED]:.3f}"
     )
     if not any(plan.chosen.choices):
         lines.append("no layer of the plan runs in 1 bit: its gradients are not quantized")
     if plan.chosen.choices == plan.asked.choices:
         lines.append("the step asked for is the best one under this budget")
-    elif plan.budget.time is not None and ratio > 1.02 * plan.budget.time:
+    elif plan.budget.time is not None and ratio > WITHIN * plan.budget.time:
         lines.append(f"no plan was found that keeps within {plan.budget.time:g} of the time when it is measured")
     return lines
 
@@ -99,7 +98,7 @@ def _frontier(plan: Plan) -> str:
     rows = []
     for point in points:
         counts = Counter(point.choices)
-        marks = [name for name, other in (("asked for", plan.asked), ("chosen", plan.chosen)) if point == other]
+        marks = [name for name, other in ((ASKED, plan.asked), (CHOSEN, plan.chosen)) if point == other]
         numbers = (str(counts[choice] or "") for choice in plan.offered)
         share = f"{point.seconds / plan.asked.seconds:.2f}"
         rows.append((ms(point.seconds), share, f"{point.noise:.3f}", *numbers, ", ".join(marks)))

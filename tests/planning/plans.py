@@ -1,7 +1,8 @@
 """A plan of three layers with made-up times and noises."""
 
 from fqt_deploy.planning.choices import CHOICES
-from fqt_deploy.planning.plan import Budget, Plan, PlannedLayer, Point, _points
+from fqt_deploy.planning.make_plan import _points
+from fqt_deploy.planning.plan import Budget, Plan, PlannedLayer, Point
 from fqt_deploy.profiling.machine import Machine
 
 SECONDS = dict(zip(CHOICES, (0.016, 0.005, 0.004, 0.0038, 0.003, 0.002), strict=True))

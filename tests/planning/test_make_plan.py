@@ -12,9 +12,10 @@ import fqt_deploy
 from fqt_deploy.cli import main as compile_command
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.planning import plan as planning
+from fqt_deploy.planning import make_plan as planning
 from fqt_deploy.planning import step_times
-from fqt_deploy.planning.plan import Budget, PlannedLayer, _chosen, _points
+from fqt_deploy.planning.make_plan import _chosen, _points
+from fqt_deploy.planning.plan import Budget, PlannedLayer
 from tests.planning.plans import a_plan
 
 MODEL = """
