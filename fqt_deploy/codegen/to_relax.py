@@ -132,8 +132,8 @@ class _Emitter:
                     calls.append(step)
                     if step.root.target is fqt.process_share.default:
                         self._call(PROCESS_SHARE, values[step.root])
-                    if step.root.target in _SUMS_OF_STATISTICS:
-                        sums = _SUMS_OF_STATISTICS[step.root.target]
+                    sums = definition_of(step.root).exchanged_sums
+                    if sums is not None:
                         numbers = [relax.prim_value(number) for number in (call_of(step.root).count, sums)]
                         self._call(EXCHANGE_STATISTICS, *numbers, *[buffers[b] for b in buffers_of(step.root)])
                     if step.root in exchanges:
@@ -269,12 +269,6 @@ def _exchanges(node: fx.Node) -> bool:
     return kind_of(node) is Kind.EXCHANGE
 
 
-_SUMS_OF_STATISTICS = {
-    fqt.synchronize_moments.default: 0,
-    fqt.synchronize_sums.default: 2,
-    fqt.synchronize_kept_sums.default: 2,
-}
-"""How many results are sums, by the op whose results the runtime replaces at once; those behind are moments."""
 PLACE_ARRAYS = "place_arrays"
 """The function of ``array_places.c`` that lets arrays begin within the block."""
 _KERNEL_TYPE = relax.FuncType.opaque_func(ret=relax.TupleType([]))

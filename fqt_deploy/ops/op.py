@@ -100,12 +100,15 @@ class Op(ABC):
         traits: how passes and code generation may treat it.
         varying: names of the whole numbers in which calls differ that are otherwise equal. One kernel serves all of
             these calls: it reads the numbers from memory, and the loop nest is given tensors int32 [] in their place.
+        exchanged_sums: of an op whose results the runtime replaces at once by those of all processes, how many of them,
+            from the first, are sums over rows; those behind are moments. None for any other op.
     """
 
     target: ClassVar[Any]
     name: ClassVar[str]
     traits: ClassVar[Traits]
     varying: ClassVar[tuple[str, ...]] = ()
+    exchanged_sums: ClassVar[int | None] = None
 
     @classmethod
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class SynchronizeKeptSums(FqtOp):
     Returns:
         As ``total``, ``correlation``, ``mean`` and ``variance``.
     """
+
+    exchanged_sums: ClassVar[int | None] = 2
 
     total: Operand
     correlation: Operand

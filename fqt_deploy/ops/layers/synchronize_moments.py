@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class SynchronizeMoments(FqtOp):
     Returns:
         mean, variance, and the variance divided by one row less, as running statistics keep it; [C] float32.
     """
+
+    exchanged_sums: ClassVar[int | None] = 0
 
     mean: Operand
     variance: Operand

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class SynchronizeSums(FqtOp):
     Returns:
         As ``total`` and ``correlation``.
     """
+
+    exchanged_sums: ClassVar[int | None] = 2
 
     total: Operand
     correlation: Operand
