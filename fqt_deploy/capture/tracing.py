@@ -47,7 +47,6 @@ def module_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 _HINTS = (
-    (r"_ctc_loss", "train with F.ctc_loss outside of the compiled step; its work depends on the labels' lengths"),
     (r"nonzero|masked_select", "keep all elements, and mask them: torch.where(mask, x, 0); index with integers alone"),
     (r"unique|bincount|DynamicOutputShape", "give the result a fixed size: compare with torch.arange(n), then sum"),
     (

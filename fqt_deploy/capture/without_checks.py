@@ -1,4 +1,4 @@
-"""Functions of PyTorch that look at values before they compute, in a form that only computes."""
+"""Functions of PyTorch that look at values, before they compute or to see how much, in a form that only computes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from fqt_deploy.capture.ctc_loss import ctc_loss
+from fqt_deploy.capture.embedding_bag import embedding_bag
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 
 
@@ -45,7 +47,7 @@ def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
 
 
 _REPLACED: dict[Any, Callable[..., Any]] = {
-    F.gaussian_nll_loss: _gaussian_nll_loss, F.one_hot: _one_hot,
+    F.ctc_loss: ctc_loss, F.embedding_bag: embedding_bag, F.gaussian_nll_loss: _gaussian_nll_loss, F.one_hot: _one_hot,
 }  # fmt: skip
 
 
