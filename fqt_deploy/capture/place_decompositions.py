@@ -126,10 +126,30 @@ def _replication_backward(grad_output: Tensor, x: Tensor, padding: Sequence[int]
     return gradient
 
 
+def _lower_triangle(row: int, col: int, offset: int = 0, *_: Any, **__: Any) -> Tensor:
+    """Rows and columns of the elements on and below a diagonal, [2, elements] int64."""
+    count = sum(min(max(place + offset + 1, 0), col) for place in range(row))
+    return _triangle(count, torch.clamp(torch.arange(row) + (offset + 1), 0, col), torch.zeros(row, dtype=torch.int64))
+
+
+def _upper_triangle(row: int, col: int, offset: int = 0, *_: Any, **__: Any) -> Tensor:
+    count = sum(col - min(max(place + offset, 0), col) for place in range(row))
+    first = torch.clamp(torch.arange(row) + offset, 0, col)
+    return _triangle(count, col - first, first)
+
+
+def _triangle(count: int, lengths: Tensor, first: Tensor) -> Tensor:
+    """Where elements are, row by row, of rows of which ``lengths`` from ``first`` on are taken."""
+    places, ends = torch.arange(count), lengths.cumsum(0)
+    rows = (places[:, None] >= ends).sum(1)
+    return torch.stack([rows, places + (first - ends + lengths)[rows]])
+
+
 PLACES: dict[Any, Callable[..., Any]] = {
     aten.as_strided.default: _as_strided, aten.as_strided_scatter.default: _as_strided_scatter,
     aten.view.default: _view, aten.unfold.default: _unfold,
     aten.diagonal.default: _diagonal, aten.diagonal_scatter.default: _diagonal_scatter,
+    aten.tril_indices.default: _lower_triangle, aten.triu_indices.default: _upper_triangle,
     aten.replication_pad1d_backward.default: _replication_backward,
     aten.replication_pad2d_backward.default: _replication_backward,
     aten.replication_pad3d_backward.default: _replication_backward,

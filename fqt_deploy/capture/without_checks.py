@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -46,13 +47,54 @@ def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     return F.one_hot(tensor, num_classes)
 
 
+def _gradient(*args: Any, **kwargs: Any) -> Any:
+    """``torch.autograd.grad`` in a model, whose loss then depends on the gradient of a gradient."""
+    if not torch.compiler.is_exporting():
+        return torch.autograd.grad(*args, **kwargs)
+    raise _refused(
+        "torch.autograd.grad within the model or its loss: gradients of gradients are not compiled",
+        "write the derivative down, or take a difference: (f(x + h) - f(x)) / h",
+    )
+
+
+def _pack(*_: Any, **__: Any) -> Any:
+    """``pack_padded_sequence``, whose result has a size that lengths say."""
+    raise _refused(
+        "pack_padded_sequence: its size depends on lengths",
+        "give the layer the padded batch, and take each sample's last step: y[torch.arange(n), lengths - 1]; one that "
+        "reads in both directions reads the padding, too",
+    )
+
+
+def _refused(message: str, hint: str) -> FqtError:
+    error = FqtError(message, code="FQT104", hint=hint)
+    error.location = SourceLocation.of_frame(sys._getframe(2))
+    return error
+
+
 _REPLACED: dict[Any, Callable[..., Any]] = {
     F.ctc_loss: ctc_loss, F.embedding_bag: embedding_bag, F.gaussian_nll_loss: _gaussian_nll_loss, F.one_hot: _one_hot,
+    torch.autograd.grad: _gradient, torch._C._VariableFunctions._pack_padded_sequence: _pack,
 }  # fmt: skip
 
 
 class WithoutChecks(TorchFunctionMode):
-    """Within this context these functions are traced in the form that only computes."""
+    """Within this context these functions are traced in the form that only computes.
+
+    Distributions do not look at their parameters and samples, either: what is not valid gives no error, but NaN.
+    """
+
+    def __enter__(self) -> Self:
+        """Enter, without the checks of distributions."""
+        self._checked = Distribution._validate_args
+        Distribution.set_default_validate_args(False)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Leave, with those checks as before."""
+        Distribution.set_default_validate_args(self._checked)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

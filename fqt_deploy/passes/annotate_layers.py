@@ -110,6 +110,8 @@ class AnnotateLayers(Pass):
             return False, "a convolution with groups, dilation, one or three axes stays in fp32"
         if not record.turned and any(n.target not in (*FORWARD, *GROUPED) for n in forward):
             return False, "its weight is multiplied as [in, out] in one place and as [out, in] in another"
+        if not record.turned and any(shape(call_of(n).w)[0] != extents[0] for n in forward):
+            return False, "its weight is viewed in a shape that has other rows"
         if contraction < MINIMUM_CONTRACTION:
             return False, f"a contraction over {contraction} elements is too short to gain"
         from_data = descendants(graph, *graph.batch_inputs("input"))
@@ -193,7 +195,7 @@ def mark_products(graph: TrainingGraph) -> None:
             graph.layers.append(record)
         node.meta.update(record=record, direction="forward", layer=record.path)
     for node in graph.calls(*FORWARD, *INPUT_GRAD):
-        record = by_weight.get(owners.get(call_of(node).w, ""))
+        record = by_weight.get(owners.get(behind_views(call_of(node).w), ""))
         if record is not None and node.meta["phase"] != "forward":
             node.meta.update(record=record, direction="input_grad", layer=record.path)
     for weight, record in by_weight.items():

@@ -108,6 +108,8 @@ def _weight_grad(graph: TrainingGraph, node: fx.Node) -> None:
     emit = Emitter(graph, node)
     if node.meta["record"].turned:
         w = emit(aten.permute.default, w, [1, 0])
+    if shape(w) != shape(node):  # forward reads it as a view
+        w = emit(aten.view.default, w, shape(node))
     effective = _product(emit, node, x=_quantized(emit, call_of(node).x, grid))
     viewed = convolution_weight(emit, effective)
     gradient = emit(fqt.latent_weight_grad.default, viewed, convolution_weight(emit, w), False)

@@ -165,5 +165,14 @@ def test_a_strided_view_with_an_offset_is_made_of_places(function):
     assert not [n for n in traced.graph.nodes if "as_strided" in str(n.target)]
 
 
+@pytest.mark.parametrize("offset", [-4, -1, 0, 2, 6])
+@pytest.mark.parametrize(("rows", "columns"), [(4, 4), (3, 6), (5, 2)])
+@pytest.mark.parametrize("op", [torch.tril_indices, torch.triu_indices], ids=["lower", "upper"])
+def test_triangles_are_made_of_places(op, rows, columns, offset):
+    traced = make_fx(lambda: op(rows, columns, offset), decomposition_table=decompositions())()
+    assert torch.equal(traced(), op(rows, columns, offset))
+    assert not [n for n in traced.graph.nodes if "indices" in str(n.target)]
+
+
 def tags(node):
     return getattr(node.target, "tags", ())

@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fqt_deploy.capture.load_model import load_model
 from fqt_deploy.capture.without_checks import WithoutChecks
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.options import CompileOptions
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 VARIANCE = torch.rand(4, 3, generator=torch.Generator().manual_seed(1))
@@ -29,3 +33,53 @@ def test_gaussian_likelihood_of_one_variance():
     expected = F.gaussian_nll_loss(X, X.flip(0), 0.5)
     with WithoutChecks():
         torch.testing.assert_close(F.gaussian_nll_loss(X, X.flip(0), 0.5), expected)
+
+
+def test_distributions_take_any_values_and_check_again_afterwards():
+    with WithoutChecks():
+        loss = torch.distributions.Normal(X, X).log_prob(X)  # half of the deviations are negative
+    assert torch.isnan(loss).any()
+    with pytest.raises(ValueError, match="GreaterThan"):
+        torch.distributions.Normal(X, X)
+
+
+MODEL = """
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(8, 8)
+        self.lstm = nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, x):
+        BODY
+
+
+def build_model():
+    return Model()
+
+
+def example_inputs():
+    return torch.randn(4, 3, 8), torch.randint(0, 8, (4,))
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("y = self.body(x); return torch.autograd.grad(y.sum(), self.body.weight, create_graph=True)[0][:4]", "grad"),
+        ("return self.lstm(pack_padded_sequence(x, torch.tensor([3, 2, 1, 1]), batch_first=True))[1][0][0]", "pack"),
+    ],
+    ids=["a gradient's gradient", "packed sequences"],
+)
+def test_what_depends_on_values_is_refused_with_its_line(model_file, body, said):
+    path = model_file(MODEL.replace("BODY", body))
+    with pytest.raises(FqtError, match=said) as refused:
+        lower_model(load_model(path), CompileOptions())
+    assert refused.value.code == "FQT104"
+    assert refused.value.location is not None
+    assert path.read_text().splitlines()[refused.value.location.line - 1].strip() == body
