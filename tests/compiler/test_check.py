@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import fqt_deploy
-from fqt_deploy.compiler import check_model, lower_model
+from fqt_deploy.compiler.check import check_model
+from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.compiler.describe import layer_decisions
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.core.call import Call
 from fqt_deploy.ops.aten.aten_op import AtenOp, aten, define_aten, extents
@@ -16,6 +15,7 @@ from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.lib.reshape_index import reshape_index
 from fqt_deploy.ops.lib.safe_index import elements_along, onnx_not_negative
+from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Kind, Operand
 from fqt_deploy.ops.traits import (
     NEVER_ZERO,

@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.ops.lib.attention_scores import (
     check_shapes,
@@ -28,6 +27,7 @@ from fqt_deploy.ops.lib.attention_scores import (
 )
 from fqt_deploy.ops.lib.exponential import exponential
 from fqt_deploy.ops.lib.onnx_body import Body
+from fqt_deploy.ops.lib.tvm_modules import te, tirx
 
 
 def slopes(call: Any) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tvm import tirx
 
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.packed_words import WORD, word_count
+from fqt_deploy.ops.lib.tvm_modules import tirx
 
 
 def largest_code(bits: int) -> int:

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import te, tirx
-
 from fqt_deploy.ops.lib.in_order import in_order, loop, unflattened
 from fqt_deploy.ops.lib.onnx_body import OnnxValue, OnnxWriter
+from fqt_deploy.ops.lib.tvm_modules import te, tirx
 
 
 @dataclass(frozen=True)

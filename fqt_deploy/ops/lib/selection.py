@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.ops.lib.onnx_body import Body
+from fqt_deploy.ops.lib.tvm_modules import te, tirx
 
 
 def selected(kept: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
-
 from fqt_deploy.ops.lib.onnx_body import Body
+from fqt_deploy.ops.lib.tvm_modules import tirx
 
 
 @dataclass(frozen=True)

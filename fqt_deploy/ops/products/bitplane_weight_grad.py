@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te
 
 from fqt_deploy.ops.lib import onnx_bits
 from fqt_deploy.ops.lib.onnx_bits import BITS, codes_of_planes, unpack
@@ -22,6 +21,7 @@ from fqt_deploy.ops.lib.packed_words import (
     to_panels,
     unpack_last_axis,
 )
+from fqt_deploy.ops.lib.tvm_modules import te
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 

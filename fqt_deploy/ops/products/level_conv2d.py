@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from onnx import AttributeProto
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.ops.lib import levels
 from fqt_deploy.ops.lib.convolution_shape import input_position, output_extents
@@ -25,6 +24,7 @@ from fqt_deploy.ops.lib.packed_words import (
     word_count,
 )
 from fqt_deploy.ops.lib.plain_convolution import plain_convolution
+from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.binary_conv2d import exact_below, onnx_signs_of_weight, signs_of_weight
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples

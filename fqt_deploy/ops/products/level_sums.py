@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from tvm import te
 
 from fqt_deploy.ops.lib import levels
 from fqt_deploy.ops.lib.onnx_bits import ONES, table
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.lib.packed_words import PANEL, from_panels, popcount, unpack_last_axis
+from fqt_deploy.ops.lib.tvm_modules import te
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.bitplane_weight_grad import onnx_taps
 from fqt_deploy.ops.products.level_weight_grad import (
