@@ -247,8 +247,8 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
     with _progress(command.quiet) as progress:
         progress("loading the model")
         from fqt_deploy.build_cache.build_artifact import build_artifact
-        from fqt_deploy.build_cache.watched_files import watched_files
         from fqt_deploy.capture.load_model import load_model
+        from fqt_deploy.core.watched_files import watched_files
 
         with watched_files() as read:
             source = load_model(model, batch=command.batch, weights=command.weights, skip=command.skip_weights)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from fqt_deploy.build_cache.fingerprint import fingerprint
 from fqt_deploy.build_cache.surroundings import FileState, are_unchanged, file_states, loaded_files, surroundings
-from fqt_deploy.build_cache.watched_files import watched_files
 from fqt_deploy.core.file_cache import FileCache, cache_limit, compiler_sources, digest
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.core.user_cache import default_log, user_cache
+from fqt_deploy.core.watched_files import watched_files
 from fqt_deploy.runtime.artifact import MANIFEST, read_members, write_members
 
 if TYPE_CHECKING:
