@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 
-from fqt_deploy.capture.eager_run import plain_attributes
 from fqt_deploy.capture.forked import forked
 from fqt_deploy.capture.joint import observe_training_step, trace_training_step
 from fqt_deploy.capture.load_model import ModelSource
@@ -30,15 +29,13 @@ def capture_model(source: ModelSource, prediction: str | None = None) -> tuple[T
     """
     module, example, call = source.module, source.example_inputs, source.call
     observed = observe_training_step(module, source.loss_fn, example, call, prediction)
-    before = plain_attributes(module)
 
     def capture_prediction() -> TrainingGraph:
         return capture_prediction_graph(module, example, call, prediction)
 
     with forked(lambda: graph_bytes(capture_prediction())) as beside:
         train = trace_training_step(observed)
-        # the training step comes first: what it leaves in the model's attributes, the prediction may read
-        content = beside.result() if beside is not None and plain_attributes(module) == before else None
+        content = beside.result() if beside is not None else None
     predict = _received(content, train) if content is not None else None
     predict = predict or capture_prediction()
     trained, evaluated = (graph.output("logits").meta["val"] for graph in (train, predict))

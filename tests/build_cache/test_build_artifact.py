@@ -11,11 +11,11 @@ from torch import nn
 
 import fqt_deploy
 from fqt_deploy.build_cache.build_artifact import LIMIT_VARIABLE, Build, build_artifact
-from fqt_deploy.core.watched_files import watched_files
 from fqt_deploy.capture.load_model import load_model
 from fqt_deploy.core import file_cache
 from fqt_deploy.core.file_cache import compiler_sources
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.core.watched_files import watched_files
 
 MODEL = """
 from pathlib import Path
