@@ -55,10 +55,10 @@ def capture_model(source: ModelSource, prediction: str | None = None) -> tuple[T
 
 
 def _received(content: bytes, train: TrainingGraph) -> TrainingGraph | None:
-    """The prediction that another process captured; None if it needs a tensor that the training step has not."""
+    """The prediction that another process captured; None if it needs a tensor, or an operator, that is not here."""
     try:
         return graph_of_bytes(content, train.state)
-    except KeyError:
+    except (KeyError, AttributeError):
         return None
 
 

@@ -87,7 +87,7 @@ def forked(work: Callable[[], bytes]) -> Iterator[Forked | None]:
 
 def _can_fork() -> bool:
     """Whether a fork is safe and has a processor: other systems than Linux, and CUDA, do not survive it."""
-    return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 and not torch.cuda.is_initialized()
+    return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
 
 
 def _fork(work: Callable[[], bytes]) -> Forked:

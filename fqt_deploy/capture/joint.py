@@ -29,6 +29,7 @@ from fqt_deploy.capture.side_effects import Effects, moving, observe_forward, re
 from fqt_deploy.capture.tied_parameters import canonical_names, merge_equal_inputs, sum_tied_gradients
 from fqt_deploy.capture.traced_graph import data_first, reduce_provenance
 from fqt_deploy.capture.tracing import module_mode, plain_ops, trace_error
+from fqt_deploy.capture.without_checks import WithoutChecks
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import TrainingGraph
 
@@ -135,9 +136,10 @@ def trace_training_step(observed: ObservedStep) -> TrainingGraph:
     step, example_inputs = observed.module, observed.example
     model, call = step.model, step.call
     with contextlib.ExitStack() as stack:
-        for context in (module_mode(model, training=True), torch.enable_grad(), quiet_export(), every_frame_recorded()):
-            stack.enter_context(context)
-        for context in (any_names(), custom_functions(), plain_ops(), cumulative_averages()):
+        for context in (
+            module_mode(model, training=True), torch.enable_grad(), quiet_export(), every_frame_recorded(), any_names(),
+            custom_functions(), plain_ops(), WithoutChecks(), cumulative_averages(),
+        ):  # fmt: skip
             stack.enter_context(context)
         with functions_as_ops():
             module, constants = _export(step, example_inputs)
