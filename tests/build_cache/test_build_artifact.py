@@ -109,7 +109,7 @@ def test_the_python_interface_compiles_once(cached: Path, monkeypatch: pytest.Mo
     torch.manual_seed(0)
     model, batch = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), (torch.randn(2, 4), torch.tensor([0, 1]))
     first = fqt_deploy.compile(model, example_inputs=batch, recipe="none")
-    monkeypatch.setattr("fqt_deploy.compiler.lower_model", None)
+    monkeypatch.setattr("fqt_deploy.compiler.compile_model.lower_model", None)
     second = fqt_deploy.compile(model, example_inputs=batch, recipe="none")
     assert [float(first(*batch)) for _ in range(3)] == [float(second(*batch)) for _ in range(3)]
     with pytest.raises(TypeError):  # nothing but the cache could answer
