@@ -124,7 +124,7 @@ def test_checking_imports_no_code_generation():
     program = (
         "import atexit, sys\n"
         "from fqt_deploy.cli import main\n"
-        "names = {'tvm', 'tvm_ffi', 'fqt_deploy.codegen'}\n"
+        "names = {'tvm', 'tvm_ffi', 'onnx', 'fqt_deploy.codegen'}\n"
         "atexit.register(lambda: print(names & {*sys.modules}))\n"
         "main(['examples/digits_cnn.py', '--check'])"
     )

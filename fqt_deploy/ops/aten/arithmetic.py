@@ -14,8 +14,8 @@ from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, POSITIVE, ROW, call
 from fqt_deploy.ops.lib.boolean import larger, product, smaller, total
 from fqt_deploy.ops.lib.dtypes import dtype_of
 from fqt_deploy.ops.lib.float32 import clamped
+from fqt_deploy.ops.lib.late_modules import tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
-from fqt_deploy.ops.lib.tvm_modules import tirx
 from fqt_deploy.ops.traits import (
     ANY_SIGN,
     NEVER_NEGATIVE,

@@ -14,8 +14,8 @@ from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, ROW, WIDE, call
 from fqt_deploy.ops.lib.boolean import comparable
 from fqt_deploy.ops.lib.dtypes import dtype_of
 from fqt_deploy.ops.lib.float32 import is_nan, opaque
+from fqt_deploy.ops.lib.late_modules import tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter, element_type
-from fqt_deploy.ops.lib.tvm_modules import tirx
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Nan, zero_with_all, zero_with_any
 
 _TENSORS = [call(MIXED, ROW), call(BYTES, BYTES.flip(1)), call(MASK, ~MASK), call(WIDE[0] > 0, WIDE[1] > 0)]

@@ -10,8 +10,8 @@ from torch import Tensor
 from fqt_deploy.ops.aten.aten_op import AtenOp, Samples, aten, define_aten, extents
 from fqt_deploy.ops.aten.samples import MIXED, call
 from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Kind, Operand
 from fqt_deploy.ops.traits import (
     NEVER_NEGATIVE,

@@ -16,8 +16,8 @@ from fqt_deploy.ops.aten.samples import BYTES, MIXED, WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_of
 from fqt_deploy.ops.lib.float32 import is_nan
 from fqt_deploy.ops.lib.in_order import in_order, loop, unflattened
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter, element_type
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Kind, Operand
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Aligned, AxisOf, Layout, Nan, moved
 

@@ -12,10 +12,10 @@ from fqt_deploy.ops.aten.aten_op import AtenOp, aten, define_aten, extents
 from fqt_deploy.ops.aten.pointwise import read_broadcast
 from fqt_deploy.ops.aten.samples import MIXED, PLACES, ROW, WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.lib.reshape_index import reshape_index
 from fqt_deploy.ops.lib.safe_index import elements_along, onnx_not_negative
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Kind, Operand
 from fqt_deploy.ops.traits import (
     NEVER_ZERO,

@@ -14,8 +14,8 @@ from fqt_deploy.ops.aten.aten_op import AtenOp, Samples, aten, enter, extents, p
 from fqt_deploy.ops.aten.samples import BYTES, MIXED, WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_name, dtype_of
 from fqt_deploy.ops.lib.float32 import of_ordered_key, ordered_key
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter, element_type
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Kind, Traits
 from fqt_deploy.ops.traits import Aligned, AxisOf, Layout, Nan, keeps_sign, moved, zero_with_any
 

@@ -10,8 +10,8 @@ from fqt_deploy.ops.aten.aten_op import aten
 from fqt_deploy.ops.aten.pointwise import OnnxNodes, pointwise
 from fqt_deploy.ops.aten.samples import BYTES, MIXED, POSITIVE, ROW, call
 from fqt_deploy.ops.lib.dtypes import dtype_of
+from fqt_deploy.ops.lib.late_modules import tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
-from fqt_deploy.ops.lib.tvm_modules import tirx
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Nan, zero_with_any
 
 _HALVES = torch.tensor([-2.5, -1.5, -0.5, -0.2, 0.0, 0.5, 1.5, 2.5, 3.7])

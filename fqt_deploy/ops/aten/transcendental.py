@@ -11,8 +11,8 @@ from fqt_deploy.ops.aten.pointwise import pointwise, zero_like
 from fqt_deploy.ops.aten.samples import MIXED, POSITIVE, ROW, SMALL, call
 from fqt_deploy.ops.lib.exponential import decay, exponential
 from fqt_deploy.ops.lib.float32 import opaque
+from fqt_deploy.ops.lib.late_modules import tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
-from fqt_deploy.ops.lib.tvm_modules import tirx
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_NEGATIVE, NEVER_ZERO, Nan, Sign, zero_with_any
 
 _ANY, _ABOVE_ZERO = [call(MIXED)], [call(POSITIVE)]

@@ -7,7 +7,7 @@ import torch
 from fqt_deploy.ops.aten.aten_op import aten
 from fqt_deploy.ops.aten.pointwise import pointwise
 from fqt_deploy.ops.aten.samples import MIXED, call
-from fqt_deploy.ops.lib.tvm_modules import tirx
+from fqt_deploy.ops.lib.late_modules import tirx
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Nan, zero_with_any
 
 _ANGLES = [call(MIXED), call(torch.linspace(-50.0, 50.0, 41))]

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, ints
 from fqt_deploy.ops.lib.pooling_window import covering_count, covering_windows, pooled_extent, window_taps
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.conv2d_input_grad import conv_transpose, transposed_convolution
 from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, keeps_sign, leads, zero_with_any

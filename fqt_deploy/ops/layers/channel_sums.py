@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 
 LONGEST = 4096
 """Terms that are added one after another: many equal ones, as of few levels, round the same way again and again."""

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fqt_deploy.ops.layers.windowed_op import WindowedOp
 from fqt_deploy.ops.lib.float32 import LOWEST_KEY, NAN_KEY, of_ordered_key, ordered_key
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.lib.window_axis import WindowAxis, onnx_windows
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, keeps_sign, leads, zero_with_any

@@ -15,10 +15,10 @@ from fqt_deploy.ops.lib.counter_random import (
     flat_index,
     uint32,
 )
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_bits import element_hash as element_hash_onnx
 from fqt_deploy.ops.lib.onnx_bits import shift_right
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.traits import Aligned, AxisOf
 
 HIDDEN = float("-inf")

@@ -26,8 +26,8 @@ from fqt_deploy.ops.lib.attention_scores import (
     scores,
 )
 from fqt_deploy.ops.lib.exponential import exponential
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 
 
 def slopes(call: Any) -> tuple[Tensor, Tensor]:

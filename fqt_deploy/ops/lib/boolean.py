@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fqt_deploy.ops.lib.dtypes import dtype_of
-from fqt_deploy.ops.lib.tvm_modules import tirx
+from fqt_deploy.ops.lib.late_modules import tirx
 
 
 def comparable(x: Any) -> Any:

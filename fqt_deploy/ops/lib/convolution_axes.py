@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fqt_deploy.ops.lib.tvm_modules import tirx
+from fqt_deploy.ops.lib.late_modules import tirx
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from functools import cache, reduce
 from typing import Any
 
 from fqt_deploy.ops.lib.dtypes import dtype_of
-from fqt_deploy.ops.lib.tvm_modules import ir, tirx
+from fqt_deploy.ops.lib.late_modules import ir, tirx
 
 CODED = frozenset(
     {"quantize_samples", "quantize_channels", "quantize_pack_samples", "quantize_pack_channels", "max_pool2d_argmax"}

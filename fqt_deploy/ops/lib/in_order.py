@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
+from fqt_deploy.ops.lib.late_modules import te, tirx
 
 IN_ORDER = "fqt.in_order"
 """Annotation of the block; its value is how many columns that follow each other are contiguous in memory."""

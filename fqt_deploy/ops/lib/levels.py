@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fqt_deploy.ops.lib.late_modules import tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.packed_words import WORD, word_count
-from fqt_deploy.ops.lib.tvm_modules import tirx
 
 
 def largest_code(bits: int) -> int:

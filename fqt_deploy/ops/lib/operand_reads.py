@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fqt_deploy.ops.lib.dtypes import dtype_name
-from fqt_deploy.ops.lib.tvm_modules import te, tvm_ffi
+from fqt_deploy.ops.lib.late_modules import te, tvm_ffi
 from fqt_deploy.ops.op import Op
 
 _measured: dict[str, tuple[int, ...]] = {}

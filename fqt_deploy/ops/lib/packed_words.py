@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
+from fqt_deploy.ops.lib.late_modules import te, tirx
 
 WORD = 32
 """Number of elements in one word."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fqt_deploy.ops.lib.in_order import in_order, loop, unflattened
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxValue, OnnxWriter
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 
 
 @dataclass(frozen=True)

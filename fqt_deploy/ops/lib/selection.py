@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 
 
 def selected(kept: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fqt_deploy.ops.lib.counter_random import element_hash, element_hash_compute, uint32
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
+from fqt_deploy.ops.lib.late_modules import te, tirx
 
 FRACTION = 20
 """Number of fractional bits that decide the rounding; codes of 8 bits then still fit an int32."""

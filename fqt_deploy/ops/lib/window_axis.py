@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fqt_deploy.ops.lib.late_modules import tirx
 from fqt_deploy.ops.lib.onnx_body import Body
-from fqt_deploy.ops.lib.tvm_modules import tirx
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fqt_deploy.ops.lib import levels
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_bits import pack, planes_of_codes
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.lib.packed_words import WORD, bit_of, pack_last_axis, packed, values_to_pack, word_count
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.quantization.activation_levels import EDGES, GRIDS
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples

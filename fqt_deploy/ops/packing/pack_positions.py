@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fqt_deploy.ops.lib import onnx_bits
 from fqt_deploy.ops.lib.convolution_shape import input_position, output_extents
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_bits import BITS, table
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.lib.packed_words import (
@@ -23,7 +24,6 @@ from fqt_deploy.ops.lib.packed_words import (
     unpack_last_axis,
     word_count,
 )
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fqt_deploy.ops.lib import onnx_bits
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.packed_words import PANEL, WORD, bit_of, packed, panel_count, word_count
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.packing.pack_weight import PackWeight
 from fqt_deploy.ops.products.binary_conv2d import signs_of_weight

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 
 from fqt_deploy.ops.lib.convolution_shape import output_extents, output_position
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_bits import BITS, codes_of_planes, unpack
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.lib.packed_words import (
@@ -21,7 +22,6 @@ from fqt_deploy.ops.lib.packed_words import (
     unpack_last_axis,
     word_count,
 )
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.binary_conv2d import exact_below, onnx_signs_of_weight, signs_of_weight
 from fqt_deploy.ops.products.conv2d_input_grad import conv_transpose, transposed_convolution

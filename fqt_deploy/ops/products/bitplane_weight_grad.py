@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fqt_deploy.ops.lib import onnx_bits
+from fqt_deploy.ops.lib.late_modules import te
 from fqt_deploy.ops.lib.onnx_bits import BITS, codes_of_planes, unpack
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.packed_words import (
@@ -21,7 +22,6 @@ from fqt_deploy.ops.lib.packed_words import (
     to_panels,
     unpack_last_axis,
 )
-from fqt_deploy.ops.lib.tvm_modules import te
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 

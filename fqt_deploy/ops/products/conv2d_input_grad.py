@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 
 from fqt_deploy.ops.lib.convolution_shape import output_extents, output_position
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, ints
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.conv2d import CONVOLUTION_SAMPLES
 from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, leads, zero_with_any

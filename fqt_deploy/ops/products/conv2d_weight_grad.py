@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from fqt_deploy.ops.lib.convolution_shape import input_position, output_extents
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, ints
 from fqt_deploy.ops.lib.plain_convolution import without_onednn
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.conv2d import CONVOLUTION_SAMPLES
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, summed

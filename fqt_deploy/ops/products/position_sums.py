@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fqt_deploy.ops.lib.late_modules import te
 from fqt_deploy.ops.lib.onnx_bits import ONES, table
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.packed_words import PANEL, from_panels, popcount, unpack_last_axis
-from fqt_deploy.ops.lib.tvm_modules import te
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products import bitplane_weight_grad
 from fqt_deploy.ops.products.bitplane_weight_grad import BitplaneWeightGrad

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 
 from fqt_deploy.ops.lib.convolution_shape import output_extents, output_position
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.lib.packed_words import PANEL, WORD, pack_last_axis, popcount, to_panels, word_count
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.products.binary_conv2d import exact_below, onnx_signs_of_weight, signs_of_weight
 from fqt_deploy.ops.products.conv2d_input_grad import conv_transpose, transposed_convolution

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fqt_deploy.ops.lib.counter_random import flat_index
+from fqt_deploy.ops.lib.late_modules import te
 from fqt_deploy.ops.lib.onnx_bits import rounded as rounded_onnx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.stochastic_code import rounded, rounded_compute
-from fqt_deploy.ops.lib.tvm_modules import te
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, OptionalOperand, define, tensor_bytes
 from fqt_deploy.ops.quantization.quantization_grid import QuantizationGrid
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fqt_deploy.ops.lib.counter_random import element_hash, element_hash_compute
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_bits import element_hash as element_hash_onnx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.selection import ranked, selected, selected_compute, selected_onnx, selected_shapes
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 

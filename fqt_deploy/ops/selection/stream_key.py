@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fqt_deploy.ops.lib.counter_random import multiply_uint32, uint32
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_bits import shift_right
 from fqt_deploy.ops.lib.onnx_body import Body
-from fqt_deploy.ops.lib.tvm_modules import te, tirx
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 

@@ -1,6 +1,7 @@
-"""TVM's modules for those who define ops: TVM itself is imported when a loop nest is written, not for its definition.
+"""TVM's modules, and ONNX, for those who define ops: imported when something of them is used, not for a definition.
 
-Capture and passes need shapes and references alone, and importing TVM takes as long as capturing a small model.
+Capture and passes need shapes and references alone. Loop nests need TVM, whose import takes as long as capturing a
+small model; bodies in ONNX need that.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["ir", "te", "tirx", "tvm_ffi"]
+__all__ = ["ir", "onnx", "te", "tirx", "tvm_ffi"]
 
 
 class _OnFirstUse(ModuleType):
@@ -22,7 +23,9 @@ class _OnFirstUse(ModuleType):
 
 
 if TYPE_CHECKING:
+    import onnx
     import tvm_ffi
     from tvm import ir, te, tirx
 else:
-    ir, te, tirx, tvm_ffi = map(_OnFirstUse, ("tvm.ir", "tvm.te", "tvm.tirx", "tvm_ffi"))
+    ir, te, tirx = map(_OnFirstUse, ("tvm.ir", "tvm.te", "tvm.tirx"))
+    onnx, tvm_ffi = map(_OnFirstUse, ("onnx", "tvm_ffi"))
