@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch.utils.dlpack import from_dlpack
 
 from fqt_deploy.distributed.gradient_sum import GradientSum
+from fqt_deploy.distributed.row_sum import is_shorter
 from fqt_deploy.distributed.waiting import lost, wait_for
 from fqt_deploy.runtime.channel_codes import ChannelCodes, Draws, encoded_bytes
 from fqt_deploy.runtime.group import mixed_seed
@@ -136,7 +137,7 @@ class CodeSum:
         """Replace ``number`` by 1 / number of processes."""
         self._small.share(number)
 
-    def start(self, index: int, gradient: Any) -> None:
+    def start(self, index: int, gradient: Any, kept: Any = None) -> None:
         """Note ``gradient`` for a bucket; a full one leaves, and then the sums of the one before it."""
         tensor = from_dlpack(gradient)
         if tensor.dim() < 2 or tensor.numel() < SMALLEST:

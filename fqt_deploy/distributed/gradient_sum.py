@@ -1,4 +1,7 @@
-"""Gradients summed up over all processes as they are, in float32."""
+"""Gradients summed up over all processes as they are, in float32.
+
+Of a gradient of which a selection keeps few channels only these travel, where that is less than a ring sends.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from fqt_deploy.distributed.row_sum import RowSum, is_shorter
 from fqt_deploy.distributed.statistics import exchange_statistics
 from fqt_deploy.distributed.waiting import lost, wait_for
 
@@ -50,19 +54,29 @@ class GradientSum:
     sent_bytes: float = 0
     _waiting: list[tuple[int, Tensor]] = field(default_factory=list)
     _buckets: dict[int, _Bucket] = field(default_factory=dict)
+    _rows: RowSum = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._rows = RowSum(self.check, self.size, self.rank)
 
     def begin(self, seed: int, step: int) -> None:
         """Forget the step before; nothing here is random."""
         self._waiting.clear()
         self._buckets.clear()
+        self._rows.begin()
 
     def share(self, number: Any) -> None:
         """Replace ``number`` by 1 / number of processes."""
         from_dlpack(number).fill_(1 / self.size)
 
-    def start(self, index: int, gradient: Any) -> None:
-        """Begin to sum up ``gradient``, or note it for the bucket that it travels in."""
-        flat = from_dlpack(gradient).view(-1)
+    def start(self, index: int, gradient: Any, kept: Any = None) -> None:
+        """Begin to sum up ``gradient``, or note it, or its rows ``kept``, for the bucket that it travels in."""
+        tensor = from_dlpack(gradient)
+        if kept is not None and is_shorter(tensor.shape[0], len(numbers := from_dlpack(kept)), self.size):
+            self._rows.start(index, tensor, numbers)
+            self._count_rows()
+            return
+        flat = tensor.view(-1)
         if flat.nbytes >= BUCKET_BYTES:
             self._launch([(index, flat)])
             return
@@ -72,6 +86,9 @@ class GradientSum:
 
     def finish(self, index: int) -> None:
         """Wait until gradient ``index`` is the sum."""
+        if self._rows.finish(index):
+            self._count_rows()
+            return
         if index not in self._buckets:
             self._flush()
         bucket = self._buckets[index]
@@ -109,6 +126,10 @@ class GradientSum:
         except RuntimeError as error:
             self.check()
             raise lost(error) from None
+
+    def _count_rows(self) -> None:
+        self.sent_bytes += self._rows.sent_bytes
+        self._rows.sent_bytes = 0
 
     def _count(self, size: int) -> None:
         """Count a message of ``size`` bytes, as a ring sends it."""
