@@ -14,17 +14,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from fqt_deploy.distributed.row_sum import RowSum, is_shorter
+from fqt_deploy.distributed.row_coding import PlainRows
+from fqt_deploy.distributed.row_sum import BUCKET_BYTES, RowSum, is_shorter
 from fqt_deploy.distributed.statistics import exchange_statistics
 from fqt_deploy.distributed.waiting import lost, wait_for
-
-BUCKET_BYTES = 1 << 20
-"""Gradients of this size travel by themselves and in place; smaller ones together, as a copy of this size."""
 
 
 @dataclass
 class _Bucket:
-    """Gradients that travel together.
+    """Gradients that travel together; one of the size of a bucket travels by itself and in place.
 
     Attributes:
         gradients: flat views of them.
@@ -57,7 +55,7 @@ class GradientSum:
     _rows: RowSum = field(init=False)
 
     def __post_init__(self) -> None:
-        self._rows = RowSum(self.check, self.size, self.rank)
+        self._rows = RowSum(self.check, self.size, self.rank, PlainRows())
 
     def begin(self, seed: int, step: int) -> None:
         """Forget the step before; nothing here is random."""

@@ -14,10 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fqt_deploy.distributed.row_coding import RowCoding
 from fqt_deploy.distributed.waiting import lost, wait_for
 
 BUCKET_BYTES = 1 << 20
-"""Rows of gradients travel together until they have so many bytes."""
+"""Gradients of fewer bytes travel together until they have so many."""
 
 
 def is_shorter(rows: int, kept: int, processes: int) -> bool:
@@ -30,25 +31,31 @@ class _Member:
     """One gradient of a bucket.
 
     Attributes:
-        index: its number in the step.
         gradient: [O, J] float32, what is replaced.
         kept: [K] int32, its rows that are not zero.
+        begin: its first byte in a message; the numbers of the rows come first.
+        row_bytes: bytes of a row.
     """
 
-    index: int
     gradient: Tensor
     kept: Tensor
+    begin: int
+    row_bytes: int
 
     @property
-    def elements(self) -> int:
-        """Float32 or int32 that it takes of a message."""
-        return self.kept.numel() * (1 + self.gradient.shape[1])
+    def end(self) -> int:
+        """The byte behind it, a multiple of 4."""
+        size = self.kept.numel() * (4 + self.row_bytes)
+        return self.begin + -(-size // 4) * 4
 
-    def parts(self, message: Tensor, begin: int) -> tuple[Tensor, Tensor]:
-        """Numbers [K] int32 of rows, and the rows [K, J] float32, in a message where this gradient begins."""
-        count = self.kept.numel()
-        rows = message[begin + count : begin + self.elements].view(count, -1)
-        return message[begin : begin + count].view(torch.int32), rows
+    def numbers(self, message: Tensor) -> Tensor:
+        """The numbers of the rows in ``message``, [K] int32."""
+        return message[self.begin : self.begin + 4 * self.kept.numel()].view(torch.int32)
+
+    def rows(self, message: Tensor) -> Tensor:
+        """The rows in ``message``, [K * row_bytes] uint8."""
+        begin = self.begin + 4 * self.kept.numel()
+        return message[begin : begin + self.kept.numel() * self.row_bytes]
 
 
 @dataclass
@@ -57,15 +64,17 @@ class _Bucket:
 
     Attributes:
         members: the gradients.
-        own: [size] float32, what this process sends.
-        received: [processes - 1, size] float32, what the others send.
-        work: the collective; None when the gradients are the sums.
+        own: [bytes] uint8, what this process sends to each other one.
+        received: [processes - 1, bytes] uint8, what these send.
+        work: the collective; None before the rows leave, and when the gradients are the sums.
+        done: whether the gradients are the sums.
     """
 
-    members: list[_Member]
-    own: Tensor
-    received: Tensor
-    work: Any
+    members: list[_Member] = field(default_factory=list)
+    own: Tensor | None = None
+    received: Tensor | None = None
+    work: Any = None
+    done: bool = False
 
 
 @dataclass
@@ -76,86 +85,94 @@ class RowSum:
         check: raises FQT603 if a process has ended.
         size: number of processes.
         rank: number of this one.
+        coding: how rows are written.
         sent_bytes: bytes that this process has sent.
     """
 
     check: Callable[[], None]
     size: int
     rank: int
+    coding: RowCoding
     sent_bytes: float = 0
-    _waiting: list[_Member] = field(default_factory=list)
-    _buckets: dict[int, _Bucket] = field(default_factory=dict)
-    _memory: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    _left: int = 0
+    _buckets: list[_Bucket] = field(default_factory=list)
+    _bucket_of: dict[int, _Bucket] = field(default_factory=dict)
+    _memory: list[Tensor] = field(default_factory=list)
 
     def begin(self) -> None:
         """Forget the step before."""
-        self._waiting.clear()
         self._buckets.clear()
-        self._left = 0
+        self._bucket_of.clear()
 
     def start(self, index: int, gradient: Tensor, kept: Tensor) -> None:
-        """Note the rows ``kept`` of ``gradient`` for a message; a full one leaves."""
-        self._waiting.append(_Member(index, gradient, kept.clone()))
-        if 4 * sum(member.elements for member in self._waiting) >= BUCKET_BYTES:
-            self._send()
+        """Note the rows ``kept`` of gradient ``index`` for a message; a full one leaves."""
+        if not self._buckets or self._buckets[-1].own is not None:
+            self._buckets.append(_Bucket())
+        bucket = self._bucket_of[index] = self._buckets[-1]
+        begin = bucket.members[-1].end if bucket.members else 0
+        bucket.members.append(_Member(gradient, kept.clone(), begin, self.coding.row_bytes(gradient.shape[1])))
+        if bucket.members[-1].end >= BUCKET_BYTES:
+            self._send(bucket)
 
     def finish(self, index: int) -> bool:
         """Wait until gradient ``index`` is the sum; whether it is one of these."""
-        if any(member.index == index for member in self._waiting):
-            self._send()
-        bucket = self._buckets.get(index)
+        bucket = self._bucket_of.get(index)
         if bucket is None:
             return False
-        if bucket.work is not None:
+        self._send(self._buckets[-1])
+        if not bucket.done:
+            bucket.done = True
             wait_for(bucket.work, self.check)
-            bucket.work = None
             self._add_up(bucket)
         return True
 
-    def _send(self) -> None:
-        members, self._waiting = self._waiting, []
-        own, received = self._arrays(sum(member.elements for member in members))
-        begin = 0
-        for member in members:
-            numbers, rows = member.parts(own[0], begin)
-            numbers.copy_(member.kept)
-            torch.index_select(member.gradient, 0, member.kept, out=rows)
-            begin += member.elements
-        own[1:] = own[0]
-        splits = [0 if rank == self.rank else own.shape[1] for rank in range(self.size)]
+    def _send(self, bucket: _Bucket) -> None:
+        """Send the kept rows of all gradients to all others; once."""
+        if bucket.own is not None:
+            return
+        sent, bucket.received = self._messages(len(self._buckets) - 1, bucket.members[-1].end)
+        bucket.own = sent[0]
+        for member in bucket.members:
+            member.numbers(bucket.own).copy_(member.kept)
+            self.coding.write(member.gradient, member.kept, member.rows(bucket.own))
+        sent[1:] = bucket.own
+        splits = [0 if rank == self.rank else bucket.own.numel() for rank in range(self.size)]
         try:
-            work = dist.all_to_all_single(received.view(-1), own.view(-1), splits, splits, async_op=True)
+            bucket.work = dist.all_to_all_single(
+                bucket.received.view(-1), sent.view(-1), splits, splits, async_op=True
+            )
         except RuntimeError as error:
             self.check()
             raise lost(error) from None
-        self.sent_bytes += own.nbytes
-        bucket = _Bucket(members, own[0], received, work)
-        self._buckets |= dict.fromkeys((member.index for member in members), bucket)
+        self.sent_bytes += sent.nbytes
 
-    def _arrays(self, elements: int) -> tuple[Tensor, Tensor]:
-        """What is sent to the others and received from them, [processes - 1, elements] each, the same in all steps."""
-        number, self._left = self._left, self._left + 1
+    def _messages(self, number: int, size: int) -> tuple[Tensor, Tensor]:
+        """What bucket ``number`` sends and receives, [processes - 1, size] uint8 each: the same memory in all steps."""
+        shape = (2, self.size - 1, size)
         if number == len(self._memory):
-            self._memory.append((torch.empty(0, 0), torch.empty(0, 0)))
-        if self._memory[number][0].shape[1] != elements:
-            shape = (self.size - 1, elements)
-            self._memory[number] = (torch.zeros(shape), torch.zeros(shape))
-        return self._memory[number]
+            self._memory.append(torch.zeros(shape, dtype=torch.uint8))
+        if self._memory[number].shape != shape:  # of another variant of the step
+            self._memory[number] = torch.zeros(shape, dtype=torch.uint8)
+        sent, received = self._memory[number]
+        return sent, received
 
     def _add_up(self, bucket: _Bucket) -> None:
         """Replace the gradients by the sums of all processes' rows, as if added from the first process to the last.
 
-        The first two processes need not touch their own rows: either of the first two numbers may be added to the other.
+        The first two processes need not move their own rows: either of the first two numbers may be added to the other.
         """
-        others = bucket.received
-        rebuilt = self.rank > 1
-        messages = [*others[: self.rank], bucket.own, *others[self.rank :]] if rebuilt else others
-        begin = 0
+        assert bucket.own is not None
+        assert bucket.received is not None
+        before, behind = bucket.received[: self.rank], bucket.received[self.rank :]
         for member in bucket.members:
-            if rebuilt:
+            messages = [*before, *behind]
+            if self.rank > 1:
                 member.gradient.index_fill_(0, member.kept.long(), 0)
+                messages = [*before, bucket.own, *behind]
+            elif not self.coding.exact:
+                member.gradient.index_copy_(0, member.kept.long(), self._rows(member, bucket.own))
             for message in messages:
-                numbers, rows = member.parts(message, begin)
-                member.gradient.index_add_(0, numbers, rows)
-            begin += member.elements
+                member.gradient.index_add_(0, member.numbers(message), self._rows(member, message))
+
+    def _rows(self, member: _Member, message: Tensor) -> Tensor:
+        """The rows of a gradient that came in ``message``, [K, J] float32."""
+        return self.coding.read(member.rows(message), member.kept.numel(), member.gradient.shape[1])

@@ -59,6 +59,26 @@ def test_three_processes_have_the_same_bits(compiled, tmp_path):
     assert np.abs(first - second).max() < 0.02 * np.abs(second).max()
 
 
+@pytest.fixture(scope="module")
+def coded(compiled, tmp_path_factory):
+    return trained(compiled(**PRUNED | {"distributed": "4-bit"}), tmp_path_factory.mktemp("coded"), 2)
+
+
+def test_codes_of_kept_rows_are_an_eighth_of_the_rows(coded):
+    row = 4 + ELEMENTS // 2  # a scale, and half a byte an element
+    assert coded["kept", 0]["sent"] == STEPS * (SMALL + KEPT * (4 + row))
+    assert coded["whole", 0]["sent"] == STEPS * (SMALL + 2 * -(-ROWS // 2) * row)
+
+
+def test_codes_of_kept_rows_are_the_same_in_both_processes_and_near_the_rows(coded, two):
+    for name, array in states(coded["kept", 0]).items():
+        assert array.tobytes() == coded["kept", 1][name].tobytes(), name
+    exact, rounded = two["kept", 0], coded["kept", 0]
+    assert exact["losses"][0] == rounded["losses"][0]
+    assert not np.array_equal(exact["ema|3.weight"], rounded["ema|3.weight"])
+    np.testing.assert_allclose(rounded["ema|3.weight"], exact["ema|3.weight"], atol=0.02)
+
+
 def test_processes_of_one_step_have_kept_other_rows(two):
     """Each draws its own selection: the sum has more rows than one process keeps."""
     rows = np.abs(two["kept", 0]["grad_sum|3.weight"]).max(axis=1) > 0
