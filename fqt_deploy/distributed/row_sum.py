@@ -137,9 +137,7 @@ class RowSum:
         sent[1:] = bucket.own
         splits = [0 if rank == self.rank else bucket.own.numel() for rank in range(self.size)]
         try:
-            bucket.work = dist.all_to_all_single(
-                bucket.received.view(-1), sent.view(-1), splits, splits, async_op=True
-            )
+            bucket.work = dist.all_to_all_single(bucket.received.view(-1), sent.view(-1), splits, splits, async_op=True)
         except RuntimeError as error:
             self.check()
             raise lost(error) from None
