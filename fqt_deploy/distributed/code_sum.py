@@ -168,14 +168,12 @@ class CodeSum:
 
     def finish(self, index: int) -> None:
         """Wait until gradient ``index`` is the sum."""
+        self._flush()
         if self._rows.finish(index):
-            self._count(self._rows)
             return
         if index not in self._bucket_of:
             self._small.finish(index)
-            self._count(self._small)
             return
-        self._send_codes(self._buckets[-1])
         for bucket in self._buckets:
             self._send_sums(bucket)
         bucket = self._bucket_of[index]
@@ -191,6 +189,15 @@ class CodeSum:
     def statistics(self, rows: int, sums: Sequence[Any], moments: Sequence[Any]) -> None:
         """Replace statistics of each channel by those of all processes, as they are, and wait for it."""
         self._small.statistics(rows, sums, moments)
+        self._count(self._small)
+
+    def _flush(self) -> None:
+        """Send what waits for company: who waits for one gradient has begun the exchange of all."""
+        if self._buckets:
+            self._send_codes(self._buckets[-1])
+        self._rows.flush()
+        self._count(self._rows)
+        self._small.flush()
         self._count(self._small)
 
     def _send_codes(self, bucket: _Bucket) -> None:

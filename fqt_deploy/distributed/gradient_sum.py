@@ -80,15 +80,13 @@ class GradientSum:
             return
         self._waiting.append((index, flat))
         if sum(tensor.nbytes for _, tensor in self._waiting) >= BUCKET_BYTES:
-            self._flush()
+            self._launch_waiting()
 
     def finish(self, index: int) -> None:
         """Wait until gradient ``index`` is the sum."""
+        self.flush()
         if self._rows.finish(index):
-            self._count_rows()
             return
-        if index not in self._buckets:
-            self._flush()
         bucket = self._buckets[index]
         if bucket.work is None:
             return
@@ -100,13 +98,20 @@ class GradientSum:
                 gradient.copy_(bucket.flat[position : position + gradient.numel()])
                 position += gradient.numel()
 
+    def flush(self) -> None:
+        """Send what waits for company: who waits for one gradient has begun the exchange of all."""
+        if self._waiting:
+            self._launch_waiting()
+        self._rows.flush()
+        self._count_rows()
+
     def statistics(self, rows: int, sums: Sequence[Any], moments: Sequence[Any]) -> None:
         """Replace statistics of each channel by those of all processes, and wait for it."""
         own, of_rows = ([from_dlpack(array) for array in part] for part in (sums, moments))
         size = exchange_statistics(rows, own, of_rows, lambda message: wait_for(self._sum(message), self.check))
         self._count(size)
 
-    def _flush(self) -> None:
+    def _launch_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         self._launch(waiting)
 

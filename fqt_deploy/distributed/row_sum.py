@@ -114,16 +114,20 @@ class RowSum:
             self._send(bucket)
 
     def finish(self, index: int) -> bool:
-        """Wait until gradient ``index`` is the sum; whether it is one of these."""
+        """Wait until gradient ``index``, which has been sent, is the sum; whether it is one of these."""
         bucket = self._bucket_of.get(index)
         if bucket is None:
             return False
-        self._send(self._buckets[-1])
         if not bucket.done:
             bucket.done = True
             wait_for(bucket.work, self.check)
             self._add_up(bucket)
         return True
+
+    def flush(self) -> None:
+        """Send what waits for company."""
+        if self._buckets:
+            self._send(self._buckets[-1])
 
     def _send(self, bucket: _Bucket) -> None:
         """Send the kept rows of all gradients to all others; once."""
