@@ -80,6 +80,7 @@ class _Bucket:
     """Gradients that travel together.
 
     Attributes:
+        number: its place among the buckets of the step.
         members: the gradients.
         buffers: their codes; None until they leave.
         work: the collective; None when it is over.
@@ -87,6 +88,7 @@ class _Bucket:
         done: whether the gradients are the sums.
     """
 
+    number: int
     members: list[_Member] = field(default_factory=list)
     buffers: _Buffers | None = None
     work: Any = None
@@ -157,7 +159,7 @@ class CodeSum:
             self._count(self._rows)
             return
         if not self._buckets or self._buckets[-1].buffers is not None:
-            self._buckets.append(_Bucket())
+            self._buckets.append(_Bucket(len(self._buckets)))
         bucket = self._bucket_of[index] = self._buckets[-1]
         begin = bucket.members[-1].end if bucket.members else 0
         bucket.members.append(_Member(tensor.view(tensor.shape[0], -1).numpy(), begin, self.size))
@@ -174,9 +176,9 @@ class CodeSum:
         if index not in self._bucket_of:
             self._small.finish(index)
             return
-        for bucket in self._buckets:
-            self._send_sums(bucket)
         bucket = self._bucket_of[index]
+        for earlier in self._buckets[: bucket.number + 2]:  # the next one's travel while this one's are read
+            self._send_sums(earlier)
         if bucket.done:
             return
         bucket.done = True
@@ -204,7 +206,7 @@ class CodeSum:
         """Send codes of all gradients to those who own their rows; once."""
         if bucket.buffers is not None:
             return
-        number = len(self._buckets) - 1
+        number = bucket.number
         if number == len(self._buffers):  # in the first step; later ones have the same buckets
             self._buffers.append(_Buffers(self.size, bucket.members[-1].end))
         buffers = bucket.buffers = self._buffers[number]
