@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fqt_deploy.build_cache.build_artifact import build_artifact
 from fqt_deploy.capture.load_model import ModelSource, model_source
 from fqt_deploy.compiled_step import CompiledStep
-from fqt_deploy.compiler import CheckReport, check_model
+from fqt_deploy.compiler.check import CheckReport, check_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.optimizer import Optimizer
 from fqt_deploy.distributed import join_group

@@ -247,14 +247,14 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
     with _progress(command.quiet) as progress:
         progress("loading the model")
         from fqt_deploy.build_cache.build_artifact import build_artifact
-        from fqt_deploy.build_cache.watched_files import watched_files
         from fqt_deploy.capture.load_model import load_model
+        from fqt_deploy.core.watched_files import watched_files
 
         with watched_files() as read:
             source = load_model(model, batch=command.batch, weights=command.weights, skip=command.skip_weights)
         options = options_of(merge_settings(source.options, given))
         if command.profile:
-            from fqt_deploy.compiler import check_can_profile
+            from fqt_deploy.compiler.profile import check_can_profile
 
             check_can_profile(options)
         build: Build | None
@@ -275,7 +275,7 @@ def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, giv
 
         with _progress(command.quiet) as progress:
             progress("timing the step")
-            from fqt_deploy.compiler import compare_with_torch
+            from fqt_deploy.compiler.profile import compare_with_torch
 
             profile = compare_with_torch(source, outputs["so"])
         console.print(profile_text(profile, layer_rows(profile)), highlight=False, markup=False, soft_wrap=True)
@@ -293,15 +293,9 @@ def _export(
 ) -> Build | None:
     """Write several kinds of outputs from one capture; what is said of the model is printed unless it is returned."""
     from fqt_deploy.build_cache.build_artifact import Build, notes_of
-    from fqt_deploy.compiler import (
-        check_can_compile,
-        compile_model,
-        export_onnx,
-        export_onnx_inference,
-        export_onnx_step,
-        lower_model,
-    )
+    from fqt_deploy.compiler.compile_model import check_can_compile, compile_model, lower_model
     from fqt_deploy.compiler.describe import layer_decisions
+    from fqt_deploy.compiler.export_onnx import export_onnx, export_onnx_inference, export_onnx_step
     from fqt_deploy.compiler.export_plugin import export_plugin
     from fqt_deploy.report import decision_table
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from fqt_deploy.compiler import CheckReport, VerificationReport
+    from fqt_deploy.compiler.check import CheckReport
+    from fqt_deploy.compiler.verify import VerificationReport
     from fqt_deploy.core.manifest import LayerDecision
 
 

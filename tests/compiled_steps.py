@@ -10,7 +10,7 @@ import tvm
 
 from fqt_deploy.capture.load_model import ModelSource, load_model
 from fqt_deploy.codegen.kernel_objects import PASS_CONFIG
-from fqt_deploy.compiler import compile_model
+from fqt_deploy.compiler.compile_model import compile_model
 from fqt_deploy.core.optimizer import AdamW
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.core.user_cache import user_cache

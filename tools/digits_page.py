@@ -17,7 +17,8 @@ import sys
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from fqt_deploy.compiler import export_onnx_step, lower_model
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.compiler.export_onnx import export_onnx_step
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.settings import options_of
 from tools.examples import load_example

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fqt_deploy.capture.load_model import ModelSource
-    from fqt_deploy.compiler import CompileResult
+    from fqt_deploy.compiler.compile_model import CompileResult
 
 _FOLDER = Path(__file__).resolve().parents[1] / "examples"
 _BENCHMARKED = Path(__file__).resolve().parent / "bench_models"
@@ -44,7 +44,7 @@ def load_example(name: str, batch: int | None = None) -> ModelSource:
 
 def compile_example(source: ModelSource, settings: Mapping[str, Any], output: Path) -> CompileResult:
     """Compile ``source`` into the folder ``output``; ``settings`` win over those of the model file."""
-    from fqt_deploy.compiler import compile_model
+    from fqt_deploy.compiler.compile_model import compile_model
     from fqt_deploy.settings import merge_settings, options_of
 
     return compile_model(source, options_of(merge_settings(source.options, settings)), output)

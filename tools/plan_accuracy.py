@@ -27,7 +27,7 @@ from safetensors.numpy import load_file
 
 import fqt_deploy
 from fqt_deploy.capture.load_model import ModelSource
-from fqt_deploy.compiler import compile_model
+from fqt_deploy.compiler.compile_model import compile_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.layer_plan import SUFFIX, read_plan
 from fqt_deploy.core.options import CompileOptions

@@ -4,8 +4,9 @@ Example: ``python -m tools.simulate_scaling --step-s 0.089 --elements 11173962 -
 
 The model: a step takes its own time and that of the exchange of gradients, of which backward hides a part. A ring moves
 2 (n - 1) / n of the bytes over each link in 2 (n - 1) messages; a tree moves twice the bytes in 2 log2(n) messages.
-Codes of 4 bits are an eighth of the bytes, and take time to make on each device. What is printed is efficiency: the
-speed with n devices on n times the batch, divided by n times that of one.
+Codes of 4 bits are an eighth of the bytes, and take time to make on each device. Where a selection keeps a part of the
+channels (``--kept``), each device sends this part to all others in n - 1 messages while that is less than a ring sends.
+What is printed is efficiency: the speed with n devices on n times the batch, divided by n times that of one.
 """
 
 from __future__ import annotations
@@ -51,12 +52,14 @@ class Step:
         elements: number of elements of all gradients.
         overlap: share of the step in which gradients are computed, and exchanged meanwhile.
         encode_s: seconds to make and read the codes of all gradients.
+        kept: share of the gradients' rows that a selection of channels keeps.
     """
 
     seconds: float
     elements: int
     overlap: float
     encode_s: float
+    kept: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Exchange:
     """A way to exchange gradients.
 
     Attributes:
-        shape: ``ring`` or ``tree``.
+        shape: ``ring``, ``tree`` or ``rows``, the kept ones.
         bits: bits of an element on the wire: 32 or 4.
     """
 
@@ -76,12 +79,16 @@ class Exchange:
         if devices == 1:
             return 0.0, 0.0
         size = step.elements * self.bits / 8
-        if self.shape == "ring":
+        if self.shape == "rows" and step.kept * devices < 2:
+            return (devices - 1) * step.kept * size / link.bytes_s, (devices - 1) * link.latency_s
+        if self.shape != "tree":
             return 2 * (devices - 1) / devices * size / link.bytes_s, 2 * (devices - 1) * link.latency_s
         return 2 * size / link.bytes_s, 2 * math.ceil(math.log2(devices)) * link.latency_s
 
 
 EXCHANGES = tuple(Exchange(shape, bits) for shape in ("ring", "tree") for bits in (32, 4))
+ROWS = (Exchange("rows", 32),)
+"""What there is besides where a part of the rows is kept."""
 
 
 def efficiency(step: Step, exchange: Exchange, link: Link, devices: int) -> float:
@@ -115,7 +122,7 @@ def table(step: Step, links: tuple[Link, ...]) -> str:
         "|---|---|" + "---|" * (len(DEVICES) + 2),
     ]
     for link in links:
-        for exchange in EXCHANGES:
+        for exchange in EXCHANGES + ROWS * (step.kept < 1):
             values = " | ".join(f"{efficiency(step, exchange, link, n):.2f}" for n in DEVICES)
             most, why = limit(step, exchange, link)
             shown = "over a million" if most is None else str(most)
@@ -130,13 +137,14 @@ def main() -> None:
     parser.add_argument("--elements", type=int, required=True, help="elements of all gradients")
     parser.add_argument("--overlap", type=float, default=0.5, help="share of the step that hides an exchange")
     parser.add_argument("--encode-s", type=float, default=0.0, help="seconds to make and read 4-bit codes")
+    parser.add_argument("--kept", type=float, default=1.0, help="share of the channels that a selection keeps")
     parser.add_argument("--bandwidth", type=float, help="measured bytes in a second of a link")
     parser.add_argument("--latency", type=float, help="measured seconds of a message over it")
     given = parser.parse_args()
     links: tuple[Link, ...] = LINKS
     if given.bandwidth is not None and given.latency is not None:
         links = (Link("measured", given.bandwidth, given.latency), *LINKS)
-    print(table(Step(given.step_s, given.elements, given.overlap, given.encode_s), links))
+    print(table(Step(given.step_s, given.elements, given.overlap, given.encode_s, given.kept), links))
 
 
 if __name__ == "__main__":

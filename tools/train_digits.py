@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 import fqt_deploy
-from fqt_deploy.compiler import CompileResult, compare_with_torch
+from fqt_deploy.compiler.compile_model import CompileResult
+from fqt_deploy.compiler.profile import compare_with_torch
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.profiling.rows import layer_rows
 from fqt_deploy.profiling.tables import profile_text

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 from fqt_deploy.build_cache.fingerprint import fingerprint
 from fqt_deploy.build_cache.surroundings import FileState, are_unchanged, file_states, loaded_files, surroundings
-from fqt_deploy.build_cache.watched_files import watched_files
 from fqt_deploy.core.file_cache import FileCache, cache_limit, compiler_sources, digest
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.core.user_cache import default_log, user_cache
+from fqt_deploy.core.watched_files import watched_files
 from fqt_deploy.runtime.artifact import MANIFEST, read_members, write_members
 
 if TYPE_CHECKING:
     from fqt_deploy.capture.load_model import ModelSource
-    from fqt_deploy.compiler import CompileResult, LoweredModel
+    from fqt_deploy.compiler.compile_model import CompileResult, LoweredModel
 
 LIMIT_VARIABLE = "FQT_BUILD_CACHE"
 """Environment variable with the megabytes that the artifacts may take; 0 switches the cache off."""
@@ -79,7 +79,10 @@ def build_artifact(
         found = _unpack(content, output)
         if found is not None:
             return found
-    from fqt_deploy.compiler import compile_model, lower_model  # takes seconds
+    from fqt_deploy.compiler.compile_model import (
+        compile_model,
+        lower_model,  # takes seconds
+    )
 
     with watched_files() as opened:
         lowered = lower_model(source, options, progress=progress)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 
-from fqt_deploy.capture.joint import capture_training_graph
+from fqt_deploy.capture.forked import forked
+from fqt_deploy.capture.joint import observe_training_step, trace_training_step
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.capture.prediction import capture_prediction_graph
 from fqt_deploy.core.diagnostics import FqtError, user_root
 from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.graph_bytes import graph_bytes, graph_of_bytes
 
 
 def capture_model(source: ModelSource, prediction: str | None = None) -> tuple[TrainingGraph, TrainingGraph]:
@@ -26,8 +28,16 @@ def capture_model(source: ModelSource, prediction: str | None = None) -> tuple[T
             only, FQT105 if the modes predict different shapes.
     """
     module, example, call = source.module, source.example_inputs, source.call
-    train = capture_training_graph(module, source.loss_fn, example, call, prediction)
-    predict = capture_prediction_graph(module, example, call, prediction)
+    observed = observe_training_step(module, source.loss_fn, example, call, prediction)
+
+    def capture_prediction() -> TrainingGraph:
+        return capture_prediction_graph(module, example, call, prediction)
+
+    with forked(lambda: graph_bytes(capture_prediction())) as beside:
+        train = trace_training_step(observed)
+        content = beside.result() if beside is not None else None
+    predict = _received(content, train) if content is not None else None
+    predict = predict or capture_prediction()
     trained, evaluated = (graph.output("logits").meta["val"] for graph in (train, predict))
     if (trained.shape, trained.dtype) != (evaluated.shape, evaluated.dtype):
         raise FqtError(
@@ -42,6 +52,14 @@ def capture_model(source: ModelSource, prediction: str | None = None) -> tuple[T
             "a tensor that is no buffer is used in evaluation mode only", code="FQT104", hint="register_buffer() it"
         )
     return train, predict
+
+
+def _received(content: bytes, train: TrainingGraph) -> TrainingGraph | None:
+    """The prediction that another process captured; None if it needs a tensor, or an operator, that is not here."""
+    try:
+        return graph_of_bytes(content, train.state)
+    except (KeyError, AttributeError):
+        return None
 
 
 def user_code(source: ModelSource) -> contextlib.AbstractContextManager[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,10 +25,11 @@ from fqt_deploy.capture.form_attention import form_attention
 from fqt_deploy.capture.label_range import find_labels
 from fqt_deploy.capture.model_call import ModelCall, describe_call, predicted
 from fqt_deploy.capture.model_state import constant_name, constant_state, model_state
-from fqt_deploy.capture.side_effects import moving, observe_forward, refuse_lost
+from fqt_deploy.capture.side_effects import Effects, moving, observe_forward, refuse_lost
 from fqt_deploy.capture.tied_parameters import canonical_names, merge_equal_inputs, sum_tied_gradients
 from fqt_deploy.capture.traced_graph import data_first, reduce_provenance
 from fqt_deploy.capture.tracing import module_mode, plain_ops, trace_error
+from fqt_deploy.capture.without_checks import WithoutChecks
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import TrainingGraph
 
@@ -68,6 +70,21 @@ class _StepModule(nn.Module):
         return loss, output.detach()
 
 
+@dataclass(frozen=True)
+class ObservedStep:
+    """A training step whose forward pass has been run eagerly.
+
+    Attributes:
+        module: model and loss.
+        effects: what its forward changes.
+        example: the tensors of a batch.
+    """
+
+    module: _StepModule
+    effects: Effects
+    example: tuple[Tensor, ...]
+
+
 def capture_training_graph(
     model: nn.Module,
     loss_fn: LossFunction,
@@ -93,20 +110,37 @@ def capture_training_graph(
         FqtError: FQT101 for parameters that are not float32, FQT104 if tracing fails, FQT105 for a wrong output or
             loss, FQT106 if no parameter gets a gradient.
     """
+    return trace_training_step(observe_training_step(model, loss_fn, example_inputs, call, prediction))
+
+
+def observe_training_step(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    example_inputs: tuple[Tensor, ...],
+    call: ModelCall | None = None,
+    prediction: str | None = None,
+) -> ObservedStep:
+    """The first half of ``capture_training_graph``: check the model, and run its forward pass eagerly."""
     check_model(model, loss_fn)
     if call is None:
         call, example_inputs = describe_call(None, example_inputs, own_loss=True)
     step = _StepModule(model, loss_fn, call, prediction)
+    with module_mode(model, training=True), torch.enable_grad(), quiet_export(), refuse_functions_in_place():
+        effects = observe_forward(step, example_inputs, "training")
+    step.assigned = effects.assigned
+    return ObservedStep(step, effects, example_inputs)
+
+
+def trace_training_step(observed: ObservedStep) -> TrainingGraph:
+    """The second half of ``capture_training_graph``: trace what was observed."""
+    step, example_inputs = observed.module, observed.example
+    model, call = step.model, step.call
     with contextlib.ExitStack() as stack:
-        for context in (module_mode(model, training=True), torch.enable_grad(), quiet_export(), every_frame_recorded()):
+        for context in (
+            module_mode(model, training=True), torch.enable_grad(), quiet_export(), every_frame_recorded(), any_names(),
+            custom_functions(), plain_ops(), WithoutChecks(), cumulative_averages(),
+        ):  # fmt: skip
             stack.enter_context(context)
-        stack.enter_context(any_names())
-        stack.enter_context(custom_functions())
-        with refuse_functions_in_place():
-            effects = observe_forward(step, example_inputs, "training")
-        stack.enter_context(plain_ops())
-        stack.enter_context(cumulative_averages())
-        step.assigned = effects.assigned
         with functions_as_ops():
             module, constants = _export(step, example_inputs)
         try:
@@ -115,7 +149,8 @@ def capture_training_graph(
         except Exception as error:
             raise trace_error("training", error) from error
     graph = _training_graph(model, traced, constants, call)
-    refuse_lost(step, effects, {"model." + n.removeprefix("buffer/") for n in graph.outputs if n.startswith("buffer/")})
+    moved = {"model." + n.removeprefix("buffer/") for n in graph.outputs if n.startswith("buffer/")}
+    refuse_lost(step, observed.effects, moved)
     find_labels(graph, {spec.name: tensor for spec, tensor in zip(call.signature, example_inputs, strict=True)})
     return graph
 

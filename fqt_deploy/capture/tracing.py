@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fqt_deploy.capture.without_checks import WithoutChecks
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 
 
@@ -20,7 +19,7 @@ def plain_ops() -> Iterator[None]:
     enabled = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), WithoutChecks():
+        with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch._C._set_mkldnn_enabled(enabled)

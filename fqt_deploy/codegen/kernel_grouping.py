@@ -115,7 +115,7 @@ def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
     steps: list[Kernel | View] = []
     inputs: list[Kernel | View] = []
     updates: list[Kernel] = []
-    behind_exchange: list[Kernel] = []
+    behind_exchange: list[tuple[int, Kernel]] = []
     writes: list[Kernel] = []
     for node in graph.graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem or node not in grouping.materialized:
@@ -126,17 +126,21 @@ def group_kernels(graph: TrainingGraph) -> list[Kernel | View]:
                 (inputs if of_input else steps).append(View(node, grouping.views[node]))
         elif kind_of(node) is Kind.UPDATE:
             kernel = grouping.kernel(node)
-            if grouping.follows_exchange(kernel):
-                (steps if _is_read(node) else behind_exchange).append(kernel)
+            exchange = grouping.exchange_before(kernel)
+            if _is_read(node):
+                steps.append(kernel)
+            elif exchange is None:
+                updates.append(kernel)
             else:
-                (steps if _is_read(node) else updates).append(kernel)
+                behind_exchange.append((exchange, kernel))
         elif node.target is aten.clone.default:
             writes.append(grouping.kernel(node))
         else:
             kernel = grouping.kernel(node)
             of_inputs = elements(node) == 1 and all(storage_of(leaf).op == "placeholder" for leaf in kernel.leaves)
             (inputs if of_inputs else steps).append(kernel)
-    return [*inputs, *_placed(steps, updates), *behind_exchange, *writes]
+    behind_exchange.sort(key=lambda each: each[0])
+    return [*inputs, *_placed(steps, updates), *[kernel for _, kernel in behind_exchange], *writes]
 
 
 def _is_read(update: fx.Node) -> bool:
@@ -192,13 +196,15 @@ class _Grouping:
         self.materialized: set[fx.Node] = set()
         self.views: dict[fx.Node, fx.Node] = {}
         self.expressions: dict[fx.Node, _Expression] = {}
-        self._exchanged: set[fx.Node] = set()
+        self._exchanged: dict[fx.Node, int] = {}  # places of exchanges, and of those that updates read
         for node in graph.graph.nodes:
             if node.op == "output":
                 break
             if kind_of(node) is not Kind.ELEMENTWISE:
                 self._shorten(node)
                 self.materialized.add(node)
+                if kind_of(node) is Kind.EXCHANGE:
+                    self._exchanged[node] = len(self._exchanged)
             elif node.target is aten.view.default and source_of(node) in self.materialized:
                 self.materialized.add(node)
                 self.views[node] = source_of(node)
@@ -227,13 +233,17 @@ class _Grouping:
             visit(operand)
         return Kernel(root, tuple(members), tuple(leaves))
 
-    def follows_exchange(self, update: Kernel) -> bool:
-        """Whether an update, or another one that it follows, reads what is exchanged; asked in graph order."""
+    def exchange_before(self, update: Kernel) -> int | None:
+        """The last exchange that an update, or another one that it follows, reads; asked in graph order.
+
+        Returns:
+            Its place among all exchanges, which begin in graph order; None if there is none.
+        """
         sources = {storage_of(leaf) for leaf in update.leaves}
-        found = any(node in self._exchanged or kind_of(node) is Kind.EXCHANGE for node in sources)
+        found = [self._exchanged[node] for node in sources if node in self._exchanged]
         if found:
-            self._exchanged.add(update.root)
-        return found
+            self._exchanged[update.root] = max(found)
+        return max(found, default=None)
 
     def _expression(self, node: fx.Node) -> _Expression:
         extent = elements(node)

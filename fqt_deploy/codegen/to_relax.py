@@ -137,7 +137,9 @@ class _Emitter:
                         numbers = [relax.prim_value(number) for number in (call_of(step.root).count, sums)]
                         self._call(EXCHANGE_STATISTICS, *numbers, *[buffers[b] for b in buffers_of(step.root)])
                     if step.root in exchanges:
-                        self._call(EXCHANGE_START, values[step.root], relax.prim_value(exchanges[step.root]))
+                        rows = definition_of(step.root).exchanged_rows
+                        kept = [] if rows is None else [values[getattr(call_of(step.root), rows)]]
+                        self._call(EXCHANGE_START, values[step.root], relax.prim_value(exchanges[step.root]), *kept)
             returned = [values[n] for n in results]
             self.builder.emit_func_output(relax.Tuple(returned) if len(returned) > 1 else returned[0])
         return infos, calls

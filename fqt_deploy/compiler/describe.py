@@ -7,20 +7,23 @@ import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from fqt_deploy import __version__
 from fqt_deploy.capture.load_model import ModelSource
-from fqt_deploy.codegen.to_relax import RelaxProgram
 from fqt_deploy.compiler.buckets import describe_buckets, shared_state
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import ActivationGrid, LayerRecord, StateTensor, TrainingGraph, grids_of
 from fqt_deploy.core.layer_bits import ACTIVATION_BITS
 from fqt_deploy.core.manifest import KernelInfo, LayerDecision, Manifest, OptimizerInfo, StateSpec, TensorSpec
 from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.targets.base import Target
+
+if TYPE_CHECKING:
+    from fqt_deploy.codegen.to_relax import RelaxProgram
+    from fqt_deploy.targets.base import Target
 
 _GRIDS = "activation_grids"
 """The entry of the manifest's options: bits, whether signed, and spacing of each grid, by the name of the weight."""

@@ -133,8 +133,9 @@ PROCESS_SHARE = "process_share"
 """The runtime's function that a distributed step calls with a number, to be replaced by 1 / number of processes."""
 EXCHANGE_START, EXCHANGE_FINISH = "exchange_start", "exchange_finish"
 """The runtime's functions that a distributed step calls with this process's share of a gradient and its number, as soon
-as it is computed, and with the number again before the first read, by when it must be the sum over all processes. Names
-that begin as kernels' do would be timed as such."""
+as it is computed, and with the number again before the first read, by when it must be the sum over all processes. Where
+a selection leaves out channels, the numbers of the only rows that are not zero follow. Names that begin as kernels' do
+would be timed as such."""
 EXCHANGE_STATISTICS = "exchange_statistics"
 """The runtime's function that a step with synchronized batch normalization calls with a number of rows, how many sums
 over them follow, these, and moments of the rows, to be replaced at once by those of all processes."""

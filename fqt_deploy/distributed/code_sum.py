@@ -3,6 +3,8 @@
 Each process owns an equal part of the channels of every gradient. It receives the codes of its part from all others,
 adds them up in float32, and sends codes of the sum to all: as many messages, of an eighth of the size, as a ring sends.
 Codes are rounded at random, without bias.
+
+Of a gradient of which a selection keeps few channels only the codes of these are sent, to all others at once.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 from torch.utils.dlpack import from_dlpack
 
 from fqt_deploy.distributed.gradient_sum import GradientSum
+from fqt_deploy.distributed.row_coding import CodedRows
+from fqt_deploy.distributed.row_sum import RowSum, is_shorter
 from fqt_deploy.distributed.waiting import lost, wait_for
 from fqt_deploy.runtime.channel_codes import ChannelCodes, Draws, encoded_bytes
 from fqt_deploy.runtime.group import mixed_seed
@@ -76,6 +80,7 @@ class _Bucket:
     """Gradients that travel together.
 
     Attributes:
+        number: its place among the buckets of the step.
         members: the gradients.
         buffers: their codes; None until they leave.
         work: the collective; None when it is over.
@@ -83,6 +88,7 @@ class _Bucket:
         done: whether the gradients are the sums.
     """
 
+    number: int
     members: list[_Member] = field(default_factory=list)
     buffers: _Buffers | None = None
     work: Any = None
@@ -116,6 +122,8 @@ class CodeSum:
     channel_codes: ChannelCodes
     sent_bytes: float = 0
     _small: GradientSum = field(init=False)
+    _rows: RowSum = field(init=False)
+    _coding: CodedRows = field(init=False)
     _bucket_of: dict[int, _Bucket] = field(default_factory=dict)
     _buckets: list[_Bucket] = field(default_factory=list)
     _buffers: list[_Buffers] = field(default_factory=list)
@@ -123,28 +131,35 @@ class CodeSum:
 
     def __post_init__(self) -> None:
         self._small = GradientSum(self.check, self.size, self.rank)
+        self._coding = CodedRows(self.channel_codes)
+        self._rows = RowSum(self.check, self.size, self.rank, self._coding)
         self._draws = Draws(0)
 
     def begin(self, seed: int, step: int) -> None:
         """Forget the step before, and draw the numbers of this one."""
         self._bucket_of.clear()
         self._buckets.clear()
-        self._draws = Draws(mixed_seed(seed, step))
+        self._draws = self._coding.draws = Draws(mixed_seed(seed, step))
         self._small.begin(seed, step)
+        self._rows.begin()
 
     def share(self, number: Any) -> None:
         """Replace ``number`` by 1 / number of processes."""
         self._small.share(number)
 
-    def start(self, index: int, gradient: Any) -> None:
+    def start(self, index: int, gradient: Any, kept: Any = None) -> None:
         """Note ``gradient`` for a bucket; a full one leaves, and then the sums of the one before it."""
         tensor = from_dlpack(gradient)
         if tensor.dim() < 2 or tensor.numel() < SMALLEST:
-            self._small.start(index, gradient)
-            self._count()
+            self._small.start(index, gradient, kept)
+            self._count(self._small)
+            return
+        if kept is not None and is_shorter(tensor.shape[0], len(numbers := from_dlpack(kept)), self.size):
+            self._rows.start(index, tensor, numbers)
+            self._count(self._rows)
             return
         if not self._buckets or self._buckets[-1].buffers is not None:
-            self._buckets.append(_Bucket())
+            self._buckets.append(_Bucket(len(self._buckets)))
         bucket = self._bucket_of[index] = self._buckets[-1]
         begin = bucket.members[-1].end if bucket.members else 0
         bucket.members.append(_Member(tensor.view(tensor.shape[0], -1).numpy(), begin, self.size))
@@ -155,14 +170,15 @@ class CodeSum:
 
     def finish(self, index: int) -> None:
         """Wait until gradient ``index`` is the sum."""
+        self._flush()
+        if self._rows.finish(index):
+            return
         if index not in self._bucket_of:
             self._small.finish(index)
-            self._count()
             return
-        self._send_codes(self._buckets[-1])
-        for bucket in self._buckets:
-            self._send_sums(bucket)
         bucket = self._bucket_of[index]
+        for earlier in self._buckets[: bucket.number + 2]:  # the next one's travel while this one's are read
+            self._send_sums(earlier)
         if bucket.done:
             return
         bucket.done = True
@@ -175,13 +191,22 @@ class CodeSum:
     def statistics(self, rows: int, sums: Sequence[Any], moments: Sequence[Any]) -> None:
         """Replace statistics of each channel by those of all processes, as they are, and wait for it."""
         self._small.statistics(rows, sums, moments)
-        self._count()
+        self._count(self._small)
+
+    def _flush(self) -> None:
+        """Send what waits for company: who waits for one gradient has begun the exchange of all."""
+        if self._buckets:
+            self._send_codes(self._buckets[-1])
+        self._rows.flush()
+        self._count(self._rows)
+        self._small.flush()
+        self._count(self._small)
 
     def _send_codes(self, bucket: _Bucket) -> None:
         """Send codes of all gradients to those who own their rows; once."""
         if bucket.buffers is not None:
             return
-        number = len(self._buckets) - 1
+        number = bucket.number
         if number == len(self._buffers):  # in the first step; later ones have the same buckets
             self._buffers.append(_Buffers(self.size, bucket.members[-1].end))
         buffers = bucket.buffers = self._buffers[number]
@@ -211,9 +236,9 @@ class CodeSum:
         bucket.work = self._run(dist.all_gather_single, received, sums)
         self.sent_bytes += buffers.sums.nbytes * (self.size - 1)
 
-    def _count(self) -> None:
-        self.sent_bytes += self._small.sent_bytes
-        self._small.sent_bytes = 0
+    def _count(self, part: GradientSum | RowSum) -> None:
+        self.sent_bytes += part.sent_bytes
+        part.sent_bytes = 0
 
     def _run(self, collective: Any, *arguments: Any) -> Any:
         try:

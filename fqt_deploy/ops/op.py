@@ -102,6 +102,8 @@ class Op(ABC):
             these calls: it reads the numbers from memory, and the loop nest is given tensors int32 [] in their place.
         exchanged_sums: of an op whose results the runtime replaces at once by those of all processes, how many of them,
             from the first, are sums over rows; those behind are moments. None for any other op.
+        exchanged_rows: of an op whose result the runtime replaces later by the sum over all processes, the operand that
+            names the only rows that are not zero. None for one whose rows all count, and for any other op.
     """
 
     target: ClassVar[Any]
@@ -109,6 +111,7 @@ class Op(ABC):
     traits: ClassVar[Traits]
     varying: ClassVar[tuple[str, ...]] = ()
     exchanged_sums: ClassVar[int | None] = None
+    exchanged_rows: ClassVar[str | None] = None
 
     @classmethod
     @abstractmethod

@@ -22,10 +22,12 @@ def resized(extents: list[int], where: SampleAxis, samples: int, keep: int) -> l
 
 def descendants(graph: TrainingGraph, *roots: fx.Node) -> set[fx.Node]:
     """All call nodes that depend on one of ``roots``, without these."""
-    found = set(roots)
-    for node in graph.graph.nodes:
-        if node.op == "call_function" and any(a in found for a in node.all_input_nodes):
-            found.add(node)
+    found, pending = set(roots), list(roots)
+    while pending:
+        for user in pending.pop().users:
+            if user.op == "call_function" and user not in found:
+                found.add(user)
+                pending.append(user)
     return found - set(roots)
 
 

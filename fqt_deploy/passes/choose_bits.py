@@ -163,7 +163,7 @@ class ReadValues:
     @classmethod
     def of(cls, x: Tensor, bits: int) -> ReadValues:
         """Look at ``x``, which a layer is to read with so many ``bits``."""
-        square = x.double().square().mean().item()
+        square = x.to(torch.float64, copy=True).square_().mean().item()
         return cls(square, bits <= FEW_BITS and _is_lopsided(x, square, bits))
 
 

@@ -18,8 +18,8 @@ from torch import fx
 from fqt_deploy.core.diagnostics import InvariantError
 from fqt_deploy.core.graph import Stage, TrainingGraph
 from fqt_deploy.core.text.literals import type_text
-from fqt_deploy.ops.aten.aten_op import moves_elements
-from fqt_deploy.ops.op import FqtOp, Op, op_of
+from fqt_deploy.ops.aten.aten_op import is_move
+from fqt_deploy.ops.op import OPS, FqtOp
 from fqt_deploy.ops.products.directions import FORWARD
 from fqt_deploy.passes.check_operators import is_supported
 
@@ -64,16 +64,20 @@ def products_read_floats_or_words(node: fx.Node) -> str | None:
 
 def codes_are_moved_or_dequantized(node: fx.Node) -> str | None:
     """Codes of a quantizer are read by ops of quantization and by what moves them: they are no numbers yet."""
+    if _moves(node) or family(node) == "quantization":
+        return None
     read = next((a for a in node.all_input_nodes if _is_codes(_origin(a))), None)
-    if read is None or family(node) == "quantization" or _moves(node):
+    if read is None:
         return None
     return f"{node.target} reads {_shown(read)}, which are codes: only what dequantizes or moves them may"
 
 
 def words_are_moved_packed_or_multiplied(node: fx.Node) -> str | None:
     """Packed words are read by products and packing, and by what moves them: as numbers they mean nothing."""
+    if _moves(node) or family(node) in ("packing", "products"):
+        return None
     read = next((a for a in node.all_input_nodes if family(_origin(a)) == "packing"), None)
-    if read is None or family(node) in ("packing", "products") or _moves(node):
+    if read is None:
         return None
     return f"{node.target} reads {_shown(read)}, which are packed words: only products, packing and moves may"
 
@@ -139,13 +143,18 @@ def ops_are_legal_in_stage(graph: TrainingGraph) -> None:
 
 def family(node: fx.Node) -> str | None:
     """The folder of ``fqt_deploy/ops/`` that a node's op is in; None for an op that is not ours."""
-    op = op_of(node)
-    return _family(op) if op is not None else None
+    return _facts(node.target)[0] if node.op == "call_function" else None
 
 
 @cache
-def _family(op: type[Op]) -> str | None:
-    return op.family() if issubclass(op, FqtOp) else None
+def _facts(target: Any) -> tuple[str | None, bool]:
+    """The folder of the op that ``target`` is, if it is ours, and whether it is one that moves elements.
+
+    Kept for every target: all rules ask for it, of all nodes, after every pass.
+    """
+    op = OPS.get(target)
+    folder = op.family() if op is not None and issubclass(op, FqtOp) else None
+    return folder, target is operator.getitem or folder == "selection" or is_move(op)
 
 
 def _illegality(node: fx.Node, legal: Legality) -> str | None:
@@ -154,8 +163,7 @@ def _illegality(node: fx.Node, legal: Legality) -> str | None:
         return f"{node.target} is an op of {ours}"
     if not legal.foreign and not is_supported(node):
         return f"{node.target} has no lowering"
-    found = (wrong for rule in (lambda node: _illegal_type(node, legal), *legal.rules) if (wrong := rule(node)))
-    return next(found, None)
+    return _illegal_type(node, legal) or next((wrong for rule in legal.rules if (wrong := rule(node))), None)
 
 
 def _illegal_type(node: fx.Node, legal: Legality) -> str | None:
@@ -167,19 +175,18 @@ def _illegal_type(node: fx.Node, legal: Legality) -> str | None:
 
 def _moves(node: fx.Node) -> bool:
     """Whether an op puts elements elsewhere and leaves each as it is."""
-    target: Any = node.target
-    return moves_elements(node) or target is operator.getitem or family(node) == "selection"
+    return node.op == "call_function" and _facts(node.target)[1]
 
 
 def _origin(node: fx.Node) -> fx.Node:
     """What computed the elements of ``node``, behind all that moves them."""
-    while node.op == "call_function" and _moves(node) and node.all_input_nodes:
-        node = node.all_input_nodes[0]
+    while _moves(node) and (operands := node.all_input_nodes):
+        node = operands[0]
     return node
 
 
 def _is_codes(node: fx.Node) -> bool:
-    return family(node) == "quantization" and _dtype(node) == torch.uint8
+    return _dtype(node) == torch.uint8 and family(node) == "quantization"
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:

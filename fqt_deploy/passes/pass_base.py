@@ -110,8 +110,7 @@ class Pipeline:
         if current.produces is not None:
             graph.stage = current.produces
         if changed:
-            graph.graph.eliminate_dead_code()
-            graph.graph.lint()
+            graph.graph.eliminate_dead_code(_stays)  # after it has linted the graph
         if not graph.refused:
             known = () if changed or current.produces is not None else self.invariants
             self._check(graph, tuple(i for i in (*self.invariants, *current.ensures) if i not in known))
@@ -120,3 +119,8 @@ class Pipeline:
     def _check(graph: TrainingGraph, invariants: tuple[Invariant, ...]) -> None:
         for invariant in invariants:
             invariant(graph)
+
+
+def _stays(node: fx.Node) -> bool:
+    """Whether ``node`` is read, or has an effect: PyTorch takes long to say the second, and would say it of all."""
+    return bool(node.users) or node.is_impure()

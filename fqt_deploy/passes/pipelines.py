@@ -14,6 +14,7 @@ from fqt_deploy.passes.choose_bits import ChooseBits
 from fqt_deploy.passes.decompose_composites import DecomposeComposites
 from fqt_deploy.passes.decompose_variance import DecomposeVariance
 from fqt_deploy.passes.exchange_gradients import ExchangeGradients
+from fqt_deploy.passes.exchange_kept_rows import ExchangeKeptRows
 from fqt_deploy.passes.find_constant_codes import FindConstantCodes
 from fqt_deploy.passes.fold_packing import FoldPacking
 from fqt_deploy.passes.fold_padding import FoldPadding
@@ -58,6 +59,7 @@ _LOWER: tuple[Pass, ...] = (
     DecomposeComposites(),
     NormalizeViews(),  # again: lowering and decomposing insert reshapes
     SumKeptChannels(),
+    ExchangeKeptRows(),
     FoldPacking(),
     SeparateOperands(),
     ShowNan(),

@@ -25,8 +25,15 @@ class Exchange(Protocol):
     def share(self, number: Any) -> None:
         """Replace ``number``, [] float32 with ``__dlpack__``, by 1 / number of processes."""
 
-    def start(self, index: int, gradient: Any) -> None:
-        """Begin to replace ``gradient``, float32 with ``__dlpack__``, by its sum over all processes."""
+    def start(self, index: int, gradient: Any, kept: Any = None) -> None:
+        """Begin to replace a gradient by its sum over all processes.
+
+        Args:
+            index: its number.
+            gradient: [...] float32 with ``__dlpack__``.
+            kept: [K] int32 with ``__dlpack__``, the only rows of the gradient, which then is [O, J], that are not zero;
+                as many in every process, and valid during the call. None if all rows count.
+        """
 
     def finish(self, index: int) -> None:
         """Wait until gradient ``index`` is replaced."""
@@ -91,10 +98,10 @@ def _share(number: Any) -> None:
         _thread.exchange.share(number)
 
 
-def _start(gradient: Any, index: int) -> None:
+def _start(gradient: Any, index: int, kept: Any = None) -> None:
     if _thread.exchange is not None:
         with _kept():
-            _thread.exchange.start(int(index), gradient)
+            _thread.exchange.start(int(index), gradient, kept)
 
 
 def _finish(index: int) -> None:

@@ -11,11 +11,11 @@ from torch import nn
 
 import fqt_deploy
 from fqt_deploy.build_cache.build_artifact import LIMIT_VARIABLE, Build, build_artifact
-from fqt_deploy.build_cache.watched_files import watched_files
 from fqt_deploy.capture.load_model import load_model
 from fqt_deploy.core import file_cache
 from fqt_deploy.core.file_cache import compiler_sources
 from fqt_deploy.core.options import CompileOptions
+from fqt_deploy.core.watched_files import watched_files
 
 MODEL = """
 from pathlib import Path
@@ -109,7 +109,7 @@ def test_the_python_interface_compiles_once(cached: Path, monkeypatch: pytest.Mo
     torch.manual_seed(0)
     model, batch = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), (torch.randn(2, 4), torch.tensor([0, 1]))
     first = fqt_deploy.compile(model, example_inputs=batch, recipe="none")
-    monkeypatch.setattr("fqt_deploy.compiler.lower_model", None)
+    monkeypatch.setattr("fqt_deploy.compiler.compile_model.lower_model", None)
     second = fqt_deploy.compile(model, example_inputs=batch, recipe="none")
     assert [float(first(*batch)) for _ in range(3)] == [float(second(*batch)) for _ in range(3)]
     with pytest.raises(TypeError):  # nothing but the cache could answer

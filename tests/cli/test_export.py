@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 import fqt_deploy
 from fqt_deploy.capture.load_model import load_model
 from fqt_deploy.cli_export import main
-from fqt_deploy.compiler import compile_model
+from fqt_deploy.compiler.compile_model import compile_model
 from fqt_deploy.core.optimizer import SGD
 from fqt_deploy.core.options import CompileOptions
 

@@ -10,7 +10,7 @@ import pytest
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen import kernel_objects
 from fqt_deploy.codegen.kernel_cache import LIMIT_VARIABLE, kernel_cache
-from fqt_deploy.compiler import compile_model
+from fqt_deploy.compiler.compile_model import compile_model
 from fqt_deploy.core import file_cache
 from fqt_deploy.core.file_cache import compiler_sources
 from fqt_deploy.core.optimizer import SGD

@@ -10,9 +10,8 @@ from torch import nn
 
 import fqt_deploy
 from fqt_deploy.capture.load_model import load_model, model_source
-from fqt_deploy.compiler import compile_model
 from fqt_deploy.compiler.buckets import check_same_step
-from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.compiler.compile_model import compile_model, lower_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.choose_variant import batch_sizes
 from fqt_deploy.runtime.data_file import read_data

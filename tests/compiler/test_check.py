@@ -1,13 +1,16 @@
 """Checking a model: the same decisions as compiling it, and everything that is unsupported, at once."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 import fqt_deploy
-from fqt_deploy.compiler import check_model, lower_model
+from fqt_deploy.compiler.check import check_model
+from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.compiler.describe import layer_decisions
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
@@ -115,3 +118,17 @@ def test_wrong_arguments_are_raised():
         fqt_deploy.check(nn.Linear(4, 2), example_inputs=(torch.randn(8, 4), torch.arange(8) % 2), agp="all")
     with pytest.raises(FqtError, match="FQT101"):
         fqt_deploy.check("a model", example_inputs=(torch.randn(8, 4), torch.arange(8) % 2))
+
+
+def test_checking_imports_no_code_generation():
+    program = (
+        "import atexit, sys\n"
+        "from fqt_deploy.cli import main\n"
+        "names = {'tvm', 'tvm_ffi', 'onnx', 'fqt_deploy.codegen'}\n"
+        "atexit.register(lambda: print(names & {*sys.modules}))\n"
+        "main(['examples/digits_cnn.py', '--check'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the model compiles" in done.stdout
+    assert done.stdout.splitlines()[-1] == "set()"

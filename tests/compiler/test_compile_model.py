@@ -13,8 +13,7 @@ from torch import nn
 
 import fqt_deploy
 from fqt_deploy.capture.load_model import ModelSource, load_model
-from fqt_deploy.compiler import compile_model
-from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.compiler.compile_model import compile_model, lower_model
 from fqt_deploy.core.options import CompileOptions
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

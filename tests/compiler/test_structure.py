@@ -10,7 +10,8 @@ from torch import nn
 
 import fqt_deploy
 from fqt_deploy.capture.load_model import model_source
-from fqt_deploy.compiler import compile_model, export_onnx, export_onnx_inference, lower_model
+from fqt_deploy.compiler.compile_model import compile_model, lower_model
+from fqt_deploy.compiler.export_onnx import export_onnx, export_onnx_inference
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import IndexRange
 from fqt_deploy.onnx_session import load_onnx

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fqt_deploy.capture.load_model import ModelSource, model_source
-from fqt_deploy.compiler import compile_model
+from fqt_deploy.compiler.compile_model import compile_model
 from fqt_deploy.settings import options_of
 
 WORKER = Path(__file__).with_name("worker.py")

@@ -180,6 +180,28 @@ def test_what_the_runtime_is_called_for_is_no_kernel(artifact):
         assert len(clock.take().seconds) == len(session.manifest.kernels)
 
 
+class _Calls(list):
+    """An exchange that notes what it is called for."""
+
+    def share(self, number):
+        pass
+
+    def start(self, index, gradient, kept=None):
+        self.append(("start", index))
+
+    def finish(self, index):
+        self.append(("finish", index))
+
+
+def test_gradients_are_awaited_in_the_order_in_which_they_leave(compiled):
+    """What came first is updated while the last gradients travel."""
+    session = fqt_deploy.load(compiled(recipe="none", exclude=("*",), optimizer="adam", ema=0.9, distributed="fp32"))
+    calls = session.functions.exchange = _Calls()
+    session.step(*next(batches(BATCH)))
+    count = len(calls) // 2
+    assert calls == [("start", index) for index in range(count)] + [("finish", index) for index in range(count)]
+
+
 def test_without_torch_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "localhost")

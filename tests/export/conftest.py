@@ -14,15 +14,8 @@ import pytest
 import torch
 from torch import fx
 
-from fqt_deploy.compiler import (
-    LoweredModel,
-    compile_model,
-    export_onnx,
-    export_onnx_inference,
-    export_onnx_step,
-    lower_model,
-)
-from fqt_deploy.compiler.compile_model import initial_state
+from fqt_deploy.compiler.compile_model import LoweredModel, compile_model, initial_state, lower_model
+from fqt_deploy.compiler.export_onnx import export_onnx, export_onnx_inference, export_onnx_step
 from fqt_deploy.compiler.onnx_kernels import onnx_kernels
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.onnx_names import NEXT, StepFiles, step_files

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.codegen.kernel_grouping import Kernel, group_kernels
-from fqt_deploy.compiler import export_onnx, lower_model
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.compiler.export_onnx import export_onnx
 from fqt_deploy.compiler.onnx_kernels import onnx_kernels
 from fqt_deploy.core.onnx_names import NEXT
 from fqt_deploy.core.options import CompileOptions

@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 
 import fqt_deploy
-from fqt_deploy.compiler import export_onnx, export_onnx_inference, lower_model
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.compiler.export_onnx import export_onnx, export_onnx_inference
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.onnx_names import NEXT

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 import fqt_deploy
 from fqt_deploy.cli import main as compile_command
-from fqt_deploy.compiler import export_plugin, lower_model
+from fqt_deploy.compiler import export_plugin
+from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.onnx_session import load_onnx

@@ -11,7 +11,7 @@ import torch
 
 import fqt_deploy
 from fqt_deploy.capture.load_model import load_model
-from fqt_deploy.compiler import compile_model
+from fqt_deploy.compiler.compile_model import compile_model
 from fqt_deploy.settings import options_of
 
 pytestmark = pytest.mark.gpu

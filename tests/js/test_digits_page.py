@@ -7,7 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from fqt_deploy.compiler import export_onnx_step, lower_model
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.compiler.export_onnx import export_onnx_step
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.onnx_session import load_onnx
 from tests.js.programs import CHROMIUM, PACKAGE, require

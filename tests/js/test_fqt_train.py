@@ -14,7 +14,8 @@ from click.testing import CliRunner
 
 import fqt_deploy
 from fqt_deploy.cli_train import main as train_command
-from fqt_deploy.compiler import compile_model, export_onnx_step, lower_model
+from fqt_deploy.compiler.compile_model import compile_model, lower_model
+from fqt_deploy.compiler.export_onnx import export_onnx_step
 from fqt_deploy.core.onnx_names import step_files
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.onnx_session import load_onnx

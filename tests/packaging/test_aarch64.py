@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 import fqt_deploy
 from fqt_deploy.capture.load_model import load_model
 from fqt_deploy.cli import main as compile_command
-from fqt_deploy.compiler import compile_model
+from fqt_deploy.compiler.compile_model import compile_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.optimizer import SGD

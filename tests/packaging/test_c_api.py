@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import fqt_deploy
 from fqt_deploy.capture.load_model import model_source
-from fqt_deploy.compiler import compile_model
+from fqt_deploy.compiler.compile_model import compile_model
 from fqt_deploy.core.diagnostics import CODES, FqtError
 from fqt_deploy.core.manifest import SCHEMA_VERSION
 from fqt_deploy.packaging.build_c_api import SOURCES

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fqt_deploy.compiler import export_onnx, export_onnx_inference, export_onnx_step, lower_model
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.compiler.export_onnx import export_onnx, export_onnx_inference, export_onnx_step
 from fqt_deploy.core.onnx_names import step_files
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.onnx_session import load_onnx

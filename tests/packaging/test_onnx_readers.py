@@ -14,7 +14,8 @@ import onnxruntime
 import pytest
 from safetensors.numpy import load_file
 
-from fqt_deploy.compiler import export_onnx_step, lower_model
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.compiler.export_onnx import export_onnx_step
 from fqt_deploy.core.onnx_names import step_files
 from fqt_deploy.core.options import CompileOptions
 from tests.js.programs import CHROMIUM, node, require

@@ -8,7 +8,7 @@ from torch import nn
 
 import fqt_deploy
 from fqt_deploy.capture.load_model import load_model, model_source
-from fqt_deploy.compiler import check_model
+from fqt_deploy.compiler.check import check_model
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.options import CompileOptions
 from tests.passes.training_graphs import graph_of, labels_of

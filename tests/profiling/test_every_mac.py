@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fqt_deploy.capture.load_model import load_model
 from fqt_deploy.codegen.to_relax import to_relax
-from fqt_deploy.compiler import lower_model
+from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.profiling.kernel_classes import class_of, direction_of
 from fqt_deploy.settings import options_of
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import fqt_deploy
 from fqt_deploy.capture.load_model import ModelSource
-from fqt_deploy.compiler import compile_model
+from fqt_deploy.compiler.compile_model import compile_model
 from fqt_deploy.core.options import CompileOptions
 
 BATCH = 4

@@ -2,7 +2,8 @@
 
 import json
 
-from fqt_deploy.compiler import export_onnx, export_onnx_step, lower_model
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.compiler.export_onnx import export_onnx, export_onnx_step
 from fqt_deploy.core.options import CompileOptions
 from tools import bench_onnx
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from fqt_deploy.compiler import export_onnx, export_onnx_step, lower_model
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.compiler.export_onnx import export_onnx, export_onnx_step
 from fqt_deploy.core.options import CompileOptions
 from tests.js.programs import RUNTIMES, require
 from tools import bench_browser, compare_onnx

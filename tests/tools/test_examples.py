@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from fqt_deploy.compiler import check_model
+from fqt_deploy.compiler.check import check_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
 from tools.examples import EXAMPLES, PACKAGES, load_example

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fqt_deploy.compiler import compile_model
+from fqt_deploy.compiler.compile_model import compile_model
 from fqt_deploy.settings import options_of
 from tests.distributed.conftest import PLAIN, source
 from tools.kill_ranks import RESULTS, kill_all

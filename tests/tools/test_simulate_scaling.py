@@ -28,3 +28,12 @@ def test_it_says_where_it_stops_and_why():
     assert limit(STEP, Exchange("tree", 32), slow) == (1, "bandwidth")
     assert limit(STEP, Exchange("tree", 32), Link("fast", 1e12, 0)) == (None, "")
     assert table(STEP, LINKS).count("\n") == 13
+
+
+def test_kept_rows_go_to_all_others_while_that_is_less_than_a_ring():
+    pruned = Step(seconds=0.1, elements=10**6, overlap=0.0, encode_s=0.0, kept=0.25)
+    rows = Exchange("rows", 32)
+    assert rows.seconds(pruned, LINK, 2) == pytest.approx((1e6 / 1e8, 1e-3))
+    assert rows.seconds(pruned, LINK, 7) == pytest.approx((6 * 1e6 / 1e8, 6e-3))
+    assert rows.seconds(pruned, LINK, 8) == Exchange("ring", 32).seconds(pruned, LINK, 8)
+    assert table(pruned, LINKS).count("rows, 32 bits") == len(LINKS)

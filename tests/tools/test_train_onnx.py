@@ -4,7 +4,8 @@ import re
 
 import numpy as np
 
-from fqt_deploy.compiler import export_onnx, lower_model
+from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.compiler.export_onnx import export_onnx
 from fqt_deploy.core.options import CompileOptions
 from tools import train_onnx
 

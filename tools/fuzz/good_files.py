@@ -11,7 +11,8 @@ from torch import nn
 
 import fqt_deploy
 from fqt_deploy.capture.load_model import ModelSource
-from fqt_deploy.compiler import compile_model, export_onnx, lower_model
+from fqt_deploy.compiler.compile_model import compile_model, lower_model
+from fqt_deploy.compiler.export_onnx import export_onnx
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.targets import cpu
 from tools.fuzz.inputs import Good

@@ -13,7 +13,7 @@ from torch import nn
 
 import fqt_deploy
 from fqt_deploy.capture.load_model import model_source
-from fqt_deploy.compiler import compile_model
+from fqt_deploy.compiler.compile_model import compile_model
 from fqt_deploy.core.optimizer import SGD
 from fqt_deploy.settings import options_of
 from tools.zoo.build import ZooModel

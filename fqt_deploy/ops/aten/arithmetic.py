@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tvm import tirx
 
 from fqt_deploy.core.call import Call
 from fqt_deploy.ops.aten.aten_op import aten, prims
@@ -15,6 +14,7 @@ from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, POSITIVE, ROW, call
 from fqt_deploy.ops.lib.boolean import larger, product, smaller, total
 from fqt_deploy.ops.lib.dtypes import dtype_of
 from fqt_deploy.ops.lib.float32 import clamped
+from fqt_deploy.ops.lib.late_modules import tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.traits import (
     ANY_SIGN,
@@ -116,8 +116,8 @@ pointwise(
     zero=zero_with_any("self"), sign=ANY_SIGN, nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(
-    aten.abs.default, expression=tirx.abs, onnx="Abs", flops=1, samples=[call(MIXED)], zero=zero_with_any("self"),
-    sign=NEVER_NEGATIVE, nan=Nan.KEPT,
+    aten.abs.default, expression=lambda x: tirx.abs(x), onnx="Abs", flops=1, samples=[call(MIXED)],
+    zero=zero_with_any("self"), sign=NEVER_NEGATIVE, nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(
     aten.sign.default, onnx=_sign_onnx, flops=2, samples=[call(MIXED)], zero=zero_with_any("self"),
@@ -140,7 +140,8 @@ pointwise(
     zero=zero_with_all("self", "other"), sign=keeps_sign("self", "other"), nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(
-    aten.where.self, expression=tirx.Select, onnx="Where", flops=1, samples=[call(MASK, MIXED, ROW)], keeps=(0,),
+    aten.where.self, expression=lambda c, x, y: tirx.Select(c, x, y), onnx="Where", flops=1,
+    samples=[call(MASK, MIXED, ROW)], keeps=(0,),
     zero=zero_with_all("self", "other"), sign=keeps_sign("self", "other"), nan=Nan.UNKNOWN,
 )  # fmt: skip
 

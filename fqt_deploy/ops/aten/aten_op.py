@@ -87,8 +87,12 @@ def _ignored(op: type[AtenOp]) -> dict[str, Any]:
 
 
 def moves_elements(node: fx.Node) -> bool:
-    """Whether an ATen op puts elements elsewhere, or makes constants, and computes on none."""
-    op = OPS.get(node.target) if node.op == "call_function" else None
+    """Whether ``node`` calls an ATen op that puts elements elsewhere, or makes constants, and computes on none."""
+    return node.op == "call_function" and is_move(OPS.get(node.target))
+
+
+def is_move(op: type[Op] | None) -> bool:
+    """Whether ``op`` is such an ATen op."""
     return (
         op is not None
         and issubclass(op, AtenOp)

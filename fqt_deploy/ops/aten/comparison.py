@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tvm import tirx
 
 from fqt_deploy.ops.aten.aten_op import aten
 from fqt_deploy.ops.aten.pointwise import OnnxNodes, by_type, pointwise
@@ -15,6 +14,7 @@ from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, ROW, WIDE, call
 from fqt_deploy.ops.lib.boolean import comparable
 from fqt_deploy.ops.lib.dtypes import dtype_of
 from fqt_deploy.ops.lib.float32 import is_nan, opaque
+from fqt_deploy.ops.lib.late_modules import tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter, element_type
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Nan, zero_with_all, zero_with_any
 

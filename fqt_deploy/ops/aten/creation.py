@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.ops.aten.aten_op import AtenOp, Samples, aten, define_aten, extents
 from fqt_deploy.ops.aten.samples import MIXED, call
 from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.op import Kind, Operand
 from fqt_deploy.ops.traits import (

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te
 
 from fqt_deploy.ops.aten.aten_op import AtenOp, aten, define_aten, extents
 from fqt_deploy.ops.aten.samples import WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.lib.late_modules import te
 from fqt_deploy.ops.lib.onnx_body import OnnxValue, OnnxWriter
 from fqt_deploy.ops.lib.safe_index import elements_along, inside, onnx_not_negative, row_or_none
 from fqt_deploy.ops.lib.scatter import ScatterAxes, scatter, scatter_onnx

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.core.call import Call
 from fqt_deploy.ops.aten.aten_op import AtenOp, aten, define_aten, extents
@@ -17,6 +16,7 @@ from fqt_deploy.ops.aten.samples import BYTES, MIXED, WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_of
 from fqt_deploy.ops.lib.float32 import is_nan
 from fqt_deploy.ops.lib.in_order import in_order, loop, unflattened
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter, element_type
 from fqt_deploy.ops.op import Kind, Operand
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Aligned, AxisOf, Layout, Nan, moved

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from tvm import te, tirx
 
 from fqt_deploy.core.call import Call
 from fqt_deploy.ops.aten.aten_op import AtenOp, aten, define_aten, extents
 from fqt_deploy.ops.aten.samples import MIXED, PLACES, WIDE, call, random
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.lib.safe_index import element_or_nothing, inside, onnx_not_negative, row_or_none, wrapped
 from fqt_deploy.ops.lib.scatter import ScatterAxes, scatter, scatter_onnx

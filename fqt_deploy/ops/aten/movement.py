@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.core.call import Call
 from fqt_deploy.ops.aten.aten_op import AtenOp, aten, define_aten, extents
 from fqt_deploy.ops.aten.pointwise import read_broadcast
 from fqt_deploy.ops.aten.samples import MIXED, PLACES, ROW, WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.lib.reshape_index import reshape_index
 from fqt_deploy.ops.lib.safe_index import elements_along, onnx_not_negative

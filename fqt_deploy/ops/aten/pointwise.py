@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.core.call import bind
 from fqt_deploy.ops.aten.aten_op import AtenOp, Samples, enter, extents
 from fqt_deploy.ops.lib.dtypes import dtype_name, dtype_of
 from fqt_deploy.ops.lib.float32 import number, opaque_operand
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxValue, OnnxWriter
 from fqt_deploy.ops.op import Cost, Kind, Traits
 from fqt_deploy.ops.traits import Layout, Nan, Sign, Zero, broadcast

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.core.call import Call, bind
 from fqt_deploy.ops.aten.aten_op import AtenOp, Samples, aten, enter, extents, prims
 from fqt_deploy.ops.aten.samples import BYTES, MIXED, WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_name, dtype_of
 from fqt_deploy.ops.lib.float32 import of_ordered_key, ordered_key
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter, element_type
 from fqt_deploy.ops.op import Kind, Traits
 from fqt_deploy.ops.traits import Aligned, AxisOf, Layout, Nan, keeps_sign, moved, zero_with_any
@@ -180,15 +180,27 @@ _AXES = [call(MIXED, [0]), call(MIXED, [-1], True)] + [
     call(WIDE, axes, keep) for axes in ([0], [2], [0, 1], [1, 2], [0, 1, 2]) for keep in (False, True)
 ]
 _INTEGERS = [call(BYTES, [1])]
-_SUM = _Form(te.sum, "ReduceSum")
-_MEAN = _Form(te.sum, "ReduceMean", lambda total, count: total / tirx.const(float(count), "float32"))
+_SUM = _Form(lambda x, axis: te.sum(x, axis=axis), "ReduceSum")
+_MEAN = _Form(
+    lambda x, axis: te.sum(x, axis=axis), "ReduceMean", lambda total, count: total / tirx.const(float(count), "float32")
+)
 
 _define(aten.sum.default, _SUM, _WHOLE)
 _define(aten.sum.dim_IntList, _SUM, _AXES)
 _define(prims.sum.default, _SUM, [call(MIXED, [1])])
 _define(aten.mean.default, _MEAN, _WHOLE)
 _define(aten.mean.dim, _MEAN, _AXES)
-_MAX = _Form(te.max, "ReduceMax", lambda key, _: of_ordered_key(key), lambda x: ordered_key(x, nan=math.inf))
-_MIN = _Form(te.min, "ReduceMin", lambda key, _: of_ordered_key(key), lambda x: ordered_key(x, nan=-math.inf))
+_MAX = _Form(
+    lambda x, axis: te.max(x, axis=axis),
+    "ReduceMax",
+    lambda key, _: of_ordered_key(key),
+    lambda x: ordered_key(x, nan=math.inf),
+)
+_MIN = _Form(
+    lambda x, axis: te.min(x, axis=axis),
+    "ReduceMin",
+    lambda key, _: of_ordered_key(key),
+    lambda x: ordered_key(x, nan=-math.inf),
+)
 _define(aten.amax.default, _MAX, [*_AXES, *_INTEGERS])
 _define(aten.amin.default, _MIN, [*_AXES[:2], *_INTEGERS])

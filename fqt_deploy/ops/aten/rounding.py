@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tvm import tirx
 
 from fqt_deploy.ops.aten.aten_op import aten
 from fqt_deploy.ops.aten.pointwise import OnnxNodes, pointwise
 from fqt_deploy.ops.aten.samples import BYTES, MIXED, POSITIVE, ROW, call
 from fqt_deploy.ops.lib.dtypes import dtype_of
+from fqt_deploy.ops.lib.late_modules import tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Nan, zero_with_any
 
@@ -24,10 +24,10 @@ def _truncated(graph: OnnxWriter, dtype: str, x: str) -> str:
 
 
 _ROUNDINGS: tuple[tuple[Any, Any, OnnxNodes], ...] = (
-    (aten.floor.default, tirx.floor, "Floor"),
-    (aten.ceil.default, tirx.ceil, "Ceil"),
-    (aten.trunc.default, tirx.trunc, _truncated),
-    (aten.round.default, tirx.nearbyint, "Round"),
+    (aten.floor.default, lambda x: tirx.floor(x), "Floor"),
+    (aten.ceil.default, lambda x: tirx.ceil(x), "Ceil"),
+    (aten.trunc.default, lambda x: tirx.trunc(x), _truncated),
+    (aten.round.default, lambda x: tirx.nearbyint(x), "Round"),
 )
 for _target, _expression, _onnx in _ROUNDINGS:
     pointwise(

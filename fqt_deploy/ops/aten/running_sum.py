@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.core.call import Call
 from fqt_deploy.ops.aten.aten_op import AtenOp, aten, define_aten, extents
 from fqt_deploy.ops.aten.samples import BYTES, MASK, MIXED, WIDE, call
 from fqt_deploy.ops.lib.dtypes import dtype_name
 from fqt_deploy.ops.lib.in_order import in_order, loop, unflattened
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.op import Cost, Kind, Operand
 from fqt_deploy.ops.traits import ANY_SIGN, Aligned, AxisOf, Layout, Nan, moved, zero_with_any

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm import tirx
-
 from fqt_deploy.core.call import Call
 from fqt_deploy.ops.aten.aten_op import aten
 from fqt_deploy.ops.aten.pointwise import pointwise, zero_like
 from fqt_deploy.ops.aten.samples import MIXED, POSITIVE, ROW, SMALL, call
 from fqt_deploy.ops.lib.exponential import decay, exponential
 from fqt_deploy.ops.lib.float32 import opaque
+from fqt_deploy.ops.lib.late_modules import tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_NEGATIVE, NEVER_ZERO, Nan, Sign, zero_with_any
 
@@ -103,7 +102,7 @@ pointwise(
     sign=NEVER_NEGATIVE, nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(
-    aten.log.default, expression=tirx.log, onnx="Log", flops=16, samples=_ABOVE_ZERO, zero=NEVER_ZERO,
+    aten.log.default, expression=lambda x: tirx.log(x), onnx="Log", flops=16, samples=_ABOVE_ZERO, zero=NEVER_ZERO,
     sign=ANY_SIGN, nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(
@@ -117,8 +116,8 @@ pointwise(
     samples=[call(MIXED), call(SMALL)],
 )  # fmt: skip
 pointwise(
-    aten.sqrt.default, expression=tirx.sqrt, onnx="Sqrt", flops=6, samples=_ABOVE_ZERO, zero=zero_with_any("self"),
-    sign=NEVER_NEGATIVE, nan=Nan.KEPT,
+    aten.sqrt.default, expression=lambda x: tirx.sqrt(x), onnx="Sqrt", flops=6, samples=_ABOVE_ZERO,
+    zero=zero_with_any("self"), sign=NEVER_NEGATIVE, nan=Nan.KEPT,
 )  # fmt: skip
 pointwise(
     aten.rsqrt.default, expression=lambda x: 1.0 / tirx.sqrt(x), onnx=_rsqrt_onnx, flops=10, samples=_ABOVE_ZERO,

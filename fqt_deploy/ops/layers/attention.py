@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.ops.lib.attention_scores import (
     HIDDEN,
@@ -24,6 +23,7 @@ from fqt_deploy.ops.lib.attention_scores import (
     scores,
 )
 from fqt_deploy.ops.lib.exponential import exponential
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, OptionalOperand, define, tensor_bytes
 from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, zero_with_any

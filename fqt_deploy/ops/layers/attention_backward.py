@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.ops.layers.attention import Attention
 from fqt_deploy.ops.lib.attention_scores import (
@@ -19,6 +18,7 @@ from fqt_deploy.ops.lib.attention_scores import (
     sum_heads,
 )
 from fqt_deploy.ops.lib.attention_slopes import check_saved, onnx_slopes, slope_stages, slopes
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, OptionalOperand, define, tensor_bytes
 from fqt_deploy.ops.traits import ANY_SIGN, Layout, Nan, zero_with_any

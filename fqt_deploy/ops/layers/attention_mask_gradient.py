@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te
 
 from fqt_deploy.core.call import Call
 from fqt_deploy.ops.layers.attention_backward import AttentionBackward
 from fqt_deploy.ops.lib.attention_scores import dropout_attributes, samples_lead
 from fqt_deploy.ops.lib.attention_slopes import check_saved, onnx_slopes, slope_stages, slopes
+from fqt_deploy.ops.lib.late_modules import te
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, OptionalOperand, define, tensor_bytes
 from fqt_deploy.ops.traits import ANY_SIGN, Aligned, AxisOf, Layout, Nan, zero_with_any

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tvm import te, tirx
 
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, ints
 from fqt_deploy.ops.lib.pooling_window import covering_count, covering_windows, pooled_extent, window_taps
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tvm import te, tirx
-
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 
 LONGEST = 4096

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tvm import te, tirx
 
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, ints
 from fqt_deploy.ops.lib.pooling_window import nearest_taps, pooled_extent
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes

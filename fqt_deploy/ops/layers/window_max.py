@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.ops.layers.windowed_op import WindowedOp
 from fqt_deploy.ops.lib.float32 import LOWEST_KEY, NAN_KEY, of_ordered_key, ordered_key
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.window_axis import WindowAxis, onnx_windows
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from tvm import te, tirx
 
 from fqt_deploy.core.call import Call
 from fqt_deploy.ops.lib.counter_random import (
@@ -16,6 +15,7 @@ from fqt_deploy.ops.lib.counter_random import (
     flat_index,
     uint32,
 )
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_bits import element_hash as element_hash_onnx
 from fqt_deploy.ops.lib.onnx_bits import shift_right
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body

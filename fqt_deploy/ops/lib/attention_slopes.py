@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.ops.lib.attention_scores import (
     check_shapes,
@@ -27,6 +26,7 @@ from fqt_deploy.ops.lib.attention_scores import (
     scores,
 )
 from fqt_deploy.ops.lib.exponential import exponential
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import tirx
-
 from fqt_deploy.ops.lib.dtypes import dtype_of
+from fqt_deploy.ops.lib.late_modules import tirx
 
 
 def comparable(x: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
+from fqt_deploy.ops.lib.late_modules import tirx
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import tirx
+from fqt_deploy.ops.lib.late_modules import tirx
 
 
 def output_extent(extent: int, kernel: int, stride: int, padding: int) -> int:

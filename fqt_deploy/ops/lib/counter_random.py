@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from tvm import te, tirx
+
+from fqt_deploy.ops.lib.late_modules import te, tirx
 
 MULTIPLIERS = (0x21F0AAAD, 0x735A2D97)
 _MASK = 0xFFFFFFFF

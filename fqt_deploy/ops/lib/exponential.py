@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import tirx
+from fqt_deploy.ops.lib.late_modules import tirx
 
 LOWEST, HIGHEST = -104.0, 89.0
 """Bounds beyond which the result is 0 or infinity in float32."""

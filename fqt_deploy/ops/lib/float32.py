@@ -7,12 +7,11 @@ alone: its bits are read as an integer and back, which no machine code is left o
 from __future__ import annotations
 
 import math
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
-from tvm import ir, tirx
-
 from fqt_deploy.ops.lib.dtypes import dtype_of
+from fqt_deploy.ops.lib.late_modules import ir, tirx
 
 CODED = frozenset(
     {"quantize_samples", "quantize_channels", "quantize_pack_samples", "quantize_pack_channels", "max_pool2d_argmax"}
@@ -22,7 +21,6 @@ NAN_KEY = 0x7FC00000
 """The key of NaN where it counts as more than all: more than that of infinity."""
 LOWEST_KEY = -0x7F800001
 """The key of minus infinity."""
-_REINTERPRET = ir.Op.get("tirx.reinterpret")
 
 
 def opaque(x: Any) -> Any:
@@ -49,7 +47,12 @@ def seen_through(x: Any) -> Any:
 
 
 def _reinterpreted(x: Any) -> Any:
-    return x.args[0] if isinstance(x, ir.Call) and x.op.same_as(_REINTERPRET) else None
+    return x.args[0] if isinstance(x, ir.Call) and x.op.same_as(_reinterpret()) else None
+
+
+@cache
+def _reinterpret() -> Any:
+    return ir.Op.get("tirx.reinterpret")
 
 
 def number(value: Any, dtype: str) -> Any:

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvm import te, tirx
-from tvm.tirx.stmt import ForKind
+from fqt_deploy.ops.lib.late_modules import te, tirx
 
 IN_ORDER = "fqt.in_order"
 """Annotation of the block; its value is how many columns that follow each other are contiguous in memory."""
@@ -42,7 +41,7 @@ def in_order(
 def loop(name: str, extent: int, body: Callable[[Any], Any]) -> Any:
     """``body`` of 0 to ``extent - 1``."""
     var = tirx.Var(name, "int32")
-    return tirx.For(var, 0, extent, ForKind.SERIAL, body(var))
+    return tirx.For(var, 0, extent, tirx.ForKind.SERIAL, body(var))
 
 
 def loops_of(block: Any) -> list[Any]:

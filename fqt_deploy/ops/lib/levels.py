@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tvm import tirx
 
+from fqt_deploy.ops.lib.late_modules import tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.packed_words import WORD, word_count
 
@@ -30,9 +30,9 @@ def reciprocal(spacing: float) -> float:
 
 def codes_of(x: Tensor, spacing: float, bits: int, signed: bool) -> Tensor:
     """The codes of ``x``, [...] float32 of whole numbers; that of NaN is 0."""
-    scaled = x * reciprocal(spacing)
-    code = torch.floor(scaled) + float(1 << (bits - 1)) if signed else torch.floor(scaled + 0.5)
-    return torch.where(code > 0, code.clamp(max=largest_code(bits)), 0.0)
+    scaled = x * reciprocal(spacing)  # in place from here on: it is the memory that takes time
+    code = scaled.floor_().add_(float(1 << (bits - 1))) if signed else scaled.add_(0.5).floor_()
+    return torch.where(code.clamp_(max=largest_code(bits)) > 0, code, 0.0)
 
 
 def codes_compute(x: Any, spacing: float, bits: int, signed: bool) -> Any:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from onnx import AttributeProto, NodeProto, helper, numpy_helper
+
+from fqt_deploy.ops.lib.late_modules import onnx
 
 DOMAIN = "ai.fqt"
 """Domain of the functions; their names are those of the ops."""
@@ -33,7 +34,7 @@ class Reference:
     """
 
     name: str
-    kind: AttributeProto.AttributeType
+    kind: onnx.AttributeProto.AttributeType
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Body:
     """
 
     def __init__(self) -> None:
-        self.nodes: list[NodeProto] = []
+        self.nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[str, str, tuple[int, ...]], str] = {}
 
     def __call__(self, op: str, *inputs: str, **attributes: Any) -> str:
@@ -91,12 +92,12 @@ class Body:
         array = np.asarray(value, dtype=dtype)
         key = (array.tobytes().hex(), dtype, array.shape)
         if key not in self._constants:
-            self._constants[key] = self("Constant", value=numpy_helper.from_array(array))
+            self._constants[key] = self("Constant", value=onnx.numpy_helper.from_array(array))
         return self._constants[key]
 
     def integer(self, name: str) -> str:
         """The function's attribute ``name``, an integer, as [] int64."""
-        return self("Constant", value_int=Reference(name, AttributeProto.INT))
+        return self("Constant", value_int=Reference(name, onnx.AttributeProto.INT))
 
     def integers(self, name: str) -> str:
         """The function's attribute ``name``, a list of integers, as [n] int64."""
@@ -104,7 +105,7 @@ class Body:
 
     def double(self, name: str) -> str:
         """The function's attribute ``name``, a float, as [] float64."""
-        return self("Constant", value=Reference(name, AttributeProto.TENSOR))
+        return self("Constant", value=Reference(name, onnx.AttributeProto.TENSOR))
 
     def float(self, name: str) -> str:
         """The function's attribute ``name``, a float, as [] float32."""
@@ -163,20 +164,20 @@ class Body:
 
 def ints(name: str) -> Reference:
     """The function's attribute ``name``, a list of integers."""
-    return Reference(name, AttributeProto.INTS)
+    return Reference(name, onnx.AttributeProto.INTS)
 
 
 def integer(name: str) -> Reference:
     """The function's attribute ``name``, an integer."""
-    return Reference(name, AttributeProto.INT)
+    return Reference(name, onnx.AttributeProto.INT)
 
 
 def make_node(
     op: str, inputs: Sequence[str], outputs: Sequence[str], name: str, attributes: Attributes, domain: str = ""
-) -> NodeProto:
+) -> onnx.NodeProto:
     """A node; an attribute that is a ``Reference`` refers to one of the function around it."""
     plain = {key: value for key, value in attributes.items() if not isinstance(value, Reference)}
-    node = helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain, **plain)
+    node = onnx.helper.make_node(op, list(inputs), list(outputs), name=name, domain=domain, **plain)
     for key, value in attributes.items():
         if isinstance(value, Reference):
             node.attribute.add(name=key, ref_attr_name=value.name, type=value.kind)
@@ -185,4 +186,4 @@ def make_node(
 
 def element_type(dtype: str) -> int:
     """ONNX's number of a NumPy dtype."""
-    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))

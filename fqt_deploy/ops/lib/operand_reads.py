@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tvm_ffi
 from torch import Tensor
-from tvm import te
 
 from fqt_deploy.ops.lib.dtypes import dtype_name
+from fqt_deploy.ops.lib.late_modules import te, tvm_ffi
 from fqt_deploy.ops.op import Op
 
 _measured: dict[str, tuple[int, ...]] = {}

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te, tirx
+
+from fqt_deploy.ops.lib.late_modules import te, tirx
 
 WORD = 32
 """Number of elements in one word."""

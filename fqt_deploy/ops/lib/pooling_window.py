@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tvm import te, tirx
+from fqt_deploy.ops.lib.late_modules import te, tirx
 
 
 def pooled_extent(extent: int, kernel: int, stride: int, padding: int) -> int:

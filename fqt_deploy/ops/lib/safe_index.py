@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import te, tirx
-
 from fqt_deploy.ops.lib.dtypes import dtype_of
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxValue, OnnxWriter
 
 _NAN = 0x7FC00000

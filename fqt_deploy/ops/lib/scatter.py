@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import te, tirx
-
 from fqt_deploy.ops.lib.in_order import in_order, loop, unflattened
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import OnnxValue, OnnxWriter
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te, tirx
 
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.ops.lib.counter_random import element_hash, element_hash_compute, uint32
+from fqt_deploy.ops.lib.late_modules import te, tirx
 
 FRACTION = 20
 """Number of fractional bits that decide the rounding; codes of 8 bits then still fit an int32."""

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from tvm import tirx
 
+from fqt_deploy.ops.lib.late_modules import tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import FqtOp, Operand
 

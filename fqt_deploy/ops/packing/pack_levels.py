@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.ops.lib import levels
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_bits import pack, planes_of_codes
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.lib.packed_words import WORD, bit_of, pack_last_axis, packed, values_to_pack, word_count

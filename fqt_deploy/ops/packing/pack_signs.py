@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te, tirx
 
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_bits import pack
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.packed_words import WORD, pack_last_axis, packed, values_to_pack, word_count

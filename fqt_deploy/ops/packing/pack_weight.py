@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.ops.lib import onnx_bits
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.packed_words import PANEL, WORD, pack_last_axis, packed, panel_count, to_panels, word_count
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes

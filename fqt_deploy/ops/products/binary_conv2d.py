@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from onnx import AttributeProto
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.ops.lib import onnx_bits
 from fqt_deploy.ops.lib.convolution_shape import input_position, output_extents
+from fqt_deploy.ops.lib.late_modules import onnx, te, tirx
 from fqt_deploy.ops.lib.onnx_bits import SIGNS, unpack
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, Reference, element_type, ints
 from fqt_deploy.ops.lib.packed_words import (
@@ -156,7 +155,7 @@ class BinaryConv2d(FqtOp):
             strides=ints("strides"),
             pads=ints("pads"),
         )
-        return op("Cast", op.channels_last(y), to=Reference("to", AttributeProto.INT))
+        return op("Cast", op.channels_last(y), to=Reference("to", onnx.AttributeProto.INT))
 
     def onnx_attributes(self) -> Attributes:
         """The attributes in ONNX; ``to`` is the type of the result."""

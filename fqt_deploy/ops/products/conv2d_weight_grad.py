@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
-from tvm import te, tirx
 
 from fqt_deploy.ops.lib.convolution_shape import input_position, output_extents
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, ints
 from fqt_deploy.ops.lib.plain_convolution import without_onednn
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes

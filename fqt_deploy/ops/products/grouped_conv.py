@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.ops.lib.convolution_axes import ConvolutionAxes, channels_first, channels_last
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, integer, ints
 from fqt_deploy.ops.lib.plain_convolution import without_onednn
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes

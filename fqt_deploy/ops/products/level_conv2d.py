@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from onnx import AttributeProto
 from torch import Tensor
-from tvm import te, tirx
 
 from fqt_deploy.ops.lib import levels
 from fqt_deploy.ops.lib.convolution_shape import input_position, output_extents
+from fqt_deploy.ops.lib.late_modules import onnx, te, tirx
 from fqt_deploy.ops.lib.onnx_bits import BITS, codes_of_planes, unpack
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body, Reference, element_type, ints
 from fqt_deploy.ops.lib.packed_words import (
@@ -160,7 +159,7 @@ class LevelConv2d(FqtOp):
         return op(
             "Cast",
             op.channels_last(op("Conv", op.channels_first(x), w, **shape)),
-            to=Reference("to", AttributeProto.INT),
+            to=Reference("to", onnx.AttributeProto.INT),
         )
 
     def onnx_attributes(self) -> Attributes:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te
 
 from fqt_deploy.ops.lib import levels, onnx_bits
+from fqt_deploy.ops.lib.late_modules import te
 from fqt_deploy.ops.lib.onnx_bits import BITS, codes_of_planes, unpack
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.lib.packed_words import (

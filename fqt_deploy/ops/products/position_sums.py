@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from tvm import te
 
+from fqt_deploy.ops.lib.late_modules import te
 from fqt_deploy.ops.lib.onnx_bits import ONES, table
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.packed_words import PANEL, from_panels, popcount, unpack_last_axis

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input
-from tvm import te, tirx
 
 from fqt_deploy.ops.lib.convolution_shape import output_extents, output_position
+from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
 from fqt_deploy.ops.lib.packed_words import PANEL, WORD, pack_last_axis, popcount, to_panels, word_count
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tvm import te
 
 from fqt_deploy.ops.lib.counter_random import flat_index
+from fqt_deploy.ops.lib.late_modules import te
 from fqt_deploy.ops.lib.onnx_bits import rounded as rounded_onnx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.stochastic_code import rounded, rounded_compute

@@ -76,7 +76,7 @@ def emitted_sources():
 @pytest.fixture(scope="session")
 def digits_step(digits_source, emulated_entry, emitted_sources, tmp_path_factory):
     """A verified step of the digits network for batches of 8: the result, its folder, and the emitted source."""
-    from fqt_deploy.compiler import compile_model
+    from fqt_deploy.compiler.compile_model import compile_model
     from fqt_deploy.core.options import CompileOptions
 
     patch = pytest.MonkeyPatch()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fqt_deploy
-from fqt_deploy.compiler import compile_model
+from fqt_deploy.compiler.compile_model import compile_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.targets.cuda.options import CudaOptions

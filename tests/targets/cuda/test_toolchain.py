@@ -69,7 +69,7 @@ def test_the_kernels_of_a_step_compile_and_use_binary_tensor_cores(digits_step, 
 @pytest.mark.parametrize("example", ["resnet18_cifar", "vgg16_cifar", "mlp_mixer", "vgg16_imagenet"])
 def test_the_kernels_of_every_example_compile_without_spills(example, tmp_path):
     from fqt_deploy.capture.load_model import load_model
-    from fqt_deploy.compiler import compile_model
+    from fqt_deploy.compiler.compile_model import compile_model
     from fqt_deploy.core.options import CompileOptions
 
     source = load_model(Path(__file__).parents[3] / "examples" / f"{example}.py")

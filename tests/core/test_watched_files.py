@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fqt_deploy.build_cache.watched_files import watched_files
+from fqt_deploy.core.watched_files import watched_files
 
 
 def test_what_is_read_is_known(tmp_path: Path, monkeypatch) -> None:

@@ -1,0 +1,84 @@
+"""Work in a fork: what it returns, prints and reads arrives here; where it fails or hangs there is nothing."""
+
+import os
+import sys
+import time
+
+import pytest
+
+from fqt_deploy.capture import forked as subject
+from fqt_deploy.capture.forked import forked
+from fqt_deploy.core.watched_files import watched_files
+
+pytestmark = pytest.mark.skipif(not subject._can_fork(), reason="no fork here, or one processor")
+
+
+def test_what_work_returns_prints_and_reads_arrives(tmp_path, capsys):
+    (tmp_path / "read").write_text("x")
+
+    def work():
+        print("said")
+        print("complained", file=sys.stderr)
+        (tmp_path / "read").read_text()
+        return str(os.getpid()).encode() + bytes(1 << 20)  # more than a pipe holds
+
+    with watched_files() as read, forked(work) as begun:
+        returned = begun.result()
+    assert len(returned) > 1 << 20
+    assert returned.rstrip(b"\0") == str(begun.process).encode() != str(os.getpid()).encode()
+    assert capsys.readouterr() == ("said\n", "complained\n")
+    assert str(tmp_path / "read") in read
+
+
+def test_modules_that_work_imports_count_as_read(tmp_path, monkeypatch):
+    (tmp_path / "only_there.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work():
+        import only_there
+
+        return bytes(only_there.x)
+
+    with watched_files() as read, forked(work) as begun:
+        assert begun.result() == b"\0"
+    assert str(tmp_path / "only_there.py") in read
+    assert "only_there" not in sys.modules
+
+
+@pytest.mark.parametrize("end", [lambda: 1 / 0, lambda: sys.exit(0), lambda: os._exit(0), lambda: os.abort()])
+def test_work_that_fails_returns_nothing(end, capfd):
+    def work():
+        print("said")
+        return end()
+
+    with forked(work) as begun:
+        assert begun.result() is None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_work_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(subject, "_PATIENCE", 0.1)
+    with forked(lambda: time.sleep(1000) or b"") as begun:
+        assert begun.result() is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(begun.process, 0)
+
+
+def test_work_ends_with_the_block():
+    with pytest.raises(ZeroDivisionError), forked(lambda: time.sleep(1000) or b"") as begun:
+        raise ZeroDivisionError
+    with pytest.raises(ProcessLookupError):
+        os.kill(begun.process, 0)
+
+
+@pytest.mark.parametrize("here", [("platform", "darwin"), ("processors", {0}), ("cuda", True)])
+def test_elsewhere_there_is_no_fork(here, monkeypatch):
+    what, value = here
+    if what == "platform":
+        monkeypatch.setattr(subject.sys, "platform", value)
+    elif what == "processors":
+        monkeypatch.setattr(subject.os, "sched_getaffinity", lambda _: value)
+    else:
+        monkeypatch.setattr(subject.torch.cuda, "is_initialized", lambda: value)
+    with forked(lambda: b"") as begun:
+        assert begun is None
