@@ -15,6 +15,7 @@ from fqt_deploy.capture.form_attention import form_attention
 from fqt_deploy.capture.label_range import find_labels
 from fqt_deploy.capture.model_call import ModelCall, describe_call, predicted
 from fqt_deploy.capture.model_state import constant_name, constant_state, model_state
+from fqt_deploy.capture.padded_sequences import padded_sequences
 from fqt_deploy.capture.side_effects import observe_forward
 from fqt_deploy.capture.tied_parameters import canonical_names, merge_equal_inputs
 from fqt_deploy.capture.traced_graph import data_first, reduce_provenance
@@ -91,7 +92,7 @@ def _trace(predict: _PredictModule, inputs: tuple[Tensor, ...]) -> TrainingGraph
     model = predict.model
     call = predict.call.resized(int(inputs[0].shape[0]))
     try:
-        with WithoutChecks():  # what the model calls: of what is exported PyTorch asks no mode
+        with WithoutChecks(), padded_sequences():  # what the model calls: of what is exported PyTorch asks no mode
             program = torch.export.export(predict, inputs, strict=False)
         form_attention(program)
         program = decomposed(program)

@@ -57,15 +57,6 @@ def _gradient(*args: Any, **kwargs: Any) -> Any:
     )
 
 
-def _pack(*_: Any, **__: Any) -> Any:
-    """``pack_padded_sequence``, whose result has a size that lengths say."""
-    raise _refused(
-        "pack_padded_sequence: its size depends on lengths",
-        "give the layer the padded batch, and take each sample's last step: y[torch.arange(n), lengths - 1]; one that "
-        "reads in both directions reads the padding, too",
-    )
-
-
 def _refused(message: str, hint: str) -> FqtError:
     error = FqtError(message, code="FQT104", hint=hint)
     error.location = SourceLocation.of_frame(sys._getframe(2))
@@ -74,7 +65,7 @@ def _refused(message: str, hint: str) -> FqtError:
 
 _REPLACED: dict[Any, Callable[..., Any]] = {
     F.ctc_loss: ctc_loss, F.embedding_bag: embedding_bag, F.gaussian_nll_loss: _gaussian_nll_loss, F.one_hot: _one_hot,
-    torch.autograd.grad: _gradient, torch._C._VariableFunctions._pack_padded_sequence: _pack,
+    torch.autograd.grad: _gradient,
 }  # fmt: skip
 
 
