@@ -258,10 +258,19 @@ def _compared(node: fx.Node, first: Fact | None, name: str) -> Condition | None:
     if name in ("eq", "ne"):
         found = first.differs_from(value)
         return None if found is None else replace(found, inverted=name == "eq")
-    if not isinstance(first, Index) or first.replaced or first.below or first.above:
+    if not isinstance(first, Index) or first.replaced or (first.below and first.above):
         return None
-    bound = value - first.shift + (name in ("le", "gt"))  # below it: lt and le; from it on: ge and gt
-    return Condition(high=bound) if name in ("lt", "le") else Condition(low=bound)
+    less, least = name in ("lt", "le"), value + (name in ("le", "gt"))  # below it: lt and le; from it on: ge and gt
+    bound = least - first.shift
+    clamped = first.below or first.above
+    if clamped is None:
+        return Condition(high=bound) if less else Condition(low=bound)
+    end, constant = clamped
+    if (constant < least) is not less:
+        return None
+    if (first.below is not None) is less:  # the labels of the constant are the outermost of those for which it holds
+        return Condition(high=max(bound, end)) if less else Condition(low=min(bound, end))
+    return Condition() if (bound >= end if less else bound <= end) else None
 
 
 def _joined(node: fx.Node, facts: Mapping[Any, Fact]) -> Condition | None:

@@ -1,4 +1,7 @@
-"""Functions of PyTorch that look at values, before they compute or to see how much, in a form that only computes."""
+"""Functions of PyTorch that look at values, before they compute or to see how much, in a form that only computes.
+
+And such as have a gradient of their own, in simpler functions that have one each.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from fqt_deploy.capture.ctc_loss import ctc_loss
 from fqt_deploy.capture.embedding_bag import embedding_bag
+from fqt_deploy.capture.grid_sample import grid_sample
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 
 
@@ -64,7 +68,8 @@ def _refused(message: str, hint: str) -> FqtError:
 
 
 _REPLACED: dict[Any, Callable[..., Any]] = {
-    F.ctc_loss: ctc_loss, F.embedding_bag: embedding_bag, F.gaussian_nll_loss: _gaussian_nll_loss, F.one_hot: _one_hot,
+    F.ctc_loss: ctc_loss, F.embedding_bag: embedding_bag, F.grid_sample: grid_sample,
+    F.gaussian_nll_loss: _gaussian_nll_loss, F.one_hot: _one_hot,
     torch.autograd.grad: _gradient,
 }  # fmt: skip
 

@@ -105,6 +105,13 @@ TAKEN = {
     "one_hot": (
         lambda o, y: -(F.one_hot(y, 5) * o.log_softmax(1)).sum(1).mean(), labels(8), LabelUse(0, 5, None, 1),
     ),
+    "one_hot, clamped from below": (
+        lambda o, y: (F.one_hot(y.clamp(min=0), 5) * o * (y >= 0)[:, None]).sum(),
+        labels(8), LabelUse(LOWEST, 5, None, 1),
+    ),
+    "one_hot, clamped from above": (
+        lambda o, y: (F.one_hot((y + 1).clamp(max=4), 5) * o).sum(), labels(8), LabelUse(-1, HIGHEST, None),
+    ),
     "one_hot squared": (lambda o, y: F.mse_loss(o, F.one_hot(y, 5).float()), labels(8), LabelUse(0, 5, None, 1)),
     "gather": (
         lambda o, y: -o.log_softmax(1).gather(1, y[:, None]).mean(), labels(8), LabelUse(0, 5, None, 1),
