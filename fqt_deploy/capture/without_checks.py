@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from fqt_deploy.capture.ctc_loss import ctc_loss
 from fqt_deploy.capture.embedding_bag import embedding_bag
 from fqt_deploy.capture.grid_sample import grid_sample
+from fqt_deploy.capture.recurrent_dropout import RECURRENT, layer_by_layer
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
 
 
@@ -70,7 +71,7 @@ def _refused(message: str, hint: str) -> FqtError:
 _REPLACED: dict[Any, Callable[..., Any]] = {
     F.ctc_loss: ctc_loss, F.embedding_bag: embedding_bag, F.grid_sample: grid_sample,
     F.gaussian_nll_loss: _gaussian_nll_loss, F.one_hot: _one_hot,
-    torch.autograd.grad: _gradient,
+    torch.autograd.grad: _gradient, **{function: layer_by_layer(function) for function in RECURRENT},
 }  # fmt: skip
 
 
