@@ -67,6 +67,22 @@ def test_no_labels_and_no_frames(generator):
 
 
 @pytest.mark.parametrize("zero_infinity", [False, True])
+@pytest.mark.parametrize("frames", [1, 6])
+def test_samples_without_any_label(generator, frames, zero_infinity):
+    x = torch.randn(frames, 3, 5, generator=generator).log_softmax(2)
+    none, counts = torch.zeros(3, 0, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+    given = torch.full((3,), frames)
+    _same(*_both(x, none, given, counts, reduction="none", zero_infinity=zero_infinity))
+    _same(*_both(x[:, 0], none[0], given[0], counts[0]))
+
+
+def test_a_label_that_is_the_blank_counts_as_any_other(generator):
+    x = torch.randn(9, 3, 5, generator=generator).log_softmax(2)
+    y = torch.tensor([[1, 0, 2], [0, 0, 3], [2, 2, 0]])
+    _same(*_both(x, y, torch.tensor([9, 8, 9]), torch.tensor([3, 3, 2]), reduction="none"))
+
+
+@pytest.mark.parametrize("zero_infinity", [False, True])
 def test_labels_that_no_path_spells(generator, zero_infinity):
     x = torch.randn(3, 2, 5, generator=generator).log_softmax(2)
     y = torch.tensor([[1, 1, 1], [1, 2, 3]])  # the first needs five frames
