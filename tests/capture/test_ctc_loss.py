@@ -101,6 +101,15 @@ def test_lengths_as_numbers_and_one_sample_without_an_axis(generator):
     _same(*_both(x[:, 0], y, torch.tensor(9), torch.tensor(3)))
 
 
+@pytest.mark.parametrize("reduction", [0, 1, 2])
+def test_the_function_that_has_numbers_for_reductions(generator, reduction):
+    x = torch.randn(9, 2, 5, generator=generator).log_softmax(2)
+    args = x, torch.tensor([[1, 2], [3, 3]]), torch.tensor([9, 7]), torch.tensor([2, 1])
+    expected = torch.ctc_loss(*args, 0, reduction, True), torch.ctc_loss(*args, reduction=reduction)
+    with WithoutChecks():
+        _same((torch.ctc_loss(*args, 0, reduction, True), torch.ctc_loss(*args, reduction=reduction)), expected)
+
+
 MODEL = """
 import torch
 from torch import nn
