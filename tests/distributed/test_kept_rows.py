@@ -106,7 +106,14 @@ def test_a_group_of_one_process_trains_as_one_that_is_alone(compiled, tmp_path, 
 
 @pytest.mark.parametrize(
     ("rows", "kept", "processes", "shorter"),
-    [(512, 128, 2, True), (512, 128, 7, True), (512, 128, 8, False), (512, 512, 2, False), (1, 1, 3, False), (512, 128, 1, False)],
+    [
+        (512, 128, 2, True),
+        (512, 128, 7, True),
+        (512, 128, 8, False),
+        (512, 512, 2, False),
+        (1, 1, 3, False),
+        (512, 128, 1, False),
+    ],
 )
 def test_rows_travel_where_a_ring_sends_more(rows, kept, processes, shorter):
     assert is_shorter(rows, kept, processes) is shorter
