@@ -77,9 +77,10 @@ def _losses(log_probs: Tensor, targets: Tensor, frames: Tensor, labels: Tensor, 
     blanks = torch.full_like(spelled, blank)
     # Blanks stand before, between and behind the labels: [N, places]. A label that is no class counts as another one,
     # and its loss is not used.
-    states = torch.cat([torch.stack([blanks, spelled], 2).flatten(1), torch.full_like(targets[:, :1], blank)], 1)
+    states = torch.cat([torch.stack([blanks, spelled], 2).flatten(1), targets.new_full((len(targets), 1), blank)], 1)
     states = torch.remainder(states, classes)
-    may_skip = F.pad((states[:, 2:] != states[:, :-2]) & (states[:, 2:] != blank), (2, 0))
+    others = states[:, 2:] != states[:, :-2]  # none of the blanks
+    may_skip = torch.cat([torch.zeros_like(states[:, :2], dtype=torch.bool), others], 1)
     emitted = log_probs.gather(2, states.expand(steps, *states.shape)).unbind(0)
     runs = (torch.arange(steps)[:, None, None] < frames[:, None]).unbind(0)
     first = torch.arange(states.shape[1]) < 2

@@ -9,6 +9,7 @@ than expected, is nothing, and whoever asked does the work in its own process, w
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import io
 import os
@@ -28,6 +29,8 @@ from fqt_deploy.core.watched_files import read_elsewhere, watched_files
 _PATIENCE = 30.0
 """Seconds that the work may take longer than what was done in the meantime, and ``_TIMES`` that again."""
 _TIMES = 3
+_SIGNAL_AT_END_OF_PARENT = 1
+"""``PR_SET_PDEATHSIG`` of ``linux/prctl.h``."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,9 @@ class Forked:
         if not content:
             return None
         returned, printed, errors, read = pickle.loads(content)
-        sys.stdout.write(printed)
-        sys.stderr.write(errors)
+        for stream, text in ((sys.stdout, printed), (sys.stderr, errors)):
+            if stream is not None:  # as in a program that was started without it
+                stream.write(text)
         read_elsewhere(read)
         assert isinstance(returned, bytes)
         return returned
@@ -90,16 +94,23 @@ def _can_fork() -> bool:
     return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
 
 
-def _fork(work: Callable[[], bytes]) -> Forked:
+def _fork(work: Callable[[], bytes]) -> Forked | None:
+    """Begin ``work`` in a fork; None if there cannot be one."""
     source, target = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: see above
-        process = os.fork()
+        try:
+            process = os.fork()
+        except OSError:  # too many processes, or too little memory for another one
+            os.close(source)
+            os.close(target)
+            return None
     if process:
         os.close(target)
         return Forked(process, source, time.monotonic())
     status = 1
     try:
+        ctypes.CDLL(None).prctl(_SIGNAL_AT_END_OF_PARENT, signal.SIGKILL)  # nobody else would end it
         os.close(source)
         with open(target, "wb") as pipe:
             pipe.write(_done(work))

@@ -52,6 +52,20 @@ def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     return F.one_hot(tensor, num_classes)
 
 
+def _ctc_loss(
+    log_probs: Tensor,
+    targets: Tensor,
+    input_lengths: Any,
+    target_lengths: Any,
+    blank: int = 0,
+    reduction: int = 1,
+    zero_infinity: bool = False,
+) -> Tensor:
+    """``torch.ctc_loss``, which has numbers for the reductions."""
+    named = ("none", "mean", "sum")[reduction]
+    return ctc_loss(log_probs, targets, input_lengths, target_lengths, blank, named, zero_infinity)
+
+
 def _gradient(*args: Any, **kwargs: Any) -> Any:
     """``torch.autograd.grad`` in a model, whose loss then depends on the gradient of a gradient."""
     if not torch.compiler.is_exporting():
@@ -70,9 +84,21 @@ def _refused(message: str, hint: str) -> FqtError:
 
 _REPLACED: dict[Any, Callable[..., Any]] = {
     F.ctc_loss: ctc_loss, F.embedding_bag: embedding_bag, F.grid_sample: grid_sample,
-    F.gaussian_nll_loss: _gaussian_nll_loss, F.one_hot: _one_hot,
+    F.gaussian_nll_loss: _gaussian_nll_loss, F.one_hot: _one_hot, torch.ctc_loss: _ctc_loss,
     torch.autograd.grad: _gradient, **{function: layer_by_layer(function) for function in RECURRENT},
 }  # fmt: skip
+
+
+class _Never:
+    """An attribute that is False, whatever an object has been told."""
+
+    def __get__(self, owner: Any, kind: type) -> bool:
+        """Returns that it is not so."""
+        return False
+
+    def __set__(self, owner: Any, value: bool) -> None:
+        """Keep ``value`` for when this is over."""
+        vars(owner)["_validate_args"] = value
 
 
 class WithoutChecks(TorchFunctionMode):
@@ -82,9 +108,9 @@ class WithoutChecks(TorchFunctionMode):
     """
 
     def __enter__(self) -> Self:
-        """Enter, without the checks of distributions."""
+        """Enter, without the checks of distributions, also of those that exist already, or are told to check."""
         self._checked = Distribution._validate_args
-        Distribution.set_default_validate_args(False)
+        Distribution._validate_args = _Never()  # type: ignore[assignment]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 

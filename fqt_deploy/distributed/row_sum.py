@@ -22,8 +22,11 @@ BUCKET_BYTES = 1 << 20
 
 
 def is_shorter(rows: int, kept: int, processes: int) -> bool:
-    """Whether a process sends fewer bytes with ``kept`` of ``rows`` rows to every other one than all rows in a ring."""
-    return kept * processes < 2 * rows
+    """Whether a process sends fewer bytes with ``kept`` of ``rows`` rows to every other one than all rows in a ring.
+
+    A process that is a group by itself sends nothing either way.
+    """
+    return processes > 1 and kept * processes < 2 * rows
 
 
 @dataclass

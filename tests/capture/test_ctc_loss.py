@@ -67,6 +67,22 @@ def test_no_labels_and_no_frames(generator):
 
 
 @pytest.mark.parametrize("zero_infinity", [False, True])
+@pytest.mark.parametrize("frames", [1, 6])
+def test_samples_without_any_label(generator, frames, zero_infinity):
+    x = torch.randn(frames, 3, 5, generator=generator).log_softmax(2)
+    none, counts = torch.zeros(3, 0, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+    given = torch.full((3,), frames)
+    _same(*_both(x, none, given, counts, reduction="none", zero_infinity=zero_infinity))
+    _same(*_both(x[:, 0], none[0], given[0], counts[0]))
+
+
+def test_a_label_that_is_the_blank_counts_as_any_other(generator):
+    x = torch.randn(9, 3, 5, generator=generator).log_softmax(2)
+    y = torch.tensor([[1, 0, 2], [0, 0, 3], [2, 2, 0]])
+    _same(*_both(x, y, torch.tensor([9, 8, 9]), torch.tensor([3, 3, 2]), reduction="none"))
+
+
+@pytest.mark.parametrize("zero_infinity", [False, True])
 def test_labels_that_no_path_spells(generator, zero_infinity):
     x = torch.randn(3, 2, 5, generator=generator).log_softmax(2)
     y = torch.tensor([[1, 1, 1], [1, 2, 3]])  # the first needs five frames
@@ -83,6 +99,15 @@ def test_lengths_as_numbers_and_one_sample_without_an_axis(generator):
     _same(*_both(x, torch.tensor([[1, 2], [3, 3]]), (9, 7), (2, 1)))
     y = torch.tensor([3, 1, 1])
     _same(*_both(x[:, 0], y, torch.tensor(9), torch.tensor(3)))
+
+
+@pytest.mark.parametrize("reduction", [0, 1, 2])
+def test_the_function_that_has_numbers_for_reductions(generator, reduction):
+    x = torch.randn(9, 2, 5, generator=generator).log_softmax(2)
+    args = x, torch.tensor([[1, 2], [3, 3]]), torch.tensor([9, 7]), torch.tensor([2, 1])
+    expected = torch.ctc_loss(*args, 0, reduction, True), torch.ctc_loss(*args, reduction=reduction)
+    with WithoutChecks():
+        _same((torch.ctc_loss(*args, 0, reduction, True), torch.ctc_loss(*args, reduction=reduction)), expected)
 
 
 MODEL = """

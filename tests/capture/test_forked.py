@@ -1,8 +1,11 @@
 """Work in a fork: what it returns, prints and reads arrives here; where it fails or hangs there is nothing."""
 
 import os
+import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +85,48 @@ def test_elsewhere_there_is_no_fork(here, monkeypatch):
         monkeypatch.setattr(subject.torch.cuda, "is_initialized", lambda: value)
     with forked(lambda: b"") as begun:
         assert begun is None
+
+
+def test_where_no_process_can_be_made_there_is_no_fork(monkeypatch):
+    def refused():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(os, "fork", refused)
+    with forked(bytes) as begun:
+        assert begun is None
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_what_is_printed_is_lost_in_a_program_without_streams(monkeypatch):
+    def work():
+        print("said")
+        print("complained", file=sys.stderr)
+        return b"done"
+
+    with forked(work) as begun:
+        monkeypatch.setattr(sys, "stdout", None)
+        monkeypatch.setattr(sys, "stderr", None)
+        returned = begun.result()
+    monkeypatch.undo()
+    assert returned == b"done"
+
+
+KILLED = """
+import os, signal, sys, time
+from fqt_deploy.capture.forked import forked
+with forked(lambda: time.sleep(100)) as begun:
+    print(begun.process, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_work_ends_with_the_process_that_began_it():
+    started = subprocess.run([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, timeout=60, check=False)
+    assert started.returncode == -signal.SIGKILL
+    status = Path(f"/proc/{int(started.stdout)}/stat")
+    for _ in range(100):
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("it still runs")

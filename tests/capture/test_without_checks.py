@@ -43,6 +43,18 @@ def test_distributions_take_any_values_and_check_again_afterwards():
         torch.distributions.Normal(X, X)
 
 
+def test_distributions_that_exist_already_or_are_told_to_check_do_not():
+    prior = torch.distributions.Normal(torch.zeros(3), torch.ones(3)).expand([4, 3])  # has noted that it checks
+    bad = torch.full((4, 3), torch.nan)
+    with WithoutChecks():
+        assert torch.isnan(prior.log_prob(bad)).all()
+        told = torch.distributions.Normal(X, X.abs(), validate_args=True)
+        assert torch.isnan(told.log_prob(bad)).all()
+    for each in (prior, told):
+        with pytest.raises(ValueError, match="to be within the support"):
+            each.log_prob(bad)
+
+
 MODEL = """
 import torch
 from torch import nn

@@ -93,9 +93,27 @@ def test_in_one_process_nothing_is_exchanged(compiled, tmp_path):
     assert np.isfinite(found["losses"]).all()
 
 
+@pytest.mark.parametrize("wire", ["fp32", "4-bit"])
+def test_a_group_of_one_process_trains_as_one_that_is_alone(compiled, tmp_path, wire):
+    artifact = compiled(**PRUNED | {"distributed": wire})
+    found = trained(artifact, tmp_path, 1)
+    train(fqt_deploy.load(artifact), None, str(tmp_path / "alone"))
+    alone = dict(np.load(tmp_path / "alone.0.npz"))
+    for job in ("kept", "whole"):
+        assert found[job, 0]["sent"] == 0
+        np.testing.assert_allclose(found[job, 0]["losses"], alone["losses"], rtol=0 if wire == "fp32" else 1e-3)
+
+
 @pytest.mark.parametrize(
     ("rows", "kept", "processes", "shorter"),
-    [(512, 128, 2, True), (512, 128, 7, True), (512, 128, 8, False), (512, 512, 2, False), (1, 1, 3, False)],
+    [
+        (512, 128, 2, True),
+        (512, 128, 7, True),
+        (512, 128, 8, False),
+        (512, 512, 2, False),
+        (1, 1, 3, False),
+        (512, 128, 1, False),
+    ],
 )
 def test_rows_travel_where_a_ring_sends_more(rows, kept, processes, shorter):
     assert is_shorter(rows, kept, processes) is shorter
