@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fqt_deploy.core.diagnostics import FqtError, SourceLocation
+from fqt_deploy.capture.tracing import untraceable
 
 IMPOSSIBLE = -1e30
 """The logarithm of the probability of what cannot be: finite, since the difference of two infinities is no number."""
@@ -48,13 +47,10 @@ def ctc_loss(
     """
     several = log_probs.dim() == 3
     if several and targets.dim() == 1:
-        error = FqtError(
+        raise untraceable(
             "F.ctc_loss with the labels of all samples in one row: where a sample's labels are depends on lengths",
-            code="FQT104",
-            hint="give the labels as [samples, labels of the longest], padded with anything",
+            "give the labels as [samples, labels of the longest], padded with anything",
         )
-        error.location = SourceLocation.of_frame(sys._getframe(1))
-        raise error
     if not several:
         log_probs, targets = log_probs.unsqueeze(1), targets.unsqueeze(0)
     samples = log_probs.shape[1]

@@ -14,7 +14,6 @@ After, captured: the ops of ``Sign.forward`` in the place of this node, and thos
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from fqt_deploy.core.diagnostics import FqtError, SourceLocation
+from fqt_deploy.capture.tracing import untraceable
 
 Function = torch.autograd.Function
 
@@ -116,13 +115,10 @@ def refuse_functions_in_place() -> Iterator[None]:
         before = [operand._version for operand in operands]
         result = _eager(cls, *args, **kwargs)
         if not _is_of_torch(cls) and before != [operand._version for operand in operands]:
-            error = FqtError(
+            raise untraceable(
                 f"torch.autograd.Function {cls.__qualname__} changes its input in place",
-                code="FQT104",
-                hint="write y = x * 2 in place of x *= 2 in its forward, and leave mark_dirty() out",
+                "write y = x * 2 in place of x *= 2 in its forward, and leave mark_dirty() out",
             )
-            error.location = SourceLocation.of_frame(sys._getframe(1))
-            raise error
         return result
 
     with mock.patch.object(Function, "apply", classmethod(apply)):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fqt_deploy.core.diagnostics import FqtError, SourceLocation
+from fqt_deploy.capture.tracing import untraceable
 
 
 def embedding_bag(
@@ -51,13 +50,10 @@ def embedding_bag(
     }
     for what, given in refused.items():
         if given:
-            error = FqtError(
+            raise untraceable(
                 f"F.embedding_bag with {what} is not supported",
-                code="FQT104",
-                hint="give tokens as [samples, tokens], padded with padding_idx, and leave other options out",
+                "give tokens as [samples, tokens], padded with padding_idx, and leave other options out",
             )
-            error.location = SourceLocation.of_frame(sys._getframe(1))
-            raise error
     if input.dim() != 2 or mode not in _MODES or (per_sample_weights is not None and mode != "sum"):
         return F.embedding_bag(input, weight, mode=mode, per_sample_weights=per_sample_weights)  # which says why not
     vectors = F.embedding(input, weight)

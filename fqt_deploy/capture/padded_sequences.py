@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, NoReturn
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import rnn
 
-from fqt_deploy.core.diagnostics import FqtError, SourceLocation
+from fqt_deploy.capture.tracing import untraceable
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,15 @@ class PaddedSequence:
         """FQT104: nothing else of a packed sequence is there."""
         if name.startswith("__"):
             raise AttributeError(name)
-        _refuse(f"PackedSequence.{name}: its size depends on lengths", "unpack it with pad_packed_sequence first")
-
-
-def _refuse(message: str, hint: str) -> NoReturn:
-    error = FqtError(message, code="FQT104", hint=hint)
-    error.location = SourceLocation.of_frame(sys._getframe(2))
-    raise error
+        raise untraceable(
+            f"PackedSequence.{name}: its size depends on lengths", "unpack it with pad_packed_sequence first"
+        )
 
 
 def _pack(input: Any, lengths: Any, batch_first: bool = False, enforce_sorted: bool = True) -> Any:
-    """``pack_padded_sequence``; the order of the samples makes no difference."""
+    """``pack_padded_sequence``; the order of the samples makes no difference. Another thread's packs as ever."""
+    if not _PADDED.get():
+        return _ORIGINAL_PACK(input, lengths, batch_first, enforce_sorted)
     lengths = torch.as_tensor(lengths, dtype=torch.int64)
     values = input.transpose(0, 1) if batch_first else input
     return PaddedSequence(values, lengths)
@@ -75,7 +73,7 @@ def _pad(sequence: Any, batch_first: bool = False, padding_value: float = 0.0, t
         return _ORIGINAL_PAD(sequence, batch_first, padding_value, total_length)
     steps = sequence.values.shape[0]
     if total_length is None or total_length < steps:
-        _refuse(
+        raise untraceable(
             "pad_packed_sequence to the longest sample: its size depends on lengths",
             f"give total_length={steps}, the steps that were packed",
         )
@@ -125,7 +123,9 @@ def _forward(layer: nn.RNNBase, packed: PaddedSequence, initial: Any) -> tuple[P
     Samples whose length is not from 1 to T, which PyTorch refuses, get NaN.
     """
     if layer.proj_size:
-        _refuse("an LSTM with proj_size on packed sequences", "give it padded sequences, or leave proj_size out")
+        raise untraceable(
+            "an LSTM with proj_size on packed sequences", "give it padded sequences, or leave proj_size out"
+        )
     parts = 2 if layer.mode == "LSTM" else 1
     values, running = packed.values, packed.running()
     directions = ("", "_reverse") if layer.bidirectional else ("",)
@@ -169,7 +169,9 @@ def _copy_of(function: Any) -> Any:
     return FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
 
 
-_ORIGINAL_PAD = _copy_of(rnn.pad_packed_sequence)
+_ORIGINAL_PACK, _ORIGINAL_PAD = _copy_of(rnn.pack_padded_sequence), _copy_of(rnn.pad_packed_sequence)
+_PADDED: ContextVar[bool] = ContextVar("padded", default=False)
+"""Whether this thread is in ``padded_sequences``."""
 
 
 def _packing(input: Any, lengths: Any, batch_first: bool = False, enforce_sorted: bool = True) -> Any:
@@ -197,6 +199,7 @@ def padded_sequences() -> Iterator[None]:
         stack.enter_context(_code_of(rnn.pad_packed_sequence, _padding))
         for kind in (nn.LSTM, nn.GRU, nn.RNN):
             stack.enter_context(mock.patch.object(kind, "forward", _taking_both(kind.forward)))
+        stack.callback(_PADDED.reset, _PADDED.set(True))
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -54,6 +55,13 @@ _HINTS = (
     ),
 )
 """What to write instead, by what PyTorch's error names."""
+
+
+def untraceable(message: str, hint: str) -> FqtError:
+    """FQT104 for what a model calls that no compiled step can do, with the innermost line of the user's file."""
+    error = FqtError(message, code="FQT104", hint=hint)
+    error.location = SourceLocation.of_frame(sys._getframe(1))
+    return error
 
 
 def trace_error(what: str, error: Exception) -> FqtError:

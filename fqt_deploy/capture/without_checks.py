@@ -6,7 +6,6 @@ And such as have a gradient of their own, in simpler functions that have one eac
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
@@ -20,7 +19,7 @@ from fqt_deploy.capture.ctc_loss import ctc_loss
 from fqt_deploy.capture.embedding_bag import embedding_bag
 from fqt_deploy.capture.grid_sample import grid_sample
 from fqt_deploy.capture.recurrent_dropout import RECURRENT, layer_by_layer
-from fqt_deploy.core.diagnostics import FqtError, SourceLocation
+from fqt_deploy.capture.tracing import untraceable
 
 
 def _gaussian_nll_loss(
@@ -42,13 +41,10 @@ def _gaussian_nll_loss(
 def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     """``F.one_hot`` of a size that shapes alone say."""
     if num_classes == -1:
-        error = FqtError(
+        raise untraceable(
             "F.one_hot without num_classes: the size of its result depends on values",
-            code="FQT104",
-            hint="give the number of classes: F.one_hot(x, num_classes)",
+            "give the number of classes: F.one_hot(x, num_classes)",
         )
-        error.location = SourceLocation.of_frame(sys._getframe(2))
-        raise error
     return F.one_hot(tensor, num_classes)
 
 
@@ -70,16 +66,10 @@ def _gradient(*args: Any, **kwargs: Any) -> Any:
     """``torch.autograd.grad`` in a model, whose loss then depends on the gradient of a gradient."""
     if not torch.compiler.is_exporting():
         return torch.autograd.grad(*args, **kwargs)
-    raise _refused(
+    raise untraceable(
         "torch.autograd.grad within the model or its loss: gradients of gradients are not compiled",
         "write the derivative down, or take a difference: (f(x + h) - f(x)) / h",
     )
-
-
-def _refused(message: str, hint: str) -> FqtError:
-    error = FqtError(message, code="FQT104", hint=hint)
-    error.location = SourceLocation.of_frame(sys._getframe(2))
-    return error
 
 
 _REPLACED: dict[Any, Callable[..., Any]] = {

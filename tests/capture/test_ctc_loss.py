@@ -26,7 +26,7 @@ def _both(log_probs, targets, *args, weights=None, **kwargs):
         return run(), expected
 
 
-def _same(actual, expected):
+def assert_same(actual, expected):
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -45,25 +45,25 @@ def test_samples_of_different_lengths(generator, reduction, blank):
     y[0] = others[2]  # the same label again and again needs blanks between
     frames, labels = torch.tensor([12, 12, 9, 5]), torch.tensor([5, 3, 1, 4])
     weights = torch.rand(4, generator=generator) if reduction == "none" else None
-    _same(*_both(x, y, frames, labels, blank=blank, reduction=reduction, weights=weights))
+    assert_same(*_both(x, y, frames, labels, blank=blank, reduction=reduction, weights=weights))
 
 
 def test_what_is_not_a_softmax_has_the_gradient_that_pytorch_gives_it(generator):
     x = torch.randn(8, 2, 5, generator=generator) - 2
-    _same(*_both(x, torch.tensor([[1, 2], [3, 3]]), torch.tensor([8, 6]), torch.tensor([2, 2])))
+    assert_same(*_both(x, torch.tensor([[1, 2], [3, 3]]), torch.tensor([8, 6]), torch.tensor([2, 2])))
 
 
 def test_what_is_behind_the_labels_may_be_anything(generator):
     x = torch.randn(8, 2, 5, generator=generator).log_softmax(2)
     y = torch.tensor([[1, 2, -100], [3, -1, 77]])
-    _same(*_both(x, y, torch.tensor([8, 8]), torch.tensor([2, 1])))
+    assert_same(*_both(x, y, torch.tensor([8, 8]), torch.tensor([2, 1])))
 
 
 def test_no_labels_and_no_frames(generator):
     x = torch.randn(6, 3, 5, generator=generator).log_softmax(2)
     y = torch.tensor([[1, 2], [3, 3], [1, 1]])
     frames, labels = torch.tensor([6, 0, 4]), torch.tensor([0, 0, 2])
-    _same(*_both(x, y, frames, labels, reduction="none"))
+    assert_same(*_both(x, y, frames, labels, reduction="none"))
 
 
 @pytest.mark.parametrize("zero_infinity", [False, True])
@@ -72,14 +72,14 @@ def test_samples_without_any_label(generator, frames, zero_infinity):
     x = torch.randn(frames, 3, 5, generator=generator).log_softmax(2)
     none, counts = torch.zeros(3, 0, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
     given = torch.full((3,), frames)
-    _same(*_both(x, none, given, counts, reduction="none", zero_infinity=zero_infinity))
-    _same(*_both(x[:, 0], none[0], given[0], counts[0]))
+    assert_same(*_both(x, none, given, counts, reduction="none", zero_infinity=zero_infinity))
+    assert_same(*_both(x[:, 0], none[0], given[0], counts[0]))
 
 
 def test_a_label_that_is_the_blank_counts_as_any_other(generator):
     x = torch.randn(9, 3, 5, generator=generator).log_softmax(2)
     y = torch.tensor([[1, 0, 2], [0, 0, 3], [2, 2, 0]])
-    _same(*_both(x, y, torch.tensor([9, 8, 9]), torch.tensor([3, 3, 2]), reduction="none"))
+    assert_same(*_both(x, y, torch.tensor([9, 8, 9]), torch.tensor([3, 3, 2]), reduction="none"))
 
 
 @pytest.mark.parametrize("zero_infinity", [False, True])
@@ -96,9 +96,9 @@ def test_labels_that_no_path_spells(generator, zero_infinity):
 
 def test_lengths_as_numbers_and_one_sample_without_an_axis(generator):
     x = torch.randn(9, 2, 5, generator=generator).log_softmax(2)
-    _same(*_both(x, torch.tensor([[1, 2], [3, 3]]), (9, 7), (2, 1)))
+    assert_same(*_both(x, torch.tensor([[1, 2], [3, 3]]), (9, 7), (2, 1)))
     y = torch.tensor([3, 1, 1])
-    _same(*_both(x[:, 0], y, torch.tensor(9), torch.tensor(3)))
+    assert_same(*_both(x[:, 0], y, torch.tensor(9), torch.tensor(3)))
 
 
 @pytest.mark.parametrize("reduction", [0, 1, 2])
@@ -107,7 +107,7 @@ def test_the_function_that_has_numbers_for_reductions(generator, reduction):
     args = x, torch.tensor([[1, 2], [3, 3]]), torch.tensor([9, 7]), torch.tensor([2, 1])
     expected = torch.ctc_loss(*args, 0, reduction, True), torch.ctc_loss(*args, reduction=reduction)
     with WithoutChecks():
-        _same((torch.ctc_loss(*args, 0, reduction, True), torch.ctc_loss(*args, reduction=reduction)), expected)
+        assert_same((torch.ctc_loss(*args, 0, reduction, True), torch.ctc_loss(*args, reduction=reduction)), expected)
 
 
 MODEL = """

@@ -1,6 +1,7 @@
 """Recurrent layers on packed sequences give what PyTorch gives, with the same gradients, or are refused."""
 
 import itertools
+import threading
 
 import pytest
 import torch
@@ -67,6 +68,19 @@ def test_pytorch_is_itself_afterwards():
     with pytest.raises(KeyError), padded_sequences():
         raise KeyError
     assert (nn.LSTM.forward, pack_padded_sequence.__code__) == before
+
+
+def test_another_thread_packs_as_ever():
+    x, found = torch.randn(6, 3, 2), []
+
+    def pack():
+        found.append(pack_padded_sequence(x, torch.tensor([6, 4, 1])))
+
+    with padded_sequences():
+        other = threading.Thread(target=pack)
+        other.start()
+        other.join()
+    assert torch.equal(found[0].data, pack_padded_sequence(x, torch.tensor([6, 4, 1])).data)
 
 
 MODEL = """
