@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 from fqt_deploy.capture.load_model import load_model
 from fqt_deploy.capture.without_checks import WithoutChecks
-from fqt_deploy.compiler.compile_model import compile_model, lower_model
+from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.runtime import load
+from tests.capture.following import assert_follows_pytorch
 
 
 def _both(log_probs, targets, *args, weights=None, **kwargs):
@@ -143,18 +143,7 @@ def loss_fn(outputs, targets):
 
 def test_a_compiled_step_follows_pytorch(model_file, tmp_path):
     source = load_model(model_file(MODEL.replace("LABELS", 'targets["labels"]')))
-    compile_model(source, CompileOptions(recipe="none", exclude=("*",)), tmp_path / "reader.fqt")
-    session = load(tmp_path / "reader.fqt")
-    model, (x, *given) = source.module, source.example_inputs
-    y = dict(zip(("labels", "lengths"), given, strict=True))
-    adam = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for _ in range(4):
-        loss = source.loss_fn(model(x), y)
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        step = session.step(x=x.numpy(), labels=y["labels"].numpy(), lengths=y["lengths"].numpy())
-        assert step == pytest.approx(loss.item(), rel=1e-4)
+    assert_follows_pytorch(source, tmp_path / "reader.fqt")
 
 
 def test_labels_in_one_row_are_refused_with_their_line(model_file):

@@ -6,9 +6,7 @@ from torch.nn import functional as F
 
 from fqt_deploy.capture.load_model import load_model
 from fqt_deploy.capture.without_checks import WithoutChecks
-from fqt_deploy.compiler.compile_model import compile_model
-from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.runtime import load
+from tests.capture.following import assert_follows_pytorch
 
 IMAGE = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
 PLACES = torch.rand(2, 4, 6, 2, generator=torch.Generator().manual_seed(1)) * 3 - 1.5  # some outside
@@ -65,13 +63,4 @@ def example_inputs():
 
 def test_a_compiled_step_follows_pytorch(model_file, tmp_path):
     source = load_model(model_file(MODEL))
-    compile_model(source, CompileOptions(recipe="none", exclude=("*",)), tmp_path / "turned.fqt")
-    session = load(tmp_path / "turned.fqt")
-    model, (x, y) = source.module, source.example_inputs
-    adam = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for _ in range(4):
-        loss = F.cross_entropy(model(x), y)
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        assert session.step(x=x.numpy(), y=y.numpy()) == pytest.approx(loss.item(), rel=1e-4)
+    assert_follows_pytorch(source, tmp_path / "turned.fqt")

@@ -10,10 +10,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fqt_deploy.capture.load_model import load_model
 from fqt_deploy.capture.padded_sequences import padded_sequences
-from fqt_deploy.compiler.compile_model import compile_model, lower_model
+from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
-from fqt_deploy.runtime import load
+from tests.capture.following import assert_follows_pytorch
 
 LENGTHS = torch.tensor([3, 6, 1, 5])
 
@@ -117,19 +117,11 @@ UNPACKED = "pad_packed_sequence(packed, batch_first=True, total_length=tokens.sh
 
 def test_a_compiled_step_follows_pytorch(model_file, tmp_path):
     source = load_model(model_file(MODEL.replace("UNPACKED", UNPACKED)))
-    compile_model(source, CompileOptions(recipe="none", exclude=("*",)), tmp_path / "texts.fqt")
-    session = load(tmp_path / "texts.fqt")
-    model, (tokens, lengths, y) = source.module, source.example_inputs
-    adam = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for _ in range(4):
-        loss = nn.functional.cross_entropy(model(tokens, lengths), y)
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        step = session.step(tokens=tokens.numpy(), lengths=lengths.numpy(), y=y.numpy())
-        assert step == pytest.approx(loss.item(), rel=1e-4)
-    expected = model.eval()(tokens, lengths).detach().numpy()
-    assert session.predict(tokens=tokens.numpy(), lengths=lengths.numpy()) == pytest.approx(expected, abs=1e-3)
+    session, batch = assert_follows_pytorch(source, tmp_path / "texts.fqt")
+    tokens, lengths, _ = source.example_inputs
+    expected = source.module.eval()(tokens, lengths).detach().numpy()
+    del batch["y"]
+    assert session.predict(**batch) == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize(
