@@ -26,11 +26,11 @@ from fqt_deploy.capture.label_range import find_labels
 from fqt_deploy.capture.model_call import ModelCall, describe_call, predicted
 from fqt_deploy.capture.model_state import constant_name, constant_state, model_state
 from fqt_deploy.capture.padded_sequences import padded_sequences
+from fqt_deploy.capture.replaced_functions import ReplacedFunctions
 from fqt_deploy.capture.side_effects import Effects, moving, observe_forward, refuse_lost
 from fqt_deploy.capture.tied_parameters import canonical_names, merge_equal_inputs, sum_tied_gradients
 from fqt_deploy.capture.traced_graph import data_first, reduce_provenance
 from fqt_deploy.capture.tracing import module_mode, plain_ops, trace_error
-from fqt_deploy.capture.without_checks import WithoutChecks
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import TrainingGraph
 
@@ -139,7 +139,7 @@ def trace_training_step(observed: ObservedStep) -> TrainingGraph:
     with contextlib.ExitStack() as stack:
         for context in (
             module_mode(model, training=True), torch.enable_grad(), quiet_export(), every_frame_recorded(), any_names(),
-            custom_functions(), plain_ops(), WithoutChecks(), padded_sequences(), cumulative_averages(),
+            custom_functions(), plain_ops(), ReplacedFunctions(), padded_sequences(), cumulative_averages(),
         ):  # fmt: skip
             stack.enter_context(context)
         with functions_as_ops():

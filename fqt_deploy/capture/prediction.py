@@ -16,11 +16,11 @@ from fqt_deploy.capture.label_range import find_labels
 from fqt_deploy.capture.model_call import ModelCall, describe_call, predicted
 from fqt_deploy.capture.model_state import constant_name, constant_state, model_state
 from fqt_deploy.capture.padded_sequences import padded_sequences
+from fqt_deploy.capture.replaced_functions import ReplacedFunctions
 from fqt_deploy.capture.side_effects import observe_forward
 from fqt_deploy.capture.tied_parameters import canonical_names, merge_equal_inputs
 from fqt_deploy.capture.traced_graph import data_first, reduce_provenance
 from fqt_deploy.capture.tracing import module_mode, plain_ops, trace_error
-from fqt_deploy.capture.without_checks import WithoutChecks
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import TrainingGraph
 
@@ -92,7 +92,7 @@ def _trace(predict: _PredictModule, inputs: tuple[Tensor, ...]) -> TrainingGraph
     model = predict.model
     call = predict.call.resized(int(inputs[0].shape[0]))
     try:
-        with WithoutChecks(), padded_sequences():  # what the model calls: of what is exported PyTorch asks no mode
+        with ReplacedFunctions(), padded_sequences():  # what the model calls: of what is exported PyTorch asks no mode
             program = torch.export.export(predict, inputs, strict=False)
         form_attention(program)
         program = decomposed(program)

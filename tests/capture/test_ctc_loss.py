@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from fqt_deploy.capture.load_model import load_model
-from fqt_deploy.capture.without_checks import WithoutChecks
+from fqt_deploy.capture.replaced_functions import ReplacedFunctions
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
@@ -22,7 +22,7 @@ def _both(log_probs, targets, *args, weights=None, **kwargs):
         return loss, gradient
 
     expected = run()
-    with WithoutChecks():
+    with ReplacedFunctions():
         return run(), expected
 
 
@@ -106,7 +106,7 @@ def test_the_function_that_has_numbers_for_reductions(generator, reduction):
     x = torch.randn(9, 2, 5, generator=generator).log_softmax(2)
     args = x, torch.tensor([[1, 2], [3, 3]]), torch.tensor([9, 7]), torch.tensor([2, 1])
     expected = torch.ctc_loss(*args, 0, reduction, True), torch.ctc_loss(*args, reduction=reduction)
-    with WithoutChecks():
+    with ReplacedFunctions():
         assert_same((torch.ctc_loss(*args, 0, reduction, True), torch.ctc_loss(*args, reduction=reduction)), expected)
 
 
@@ -162,6 +162,6 @@ def test_a_label_that_is_no_class_and_a_length_that_is_too_long_are_no_number(ge
     given = {"labels": torch.tensor([[1, 2, 3], [4, 5, 1]]), "lengths": torch.tensor([3, 2])}
     ((name, value),) = wrong.items()
     given[name].view(-1)[0] = value
-    with WithoutChecks():
+    with ReplacedFunctions():
         loss = F.ctc_loss(x, given["labels"], torch.tensor([8, 8]), given["lengths"], reduction="none")
     assert torch.isnan(loss).tolist() == [True, False]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fqt_deploy.capture.load_model import load_model
-from fqt_deploy.capture.without_checks import WithoutChecks
+from fqt_deploy.capture.replaced_functions import ReplacedFunctions
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
@@ -29,7 +29,7 @@ def test_values_and_gradients(mode, padding, weighted):
         return y, *torch.autograd.grad((y * goal).sum(), [bag.weight, *([factors] if weighted else [])])
 
     expected = run()
-    with WithoutChecks():
+    with ReplacedFunctions():
         actual = run()
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b)
@@ -76,5 +76,5 @@ def test_what_is_not_supported_is_refused(model_file, given, said):
 
 
 def test_bags_in_one_row_are_refused():
-    with WithoutChecks(), pytest.raises(FqtError, match="offsets"):
+    with ReplacedFunctions(), pytest.raises(FqtError, match="offsets"):
         nn.EmbeddingBag(6, 5)(torch.tensor([1, 2, 3]), torch.tensor([0, 2]))

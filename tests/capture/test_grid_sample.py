@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from fqt_deploy.capture.load_model import load_model
-from fqt_deploy.capture.without_checks import WithoutChecks
+from fqt_deploy.capture.replaced_functions import ReplacedFunctions
 from tests.capture.following import assert_follows_pytorch
 
 IMAGE = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
@@ -25,7 +25,7 @@ def test_values_and_gradients(mode, padding, aligned, places):
         return y, *torch.autograd.grad(loss, (x, grid), allow_unused=True, materialize_grads=True)
 
     expected = run()
-    with WithoutChecks():
+    with ReplacedFunctions():
         actual = run()
     kinks = places is IDENTITY and (mode, aligned) == ("bilinear", True)  # on a pixel either side's slope is one
     for a, b in zip(actual[:2] if kinks else actual, expected, strict=not kinks):

@@ -91,7 +91,7 @@ class _Never:
         vars(owner)["_validate_args"] = value
 
 
-class WithoutChecks(TorchFunctionMode):
+class ReplacedFunctions(TorchFunctionMode):
     """Within this context these functions are traced in the form that only computes.
 
     Distributions do not look at their parameters and samples, either: what is not valid gives no error, but NaN.

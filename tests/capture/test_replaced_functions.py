@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from fqt_deploy.capture.load_model import load_model
-from fqt_deploy.capture.without_checks import WithoutChecks
+from fqt_deploy.capture.replaced_functions import ReplacedFunctions
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
@@ -23,7 +23,7 @@ def test_gaussian_likelihood(reduction, variance):
         return loss, *torch.autograd.grad(loss.sum(), (x, var))
 
     expected = both()
-    with WithoutChecks():
+    with ReplacedFunctions():
         actual = both()
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b)
@@ -31,12 +31,12 @@ def test_gaussian_likelihood(reduction, variance):
 
 def test_gaussian_likelihood_of_one_variance():
     expected = F.gaussian_nll_loss(X, X.flip(0), 0.5)
-    with WithoutChecks():
+    with ReplacedFunctions():
         torch.testing.assert_close(F.gaussian_nll_loss(X, X.flip(0), 0.5), expected)
 
 
 def test_distributions_take_any_values_and_check_again_afterwards():
-    with WithoutChecks():
+    with ReplacedFunctions():
         loss = torch.distributions.Normal(X, X).log_prob(X)  # half of the deviations are negative
     assert torch.isnan(loss).any()
     with pytest.raises(ValueError, match="GreaterThan"):
@@ -46,7 +46,7 @@ def test_distributions_take_any_values_and_check_again_afterwards():
 def test_distributions_that_exist_already_or_are_told_to_check_do_not():
     prior = torch.distributions.Normal(torch.zeros(3), torch.ones(3)).expand([4, 3])  # has noted that it checks
     bad = torch.full((4, 3), torch.nan)
-    with WithoutChecks():
+    with ReplacedFunctions():
         assert torch.isnan(prior.log_prob(bad)).all()
         told = torch.distributions.Normal(X, X.abs(), validate_args=True)
         assert torch.isnan(told.log_prob(bad)).all()
