@@ -124,7 +124,7 @@ class TrainingGraph:
     Placeholders are named by ``inputs``; outputs by ``outputs`` in order. An output named like a state input is that
     state's next value. Nodes carry ``meta["val"]`` (meta tensor), ``meta["layer"]`` (module path or ""),
     ``meta["phase"]`` and, where known, ``meta["stack_trace"]``; behind a selection of samples also
-    ``meta["samples"]``, how many it keeps.
+    ``meta["samples"]``, how many it keeps, and of tokens ``meta["kept"]``, how many it keeps of each sample.
 
     Attributes:
         module: the fx graph module; runs in eager mode at every stage.

@@ -24,7 +24,7 @@ from fqt_deploy.core.option import (
 )
 
 Recipe = Literal["scq+agp", "scq", "psq-8", "psq-1", "none"]
-Sampling = Literal["nested", "sampled", "once", "topk"]
+Sampling = Literal["nested", "tokens", "sampled", "once", "topk"]
 Grid = Literal["zero", "minmax"]
 ActivationGridKind = Literal["sign", "fitted"]
 ACTIVATION_GRIDS: tuple[str, ...] = get_args(ActivationGridKind)
@@ -75,7 +75,8 @@ class CompileOptions:
     )
     agp: Sampling | None = option(
         None,
-        "Keep samples, on the way back fewer of them (nested); samples and channels by size at random (sampled); "
+        "Keep samples, on the way back fewer of them (nested); tokens of each layer that has several of a sample, and "
+        "of other layers as sampled does (tokens); samples and channels by size at random (sampled); "
         "samples drawn once a step (once); or the largest samples and channels (topk).",
         section=GRADIENTS,
         default_text="nested, or once or sampled where a model does not allow it",
@@ -85,7 +86,7 @@ class CompileOptions:
         None,
         "Keep this many bits of a gradient, with recipes that do not fix it.",
         section=GRADIENTS,
-        default_text="3 for nested selections, else 4",
+        default_text="3 for nested selections and tokens, else 4",
         in_manifest=True,
         recorded_as="gradient_bits",
     )
@@ -232,7 +233,7 @@ class CompileOptions:
     @property
     def gradient_bits(self) -> int:
         """Width of a quantized gradient under the chosen recipe."""
-        nested = self.recipe == "scq+agp" and self.agp in (None, "nested")
+        nested = self.recipe == "scq+agp" and self.agp in (None, "nested", "tokens")
         return _PER_SAMPLE_BITS.get(self.recipe, self.grad_bits or (3 if nested else 4))
 
     @property

@@ -26,7 +26,7 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.call import call_of, source_of
-from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
+from fqt_deploy.core.graph import Emitter, TrainingGraph, behind_views, shape
 from fqt_deploy.core.options import GRADIENT_BITS
 from fqt_deploy.passes.insert_scq import random_key
 from fqt_deploy.passes.pass_base import Pass
@@ -52,10 +52,10 @@ class InsertAGP(Pass):
 
     def run(self, graph: TrainingGraph) -> bool:
         """Rewrite every quantizer that still keeps all groups, unless samples were selected for all of backward."""
-        if graph.selection is not None:
+        if graph.selection not in (None, "tokens"):
             return False
-        graph.selection = self.selection
-        nodes = graph.calls(fqt.dequantize.default)
+        nodes = [n for n in graph.calls(fqt.dequantize.default) if not _keeps_tokens(n)]
+        graph.selection = graph.selection or self.selection
         for node in nodes:
             self._prune(graph, node)
         return bool(nodes)
@@ -106,6 +106,11 @@ class InsertAGP(Pass):
             key = random_key(emit, graph, layer, f"select_{side}")
             result = emit(fqt.select_sampled.default, emit(aten.sqrt.default, total), key, keep)
         return tuple(emit.item(result, i) for i in range(3))
+
+
+def _keeps_tokens(dequantize: fx.Node) -> bool:
+    """Whether the gradient consists of rows that ``select-tokens`` has kept."""
+    return "kept" in behind_views(call_of(call_of(dequantize).codes).g).meta
 
 
 def _sum_of_squares(emit: Emitter, g: fx.Node) -> fx.Node:

@@ -35,6 +35,7 @@ from fqt_deploy.passes.replace_dropout import ReplaceDropout
 from fqt_deploy.passes.scale_weights import ScaleWeights
 from fqt_deploy.passes.select_nested import SelectNested
 from fqt_deploy.passes.select_once import SelectOnce
+from fqt_deploy.passes.select_tokens import SelectTokens
 from fqt_deploy.passes.separate_operands import SeparateOperands
 from fqt_deploy.passes.show_nan import ShowNan
 from fqt_deploy.passes.simplify_signs import SimplifySigns
@@ -94,13 +95,14 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
         *_choose_bits(options, grids),
         BinarizeForward(),
         *([FindConstantCodes()] if grids is None else []),  # a step beside the first one has the same layers
+        *([SelectTokens(bits)] if agp == "tokens" else []),
         *([SelectNested(bits, required=agp == "nested")] if agp in ("nested", "any") else []),
         *([SelectOnce(bits, required=agp == "once")] if agp in ("once", "any") else []),
         *([ProjectWeightGrad()] if quantized and options.projection == "auto" else []),
         *([InsertSCQ(bits, options.resolved_grid)] if quantized else []),
         *(
             [InsertAGP(bits, "topk" if agp == "topk" else "sampled"), SinkScatter()]
-            if agp in ("sampled", "topk", "any")
+            if agp in ("tokens", "sampled", "topk", "any")
             else []
         ),
         # packed bits

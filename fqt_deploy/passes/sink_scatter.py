@@ -129,7 +129,7 @@ class _Sinker:
     def _stays_zero(self, node: fx.Node) -> bool:
         """Whether the result is zero for samples for which operands are."""
         op = op_of(node)
-        return op is not None and op.traits.zero.holds(call_of(node), lambda a: a in self.rows or _is_zero(a))
+        return op is not None and op.traits.zero.holds(call_of(node), lambda a: a in self.rows or is_zero(a))
 
     def _on_kept(self, node: fx.Node, rows: _Rows, aligned: Aligned) -> fx.Node:
         """A copy of ``node`` that reads the kept samples of its operands."""
@@ -206,7 +206,8 @@ def _all_follow(node: fx.Node, aligned: Aligned) -> bool:
     return all(index < aligned.results for index in items)
 
 
-def _is_zero(operand: Any) -> bool:
+def is_zero(operand: Any) -> bool:
+    """Whether an operand, a node or a number, is known to be zero everywhere."""
     if not isinstance(operand, fx.Node):
         return bool(operand == 0)
     op = op_of(operand)

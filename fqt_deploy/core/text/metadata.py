@@ -12,7 +12,7 @@ from fqt_deploy.core.diagnostics import SourceLocation
 from fqt_deploy.core.graph import Phase, TrainingGraph
 from fqt_deploy.core.text.scanner import NAME, Scanner, quoted
 
-_INTEGERS = {"seq": "seq_nr", "samples": "samples"}
+_INTEGERS = {"seq": "seq_nr", "samples": "samples", "kept": "kept"}
 _NAMES = {"layer": "layer", "role": "role", "scatters": "scatters", "direction": "direction", "record": "record"}
 _KEYS = (*_INTEGERS, *_NAMES, "at")
 _INTEGER = re.compile(r"\d+")

@@ -23,32 +23,57 @@ def selected(kept: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return index, slot, weight[index.long()]
 
 
-def selected_shapes(score: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Shape rule of both selections: [G] -> [K], [G], [K]."""
-    if score.ndim != 1 or not 1 <= keep <= score.shape[0]:
-        raise ValueError(f"cannot keep {keep} of {tuple(score.shape)} groups")
+def selected_shapes(score: Tensor, keep: int, parts: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Shape rule of both selections: [parts * G] -> [parts * K], [parts * G], [parts * K]."""
+    if score.ndim != 1 or parts < 1 or score.shape[0] % parts or not 1 <= keep <= score.shape[0] // parts:
+        raise ValueError(f"cannot keep {keep} of {tuple(score.shape)} groups in {parts} parts")
     return (
-        score.new_empty(keep, dtype=torch.int32),
+        score.new_empty(parts * keep, dtype=torch.int32),
         torch.empty_like(score, dtype=torch.int32),
-        score.new_empty(keep),
+        score.new_empty(parts * keep),
     )
 
 
 def selected_compute(kept: te.Tensor, weight: Any, keep: int, name: str) -> tuple[te.Tensor, ...]:
-    """The loop nests of ``selected``, from a 0/1 int32 stage ``kept`` [G] and an expression ``weight(i)``."""
-    groups = int(kept.shape[0])
+    """The loop nests of ``selected``, from a 0/1 int32 stage ``kept`` [parts, G] and an expression ``weight(p, i)``."""
+    parts, groups = (int(extent) for extent in kept.shape)
     j = te.reduce_axis((0, groups), "j")
-    before = te.compute((groups,), lambda i: te.sum(tirx.Select(j < i, kept[j], 0), axis=j), name=f"{name}_before")
-    slot = te.compute((groups,), lambda i: tirx.Select(kept[i] > 0, before[i], -1), name=f"{name}_slot")
+    before = te.compute(
+        (parts, groups), lambda p, i: te.sum(tirx.Select(j < i, kept[p, j], 0), axis=j), name=f"{name}_before"
+    )
+
+    def place(n: Any) -> Any:
+        part, group = tirx.floordiv(n, groups), tirx.floormod(n, groups)
+        return tirx.Select(kept[part, group] > 0, part * keep + before[part, group], -1)
+
+    slot = te.compute((parts * groups,), place, name=f"{name}_slot")
     i = te.reduce_axis((0, groups), "i")
-    index = te.compute((keep,), lambda k: te.sum(tirx.Select(slot[i].equal(k), i, 0), axis=i), name=f"{name}_index")
-    return index, slot, te.compute((keep,), lambda k: weight(index[k]), name=f"{name}_weight")
+
+    def number(k: Any) -> Any:
+        first = tirx.floordiv(k, keep) * groups
+        return te.sum(tirx.Select(slot[first + i].equal(k), first + i, 0), axis=i)
+
+    index = te.compute((parts * keep,), number, name=f"{name}_index")
+
+    def factor(k: Any) -> Any:
+        return weight(tirx.floordiv(index[k], groups), tirx.floormod(index[k], groups))
+
+    return index, slot, te.compute((parts * keep,), factor, name=f"{name}_weight")
 
 
-def ranked(first_precedes: Any, groups: int, name: str) -> te.Tensor:
-    """The stage [G] int32 of ranks, how many groups precede each; ``first_precedes(j, i)`` is a total order."""
+def ranked(first_precedes: Any, parts: int, groups: int, name: str) -> te.Tensor:
+    """The stage [parts, G] int32 of ranks, how many groups of a part precede each.
+
+    Args:
+        first_precedes: ``first_precedes(part, j, i)``, a total order.
+        parts: of the groups.
+        groups: of each part.
+        name: of the stage.
+    """
     j = te.reduce_axis((0, groups), "j")
-    return te.compute((groups,), lambda i: te.sum(tirx.Select(first_precedes(j, i), 1, 0), axis=j), name=name)
+    return te.compute(
+        (parts, groups), lambda p, i: te.sum(tirx.Select(first_precedes(p, j, i), 1, 0), axis=j), name=name
+    )
 
 
 def selected_onnx(op: Body, picked: str, groups: str) -> tuple[str, str]:

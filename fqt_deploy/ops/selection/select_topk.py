@@ -45,12 +45,12 @@ class SelectTopk(FqtOp):
         """The loop nest: rank by counting."""
         groups = int(self.score.shape[0])
 
-        def precedes(j: Any, i: Any) -> Any:
+        def precedes(_: Any, j: Any, i: Any) -> Any:
             return tirx.any(self.score[j] > self.score[i], tirx.all(self.score[j].equal(self.score[i]), j < i))
 
-        rank = ranked(precedes, groups, "select_topk_rank")
-        kept = te.compute((groups,), lambda i: tirx.Select(rank[i] < self.keep, 1, 0), name="select_topk_kept")
-        return selected_compute(kept, lambda _: tirx.const(1.0, "float32"), self.keep, "select_topk")
+        rank = ranked(precedes, 1, groups, "select_topk_rank")
+        kept = te.compute((1, groups), lambda p, i: tirx.Select(rank[p, i] < self.keep, 1, 0), name="select_topk_kept")
+        return selected_compute(kept, lambda _p, _i: tirx.const(1.0, "float32"), self.keep, "select_topk")
 
     def cost(self) -> Cost:
         """The cost: quadratic in the number of groups."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from tvm import tirx
+from tvm import s_tir, tirx
 from tvm.script import tirx as T
 
 from fqt_deploy.ops.lib.counter_random import element_hash_compute, uint32
@@ -16,6 +16,7 @@ from fqt_deploy.ops.lib.float32 import is_nan
 from fqt_deploy.ops.selection.select_sampled import SCORE_BITS, SMALLEST_SCORE
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.generic.elementwise import extents
 
 _DIGIT_BITS = 8
 _DIGITS = 1 << _DIGIT_BITS
@@ -32,7 +33,9 @@ class SelectSampledRule:
         """Returns the kernel, which is serial."""
         del features
         score, _, index, *_ = function.params
-        return _kernel(int(score.shape[0]), int(index.shape[0]))
+        schedule = s_tir.Schedule(function)
+        parts = extents(schedule, schedule.get_sblock("select_sampled_largest"))[0]
+        return _kernel(parts, int(score.shape[0]) // parts, int(index.shape[0]) // parts)
 
 
 def _larger(largest: Any, score: Any) -> Any:
@@ -113,16 +116,16 @@ def _choose_certain(groups: int, keep: int, integers: Any, order: Any, certain: 
             mass[0] = mass[0] + integers[group].astype("int64")
 
 
-def _kernel(groups: int, keep: int) -> tirx.PrimFunc:
-    """The TIR function for so many groups, of which ``keep`` are kept."""
+def _kernel(parts: int, groups: int, keep: int) -> tirx.PrimFunc:
+    """The TIR function for so many parts of so many groups, of each of which ``keep`` are kept."""
 
     @script.prim_func(s_tir=True)
     def select_sampled(
-        score: T.Buffer((groups,), "float32"),
+        score: T.Buffer((parts * groups,), "float32"),
         key: T.Buffer((2,), "int32"),
-        index: T.Buffer((keep,), "int32"),
-        slot: T.Buffer((groups,), "int32"),
-        weight: T.Buffer((keep,), "float32"),
+        index: T.Buffer((parts * keep,), "int32"),
+        slot: T.Buffer((parts * groups,), "int32"),
+        weight: T.Buffer((parts * keep,), "float32"),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         largest = T.alloc_buffer((1,), "float32")
@@ -135,43 +138,46 @@ def _kernel(groups: int, keep: int) -> tirx.PrimFunc:
         start = T.alloc_buffer((1,), "int64")
         chosen = T.alloc_buffer((groups,), "int32")
         count = T.alloc_buffer((1,), "int32")
-        largest[0] = T.float32("-inf")
-        for i in T.serial(groups):
-            largest[0] = _larger(largest[0], score[i])
-        for i in T.serial(groups):
-            integers[i] = _integer(score[i], largest[0])
-            keys[i] = _descending(integers[i])
-        _sort(order, keys, groups, _SCORE_PASSES)
-        _choose_certain(groups, keep, integers, order, certain, draws, mass)
-        for i in T.serial(groups):
-            keys[i] = _noise(i, key)
-        _sort(order, keys, groups, _NOISE_PASSES)
-        start[0] = T.int64(0)
-        for r in T.serial(groups):
-            group: T.let = order[r]
-            end: T.let = start[0] + integers[group].astype("int64")
-            divisor: T.let = T.max(mass[0], T.int64(1))
-            offset: T.let = (_noise(T.int32(groups), key).astype("int64") * mass[0]) >> T.int64(32)
-            if certain[group] > 0:
-                chosen[group] = 1
-            else:
-                chosen[group] = T.Select(
-                    _points_before(draws[0], end, offset, divisor)
-                    > _points_before(draws[0], start[0], offset, divisor),
-                    1,
-                    0,
-                )
-                start[0] = end
-        count[0] = 0
-        for i in T.serial(groups):
-            if chosen[i] > 0 and count[0] < keep:
-                index[count[0]] = i
-                slot[i] = count[0]
-                weight[count[0]] = T.Select(
-                    certain[i] > 0, T.float32(1), _inverse_probability(mass[0], draws[0], integers[i])
-                )
-                count[0] = count[0] + 1
-            else:
-                slot[i] = -1
+        for part in T.serial(parts):
+            first: T.let = part * groups
+            noises: T.let = part * (groups + 1)
+            largest[0] = T.float32("-inf")
+            for i in T.serial(groups):
+                largest[0] = _larger(largest[0], score[first + i])
+            for i in T.serial(groups):
+                integers[i] = _integer(score[first + i], largest[0])
+                keys[i] = _descending(integers[i])
+            _sort(order, keys, groups, _SCORE_PASSES)
+            _choose_certain(groups, keep, integers, order, certain, draws, mass)
+            for i in T.serial(groups):
+                keys[i] = _noise(noises + i, key)
+            _sort(order, keys, groups, _NOISE_PASSES)
+            start[0] = T.int64(0)
+            for r in T.serial(groups):
+                group: T.let = order[r]
+                end: T.let = start[0] + integers[group].astype("int64")
+                divisor: T.let = T.max(mass[0], T.int64(1))
+                offset: T.let = (_noise(noises + groups, key).astype("int64") * mass[0]) >> T.int64(32)
+                if certain[group] > 0:
+                    chosen[group] = 1
+                else:
+                    chosen[group] = T.Select(
+                        _points_before(draws[0], end, offset, divisor)
+                        > _points_before(draws[0], start[0], offset, divisor),
+                        1,
+                        0,
+                    )
+                    start[0] = end
+            count[0] = 0
+            for i in T.serial(groups):
+                if chosen[i] > 0 and count[0] < keep:
+                    index[part * keep + count[0]] = first + i
+                    slot[first + i] = part * keep + count[0]
+                    weight[part * keep + count[0]] = T.Select(
+                        certain[i] > 0, T.float32(1), _inverse_probability(mass[0], draws[0], integers[i])
+                    )
+                    count[0] = count[0] + 1
+                else:
+                    slot[first + i] = -1
 
     return select_sampled
