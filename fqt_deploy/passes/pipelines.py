@@ -95,7 +95,7 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
         *_choose_bits(options, grids),
         BinarizeForward(),
         *([FindConstantCodes()] if grids is None else []),  # a step beside the first one has the same layers
-        *([SelectTokens(bits)] if agp == "tokens" else []),
+        *([SelectTokens(bits, required=agp == "tokens")] if agp in ("tokens", "any") else []),
         *([SelectNested(bits, required=agp == "nested")] if agp in ("nested", "any") else []),
         *([SelectOnce(bits, required=agp == "once")] if agp in ("once", "any") else []),
         *([ProjectWeightGrad()] if quantized and options.projection == "auto" else []),
