@@ -11,8 +11,10 @@ from fqt_deploy.capture.prediction import capture_prediction_graph
 from fqt_deploy.core.diagnostics import FqtError, user_root
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.graph_bytes import graph_bytes, graph_of_bytes
+from fqt_deploy.core.one_compilation import one_at_a_time
 
 
+@one_at_a_time
 def capture_model(source: ModelSource, prediction: str | None = None) -> tuple[TrainingGraph, TrainingGraph]:
     """Trace ``source`` in training and in evaluation mode.
 
