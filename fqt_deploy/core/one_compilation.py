@@ -1,4 +1,4 @@
-"""One compilation at a time: capture stands in for functions of PyTorch and reads the generators of the whole process."""
+"""One compilation at a time: capture stands in for functions of PyTorch that all threads call."""
 
 from __future__ import annotations
 

@@ -129,8 +129,8 @@ def open_checkpoint(path: Path | str, manifest: Manifest) -> Iterator[tuple[Tens
         The file, with all state arrays, and the metadata given to ``save_checkpoint``.
 
     Raises:
-        FqtError: FQT502 if the file is missing or damaged, or changes before the block ends, FQT503 for another format, FQT504 if it is not a
-            checkpoint or belongs to another artifact, FQT506 if it holds NaN.
+        FqtError: FQT502 if the file is missing or damaged, or changes before the block ends, FQT503 for another
+            format, FQT504 if it is not a checkpoint or belongs to another artifact, FQT506 if it holds NaN.
     """
     path = Path(path)
     sweep(Path(os.path.realpath(path)))
@@ -142,7 +142,7 @@ def open_checkpoint(path: Path | str, manifest: Manifest) -> Iterator[tuple[Tens
 
 
 def _written(tensors: TensorFile) -> tuple[int, int]:
-    """When the file was written last, and its size; ``save_checkpoint`` replaces files, other programs write in them."""
+    """When the file was written last, and its size: ``save_checkpoint`` replaces a file, others may write into it."""
     status = os.fstat(tensors.file.fileno())
     return status.st_mtime_ns, status.st_size
 

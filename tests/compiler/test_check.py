@@ -150,5 +150,5 @@ def test_models_are_checked_in_several_threads():
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == dict.fromkeys((48, 64, 96), ["0", "2"])
+    assert found == {width: ["0", "2"] for width in (48, 64, 96)}
     assert before == (sys.stdout, sys.stderr, nn.Module.__setattr__, torch.autograd.Function.apply)

@@ -33,8 +33,12 @@ def test_an_error_opens_it_again():
     def fails():
         raise ValueError("x")
 
+    def meets_it():
+        with pytest.raises(ValueError, match="x"):
+            fails()
+
     for _ in range(2):
-        thread = threading.Thread(target=lambda: pytest.raises(ValueError, fails))
+        thread = threading.Thread(target=meets_it)
         thread.start()
         thread.join(10)
         assert not thread.is_alive()
