@@ -75,7 +75,8 @@ def _gradient(*args: Any, **kwargs: Any) -> Any:
 _REPLACED: dict[Any, Callable[..., Any]] = {
     F.ctc_loss: ctc_loss, F.embedding_bag: embedding_bag, F.grid_sample: grid_sample,
     F.gaussian_nll_loss: _gaussian_nll_loss, F.one_hot: _one_hot, torch.ctc_loss: _ctc_loss,
-    torch.embedding_bag: torch_embedding_bag, torch.autograd.grad: _gradient, **{function: layer_by_layer(function) for function in RECURRENT},
+    torch.embedding_bag: torch_embedding_bag, torch.autograd.grad: _gradient,
+    **{function: layer_by_layer(function) for function in RECURRENT},
 }  # fmt: skip
 
 

@@ -151,6 +151,29 @@ def test_distributions_are_made_of_uniform_numbers(draw, mean, deviation):
     assert numbers.std().item() == pytest.approx(deviation, rel=0.03)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_leaky_relu_draws_a_slope_for_each_negative_element(training, inplace):
+    """And has their mean in evaluation."""
+
+    def step(x):
+        y, pull = torch.func.vjp(lambda x: torch.nn.functional.rrelu(x * 1, 0.2, 0.6, training, inplace), x)
+        return y, *pull(torch.ones_like(y))
+
+    x = torch.linspace(-1, 1, 4000)
+    traced = make_fx(torch.func.functionalize(step), decomposition_table=decompositions())(x)
+    drawing = {node.target for node in traced.graph.nodes if torch.Tag.nondeterministic_seeded in tags(node)}
+    assert drawing == ({torch.ops.aten.rand.default} if training else set())
+    torch.manual_seed(0)
+    y, gradient = traced(x)
+    torch.testing.assert_close(gradient, y / x)
+    slopes = gradient[:2000]
+    assert torch.equal(y[2000:], x[2000:])
+    assert slopes.mean().item() == pytest.approx(0.4, abs=0.01)
+    assert slopes.std().item() == pytest.approx(0.4 / math.sqrt(12) if training else 0, rel=0.05, abs=1e-6)
+    assert 0.2 <= slopes.min() <= slopes.max() <= 0.6
+
+
 @pytest.mark.parametrize(
     "function",
     [
