@@ -1,4 +1,4 @@
-"""``torch.einsum`` of a tensor and a weight as the product of a linear layer; PyTorch multiplies batches of one matrix."""
+"""``torch.einsum`` of a tensor and a weight as the product of a linear layer: PyTorch multiplies a batch of one."""
 
 from __future__ import annotations
 
