@@ -93,3 +93,23 @@ def test_outputs_have_names():
         loss_in({"logits": logits})
     with pytest.raises(FqtError, match="FQT105: the model returns None in evaluation mode"):
         predicted(None, None, "evaluation")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss", "left"),
+    [
+        (lambda a, loss: (loss, a), "loss", ["a"]),
+        (lambda a, loss: (a, loss), "loss", ["a"]),
+        (lambda a, loss: (a, loss, None, a), "loss", ["a", None, "a"]),
+        (lambda a, loss: (loss, a, loss * 2), "loss", ["a", "twice"]),
+        (lambda a, loss: (a, a), "a", ["a"]),
+    ],
+    ids=["first", "last", "between", "the first of two", "none"],
+)
+def test_the_loss_in_a_tuple_is_its_first_or_its_only_scalar(outputs, loss, left):
+    a, scalar = torch.ones(2, 3), torch.tensor(4.0)
+    names = {"a": a, "loss": scalar, "twice": scalar * 2, None: None}
+    returned = outputs(a, scalar)
+    assert torch.equal(loss_in(returned), names[loss])
+    for found, name in zip(without_loss(returned), left, strict=True):
+        assert found is names[name] or torch.equal(found, names[name])
