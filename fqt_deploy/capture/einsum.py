@@ -25,7 +25,7 @@ def einsum(*args: Any, **kwargs: Any) -> Tensor:
     if result and result[0] in second:  # rows are of the operand that the result begins with
         (first, second), operands = (second, first), operands[::-1]
     summed = [letter for letter in first if letter in second]
-    product = torch.tensordot(
+    product: Tensor = torch.tensordot(
         operands[0], operands[1], dims=([first.index(x) for x in summed], [second.index(x) for x in summed])
     )
     found = [letter for letter in first + second if letter not in summed]

@@ -59,7 +59,7 @@ def products_of_other_weights(graph: TrainingGraph) -> Iterator[OtherWeight]:
                     node, path, PART.format(name=names[source]) if part else BATCH if of_batches else MOVED
                 )
                 break
-            if operand in computed and not of_batches:  # learned queries are computed, too, and no weights
+            if operand in computed and not (of_batches and _has_product(operand)):
                 yield OtherWeight(node, node.meta["layer"] or _nearest_parameter(operand, names), COMPUTED)
                 break
 
@@ -84,6 +84,16 @@ def _origin(node: fx.Node) -> tuple[fx.Node, str]:
 def _along(axis: int, node: fx.Node) -> str:
     axis %= len(shape(source_of(node)))
     return f".axis{axis}" if axis else ""
+
+
+def _has_product(node: fx.Node) -> bool:
+    """Whether a layer computed ``node``, as it does learned queries, which are no weights; a stack of weights is one."""
+    pending = [node]
+    for source in pending:  # grows meanwhile
+        if source.target in (*FORWARD, *INPUT_GRAD, fqt.batch_matmul.default):
+            return True
+        pending += [operand for operand in source.all_input_nodes if operand not in pending]
+    return False
 
 
 def _nearest_parameter(node: fx.Node, names: dict[fx.Node, str]) -> str:

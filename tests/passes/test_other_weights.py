@@ -79,6 +79,10 @@ CASES = {
     "heads": (
         lambda m, x: torch.einsum("bhi,hio->bho", x.view(8, 4, 16), m.w).flatten(1), {"w": (4, 16, 16)}, {"w": BATCH}
     ),
+    "a stack of weights": (
+        lambda m, x: torch.bmm(x.expand(2, 8, 64), torch.stack([m.a, m.b])).mean(0),
+        {"a": (64, 64), "b": (64, 64)}, {"a": COMPUTED},
+    ),
     "a matrix from the left": (lambda m, x: (m.w @ x.view(8, 64, 1)).flatten(1), {"w": (64, 64)}, {"w": None}),
 }  # fmt: skip
 
