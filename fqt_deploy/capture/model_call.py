@@ -207,17 +207,19 @@ def _index(key: Any) -> Any:
 
 def _checked(name: str, role: str, tensor: object) -> Tensor:
     """The tensor, detached and dense; FQT103 if no step could take it."""
-    problem = None
+    problem = hint = None
     if not isinstance(tensor, Tensor):
         problem = f"is {_kind(tensor)}, not a tensor"
     elif tensor.dtype not in _DTYPES:
         problem = f"is {str(tensor.dtype).removeprefix('torch.')}; float32, int64, int32 and bool are supported"
+        if tensor.is_floating_point():
+            hint = "give it as x.float(), and make the model float32, too: model.float()"
     elif tensor.device.type != "cpu" or tensor.layout != torch.strided:
         problem = f"lies on {tensor.device} as {tensor.layout}; a dense CPU tensor is needed"
     elif tensor.dim() == 0 or 0 in tensor.shape:
         problem = f"has shape {list(tensor.shape)}; the first axis is the batch, and none may be empty"
     if problem is not None:
-        raise FqtError(f"the example {role} {name} {problem}", code="FQT103")
+        raise FqtError(f"the example {role} {name} {problem}", code="FQT103", hint=hint)
     assert isinstance(tensor, Tensor)
     return tensor.detach().contiguous()
 

@@ -87,7 +87,7 @@ def _along(axis: int, node: fx.Node) -> str:
 
 
 def _has_product(node: fx.Node) -> bool:
-    """Whether a layer computed ``node``, as it does learned queries, which are no weights; a stack of weights is one."""
+    """Whether a layer computed ``node``, as it does learned queries: they are no weights, but a stack of weights is."""
     pending = [node]
     for source in pending:  # grows meanwhile
         if source.target in (*FORWARD, *INPUT_GRAD, fqt.batch_matmul.default):

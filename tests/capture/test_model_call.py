@@ -113,3 +113,10 @@ def test_the_loss_in_a_tuple_is_its_first_or_its_only_scalar(outputs, loss, left
     assert torch.equal(loss_in(returned), names[loss])
     for found, name in zip(without_loss(returned), left, strict=True):
         assert found is names[name] or torch.equal(found, names[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_floats_of_another_width_are_refused_with_what_to_do(dtype):
+    with pytest.raises(FqtError, match="FQT103: the example input x is") as caught:
+        describe_call(nn.Flatten(), (X.to(dtype), Y), own_loss=True)
+    assert "model.float()" in caught.value.hint
