@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def decision_table(layers: Iterable[LayerDecision]) -> Table:
     """The table of what became of every convolution and linear layer, from the manifest's per-layer report."""
     table = _table("layer", "kind", "runs as", "because")
     for layer in layers:
-        table.add_row(layer.path, layer.kind, layer.decision, layer.reason)
+        table.add_row(*map(escape, (layer.path, layer.kind, layer.decision, layer.reason)))
     return table
 
 

@@ -14,6 +14,7 @@ from fqt_deploy.build_cache.fingerprint import fingerprint
 from fqt_deploy.build_cache.surroundings import FileState, are_unchanged, file_states, loaded_files, surroundings
 from fqt_deploy.core.file_cache import FileCache, cache_limit, compiler_sources, digest
 from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.core.one_compilation import one_at_a_time
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.core.user_cache import default_log, user_cache
 from fqt_deploy.core.watched_files import watched_files
@@ -49,6 +50,7 @@ class Build:
     compiled: CompileResult | None
 
 
+@one_at_a_time
 def build_artifact(
     source: ModelSource,
     options: CompileOptions,

@@ -11,8 +11,10 @@ from fqt_deploy.capture.prediction import capture_prediction_graph
 from fqt_deploy.core.diagnostics import FqtError, user_root
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.graph_bytes import graph_bytes, graph_of_bytes
+from fqt_deploy.core.one_compilation import one_at_a_time
 
 
+@one_at_a_time
 def capture_model(source: ModelSource, prediction: str | None = None) -> tuple[TrainingGraph, TrainingGraph]:
     """Trace ``source`` in training and in evaluation mode.
 
@@ -44,7 +46,8 @@ def capture_model(source: ModelSource, prediction: str | None = None) -> tuple[T
             f"the model predicts {trained.dtype}{list(trained.shape)} in training and "
             f"{evaluated.dtype}{list(evaluated.shape)} in evaluation mode".replace("torch.", ""),
             code="FQT105",
-            hint="choose an output that both modes return, with prediction= or --prediction",
+            hint="return the same of every sample in both modes, or choose an output that both return, with "
+            "prediction= or --prediction",
         )
     train.example = {spec.name: tensor for spec, tensor in zip(call.signature, example, strict=True)}
     if predict.state.keys() - train.state.keys():

@@ -6,6 +6,7 @@ a sample's logits may depend on no other sample, on no random number, and must l
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -63,31 +64,41 @@ def refuse_mixed_samples(graph: TrainingGraph, inputs: tuple[Tensor, ...]) -> No
         return
     logits = _run(graph, inputs)
     batch = inputs[0].shape[0]
-    if logits.shape[0] % batch:
+    changed = torch.zeros(logits.shape, dtype=torch.bool)
+    for other in _with_another_sample(inputs):
+        with contextlib.suppress(*_NOT_TAKEN):
+            changed |= _differ(_run(graph, other), logits)
+    rows, left = divmod(logits.shape[0], batch)
+    if not left and not changed.view(batch, -1)[1:].any():
+        return
+    for axis in (axis for axis, size in enumerate(logits.shape) if axis and size == batch):
+        if changed.any() and not changed.movedim(axis, 0)[1:].any():
+            raise _batch_elsewhere(logits, batch, axis)
+    if left:
         raise FqtError(
             f"the model returns {logits.shape[0]} rows for {batch} samples in evaluation mode",
             code=_CODE,
             hint="return logits whose first axis is the batch",
         )
-    rows = logits.shape[0] // batch
-    reached = torch.zeros(batch, dtype=torch.bool)
-    for other in _with_another_sample(inputs):
-        try:
-            outputs = _run(graph, other)
-        except _NOT_TAKEN:
-            continue
-        changed = _differ(outputs.view(batch, -1), logits.view(batch, -1))
-        reached |= changed.any(1)
-    if reached[1:].any():
-        node = _first_mixing_node(graph, inputs)
-        raise FqtError(
-            "in evaluation mode the logits of a sample depend on the other samples of the batch"
-            + (f" ({rows} rows a sample)" if rows > 1 else ""),
-            code=_CODE,
-            node=node,
-            hint="predict from the sample alone, as batch normalization does with track_running_stats=True; where "
-            "samples are compared with each other, return their embeddings and compare those in loss_fn",
-        )
+    raise FqtError(
+        "in evaluation mode the logits of a sample depend on the other samples of the batch"
+        + (f" ({rows} rows a sample)" if rows > 1 else ""),
+        code=_CODE,
+        node=_first_mixing_node(graph, inputs),
+        hint="predict from the sample alone, as batch normalization does with track_running_stats=True; where "
+        "samples are compared with each other, return their embeddings and compare those in loss_fn",
+    )
+
+
+def _batch_elsewhere(logits: Tensor, batch: int, axis: int) -> FqtError:
+    """FQT107 for logits whose samples lie along another axis than the first, as recurrent layers have them."""
+    return FqtError(
+        f"the model returns {list(logits.shape)} for {batch} samples in evaluation mode: the samples are on axis "
+        f"{axis}, not on the first",
+        code=_CODE,
+        hint=f"return logits.transpose(0, {axis}), and let loss_fn take them so; recurrent layers and attention of "
+        "PyTorch take batch_first=True",
+    )
 
 
 def _with_another_sample(inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:

@@ -14,6 +14,7 @@ After, captured: the ops of ``Sign.forward`` in the place of this node, and thos
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -92,9 +93,9 @@ def functions_as_ops() -> Iterator[None]:
     """Within this context a call of a user's Function is one op; PyTorch's own expand as they are called."""
 
     def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
-        leaves, spec = tree_flatten((args, kwargs))
+        leaves, spec = tree_flatten((args, kwargs))  # all threads come here; one captures, and has a list of calls
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        if _is_of_torch(cls) or not places:
+        if _is_of_torch(cls) or not places or _calls.get(None) is None:
             return _eager(cls, *args, **kwargs)
         given = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         call = _Call(cls, given, places, spec)
@@ -109,8 +110,11 @@ def functions_as_ops() -> Iterator[None]:
 @contextlib.contextmanager
 def refuse_functions_in_place() -> Iterator[None]:
     """Within this context a user's Function that changes one of its operands is an FQT104 error: an op does not."""
+    thread = threading.get_ident()
 
     def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return _eager(cls, *args, **kwargs)
         operands = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         before = [operand._version for operand in operands]
         result = _eager(cls, *args, **kwargs)

@@ -8,6 +8,7 @@ import io
 import random
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_map_only
 
 from fqt_deploy.capture.tracing import trace_error
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
+from fqt_deploy.core.thread_output import held_back
 
 MODULE_ATTRIBUTES = frozenset(nn.Module().__dict__)
 """Attributes that every module has; buffers, parameters and modules are looked at by name."""
@@ -107,10 +109,11 @@ def run_without_values(
 
 def _run(module: nn.Module, inputs: tuple[Tensor, ...], what: str) -> EagerRun:
     record = EagerRun()
-    original = nn.Module.__setattr__
+    original, thread = nn.Module.__setattr__, threading.get_ident()
 
     def setattr_(owner: nn.Module, name: str, value: Any) -> None:
-        record.lines[id(owner), name] = SourceLocation.of_frame(sys._getframe(1))
+        if threading.get_ident() == thread:  # others have models of their own
+            record.lines[id(owner), name] = SourceLocation.of_frame(sys._getframe(1))
         original(owner, name, value)
 
     torch.manual_seed(0)
@@ -119,8 +122,7 @@ def _run(module: nn.Module, inputs: tuple[Tensor, ...], what: str) -> EagerRun:
         with (
             mock.patch.object(nn.Module, "__setattr__", setattr_),
             _InPlaceLines(record),
-            contextlib.redirect_stdout(silent),
-            contextlib.redirect_stderr(silent),
+            held_back(stdout=silent, stderr=silent),
         ):
             record.result = module(*inputs)
     except FqtError:

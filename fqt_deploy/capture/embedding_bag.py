@@ -1,4 +1,4 @@
-"""``F.embedding_bag`` of rows of tokens as lookups and a sum: PyTorch's own kernel takes all samples for one row."""
+"""``F.embedding_bag`` as lookups and a sum: PyTorch's own kernel has no lowering, and takes all samples for one row."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def embedding_bag(
     """The sum, mean or maximum of the vectors of each row's tokens.
 
     Args:
-        input: [N, tokens] integers.
+        input: [N, tokens] integers, or [tokens of all bags].
         weight: [vectors, elements] float32.
-        offsets: where bags begin in a row of all tokens; not supported.
+        offsets: [N] integers, where bags begin in the one row of all tokens.
         max_norm: what vectors are shortened to before they are read; not supported.
         norm_type: the norm for it.
         scale_grad_by_freq: gradients are divided by how often a token occurs; not supported.
         mode: ``sum``, ``mean`` or ``max``.
         sparse: makes no difference: a compiled step adds to the rows that were read.
         per_sample_weights: [N, tokens] float32, factors for ``sum``.
-        include_last_offset: the last offset is the end.
+        include_last_offset: the last offset is the end of the last bag.
         padding_idx: the token that does not count; a bag of it alone is 0.
 
     Raises:
         FqtError: FQT104 for what is not supported.
     """
     refused = {
-        "tokens in one row with offsets": offsets is not None,
+        "the maximum of tokens in one row": offsets is not None and mode == "max",
         "max_norm": max_norm is not None,
         "scale_grad_by_freq": scale_grad_by_freq,
     }
@@ -54,13 +54,56 @@ def embedding_bag(
                 f"F.embedding_bag with {what} is not supported",
                 "give tokens as [samples, tokens], padded with padding_idx, and leave other options out",
             )
-    if input.dim() != 2 or mode not in _MODES or (per_sample_weights is not None and mode != "sum"):
-        return F.embedding_bag(input, weight, mode=mode, per_sample_weights=per_sample_weights)  # which says why not
+    wanted = 2 if offsets is None else 1
+    if input.dim() != wanted or mode not in _MODES or (per_sample_weights is not None and mode != "sum"):
+        # which says why not
+        return F.embedding_bag(input, weight, offsets, mode=mode, per_sample_weights=per_sample_weights)
     vectors = F.embedding(input, weight)
-    counts = None if padding_idx is None else (input != padding_idx % weight.shape[0]).unsqueeze(2)
+    counts = None if padding_idx is None else (input != padding_idx % weight.shape[0]).unsqueeze(-1)
     if per_sample_weights is not None:
-        vectors = vectors * per_sample_weights.unsqueeze(2)
-    return _MODES[mode](vectors, counts)  # type: ignore[no-any-return]
+        vectors = vectors * per_sample_weights.unsqueeze(-1)
+    if offsets is None:
+        return _MODES[mode](vectors, counts)  # type: ignore[no-any-return]
+    return _of_one_row(vectors, counts, offsets[:-1] if include_last_offset else offsets, mode)
+
+
+def torch_embedding_bag(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[Tensor, None, None, None]:
+    """``torch.embedding_bag``, which has numbers for the modes; what it returns beside the bags is not there.
+
+    Raises:
+        FqtError: FQT104 for what is not supported.
+    """
+    bags = embedding_bag(
+        indices, weight, offsets, scale_grad_by_freq=scale_grad_by_freq, mode=("sum", "mean", "max")[mode],
+        per_sample_weights=per_sample_weights, include_last_offset=include_last_offset, padding_idx=padding_idx,
+    )  # fmt: skip
+    return bags, None, None, None
+
+
+def _of_one_row(vectors: Tensor, counts: Tensor | None, starts: Tensor, mode: str) -> Tensor:
+    """Sums or means of vectors [tokens, elements]; each bag [N, elements] begins at its start and ends at the next.
+
+    The first begins at token 0: else all are NaN, where PyTorch raises an error.
+    """
+    positions = torch.arange(len(vectors), device=vectors.device)
+    bag = ((positions.unsqueeze(1) >= starts).sum(1) - 1).clamp(min=0)
+    kept = vectors if counts is None else torch.where(counts, vectors, 0.0)
+    sums = kept.new_zeros(len(starts), vectors.shape[1]).index_add(0, bag, kept)
+    sums = torch.where(starts[:1] == 0, sums, math.nan)
+    if mode == "sum":
+        return sums
+    ones = torch.ones_like(vectors[:, :1]) if counts is None else counts.float()
+    return sums / ones.new_zeros(len(starts), 1).index_add(0, bag, ones).clamp(min=1)
 
 
 def _sum(vectors: Tensor, counts: Tensor | None) -> Tensor:

@@ -15,6 +15,8 @@ from unittest import mock
 import torch
 from torch import fx
 
+from fqt_deploy.core.thread_output import held_back
+
 _TORCH = f"{Path(torch.__file__).parent}/"
 
 
@@ -36,7 +38,7 @@ def quiet_export() -> Iterator[None]:
         for handler in handlers:
             handler.addFilter(_reject)
         try:
-            with contextlib.redirect_stderr(printed):
+            with held_back(stderr=printed):
                 yield
         finally:
             for handler in handlers:

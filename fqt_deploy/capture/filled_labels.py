@@ -24,8 +24,10 @@ def mixture_fact(node: fx.Node, facts: Mapping[Any, Fact]) -> Integer | None:
     """The facts known of the value of ``node``, whose op is in ``MIXTURES``; None if no integers made of labels."""
     parts = _parts(node)
     known = [facts[part] for part in parts if part in facts]
-    if not known or not is_integer(node):
+    if not is_integer(node):
         return None
+    if not known:  # what is not followed goes where labels say
+        return Unknown() if any(operand in facts for operand in node.all_input_nodes) else None
     constants = [constant_of(part) for part in parts if part not in facts]
     first, given = known[0], [constant for constant in constants if constant is not None]
     if len(given) < len(constants):
@@ -49,6 +51,10 @@ def _parts(node: fx.Node) -> list[Any]:
         return list(args[0])
     if node.target is aten.constant_pad_nd.default:
         return [args[0], args[2] if len(args) > 2 else 0] if any(width > 0 for width in args[1]) else [args[0]]
+    if node.target in (aten.scatter.src, aten.scatter.value):
+        return [args[0], args[3]]
+    if node.target is aten.index_put.default:  # sums of labels are not followed: their own node is no constant
+        return [args[0], args[2], *([node] if len(args) > 3 and args[3] else [])]
     return list(args[:2])
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fqt_deploy.core.thread_output import held_back
 from fqt_deploy.core.watched_files import read_elsewhere, watched_files
 
 _PATIENCE = 30.0
@@ -125,7 +126,7 @@ def _done(work: Callable[[], bytes]) -> bytes:
     torch.set_num_threads(1)
     loaded = set(sys.modules)
     printed, errors = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors), watched_files() as opened:
+    with held_back(stdout=printed, stderr=errors), watched_files() as opened:
         returned = work()
     files = (getattr(module, "__file__", None) for name, module in sys.modules.items() if name not in loaded)
     read = opened | {os.path.abspath(file) for file in files if file}

@@ -120,9 +120,38 @@ def _of_two(result: Callable[[_Pair, _Pair], _Pair], at: int = 0) -> _Rule:
     return rule
 
 
+def _either(a: _Pair, b: _Pair) -> _Pair:
+    return min(a[0], b[0]), max(a[1], b[1])
+
+
+def _written(node: fx.Node, of: _Of) -> Bounds:
+    """Elements of what is written into, or of what is written, as the order of sorted elements is."""
+    own, source = of(node.args[0]), of(node.args[3])
+    return None if own is None or source is None else _either(own, source)
+
+
 def _product(a: _Pair, b: _Pair) -> _Pair:
     corners = [x * y for x in a for y in b]
     return min(corners), max(corners)
+
+
+def _elements(node: fx.Node, of: _Of) -> Bounds:
+    """Some elements of the first operand, whichever."""
+    return of(node.args[0])
+
+
+def _joined(node: fx.Node, of: _Of) -> Bounds:
+    parts: Any = node.args[0]
+    own = [of(part) for part in parts]
+    known = [bounds for bounds in own if bounds is not None]
+    return (min(low for low, _ in known), max(high for _, high in known)) if len(known) == len(own) else None
+
+
+def _range(node: fx.Node, _of: _Of) -> Bounds:
+    """The places along an axis; a step of another size makes no difference to what they lie between."""
+    first, *rest = (constant_of(argument) for argument in node.args[:2])
+    low, end = (first, rest[0]) if rest else (0, first)
+    return None if low is None or end is None else (min(low, end), max(low, end - 1))
 
 
 _RULES: dict[Any, _Rule] = {
@@ -135,7 +164,9 @@ _RULES: dict[Any, _Rule] = {
     aten.add.Tensor: _of_two(lambda a, b: (a[0] + b[0], a[1] + b[1])),
     aten.sub.Tensor: _of_two(lambda a, b: (a[0] - b[1], a[1] - b[0])),
     aten.mul.Tensor: _of_two(_product),
-    aten.where.self: _of_two(lambda a, b: (min(a[0], b[0]), max(a[1], b[1])), 1),
+    aten.where.self: _of_two(_either, 1), aten.scatter.src: _written, aten.cat.default: _joined,
+    aten.gather.default: _elements, aten.index_select.default: _elements, aten.index.Tensor: _elements,
+    aten.arange.default: _range, aten.arange.start: _range, aten.arange.start_step: _range,
     aten.maximum.default: _of_two(lambda a, b: (max(a[0], b[0]), max(a[1], b[1]))),
     aten.minimum.default: _of_two(lambda a, b: (min(a[0], b[0]), min(a[1], b[1]))),
 }  # fmt: skip

@@ -10,6 +10,7 @@ Here labels go from 0 to below the extent of axis 1, and 255 is left out. Assert
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,8 @@ from fqt_deploy.capture.label_values import (
     Fact,
     Index,
     LegalLabels,
+    compared,
+    constant_of,
     fact_of,
     is_integer,
 )  # fmt: skip
@@ -237,14 +240,23 @@ def _all_hold(node: Any, negated: bool, facts: Mapping[Any, Fact]) -> list[Legal
         return None if None in parts else [own for part in parts for own in part or ()]
     if target in COMPARISONS and always_holds(node, negated):
         return []
-    condition = facts.get(node)
-    if target not in COMPARISONS or not isinstance(condition, Condition):
+    if target not in COMPARISONS:
+        return None
+    fact, condition = facts.get(node.args[0]), facts.get(node)
+    replaced = fact.replaced if isinstance(fact, Index) else {}
+    if isinstance(fact, Index) and replaced:
+        condition = compared(node, replace(fact, replaced={}))
+    if not isinstance(condition, Condition):
         return None
     if condition.inverted != negated:
         condition = condition.complement()
     if condition is None or condition.without:
         return None
-    legal, fact = LegalLabels(condition.low, condition.high), facts.get(node.args[0])
+    holds = getattr(operator, COMPARISONS[target])
+    right = {label for label, given in replaced.items() if holds(given, constant_of(node.args[1])) is not negated}
+    if any(condition.low <= label < condition.high for label in replaced.keys() - right):
+        return None
+    legal = LegalLabels(condition.low, condition.high, frozenset(right))
     filled = fact.always if isinstance(fact, Index) else ()
     return [legal] if all(legal.takes(label) for label in filled) else None
 

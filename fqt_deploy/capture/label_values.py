@@ -169,7 +169,7 @@ def fact_of(node: fx.Node, facts: Mapping[Any, Fact]) -> Fact | None:
     target: Any = node.target
     first = facts.get(node.args[0]) if node.args else None
     if target in COMPARISONS:
-        return _compared(node, first, COMPARISONS[target])
+        return compared(node, first)
     if target in NOT and isinstance(first, Condition):
         return replace(first, inverted=not first.inverted)
     if target in (*AND, *OR):
@@ -209,6 +209,8 @@ def _where(node: fx.Node, facts: Mapping[Any, Fact]) -> Integer:
     """A choice between an integer made of labels and a constant."""
     picks: Any = node.args[0]
     condition, chosen, other = facts.get(picks), node.args[1], node.args[2]
+    if condition is None and chosen not in facts:
+        chosen, other = other, chosen
     if isinstance(condition, Condition) and not condition.inverted and chosen not in facts:
         condition, chosen, other = condition.complement(), other, chosen
     elif isinstance(condition, Condition) and condition.inverted:
@@ -216,8 +218,11 @@ def _where(node: fx.Node, facts: Mapping[Any, Fact]) -> Integer:
     fact, constant = facts.get(chosen), constant_of(other)
     if condition == Condition() and isinstance(fact, (Index, Within)):
         return fact
-    if not isinstance(condition, Condition) or not isinstance(fact, Index) or constant is None:
+    if not isinstance(fact, Index) or constant is None:
         return Unknown()
+    if not isinstance(condition, Condition):  # a mask: its constant goes the way that a label goes
+        label = None if _is_made_of(picks, facts) else fact.label_of(constant)
+        return Unknown() if label is None else replace(fact, always=fact.always | {label})
     hidden = (fact.below and fact.below[0] > condition.low) or (fact.above and fact.above[0] < condition.high)
     half = condition.low > LOWEST or condition.high < HIGHEST
     if place_of(picks, facts) != place_of(chosen, facts) or (half and hidden):
@@ -228,6 +233,18 @@ def _where(node: fx.Node, facts: Mapping[Any, Fact]) -> Integer:
         fact = replace(fact, above=(condition.high, constant))
     inside = {label: given for label, given in fact.replaced.items() if condition.low <= label < condition.high}
     return replace(fact, replaced={**inside, **dict.fromkeys(condition.without, constant)})
+
+
+def _is_made_of(node: fx.Node, facts: Mapping[Any, Fact]) -> bool:
+    """Whether ``node`` depends on any of the labels."""
+    seen, pending = {node}, [node]
+    while pending:
+        last = pending.pop()
+        if last in facts:
+            return True
+        pending += [operand for operand in last.all_input_nodes if operand not in seen]
+        seen.update(last.all_input_nodes)
+    return False
 
 
 def place_of(node: Any, facts: Mapping[Any, Fact]) -> Any:
@@ -251,8 +268,9 @@ def place_of(node: Any, facts: Mapping[Any, Fact]) -> Any:
     return moves if kept_order else (*moves, (str(node.target), before, str(node.args[1:]))), after
 
 
-def _compared(node: fx.Node, first: Fact | None, name: str) -> Condition | None:
-    value = constant_of(node.args[1])
+def compared(node: fx.Node, first: Fact | None) -> Condition | None:
+    """The labels for which the comparison ``node`` of ``first`` with a constant holds; None if they are not known."""
+    name, value = COMPARISONS[node.target], constant_of(node.args[1])
     if value is None or first is None or isinstance(first, Condition):
         return None
     if name in ("eq", "ne"):

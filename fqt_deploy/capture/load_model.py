@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from fqt_deploy.capture.load_weights import load_weights
 from fqt_deploy.capture.model_call import ModelCall, describe_call, is_batch, returned_loss
 from fqt_deploy.core.diagnostics import FqtError, SourceLocation
+from fqt_deploy.core.one_compilation import one_at_a_time
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def with_others(sources: Sequence[ModelSource]) -> ModelSource:
     return replace(first, others=tuple(others))
 
 
+@one_at_a_time
 def load_model(
     path: Path, *, batch: int | Sequence[int] | None = None, weights: Path | None = None, skip: Sequence[str] = ()
 ) -> ModelSource:

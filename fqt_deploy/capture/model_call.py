@@ -207,17 +207,19 @@ def _index(key: Any) -> Any:
 
 def _checked(name: str, role: str, tensor: object) -> Tensor:
     """The tensor, detached and dense; FQT103 if no step could take it."""
-    problem = None
+    problem = hint = None
     if not isinstance(tensor, Tensor):
         problem = f"is {_kind(tensor)}, not a tensor"
     elif tensor.dtype not in _DTYPES:
         problem = f"is {str(tensor.dtype).removeprefix('torch.')}; float32, int64, int32 and bool are supported"
+        if tensor.is_floating_point():
+            hint = "give it as x.float(), and make the model float32, too: model.float()"
     elif tensor.device.type != "cpu" or tensor.layout != torch.strided:
         problem = f"lies on {tensor.device} as {tensor.layout}; a dense CPU tensor is needed"
     elif tensor.dim() == 0 or 0 in tensor.shape:
         problem = f"has shape {list(tensor.shape)}; the first axis is the batch, and none may be empty"
     if problem is not None:
-        raise FqtError(f"the example {role} {name} {problem}", code="FQT103")
+        raise FqtError(f"the example {role} {name} {problem}", code="FQT103", hint=hint)
     assert isinstance(tensor, Tensor)
     return tensor.detach().contiguous()
 
@@ -259,7 +261,7 @@ def loss_in(outputs: Any) -> Any:
     """The loss that a model returned among its outputs; FQT105 if there is none."""
     found = fields_of(outputs).get(_LOSS)
     if found is None and isinstance(outputs, tuple) and outputs and not hasattr(outputs, "_fields"):
-        found = outputs[0]
+        found = outputs[_place_of_loss(outputs)]
     if found is not None:
         return found
     raise FqtError(
@@ -279,7 +281,16 @@ def without_loss(outputs: Any) -> Any:
     fields = fields_of(outputs)
     if _LOSS in fields:
         return {name: value for name, value in fields.items() if name != _LOSS}
-    return outputs[1:] if isinstance(outputs, tuple) else outputs
+    if not isinstance(outputs, tuple) or not outputs:
+        return outputs
+    place = _place_of_loss(outputs)
+    return outputs[:place] + outputs[place + 1 :]
+
+
+def _place_of_loss(outputs: tuple[Any, ...]) -> int:
+    """Where the loss lies in a tuple: first, unless one of the others alone is a scalar, as in ``(logits, loss)``."""
+    scalars = [i for i, x in enumerate(outputs) if isinstance(x, Tensor) and not x.dim() and x.is_floating_point()]
+    return scalars[0] if len(scalars) == 1 else 0
 
 
 def fields_of(outputs: Any) -> dict[str, Any]:

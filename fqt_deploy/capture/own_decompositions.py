@@ -78,6 +78,27 @@ def _smallest(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tenso
     return x.amin(dim, keepdim), x.argmin(dim, keepdim)
 
 
+def _largest_of_all(x: Tensor) -> Tensor:
+    return x.int().amax() > 0 if x.dtype == torch.bool else x.amax()
+
+
+def _smallest_of_all(x: Tensor) -> Tensor:
+    return x.int().amin() > 0 if x.dtype == torch.bool else x.amin()
+
+
+def _larger(x: Tensor, y: Tensor) -> Tensor:
+    """The larger of two numbers; the other one, if one is NaN."""
+    return torch.where((x >= y) | (y != y), x, y)
+
+
+def _smaller(x: Tensor, y: Tensor) -> Tensor:
+    return torch.where((x <= y) | (y != y), x, y)
+
+
+def _distance(x: Tensor, y: Tensor, p: float = 2) -> Any:
+    return _vector_norm(x - y, p)
+
+
 def _clamp(x: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Tensor:
     x = x if min is None else torch.maximum(x, min)
     return x if max is None else torch.minimum(x, max)
@@ -218,6 +239,8 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten.var.correction: _variance, aten.var.dim: _variance_unbiased,
     aten.amax.default: _largest_of, aten.amin.default: _smallest_of,
     aten.max.dim: _largest, aten.min.dim: _smallest, aten.clamp.Tensor: _clamp,
+    aten.max.default: _largest_of_all, aten.min.default: _smallest_of_all,
+    aten.fmax.default: _larger, aten.fmin.default: _smaller, aten.dist.default: _distance,
     aten.empty.memory_format: _empty, aten.empty_permuted.default: _empty_permuted,
     aten.new_empty_strided.default: _new_empty_strided,
     aten.index.Tensor: _index, aten.index_put.default: _index_put,

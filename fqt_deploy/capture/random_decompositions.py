@@ -75,10 +75,30 @@ def _randint_low(low: int, high: int, size: Sequence[int], *, dtype: torch.dtype
     return _integers(low, high, size, dtype)
 
 
+def _leaky_at_random(
+    x: Tensor, noise: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None
+) -> Any:
+    """``F.rrelu``: a slope for each element that is not positive, and the slopes, 1 elsewhere; else their mean."""
+    if not _floats(x.dtype) or generator is not None:
+        return NotImplemented
+    if not training:
+        return torch.where(x > 0, x, x * ((lower + upper) / 2)), noise
+    slopes = torch.where(x > 0, 1.0, _uniform_numbers(x.shape) * (upper - lower) + lower)
+    return x * slopes, slopes
+
+
+def _leaky_at_random_backward(
+    gradient: Tensor, x: Tensor, noise: Tensor, lower: float, upper: float, training: bool, self_is_result: bool
+) -> Tensor:
+    return gradient * (noise if training else torch.where(x > 0, 1.0, (lower + upper) / 2))
+
+
 RANDOM: dict[Any, Callable[..., Any]] = {
     aten.randn.default: _randn, aten.randn_like.default: _randn_like, aten.rand_like.default: _rand_like,
     aten.normal_functional.default: _normal, aten.uniform.default: _uniform,
     aten.exponential.default: _exponential, aten.bernoulli.default: _bernoulli,
     aten.randint.default: _randint, aten.randint.low: _randint_low,
+    aten.rrelu_with_noise_functional.default: _leaky_at_random,
+    aten.rrelu_with_noise_backward.default: _leaky_at_random_backward,
 }  # fmt: skip
 """By op; a rule that gives ``NotImplemented`` leaves the call as it is."""

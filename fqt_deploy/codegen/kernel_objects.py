@@ -154,7 +154,8 @@ def _compile_batch(kernels: KernelSources, folder: Path, batch: Batch) -> Path:
     target, path = kernels.target, _object_file(folder, batch)
     module = tvm.IRModule({symbol: target.schedule(kernels.function(symbol)) for symbol in batch})
     with target.tvm_target, tvm.transform.PassContext(config=PASS_CONFIG):
-        tvm.compile(module, _tvm_target(kernels, batch)).mod.write_to_file(str(path))
+        compiled = tvm.compile(module, _tvm_target(kernels, batch), tir_pipeline=target.lowering)
+    compiled.mod.write_to_file(str(path))
     if kernels.cache is not None:
         kernels.cache.write(_entry(kernels, batch), path.read_bytes())
     return path

@@ -14,6 +14,7 @@ from fqt_deploy.compiler.describe import layer_decisions
 from fqt_deploy.core.diagnostics import FqtError, InvariantError, together
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import LayerDecision
+from fqt_deploy.core.one_compilation import one_at_a_time
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.passes.annotate_layers import AnnotateLayers
 from fqt_deploy.passes.invariants import ALWAYS
@@ -64,6 +65,7 @@ class CheckReport:
         return json.dumps(fields, indent=2)
 
 
+@one_at_a_time
 def check_model(
     source: ModelSource, options: CompileOptions, *, progress: Callable[[str], None] | None = None
 ) -> CheckReport:

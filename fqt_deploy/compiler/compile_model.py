@@ -26,6 +26,7 @@ from fqt_deploy.compiler.verify_passes import PassCheck, PassVerifier, graph_inp
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import ActivationGrid, TrainingGraph, grids_of
 from fqt_deploy.core.manifest import Manifest
+from fqt_deploy.core.one_compilation import one_at_a_time
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.core.step_notes import NOTES, StepNotes
 from fqt_deploy.core.text import SUFFIX, graph_text
@@ -84,6 +85,7 @@ class LoweredModel:
         return [(one.train, one.predict) for one in (self, *self.others)]
 
 
+@one_at_a_time
 def compile_model(
     source: ModelSource,
     options: CompileOptions,
@@ -173,6 +175,7 @@ def initial_state(*graphs: tuple[TrainingGraph, TrainingGraph]) -> dict[str, NDA
     return {name: np.array(tensor.initial.detach().numpy(), order="C") for name, tensor in state.items()}
 
 
+@one_at_a_time
 def lower_model(
     source: ModelSource,
     options: CompileOptions,

@@ -28,6 +28,7 @@ from fqt_deploy.ops.products.directions import DIRECTIONS, FORWARD, GROUPED, INP
 from fqt_deploy.ops.sample_axes import sample_axes
 from fqt_deploy.ops.traits import SampleAxis
 from fqt_deploy.passes.batch_axis import descendants
+from fqt_deploy.passes.other_weights import COMPUTED, products_of_other_weights
 from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.zero_padding import padding_before
 
@@ -77,14 +78,15 @@ class AnnotateLayers(Pass):
             _check_decided(graph, self.binarized, self.turned)
             return False
         self._check_globs(graph.layers)
-        if computed := layers_of_computed_weights(graph):
+        if computed := [record.path for record in graph.layers if record.reason == COMPUTED]:
             graph.notes += (
                 f"forward computes the weights of {len(computed)} layer{'s' if len(computed) > 1 else ''}, as weight "
                 f"normalization does, so that they stay in fp32: {', '.join(computed)}",
             )
         axes, last = sample_axes(graph), last_layers(graph)
         for record in graph.layers:
-            record.binarized, record.reason = self._decide(record, graph, axes, last)
+            if record.weight:  # others run in fp32, and say why
+                record.binarized, record.reason = self._decide(record, graph, axes, last)
         return False
 
     def _check_globs(self, layers: list[LayerRecord]) -> None:
@@ -98,8 +100,9 @@ class AnnotateLayers(Pass):
     ) -> tuple[bool, str]:
         products = [n for n in graph.graph.nodes if n.meta.get("record") is record]
         forward = [n for n in products if n.meta["direction"] == "forward"]
-        record.turned = _is_turned(products, graph.placeholder(record.weight))
-        extents = shape(graph.placeholder(record.weight))
+        weight = graph.placeholder(record.weight)
+        record.turned = _is_turned(products, weight)
+        extents = shape(weight)
         contraction = extents[0] if record.turned else prod(extents[1:])
         excluded = next((g for g in self.exclude if fnmatchcase(record.path, g)), None)
         if excluded is not None:
@@ -108,6 +111,8 @@ class AnnotateLayers(Pass):
             return False, "a transposed convolution stays in fp32"
         if forward[0].target is fqt.grouped_conv.default and contraction >= MINIMUM_CONTRACTION:
             return False, "a convolution with groups, dilation, one or three axes stays in fp32"
+        if not record.turned and all(call_of(n).w is not weight and n.target in INPUT_GRAD for n in forward):
+            return False, "its weight is a matrix [in, out] in a view of another shape"
         if not record.turned and any(n.target not in (*FORWARD, *GROUPED) for n in forward):
             return False, "its weight is multiplied as [in, out] in one place and as [out, in] in another"
         if not record.turned and any(shape(call_of(n).w)[0] != extents[0] for n in forward):
@@ -191,7 +196,8 @@ def mark_products(graph: TrainingGraph) -> None:
             continue
         record = by_weight.get(weight)
         if record is None:
-            record = by_weight[weight] = _record(node, weight, len(by_weight))
+            path = weight.removeprefix("param/").removesuffix(".weight")
+            record = by_weight[weight] = _record(node, path, weight, len(by_weight))
             graph.layers.append(record)
         node.meta.update(record=record, direction="forward", layer=record.path)
     for node in graph.calls(*FORWARD, *INPUT_GRAD):
@@ -201,19 +207,21 @@ def mark_products(graph: TrainingGraph) -> None:
     for weight, record in by_weight.items():
         for node in _weight_gradients(graph, weight):
             node.meta.update(record=record, direction="weight_grad", layer=record.path)
+    _mark_other_weights(graph)
 
 
-def layers_of_computed_weights(graph: TrainingGraph) -> list[str]:
-    """The paths of layers whose weight forward makes of parameters alone, without the data, in forward order."""
-    inputs = zip(graph.inputs, graph.graph.find_nodes(op="placeholder"), strict=True)
-    parameters = [node for name, node in inputs if name.startswith("param/")]
-    computed = descendants(graph, *parameters) - descendants(graph, *graph.batch_inputs())
-    found = [
-        node.meta["layer"]
-        for node in graph.calls(*FORWARD, *INPUT_GRAD, *GROUPED)
-        if node.meta["phase"] == "forward" and "record" not in node.meta and call_of(node).w in computed
-    ]
-    return [path for path in dict.fromkeys(found) if path]
+def _mark_other_weights(graph: TrainingGraph) -> None:
+    """Add records of products whose weight is no whole parameter; their gradients belong to no layer."""
+    known = {record.path: record for record in graph.layers}
+    for product, path, reason in list(products_of_other_weights(graph)):
+        while path in known and known[path].weight:  # a parameter that another product takes as it is
+            path += "'"
+        if path not in known:
+            known[path] = _record(product, path, "", len(known))
+            known[path].reason = reason
+        product.meta.update(record=known[path], direction="forward")
+    marked = (node.meta.get("record") for node in graph.graph.nodes)
+    graph.layers[:] = {record.path: record for record in marked if record is not None}.values()
 
 
 def last_layers(graph: TrainingGraph) -> list[LayerRecord]:
@@ -223,8 +231,8 @@ def last_layers(graph: TrainingGraph) -> list[LayerRecord]:
     """
     logits = graph.results().get("logits")
     reached = [] if logits is None else _layers_before([logits])
-    earlier = {record.weight for product in reached for record in _all_layers_before(product)}
-    return [product.meta["record"] for product in reached if product.meta["record"].weight not in earlier]
+    earlier = {record.path for product in reached for record in _all_layers_before(product)}
+    return [product.meta["record"] for product in reached if product.meta["record"].path not in earlier]
 
 
 def _layers_before(nodes: list[fx.Node]) -> list[fx.Node]:
@@ -251,9 +259,8 @@ def _all_layers_before(product: fx.Node) -> list[LayerRecord]:
     return [node.meta["record"] for node in found if node.meta["record"] is not product.meta["record"]]
 
 
-def _record(node: fx.Node, weight: str, index: int) -> LayerRecord:
-    path = weight.removeprefix("param/").removesuffix(".weight")
-    linear = node.target in (fqt.linear.default, fqt.linear_input_grad.default)
+def _record(node: fx.Node, path: str, weight: str, index: int) -> LayerRecord:
+    linear = node.target in (fqt.linear.default, fqt.linear_input_grad.default, fqt.batch_matmul.default)
     kind: Literal["conv2d", "linear"] = "linear" if linear else "conv2d"
     location = SourceLocation.of(node)
     source = location.portable if location else None

@@ -75,7 +75,11 @@ def _refuse(node: fx.Node) -> None:
     usual = "write it in supported operators; fqt-compile --list-ops lists them"
     hint = _INSTEAD.get(str(node.target).rpartition(".")[0], usual)
     if wrong or dropped:
-        hint = "compute it in float32" if wrong else f"write it without {', '.join(dropped)}"
+        hint = (
+            "compute it in float32: no autocast, .half() or .double()"
+            if wrong
+            else f"write it without {', '.join(dropped)}"
+        )
     where = ", ".join([node.meta.get("phase", "forward"), *wrong, *dropped])
     message = f"{node.target} ({where}) cannot be lowered"
     raise FqtError(message, code="FQT201", node=node, hint=hint)

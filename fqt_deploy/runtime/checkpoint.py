@@ -115,7 +115,7 @@ def load_checkpoint(path: Path | str, manifest: Manifest) -> tuple[Arrays, dict[
         All state arrays by name, and the metadata given to ``save_checkpoint``.
 
     Raises:
-        FqtError: as ``open_checkpoint``.
+        FqtError: as ``open_checkpoint``; also FQT502 if the file changes while it is read.
     """
     with open_checkpoint(path, manifest) as (tensors, metadata):
         return {name: tensors.read(name) for name in tensors.entries}, metadata
@@ -129,13 +129,22 @@ def open_checkpoint(path: Path | str, manifest: Manifest) -> Iterator[tuple[Tens
         The file, with all state arrays, and the metadata given to ``save_checkpoint``.
 
     Raises:
-        FqtError: FQT502 if the file is missing or damaged, FQT503 for another format, FQT504 if it is not a
-            checkpoint or belongs to another artifact, FQT506 if it holds NaN.
+        FqtError: FQT502 if the file is missing or damaged, or changes before the block ends, FQT503 for another
+            format, FQT504 if it is not a checkpoint or belongs to another artifact, FQT506 if it holds NaN.
     """
     path = Path(path)
     sweep(Path(os.path.realpath(path)))
     with open_tensors(path) as tensors:
+        before = _written(tensors)
         yield tensors, _checked_metadata(tensors, manifest)
+        if _written(tensors) != before:
+            raise FqtError(f"{path} changed while it was read", code="FQT502", hint="load it again")
+
+
+def _written(tensors: TensorFile) -> tuple[int, int]:
+    """When the file was written last, and its size: ``save_checkpoint`` replaces a file, others may write into it."""
+    status = os.fstat(tensors.file.fileno())
+    return status.st_mtime_ns, status.st_size
 
 
 def _checked_metadata(tensors: TensorFile, manifest: Manifest) -> dict[str, str]:

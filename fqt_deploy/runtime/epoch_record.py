@@ -70,16 +70,15 @@ class EpochRecord:
         self.epochs, self.losses = epoch + 1, (0.0, 0)
 
     def resume(self, metadata: dict[str, str]) -> None:
-        """Go on as the metadata of a checkpoint say; those of others say nothing."""
-        self.place = metadata.get(PLACE)
+        """Go on as the metadata of a checkpoint say; those of others say nothing. FQT502 if they are damaged."""
         try:
             said = json.loads(metadata.get(_KEPT, "{}"))
-            best, waited = said.get("best"), int(said.get("waited", 0))
+            best, waited, epochs = said.get("best"), int(said.get("waited", 0)), int(said.get("epochs", 0))
             total, count = said.get("losses", (0.0, 0))
-            self.losses, self.epochs = (float(total), int(count)), int(said.get("epochs", 0))
-            self.best, self.waited = None if best is None else float(best), waited
-        except (ValueError, TypeError, AttributeError):
+            best, losses = None if best is None else float(best), (float(total), int(count))
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             raise FqtError(f"{_KEPT} in the checkpoint's metadata is damaged", code="FQT502") from None
+        self.best, self.waited, self.epochs, self.losses, self.place = best, waited, epochs, losses, metadata.get(PLACE)
 
     def note(self, session: Session, epoch: int, found: dict[str, float], evaluation: Evaluation | None) -> bool:
         """Write what an epoch found, keep its checkpoint if it is the best; whether to end the run.

@@ -23,7 +23,7 @@ from fqt_deploy.runtime.arrays import as_numpy, check_layout, check_no_nan, chec
 from fqt_deploy.runtime.artifact import LIBRARY, Build, write_artifact
 from fqt_deploy.runtime.bind_batch import bind_batch
 from fqt_deploy.runtime.calls import Turn, enter_process
-from fqt_deploy.runtime.checkpoint import open_checkpoint, save_checkpoint
+from fqt_deploy.runtime.checkpoint import load_checkpoint, save_checkpoint
 from fqt_deploy.runtime.choose_variant import variant_of, variants_for_samples
 from fqt_deploy.runtime.cuda_library import CudaLibrary, is_on_gpu
 from fqt_deploy.runtime.exchange import Exchange
@@ -404,19 +404,22 @@ class Session:
     def load_checkpoint(self, path: Path | str) -> dict[str, str]:
         """Go on where ``save_checkpoint`` was called; returns its metadata.
 
+        The whole file is in memory before the first array changes: a file that ends, or changes, while it is read
+        leaves no half of another state.
+
         Raises:
             FqtError: FQT502 to FQT504, see ``runtime.checkpoint``; nothing has changed.
         """
-        with open_checkpoint(path, self.manifest) as (tensors, metadata):
-            try:
-                seed, rates = int(metadata.pop("seed")), self._checked_rates(_list(json.loads(metadata.pop("lr"))))
-                if not -(2**63) <= seed < 2**63:
-                    raise ValueError(f"the seed {seed}")
-            except (KeyError, TypeError, ValueError, RecursionError, FqtError) as error:
-                raise FqtError(f"{path} is damaged: {error} in its metadata", code="FQT502") from None
-            self.lr, self.seed = rates, seed
-            for name, operand in self._state.items():
-                self._library.assign(operand, tensors.read(name))
+        state, metadata = load_checkpoint(path, self.manifest)
+        try:
+            seed, rates = int(metadata.pop("seed")), self._checked_rates(_list(json.loads(metadata.pop("lr"))))
+            if not -(2**63) <= seed < 2**63:
+                raise ValueError(f"the seed {seed}")
+        except (KeyError, TypeError, ValueError, RecursionError, FqtError) as error:
+            raise FqtError(f"{path} is damaged: {error} in its metadata", code="FQT502") from None
+        self.lr, self.seed = rates, seed
+        for name, operand in self._state.items():
+            self._library.assign(operand, state.pop(name))
         return metadata
 
     @_alone

@@ -63,6 +63,7 @@ class Target:
         features: what the schedule rules choose by.
         rules: schedule rules, asked in order; the last takes anything.
         separate_objects: kernels are code of the host alone, and may be compiled apart from each other.
+        lowering: name under which TVM knows the passes that lower kernels.
         toolchain: links the library, for the machine that is to load it.
         tuned: tiles that were measured, by form and ``kernel_signature``.
     """
@@ -72,6 +73,7 @@ class Target:
     features: Any
     rules: tuple[ScheduleRule, ...]
     separate_objects: ClassVar[bool] = False
+    lowering: ClassVar[str] = "default"
     toolchain: Toolchain = field(default_factory=native_toolchain)
     tuned: Mapping[tuple[str, str], Tile] = field(default_factory=dict)
 
@@ -110,7 +112,7 @@ class Target:
     def compile(self, module: tvm.IRModule, relax_pipeline: Any) -> Any:
         """An executable of ``module``: its Relax functions lowered by ``relax_pipeline``, its kernels as they are."""
         with self.tvm_target:
-            return tvm.compile(module, self.tvm_target, relax_pipeline=relax_pipeline)
+            return tvm.compile(module, self.tvm_target, relax_pipeline=relax_pipeline, tir_pipeline=self.lowering)
 
     def with_tiles(self, tiles: Iterable[TunedTile]) -> Target:
         """The same, going by those of ``tiles`` that were measured on its processor, too."""

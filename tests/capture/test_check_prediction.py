@@ -46,6 +46,25 @@ def test_rows_that_belong_to_no_sample_are_refused():
         capture_prediction_graph(Predicting(lambda m, x: m.a(x).sum(0)), X)
 
 
+@pytest.mark.parametrize(
+    ("steps", "axes", "axis"), [(5, (1, 0, 2), 1), (6, (1, 0, 2), 1), (12, (1, 0, 2), 1), (4, (1, 2, 0), 2)]
+)
+def test_samples_that_are_not_on_the_first_axis_are_pointed_out(steps, axes, axis):
+    def forward(model, x):
+        return (model.a(x).unsqueeze(1) * torch.ones(steps, 1)).permute(axes)
+
+    with pytest.raises(FqtError, match=rf"FQT107.* for 6 samples .*: the samples are on axis {axis}, not") as caught:
+        capture_prediction_graph(Predicting(forward), X)
+    assert f"transpose(0, {axis})" in caught.value.hint
+
+
+def test_samples_that_meet_along_an_axis_of_their_number_are_no_transposed_ones():
+    with pytest.raises(FqtError, match="depend on the other samples"):
+        capture_prediction_graph(Predicting(lambda m, x: m.a(x) @ m.a(x).T), X)
+    with pytest.raises(FqtError, match="returns 5 rows for 6 samples"):
+        capture_prediction_graph(Predicting(lambda m, x: m.a(x).sum(0).unsqueeze(1).expand(5, 6)), X)
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize("batch", [6, 1])
 def test_batch_statistics_in_evaluation_are_refused_and_those_of_a_sample_are_not(batch):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fqt_deploy.capture.custom_functions import custom_functions, functions_as_ops, refuse_functions_in_place
 from fqt_deploy.capture.joint import capture_training_graph
 from fqt_deploy.capture.prediction import capture_prediction_graph
 from fqt_deploy.core.diagnostics import FqtError
@@ -171,3 +174,29 @@ def test_a_function_that_changes_its_operand_is_refused():
         capture_training_graph(Model(lambda m, x: InPlace.apply(x * 1)), F.cross_entropy, (X, Y))
     assert caught.value.location is not None
     assert caught.value.location.path.name == "test_custom_functions.py"
+
+
+@pytest.mark.parametrize("stand_in", [functions_as_ops, refuse_functions_in_place])
+def test_a_thread_that_captures_nothing_calls_its_functions_as_before(stand_in):
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.mark_dirty(x)
+            return x.mul_(2)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * 2
+
+    found = []
+
+    def train():
+        x = torch.ones(3, requires_grad=True)
+        Doubled.apply(x * 1).sum().backward()
+        found.append(x.grad)
+
+    with custom_functions(), stand_in():
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+    assert torch.equal(found[0], torch.full((3,), 2.0))

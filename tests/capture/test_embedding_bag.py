@@ -9,6 +9,7 @@ from fqt_deploy.capture.replaced_functions import ReplacedFunctions
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
+from tests.capture.following import assert_follows_pytorch
 
 TOKENS = torch.tensor([[1, 4, 4, 0], [2, 0, 0, 0], [0, 0, 0, 0], [5, 3, 2, 1]])
 
@@ -33,6 +34,45 @@ def test_values_and_gradients(mode, padding, weighted):
         actual = run()
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+ROW, STARTS = torch.tensor([1, 4, 4, 0, 2, 0, 5, 3, 2, 1]), torch.tensor([0, 3, 3, 5, 6])
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("padding", [None, 0, -1])
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_bags_in_one_row_of_tokens(mode, padding, weighted, last):
+    """Some are empty, and some hold padding alone."""
+    if weighted and mode != "sum":
+        return
+    torch.manual_seed(0)
+    bag = nn.EmbeddingBag(6, 5, mode=mode, padding_idx=padding, include_last_offset=last)
+    starts = torch.cat((STARTS, torch.tensor([len(ROW)]))) if last else STARTS
+    factors = torch.rand(len(ROW), requires_grad=True) if weighted else None
+    goal, number = torch.randn(5, 5), {"sum": 0, "mean": 1}[mode]
+    padding = None if padding is None else padding % 6
+
+    def run(function):
+        y = function()
+        return y, *torch.autograd.grad((y * goal).sum(), [bag.weight, *([factors] if weighted else [])])
+
+    def as_function():
+        return torch.embedding_bag(bag.weight, ROW, starts, False, number, False, factors, last, padding)[0]
+
+    expected = run(lambda: bag(ROW, starts, per_sample_weights=factors))
+    for called in (lambda: bag(ROW, starts, per_sample_weights=factors), as_function):
+        with ReplacedFunctions():
+            actual = run(called)
+        for a, b in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_bags_that_do_not_begin_at_the_first_token_are_nan():
+    with ReplacedFunctions():
+        y = nn.EmbeddingBag(6, 5)(ROW, torch.tensor([1, 3]))
+    assert y.isnan().all()
 
 
 MODEL = """
@@ -75,6 +115,13 @@ def test_what_is_not_supported_is_refused(model_file, given, said):
     assert refused.value.code == "FQT104"
 
 
-def test_bags_in_one_row_are_refused():
-    with ReplacedFunctions(), pytest.raises(FqtError, match="offsets"):
-        nn.EmbeddingBag(6, 5)(torch.tensor([1, 2, 3]), torch.tensor([0, 2]))
+def test_the_maximum_of_bags_in_one_row_is_refused():
+    with ReplacedFunctions(), pytest.raises(FqtError, match=r"FQT104.*maximum of tokens in one row"):
+        nn.EmbeddingBag(6, 5, mode="max")(torch.tensor([1, 2, 3]), torch.tensor([0, 2]))
+
+
+def test_bags_called_as_a_function_follow_pytorch(model_file, tmp_path):
+    """A compiled step, whose rows of tokens are made one row, as ``torch.embedding_bag`` takes them."""
+    called = "torch.embedding_bag(self.bag.weight, tokens.flatten(), torch.arange(0, 320, 20), False, 1)[0]"
+    text = MODEL.replace("BAG", "padding_idx=0").replace("self.bag(tokens)", called)
+    assert_follows_pytorch(load_model(model_file(text)), tmp_path / "step")

@@ -112,6 +112,33 @@ TAKEN = {
     "one_hot, clamped from above": (
         lambda o, y: (F.one_hot((y + 1).clamp(max=4), 5) * o).sum(), labels(8), LabelUse(-1, HIGHEST, None),
     ),
+    "one_hot, void replaced": (
+        lambda o, y: (F.one_hot(torch.where(y != 255, y, 0), 5) * o * (y != 255)[:, None]).sum(),
+        torch.tensor([0, 4, 255]), LabelUse(0, 5, 255, 1),
+    ),
+    "one_hot, void below replaced": (
+        lambda o, y: (F.one_hot(y.masked_fill(y == -100, 0), 5) * o).sum(), labels(8), LabelUse(0, 5, -100, 1),
+    ),
+    "masked by what the model computes": (
+        lambda o, y: F.cross_entropy(o, torch.where(o[:, 0] > 0, y, -100)), labels(8), LabelUse(0, 5, -100, 1),
+    ),
+    "masked to a class by what the model computes": (
+        lambda o, y: F.cross_entropy(o, y.masked_fill(o[:, 0] > 0, 3)), labels(8), LabelUse(0, 5, -100, 1),
+    ),
+    "written into a class where the model says": (
+        lambda o, y: F.cross_entropy(
+            o.transpose(1, 2), torch.full((8, 6), 4).scatter(1, o.argmax(-1)[:, :2], y[:, :2])
+        ), labels(8, 6), LabelUse(0, 5, -100, 2),
+    ),
+    "written by number": (
+        lambda o, y: F.cross_entropy(
+            o.transpose(1, 2), torch.full((8, 6), -100).index_put((torch.arange(8)[:, None], o.argmax(-1)), y)
+        ), labels(8, 6), LabelUse(0, 5, -100, 2),
+    ),
+    "some of them overwritten": (
+        lambda o, y: F.cross_entropy(o.transpose(1, 2), y.scatter(1, o.argmax(-1)[:, :2], -100)),
+        labels(8, 6), LabelUse(0, 5, -100, 2),
+    ),
     "one_hot squared": (lambda o, y: F.mse_loss(o, F.one_hot(y, 5).float()), labels(8), LabelUse(0, 5, None, 1)),
     "gather": (
         lambda o, y: -o.log_softmax(1).gather(1, y[:, None]).mean(), labels(8), LabelUse(0, 5, None, 1),
@@ -153,6 +180,17 @@ REFUSED = {
     "two labels joined": (
         lambda o, y: F.cross_entropy(o.reshape(-1, 5), torch.cat([y[:, 1:], y[:, :1] + 1], 1).reshape(-1)),
         labels(8, 6, high=4),
+    ),
+    "masked to no class": (
+        lambda o, y: -o[torch.arange(8), y.masked_fill(o[:, 0] > 0, -1)].mean(), labels(8),
+    ),
+    "masked by labels in a way that is not followed": (
+        lambda o, y: F.cross_entropy(o, torch.where(y.float().sin() > 0, y, 0)), labels(8),
+    ),
+    "written together": (
+        lambda o, y: F.cross_entropy(
+            o.transpose(1, 2), torch.zeros_like(y).index_put((torch.arange(8)[:, None], o.argmax(-1)), y, True)
+        ), labels(8, 6, high=1),
     ),
     "several void ones": (
         lambda o, y: F.cross_entropy(o, torch.where((y == 9) | (y == 8), -100, y)), torch.tensor([0, 8, 9]),
@@ -253,6 +291,9 @@ BOUNDED = {
     "a quotient": lambda x: (x % 12) // 2,
     "a count": lambda x: (x[:, None] > torch.arange(5)).sum(1),
     "a position": lambda x: (x[:, None] * torch.arange(6)).argmax(1),
+    "the order": lambda x: torch.topk(x[:, None] * torch.arange(6).float(), 3)[1][:, 0],
+    "places": lambda x: torch.arange(1, 6)[x.argsort() % 5] + x.clamp(0, 0),
+    "places joined": lambda x: torch.cat([torch.arange(0, 5, 2), torch.arange(5)]) + x.clamp(0, 1),
     "a choice": lambda x: torch.where(x > 2, x.clamp(1, 4) + 1, 0),
     "a product": lambda x: (x % 3) * (x % 2),
 }
@@ -260,6 +301,7 @@ UNBOUNDED = {
     "doubled": lambda x: x * 2,
     "clamped too wide": lambda x: x.clamp(0, 6),
     "clamped on one side": lambda x: (x * 3).clamp(max=5),
+    "places beyond": lambda x: torch.arange(8)[x.argsort() % 6] + x.clamp(0, 1),
     "a negative remainder": lambda x: x % 6 - 1,
 }
 

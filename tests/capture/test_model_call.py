@@ -93,3 +93,30 @@ def test_outputs_have_names():
         loss_in({"logits": logits})
     with pytest.raises(FqtError, match="FQT105: the model returns None in evaluation mode"):
         predicted(None, None, "evaluation")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss", "left"),
+    [
+        (lambda a, loss: (loss, a), "loss", ["a"]),
+        (lambda a, loss: (a, loss), "loss", ["a"]),
+        (lambda a, loss: (a, loss, None, a), "loss", ["a", None, "a"]),
+        (lambda a, loss: (loss, a, loss * 2), "loss", ["a", "twice"]),
+        (lambda a, loss: (a, a), "a", ["a"]),
+    ],
+    ids=["first", "last", "between", "the first of two", "none"],
+)
+def test_the_loss_in_a_tuple_is_its_first_or_its_only_scalar(outputs, loss, left):
+    a, scalar = torch.ones(2, 3), torch.tensor(4.0)
+    names = {"a": a, "loss": scalar, "twice": scalar * 2, None: None}
+    returned = outputs(a, scalar)
+    assert torch.equal(loss_in(returned), names[loss])
+    for found, name in zip(without_loss(returned), left, strict=True):
+        assert found is names[name] or torch.equal(found, names[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_floats_of_another_width_are_refused_with_what_to_do(dtype):
+    with pytest.raises(FqtError, match="FQT103: the example input x is") as caught:
+        describe_call(nn.Flatten(), (X.to(dtype), Y), own_loss=True)
+    assert "model.float()" in caught.value.hint

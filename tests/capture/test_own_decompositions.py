@@ -30,6 +30,9 @@ CASES = {
     "variance of two more": lambda x: torch.var(x, 2, correction=2),
     "max": lambda x: x.max(1)[0] * x.max(1)[1],
     "min": lambda x: x.min(2, True)[0],
+    "largest and smallest of all": lambda x: x.max() * x + x.min() * x + (x > 0).max() * x + (x > -9).min() * x,
+    "larger and smaller": lambda x: torch.fmax(x, x.flip(1)) + torch.fmin(x, x.flip(1).clamp(max=0)),
+    "distance": lambda x: torch.dist(x, x.flip(1) * 2) + torch.dist(x, x.flip(1) * 2, 1) + x,
     "max of conditions": lambda x: (x > 1).amax(1, True) * x + (x > -1).amin((0, 2), True) * x + (x > 0).amax() * x,
     "clamp": lambda x: torch.clamp(x, x[:1] * 0 - 0.5, x[:, :1] * 0 + 0.5),
     "empty": lambda x: torch.empty_like(x.permute(0, 2, 1)).fill_(2) * x.permute(0, 2, 1),
@@ -149,6 +152,29 @@ def test_distributions_are_made_of_uniform_numbers(draw, mean, deviation):
     numbers = traced()
     assert numbers.mean().item() == pytest.approx(mean, abs=0.03 * deviation)
     assert numbers.std().item() == pytest.approx(deviation, rel=0.03)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_leaky_relu_draws_a_slope_for_each_negative_element(training, inplace):
+    """And has their mean in evaluation."""
+
+    def step(x):
+        y, pull = torch.func.vjp(lambda x: torch.nn.functional.rrelu(x * 1, 0.2, 0.6, training, inplace), x)
+        return y, *pull(torch.ones_like(y))
+
+    x = torch.linspace(-1, 1, 4000)
+    traced = make_fx(torch.func.functionalize(step), decomposition_table=decompositions())(x)
+    drawing = {node.target for node in traced.graph.nodes if torch.Tag.nondeterministic_seeded in tags(node)}
+    assert drawing == ({torch.ops.aten.rand.default} if training else set())
+    torch.manual_seed(0)
+    y, gradient = traced(x)
+    torch.testing.assert_close(gradient, y / x)
+    slopes = gradient[:2000]
+    assert torch.equal(y[2000:], x[2000:])
+    assert slopes.mean().item() == pytest.approx(0.4, abs=0.01)
+    assert slopes.std().item() == pytest.approx(0.4 / math.sqrt(12) if training else 0, rel=0.05, abs=1e-6)
+    assert 0.2 <= slopes.min() <= slopes.max() <= 0.6
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -132,3 +133,22 @@ def test_checking_imports_no_code_generation():
     assert done.returncode == 0, done.stderr
     assert "the model compiles" in done.stdout
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_models_are_checked_in_several_threads():
+    """Streams, PyTorch's functions and the generators' states are what they were; a thread beside them prints."""
+
+    def check(width: int) -> None:
+        model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 4))
+        report = fqt_deploy.check(model, example_inputs=(torch.randn(8, 64), torch.arange(8) % 4))
+        found[width] = [layer.path for layer in report.layers]
+
+    found: dict[int, list[str]] = {}
+    before = sys.stdout, sys.stderr, nn.Module.__setattr__, torch.autograd.Function.apply
+    threads = [threading.Thread(target=check, args=(width,)) for width in (48, 64, 96)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {width: ["0", "2"] for width in (48, 64, 96)}
+    assert before == (sys.stdout, sys.stderr, nn.Module.__setattr__, torch.autograd.Function.apply)

@@ -172,7 +172,10 @@ def test_layers_whose_weight_forward_computes_are_named(graph_after):
         nn.Linear(40, 4),
     )
     graph = graph_after(model, "annotate-layers")
-    assert [record.path for record in graph.layers] == ["0", "5"]
+    assert binarized(graph) == {"0": False, "1": False, "3": False, "5": False}
+    assert (
+        graph.layers[1].reason == graph.layers[2].reason == "forward computes its weight, as weight normalization does"
+    )
     assert "forward computes the weights of 2 layers" in graph.notes[-1]
     assert graph.notes[-1].endswith("so that they stay in fp32: 1, 3")
     plain = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(288, 40), nn.ReLU(), nn.Linear(40, 4))

@@ -1,6 +1,7 @@
 """Checkpoints: atomic, of this model only, and resuming is as if one had not stopped."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import fqt_deploy
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime import files
 from fqt_deploy.runtime.checkpoint import load_checkpoint, save_checkpoint
+from fqt_deploy.runtime.epoch_record import EpochRecord
 
 
 def batches(count, seed=0):
@@ -147,8 +149,40 @@ def test_a_refused_checkpoint_changes_nothing(session, tmp_path, metadata):
     assert (session.lr, session.seed) == (0.25, 5)
 
 
+@pytest.mark.parametrize("change", ["shorter", "touched"])
+def test_a_file_that_changes_while_it_is_loaded_leaves_the_session_as_it_was(session, tmp_path, monkeypatch, change):
+    session.save_checkpoint(tmp_path / "c")
+    session.step(*batches(1)[0])
+    session.lr, session.seed = 0.25, 5
+    before = {name: np.array(array) for name, array in session._state.items()}
+    reads, read = [], files.TensorFile.read
+
+    def read_once_more(tensors, name):
+        reads.append(name)
+        if len(reads) == len(tensors.entries) + 3:  # all were looked at, and some are being read for good
+            if change == "shorter":
+                os.truncate(tensors.path, len(tensors.header) + 100)
+            else:
+                os.utime(tensors.path, (1, 1))
+        return read(tensors, name)
+
+    monkeypatch.setattr(files.TensorFile, "read", read_once_more)
+    refuses(session, tmp_path / "c", "FQT502")
+    assert len(reads) > len(before)
+    assert (session.lr, session.seed) == (0.25, 5)
+    assert all(np.array_equal(before[name], array) for name, array in session._state.items())
+
+
+def test_damaged_notes_of_a_run_leave_a_record_as_it_was():
+    record = EpochRecord(best=0.5, epochs=2, losses=(1.0, 1), place="here")
+    for damaged in ('{"best": "x", "losses": [3, 1]}', '{"waited": Infinity}', '{"losses": [1]}', "[" * 100_000):
+        with pytest.raises(FqtError, match="FQT502"):
+            record.resume({"fqt_train": damaged, "place": "there"})
+    assert (record.best, record.waited, record.epochs, record.losses, record.place) == (0.5, 0, 2, (1.0, 1), "here")
+
+
 def test_a_checkpoint_is_in_memory_an_array_at_a_time(tmp_path):
-    """Saving and loading take the memory of a few arrays beside the state, not that of the file."""
+    """Saving, and checking what is loaded, take the memory of a few arrays beside the state, not that of the file."""
     program = f"""
 from types import SimpleNamespace
 import numpy as np

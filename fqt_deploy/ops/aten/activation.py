@@ -8,9 +8,10 @@ from typing import Any
 from fqt_deploy.ops.aten.aten_op import aten
 from fqt_deploy.ops.aten.pointwise import pointwise, zero_like
 from fqt_deploy.ops.aten.samples import MIXED, POSITIVE, call
-from fqt_deploy.ops.aten.transcendental import erf, erf_and_decay, tanh
+from fqt_deploy.ops.aten.transcendental import erf, tanh
 from fqt_deploy.ops.lib.float32 import clamped
 from fqt_deploy.ops.lib.onnx_body import OnnxWriter
+from fqt_deploy.ops.lib.rational import GELU_SLOPE
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_NEGATIVE, Nan, zero_with_any
 
 _SCALE, _CUBE = math.sqrt(2.0 / math.pi), 0.044715
@@ -24,13 +25,12 @@ def _gelu(x: Any, *, approximate: str) -> Any:
 
 
 def _gelu_backward(g: Any, x: Any, *, approximate: str) -> Any:
-    """``g`` times the derivative of GELU: one exponential serves the distribution and its density."""
+    """``g`` times the derivative of GELU."""
     if approximate == "tanh":
         t = tanh(_tanh_argument(x))
         slope = (x * x * (3.0 * _CUBE) + 1.0) * _SCALE
         return g * ((t + 1.0) * 0.5 + x * 0.5 * (1.0 - t * t) * slope)
-    distribution, e = erf_and_decay(x * math.sqrt(0.5))
-    return g * ((distribution + 1.0) * 0.5 + x * e * math.sqrt(0.5 / math.pi))
+    return g * (GELU_SLOPE(x) + 0.5)
 
 
 def _tanh_argument(x: Any) -> Any:

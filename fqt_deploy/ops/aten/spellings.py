@@ -27,6 +27,7 @@ ELEMENTS = (
 
 MIXTURES = (
     aten.constant_pad_nd.default, aten.cat.default, aten.slice_scatter.default, aten.select_scatter.default,
+    aten.scatter.src, aten.scatter.value, aten.index_put.default,
 )  # fmt: skip
 """Elements of several operands, or constants among those of one."""
 

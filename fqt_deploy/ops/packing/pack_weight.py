@@ -68,11 +68,12 @@ class PackWeight(FqtOp):
 
     @staticmethod
     def sample_inputs() -> Iterator[tuple[Any, ...]]:
-        """The samples: whole panels, partial ones, a linear layer."""
+        """The samples: whole panels, partial ones, linear layers of either kind."""
         g = torch.Generator().manual_seed(0)
         yield (torch.randn(32, 64, 3, 3, generator=g),)
         yield (torch.randn(10, 33, 3, 2, generator=g),)
         yield (torch.randn(17, 70, 1, 1, generator=g),)
+        yield (torch.randn(32, 64, 1, 1, generator=g),)
 
     def onnx_body(self, op: Body) -> str:
         """The ONNX body: channels last, pack, interleave rows."""

@@ -28,6 +28,7 @@ from fqt_deploy.targets.cpu.generic.round_products import round_products
 from fqt_deploy.targets.cpu.generic.select_sampled import SelectSampledRule
 from fqt_deploy.targets.cpu.generic.transposition import TranspositionRule
 from fqt_deploy.targets.cpu.generic.update import UpdateRule
+from fqt_deploy.targets.cpu.lowering import register
 from fqt_deploy.targets.cpu.packing.pack_channels import PackChannelsRule
 from fqt_deploy.targets.cpu.packing.pack_positions import PackPositionsRule
 from fqt_deploy.targets.cpu.packing.pack_weight import PackWeightRule
@@ -77,6 +78,7 @@ class CpuTarget(Target):
     """A target whose kernels round, and pass NaN on, like PyTorch."""
 
     separate_objects: ClassVar[bool] = True
+    lowering: ClassVar[str] = register()
 
     def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:
         """Compute floats as PyTorch does, then apply the first rule that takes the kernel."""

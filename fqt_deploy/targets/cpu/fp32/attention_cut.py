@@ -122,15 +122,20 @@ class AttentionCut:
         """Number of keys that some query of a block sees."""
         return T.min(self.keys, (block + 1) * self.block) if self.causal else self.keys
 
-    def score(self, product: Any, mask: Any, b: Any, head: Any, row: Any, column: Any) -> Any:
-        """The score of a key from the product with a query that was scaled before."""
+    def score(self, product: Any, mask: Any, b: Any, head: Any, row: Any, first: Any, lane: Any) -> Any:
+        """The score of key ``first + lane`` from the product with a query that was scaled before.
+
+        The lane is compared with what is left of the row, which no rule of TVM may see: it would compare numbers of
+        keys instead, and make each of them of the first one.
+        """
         if self.mask is not None:
             at = [0 if extent == 1 else i for extent, i in zip(self.mask[:3], (b, head, row), strict=True)]
-            product = product + mask[(*at, T.min(column, self.keys - 1))]
-        hidden = tirx.const(float("-inf"), "float32")
-        if self.columns > self.keys:
-            product = tirx.Select(column < self.keys, product, hidden)
-        return tirx.Select(column <= row, product, hidden) if self.causal else product
+            product = product + mask[(*at, T.min(first + lane, self.keys - 1))]
+        if not self.causal and self.columns == self.keys:
+            return product
+        left = (T.min(self.keys, row + 1) if self.causal else self.keys) - first
+        left = tirx.reinterpret("int32", tirx.reinterpret("float32", left))
+        return tirx.Select(lane < left, product, tirx.const(float("-inf"), "float32"))
 
 
 def attention_cut(function: tirx.PrimFunc, first: int, tile: TileShape) -> AttentionCut:

@@ -61,7 +61,11 @@ def scores_tile(c: AttentionCut, scores: Any, panels: Any, rows: Any, terms: int
 def _softmax(
     c: AttentionCut, scores: Any, inverse: Any, logsumexp: Any, mask: Any, draws: Any, b: Any, head: Any, block: Any
 ) -> None:
-    """Turn the scores of a block into weights; the inverse of their sum is left to who reads them."""
+    """Turn the scores of a block into weights; the inverse of their sum is left to who reads them.
+
+    What hides keys is computed twice: writing the scores in between takes longer, and LLVM would write those alone that
+    are hidden, which AMD's processors do one after another.
+    """
     lanes = T.alloc_buffer((LANES,), "float32")
     top = T.alloc_buffer((1,), "float32")
     for r in T.serial(T.min(c.block, c.queries - block * c.block)):
@@ -71,18 +75,17 @@ def _softmax(
             lanes[lane] = T.float32("-inf")
         for v in T.serial(vectors):
             for lane in T.vectorized(LANES):
-                scores[r, v * LANES + lane] = c.score(scores[r, v * LANES + lane], mask, b, head, row, v * LANES + lane)
-            for lane in T.vectorized(LANES):
-                lanes[lane] = T.Select(
-                    scores[r, v * LANES + lane] > lanes[lane], scores[r, v * LANES + lane], lanes[lane]
-                )
+                score: T.let = c.score(scores[r, v * LANES + lane], mask, b, head, row, v * LANES, lane)
+                lanes[lane] = T.Select(score > lanes[lane], score, lanes[lane])
         fold(lanes, T.max)
         top[0] = T.Select(lanes[0] > T.float32("-inf"), lanes[0], T.float32(0))
         for lane in T.vectorized(LANES):
             lanes[lane] = T.float32(0)
         for v in T.serial(vectors):
             for lane in T.vectorized(LANES):
-                scores[r, v * LANES + lane] = weight(scores[r, v * LANES + lane] - top[0])
+                scores[r, v * LANES + lane] = weight(
+                    c.score(scores[r, v * LANES + lane], mask, b, head, row, v * LANES, lane) - top[0]
+                )
             for lane in T.vectorized(LANES):
                 lanes[lane] = lanes[lane] + scores[r, v * LANES + lane]
             if c.dropout > 0:

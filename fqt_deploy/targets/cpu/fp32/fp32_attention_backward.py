@@ -47,7 +47,7 @@ def weights_again(c: AttentionCut, weights: Any, logsumexp: Any, mask: Any, b: A
             for v in T.serial((c.seen(block) + LANES - 1) // LANES):
                 for lane in T.vectorized(LANES):
                     weights[r, v * LANES + lane] = weight(
-                        c.score(weights[r, v * LANES + lane], mask, b, head, row, v * LANES + lane)
+                        c.score(weights[r, v * LANES + lane], mask, b, head, row, v * LANES, lane)
                         - logsumexp[b, head, row]
                     )
         else:

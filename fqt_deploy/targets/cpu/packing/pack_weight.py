@@ -42,6 +42,9 @@ class PackWeightRule:
             name="flat",
         )
 
+        if taps == 1:
+            return _scheduled(w, flat)
+
         def bit(panel: Any, tap_word: Any, lane: Any) -> Any:
             j = (tap_word % words * WORD + k) * taps + tap_word // words
             return te.sum(lane_bit(flat[panel, j // WORD, lane], j % WORD, k), axis=k)
@@ -49,13 +52,20 @@ class PackWeightRule:
         shape = (out_channels // PANEL, taps * words, PANEL)
         collected = te.compute(shape, bit, name="collected")
         result = te.compute(shape, lambda *i: tirx.reinterpret("int32", collected[i]), name="result")
-        schedule = new_schedule([w, result])
-        block = schedule.get_sblock("flat")
-        panel, word, lane, _ = schedule.get_loops(block)
-        schedule.reorder(panel, lane, word)
-        compare = schedule.get_sblock("signs")
-        schedule.compute_at(compare, word)
-        schedule.vectorize(schedule.get_loops(compare)[-1])
-        schedule.parallel(schedule.fuse(panel, lane))
-        collect_lanes(schedule, schedule.get_sblock("collected"), schedule.get_sblock("result"), math.prod(shape))
-        return collect_bits(schedule.mod["main"], "flat", has_planes=False)
+        return _scheduled(w, flat, result)
+
+
+def _scheduled(w: Any, flat: Any, result: Any = None) -> tirx.PrimFunc:
+    """The kernel that gathers the bits of ``result`` from those of ``flat``, which with one tap is the result."""
+    schedule = new_schedule([w, flat if result is None else result])
+    block = schedule.get_sblock("flat")
+    panel, word, lane, _ = schedule.get_loops(block)
+    schedule.reorder(panel, lane, word)
+    compare = schedule.get_sblock("signs")
+    schedule.compute_at(compare, word)
+    schedule.vectorize(schedule.get_loops(compare)[-1])
+    schedule.parallel(schedule.fuse(panel, lane))
+    if result is not None:
+        elements = math.prod(int(d) for d in result.shape)
+        collect_lanes(schedule, schedule.get_sblock("collected"), schedule.get_sblock("result"), elements)
+    return collect_bits(schedule.mod["main"], "flat", has_planes=False)
