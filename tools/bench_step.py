@@ -27,8 +27,9 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from fqt_deploy.core.options import Sampling
 from tools.examples import EXAMPLES, compile_example, load_example
 from tools.step_breakdown import table
 
@@ -379,7 +380,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all of this machine"
     )
     parser.add_argument("--recipe", choices=["none", "psq-8", "psq-1", "scq", "scq+agp"])
-    parser.add_argument("--agp", choices=["topk", "sampled", "once", "nested"])
+    parser.add_argument("--agp", choices=get_args(Sampling))
     parser.add_argument("--remat", choices=["off", "auto"])
     parser.add_argument("--grad-bits", type=int, choices=[1, 2, 3, 4, 8])
     parser.add_argument("--activation-bits", type=int, choices=[1, 2, 3, 4, 8])

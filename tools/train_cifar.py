@@ -17,12 +17,13 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
 
 import fqt_deploy
+from fqt_deploy.core.options import Sampling
 from tools.examples import EXAMPLES, compile_example, load_example
 from tools.training import Array, accuracy, batches, cosine
 
@@ -136,7 +137,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, help="samples in a step (default: the example's)")
     parser.add_argument("--recipe", choices=["none", "psq-8", "psq-1", "scq", "scq+agp"], default="scq+agp")
-    parser.add_argument("--agp", choices=["topk", "sampled", "once", "nested"])
+    parser.add_argument("--agp", choices=get_args(Sampling))
     parser.add_argument("--grad-bits", type=int, choices=[1, 2, 3, 4, 8])
     parser.add_argument("--lr", type=float, help="initial learning rate (default: the example's); it falls by a cosine")
     parser.add_argument("--test-images", type=int, default=2000, help="held-out images to measure accuracy on; 0: none")

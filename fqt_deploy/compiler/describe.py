@@ -77,6 +77,8 @@ def describe_model(
     optimizer = options.optimizer.describe()
     layers, labels = layer_decisions(train), train.labels
     numerics = {**options.numerics(), "agp": train.selection}
+    if train.selection == "tokens":
+        numerics["grad_bits"] = options.token_bits
     identity = [
         [asdict(spec) for spec in (*(TensorSpec(i.name, i.shape, i.dtype) for i in inputs), logits, *state)],
         # what 1-bit layers are known by is what it was before there were others

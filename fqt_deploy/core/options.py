@@ -75,18 +75,18 @@ class CompileOptions:
     )
     agp: Sampling | None = option(
         None,
-        "Keep samples, on the way back fewer of them (nested); tokens of each layer that has several of a sample, and "
-        "of other layers as sampled does (tokens); samples and channels by size at random (sampled); "
+        "Keep tokens at linear layers that have several of a sample, and at others what sampled keeps (tokens); "
+        "samples, on the way back fewer of them (nested); samples and channels by size at random (sampled); "
         "samples drawn once a step (once); or the largest samples and channels (topk).",
         section=GRADIENTS,
-        default_text="nested, or once or sampled where a model does not allow it",
+        default_text="tokens for transformers, else nested, or once or sampled where a model does not allow it",
         in_manifest=True,
     )
     grad_bits: GradientBits | None = option(
         None,
         "Keep this many bits of a gradient, with recipes that do not fix it.",
         section=GRADIENTS,
-        default_text="3 for nested selections and tokens, else 4",
+        default_text="3 for nested selections, else 4",
         in_manifest=True,
         recorded_as="gradient_bits",
     )
@@ -233,8 +233,13 @@ class CompileOptions:
     @property
     def gradient_bits(self) -> int:
         """Width of a quantized gradient under the chosen recipe."""
-        nested = self.recipe == "scq+agp" and self.agp in (None, "nested", "tokens")
+        nested = self.recipe == "scq+agp" and self.agp in (None, "nested")
         return _PER_SAMPLE_BITS.get(self.recipe, self.grad_bits or (3 if nested else 4))
+
+    @property
+    def token_bits(self) -> int:
+        """Width of a quantized gradient of which tokens are kept, where the recipe selects."""
+        return self.grad_bits or 4
 
     @property
     def resolved_grid(self) -> Grid:

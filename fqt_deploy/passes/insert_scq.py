@@ -45,10 +45,12 @@ class InsertSCQ(Pass):
     Attributes:
         bits: width of one code.
         grid: ``minmax`` or ``zero``.
+        token_bits: width of one code of a gradient of which tokens were kept.
     """
 
     bits: Annotated[int, GRADIENT_BITS] = 4
     grid: Grid = "zero"
+    token_bits: Annotated[int, GRADIENT_BITS] = 4
 
     name = "insert-scq"
     exact = False
@@ -82,13 +84,14 @@ class InsertSCQ(Pass):
             low, high = emit(aten.mul.Tensor, low, scale), emit(aten.mul.Tensor, high, scale)
         reduced = [1] if axis == 0 else [0]
         low, high = emit(aten.amin.default, low, reduced), emit(aten.amax.default, high, reduced)
-        grid = emit(fqt.quantization_grid.default, low, high, self.bits, self.grid)
+        bits = self.token_bits if "kept" in gradient.meta else self.bits
+        grid = emit(fqt.quantization_grid.default, low, high, bits, self.grid)
         zero, reciprocal, step = (emit.item(grid, i) for i in range(3))
         key = random_key(emit, graph, node.meta["record"].index, "samples" if axis == 0 else "channels")
         if axis == 0:
-            codes = emit(fqt.quantize_samples.default, g, scale, None, zero, reciprocal, key, self.bits)
+            codes = emit(fqt.quantize_samples.default, g, scale, None, zero, reciprocal, key, bits)
         else:
-            codes = emit(fqt.quantize_channels.default, g, None, zero, reciprocal, key, self.bits)
+            codes = emit(fqt.quantize_channels.default, g, None, zero, reciprocal, key, bits)
         values = emit(fqt.dequantize.default, codes, step, zero, axis)
         update(node, g=emit(aten.view.default, values, shape(gradient)))
 

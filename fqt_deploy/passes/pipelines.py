@@ -95,11 +95,11 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
         *_choose_bits(options, grids),
         BinarizeForward(),
         *([FindConstantCodes()] if grids is None else []),  # a step beside the first one has the same layers
-        *([SelectTokens(bits, required=agp == "tokens")] if agp in ("tokens", "any") else []),
+        *([SelectTokens(options.token_bits, required=agp == "tokens")] if agp in ("tokens", "any") else []),
         *([SelectNested(bits, required=agp == "nested")] if agp in ("nested", "any") else []),
         *([SelectOnce(bits, required=agp == "once")] if agp in ("once", "any") else []),
         *([ProjectWeightGrad()] if quantized and options.projection == "auto" else []),
-        *([InsertSCQ(bits, options.resolved_grid)] if quantized else []),
+        *([InsertSCQ(bits, options.resolved_grid, options.token_bits)] if quantized else []),
         *(
             [InsertAGP(bits, "topk" if agp == "topk" else "sampled"), SinkScatter()]
             if agp in ("tokens", "sampled", "topk", "any")

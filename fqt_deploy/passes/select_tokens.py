@@ -19,13 +19,11 @@ After, with k = round(tokens / bits) kept rows of each sample, K = batch * k::
     ...                                                         # fc1 and the norm, on K rows
     %gx  = aten.add(%g, fqt.scatter_rows(%gn, %slot))
 
-Kept rows are scaled by one over their inclusion probability, so that the gradient of each branch is unbiased. What
-goes around a branch, as a residual connection does, is not pruned, nor is a bias whose gradient is a sum of ``%g``.
-Layers that read the same input, such as query, key and value, keep the same rows, drawn by all their gradients. A layer
-whose gradient comes from kept rows alone, such as ``fc1``, selects no more. Attention's backward goes over the kept
-queries. A sample has many rows, and what they add
-to the gradient of a weight has less in common than what samples add: at equal cost this has a tenth of the variance
-of selecting samples.
+Kept rows are scaled by one over their inclusion probability, so that the gradient of each branch is unbiased. What goes
+around a branch, as a residual connection does, is not pruned. Layers that read the same input, such as query, key and
+value, keep the same rows, drawn by all their gradients. A layer whose gradient comes from kept rows alone, such as
+``fc1``, selects no more. Attention's backward goes over the kept queries. What rows add to the gradient of a weight has
+less in common than what samples add: of as many rows the variance is a small part of that of selecting samples.
 """
 
 from __future__ import annotations
@@ -58,13 +56,19 @@ aten = torch.ops.aten
 fqt = torch.ops.fqt
 
 
+SHARE_OF_TOKENS = 0.9
+"""Least part of the gradient elements of layers on 1 bit that belong to layers with several rows of a sample, where
+nobody has asked for tokens: what is left over selects as ``sampled`` does, which has more variance than others."""
+
+
 @dataclass(frozen=True)
 class SelectTokens(Pass):
     """Keep ``round(tokens / bits)`` rows of each sample of the gradients of linear layers that have several.
 
     Attributes:
         bits: factor by which the rows are reduced.
-        required: whether a model without such a layer is an error; else it is left alone.
+        required: whether a model without such a layer is an error; else it is left alone, as is one in which other
+            layers have more than a tenth of the gradient elements.
     """
 
     bits: Annotated[int, GRADIENT_BITS] = 4
@@ -75,7 +79,7 @@ class SelectTokens(Pass):
 
     def run(self, graph: TrainingGraph) -> bool:
         """Insert the selections, and rewrite what follows from kept rows alone; FQT205 if there is no place for one."""
-        if graph.selection is not None:
+        if graph.selection is not None or not (self.required or _share_of_tokens(graph) >= SHARE_OF_TOKENS):
             return False
         number = 0
         while (branch := _next_branch(graph)) is not None:
@@ -109,15 +113,27 @@ class Branch:
         return shape(self.gradients[0])[0]
 
 
+def _share_of_tokens(graph: TrainingGraph) -> float:
+    """Which part of the gradient elements of all layers on 1 bit can be selected by tokens."""
+    products = products_of(graph, "weight_grad")
+    elements = {product: prod(shape(call_of(product).g)) for product in products}
+    return sum(count for product, count in elements.items() if _has_tokens(graph, product)) / max(
+        1, sum(elements.values())
+    )
+
+
+def _has_tokens(graph: TrainingGraph, product: fx.Node) -> bool:
+    """Whether the gradient that a weight gradient is computed from has several rows of a sample."""
+    (rows, *_), linear = shape(call_of(product).g), product.target is fqt.linear_weight_grad.default
+    return linear and rows % graph.batch == 0 and rows > graph.batch
+
+
 def _next_branch(graph: TrainingGraph) -> Branch | None:
     """The first branch in backward order whose layers have several rows of a sample and have not selected yet."""
     inputs: dict[fx.Node, list[fx.Node]] = {}
     for product in products_of(graph, "weight_grad"):
         call = call_of(product)
-        rows = shape(call.g)[0]
-        if product.target is not fqt.linear_weight_grad.default or rows % graph.batch or rows == graph.batch:
-            continue
-        if "kept" in call.g.meta:
+        if not _has_tokens(graph, product) or "kept" in call.g.meta:
             continue
         members = inputs.setdefault(behind_views(call_of(call.x).x), [])
         if call.g not in members:
@@ -184,9 +200,10 @@ class _Rows:
 
     def run(self, number: int) -> None:
         """Select, and rewrite in graph order the products of the branch and what follows from kept rows alone."""
-        products = self._products()
+        products, sums = self._products(), self._sums()
         places = {node: place for place, node in enumerate(self.graph.graph.nodes)}
-        first = min((self._reader(product) for product in products), key=places.__getitem__)
+        readers = [*(self._reader(product) for product in products), *sums]
+        first = min(readers, key=places.__getitem__)
         self._bring_forward(first)
         self._select(first, number)
         behind = False
@@ -196,6 +213,9 @@ class _Rows:
                 continue
             if node in products:
                 self._product(node)
+            elif node in sums:
+                scaled = self._scaled[call_of(node).self]
+                replace(self.graph, node, self._copied(node, Emitter(self.graph, node).again(node, **{"self": scaled})))
             elif any(a in self.kept for a in node.all_input_nodes):
                 self._sink(node)
         for node in reversed(self.kept):
@@ -209,6 +229,11 @@ class _Rows:
         gradients = self.branch.gradients
         found = {p for p in products_of(self.graph, "weight_grad") if call_of(p).g in gradients}
         return found | {p for p in products_of(self.graph, "input_grad") if unscaled_gradient(p) in gradients}
+
+    def _sums(self) -> set[fx.Node]:
+        """The sums over all rows of the branch's gradients, which are the gradients of biases."""
+        users = {user for gradient in self.branch.gradients for user in gradient.users}
+        return {u for u in users if u.target is aten.sum.dim_IntList and call_of(u).dim == [0]}
 
     def _reader(self, product: fx.Node) -> fx.Node:
         """The first node of a product that reads a gradient of the branch."""
@@ -234,9 +259,7 @@ class _Rows:
     def _select(self, first: fx.Node, number: int) -> None:
         """Draw the rows by the norms of all gradients of the branch together, before ``first``."""
         emit = Emitter(self.graph, first, role="select")
-        squares = [
-            emit(aten.sum.dim_IntList, emit(aten.mul.Tensor, g, g), [1]) for g in self.branch.gradients
-        ]
+        squares = [emit(aten.sum.dim_IntList, emit(aten.mul.Tensor, g, g), [1]) for g in self.branch.gradients]
         total = squares[0]
         for other in squares[1:]:
             total = emit(aten.add.Tensor, total, other)
@@ -303,11 +326,9 @@ class _Rows:
         gradient = self.kept.get(call.gradient)
         if gradient is None or gradient.lead != 2 or call.draws is not None:
             return
-        emit, (batch, tokens), keep = Emitter(self.graph, node), shape(call.gradient)[:2], self.keep_of_sample
-        heads = shape(call.logsumexp)[1]
+        emit = Emitter(self.graph, node)
         first = emit(aten.permute.default, call.logsumexp, [0, 2, 1])  # [batch, tokens, heads]
         logsumexp = emit(aten.permute.default, self._gather(emit, first, 2), [0, 2, 1])
-        assert shape(logsumexp) == [batch, heads, keep]
         mask = self._mask(emit, call.mask, causal=call.causal, keys=shape(call.k)[1])
         changes = {"gradient": gradient.value, "q": self._gather(emit, call.q, 2), "mask": mask}
         copy = emit.again(node, **changes, logsumexp=logsumexp, causal=False)

@@ -11,7 +11,7 @@ from fqt_deploy.build_cache.build_artifact import build_artifact
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.layer_bits import ACTIVATION_BITS
-from fqt_deploy.core.manifest import LayerDecision
+from fqt_deploy.core.manifest import LayerDecision, Manifest
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.planning.choices import CHOICES, Choice, options_for, told
 from fqt_deploy.planning.choose import Pick, frontier, least_noise, least_time, unbeaten
@@ -20,6 +20,7 @@ from fqt_deploy.planning.layer_noise import NoiseMeter, noise_of_choices
 from fqt_deploy.planning.plan import ALL_FP32, ASKED, CHOSEN, WITHIN, Budget, GradientBits, Plan, PlannedLayer, Point
 from fqt_deploy.planning.step_times import StepTime, change, time_steps
 from fqt_deploy.profiling.machine import this_machine
+from fqt_deploy.runtime.artifact import MANIFEST
 from fqt_deploy.runtime.threads import configure_threads
 from fqt_deploy.targets.registry import make_target
 
@@ -125,7 +126,7 @@ class _Planner:
             excluded=tuple(layer.path for layer in decisions if layer.reason.startswith("excluded by")),
             other_cores=max((each for each in (cores, busy) if each is not None), default=None),
             gradients=self._gradients(by_path, gradient_bits),
-            gradient_bits=self._options.gradient_bits,
+            gradient_bits=self._gradient_bits(),
         )
 
     def _decisions(self) -> Sequence[LayerDecision]:
@@ -193,6 +194,10 @@ class _Planner:
             measured, busy = self._verified(now, dict(zip(paths, chosen.choices, strict=True)))
         return chosen, measured, busy
 
+    def _gradient_bits(self) -> int:
+        """Bits of a gradient in the step that the options ask for."""
+        return int(Manifest.from_json((self._folder / ASKED / MANIFEST).read_bytes()).options["grad_bits"])
+
     def _verified(
         self, asked: Mapping[str, Choice], chosen: Mapping[str, Choice]
     ) -> tuple[dict[str, float], float | None]:
@@ -206,7 +211,7 @@ class _Planner:
         if not bits or all(choice is None for choice in chosen.values()):
             return ()
         options = dataclasses.replace(options_for(self._options, chosen), optimizer=PROBE)
-        wanted = sorted({*bits, options.gradient_bits})
+        wanted = sorted({*bits, self._gradient_bits()})
         built: dict[str, Path] = {}
         for number in wanted:
             built[str(number)] = self._folder / f"gradients{number}"

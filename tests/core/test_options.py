@@ -58,6 +58,7 @@ def test_impossible_values_are_refused(given, said):
     [
         ({}, 3, "zero"),
         ({"agp": "nested"}, 3, "zero"),
+        ({"agp": "tokens"}, 4, "zero"),
         ({"agp": "sampled"}, 4, "zero"),
         ({"recipe": "scq"}, 4, "zero"),
         ({"grad_bits": 1}, 1, "minmax"),

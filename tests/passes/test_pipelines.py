@@ -105,7 +105,8 @@ def test_pipelines_differ_only_as_the_recipes_do():
     assert names(recipe="scq") == names(recipe="psq-8") == [*none[:at], *scq, *none[at:]]
     assert names(recipe="scq", projection="off") == [*none[:at], "insert-scq", *none[at:]]
     assert names(agp="sampled") == [*none[:at], *scq, *agp, *none[at:]]
-    assert names() == [*none[:at], "select-nested", "select-once", *scq, *agp, *none[at:]]
+    assert names() == [*none[:at], "select-tokens", "select-nested", "select-once", *scq, *agp, *none[at:]]
+    assert names(agp="tokens") == [*none[:at], "select-tokens", *scq, *agp, *none[at:]]
     assert names(agp="once") == [*none[:at], "select-once", *scq, *none[at:]]
     assert names(agp="nested") == [*none[:at], "select-nested", *scq, *none[at:]]
 

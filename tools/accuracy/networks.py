@@ -59,6 +59,44 @@ class VGG(nn.Module):
         return logits
 
 
+class Block(nn.Module):
+    """A block of a transformer: attention and two linear layers, each part normalized and added to its input."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens ``x: [N, T, width] float32`` to as many."""
+        samples, tokens, width = x.shape
+        projected = self.qkv(self.first(x)).view(samples, tokens, 3, self.heads, width // self.heads)
+        q, k, v = projected.permute(2, 0, 3, 1, 4)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.proj(attended.transpose(1, 2).reshape(samples, tokens, width))
+        result: Tensor = x + self.down(nn.functional.gelu(self.up(self.second(x))))
+        return result
+
+
+class VisionTransformer(nn.Module):
+    """Patches of 4x4 pixels, four blocks of width 128, the mean of the tokens, and one linear layer."""
+
+    def __init__(self, classes: int, width: int = 128, depth: int = 4, heads: int = 4) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, 64, width))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.norm, self.classifier = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``x: [N, 3, 32, 32] float32`` to logits ``[N, classes] float32``."""
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        logits: Tensor = self.classifier(self.norm(self.blocks(tokens)).mean(1))
+        return logits
+
+
 def _example(name: str) -> Callable[[int], nn.Module]:
     def build(classes: int) -> nn.Module:
         kind: Any = type(load_example(name).module)
@@ -80,9 +118,10 @@ NETWORKS: dict[str, Network] = {
         Network("vgg16", (3, 32, 32), 128, _example("vgg16")),
         Network("resnet18", (3, 32, 32), 64, _example("resnet18")),
         Network("mixer", (3, 32, 32), 128, _example("mixer")),
+        Network("vit", (3, 32, 32), 64, VisionTransformer),
     )
 }
-"""The networks: ``vgg16``, ``resnet18``, ``mixer`` and ``digits`` are the examples; the other two are narrow, for
+"""The networks: ``vgg16``, ``resnet18``, ``mixer`` and ``digits`` are the examples; the others are small, for
 sweeps.
 """
 

@@ -20,7 +20,7 @@ _PLAIN: dict[str, Settings] = {
     },
     **{
         f"{agp}-{bits}{suffix}": {"recipe": "scq+agp", "agp": agp, "grad_bits": bits, "grid": grid}
-        for agp in ("topk", "sampled", "once", "nested")
+        for agp in ("topk", "sampled", "once", "nested", "tokens")
         for bits in (2, 3, 4, 8)
         for suffix, grid in (("", "zero"), ("-minmax", "minmax"))
     },

@@ -97,9 +97,7 @@ class SelectSampled(FqtOp):
             return te.compute((parts,), lambda p: te.sum(expression(p, j), axis=j), name=f"{name}_{stage}")
 
         j = axis()
-        largest = te.compute(
-            (parts,), lambda p: te.max(self.score[p * groups + j], axis=j), name=f"{name}_largest"
-        )
+        largest = te.compute((parts,), lambda p: te.max(self.score[p * groups + j], axis=j), name=f"{name}_largest")
 
         def integer(p: Any, i: Any) -> Any:
             top = largest[p]
@@ -121,7 +119,9 @@ class SelectSampled(FqtOp):
         )
         certain = te.compute(
             (parts, groups),
-            lambda p, i: tirx.Select((self.keep - rank[p, i]).astype("int64") * w[p, i].astype("int64") >= tail[p, i], 1, 0),
+            lambda p, i: tirx.Select(
+                (self.keep - rank[p, i]).astype("int64") * w[p, i].astype("int64") >= tail[p, i], 1, 0
+            ),
             name=f"{name}_certain",
         )
         count = total(lambda p, j: certain[p, j], "count")
