@@ -35,6 +35,15 @@ def source_of(batch):
     return ModelSource(model, nn.functional.cross_entropy, (x, torch.arange(batch) % 10))
 
 
+def transformer_of(batch):
+    """Normalization, attention and gated units around residual connections, on eight tokens of a sample."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 2, 64, 0.0, "gelu", batch_first=True, norm_first=True)
+    model = nn.Sequential(nn.Flatten(2), nn.Linear(8, 32), layer, nn.Flatten(), nn.Linear(256, 10))
+    x = torch.randn(batch, 8, 8, generator=torch.Generator().manual_seed(1))
+    return ModelSource(model, nn.functional.cross_entropy, (x, torch.arange(batch) % 10))
+
+
 WIDTHS = [*zip(RECIPES, itertools.cycle([4, 1]), strict=False), (("scq+agp", "nested"), 4)]
 """Recipes with the bits of an activation: the default, of which every other one has signs instead."""
 
@@ -55,6 +64,16 @@ def test_every_recipe_agrees_with_pytorch_kernel_by_kernel(tmp_path, recipe, act
     ops = {kernel.op for kernel in result.manifest.kernels}
     assert product in ops
     assert ({"bitplane_weight_grad", "level_weight_grad"} & ops != set()) == (recipe != "none")
+
+
+@pytest.mark.thorough
+def test_a_step_that_keeps_tokens_agrees_with_pytorch_kernel_by_kernel(tmp_path):
+    result = compile_model(transformer_of(batch=4), CompileOptions(verify="numerics"), tmp_path / "step")
+    assert result.manifest.options["agp"] == "tokens"
+    assert result.manifest.options["grad_bits"] == 4
+    assert result.verification is not None
+    assert [row for row in result.verification.rows if not row.ok] == []
+    assert {"select_sampled", "attention_backward", "scatter_rows"} <= {kernel.op for kernel in result.manifest.kernels}
 
 
 @pytest.mark.thorough

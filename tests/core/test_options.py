@@ -14,7 +14,7 @@ from fqt_deploy.core.options import CompileOptions
     [
         ({"recipe": "psq"}, "recipe is 'psq'; it must be one of scq+agp, scq, psq-8, psq-1, none"),
         ({"grad_bits": 5}, "grad_bits is 5; it must be one of 1, 2, 3, 4, 8"),
-        ({"agp": "all"}, "agp is 'all'; it must be one of nested, sampled, once, topk"),
+        ({"agp": "all"}, "agp is 'all'; it must be one of nested, tokens, sampled, once, topk"),
         ({"projection": "on"}, "projection is 'on'; it must be one of auto, off"),
         ({"activation_grid": "levels"}, "activation_grid is 'levels'; it must be one of sign, fitted"),
         ({"activation_bits": 5}, "activation_bits is 5; it must be one of 1, 2, 3, 4, 8"),
