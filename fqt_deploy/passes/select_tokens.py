@@ -98,7 +98,7 @@ class SelectTokens(Pass):
 
 
 @dataclass(frozen=True)
-class Branch:
+class _Branch:
     """Layers that read the same input, and select the same rows of their gradients.
 
     Attributes:
@@ -117,9 +117,8 @@ def _share_of_tokens(graph: TrainingGraph) -> float:
     """Which part of the gradient elements of all layers on 1 bit can be selected by tokens."""
     products = products_of(graph, "weight_grad")
     elements = {product: prod(shape(call_of(product).g)) for product in products}
-    return sum(count for product, count in elements.items() if _has_tokens(graph, product)) / max(
-        1, sum(elements.values())
-    )
+    of_tokens = sum(count for product, count in elements.items() if _has_tokens(graph, product))
+    return of_tokens / max(1, sum(elements.values()))
 
 
 def _has_tokens(graph: TrainingGraph, product: fx.Node) -> bool:
@@ -128,7 +127,7 @@ def _has_tokens(graph: TrainingGraph, product: fx.Node) -> bool:
     return linear and rows % graph.batch == 0 and rows > graph.batch
 
 
-def _next_branch(graph: TrainingGraph) -> Branch | None:
+def _next_branch(graph: TrainingGraph) -> _Branch | None:
     """The first branch in backward order whose layers have several rows of a sample and have not selected yet."""
     inputs: dict[fx.Node, list[fx.Node]] = {}
     for product in products_of(graph, "weight_grad"):
@@ -144,7 +143,7 @@ def _next_branch(graph: TrainingGraph) -> Branch | None:
     behind = descendants(graph, first)
     # layers cannot select together if the gradient of one depends on another's, as where one is called twice
     together = [g for g in others if g not in behind and not any(g in descendants(graph, o) for o in others)]
-    return Branch((first, *together))
+    return _Branch((first, *together))
 
 
 @dataclass(frozen=True)
@@ -152,8 +151,8 @@ class _Kept:
     """The kept rows of a value that is zero in all others.
 
     Attributes:
-        value: [K, 1, ..., elements of a row].
-        lead: how many axes, from the first on, hold the rows: [N, ...], [batch, tokens, ...].
+        value: [K, ...] or [batch, k, 1, ..., ...].
+        lead: how many axes, from the first on, hold the rows of the value itself: [N, ...] or [batch, tokens, ...].
         results: how many results of the value, from the first on, have them.
     """
 
@@ -174,7 +173,7 @@ class _Rows:
     """
 
     graph: TrainingGraph
-    branch: Branch
+    branch: _Branch
     bits: int
     kept: dict[fx.Node, _Kept] = field(default_factory=dict)
     _scaled: dict[fx.Node, fx.Node] = field(default_factory=dict)
