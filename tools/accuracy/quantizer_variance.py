@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_map_only
 
 from fqt_deploy.capture.joint import capture_training_graph
 from fqt_deploy.capture.load_model import ModelSource
@@ -136,8 +137,8 @@ class _Reader(fx.Interpreter):
         self.values: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node, and keep the gradients that are wanted."""
-        result = super().run_node(n)
+        """Run one node, and keep the gradients that are wanted; kernels write contiguous results, and so does this."""
+        result = tree_map_only(Tensor, Tensor.contiguous, super().run_node(n))
         if n in self.wanted:
             self.values[self.wanted[n]] = result.reshape(result.shape[0], -1, result.shape[-1]).contiguous()
         return result
