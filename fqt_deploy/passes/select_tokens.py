@@ -129,12 +129,13 @@ def _has_tokens(graph: TrainingGraph, product: fx.Node) -> bool:
 
 def _next_branch(graph: TrainingGraph) -> _Branch | None:
     """The first branch in backward order whose layers have several rows of a sample and have not selected yet."""
-    inputs: dict[fx.Node, list[fx.Node]] = {}
+    inputs: dict[tuple[fx.Node, int], list[fx.Node]] = {}
     for product in products_of(graph, "weight_grad"):
         call = call_of(product)
         if not _has_tokens(graph, product) or "kept" in call.g.meta:
             continue
-        members = inputs.setdefault(behind_views(call_of(call.x).x), [])
+        # one input may be read as rows of different lengths, as patches of two sizes are
+        members = inputs.setdefault((behind_views(call_of(call.x).x), shape(call.g)[0]), [])
         if call.g not in members:
             members.append(call.g)
     if not inputs:

@@ -82,6 +82,20 @@ class Deep(nn.Module):
         return self.head(t.mean(1))
 
 
+class TwoSizes(nn.Module):
+    """Tokens of two sizes of one input: the larger ones attend to the smaller."""
+
+    def __init__(self):
+        super().__init__()
+        self.large, self.small = nn.Linear(64, 32), nn.Linear(32, 32)
+        self.attention, self.head = nn.MultiheadAttention(32, 2, batch_first=True), nn.Linear(32, 4)
+
+    def forward(self, x):
+        large, small = self.large(x.reshape(len(x), 4, 64)), self.small(x.reshape(len(x), 8, 32))
+        attended, _ = self.attention(large, small, small, need_weights=False)
+        return self.head((large + attended).mean(1))
+
+
 FORMS = {
     **{name: SELECTED[name] for name in ("class-token", "fused-permute", "fused-chunk", "encoder", "shifted")},
     "time-first": SELECTED["encoder-time-first"],
@@ -92,6 +106,7 @@ FORMS = {
     "spatial": Spatial,
     "repeated": Repeated,
     "deep": Deep,
+    "two sizes": TwoSizes,
 }
 
 
