@@ -22,8 +22,10 @@ After, with k = round(tokens / bits) kept rows of each sample, K = batch * k::
 Kept rows are scaled by one over their inclusion probability, so that the gradient of each branch is unbiased. What goes
 around a branch, as a residual connection does, is not pruned. Layers that read the same input, such as query, key and
 value, keep the same rows, drawn by all their gradients. A layer whose gradient comes from kept rows alone, such as
-``fc1``, selects no more. Attention's backward goes over the kept queries. What rows add to the gradient of a weight has
-less in common than what samples add: of as many rows the variance is a small part of that of selecting samples.
+``fc1``, selects no more. Attention's backward goes over the kept queries. Large values that forward computes from a
+product, such as what an activation function reads, are computed again of the kept rows, and need not be there for all.
+What rows add to the gradient of a weight has less in common than what samples add: of as many rows the variance is a
+small part of that of selecting samples.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import Emitter, TrainingGraph, behind_views, replace, replace_results, shape
 from fqt_deploy.core.options import GRADIENT_BITS
 from fqt_deploy.ops.aten.spellings import SIZED
-from fqt_deploy.ops.op import op_of
+from fqt_deploy.ops.op import Kind, op_of
 from fqt_deploy.ops.sample_axes import alignment
 from fqt_deploy.ops.traits import LEADING, SampleAxis
 from fqt_deploy.passes.annotate_layers import products_of
@@ -56,6 +58,8 @@ aten = torch.ops.aten
 fqt = torch.ops.fqt
 
 
+SMALLEST = 2 << 20
+"""Lower bound of the bytes of a value of which the kept rows are computed again, rather than gathered from all."""
 SHARE_OF_TOKENS = 0.9
 """Least part of the gradient elements of layers on 1 bit that belong to layers with several rows of a sample, where
 nobody has asked for tokens: what is left over selects as ``sampled`` does, which has more variance than others."""
@@ -145,6 +149,18 @@ def _next_branch(graph: TrainingGraph) -> _Branch | None:
     # layers cannot select together if the gradient of one depends on another's, as where one is called twice
     together = [g for g in others if g not in behind and not any(g in descendants(graph, o) for o in others)]
     return _Branch((first, *together))
+
+
+def _is_product(node: fx.Node) -> bool:
+    """Whether ``node`` is the forward product of a linear layer on 1 bit."""
+    return (
+        node.target is fqt.linear.default and node.meta.get("direction") == "forward" and node.meta["record"].binarized
+    )
+
+
+def _bytes(node: fx.Node) -> int:
+    value = node.meta["val"]
+    return int(value.numel()) * int(value.element_size())
 
 
 @dataclass(frozen=True)
@@ -407,7 +423,9 @@ class _Rows:
         return self._copied(node, emit(node.target, *fx.map_arg(args, operand), **fx.map_arg(kwargs, operand)))
 
     def _gather(self, emit: Emitter, value: fx.Node, lead: int) -> fx.Node:
-        """The kept rows of a value that was computed for all; gathered once."""
+        """The kept rows of a value that was computed for all: computed again if it is large, or gathered; once."""
+        if value not in self._gathered and _bytes(value) >= SMALLEST and self._is_from_product(value, lead):
+            self._gathered[value] = self._again(emit, value, lead)
         if value not in self._gathered:
             extents = shape(value)
             flat = value
@@ -418,6 +436,48 @@ class _Rows:
                 rows = emit(aten.view.default, rows, [*self._leading(lead), *extents[lead:]])
             self._gathered[value] = rows
         return self._gathered[value]
+
+    def _is_from_product(self, value: fx.Node, lead: int) -> bool:
+        """Whether ``value`` is computed element by element from a product on 1 bit alone, row by row."""
+        if _is_product(value):
+            return lead == 1
+        operands = self._row_operands(value, lead)
+        return len(operands) == 1 and all(self._is_from_product(*operand) for operand in operands)
+
+    def _row_operands(self, value: fx.Node, lead: int) -> list[tuple[fx.Node, int]]:
+        """The operands of an element-wise op or a view that have the rows of its result, and their leading axes.
+
+        All others have none of these axes; where one has some of them there is no operand in the list.
+        """
+        if value.meta.get("phase") != "forward":
+            return []
+        if value.target is aten.view.default:
+            source = source_of(value)
+            leads = [n for n in range(1, len(shape(source)) + 1) if prod(shape(source)[:n]) == self.branch.rows]
+            return [(source, leads[0])] if leads else []
+        op, extents = op_of(value), shape(value)
+        if op is None or op.traits.kind is not Kind.ELEMENTWISE or value.target is fqt.gather_rows.default:
+            return []
+        rows = [a for a in value.all_input_nodes if shape(a)[:lead] == extents[:lead] and len(shape(a)) == len(extents)]
+        plain = [a for a in value.all_input_nodes if a not in rows]
+        return [(a, lead) for a in rows] if all(len(shape(a)) <= len(extents) - lead for a in plain) else []
+
+    def _again(self, emit: Emitter, value: fx.Node, lead: int) -> fx.Node:
+        """The kept rows of what is computed from a product, from the kept rows of what the product quantizes."""
+        if value in self._gathered:
+            return self._gathered[value]
+        if _is_product(value):
+            quantized = call_of(value).x
+            rows = emit.again(quantized, x=self._gather(emit, call_of(quantized).x, 1))
+            copy = self._copied(value, emit.again(value, x=rows))
+        else:
+            ((operand, operand_lead),) = self._row_operands(value, lead)
+            sizes = {"size": [*self._leading(lead), *shape(value)[lead:]]} if value.target in SIZED else {}
+            again = {operand: self._again(emit, operand, operand_lead)}
+            args, kwargs = fx.map_arg(changed(value, sizes), lambda a: again.get(a, a))
+            copy = self._copied(value, emit(value.target, *args, **kwargs))
+        self._gathered[value] = copy
+        return copy
 
     def _scatter(self, node: fx.Node) -> None:
         """All rows of ``node`` for the users that need them."""
