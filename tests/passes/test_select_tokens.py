@@ -9,7 +9,7 @@ from fqt_deploy.core.call import call_of
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import shape
 from fqt_deploy.core.optimizer import SGD
-from fqt_deploy.passes import select_tokens
+from fqt_deploy.passes import shrink_to_tokens
 from tests.passes.selection_models import SELECTED, tokens
 
 fqt = torch.ops.fqt
@@ -138,7 +138,7 @@ def test_what_is_computed_again_of_kept_tokens_is_what_was_there(
     source = make_source(module)
     found = []
     for smallest in (1 << 40, 0):
-        monkeypatch.setattr(select_tokens, "SMALLEST", smallest)
+        monkeypatch.setattr(shrink_to_tokens, "SMALLEST", smallest)
         graph = graph_after(module, "select-tokens", agp="tokens", grad_bits=4, **UNCHANGED)
         again = [n for n in graph.calls(fqt.linear.default) if n.meta["phase"] == "backward"]
         assert bool(again) == (smallest == 0)
