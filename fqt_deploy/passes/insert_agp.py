@@ -20,14 +20,13 @@ The score is the group's Euclidean norm (sampled) or its largest magnitude (top-
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import fx
 
 from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, behind_views, shape
-from fqt_deploy.core.options import GRADIENT_BITS
 from fqt_deploy.passes.insert_scq import random_key
 from fqt_deploy.passes.pass_base import Pass
 
@@ -40,11 +39,9 @@ class InsertAGP(Pass):
     """Prune the groups of every quantized gradient, unbiased (``sampled``) or greedily (``topk``).
 
     Attributes:
-        bits: width of one code; also the factor by which groups are reduced.
         selection: ``sampled`` or ``topk``.
     """
 
-    bits: Annotated[int, GRADIENT_BITS] = 4
     selection: Literal["sampled", "topk"] = "sampled"
 
     name = "insert-agp"
@@ -63,7 +60,7 @@ class InsertAGP(Pass):
     def _prune(self, graph: TrainingGraph, dequantize: fx.Node) -> None:
         codes, axis = call_of(dequantize).codes, call_of(dequantize).axis
         groups = shape(codes)[axis]
-        keep = max(1, round(groups / self.bits))
+        keep = max(1, round(groups / call_of(codes).bits))
         if keep >= groups:
             return
         (view,) = dequantize.users

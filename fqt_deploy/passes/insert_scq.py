@@ -45,7 +45,7 @@ class InsertSCQ(Pass):
     Attributes:
         bits: width of one code.
         grid: ``minmax`` or ``zero``.
-        token_bits: width of one code of a gradient of which tokens were kept.
+        token_bits: the same where tokens were selected.
     """
 
     bits: Annotated[int, GRADIENT_BITS] = 4
@@ -84,7 +84,7 @@ class InsertSCQ(Pass):
             low, high = emit(aten.mul.Tensor, low, scale), emit(aten.mul.Tensor, high, scale)
         reduced = [1] if axis == 0 else [0]
         low, high = emit(aten.amin.default, low, reduced), emit(aten.amax.default, high, reduced)
-        bits = self.token_bits if "kept" in gradient.meta else self.bits
+        bits = self.token_bits if graph.selection == "tokens" else self.bits
         grid = emit(fqt.quantization_grid.default, low, high, bits, self.grid)
         zero, reciprocal, step = (emit.item(grid, i) for i in range(3))
         key = random_key(emit, graph, node.meta["record"].index, "samples" if axis == 0 else "channels")

@@ -101,7 +101,7 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
         *([ProjectWeightGrad()] if quantized and options.projection == "auto" else []),
         *([InsertSCQ(bits, options.resolved_grid, options.token_bits)] if quantized else []),
         *(
-            [InsertAGP(bits, "topk" if agp == "topk" else "sampled"), SinkScatter()]
+            [InsertAGP("topk" if agp == "topk" else "sampled"), SinkScatter()]
             if agp in ("tokens", "sampled", "topk", "any")
             else []
         ),

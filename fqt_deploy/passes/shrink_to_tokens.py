@@ -313,22 +313,18 @@ class ShrinkToTokens:
 
     def _gather(self, emit: Emitter, value: fx.Node, lead: int) -> fx.Node:
         """The kept rows of a value that was computed for all: computed again if it is large, or gathered; once."""
-        if (
-            value not in self._gathered
-            and tensor_bytes(value.meta["val"]) >= SMALLEST
-            and self._is_from_product(value, lead)
-        ):
-            self._gathered[value] = self._again(emit, value, lead)
         if value not in self._gathered:
-            extents = shape(value)
-            flat = value
-            if lead > 1:
-                flat = emit(aten.view.default, value, [self.branch.rows, prod(extents[lead:])])
-            rows = gather_samples(emit, flat, LEADING, self.branch.rows, self._index, self.keep)
-            if lead > 1:
-                rows = emit(aten.view.default, rows, [*self._leading(lead), *extents[lead:]])
-            self._gathered[value] = rows
+            large = tensor_bytes(value.meta["val"]) >= SMALLEST
+            again = large and self._is_from_product(value, lead)
+            self._gathered[value] = (self._again if again else self._taken)(emit, value, lead)
         return self._gathered[value]
+
+    def _taken(self, emit: Emitter, value: fx.Node, lead: int) -> fx.Node:
+        """The kept rows out of all rows of a value."""
+        extents, rows = shape(value), self.branch.rows
+        flat = value if lead == 1 else emit(aten.view.default, value, [rows, prod(extents[lead:])])
+        taken = gather_samples(emit, flat, LEADING, rows, self._index, self.keep)
+        return taken if lead == 1 else emit(aten.view.default, taken, [*self._leading(lead), *extents[lead:]])
 
     def _is_from_product(self, value: fx.Node, lead: int) -> bool:
         """Whether ``value`` is computed element by element from a product on 1 bit alone, row by row."""

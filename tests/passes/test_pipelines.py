@@ -91,7 +91,7 @@ def test_passes_leave_models_without_binarized_layers_alone(graph_after):
 def test_one_bit_prunes_nothing(graph_after):
     graph = graph_after("dense", "insert-scq", recipe="scq", grad_bits=1)
     _, *before = graph_text(graph).splitlines()
-    InsertAGP(1).run(graph)
+    InsertAGP().run(graph)
     _, *after = graph_text(graph).splitlines()  # behind the header, which says how it was selected
     assert after == before
 

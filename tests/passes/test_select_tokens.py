@@ -9,6 +9,7 @@ from fqt_deploy.core.call import call_of
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import shape
 from fqt_deploy.core.optimizer import SGD
+from fqt_deploy.core.text import graph_text
 from fqt_deploy.passes import shrink_to_tokens
 from tests.passes.selection_models import SELECTED, tokens
 
@@ -183,6 +184,19 @@ def test_other_layers_of_such_a_model_select_as_sampled_does(graph_after):
     graph = graph_after(module, "insert-agp", agp="tokens", grad_bits=4)
     pruned = {n.meta["layer"]: call_of(n).parts for n in graph.calls(fqt.select_sampled.default)}
     assert pruned == {"head.0": 1, "blocks.1.2": 8, "blocks.0.2": 8}
+
+
+def test_what_is_chosen_for_a_transformer_is_what_can_be_asked_for(graph_after):
+    """Also where some layers have one row of a sample: a fingerprint does not say which of both it was."""
+    texts = []
+    for asked in ({}, {"agp": "tokens"}):
+        torch.manual_seed(0)
+        module = Deep()
+        module.head = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+        graph = graph_after(module, "sink-scatter", **asked)
+        assert {call_of(n).bits for n in graph.calls(fqt.quantization_grid.default)} == {4}
+        texts.append(graph_text(graph))
+    assert texts[0] == texts[1]
 
 
 def draws_of(graph, source, weight_gradients, count):
