@@ -31,8 +31,6 @@ PEAK_SHAPES = ((8192, 32, 4096), (16384, 64, 896))
 no more than a first-level cache holds. Byte shuffles reach most with the second: two registers of columns, and words
 that fill blocks of seven.
 """
-PEAK_TILES, PEAK_LOOPS = 2, 20_000
-"""Tiles of each operand that tile registers are loaded from, 8 KB in all, and how often a thread multiplies them."""
 PEAK_TRIALS = 20
 PAUSE_S = 0.05
 """Seconds to pause before each turn: threads of the contender before, which wait by spinning, go to sleep."""
@@ -157,57 +155,10 @@ def peak_product(threads: int) -> tuple[Run, int]:
     return max(products, key=lambda product: product[1] / min(_seconds(product[0], 1) for _ in range(PEAK_TRIALS)))
 
 
-def tile_product(threads: int) -> tuple[Run, int]:
-    """The peak of tile registers: loads as in a product of matrices, of the same tiles again and again."""
-    import tvm
-    from tvm.script import tirx as T
-
-    from fqt_deploy.targets.cpu.products.tile_registers.registers import (
-        SIGNED_ROWS,
-        TILE,
-        TILE_DEPTH,
-        TILE_ROWS,
-        clear_sums,
-        configure_tiles,
-        multiply_two_by_two,
-        release_tiles,
-        request_tiles,
-        store_sums,
-    )  # fmt: skip
-    from fqt_deploy.targets.registry import make_target
-
-    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
-    def product(result: T.Buffer((threads, 4 * TILE), "int32")):  # type: ignore[no-untyped-def, valid-type]
-        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
-        T.evaluate(request_tiles())
-        for thread in T.parallel(threads):
-            rows = T.alloc_buffer((PEAK_TILES * 2 * TILE,), "int32")
-            columns = T.alloc_buffer((PEAK_TILES * 2 * TILE,), "int32")
-            sums = T.alloc_buffer((4 * TILE,), "int32")
-            for i in T.serial(PEAK_TILES * 2 * TILE):
-                rows[i] = 0x01FF01FF
-                columns[i] = 0x0101FFFF
-            configure_tiles(TILE_ROWS)
-            clear_sums()
-            for _, u in T.grid(PEAK_LOOPS, PEAK_TILES):
-                multiply_two_by_two(
-                    rows, u * 2 * TILE, u * 2 * TILE + TILE, TILE_DEPTH, columns, u * 2 * TILE, SIGNED_ROWS
-                )
-            store_sums(sums, 0, 2)
-            for i in T.serial(4 * TILE):
-                result[thread, i] = sums[i]
-            T.evaluate(release_tiles())
-
-    target = make_target("cpu").tvm_target
-    kernel = tvm.compile(tvm.IRModule({"main": product.with_attr("tirx.is_scheduled", True)}), target)["main"]
-    output = tvm.runtime.empty([threads, 4 * TILE], "int32")
-    macs = threads * PEAK_LOOPS * PEAK_TILES * 4 * TILE_ROWS * TILE_ROWS * TILE_DEPTH
-    return lambda: kernel(output), macs
-
-
 def measured_ceiling(threads: int) -> float:
     """Multiply-accumulates a second of all threads, by popcounts or in tile registers; the fastest of many."""
     from fqt_deploy.targets.registry import make_target
+    from tools.tile_ceiling import tile_product
 
     peaks = [peak_product(threads)]
     if make_target("cpu").features.has_amx:

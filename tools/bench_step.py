@@ -349,7 +349,8 @@ def _child(task: str, artifact: Path, arguments: argparse.Namespace) -> dict[str
     command = [sys.executable, "-m", "tools.bench_step", *sys.argv[1:], "--task", task, "--artifact", str(artifact)]
     finished = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if finished.returncode:
-        raise SystemExit(finished.returncode)
+        print(finished.stdout, file=sys.stderr)  # TVM's script parser writes what is wrong to stdout
+        raise SystemExit(f"{task}: the child process ended with exit code {finished.returncode}")
     found: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
     return found
 
