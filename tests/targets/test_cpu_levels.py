@@ -20,8 +20,8 @@ from tests.targets.op_kernel import op_function
 LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "znver4", "sapphirerapids")
 ONE_BIT = (
     "pack_signs", "pack_weight", "transpose_packed_weight", "pack_positions", "quantize_pack_samples",
-    "quantize_pack_channels", "binary_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad", "tap_sums",
-    "position_sums",
+    "quantize_pack_channels", "binary_conv2d", "level_conv2d", "bitplane_conv2d_input_grad", "bitplane_weight_grad",
+    "level_weight_grad", "tap_sums", "position_sums",
 )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def level_parameters():
 
 AT_ONE_LEVEL = (
     "pack_weight-x86-64-v2", "binary_conv2d-x86-64-v3", "bitplane_conv2d_input_grad-x86-64-v4",
-    "quantize_pack_samples-znver4", "bitplane_weight_grad-sapphirerapids",
+    "quantize_pack_samples-znver4", "bitplane_weight_grad-sapphirerapids", "level_conv2d-sapphirerapids",
 )  # fmt: skip
 
 

@@ -119,6 +119,8 @@ class BitplaneConv2dInputGrad(FqtOp):
             (2, 3, 16, 32, 64, [3, 3], [1, 1], [1, 1], 2),
             (3, 2, 24, 64, 128, [3, 3], [1, 1], [1, 1], 8),
             (16, 3, 3, 64, 64, [3, 3], [2, 2], [1, 1], 4),
+            # a product of matrices, with rows that leave a tile filled in part
+            (3, 1, 61, 64, 128, [1, 1], [1, 1], [0, 0], 4),
         )
         for k, h, w, i, o, kernel, stride, padding, bits in cases:
             oh, ow = output_extents([h, w], kernel, stride, padding)

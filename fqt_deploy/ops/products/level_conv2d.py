@@ -143,6 +143,9 @@ class LevelConv2d(FqtOp):
             (2, 3, 16, 64, 32, [3, 3], [1, 1], [1, 1], 2, True),
             (16, 3, 3, 64, 64, [3, 3], [2, 2], [1, 1], 4, True),
             (16, 3, 3, 64, 64, [3, 3], [2, 2], [1, 1], 8, False),
+            # products of matrices, with rows that leave a tile filled in part
+            (1, 1, 197, 128, 64, [1, 1], [1, 1], [0, 0], 4, True),
+            (2, 21, 17, 64, 32, [1, 1], [2, 2], [0, 0], 2, False),
         )
         for n, h, w, i, o, kernel, stride, padding, bits, signed in cases:
             planes = pack_last_axis(torch.randint(0, 2, (n, h, w, bits, i), generator=g) > 0)

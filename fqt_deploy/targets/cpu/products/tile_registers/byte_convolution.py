@@ -15,6 +15,7 @@ from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.products.form import NO_CHOICE, TILE_REGISTERS
 from fqt_deploy.targets.cpu.products.tile_registers.byte_convolution_cut import TILES, ByteConvolution, cut_convolution
 from fqt_deploy.targets.cpu.products.tile_registers.byte_image import ConvolutionImage, expand_image
+from fqt_deploy.targets.cpu.products.tile_registers.matrix_product import MatrixProduct, cut_matrix, matrix_kernel
 from fqt_deploy.targets.cpu.products.tile_registers.registers import (
     TILE,
     TILE_LANES,
@@ -188,6 +189,8 @@ class TileForm(ABC, Generic[Product]):
     """The form of a convolution in either direction."""
 
     name: ClassVar[str] = TILE_REGISTERS
+    takes_matrices: ClassVar[bool]
+    """Whether products of matrices pay: of codes of several bits they do, of single bits popcounts are as fast."""
 
     @abstractmethod
     def expanded(self, product: Product) -> ByteConvolution:
@@ -195,7 +198,7 @@ class TileForm(ABC, Generic[Product]):
 
     def accepts(self, product: Product, features: CpuFeatures) -> bool:
         """Whether the processor has tile registers and the product fills enough of their rows."""
-        return features.has_amx and cut_convolution(self.expanded(product)) is not None
+        return features.has_amx and self._cut(product) is not None
 
     def tiles(self, product: Product, features: CpuFeatures) -> tuple[Tile, ...]:
         """The only choice: tiles are as large as registers."""
@@ -203,10 +206,18 @@ class TileForm(ABC, Generic[Product]):
 
     def kernel(self, product: Product, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
         """The kernel of operand, packed weight and result."""
-        expanded = self.expanded(product)
-        cut = cut_convolution(expanded)
+        cut = self._cut(product)
         assert cut is not None, "an accepted product can be cut"
-        return _kernel(_Product(expanded, cut))
+        return matrix_kernel(cut) if isinstance(cut, MatrixProduct) else _kernel(cut)
+
+    def _cut(self, product: Product) -> MatrixProduct | _Product | None:
+        """The product of matrices or the convolution that ``product`` is, cut; None if tiles do not pay."""
+        expanded = self.expanded(product)
+        matrix = cut_matrix(expanded) if self.takes_matrices else None
+        if matrix is not None:
+            return matrix
+        cut = cut_convolution(expanded)
+        return None if cut is None else _Product(expanded, cut)
 
 
 def _kernel(p: _Product) -> tirx.PrimFunc:

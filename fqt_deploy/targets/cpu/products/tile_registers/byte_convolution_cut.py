@@ -78,7 +78,7 @@ class Cut:
 
 def cut_convolution(c: ByteConvolution) -> Cut | None:
     """The cut into tiles of sixteen positions of a row, or else of sixteen samples; None if all are too empty."""
-    # bytes of a single tap are used too seldom to be worth making: popcounts are faster
+    # bytes of a single tap are used too seldom for an image of them: a product of matrices is cut in its own way
     if c.product.depth % TILE_DEPTH or c.product.columns % (2 * PANEL) or c.product.kernel == (1, 1):
         return None
     return _along_row(c, TILE_ROWS) or _along_samples(c) or _along_row(c, MINIMUM_ROWS)

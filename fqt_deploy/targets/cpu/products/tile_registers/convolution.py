@@ -19,6 +19,8 @@ from fqt_deploy.targets.products import BitConvolution
 class TileConvolution(TileForm[BitConvolution]):
     """A convolution of signed bytes, of several taps, a multiple of 64 deep, with pairs of panels of columns."""
 
+    takes_matrices = False
+
     def expanded(self, product: BitConvolution) -> ByteConvolution:
         """The product as a convolution of bytes 1, -1 and, in the padding, 0; padding then costs nothing else."""
 

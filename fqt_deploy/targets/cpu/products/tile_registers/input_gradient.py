@@ -17,7 +17,9 @@ from fqt_deploy.targets.products import BitInputGradient
 
 
 class TileInputGradient(TileForm[BitInputGradient]):
-    """A convolution of unsigned bytes, of several taps, a multiple of 64 deep, with pairs of panels of columns."""
+    """A convolution of unsigned bytes, a multiple of 64 deep, with pairs of panels of columns."""
+
+    takes_matrices = True
 
     def accepts(self, product: BitInputGradient, features: CpuFeatures) -> bool:
         """Whether codes fit into a byte, the processor has tile registers, and their tiles are filled."""

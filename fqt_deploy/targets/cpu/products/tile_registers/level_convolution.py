@@ -23,7 +23,9 @@ MOST_BITS = {True: 7, False: 8}
 
 
 class TileLevelConvolution(TileForm[LevelConvolution]):
-    """A convolution of bytes, of several taps, a multiple of 64 deep, with pairs of panels of columns."""
+    """A convolution of bytes, a multiple of 64 deep, with pairs of panels of columns."""
+
+    takes_matrices = True
 
     def accepts(self, product: LevelConvolution, features: CpuFeatures) -> bool:
         """Whether levels fit into a byte, the processor has tile registers, and their tiles are filled."""
