@@ -289,10 +289,6 @@ class BitWeightGradient(Kernel):
         """The sum of levels, from that of codes and from how much of the gradient meets the image."""
         return count * 2 - mask * self.largest_code if self.signed else count
 
-    def share(self, count: Any, mask: Any, plane: Any) -> Any:
-        """The share of one plane in the sum of levels; those of all planes add up to it."""
-        return (count * 2 - mask if self.signed else count) << plane
-
     @property
     def mask_panels(self) -> int:
         """Panels behind them that say which positions lie inside, if panels are whole."""

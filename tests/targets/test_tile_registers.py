@@ -12,7 +12,8 @@ from fqt_deploy.targets.cpu.products.tile_registers.byte_convolution_cut import 
 from fqt_deploy.targets.cpu.products.tile_registers.convolution import TileConvolution
 from fqt_deploy.targets.cpu.products.tile_registers.input_gradient import TileInputGradient
 from fqt_deploy.targets.cpu.products.tile_registers.level_convolution import TileLevelConvolution
-from fqt_deploy.targets.cpu.products.tile_registers.registers import SIGNED_ROWS, UNSIGNED_ROWS
+from fqt_deploy.targets.cpu.products.tile_registers.matrix_product import ROWS, cut_matrix
+from fqt_deploy.targets.cpu.products.tile_registers.registers import SIGNED_ROWS, UNSIGNED, UNSIGNED_ROWS
 from fqt_deploy.targets.cpu.products.tile_registers.weight_gradient import TileWeightGradient
 from fqt_deploy.targets.products import BitConvolution
 from fqt_deploy.targets.registry import make_target
@@ -21,9 +22,9 @@ from tests.targets.op_kernel import in_form
 FORMS = {
     "binary_conv2d": (TileConvolution(), SIGNED_ROWS),
     "bitplane_conv2d_input_grad": (TileInputGradient(), UNSIGNED_ROWS),
-    "bitplane_weight_grad": (TileWeightGradient(), UNSIGNED_ROWS),
+    "bitplane_weight_grad": (TileWeightGradient(), UNSIGNED),
     "level_conv2d": (TileLevelConvolution(), "tdpb"),
-    "level_weight_grad": (TileWeightGradient(), UNSIGNED_ROWS),
+    "level_weight_grad": (TileWeightGradient(), UNSIGNED),
 }
 
 MANY_POSITIONS = (
@@ -89,6 +90,30 @@ CUTS = {
     "half a row of bytes": (convolution(128, 32, 32, 64), None),
     "one panel of columns": (convolution(128, 32, 64, 16), None),
 }
+
+
+def test_a_product_of_matrices_is_cut_where_the_fewest_bytes_are_made():
+    """Rows take longer than columns: they are made once, as long as a job's columns fit the cache."""
+    few_rows = cut_matrix(convolution(392, 1, 384, 384, kernel=1, padding=0))
+    assert (few_rows.bands, few_rows.parts) == (8, 1)
+    wide = cut_matrix(convolution(2048, 1, 768, 3072, kernel=1, padding=0))
+    assert (wide.bands, wide.parts) == (3, 3)
+    assert cut_matrix(convolution(100, 1, 384, 384, kernel=1, padding=0)) is None
+    assert cut_matrix(convolution(8, 8, 64, 64)) is None
+
+
+@pytest.mark.parametrize("rows", [160, 161, 191, 192, 1576])
+def test_every_row_is_in_one_pair_of_one_job(rows):
+    cut = cut_matrix(convolution(rows, 1, 64, 64, kernel=1, padding=0))
+    pairs = [
+        int(cut.first_pair(band * cut.parts)) + q
+        for band in range(cut.bands)
+        for q in range(int(cut.pair_count(band * cut.parts)))
+    ]
+    assert pairs == list(range(cut.pairs))
+    assert all(0 <= int(cut.start(pair)) <= rows - ROWS for pair in pairs)
+    written = [r for pair in pairs for r in range(max(pair * ROWS, int(cut.start(pair))), int(cut.start(pair)) + ROWS)]
+    assert written == list(range(rows))
 
 
 @pytest.mark.parametrize("case", CUTS)

@@ -6,7 +6,7 @@ other become bytes, in the first-level cache, and are multiplied with them. So t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
@@ -36,8 +36,8 @@ PANELS = 2
 """Panels of columns that are multiplied together."""
 JOBS = 8
 """Number of independent pieces to cut a product into: work for that many threads."""
-ROWS_OF_JOB = 256
-"""Least rows of a job, where there are so many: with fewer, expanding the columns of each block takes too long."""
+ROW_COST = 5
+"""How many times as long it takes to make bytes of a row as of a column, of codes of four bits."""
 MINIMUM_ROWS = 160
 """Least rows of a product: of 100 rows table lookups are faster, of 197 tiles."""
 COLUMN_BYTES = 1 << 20
@@ -83,6 +83,14 @@ class MatrixProduct:
         """Number of independent pieces of work."""
         return self.bands * self.parts
 
+    def in_bands(self) -> MatrixProduct:
+        """The same with rows in as many bands as make enough jobs."""
+        return replace(self, bands=min(self.pairs, -(-JOBS // self.parts)))
+
+    def expansions(self) -> int:
+        """How long it takes to make bytes: of rows once for each part of columns, of columns once for each band."""
+        return ROW_COST * self.rows * self.parts + self.c.product.columns * self.bands
+
     def first_pair(self, job: Any) -> Any:
         """The first pair of rows of a job, or of the one after its last."""
         return job // self.parts * self.pairs // self.bands
@@ -119,11 +127,11 @@ def cut_matrix(c: ByteConvolution) -> MatrixProduct | None:
     whole = c.product.depth % TILE_DEPTH == 0 and c.product.columns % (PANELS * PANEL) == 0
     if not one_tap or not whole or rows_of(c) < MINIMUM_ROWS:
         return None
-    bands = min(max(1, rows_of(c) // ROWS_OF_JOB), JOBS)
     blocks = c.product.columns // (PANELS * PANEL)
-    least = max(-(-c.product.depth * c.product.columns // COLUMN_BYTES), -(-JOBS // bands))
-    parts = next((p for p in range(1, blocks + 1) if blocks % p == 0 and p >= least), blocks)
-    return MatrixProduct(c, bands, parts)
+    fewest = -(-c.product.depth * c.product.columns // COLUMN_BYTES)
+    cuts = [MatrixProduct(c, 1, parts) for parts in range(1, blocks + 1) if blocks % parts == 0]
+    fitting = [cut for cut in cuts if cut.parts >= fewest] or cuts[-1:]
+    return min((cut.in_bands() for cut in fitting), key=MatrixProduct.expansions)
 
 
 @script.macro

@@ -32,6 +32,8 @@ MAXIMUM_BITS = 8
 """A code is a byte."""
 SIGNED_ROWS, UNSIGNED_ROWS = "tdpbssd", "tdpbusd"
 """Instructions that multiply rows of signed or unsigned bytes with columns of signed bytes."""
+UNSIGNED = "tdpbuud"
+"""The instruction that multiplies unsigned bytes with unsigned bytes."""
 _LOW_BITS = 0x01010101
 _SYSCALL_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 
@@ -203,8 +205,26 @@ def expand_columns(columns: Any, at: Any, table: Any, low: Any, high: Any) -> No
 
 def row_of_codes(planes: list[Any]) -> Any:
     """A row of unsigned codes from two words, an int64, of each bit-plane, lowest first."""
+    return codes_of_planes([row_indices(pair) for pair in planes])
+
+
+def codes_of_planes(indices: list[Any]) -> Any:
+    """Unsigned codes, a byte each, from the indices of each bit-plane, lowest first."""
     total: Any = None
-    for number, pair in enumerate(planes):
-        plane = look_up(bits_table(number), row_indices(pair))
+    for number, lanes in enumerate(indices):
+        plane = look_up(bits_table(number), lanes)
         total = plane if total is None else total | plane
     return total
+
+
+def column_row_of_codes(planes: list[Any], lane: Any) -> Any:
+    """Row ``2 * lane`` or ``2 * lane + 1`` of a tile of columns: codes of four bits of sixteen words by plane."""
+    return codes_of_planes([column_indices(words, lane) for words in planes])
+
+
+@script.macro
+def expand_code_columns(columns: Any, at: Any, low: Any, high: Any) -> None:
+    """Write a tile of sixteen columns of codes, made of two words of each column, int32x16, by plane, lowest first."""
+    for lane in T.unroll(8):
+        columns[T.ramp(at + 2 * lane * TILE_LANES, 1, TILE_LANES)] = column_row_of_codes(low, lane)
+        columns[T.ramp(at + (2 * lane + 1) * TILE_LANES, 1, TILE_LANES)] = column_row_of_codes(high, lane)

@@ -1,6 +1,6 @@
-"""Weight-gradient product in tile registers: rows of codes over positions, times columns of input bits.
+"""Weight-gradient product in tile registers: rows of codes over positions, times columns of input bits or codes.
 
-The codes become bytes once, for all columns; the bits of a few columns become bytes for a run of positions at a time,
+The gradient's codes become bytes once, for all columns; a few columns become bytes for a run of positions at a time,
 and the sums over a run are added to those of the runs before.
 """
 
@@ -21,11 +21,10 @@ from fqt_deploy.targets.cpu.products.tile_registers.registers import (
     TILE,
     TILE_LANES,
     TILE_ROWS,
-    UNSIGNED_ROWS,
-    bits_table,
+    UNSIGNED,
     clear_sums,
     configure_tiles,
-    expand_columns,
+    expand_code_columns,
     load_sums,
     multiply_one_by_four,
     multiply_two_by_two,
@@ -121,6 +120,11 @@ class _Cut:
             self.product.taps,
         )
 
+    def words_of(self, positions: Any, panel: Any, word: Any, planes: int) -> list[Any]:
+        """One word of each row of a panel, int32x16, by plane: of a panel of channels, or one of masks."""
+        places = [self.product.plane_panel(panel, plane) for plane in range(planes)] if planes > 1 else [panel]
+        return [positions[place, word, T.ramp(0, 1, PANEL)] for place in places]
+
     def sums_begin(self, tile: Any, p: Any, r: Any) -> Any:
         """The place where the sums of row ``r`` of a tile with panel ``p`` of the block begin."""
         in_group = (tile % self.together * TILE_ROWS + r) * self.width + p
@@ -144,26 +148,26 @@ def _expand_codes(s: _Cut, planes: Any, codes: Any, tile: Any, r: Any) -> None:
 
 
 @script.macro
-def _expand_positions(s: _Cut, positions: Any, columns: Any, run: Any, first: Any, last: Any) -> None:
-    """Expand the positions of a block of panels along one run to bytes."""
+def _expand_positions(s: _Cut, positions: Any, columns: Any, run: Any, first: Any, last: Any, planes: Any) -> None:
+    """Expand the positions of a block of panels, of so many planes, along one run to bytes."""
     for step in T.serial(T.min(RUN, s.steps - run * RUN)):
         for p in T.unroll(s.width):
-            panel: T.let = T.min(first + p, last)
             word: T.let = 2 * (run * RUN + step)
-            expand_columns(
+            expand_code_columns(
                 columns,
                 (step * s.width + p) * TILE,
-                bits_table(),
-                positions[panel, word, T.ramp(0, 1, PANEL)],
-                positions[panel, T.min(word + 1, s.product.words - 1), T.ramp(0, 1, PANEL)],
+                s.words_of(positions, T.min(first + p, last), word, planes),
+                s.words_of(positions, T.min(first + p, last), T.min(word + 1, s.product.words - 1), planes),
             )
 
 
 @script.macro
-def _multiply_block(s: _Cut, codes: Any, positions: Any, columns: Any, sums: Any, first: Any, last: Any) -> None:
+def _multiply_block(
+    s: _Cut, codes: Any, positions: Any, columns: Any, sums: Any, first: Any, last: Any, planes: Any
+) -> None:
     """Sums of every group of row tiles with ``width`` panels from ``first`` on; past ``last`` they mean nothing."""
     for run in T.serial((s.steps + RUN - 1) // RUN):
-        _expand_positions(s, positions, columns, run, first, last)
+        _expand_positions(s, positions, columns, run, first, last, planes)
         for group in T.serial(s.groups):
             if run == 0:
                 clear_sums()
@@ -173,31 +177,21 @@ def _multiply_block(s: _Cut, codes: Any, positions: Any, columns: Any, sums: Any
                 row: T.let = (group * s.together * s.steps + run * RUN + step) * TILE
                 at: T.let = step * s.width * TILE
                 if s.together == 2:
-                    multiply_two_by_two(codes, row, row + s.steps * TILE, 4 * TILE_LANES, columns, at, UNSIGNED_ROWS)
+                    multiply_two_by_two(codes, row, row + s.steps * TILE, 4 * TILE_LANES, columns, at, UNSIGNED)
                 else:
-                    multiply_one_by_four(codes, row, 4 * TILE_LANES, columns, at, UNSIGNED_ROWS)
+                    multiply_one_by_four(codes, row, 4 * TILE_LANES, columns, at, UNSIGNED)
             store_sums(sums, group * TILES * TILE, s.width)
 
 
 @script.macro
-def _write_block(s: _Cut, sums: Any, inside: Any, result: Any, tap: Any, block: Any, plane: Any) -> None:
-    """Write the share of a plane in a block of panels of a tap; the first one's is what the others are added to."""
+def _write_block(s: _Cut, sums: Any, inside: Any, result: Any, tap: Any, block: Any) -> None:
+    """Write the sums of levels in a block of panels of a tap."""
     for tile, r in T.grid(s.row_tiles, s.rows):
         for panel in T.serial(T.min(s.width, s.tap_panels - block)):
             for lane in T.vectorized(PANEL):
-                share: T.let = s.product.share(
-                    sums[s.sums_begin(tile, panel, r) + lane], inside[tile * s.rows + r, tap], plane
-                )
-                before: T.let = tirx.if_then_else(
-                    plane > 0,
-                    result[
-                        tile * s.rows + r, (block + panel) * PANEL + lane, s.product.tap(tap)[0], s.product.tap(tap)[1]
-                    ],
-                    0,
-                )
                 result[
                     tile * s.rows + r, (block + panel) * PANEL + lane, s.product.tap(tap)[0], s.product.tap(tap)[1]
-                ] = before + share
+                ] = s.product.level(sums[s.sums_begin(tile, panel, r) + lane], inside[tile * s.rows + r, tap])
 
 
 def _kernel(s: _Cut) -> tirx.PrimFunc:
@@ -220,7 +214,8 @@ def _kernel(s: _Cut) -> tirx.PrimFunc:
             columns = T.alloc_buffer((RUN * s.width * TILE,), "int32")
             sums = T.alloc_buffer((s.groups * TILES * TILE,), "int32")
             configure_tiles(s.rows)
-            _multiply_block(s, codes, positions, columns, sums, p.channel_panels + job * s.width, p.panels - 1)
+            first: T.let = p.channel_panels + job * s.width
+            _multiply_block(s, codes, positions, columns, sums, first, p.panels - 1, 1)
             for tile, r in T.grid(s.row_tiles, s.rows):
                 for panel in T.serial(T.min(s.width, p.mask_panels - job * s.width)):
                     inside[tile * s.rows + r, T.ramp((job * s.width + panel) * PANEL, 1, PANEL)] = sums[
@@ -234,10 +229,10 @@ def _kernel(s: _Cut) -> tirx.PrimFunc:
             for t in T.serial(p.taps // s.tap_jobs):
                 tap: T.let = job % s.tap_jobs * (p.taps // s.tap_jobs) + t
                 block: T.let = job // s.tap_jobs * s.width
-                for plane in T.unroll(p.planes):
-                    first: T.let = tap * p.tap_panels + plane * s.tap_panels
-                    _multiply_block(s, codes, positions, columns, sums, first + block, first + s.tap_panels - 1)
-                    _write_block(s, sums, inside, result, tap, block, plane)
+                first: T.let = tap * s.tap_panels
+                last: T.let = first + s.tap_panels - 1
+                _multiply_block(s, codes, positions, columns, sums, first + block, last, p.planes)
+                _write_block(s, sums, inside, result, tap, block)
             T.evaluate(release_tiles())
 
     return product
