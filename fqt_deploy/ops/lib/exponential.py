@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fqt_deploy.ops.lib.late_modules import tirx
+from fqt_deploy.ops.lib.polynomial import polynomial
 
 LOWEST, HIGHEST = -104.0, 89.0
 """Bounds beyond which the result is 0 or infinity in float32."""
@@ -13,7 +14,7 @@ LOWEST_PRECISE = -87.0
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 """The number ln 2 in two parts: a multiple of the first is exact."""
-_COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+_COEFFICIENTS = (5.0000001201e-1, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4)
 """Coefficients of ``(exp(f) - 1 - f) / f^2`` for ``|f| <= ln 2 / 2`` (Cephes, ``expf``)."""
 
 
@@ -42,10 +43,7 @@ def _mantissa_and_exponent(x: Any) -> tuple[Any, Any]:
     """The exponential of ``x`` as a float32 near 1 and an int32 power of two."""
     power = tirx.floor(x * _LOG2_E + 0.5)
     f = x - power * _LN2_HIGH - power * _LN2_LOW
-    series: Any = tirx.const(_COEFFICIENTS[0], "float32")
-    for coefficient in _COEFFICIENTS[1:]:
-        series = series * f + coefficient
-    return series * f * f + f + 1.0, power.astype("int32")
+    return polynomial(_COEFFICIENTS, f) * f * f + f + 1.0, power.astype("int32")
 
 
 def _power_of_two(exponent: Any) -> Any:

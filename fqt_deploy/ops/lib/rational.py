@@ -6,11 +6,11 @@ that subtracts from the asymptote loses digits, and the two polynomials are comp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fqt_deploy.ops.lib.late_modules import tirx
+from fqt_deploy.ops.lib.polynomial import polynomial
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class OddRational:
         """The value of a float32 expression; NaN stays."""
         inside = within(x, self.bound)
         square = inside * inside
-        return inside * _polynomial(self.numerator, square) / _polynomial(self.denominator, square)
+        return inside * polynomial(self.numerator, square) / polynomial(self.denominator, square)
 
 
 def within(x: Any, bound: float) -> Any:
@@ -38,14 +38,6 @@ def within(x: Any, bound: float) -> Any:
     low, high = (tirx.const(value, "float32") for value in (-bound, bound))
     below = tirx.Select(x > high, high, x)
     return tirx.Select(below < low, low, below)
-
-
-def _polynomial(coefficients: Sequence[float], x: Any) -> Any:
-    """Horner's scheme."""
-    value: Any = tirx.const(coefficients[-1], "float32")
-    for coefficient in coefficients[-2::-1]:
-        value = value * x + coefficient
-    return value
 
 
 ERF = OddRational(
