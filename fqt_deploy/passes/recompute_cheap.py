@@ -62,7 +62,7 @@ class RecomputeCheap(Pass):
             if not users:
                 continue
             found = _expression(value, kept)
-            if all(user.target is fqt.gather_rows.default for user in users) and _pays(value, found, kept):
+            if all(map(_is_gathered, users)) and _pays(value, found, kept):
                 kept.update(leaf for leaf in found.leaves if not _free(leaf))
                 _copy(graph, value, users, found)
                 changed = True
@@ -132,6 +132,13 @@ def _is_backward(node: fx.Node) -> bool:
 def _is_elementwise(node: fx.Node) -> bool:
     op = op_of(node)
     return op is not None and op.traits.kind is Kind.ELEMENTWISE and node.target is not fqt.gather_rows.default
+
+
+def _is_gathered(user: fx.Node) -> bool:
+    """Whether ``user`` takes rows, or is a view of which others do and that nothing else reads."""
+    if user.target is aten.view.default:
+        return all(map(_is_gathered, user.users))
+    return user.target is fqt.gather_rows.default
 
 
 def _free(node: fx.Node) -> bool:

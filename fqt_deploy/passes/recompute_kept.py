@@ -1,4 +1,4 @@
-"""Compute products of forward again in backward, of the kept samples alone, instead of keeping those of all.
+"""Compute products of forward again in backward, of what backward reads alone, instead of keeping them.
 
 Before::
 
@@ -13,51 +13,53 @@ After::
     %z2   = fqt.level_conv2d(%kept, %weight_bits, ...)            # as many samples as are kept
     %rows = gelu(%z2 * %scale)
 
-Where a fifth of the samples is kept it costs a fifth of the product. So is a sum of residuals, if one of its two parts
-is such a product and the other is kept: every second sum of a transformer.
+Where a fifth of the samples, or of the tokens, is kept it costs a fifth of the product. So is a sum of residuals, if
+one of its two parts is such a product and the other is kept: every second sum of a transformer. Where tokens are
+selected, what backward reads of all of them, as attention reads keys and values, is computed again of all, right before
+it is read.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import fx
 
 from fqt_deploy.core.call import call_of
-from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
-from fqt_deploy.ops.aten.spellings import SIZED
-from fqt_deploy.ops.op import FqtOp, Kind, op_of
-from fqt_deploy.ops.sample_axes import following
-from fqt_deploy.ops.traits import SampleAxis
-from fqt_deploy.passes.batch_axis import gather_samples, resized
+from fqt_deploy.core.graph import TrainingGraph, shape
+from fqt_deploy.ops.op import FqtOp, op_of
+from fqt_deploy.passes.copy_forward import CopyForward, is_elementwise, is_forward
+from fqt_deploy.passes.kept_rows import PACKED, Rows, is_plain, rows_of
 from fqt_deploy.passes.pass_base import Pass
 
-aten = torch.ops.aten
 fqt = torch.ops.fqt
 
-_PACKED = (fqt.binary_conv2d.default, fqt.level_conv2d.default)
-"""The 1-bit products of forward: their operands have the axes of what was packed."""
-_PRODUCTS = (*_PACKED, fqt.conv2d.default)
+_PRODUCTS = (*PACKED, fqt.conv2d.default)
 """The products whose operands are kept, or there, anyhow."""
-_PACKING = (fqt.pack_signs.default, fqt.pack_levels.default)
-_OWN = ("layer", "stack_trace", "seq_nr")
-"""What a copy tells of its origin as the value that is copied does."""
-SMALLEST = 2 << 20
+SMALLEST = 1 << 20
 """Lower bound of the bytes of a value that is computed again."""
 SMALL = 8
 """A value is small that has so many times fewer bytes than the one that is computed from it."""
 OPERATIONS_PER_BYTE = 512
 """Upper bound of the operations on bits for each byte that need not be kept."""
+OPERATIONS_PER_BYTE_OF_ALL = 2048
+"""The same where a linear layer's product is computed again of all rows: keys of up to 1024 channels, read on 4 bits.
+
+In a transformer's step keys and values are a small part of all products, whatever its width is.
+"""
+RowsOf = Callable[[int], Rows]
+"""The rows that a value has so many of."""
 FLOAT_OPERATION = 40
 """One operation on floats costs about as much as this many on bits."""
 
 
 @dataclass(frozen=True)
 class RecomputeKept(Pass):
-    """Give backward its own copy of the products of forward that it reads of some samples alone.
+    """Give backward its own copy of the products of forward that it reads of some samples or tokens alone.
 
     Attributes:
         always: whether to do so at any cost; otherwise where it is cheap for what it saves.
@@ -69,43 +71,39 @@ class RecomputeKept(Pass):
 
     def run(self, graph: TrainingGraph) -> bool:
         """Decide for each value by its readers, then rewrite what reads the chosen ones in the order of backward."""
-        axes, origins = _sample_axes(graph), _origins(graph)
-        readers: dict[fx.Node, set[fx.Node]] = {}
+        origins, rows = _origins(graph), cache(partial(rows_of, graph))
+        chosen: dict[fx.Node, _Readers] = {}
         computed: set[fx.Node] = set()
-        for value in axes:
-            products = _products(value, origins, readers)
-            found = _readers(value, axes, origins) if products else None
-            if found and (self.always or _pays(value, products, found, graph.batch)):
-                readers[value] = found
+        for value in graph.graph.nodes:
+            products = _products(value, origins, chosen)
+            found = _readers(value, origins, rows) if products else None
+            if found is None or (found.whole and not (graph.selection == "tokens" and all(map(_is_linear, products)))):
+                continue
+            if self.always or _pays(value, products, found, origins, rows):
+                chosen[value] = found
                 computed |= {value, *products}
-        rewrite = _Rewrite(graph, axes, origins, computed)
-        gathers = {gather for found in readers.values() for gather in found}
+        copies = CopyForward(graph, rows, origins, computed)
+        gathers = {gather for found in chosen.values() for gather in found.gathers}
+        whole = {reader for found in chosen.values() for reader in found.whole}
         for node in list(graph.graph.nodes):
             if node in gathers:
-                rewrite.run(node)
-        return bool(readers)
+                copies.replace_gather(node)
+            elif node in whole:
+                copies.replace_operands(node)
+        return bool(chosen)
 
 
-def _sample_axes(graph: TrainingGraph) -> dict[fx.Node, SampleAxis]:
-    """Where values have their samples, those of packed products included."""
-    found = dict.fromkeys(graph.batch_inputs(), SampleAxis(0))
-    for node in graph.graph.nodes:
-        if node.op != "call_function" or node.target is fqt.gather_rows.default:
-            continue
-        if node.target in _PACKING or (node.target in _PACKED and _keeps_axis(node, found)):
-            where = found.get(next(iter(node.all_input_nodes)))
-        else:
-            where = following(node, found, graph.batch)
-        if where is not None and (node.target not in _PACKING or where.outer == 1):
-            found[node] = where
-    return found
+@dataclass(frozen=True)
+class _Readers:
+    """What reads a value in backward, or what forward computes from it element by element.
 
+    Attributes:
+        gathers: all that does so, if it takes the same rows.
+        whole: else the readers, each with what it reads.
+    """
 
-def _keeps_axis(node: fx.Node, found: Mapping[fx.Node, SampleAxis]) -> bool:
-    """Whether a product has the samples where its operand has them: a window of several positions spans no samples."""
-    call, where = call_of(node), found.get(node.all_input_nodes[0])
-    plain = list(call.kernel) == list(call.stride) == [1, 1] and list(call.padding) == [0, 0]
-    return where is not None and (where.axis == 0 or plain)
+    gathers: frozenset[fx.Node]
+    whole: Mapping[fx.Node, fx.Node]
 
 
 def _products(value: fx.Node, origins: Mapping[fx.Node, fx.Node], chosen: Collection[fx.Node]) -> set[fx.Node]:
@@ -113,11 +111,11 @@ def _products(value: fx.Node, origins: Mapping[fx.Node, fx.Node], chosen: Collec
 
     Of two sums, one of which is added to the other, one is kept: not both are ``chosen``.
     """
-    if not _is_forward(value) or _bytes(value) < SMALLEST:
+    if not is_forward(value) or _bytes(value) < SMALLEST:
         return set()
     if value.target in _PRODUCTS:
         return {value}
-    if not _is_elementwise(value) or origins[value] is not value:
+    if not is_elementwise(value) or origins[value] is not value:
         return set()
     parts = _large_parts(value, origins)
     products = {part for part in parts if part.target in _PRODUCTS}
@@ -132,7 +130,7 @@ def _origins(graph: TrainingGraph) -> dict[fx.Node, fx.Node]:
     found: dict[fx.Node, fx.Node] = {}
     for node in graph.graph.nodes:
         found[node] = node
-        if _is_forward(node) and _is_elementwise(node):
+        if is_forward(node) and is_elementwise(node):
             large = _large_parts(node, found)
             if len(large) == 1:
                 (found[node],) = large
@@ -144,117 +142,81 @@ def _large_parts(node: fx.Node, origins: Mapping[fx.Node, fx.Node]) -> set[fx.No
     return {origins[operand] for operand in node.all_input_nodes if _bytes(operand) * SMALL > _bytes(node)}
 
 
-def _readers(
-    value: fx.Node, axes: Mapping[fx.Node, SampleAxis], origins: Mapping[fx.Node, fx.Node]
-) -> set[fx.Node] | None:
-    """What gathers samples in backward of values that are computed from ``value``; None if it is read otherwise."""
-    found: set[fx.Node] = set()
-    seen = {value}
+def _readers(value: fx.Node, origins: Mapping[fx.Node, fx.Node], rows: RowsOf) -> _Readers | None:
+    """What reads ``value`` in backward; None if nothing does, or the step returns it."""
+    read: dict[fx.Node, fx.Node] = {}
     waiting = [value]
     while waiting:
         current = waiting.pop()
         for user in current.users:
-            if user in seen:
-                continue
-            seen.add(user)
-            if _is_forward(user):
-                if origins[user] is value:
-                    waiting.append(user)
-            elif user.target is fqt.gather_rows.default and call_of(user).x is current:
-                found.add(user)
-            elif _is_elementwise(user) and user in axes:
-                waiting.append(user)
-            else:
+            if user.op == "output":
                 return None
-    return found if len({call_of(node).index for node in found}) == 1 else None
+            if not is_forward(user):
+                read[user] = current
+            elif origins[user] is value and user not in waiting:
+                waiting.append(user)
+    gathers = [_gathers_behind(reader, rows) for reader in read]
+    taken = frozenset(gather for found in gathers if found is not None for gather in found)
+    if None not in gathers and len({call_of(gather).index for gather in taken}) == 1:
+        return _Readers(taken, {})
+    return _Readers(frozenset(), read) if read else None
 
 
-def _pays(value: fx.Node, products: set[fx.Node], readers: set[fx.Node], batch: int) -> bool:
-    """Whether computing the kept samples of ``products`` again costs little for ``value``, which need not be kept."""
-    (index,) = {call_of(node).index for node in readers}
-    (keep,) = shape(index)
-    operations = 0.0
-    for product in products:
-        op = op_of(product)
-        assert op is not None
-        assert issubclass(op, FqtOp)
-        cost = op.bound(*fx.map_arg((product.args, product.kwargs), lambda a: a.meta["val"])).cost()
-        operations += (cost.bit_ops + FLOAT_OPERATION * cost.flops) * keep / batch
-    return keep < batch and operations <= OPERATIONS_PER_BYTE * _bytes(value)
+def _gathers_behind(reader: fx.Node, rows: RowsOf) -> set[fx.Node] | None:
+    """What takes rows of ``reader``, or of what is computed from it row by row; None if it is read otherwise."""
+    if reader.target is fqt.gather_rows.default:
+        read = call_of(reader).x
+        return {reader} if rows(shape(read)[0]).operands(read) is not None else None
+    found: set[fx.Node] = set()
+    for user in reader.users if is_elementwise(reader) else ():
+        behind = _gathers_behind(user, rows)
+        if behind is None:
+            return None
+        found |= behind
+    return found or None
 
 
-@dataclass
-class _Rewrite:
-    """Moves gathers from values to what they are computed from.
-
-    Attributes:
-        graph: being rewritten.
-        axes: where values have their samples.
-        origins: as ``_origins`` finds them.
-        computed: the products, and sums of them, that are computed again.
-    """
-
-    graph: TrainingGraph
-    axes: Mapping[fx.Node, SampleAxis]
-    origins: Mapping[fx.Node, fx.Node]
-    computed: set[fx.Node]
-    _copies: dict[tuple[fx.Node, fx.Node], fx.Node] = field(default_factory=dict)
-    _depends: dict[fx.Node, bool] = field(default_factory=dict)
-
-    def run(self, gather: fx.Node) -> None:
-        """Compute the samples that ``gather`` takes instead of taking them."""
-        call = call_of(gather)
-        replace(self.graph, gather, self._kept(call.x, call.index, gather))
-
-    def _kept(self, value: fx.Node, index: fx.Node, anchor: fx.Node) -> fx.Node:
-        """The samples ``index`` of ``value``, or all of it if it has none, computed before ``anchor``."""
-        if value not in self.axes:
-            return value
-        if (value, index) not in self._copies:
-            self._copies[value, index] = self._copy(value, index, anchor)
-        return self._copies[value, index]
-
-    def _copy(self, value: fx.Node, index: fx.Node, anchor: fx.Node) -> fx.Node:
-        (keep,) = shape(index)
-        where, batch = self.axes[value], self.graph.batch
-        own = {name: value.meta[name] for name in _OWN if name in value.meta}
-        emit = Emitter(self.graph, anchor, **own, phase="backward", role="rematerialize", samples=keep)
-        if self._is_computed(value):
-            operands = {operand: self._kept(operand, index, anchor) for operand in value.all_input_nodes}
-            if value.target in SIZED:
-                return emit(value.target, *operands.values(), resized(shape(value), where, batch, keep))
-            args, kwargs = fx.map_arg((value.args, value.kwargs), operands.__getitem__)
-            return emit(value.target, *args, **kwargs)
-        rows = gather_samples(emit, value, where, batch, index, keep)
-        if value.target in _PACKING:
-            self._share(value, index, rows)
-        return rows
-
-    def _is_computed(self, value: fx.Node) -> bool:
-        """Whether the samples of ``value`` are computed from those of a product that is computed again."""
-        if value not in self._depends:
-            if _is_forward(value):
-                found = self.origins[value] in self.computed
-            else:
-                found = _is_elementwise(value) and any(map(self._is_computed, value.all_input_nodes))
-            self._depends[value] = found
-        return self._depends[value]
-
-    def _share(self, packed: fx.Node, index: fx.Node, rows: fx.Node) -> None:
-        """Let others that gather the same samples of ``packed``, such as the weight's gradient, read ``rows``."""
-        views = [packed, *(user for user in packed.users if user.target is aten.view.default)]
-        for other in [user for view in views for user in view.users if user.target is fqt.gather_rows.default]:
-            if call_of(other).index is index and other not in (rows, *rows.all_input_nodes):
-                replace(self.graph, other, Emitter(self.graph, other)(aten.view.default, rows, shape(other)))
+def _pays(
+    value: fx.Node, products: set[fx.Node], readers: _Readers, origins: Mapping[fx.Node, fx.Node], rows: RowsOf
+) -> bool:
+    """Whether computing ``products`` again costs little for what need not be kept of ``value``."""
+    if readers.whole:
+        operations = sum(map(_operations, products))
+        return operations <= OPERATIONS_PER_BYTE_OF_ALL * max(map(_bytes, readers.whole.values()))
+    gather = next(iter(readers.gathers))
+    (keep,), (count, *_) = shape(call_of(gather).index), shape(call_of(gather).x)
+    alone = _computed_alone(value, products, origins, rows(count))
+    operations = sum(_operations(product) * (keep / count if product in alone else 1) for product in products)
+    return keep < count and operations <= OPERATIONS_PER_BYTE * _bytes(value)
 
 
-def _is_forward(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.meta.get("phase") == "forward"
+def _computed_alone(
+    value: fx.Node, products: set[fx.Node], origins: Mapping[fx.Node, fx.Node], rows: Rows
+) -> set[fx.Node]:
+    """What of ``value`` and of that which it is computed from has kept rows alone where those of ``value`` are read."""
+    found: set[fx.Node] = set()
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        operands = rows.operands(current)
+        if operands is not None:
+            found.add(current)
+            waiting += [a for a in operands if a not in found and origins[a] in products]
+    return found
 
 
-def _is_elementwise(node: fx.Node) -> bool:
-    op = op_of(node)
-    return op is not None and op.traits.kind is Kind.ELEMENTWISE and node.target is not fqt.gather_rows.default
+def _is_linear(product: fx.Node) -> bool:
+    """Whether ``product`` is a linear layer's on 1 bit: it costs less than one of windows of as many channels."""
+    return product.target in PACKED and is_plain(product)
+
+
+def _operations(product: fx.Node) -> float:
+    """What computing all of ``product`` again costs, in operations on bits."""
+    op = op_of(product)
+    assert op is not None
+    assert issubclass(op, FqtOp)
+    cost = op.bound(*fx.map_arg((product.args, product.kwargs), lambda a: a.meta["val"])).cost()
+    return cost.bit_ops + FLOAT_OPERATION * cost.flops
 
 
 def _bytes(node: fx.Node) -> int:

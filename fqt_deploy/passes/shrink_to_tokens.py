@@ -13,7 +13,7 @@ from torch import fx
 from fqt_deploy.core.call import call_of, changed, source_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, replace_results, shape
 from fqt_deploy.ops.aten.spellings import SIZED
-from fqt_deploy.ops.op import Kind, op_of, tensor_bytes
+from fqt_deploy.ops.op import op_of
 from fqt_deploy.ops.sample_axes import alignment
 from fqt_deploy.ops.traits import LEADING, SampleAxis
 from fqt_deploy.passes.annotate_layers import products_of
@@ -24,9 +24,6 @@ from fqt_deploy.passes.sink_scatter import is_zero
 
 aten = torch.ops.aten
 fqt = torch.ops.fqt
-
-SMALLEST = 2 << 20
-"""Lower bound of the bytes of a value of which the kept rows are computed again, rather than gathered from all."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,6 @@ class Branch:
     def rows(self) -> int:
         """Number of rows N."""
         return shape(self.gradients[0])[0]
-
-
-def _is_product(node: fx.Node) -> bool:
-    """Whether ``node`` is the forward product of a linear layer on 1 bit."""
-    return (
-        node.target is fqt.linear.default and node.meta.get("direction") == "forward" and node.meta["record"].binarized
-    )
 
 
 @dataclass(frozen=True)
@@ -312,61 +302,14 @@ class ShrinkToTokens:
         return self._copied(node, emit(node.target, *fx.map_arg(args, operand), **fx.map_arg(kwargs, operand)))
 
     def _gather(self, emit: Emitter, value: fx.Node, lead: int) -> fx.Node:
-        """The kept rows of a value that was computed for all: computed again if it is large, or gathered; once."""
+        """The kept rows of a value that was computed for all; gathered once."""
         if value not in self._gathered:
-            large = tensor_bytes(value.meta["val"]) >= SMALLEST
-            again = large and self._is_from_product(value, lead)
-            self._gathered[value] = (self._again if again else self._taken)(emit, value, lead)
+            extents, rows = shape(value), self.branch.rows
+            flat = value if lead == 1 else emit(aten.view.default, value, [rows, prod(extents[lead:])])
+            taken = gather_samples(emit, flat, LEADING, rows, self._index, self.keep)
+            whole = taken if lead == 1 else emit(aten.view.default, taken, [*self._leading(lead), *extents[lead:]])
+            self._gathered[value] = whole
         return self._gathered[value]
-
-    def _taken(self, emit: Emitter, value: fx.Node, lead: int) -> fx.Node:
-        """The kept rows out of all rows of a value."""
-        extents, rows = shape(value), self.branch.rows
-        flat = value if lead == 1 else emit(aten.view.default, value, [rows, prod(extents[lead:])])
-        taken = gather_samples(emit, flat, LEADING, rows, self._index, self.keep)
-        return taken if lead == 1 else emit(aten.view.default, taken, [*self._leading(lead), *extents[lead:]])
-
-    def _is_from_product(self, value: fx.Node, lead: int) -> bool:
-        """Whether ``value`` is computed element by element from a product on 1 bit alone, row by row."""
-        if _is_product(value):
-            return lead == 1
-        operands = self._row_operands(value, lead)
-        return len(operands) == 1 and all(self._is_from_product(*operand) for operand in operands)
-
-    def _row_operands(self, value: fx.Node, lead: int) -> list[tuple[fx.Node, int]]:
-        """The operands of an element-wise op or a view that have the rows of its result, and their leading axes.
-
-        All others have none of these axes; where one has some of them there is no operand in the list.
-        """
-        if value.meta.get("phase") != "forward":
-            return []
-        if value.target is aten.view.default:
-            source = source_of(value)
-            leads = [n for n in range(1, len(shape(source)) + 1) if prod(shape(source)[:n]) == self.branch.rows]
-            return [(source, leads[0])] if leads else []
-        op, extents = op_of(value), shape(value)
-        if op is None or op.traits.kind is not Kind.ELEMENTWISE or value.target is fqt.gather_rows.default:
-            return []
-        rows = [a for a in value.all_input_nodes if shape(a)[:lead] == extents[:lead] and len(shape(a)) == len(extents)]
-        plain = [a for a in value.all_input_nodes if a not in rows]
-        return [(a, lead) for a in rows] if all(len(shape(a)) <= len(extents) - lead for a in plain) else []
-
-    def _again(self, emit: Emitter, value: fx.Node, lead: int) -> fx.Node:
-        """The kept rows of what is computed from a product, from the kept rows of what the product quantizes."""
-        if value in self._gathered:
-            return self._gathered[value]
-        if _is_product(value):
-            quantized = call_of(value).x
-            rows = emit.again(quantized, x=self._gather(emit, call_of(quantized).x, 1))
-            copy = self._copied(value, emit.again(value, x=rows))
-        else:
-            ((operand, operand_lead),) = self._row_operands(value, lead)
-            sizes = {"size": [*self._leading(lead), *shape(value)[lead:]]} if value.target in SIZED else {}
-            again = {operand: self._again(emit, operand, operand_lead)}
-            args, kwargs = fx.map_arg(changed(value, sizes), lambda a: again.get(a, a))
-            copy = self._copied(value, emit(value.target, *args, **kwargs))
-        self._gathered[value] = copy
-        return copy
 
     def _scatter(self, node: fx.Node) -> None:
         """All rows of ``node`` for the users that need them."""

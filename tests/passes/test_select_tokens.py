@@ -10,7 +10,6 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import shape
 from fqt_deploy.core.optimizer import SGD
 from fqt_deploy.core.text import graph_text
-from fqt_deploy.passes import shrink_to_tokens
 from tests.passes.selection_models import SELECTED, tokens
 
 fqt = torch.ops.fqt
@@ -128,24 +127,6 @@ def test_where_all_tokens_are_kept_gradients_are_those_without_a_selection(
     assert expected.keys() == found.keys()
     for parameter, gradient in expected.items():
         torch.testing.assert_close(found[parameter], gradient, rtol=1e-4, atol=1e-6, msg=parameter)
-
-
-@pytest.mark.parametrize("name", ["deep", "separate", "spatial", "encoder"])
-def test_what_is_computed_again_of_kept_tokens_is_what_was_there(
-    name, graph_after, make_source, weight_gradients, monkeypatch
-):
-    torch.manual_seed(0)
-    module = FORMS[name]()
-    source = make_source(module)
-    found = []
-    for smallest in (1 << 40, 0):
-        monkeypatch.setattr(shrink_to_tokens, "SMALLEST", smallest)
-        graph = graph_after(module, "select-tokens", agp="tokens", grad_bits=4, **UNCHANGED)
-        again = [n for n in graph.calls(fqt.linear.default) if n.meta["phase"] == "backward"]
-        assert bool(again) == (smallest == 0)
-        found.append(weight_gradients(graph, source, seed=3))
-    for parameter, gradient in found[0].items():
-        torch.testing.assert_close(found[1][parameter], gradient, rtol=1e-4, atol=1e-6, msg=parameter)
 
 
 def selected(graph):
