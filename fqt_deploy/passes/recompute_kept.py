@@ -217,6 +217,8 @@ class _Rewrite:
     def _copy(self, value: fx.Node, index: fx.Node, anchor: fx.Node) -> fx.Node:
         (keep,) = shape(index)
         where, batch = self.axes[value], self.graph.batch
+        others = self._gathers(value, index) if value.target in _PACKING else []
+        anchor = min([anchor, *others])
         own = {name: value.meta[name] for name in _OWN if name in value.meta}
         emit = Emitter(self.graph, anchor, **own, phase="backward", role="rematerialize", samples=keep)
         if self._is_computed(value):
@@ -226,8 +228,8 @@ class _Rewrite:
             args, kwargs = fx.map_arg((value.args, value.kwargs), operands.__getitem__)
             return emit(value.target, *args, **kwargs)
         rows = gather_samples(emit, value, where, batch, index, keep)
-        if value.target in _PACKING:
-            self._share(value, index, rows)
+        for other in others:
+            replace(self.graph, other, Emitter(self.graph, other)(aten.view.default, rows, shape(other)))
         return rows
 
     def _is_computed(self, value: fx.Node) -> bool:
@@ -240,12 +242,11 @@ class _Rewrite:
             self._depends[value] = found
         return self._depends[value]
 
-    def _share(self, packed: fx.Node, index: fx.Node, rows: fx.Node) -> None:
-        """Let others that gather the same samples of ``packed``, such as the weight's gradient, read ``rows``."""
+    def _gathers(self, packed: fx.Node, index: fx.Node) -> list[fx.Node]:
+        """What else gathers the same samples of ``packed``, such as the weight's gradient, maybe of an earlier layer."""
         views = [packed, *(user for user in packed.users if user.target is aten.view.default)]
-        for other in [user for view in views for user in view.users if user.target is fqt.gather_rows.default]:
-            if call_of(other).index is index and other not in (rows, *rows.all_input_nodes):
-                replace(self.graph, other, Emitter(self.graph, other)(aten.view.default, rows, shape(other)))
+        users = [user for view in views for user in view.users if user.target is fqt.gather_rows.default]
+        return [user for user in users if call_of(user).index is index]
 
 
 def _is_forward(node: fx.Node) -> bool:
