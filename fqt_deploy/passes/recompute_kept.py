@@ -243,7 +243,7 @@ class _Rewrite:
         return self._depends[value]
 
     def _gathers(self, packed: fx.Node, index: fx.Node) -> list[fx.Node]:
-        """What else gathers the same samples of ``packed``, such as the weight's gradient, maybe of an earlier layer."""
+        """What else gathers the same samples of ``packed``: weight's gradients, also of other layers that read it."""
         views = [packed, *(user for user in packed.users if user.target is aten.view.default)]
         users = [user for view in views for user in view.users if user.target is fqt.gather_rows.default]
         return [user for user in users if call_of(user).index is index]
