@@ -213,6 +213,7 @@ def _checked(name: str, role: str, tensor: object) -> Tensor:
         problem = f"is {_kind(tensor)}, not a tensor"
     elif tensor.dtype not in _DTYPES:
         problem = f"is {str(tensor.dtype).removeprefix('torch.')}; float32, int64, int32 and bool are supported"
+        hint = "give it as x.long(), or as x.float() where forward computes with it"
         if tensor.is_floating_point():
             hint = "give it as x.float(), and make the model float32, too: model.float()"
     elif tensor.device.type != "cpu" or tensor.layout != torch.strided:
