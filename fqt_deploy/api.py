@@ -24,6 +24,7 @@ from fqt_deploy.runtime.artifact import read_artifact
 from fqt_deploy.runtime.library import Library
 from fqt_deploy.settings import options_of
 from fqt_deploy.torch_optimizer import translate
+from fqt_deploy.untrained_model import warn_of_untrained
 
 
 def compile(
@@ -38,7 +39,8 @@ def compile(
     """Compile a whole training step of ``model``.
 
     Args:
-        model: any module that ``torch.export`` can trace; it is not changed.
+        model: any module that ``torch.export`` can trace. Its weights stay as they are: the step trains a copy, and the
+            model warns, once, where it is used as if it had been trained.
         loss_fn: ``(outputs, targets) -> scalar``; default: the loss that the model returns where it takes the targets
             by keyword, as Hugging Face models take ``labels``, else cross-entropy.
         example_inputs: one batch; fixes names, shapes and dtypes. ``(inputs, targets)``, where inputs are a tensor, a
@@ -70,6 +72,7 @@ def compile(
     manifest, state, library = read_artifact(build.output)
     step = CompiledStep(manifest, Library(library), state)
     step.folder, step.source = folder, source
+    warn_of_untrained(source.module, step)
     if followed is not None:
         step.follow(followed)
     if options.distributed != "off" and (group := join_group()) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from fqt_deploy.capture.model_call import predicted
 from fqt_deploy.compiler.describe import recorded_grids
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.runtime.session import Session
+from fqt_deploy.step_loss import StepLoss
 from fqt_deploy.torch_optimizer import FollowedOptimizer, ScheduledRates
 
 DIFFERENCE = 0.1
@@ -29,6 +30,8 @@ Sums in another order flip the sign of a value that is all but zero, and each fl
 class CompiledStep(Session):
     """A session whose state dict is one of PyTorch tensors, and that is called like a function.
 
+    What is given tensors returns tensors; NumPy arrays are returned for NumPy arrays.
+
     Attributes:
         folder: holds the compiled library for as long as the step lives.
         source: the model that was compiled, with the example batch.
@@ -37,6 +40,7 @@ class CompiledStep(Session):
     folder: tempfile.TemporaryDirectory[str] | None = None
     source: ModelSource | None = None
     _followed: FollowedOptimizer | None = None
+    _given_tensors = False
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the learning rates of each step from ``optimizer``, whose groups are those of the step."""
@@ -56,12 +60,14 @@ class CompiledStep(Session):
         assert self._followed is not None
         return self._followed.optimizer
 
-    def __call__(self, *batch: Any, **named: Any) -> float:
+    def __call__(self, *batch: Any, **named: Any) -> StepLoss:
         """Run ``step`` on a batch and return its loss."""
         return self.step(*batch, **named)
 
-    def step(self, *batch: Any, check: bool = False, **named: Any) -> float:
+    def step(self, *batch: Any, check: bool = False, **named: Any) -> StepLoss:
         """Train on one batch, as ``Session.step``, with the learning rates of ``optimizer``.
+
+        The loss is a number, with ``loss.item()`` and the like.
 
         Raises:
             FqtError: also FQT210 if another hyperparameter of the optimizer has changed.
@@ -70,7 +76,20 @@ class CompiledStep(Session):
             if (rates := tuple(self._followed.rates())) != self._rates:
                 Session.lr.fset(self, rates)  # type: ignore[attr-defined]
             self._followed.note_step()
-        return super().step(*batch, check=check, **named)
+        loss = super().step(*batch, check=check, **named)
+        self._given_tensors = _has_tensors((batch, named))
+        return StepLoss(loss)
+
+    def predict(self, *inputs: Any, **named: Any) -> Any:
+        """Logits of any number of samples, as ``Session.predict``: a tensor where an input is one."""
+        logits = super().predict(*inputs, **named)
+        return torch.from_numpy(logits) if _has_tensors((inputs, named)) else logits
+
+    @property
+    def last_logits(self) -> Any:
+        """Logits of the batch of the latest ``step``, in training mode: a tensor where an input was one."""
+        logits = super().last_logits
+        return torch.from_numpy(logits) if self._given_tensors and logits is not None else logits
 
     @property
     def lr(self) -> float | tuple[float, ...]:
@@ -110,7 +129,7 @@ class CompiledStep(Session):
         inputs = self.source.example_inputs[: call.inputs]
         with torch.no_grad():
             chosen = predicted(call.outputs(model, inputs), self.manifest.prediction, "evaluation")[1]
-        theirs, ours = chosen.numpy().astype(np.float64), self.predict(*inputs)
+        theirs, ours = chosen.numpy().astype(np.float64), self.predict(*inputs).numpy()
         difference = float(np.linalg.norm(theirs - ours) / max(float(np.linalg.norm(ours)), 1e-30))
         if not difference <= DIFFERENCE:
             raise FqtError(
@@ -139,3 +158,10 @@ class CompiledStep(Session):
             hint="step.save_checkpoint(file) keeps all of its state, step.save(folder) an artifact to load again, "
             "torch.save(step.state_dict(), file) the weights",
         )
+
+
+def _has_tensors(value: Any) -> bool:
+    """Whether one of the values, nested as a batch may be, is a tensor."""
+    if isinstance(value, Mapping):
+        return any(map(_has_tensors, value.values()))
+    return any(map(_has_tensors, value)) if isinstance(value, (tuple, list)) else isinstance(value, torch.Tensor)

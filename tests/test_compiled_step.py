@@ -16,6 +16,7 @@ from fqt_deploy.binary_layers import BinaryConv2d, BinaryLinear, Grid, signs_of
 from fqt_deploy.compiler.describe import recorded_grids
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.ops.quantization.activation_levels import EDGES
+from fqt_deploy.step_loss import StepLoss
 
 
 class Residual(nn.Module):
@@ -59,7 +60,7 @@ def test_the_module_predicts_what_the_step_predicts_for_batches_of_any_size() ->
     assert isinstance(module.down, BinaryConv2d)
     assert isinstance(module.hidden, BinaryLinear)
     assert type(module.head) is nn.Linear
-    assert list(module.state_dict()) == list(model.state_dict())
+    assert list(module.state_dict()) == list(Residual().state_dict())
     x = torch.randn(17, 2, 8, 8, generator=torch.Generator().manual_seed(1))
     np.testing.assert_allclose(module(x).detach().numpy(), step.predict(x), rtol=1e-5, atol=1e-5)
 
@@ -70,9 +71,7 @@ def test_the_module_predicts_what_the_step_predicts_for_batches_of_any_size() ->
 
     plain = copy.deepcopy(model)
     plain.load_state_dict({**plain.state_dict(), **step.state_dict()})
-    assert np.abs(plain.eval()(x).detach().numpy() - step.predict(x)).max() > 0.05, (
-        "latent weights are another function"
-    )
+    assert (plain.eval()(x).detach() - step.predict(x)).abs().max() > 0.05, "latent weights are another function"
 
 
 def test_a_module_can_be_saved_and_trained(tmp_path: Any, capsys: Any) -> None:
@@ -195,7 +194,7 @@ def test_the_module_of_a_step_with_one_bit_of_a_fitted_grid_predicts_what_the_st
     assert {layer.activation_bits for layer in layers.values()} == {1}
     assert [path for path, layer in layers.items() if "activations are 0 or" in layer.reason] == ["body.3"]
     with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(step.predict(x)), step.to_torch()(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(step.predict(x), step.to_torch()(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.thorough
@@ -208,3 +207,28 @@ def test_an_artifact_that_does_not_say_its_grids_has_no_module() -> None:
         with pytest.raises(FqtError) as caught:
             step.to_torch()
         assert caught.value.code == code
+
+
+def test_what_is_given_tensors_returns_tensors() -> None:
+    step = compiled(Residual())
+    x, y = torch.randn(6, 2, 8, 8), torch.randint(0, 5, (6,))
+    loss = step(x, y)
+    assert isinstance(loss, StepLoss)
+    assert isinstance(step.last_logits, torch.Tensor)
+    assert step.last_logits.shape == (6, 5)
+    of_tensors, of_arrays = step.predict({"x": x[:4]}), step.predict(x[:4].numpy())
+    assert isinstance(of_tensors, torch.Tensor)
+    assert isinstance(of_arrays, np.ndarray)
+    np.testing.assert_array_equal(of_tensors.numpy(), of_arrays)
+    step(x.numpy(), y.numpy())
+    assert isinstance(step.last_logits, np.ndarray)
+
+
+def test_a_loss_of_the_outputs_alone_needs_no_targets() -> None:
+    """As contrastive losses and those of autoencoders; the step takes the inputs alone."""
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    step = fqt_deploy.compile(model, lambda z, _: (z - 1).square().mean(), example_inputs=(x, None), **FEW_KERNELS)
+    losses = [step(x) for _ in range(5)]
+    assert losses[-1] < losses[0]
+    assert step.predict(x[:3]).shape == (3, 8)

@@ -77,5 +77,5 @@ def decay_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
 @torch.no_grad()
 def accuracy(predict: Callable[[Tensor], Any], batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """The share of labels that ``predict`` puts first."""
-    right = [torch.as_tensor(predict(x)).argmax(1) == y for x, y in batches]
+    right = [predict(x).argmax(1) == y for x, y in batches]
     return float(torch.cat(right).float().mean())

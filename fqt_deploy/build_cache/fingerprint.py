@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import fqt_deploy
+from fqt_deploy.untrained_model import Notice
 
 LARGEST = 2**28
 """Bytes of a pickle, without the contents of tensors and arrays, from which on its digest is not worth the time."""
@@ -126,9 +127,13 @@ def _digest(array: Any) -> str:
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The attributes of ``module``; its hooks without their keys, which are counted through the whole process."""
+    """The attributes of ``module``; its hooks without their keys, which are counted through the whole process.
+
+    The notice that an earlier compilation left there changes nothing of a step.
+    """
     for name, value in vars(module).items():
-        yield name, list(value.values()) if "_hooks" in name and isinstance(value, dict) else value
+        hooks = "_hooks" in name and isinstance(value, dict)
+        yield name, [hook for hook in value.values() if not isinstance(hook, Notice)] if hooks else value
 
 
 def _is_open(function: types.FunctionType) -> bool:

@@ -46,7 +46,8 @@ def capture_model(source: ModelSource, prediction: str | None = None) -> tuple[T
             f"the model predicts {trained.dtype}{list(trained.shape)} in training and "
             f"{evaluated.dtype}{list(evaluated.shape)} in evaluation mode".replace("torch.", ""),
             code="FQT105",
-            hint="return the same of every sample in both modes, or choose an output that both return, with "
+            hint="return the same of every sample in both modes (all tokens, not the last alone where there are no "
+            "targets), or choose an output that both return, with "
             "prediction= or --prediction",
         )
     train.example = {spec.name: tensor for spec, tensor in zip(call.signature, example, strict=True)}

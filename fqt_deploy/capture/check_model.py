@@ -14,14 +14,26 @@ _MOST_NAMES = 8
 """Number of parameters that a line lists by name."""
 
 
+_WRAPPERS: Mapping[type[nn.Module], str] = {
+    nn.parallel.DistributedDataParallel: "give the module inside, model.module; the step averages gradients with "
+    'distributed="fp32"',
+    torch.jit.ScriptModule: "give the module as it was before torch.jit",
+}
+"""What to give in the place of modules that PyTorch cannot trace."""
+
+
 def check_model(model: nn.Module, loss_fn: object) -> None:
     """Refuse what tracing would refuse in terms of its own, or not notice.
 
     Raises:
-        FqtError: FQT101 for parameters that are lazy or not float32, FQT105 for a loss with parameters, FQT106
-            if nothing is trainable.
+        FqtError: FQT101 for wrappers that cannot be traced and parameters that are lazy or not float32, FQT105 for a
+            loss with parameters, FQT106 if nothing is trainable.
     """
     parameters = dict(model.named_parameters())
+    for path, module in model.named_modules():
+        if hint := next((hint for kind, hint in _WRAPPERS.items() if isinstance(module, kind)), None):
+            what = f"module {path}" if path else "the model"
+            raise FqtError(f"{what} is a {type(module).__name__}", code="FQT101", hint=hint)
     if lazy := [name for name, parameter in parameters.items() if is_lazy(parameter)]:
         raise FqtError(
             f"parameter {lazy[0]} has no shape yet", code="FQT101", hint="call the model once in build_model()"

@@ -32,7 +32,8 @@ def refuse_random(graph: TrainingGraph) -> None:
                 f"evaluation mode draws random numbers ({node.target}), so no prediction could be repeated",
                 code=_CODE,
                 node=node,
-                hint="draw in training alone: nn.Dropout does, F.dropout takes training=self.training",
+                hint="draw in training alone, under `if self.training:` (nn.Dropout does, F.dropout takes "
+                "training=self.training); or draw in the loop, and give it to forward as an input",
             )
 
 

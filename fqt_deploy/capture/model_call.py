@@ -65,9 +65,10 @@ class ModelCall:
         return args, kwargs, targets
 
     def outputs(self, model: nn.Module, tensors: Sequence[Any]) -> Any:
-        """What ``model`` returns for the inputs, the first of ``tensors``."""
+        """What ``model`` returns for the inputs, the first of ``tensors``, without a loss that needs no targets."""
         args, kwargs, _ = self.arguments(tensors[: self.inputs])
-        return model(*args, **kwargs)
+        outputs = model(*args, **kwargs)
+        return without_loss(outputs) if self.loss_inside and self.inputs == len(self.signature) else outputs
 
     def loss_and_outputs(self, model: nn.Module, loss_fn: Any, tensors: Sequence[Any]) -> tuple[Any, Any]:
         """The loss on ``tensors``, all of a batch, and what ``model`` returns."""
@@ -90,7 +91,8 @@ def describe_call(model: nn.Module | None, example: object, *, own_loss: bool) -
     Args:
         model: whose ``forward`` names its positional arguments; None if they are not named.
         example: ``(inputs, targets)``: a tensor, a tuple of arguments or a dict of keyword arguments, and any structure
-            of targets. Or one dict of keyword arguments, of which those called labels are the targets.
+            of targets, None or an empty one for a loss of the outputs alone. Or one dict of keyword arguments, of which
+            those called labels are the targets; without any the model returns its loss, or the outputs are all of it.
         own_loss: whether a loss function was given, which takes the targets; without one a model that has
             parameters of the targets' names takes them.
 
@@ -105,14 +107,14 @@ def describe_call(model: nn.Module | None, example: object, *, own_loss: bool) -
     tensors: list[Tensor] = []
     for path, leaf in paths:
         role = "target" if _index(path[0]) == 2 else "input"
-        if role == "input" and (leaf is None or isinstance(leaf, _CONSTANTS)):
+        if (role == "input" or leaf is None) and (leaf is None or isinstance(leaf, _CONSTANTS)):
             continue
         taken = [spec.name for spec in specs]
         name = "x" if alone and role == "input" else _name(path, names, taken)
         tensors.append(_checked(name, role, leaf))
         specs.append(InputSpec(name, tuple(leaf.shape), str(leaf.dtype).removeprefix("torch."), role))
     _check_names(specs)
-    _check_batch(specs, loss_inside=loss_inside)
+    _check_batch(specs)
     leaves = tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for _, leaf in paths)
     return ModelCall(tuple(specs), tree, leaves, loss_inside), tuple(tensors)
 
@@ -122,7 +124,7 @@ def _split(
 ) -> tuple[tuple[Any, ...], dict[str, Any], Any, bool]:
     """Arguments, keyword arguments and targets of an example, and whether the model takes the targets."""
     if isinstance(example, Mapping):
-        return _split_mapping(dict(example))
+        return _split_mapping(dict(example), own_loss=own_loss)
     if not isinstance(example, (tuple, list)) or len(example) != 2:
         found = f"{_kind(example)} of {len(example)}" if isinstance(example, (tuple, list)) else _kind(example)
         raise FqtError(
@@ -137,6 +139,8 @@ def _split(
         args, kwargs = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}
     if isinstance(targets, Mapping):
         targets = dict(targets)
+    if not own_loss and (targets is None or (isinstance(targets, (tuple, list, dict)) and not targets)):
+        targets = {}  # the model returns its loss
     inside = not own_loss and isinstance(targets, dict)
     if inside and (unknown := [name for name in targets if not _takes(model, name)]):
         raise FqtError(
@@ -147,16 +151,13 @@ def _split(
     return args, kwargs, targets, inside
 
 
-def _split_mapping(batch: dict[Any, Any]) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any], bool]:
+def _split_mapping(
+    batch: dict[Any, Any], *, own_loss: bool
+) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any], bool]:
     batch = {str(name): value for name, value in batch.items() if value is not None}
     targets = {name: value for name, value in batch.items() if is_target_name(name) and isinstance(value, Tensor)}
-    if not targets:
-        raise FqtError(
-            f"the example inputs are a dict without labels; it has {', '.join(batch) or 'nothing'}",
-            code="FQT103",
-            hint="name the targets labels, or return a pair (inputs, targets)",
-        )
-    return (), {name: value for name, value in batch.items() if name not in targets}, targets, True
+    inside = bool(targets) or not own_loss
+    return (), {name: value for name, value in batch.items() if name not in targets}, targets, inside
 
 
 def is_batch(example: object) -> bool:
@@ -212,6 +213,7 @@ def _checked(name: str, role: str, tensor: object) -> Tensor:
         problem = f"is {_kind(tensor)}, not a tensor"
     elif tensor.dtype not in _DTYPES:
         problem = f"is {str(tensor.dtype).removeprefix('torch.')}; float32, int64, int32 and bool are supported"
+        hint = "give it as x.long(), or as x.float() where forward computes with it"
         if tensor.is_floating_point():
             hint = "give it as x.float(), and make the model float32, too: model.float()"
     elif tensor.device.type != "cpu" or tensor.layout != torch.strided:
@@ -237,7 +239,7 @@ def _check_names(specs: Sequence[InputSpec]) -> None:
             )
 
 
-def _check_batch(specs: Sequence[InputSpec], *, loss_inside: bool) -> None:
+def _check_batch(specs: Sequence[InputSpec]) -> None:
     if not specs or specs[0].role != "input":
         raise FqtError("the example inputs hold no tensor", code="FQT103", hint="return (inputs, targets)")
     first = specs[0]
@@ -249,8 +251,6 @@ def _check_batch(specs: Sequence[InputSpec], *, loss_inside: bool) -> None:
                 code="FQT103",
                 hint="the first axis of every input and target is the batch; what all samples share is a buffer",
             )
-    if specs[-1].role != "target" and not loss_inside:
-        raise FqtError("the example holds no target", code="FQT103", hint="return (inputs, targets)")
 
 
 def _kind(value: object) -> str:
@@ -258,16 +258,18 @@ def _kind(value: object) -> str:
 
 
 def loss_in(outputs: Any) -> Any:
-    """The loss that a model returned among its outputs; FQT105 if there is none."""
+    """The loss that a model returned, alone or among its outputs; FQT105 if there is none."""
+    if isinstance(outputs, Tensor) and not outputs.dim():
+        return outputs
     found = fields_of(outputs).get(_LOSS)
     if found is None and isinstance(outputs, tuple) and outputs and not hasattr(outputs, "_fields"):
         found = outputs[_place_of_loss(outputs)]
     if found is not None:
         return found
     raise FqtError(
-        f"the model was given labels and returns {_described(outputs)} without a loss",
+        f"the model is to return its loss, and returns {_described(outputs)} without one",
         code="FQT105",
-        hint="return a dict with loss, or pass a loss_fn(outputs, targets)",
+        hint="return a dict with loss, or pass a loss_fn(outputs, targets); a target of the model is called labels",
     )
 
 
@@ -277,7 +279,9 @@ def returned_loss(outputs: Any, _targets: Any) -> Any:
 
 
 def without_loss(outputs: Any) -> Any:
-    """The outputs of a model but for the loss."""
+    """The outputs of a model but for the loss; none if it returns nothing else."""
+    if isinstance(outputs, Tensor) and not outputs.dim():
+        return ()
     fields = fields_of(outputs)
     if _LOSS in fields:
         return {name: value for name, value in fields.items() if name != _LOSS}
@@ -339,10 +343,11 @@ def predicted(outputs: Any, name: str | None, mode: str) -> tuple[str, Tensor]:
         )
     chosen = _LOGITS if _LOGITS in found else next((n for n, t in found.items() if t.is_floating_point()), None)
     if chosen is None:
+        told = "its loss alone" if outputs == () else _described(outputs)
         raise FqtError(
-            f"the model returns {_described(outputs)} in {mode} mode; a tensor of floats must be in it",
+            f"the model returns {told} in {mode} mode; a tensor of floats must be in it, which is predicted",
             code="FQT105",
-            hint="return the logits, or a tuple or dict with them",
+            hint="return the logits, or a tuple or dict with them, such as (loss, logits)",
         )
     return chosen, found[chosen]
 

@@ -83,7 +83,8 @@ def observe_forward(module: nn.Module, args: tuple[Tensor, ...], what: str, pref
         _refuse(
             module, wrong[0].rpartition(".")[0],
             f"forward changes the parameter {wrong[0].removeprefix(prefix)}, which only the optimizer may",
-            hint="compute with a changed value, such as self.weight.clamp(-1, 1), and leave the parameter",
+            hint="compute with a changed value, such as self.weight.clamp(-1, 1), and leave the parameter; averages of "
+            "the parameters, as of a momentum encoder, are those of the option ema",
             line=lines.get(wrong[0]),
         )  # fmt: skip
     assigned = frozenset(n for n in first.assigned if n in first.after and not isinstance(tensors[n], nn.Parameter))

@@ -169,10 +169,15 @@ class FqtError(Exception):
         self.node = node
         self.hint = hint
         self.location = SourceLocation.of(node) if node is not None else None
+        self._added: list[str] = []
 
     def render(self) -> str:
         """The message as the command line shows it, with the source line, the node and the hint."""
-        lines = [f"error[{self.code}]: {self.message}"]
+        return "\n".join([f"error[{self.code}]: {self.message}", *self._below()])
+
+    def _below(self) -> list[str]:
+        """What is shown below the message: the source line, the node and the hint."""
+        lines = []
         gutter = " " * 3
         if self.location is not None:
             lines.append(f"  --> {self.location}")
@@ -183,7 +188,16 @@ class FqtError(Exception):
         lines += [f"{gutter}= note: {note}" for note in self._notes()]
         if self.hint is not None:
             lines.append(f"{gutter}= help: {self.hint}")
-        return "\n".join(lines)
+        return lines
+
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override]  # location and hint may be set after the error was made
+        """What a traceback shows below the message: the same as the command line, so that a script tells what to do."""
+        return [*self._below(), *self._added]
+
+    def add_note(self, note: str) -> None:
+        """Keep a note for the end of a traceback."""
+        self._added.append(note)
 
     def _notes(self) -> list[str]:
         if self.node is None:
@@ -221,6 +235,10 @@ class CombinedError(FqtError):
         """The single errors, in the order in which they were found."""
         return self._parts
 
+    def _below(self) -> list[str]:
+        """What to do, each once; the message has the lines."""
+        return [f"    = help: {hint}" for hint in dict.fromkeys(part.hint for part in self._parts) if hint]
+
     def render(self) -> str:
         """All of them, one after the other, with their number at the end."""
         return "\n".join([*(part.render() for part in self._parts), f"{len(self._parts)} errors"])
@@ -242,7 +260,12 @@ class InvariantError(FqtError):
         super().__init__(message, code="FQT900", node=node, hint=hint)
 
     def _notes(self) -> list[str]:
-        return [*super()._notes(), *getattr(self, "__notes__", [])]
+        return [*super()._notes(), *self._added]
+
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override]  # as above
+        """As for others; what was added stands among the notes of the node."""
+        return self._below()
 
 
 @functools.cache

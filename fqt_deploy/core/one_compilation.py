@@ -11,6 +11,12 @@ from typing import TypeVar, cast
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
 _lock = threading.RLock()
+_here = threading.local()
+
+
+def is_compiling() -> bool:
+    """Whether this thread is in a function that was wrapped."""
+    return getattr(_here, "depth", 0) > 0
 
 
 def _unlock() -> None:
@@ -28,6 +34,10 @@ def one_at_a_time(function: _Function) -> _Function:
     @functools.wraps(function)
     def alone(*arguments: object, **options: object) -> object:
         with _lock:
-            return function(*arguments, **options)
+            _here.depth = getattr(_here, "depth", 0) + 1
+            try:
+                return function(*arguments, **options)
+            finally:
+                _here.depth -= 1
 
     return cast("_Function", alone)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.call import call_of
-from fqt_deploy.core.graph import Emitter, TrainingGraph, behind_views, replace, shape
+from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
 from fqt_deploy.ops.aten.spellings import SIZED
 from fqt_deploy.ops.op import Kind, op_of
 from fqt_deploy.passes.kept_rows import PACKING, Rows
@@ -61,11 +61,7 @@ class CopyForward:
         (keep,) = shape(index)
         operands = rows.operands(value) if self._is_computed(value) else None
         if operands is None:
-            source = self._whole(value, anchor)
-            taken = rows.taken(self._emitter(value, anchor, **rows.note(keep)), source, index)
-            if source.target in PACKING:
-                self._share(source, index, taken)
-            return taken
+            return self._taken(rows, value, index, anchor)
         own = {
             a: self._kept(rows, a, index, anchor) if a in operands else self._whole(a, anchor)
             for a in value.all_input_nodes
@@ -75,6 +71,16 @@ class CopyForward:
             return emit(value.target, *own.values(), rows.extents(value, keep))
         args, kwargs = fx.map_arg((value.args, value.kwargs), own.__getitem__)
         return emit(value.target, *args, **kwargs)
+
+    def _taken(self, rows: Rows, value: fx.Node, index: fx.Node, anchor: fx.Node) -> fx.Node:
+        """The rows ``index`` out of all of ``value``; of codes, for all that takes the same, before the first of it."""
+        (keep,) = shape(index)
+        source = self._whole(value, anchor)
+        others = [g for g in _gathers_of(source) if call_of(g).index is index] if source.target in PACKING else []
+        taken = rows.taken(self._emitter(value, min([anchor, *others]), **rows.note(keep)), source, index)
+        for other in others:
+            replace(self.graph, other, Emitter(self.graph, other)(aten.view.default, taken, shape(other)))
+        return taken
 
     def _whole(self, value: fx.Node, anchor: fx.Node) -> fx.Node:
         """All rows of ``value``: computed before ``anchor``, unless they are kept or an earlier reader has them."""
@@ -99,13 +105,6 @@ class CopyForward:
                 found = is_elementwise(value) and any(map(self._is_computed, value.all_input_nodes))
             self._depends[value] = found
         return self._depends[value]
-
-    def _share(self, packed: fx.Node, index: fx.Node, rows: fx.Node) -> None:
-        """Let others that gather the same rows of ``packed`` later, such as the weight's gradient, read ``rows``."""
-        own = behind_views(rows)
-        for other in list(_gathers_of(packed)):
-            if call_of(other).index is index and own < other:
-                replace(self.graph, other, Emitter(self.graph, other)(aten.view.default, rows, shape(other)))
 
 
 def _gathers_of(value: fx.Node) -> Iterator[fx.Node]:

@@ -110,7 +110,10 @@ class Pipeline:
         if current.produces is not None:
             graph.stage = current.produces
         if changed:
-            graph.graph.eliminate_dead_code(_stays)  # after it has linted the graph
+            try:
+                graph.graph.eliminate_dead_code(_stays)  # after it has linted the graph
+            except RuntimeError as error:  # whose further lines are the whole graph
+                raise InvariantError(str(error).partition("\n")[0]) from None
         if not graph.refused:
             known = () if changed or current.produces is not None else self.invariants
             self._check(graph, tuple(i for i in (*self.invariants, *current.ensures) if i not in known))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fqt_deploy.capture.model_call import describe_call, loss_in, named_outputs, predicted, without_loss
+from fqt_deploy.capture.model_call import describe_call, loss_in, named_outputs, predicted, returned_loss, without_loss
 from fqt_deploy.core.diagnostics import FqtError
 
 X, M, Y = torch.zeros(4, 3), torch.ones(4, 2, dtype=torch.bool), torch.arange(4)
@@ -40,6 +40,9 @@ Pair = namedtuple("Pair", ["logits", "aux"])
         (({"image": {"left": X, "right": X}}, Y), ["image.left", "image.right", "y"], 1),
         ({"image": X, "labels": Y, "mask": None}, ["image", "labels"], 1),
         (({"y": X}, Y), ["y", "target"], 1),
+        ((X, None), ["x"], 0),
+        (((X, M), ()), ["image", "mask"], 0),
+        ({"image": X, "mask": M}, ["image", "mask"], 0),
     ],
 )
 def test_tensors_are_named(example, names, targets):
@@ -58,12 +61,11 @@ def test_tensors_are_named(example, names, targets):
     [
         (X, "a pair (inputs, targets); got a Tensor"),
         ((X, Y, Y), "got a tuple of 3"),
-        ((X, None), "the example target y is None, not a tensor"),
+        ((X, 3), "the example target y is a int, not a tensor"),
         ((X.double(), Y), "the example input x is float64; float32, int64, int32 and bool are supported"),
         (({"image": X, "mask": M[:1]}, Y), "input mask has shape [1, 2], and image has 4 samples"),
         ((X, Y[:3]), "the example target y has shape [3], and x has 4 samples"),
         (({"image": X, "places": torch.tensor(3)}, Y), "input places has shape []; the first axis is the batch"),
-        ({"image": X}, "a dict without labels; it has image"),
         ((X, {"box": Y}), "forward takes no box"),
         (({"step": X}, Y), "called 'step', a name that a step uses itself"),
         (({"image": X, "y.kind": X}, {"y.kind": Y}), "forward takes no y.kind"),
@@ -89,10 +91,28 @@ def test_outputs_have_names():
     assert predicted(Pair(loss, logits), "aux", "training")[1] is logits
     with pytest.raises(FqtError, match="FQT105: the model returns no 'box' in training mode; it returns logits, aux"):
         predicted(Pair(logits, logits), "box", "training")
-    with pytest.raises(FqtError, match="FQT105: the model was given labels and returns a dict with logits without"):
+    with pytest.raises(
+        FqtError, match="FQT105: the model is to return its loss, and returns a dict with logits without"
+    ):
         loss_in({"logits": logits})
     with pytest.raises(FqtError, match="FQT105: the model returns None in evaluation mode"):
         predicted(None, None, "evaluation")
+    assert loss_in(loss) is loss
+    with pytest.raises(FqtError, match="FQT105: the model returns its loss alone in training mode"):
+        predicted(without_loss(loss), None, "training")
+
+
+def test_a_loss_without_targets_is_the_models_own_or_one_of_its_outputs():
+    class Own(nn.Module):
+        def forward(self, image):
+            return image.mean(), image + 1
+
+    for example in ((X, ()), (X, None), {"image": X}):
+        call, tensors = describe_call(Own(), example, own_loss=False)
+        loss, outputs = call.loss_and_outputs(Own(), returned_loss, tensors)
+        assert (float(loss), outputs[0].shape, call.outputs(Own(), tensors)[0].shape) == (0.0, X.shape, X.shape)
+        call, tensors = describe_call(nn.Identity(), example if isinstance(example, tuple) else (X, ()), own_loss=True)
+        assert call.loss_and_outputs(nn.Identity(), lambda x, _: x.sum(), tensors)[0] == 0
 
 
 @pytest.mark.parametrize(

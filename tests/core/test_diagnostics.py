@@ -3,6 +3,7 @@
 import linecache
 import re
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,10 @@ def test_rendering_shows_line_node_and_hint(model):
         "   = help: other",
     ]
     assert str(error) == "FQT203: no lowering"
+    assert "".join(traceback.format_exception_only(error)).splitlines() == [
+        "fqt_deploy.core.diagnostics.FqtError: FQT203: no lowering",
+        *error.render().splitlines()[1:],
+    ]
 
 
 def test_rendering_without_any_of_them(model):
@@ -103,6 +108,7 @@ def test_several_errors_are_told_as_one_each_once(model):
     assert both.message == "2 things have to change:\n  bad at model.py:2\n  bad at model.py:2"
     assert both.render() == f"{first.render()}\n{second.render()}\n2 errors"
     assert [part.module for part in both.parts] == ["a", "b"]
+    assert both.__notes__ == ["    = help: other"], "once"
 
 
 def test_a_broken_invariant_tells_the_pass():
@@ -110,6 +116,15 @@ def test_a_broken_invariant_tells_the_pass():
     error.add_note("in pass 'p'")
     assert error.code == "FQT900"
     assert error.render().splitlines()[1:] == ["   = note: node %conv (backward)", "   = note: in pass 'p'"]
+    assert error.__notes__ == error.render().splitlines()[1:], "each once"
+
+
+def test_a_traceback_ends_with_notes_that_were_added():
+    error = FqtError("bad", code="FQT202", hint="good")
+    error.add_note("in pass 'p'")
+    assert error.__notes__ == ["   = help: good", "in pass 'p'"]
+    error.hint = None
+    assert error.__notes__ == ["in pass 'p'"]
 
 
 def test_every_code_that_is_raised_is_defined_and_every_defined_one_is_raised():

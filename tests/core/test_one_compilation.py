@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fqt_deploy.core.one_compilation import one_at_a_time
+from fqt_deploy.core.one_compilation import is_compiling, one_at_a_time
 
 
 def test_threads_wait_for_each_other_and_one_may_enter_twice():
@@ -72,3 +72,16 @@ def test_a_fork_beside_a_compiling_thread_compiles():
     thread.join()
     assert ended
     assert os.waitstatus_to_exitcode(status) == 7
+
+
+def test_a_thread_knows_whether_it_compiles():
+    other = []
+
+    @one_at_a_time
+    def compiles():
+        thread = threading.Thread(target=lambda: other.append(is_compiling()))
+        thread.start()
+        thread.join()
+        return is_compiling()
+
+    assert (is_compiling(), compiles(), other, is_compiling()) == (False, True, [False], False)

@@ -9,6 +9,7 @@ import torch
 from fqt_deploy.capture.load_model import load_model
 from fqt_deploy.compiler.compile_model import lower_model
 from fqt_deploy.compiler.verify_passes import PassVerifier
+from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.core.text import graph_text
 from fqt_deploy.passes.decompose_composites import DecomposeComposites
@@ -125,6 +126,23 @@ def test_an_error_says_in_which_pass_it_arose(graph_after):
         Pipeline((NormalizeViews(), Broken()), ALWAYS).run(graph)
     assert "in pass 'broken', after ['normalize-views']" in caught.value.__notes__[0]
     assert PassVerifier(frozenset(), {}).checks == []
+
+
+def test_a_value_that_is_read_before_it_is_computed_is_one_line(graph_after):
+    """PyTorch's message is the whole graph behind its first line."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Disordered(Pass):
+        name = "disordered"
+
+        def run(self, graph):
+            read = next(n for n in graph.graph.nodes if n.op == "call_function" and n.users)
+            max(read.users).append(read)
+            return True
+
+    with pytest.raises(FqtError, match=r"FQT900: Argument .* was used before it has been defined") as caught:
+        Pipeline((Disordered(),), ()).run(graph_after("dense"))
+    assert "\n" not in caught.value.message
 
 
 @pytest.mark.thorough
