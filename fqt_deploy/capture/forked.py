@@ -98,6 +98,7 @@ def _can_fork() -> bool:
 def _fork(work: Callable[[], bytes]) -> Forked | None:
     """Begin ``work`` in a fork; None if there cannot be one."""
     source, target = os.pipe()
+    parent = os.getpid()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: see above
         try:
@@ -112,6 +113,8 @@ def _fork(work: Callable[[], bytes]) -> Forked | None:
     status = 1
     try:
         ctypes.CDLL(None).prctl(_SIGNAL_AT_END_OF_PARENT, signal.SIGKILL)  # nobody else would end it
+        if os.getppid() != parent:  # it ended before it could be told
+            os._exit(status)
         os.close(source)
         with open(target, "wb") as pipe:
             pipe.write(_done(work))

@@ -121,6 +121,15 @@ with forked(lambda: time.sleep(100)) as begun:
 """
 
 
+def test_work_ends_that_was_begun_by_a_process_of_the_past(tmp_path, monkeypatch):
+    """One that ends between the fork and the call that asks for a signal at its end sends none."""
+    begun = tmp_path / "begun"
+    monkeypatch.setattr(subject.os, "getppid", lambda: 1)
+    with forked(lambda: begun.touch() or b"done") as process:
+        assert process.result() is None
+    assert not begun.exists()
+
+
 def test_work_ends_with_the_process_that_began_it():
     started = subprocess.run([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, timeout=60, check=False)
     assert started.returncode == -signal.SIGKILL
