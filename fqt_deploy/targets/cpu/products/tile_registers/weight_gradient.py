@@ -120,6 +120,16 @@ class _Cut:
             self.product.taps,
         )
 
+    @property
+    def taps(self) -> int:
+        """Number of taps in a job."""
+        return self.product.taps // self.tap_jobs
+
+    @property
+    def sums(self) -> int:
+        """Number of 32-bit lanes that the sums of all kept channels with a block of panels take."""
+        return self.groups * TILES * TILE
+
     def words_of(self, positions: Any, panel: Any, word: Any, planes: int) -> list[Any]:
         """One word of each row of a panel, int32x16, by plane: of a panel of channels, or one of masks."""
         places = [self.product.plane_panel(panel, plane) for plane in range(planes)] if planes > 1 else [panel]
@@ -163,16 +173,16 @@ def _expand_positions(s: _Cut, positions: Any, columns: Any, run: Any, first: An
 
 @script.macro
 def _multiply_block(
-    s: _Cut, codes: Any, positions: Any, columns: Any, sums: Any, first: Any, last: Any, planes: Any
+    s: _Cut, codes: Any, positions: Any, columns: Any, sums: Any, begin: Any, first: Any, last: Any, planes: Any
 ) -> None:
-    """Sums of every group of row tiles with ``width`` panels from ``first`` on; past ``last`` they mean nothing."""
+    """Sums, from ``begin`` on, of all row tiles with ``width`` panels from ``first`` on; past ``last`` meaningless."""
     for run in T.serial((s.steps + RUN - 1) // RUN):
         _expand_positions(s, positions, columns, run, first, last, planes)
         for group in T.serial(s.groups):
             if run == 0:
                 clear_sums()
             else:
-                load_sums(sums, group * TILES * TILE, s.width)
+                load_sums(sums, begin + group * TILES * TILE, s.width)
             for step in T.serial(T.min(RUN, s.steps - run * RUN)):
                 row: T.let = (group * s.together * s.steps + run * RUN + step) * TILE
                 at: T.let = step * s.width * TILE
@@ -180,18 +190,33 @@ def _multiply_block(
                     multiply_two_by_two(codes, row, row + s.steps * TILE, 4 * TILE_LANES, columns, at, UNSIGNED)
                 else:
                     multiply_one_by_four(codes, row, 4 * TILE_LANES, columns, at, UNSIGNED)
-            store_sums(sums, group * TILES * TILE, s.width)
+            store_sums(sums, begin + group * TILES * TILE, s.width)
 
 
 @script.macro
-def _write_block(s: _Cut, sums: Any, inside: Any, result: Any, tap: Any, block: Any) -> None:
-    """Write the sums of levels in a block of panels of a tap."""
+def _write_sum(
+    s: _Cut, sums: Any, inside: Any, result: Any, first_tap: Any, block: Any, tile: Any, r: Any, panel: Any, lane: Any,
+    t: Any,
+) -> None:  # fmt: skip
+    """Write the sum of levels of one channel and tap."""
+    row: T.let = tile * s.rows + r
+    tap: T.let = first_tap + t
+    result[row, (block + panel) * PANEL + lane, s.product.tap(tap)[0], s.product.tap(tap)[1]] = s.product.level(
+        sums[t * s.sums + s.sums_begin(tile, panel, r) + lane], inside[row, tap]
+    )
+
+
+@script.macro
+def _write_block(s: _Cut, sums: Any, inside: Any, result: Any, first_tap: Any, block: Any) -> None:
+    """Write the sums of levels in a block of panels: of each channel those of all taps of a job, one after another."""
     for tile, r in T.grid(s.row_tiles, s.rows):
         for panel in T.serial(T.min(s.width, s.tap_panels - block)):
-            for lane in T.vectorized(PANEL):
-                result[
-                    tile * s.rows + r, (block + panel) * PANEL + lane, s.product.tap(tap)[0], s.product.tap(tap)[1]
-                ] = s.product.level(sums[s.sums_begin(tile, panel, r) + lane], inside[tile * s.rows + r, tap])
+            if s.taps == 1:
+                for lane in T.vectorized(PANEL):
+                    _write_sum(s, sums, inside, result, first_tap, block, tile, r, panel, lane, 0)
+            else:
+                for lane, t in T.grid(PANEL, s.taps):
+                    _write_sum(s, sums, inside, result, first_tap, block, tile, r, panel, lane, t)
 
 
 def _kernel(s: _Cut) -> tirx.PrimFunc:
@@ -212,10 +237,10 @@ def _kernel(s: _Cut) -> tirx.PrimFunc:
             _expand_codes(s, planes, codes, c // s.rows, c % s.rows)
         for job in T.parallel((p.mask_panels + s.width - 1) // s.width):
             columns = T.alloc_buffer((RUN * s.width * TILE,), "int32")
-            sums = T.alloc_buffer((s.groups * TILES * TILE,), "int32")
+            sums = T.alloc_buffer((s.sums,), "int32")
             configure_tiles(s.rows)
             first: T.let = p.channel_panels + job * s.width
-            _multiply_block(s, codes, positions, columns, sums, first, p.panels - 1, 1)
+            _multiply_block(s, codes, positions, columns, sums, 0, first, p.panels - 1, 1)
             for tile, r in T.grid(s.row_tiles, s.rows):
                 for panel in T.serial(T.min(s.width, p.mask_panels - job * s.width)):
                     inside[tile * s.rows + r, T.ramp((job * s.width + panel) * PANEL, 1, PANEL)] = sums[
@@ -224,15 +249,15 @@ def _kernel(s: _Cut) -> tirx.PrimFunc:
             T.evaluate(release_tiles())
         for job in T.parallel(s.blocks * s.tap_jobs):
             columns = T.alloc_buffer((RUN * s.width * TILE,), "int32")
-            sums = T.alloc_buffer((s.groups * TILES * TILE,), "int32")
+            sums = T.alloc_buffer((s.taps * s.sums,), "int32")
             configure_tiles(s.rows)
-            for t in T.serial(p.taps // s.tap_jobs):
-                tap: T.let = job % s.tap_jobs * (p.taps // s.tap_jobs) + t
-                block: T.let = job // s.tap_jobs * s.width
-                first: T.let = tap * s.tap_panels
+            block: T.let = job // s.tap_jobs * s.width
+            first_tap: T.let = job % s.tap_jobs * s.taps
+            for t in T.serial(s.taps):
+                first: T.let = (first_tap + t) * s.tap_panels
                 last: T.let = first + s.tap_panels - 1
-                _multiply_block(s, codes, positions, columns, sums, first + block, last, p.planes)
-                _write_block(s, sums, inside, result, tap, block)
+                _multiply_block(s, codes, positions, columns, sums, t * s.sums, first + block, last, p.planes)
+            _write_block(s, sums, inside, result, first_tap, block)
             T.evaluate(release_tiles())
 
     return product
