@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fqt_deploy.compiler.check import CheckReport as CheckReport
     from fqt_deploy.core.diagnostics import FqtError as FqtError
     from fqt_deploy.core.optimizer import SGD as SGD
+    from fqt_deploy.core.optimizer import Adadelta as Adadelta
     from fqt_deploy.core.optimizer import Adafactor as Adafactor
     from fqt_deploy.core.optimizer import Adam as Adam
     from fqt_deploy.core.optimizer import AdamW as AdamW
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Adadelta": "core.optimizer",
     "Adafactor": "core.optimizer",
     "Adam": "core.optimizer",
     "AdamW": "core.optimizer",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.optimizer import SGD, Adafactor, Adam, AdamW, Optimizer, RMSprop
+from fqt_deploy.core.optimizer import SGD, Adadelta, Adafactor, Adam, AdamW, Optimizer, RMSprop
 from fqt_deploy.core.parameter_group import ParameterGroup
 
 _TRANSLATED: Mapping[type[torch.optim.Optimizer], type[Optimizer]] = {
@@ -19,6 +19,7 @@ _TRANSLATED: Mapping[type[torch.optim.Optimizer], type[Optimizer]] = {
     torch.optim.AdamW: AdamW,
     torch.optim.RMSprop: RMSprop,
     torch.optim.Adafactor: Adafactor,
+    torch.optim.Adadelta: Adadelta,
 }
 _HYPERPARAMETERS: Mapping[type[Optimizer], tuple[str, ...]] = {
     SGD: ("lr", "momentum", "dampening", "weight_decay", "nesterov"),
@@ -26,6 +27,7 @@ _HYPERPARAMETERS: Mapping[type[Optimizer], tuple[str, ...]] = {
     AdamW: ("lr", "betas", "eps", "weight_decay"),
     RMSprop: ("lr", "alpha", "eps", "weight_decay", "momentum"),
     Adafactor: ("lr", "beta2_decay", "eps", "scale_floor", "update_bound", "weight_decay"),
+    Adadelta: ("lr", "rho", "eps", "weight_decay"),
 }
 _OF_A_GROUP = ("lr", "weight_decay", "betas", "eps", "momentum")
 """What each group may have of its own; the others are one for all groups."""
@@ -164,7 +166,7 @@ class FollowedOptimizer:
 
     @staticmethod
     def _fixed(group: Mapping[str, Any]) -> dict[str, Any]:
-        fixed = dict.fromkeys((*_OF_A_GROUP, "alpha", "dampening", "nesterov", "beta2_decay", "d"))
+        fixed = dict.fromkeys((*_OF_A_GROUP, "alpha", "dampening", "nesterov", "beta2_decay", "d", "rho"))
         return {name: _plain(group[name]) for name in fixed if name in group and name != "lr"}
 
     def rates(self) -> list[float]:

@@ -103,6 +103,10 @@ def rmsprop(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.RMSprop(decay_groups(model), lr=1e-3, momentum=0.5, eps=1e-4)
 
 
+def adadelta(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adadelta(decay_groups(model), lr=0.5, rho=0.8)
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("make", "options"),
@@ -111,6 +115,7 @@ def rmsprop(model: nn.Module) -> torch.optim.Optimizer:
         (sgd, {"clip_value": 0.02}),
         (damped, {"accumulate": 4, "clip_norm": 0.2, "clip_value": 0.05}),
         (rmsprop, {"ema": 0.5}),
+        (adadelta, {"accumulate": 2}),
     ],
 )
 def test_twenty_steps_are_those_of_pytorch(make: Any, options: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
 # What several optimizers have, each with a default of its own.
 _BETAS = "Average the gradient and its square with these decay rates; lion, the gradient for the step and for the next."
-_EPS = "Add this to the denominator; adafactor, bound it by this from below."
+_EPS = "Add this to the denominator; adadelta, to both mean squares; adafactor, bound it by this from below."
 _MOMENTUM = "Keep a velocity with this decay rate; 0 keeps none."
 
 
@@ -219,6 +219,21 @@ class Adafactor(Optimizer, name="adafactor"):
         super().__post_init__()
         if self.beta2_decay > 0:
             raise FqtError(f"beta2_decay is {self.beta2_decay}; it must be at most 0", code="FQT202")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adadelta(Optimizer, name="adadelta"):
+    """Adadelta (Zeiler, 2012), as ``torch.optim.Adadelta``."""
+
+    lr: float = 1.0
+    rho: float = option(
+        0.9,
+        "Average the squares of gradients and of updates with this decay rate.",
+        section=OPTIMIZER,
+        minimum=0,
+        below=1,
+    )
+    eps: float = option(1e-6, _EPS, section=OPTIMIZER, minimum=0)
 
 
 def optimizer_kind() -> Kind:

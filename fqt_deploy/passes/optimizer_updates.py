@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fqt_deploy.core.graph import Emitter
-from fqt_deploy.core.optimizer import SGD, Adafactor, Adam, AdamW, Lion, Optimizer, RMSprop
+from fqt_deploy.core.optimizer import SGD, Adadelta, Adafactor, Adam, AdamW, Lion, Optimizer, RMSprop
 from fqt_deploy.passes.adafactor_update import adafactor_update
 from fqt_deploy.passes.update import Operands, Update
 
@@ -50,6 +50,11 @@ def _lion(o: Lion, axes: int) -> Update:
     return _fused(fqt.lion_update.default, ("lion_m",), *o.betas, o.weight_decay)
 
 
+def _adadelta(o: Adadelta, axes: int) -> Update:
+    moments = ("adadelta_v", "adadelta_u")
+    return _fused(fqt.adadelta_update.default, moments, o.rho, o.eps, o.weight_decay)
+
+
 _UPDATES: Mapping[type[Optimizer], Callable[[Any, int], Update]] = {
     Adam: _adam,
     AdamW: _adam,
@@ -57,6 +62,7 @@ _UPDATES: Mapping[type[Optimizer], Callable[[Any, int], Update]] = {
     RMSprop: _rmsprop,
     Lion: _lion,
     Adafactor: adafactor_update,
+    Adadelta: _adadelta,
 }
 
 

@@ -32,7 +32,7 @@ def compile_options():
 """
 
 CUDA, SGD, RMSPROP = {"target": "cuda"}, {"optimizer": "sgd"}, {"optimizer": "rmsprop"}
-ADAFACTOR = {"optimizer": "adafactor"}
+ADAFACTOR, ADADELTA = {"optimizer": "adafactor"}, {"optimizer": "adadelta"}
 PLAN = str(Path(__file__).parent / "layers.plan.toml")
 EXAMPLES = {
     "prediction": (["--prediction", "boxes"], {"prediction": "boxes"}),
@@ -79,6 +79,7 @@ EXAMPLES = {
     "beta2_decay": (["--optimizer", "adafactor", "--beta2-decay", "-0.5"], {**ADAFACTOR, "beta2_decay": -0.5}),
     "scale_floor": (["--optimizer", "adafactor", "--scale-floor", "0.1"], {**ADAFACTOR, "scale_floor": 0.1}),
     "update_bound": (["--optimizer", "adafactor", "--update-bound", "2"], {**ADAFACTOR, "update_bound": 2}),
+    "rho": (["--optimizer", "adadelta", "--rho", "0.8"], {**ADADELTA, "rho": 0.8}),
     "remat": (["--remat", "auto"], {"remat": "auto"}),
     "distributed": (["--distributed", "4-bit"], {"distributed": "4-bit"}),
     "batch_norm": (
@@ -128,7 +129,7 @@ WRONG = {
     "optimizer": "rprop", "lr": "fast",
     "weight_decay": "-1", "groups": "head", "betas": "0.9,1", "eps": "nan", "momentum": "-0.9", "decay": "some",
     "no_decay": "", "clip_norm": "-1", "clip_value": "nan", "accumulate": "0", "ema": "1", "metrics": "loss",
-    "dampening": "-1", "alpha": "1", "beta2_decay": "0.1", "scale_floor": "-1", "update_bound": "0.5",
+    "dampening": "-1", "alpha": "1", "beta2_decay": "0.1", "scale_floor": "-1", "update_bound": "0.5", "rho": "1",
     "remat": "on", "distributed": "8-bit", "batch_norm": "global",
     "tuning_log": "", "verify": "all", "dump_ir": "", "print_after": "",
 }  # fmt: skip
@@ -142,6 +143,7 @@ NEEDS = {
     "beta2_decay": ADAFACTOR,
     "scale_floor": ADAFACTOR,
     "update_bound": ADAFACTOR,
+    "rho": ADADELTA,
     "nesterov": {**SGD, "momentum": 0.9},
 }
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fqt_deploy.ops.optimizers.accumulate_gradient import AccumulateGradient
+from fqt_deploy.ops.optimizers.adadelta_update import AdadeltaUpdate
 from fqt_deploy.ops.optimizers.adam_update import AdamUpdate
 from fqt_deploy.ops.optimizers.average_parameter import AverageParameter
 from fqt_deploy.ops.optimizers.lion_update import LionUpdate
@@ -94,6 +95,14 @@ def test_rmsprop(momentum: float, weight_decay: float, every: int) -> None:
         lambda p: torch.optim.RMSprop(p, lr=RATE, alpha=0.95, momentum=momentum, weight_decay=weight_decay),
         op, arguments, 2 if momentum else 1, every,
     )  # fmt: skip
+
+
+@EVERY
+@DECAY
+def test_adadelta(weight_decay: float, every: int) -> None:
+    """Adadelta, whose means of squares begin at zero."""
+    options = {"rho": 0.8, "eps": 1e-5, "weight_decay": weight_decay}
+    _follow(lambda p: torch.optim.Adadelta(p, lr=RATE, **options), AdadeltaUpdate, tuple(options.values()), 2, every)
 
 
 class _Lion(torch.optim.Optimizer):

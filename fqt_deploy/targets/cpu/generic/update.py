@@ -16,8 +16,8 @@ class UpdateRule:
 
     ops: ClassVar[frozenset[str]] = frozenset(
         {
-            "accumulate_gradient", "adam_update", "average_parameter", "lion_update", "rmsprop_momentum_update",
-            "rmsprop_update", "scaled_update", "sgd_momentum_update", "sgd_update",
+            "accumulate_gradient", "adadelta_update", "adam_update", "average_parameter", "lion_update",
+            "rmsprop_momentum_update", "rmsprop_update", "scaled_update", "sgd_momentum_update", "sgd_update",
         }
     )  # fmt: skip
 
