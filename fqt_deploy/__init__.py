@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fqt_deploy.core.optimizer import SGD as SGD
     from fqt_deploy.core.optimizer import Adadelta as Adadelta
     from fqt_deploy.core.optimizer import Adafactor as Adafactor
+    from fqt_deploy.core.optimizer import Adagrad as Adagrad
     from fqt_deploy.core.optimizer import Adam as Adam
     from fqt_deploy.core.optimizer import AdamW as AdamW
     from fqt_deploy.core.optimizer import Lion as Lion
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Adadelta": "core.optimizer",
     "Adafactor": "core.optimizer",
+    "Adagrad": "core.optimizer",
     "Adam": "core.optimizer",
     "AdamW": "core.optimizer",
     "CheckReport": "compiler.check",

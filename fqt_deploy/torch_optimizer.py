@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.optimizer import SGD, Adadelta, Adafactor, Adam, AdamW, Optimizer, RMSprop
+from fqt_deploy.core.optimizer import SGD, Adadelta, Adafactor, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from fqt_deploy.core.parameter_group import ParameterGroup
 
 _TRANSLATED: Mapping[type[torch.optim.Optimizer], type[Optimizer]] = {
@@ -20,6 +20,7 @@ _TRANSLATED: Mapping[type[torch.optim.Optimizer], type[Optimizer]] = {
     torch.optim.RMSprop: RMSprop,
     torch.optim.Adafactor: Adafactor,
     torch.optim.Adadelta: Adadelta,
+    torch.optim.Adagrad: Adagrad,
 }
 _HYPERPARAMETERS: Mapping[type[Optimizer], tuple[str, ...]] = {
     SGD: ("lr", "momentum", "dampening", "weight_decay", "nesterov"),
@@ -28,6 +29,7 @@ _HYPERPARAMETERS: Mapping[type[Optimizer], tuple[str, ...]] = {
     RMSprop: ("lr", "alpha", "eps", "weight_decay", "momentum"),
     Adafactor: ("lr", "beta2_decay", "eps", "scale_floor", "update_bound", "weight_decay"),
     Adadelta: ("lr", "rho", "eps", "weight_decay"),
+    Adagrad: ("lr", "lr_decay", "initial_accumulator_value", "eps", "weight_decay"),
 }
 _OF_A_GROUP = ("lr", "weight_decay", "betas", "eps", "momentum")
 """What each group may have of its own; the others are one for all groups."""
@@ -49,7 +51,7 @@ def translate(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optimizer:
     for name in _NEVER:
         if any(group.get(name) for group in groups):
             raise _refused(f"{name} of {type(optimizer).__name__}", "leave it out")
-    if optimizer.state:
+    if any(state.get("step") != 0 for state in optimizer.state.values()):  # Adagrad has its state from the beginning
         raise FqtError(
             "the optimizer has taken steps, and its moments are not taken over",
             code="FQT210",
@@ -166,7 +168,7 @@ class FollowedOptimizer:
 
     @staticmethod
     def _fixed(group: Mapping[str, Any]) -> dict[str, Any]:
-        fixed = dict.fromkeys((*_OF_A_GROUP, "alpha", "dampening", "nesterov", "beta2_decay", "d", "rho"))
+        fixed = dict.fromkeys((*_OF_A_GROUP, "alpha", "dampening", "nesterov", "beta2_decay", "d", "rho", "lr_decay"))
         return {name: _plain(group[name]) for name in fixed if name in group and name != "lr"}
 
     def rates(self) -> list[float]:

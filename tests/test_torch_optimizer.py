@@ -107,6 +107,10 @@ def adadelta(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adadelta(decay_groups(model), lr=0.5, rho=0.8)
 
 
+def adagrad(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adagrad(decay_groups(model, eps=1e-6), lr=1e-2, lr_decay=0.1, initial_accumulator_value=0.01)
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("make", "options"),
@@ -116,6 +120,7 @@ def adadelta(model: nn.Module) -> torch.optim.Optimizer:
         (damped, {"accumulate": 4, "clip_norm": 0.2, "clip_value": 0.05}),
         (rmsprop, {"ema": 0.5}),
         (adadelta, {"accumulate": 2}),
+        (adagrad, {"accumulate": 2}),
     ],
 )
 def test_twenty_steps_are_those_of_pytorch(make: Any, options: dict[str, Any]) -> None:
@@ -227,8 +232,7 @@ class _Other(torch.optim.AdamW):
     """A subclass, which may do anything."""
 
 
-def stepped(model: nn.Module) -> torch.optim.Optimizer:
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+def stepped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     optimizer.param_groups[0]["params"][0].grad = torch.ones(4, 1, 3, 3)
     optimizer.step()
     return optimizer
@@ -240,9 +244,11 @@ def stepped(model: nn.Module) -> torch.optim.Optimizer:
         (lambda m: torch.optim.Adam(m.parameters(), amsgrad=True), "amsgrad of Adam cannot be compiled"),
         (lambda m: torch.optim.SGD(m.parameters(), maximize=True), "maximize of SGD cannot be compiled"),
         (lambda m: torch.optim.RMSprop(m.parameters(), centered=True), "centered of RMSprop cannot be compiled"),
-        (lambda m: torch.optim.Adagrad(m.parameters()), "Adagrad cannot be compiled"),
+        (lambda m: torch.optim.Rprop(m.parameters()), "Rprop cannot be compiled"),
         (lambda m: _Other(m.parameters()), "_Other cannot be compiled"),
-        (stepped, "has taken steps"),
+        (lambda m: stepped(torch.optim.Adam(m.parameters())), "has taken steps"),
+        (lambda m: stepped(torch.optim.Adagrad(m.parameters())), "has taken steps"),
+        (lambda m: stepped(torch.optim.SGD(m.parameters(), momentum=0.5)), "has taken steps"),
         (lambda m: torch.optim.SGD([m[0].weight]), "leaves out 5 trainable parameter(s): 1.weight, 1.bias"),
         (lambda m: torch.optim.SGD(network().parameters()), "a parameter that the model has not"),
         (

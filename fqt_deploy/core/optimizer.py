@@ -236,6 +236,20 @@ class Adadelta(Optimizer, name="adadelta"):
     eps: float = option(1e-6, _EPS, section=OPTIMIZER, minimum=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Adagrad(Optimizer, name="adagrad"):
+    """Adagrad (Duchi, Hazan and Singer, 2011), as ``torch.optim.Adagrad``."""
+
+    lr: float = 1e-2
+    lr_decay: float = option(
+        0.0, "Divide the learning rate by 1 and this times the number of earlier updates.", section=OPTIMIZER, minimum=0
+    )
+    initial_accumulator_value: float = option(
+        0.0, "Begin the sums of squares with this number.", section=OPTIMIZER, minimum=0
+    )
+    eps: float = option(1e-10, _EPS, section=OPTIMIZER, minimum=0)
+
+
 def optimizer_kind() -> Kind:
     """An optimizer, or the name of one, which then has its default hyperparameters."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fqt_deploy.core.graph import Emitter
-from fqt_deploy.core.optimizer import SGD, Adadelta, Adafactor, Adam, AdamW, Lion, Optimizer, RMSprop
+from fqt_deploy.core.optimizer import SGD, Adadelta, Adafactor, Adagrad, Adam, AdamW, Lion, Optimizer, RMSprop
 from fqt_deploy.passes.adafactor_update import adafactor_update
 from fqt_deploy.passes.update import Operands, Update
 
@@ -55,6 +55,11 @@ def _adadelta(o: Adadelta, axes: int) -> Update:
     return _fused(fqt.adadelta_update.default, moments, o.rho, o.eps, o.weight_decay)
 
 
+def _adagrad(o: Adagrad, axes: int) -> Update:
+    arguments = (o.lr_decay, o.initial_accumulator_value, o.eps, o.weight_decay)
+    return _fused(fqt.adagrad_update.default, ("adagrad_sum",), *arguments)
+
+
 _UPDATES: Mapping[type[Optimizer], Callable[[Any, int], Update]] = {
     Adam: _adam,
     AdamW: _adam,
@@ -63,6 +68,7 @@ _UPDATES: Mapping[type[Optimizer], Callable[[Any, int], Update]] = {
     Lion: _lion,
     Adafactor: adafactor_update,
     Adadelta: _adadelta,
+    Adagrad: _adagrad,
 }
 
 

@@ -33,6 +33,7 @@ def compile_options():
 
 CUDA, SGD, RMSPROP = {"target": "cuda"}, {"optimizer": "sgd"}, {"optimizer": "rmsprop"}
 ADAFACTOR, ADADELTA = {"optimizer": "adafactor"}, {"optimizer": "adadelta"}
+ADAGRAD = {"optimizer": "adagrad"}
 PLAN = str(Path(__file__).parent / "layers.plan.toml")
 EXAMPLES = {
     "prediction": (["--prediction", "boxes"], {"prediction": "boxes"}),
@@ -80,6 +81,10 @@ EXAMPLES = {
     "scale_floor": (["--optimizer", "adafactor", "--scale-floor", "0.1"], {**ADAFACTOR, "scale_floor": 0.1}),
     "update_bound": (["--optimizer", "adafactor", "--update-bound", "2"], {**ADAFACTOR, "update_bound": 2}),
     "rho": (["--optimizer", "adadelta", "--rho", "0.8"], {**ADADELTA, "rho": 0.8}),
+    "lr_decay": (["--optimizer", "adagrad", "--lr-decay", "0.1"], {**ADAGRAD, "lr_decay": 0.1}),
+    "initial_accumulator_value": (
+        ["--optimizer", "adagrad", "--initial-accumulator-value", "0.1"], {**ADAGRAD, "initial_accumulator_value": 0.1}
+    ),
     "remat": (["--remat", "auto"], {"remat": "auto"}),
     "distributed": (["--distributed", "4-bit"], {"distributed": "4-bit"}),
     "batch_norm": (
@@ -130,6 +135,7 @@ WRONG = {
     "weight_decay": "-1", "groups": "head", "betas": "0.9,1", "eps": "nan", "momentum": "-0.9", "decay": "some",
     "no_decay": "", "clip_norm": "-1", "clip_value": "nan", "accumulate": "0", "ema": "1", "metrics": "loss",
     "dampening": "-1", "alpha": "1", "beta2_decay": "0.1", "scale_floor": "-1", "update_bound": "0.5", "rho": "1",
+    "lr_decay": "-1", "initial_accumulator_value": "nan",
     "remat": "on", "distributed": "8-bit", "batch_norm": "global",
     "tuning_log": "", "verify": "all", "dump_ir": "", "print_after": "",
 }  # fmt: skip
@@ -144,6 +150,8 @@ NEEDS = {
     "scale_floor": ADAFACTOR,
     "update_bound": ADAFACTOR,
     "rho": ADADELTA,
+    "lr_decay": ADAGRAD,
+    "initial_accumulator_value": ADAGRAD,
     "nesterov": {**SGD, "momentum": 0.9},
 }
 

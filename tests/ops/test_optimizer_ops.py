@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fqt_deploy.ops.optimizers.accumulate_gradient import AccumulateGradient
 from fqt_deploy.ops.optimizers.adadelta_update import AdadeltaUpdate
+from fqt_deploy.ops.optimizers.adagrad_update import AdagradUpdate
 from fqt_deploy.ops.optimizers.adam_update import AdamUpdate
 from fqt_deploy.ops.optimizers.average_parameter import AverageParameter
 from fqt_deploy.ops.optimizers.lion_update import LionUpdate
@@ -103,6 +104,15 @@ def test_adadelta(weight_decay: float, every: int) -> None:
     """Adadelta, whose means of squares begin at zero."""
     options = {"rho": 0.8, "eps": 1e-5, "weight_decay": weight_decay}
     _follow(lambda p: torch.optim.Adadelta(p, lr=RATE, **options), AdadeltaUpdate, tuple(options.values()), 2, every)
+
+
+@EVERY
+@DECAY
+@pytest.mark.parametrize(("lr_decay", "initial"), [(0.0, 0.0), (0.5, 0.1)])
+def test_adagrad(lr_decay: float, initial: float, weight_decay: float, every: int) -> None:
+    """Adagrad, with and without a rate that decays and sums that do not begin at zero."""
+    options = {"lr_decay": lr_decay, "initial_accumulator_value": initial, "eps": 1e-6, "weight_decay": weight_decay}
+    _follow(lambda p: torch.optim.Adagrad(p, lr=RATE, **options), AdagradUpdate, tuple(options.values()), 1, every)
 
 
 class _Lion(torch.optim.Optimizer):

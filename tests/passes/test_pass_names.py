@@ -67,7 +67,7 @@ WRONG = {
     "append-optimizer{optimizer=muon}": (
         "FQT209",
         "column 28: there is no optimizer 'muon'",
-        "there are: adadelta, adafactor, ",
+        "there are: adadelta, adafactor, adagrad, adam",
     ),
     "append-optimizer{optimizer=sgd{betas=[1 2]}}": ("FQT209", "column 32: sgd has no 'betas'", None),
     "append-optimizer{optimizer=adam{betas=[0.1]}}": ("FQT209", "column 39: betas has 2 values, 1 are given", None),

@@ -16,8 +16,9 @@ class UpdateRule:
 
     ops: ClassVar[frozenset[str]] = frozenset(
         {
-            "accumulate_gradient", "adadelta_update", "adam_update", "average_parameter", "lion_update",
-            "rmsprop_momentum_update", "rmsprop_update", "scaled_update", "sgd_momentum_update", "sgd_update",
+            "accumulate_gradient", "adadelta_update", "adagrad_update", "adam_update", "average_parameter",
+            "lion_update", "rmsprop_momentum_update", "rmsprop_update", "scaled_update", "sgd_momentum_update",
+            "sgd_update",
         }
     )  # fmt: skip
 
