@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.optimizer import SGD, Adadelta, Adafactor, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from fqt_deploy.core.optimizer import SGD, Adadelta, Adafactor, Adagrad, Adam, AdamW, Optimizer, RAdam, RMSprop
 from fqt_deploy.core.parameter_group import ParameterGroup
 
 _TRANSLATED: Mapping[type[torch.optim.Optimizer], type[Optimizer]] = {
@@ -21,6 +21,7 @@ _TRANSLATED: Mapping[type[torch.optim.Optimizer], type[Optimizer]] = {
     torch.optim.Adafactor: Adafactor,
     torch.optim.Adadelta: Adadelta,
     torch.optim.Adagrad: Adagrad,
+    torch.optim.RAdam: RAdam,
 }
 _HYPERPARAMETERS: Mapping[type[Optimizer], tuple[str, ...]] = {
     SGD: ("lr", "momentum", "dampening", "weight_decay", "nesterov"),
@@ -30,6 +31,7 @@ _HYPERPARAMETERS: Mapping[type[Optimizer], tuple[str, ...]] = {
     Adafactor: ("lr", "beta2_decay", "eps", "scale_floor", "update_bound", "weight_decay"),
     Adadelta: ("lr", "rho", "eps", "weight_decay"),
     Adagrad: ("lr", "lr_decay", "initial_accumulator_value", "eps", "weight_decay"),
+    RAdam: ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay"),
 }
 _OF_A_GROUP = ("lr", "weight_decay", "betas", "eps", "momentum")
 """What each group may have of its own; the others are one for all groups."""
@@ -168,8 +170,8 @@ class FollowedOptimizer:
 
     @staticmethod
     def _fixed(group: Mapping[str, Any]) -> dict[str, Any]:
-        fixed = dict.fromkeys((*_OF_A_GROUP, "alpha", "dampening", "nesterov", "beta2_decay", "d", "rho", "lr_decay"))
-        return {name: _plain(group[name]) for name in fixed if name in group and name != "lr"}
+        own = dict.fromkeys(name for names in _HYPERPARAMETERS.values() for name in names)
+        return {name: _plain(group[name]) for name in (*own, "d") if name in group and name != "lr"}
 
     def rates(self) -> list[float]:
         """The learning rates of now.

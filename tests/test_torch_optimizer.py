@@ -111,6 +111,11 @@ def adagrad(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adagrad(decay_groups(model, eps=1e-6), lr=1e-2, lr_decay=0.1, initial_accumulator_value=0.01)
 
 
+def radam(model: nn.Module) -> torch.optim.Optimizer:
+    groups = decay_groups(model, betas=(0.8, 0.95))
+    return torch.optim.RAdam(groups, lr=1e-2, eps=1e-6, decoupled_weight_decay=True)
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("make", "options"),
@@ -121,6 +126,7 @@ def adagrad(model: nn.Module) -> torch.optim.Optimizer:
         (rmsprop, {"ema": 0.5}),
         (adadelta, {"accumulate": 2}),
         (adagrad, {"accumulate": 2}),
+        (radam, {"accumulate": 2}),
     ],
 )
 def test_twenty_steps_are_those_of_pytorch(make: Any, options: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {}
 # What several optimizers have, each with a default of its own.
 _BETAS = "Average the gradient and its square with these decay rates; lion, the gradient for the step and for the next."
 _EPS = "Add this to the denominator; adadelta, to both mean squares; adafactor, bound it by this from below."
+_DECOUPLED = "Decay parameters by the weight decay directly."
 _MOMENTUM = "Keep a velocity with this decay rate; 0 keeps none."
 
 
@@ -248,6 +249,13 @@ class Adagrad(Optimizer, name="adagrad"):
         0.0, "Begin the sums of squares with this number.", section=OPTIMIZER, minimum=0
     )
     eps: float = option(1e-10, _EPS, section=OPTIMIZER, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RAdam(Adam, name="radam"):
+    """RAdam (Liu et al., 2020), as ``torch.optim.RAdam``: Adam that divides by no variance before it is known."""
+
+    decoupled_weight_decay: bool = option(False, _DECOUPLED, section=OPTIMIZER)
 
 
 def optimizer_kind() -> Kind:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fqt_deploy.core.graph import Emitter
-from fqt_deploy.core.optimizer import SGD, Adadelta, Adafactor, Adagrad, Adam, AdamW, Lion, Optimizer, RMSprop
+from fqt_deploy.core.optimizer import SGD, Adadelta, Adafactor, Adagrad, Adam, AdamW, Lion, Optimizer, RAdam, RMSprop
 from fqt_deploy.passes.adafactor_update import adafactor_update
 from fqt_deploy.passes.update import Operands, Update
 
@@ -60,6 +60,11 @@ def _adagrad(o: Adagrad, axes: int) -> Update:
     return _fused(fqt.adagrad_update.default, ("adagrad_sum",), *arguments)
 
 
+def _radam(o: RAdam, axes: int) -> Update:
+    arguments = (*o.betas, o.eps, o.weight_decay, o.decoupled_weight_decay)
+    return _fused(fqt.radam_update.default, ("radam_m", "radam_v"), *arguments)
+
+
 _UPDATES: Mapping[type[Optimizer], Callable[[Any, int], Update]] = {
     Adam: _adam,
     AdamW: _adam,
@@ -69,6 +74,7 @@ _UPDATES: Mapping[type[Optimizer], Callable[[Any, int], Update]] = {
     Adafactor: adafactor_update,
     Adadelta: _adadelta,
     Adagrad: _adagrad,
+    RAdam: _radam,
 }
 
 

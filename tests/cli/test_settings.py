@@ -33,7 +33,7 @@ def compile_options():
 
 CUDA, SGD, RMSPROP = {"target": "cuda"}, {"optimizer": "sgd"}, {"optimizer": "rmsprop"}
 ADAFACTOR, ADADELTA = {"optimizer": "adafactor"}, {"optimizer": "adadelta"}
-ADAGRAD = {"optimizer": "adagrad"}
+ADAGRAD, RADAM = {"optimizer": "adagrad"}, {"optimizer": "radam"}
 PLAN = str(Path(__file__).parent / "layers.plan.toml")
 EXAMPLES = {
     "prediction": (["--prediction", "boxes"], {"prediction": "boxes"}),
@@ -84,6 +84,9 @@ EXAMPLES = {
     "lr_decay": (["--optimizer", "adagrad", "--lr-decay", "0.1"], {**ADAGRAD, "lr_decay": 0.1}),
     "initial_accumulator_value": (
         ["--optimizer", "adagrad", "--initial-accumulator-value", "0.1"], {**ADAGRAD, "initial_accumulator_value": 0.1}
+    ),
+    "decoupled_weight_decay": (
+        ["--optimizer", "radam", "--decoupled-weight-decay"], {**RADAM, "decoupled_weight_decay": True}
     ),
     "remat": (["--remat", "auto"], {"remat": "auto"}),
     "distributed": (["--distributed", "4-bit"], {"distributed": "4-bit"}),
@@ -139,7 +142,7 @@ WRONG = {
     "remat": "on", "distributed": "8-bit", "batch_norm": "global",
     "tuning_log": "", "verify": "all", "dump_ir": "", "print_after": "",
 }  # fmt: skip
-FLAGS = {"tf32", "nesterov", "tune", "time_passes"}
+FLAGS = {"tf32", "nesterov", "decoupled_weight_decay", "tune", "time_passes"}
 NEEDS = {
     "arch": CUDA,
     "tf32": CUDA,
@@ -152,6 +155,7 @@ NEEDS = {
     "rho": ADADELTA,
     "lr_decay": ADAGRAD,
     "initial_accumulator_value": ADAGRAD,
+    "decoupled_weight_decay": RADAM,
     "nesterov": {**SGD, "momentum": 0.9},
 }
 

@@ -75,7 +75,7 @@ def test_groups_are_written_as_a_dict_or_as_values():
 def test_an_optimizer_is_declared_by_its_class_alone():
     """Name, hyperparameters, settings and flags follow from the class; here one is declared and taken back."""
     known = list(OPTIMIZERS)
-    assert known == ["adam", "adamw", "sgd", "rmsprop", "lion", "adafactor", "adadelta", "adagrad"]
+    assert known == ["adam", "adamw", "sgd", "rmsprop", "lion", "adafactor", "adadelta", "adagrad", "radam"]
 
     try:
 

@@ -15,6 +15,7 @@ from fqt_deploy.ops.optimizers.adagrad_update import AdagradUpdate
 from fqt_deploy.ops.optimizers.adam_update import AdamUpdate
 from fqt_deploy.ops.optimizers.average_parameter import AverageParameter
 from fqt_deploy.ops.optimizers.lion_update import LionUpdate
+from fqt_deploy.ops.optimizers.radam_update import RadamUpdate
 from fqt_deploy.ops.optimizers.rmsprop_momentum_update import RmspropMomentumUpdate
 from fqt_deploy.ops.optimizers.rmsprop_update import RmspropUpdate
 from fqt_deploy.ops.optimizers.scaled_update import ScaledUpdate
@@ -22,7 +23,7 @@ from fqt_deploy.ops.optimizers.sgd_momentum_update import SgdMomentumUpdate
 from fqt_deploy.ops.optimizers.sgd_update import SgdUpdate
 from fqt_deploy.ops.optimizers.update_op import UpdateOp
 
-UPDATES = 5
+UPDATES = 8
 RATES = torch.tensor([0.5, 1e-2])
 GROUP = 1
 RATE = float(RATES[GROUP])
@@ -113,6 +114,17 @@ def test_adagrad(lr_decay: float, initial: float, weight_decay: float, every: in
     """Adagrad, with and without a rate that decays and sums that do not begin at zero."""
     options = {"lr_decay": lr_decay, "initial_accumulator_value": initial, "eps": 1e-6, "weight_decay": weight_decay}
     _follow(lambda p: torch.optim.Adagrad(p, lr=RATE, **options), AdagradUpdate, tuple(options.values()), 1, every)
+
+
+@EVERY
+@DECAY
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.6)])
+def test_radam(betas: tuple[float, float], decoupled: bool, weight_decay: float, every: int) -> None:
+    """RAdam, before and after the variance is known, and where the mean of the squares is always over too few."""
+    options = {"eps": 1e-6, "weight_decay": weight_decay, "decoupled_weight_decay": decoupled}
+    arguments = (*betas, *options.values())
+    _follow(lambda p: torch.optim.RAdam(p, lr=RATE, betas=betas, **options), RadamUpdate, arguments, 2, every)
 
 
 class _Lion(torch.optim.Optimizer):
