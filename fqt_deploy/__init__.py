@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fqt_deploy.core.optimizer import Adam as Adam
     from fqt_deploy.core.optimizer import AdamW as AdamW
     from fqt_deploy.core.optimizer import Lion as Lion
+    from fqt_deploy.core.optimizer import NAdam as NAdam
     from fqt_deploy.core.optimizer import RAdam as RAdam
     from fqt_deploy.core.optimizer import RMSprop as RMSprop
     from fqt_deploy.core.parameter_group import ParameterGroup as ParameterGroup
@@ -39,6 +40,7 @@ _PUBLIC = {
     "CompiledStep": "compiled_step",
     "FqtError": "core.diagnostics",
     "Lion": "core.optimizer",
+    "NAdam": "core.optimizer",
     "ParameterGroup": "core.parameter_group",
     "RAdam": "core.optimizer",
     "RMSprop": "core.optimizer",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.optimizer import SGD, Adadelta, Adafactor, Adagrad, Adam, AdamW, Optimizer, RAdam, RMSprop
+from fqt_deploy.core.optimizer import SGD, Adadelta, Adafactor, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 from fqt_deploy.core.parameter_group import ParameterGroup
 
 _TRANSLATED: Mapping[type[torch.optim.Optimizer], type[Optimizer]] = {
@@ -22,6 +22,7 @@ _TRANSLATED: Mapping[type[torch.optim.Optimizer], type[Optimizer]] = {
     torch.optim.Adadelta: Adadelta,
     torch.optim.Adagrad: Adagrad,
     torch.optim.RAdam: RAdam,
+    torch.optim.NAdam: NAdam,
 }
 _HYPERPARAMETERS: Mapping[type[Optimizer], tuple[str, ...]] = {
     SGD: ("lr", "momentum", "dampening", "weight_decay", "nesterov"),
@@ -32,6 +33,7 @@ _HYPERPARAMETERS: Mapping[type[Optimizer], tuple[str, ...]] = {
     Adadelta: ("lr", "rho", "eps", "weight_decay"),
     Adagrad: ("lr", "lr_decay", "initial_accumulator_value", "eps", "weight_decay"),
     RAdam: ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay"),
+    NAdam: ("lr", "betas", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay"),
 }
 _OF_A_GROUP = ("lr", "weight_decay", "betas", "eps", "momentum")
 """What each group may have of its own; the others are one for all groups."""

@@ -116,6 +116,11 @@ def radam(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.RAdam(groups, lr=1e-2, eps=1e-6, decoupled_weight_decay=True)
 
 
+def nadam(model: nn.Module) -> torch.optim.Optimizer:
+    groups = decay_groups(model, betas=(0.8, 0.95))
+    return torch.optim.NAdam(groups, lr=1e-2, eps=1e-6, momentum_decay=0.1)
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("make", "options"),
@@ -127,6 +132,7 @@ def radam(model: nn.Module) -> torch.optim.Optimizer:
         (adadelta, {"accumulate": 2}),
         (adagrad, {"accumulate": 2}),
         (radam, {"accumulate": 2}),
+        (nadam, {"accumulate": 2}),
     ],
 )
 def test_twenty_steps_are_those_of_pytorch(make: Any, options: dict[str, Any]) -> None:

@@ -258,6 +258,20 @@ class RAdam(Adam, name="radam"):
     decoupled_weight_decay: bool = option(False, _DECOUPLED, section=OPTIMIZER)
 
 
+@dataclass(frozen=True, kw_only=True)
+class NAdam(Adam, name="nadam"):
+    """NAdam (Dozat, 2016), as ``torch.optim.NAdam``: Adam that looks ahead along its mean."""
+
+    lr: float = 2e-3
+    momentum_decay: float = option(
+        4e-3,
+        "Let the momentum grow from half of the first decay rate to all of it at this speed.",
+        section=OPTIMIZER,
+        minimum=0,
+    )
+    decoupled_weight_decay: bool = option(False, _DECOUPLED, section=OPTIMIZER)
+
+
 def optimizer_kind() -> Kind:
     """An optimizer, or the name of one, which then has its default hyperparameters."""
 

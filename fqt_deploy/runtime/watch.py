@@ -189,7 +189,7 @@ class TrainingWatch:
         return found
 
 
-_MEANS = {"adam": "adam_m", "adamw": "adam_m", "radam": "radam_m"}
+_MEANS = {"adam": "adam_m", "adamw": "adam_m", "radam": "radam_m", "nadam": "nadam_m"}
 """The kind of state that is the mean of the gradient, of Adam and its relatives."""
 
 
@@ -202,7 +202,7 @@ def _moment(manifest: Manifest) -> tuple[str, float, float]:
     if any({"betas", "momentum"} & group.keys() for group in manifest.optimizer.groups):
         return "", 0.0, 1.0  # groups average in their own ways
     match manifest.optimizer.name:
-        case "adam" | "adamw" | "radam" as name:
+        case "adam" | "adamw" | "radam" | "nadam" as name:
             return _MEANS[name], found["betas"][0], 1 - found["betas"][0]
         case "lion":
             return "lion_m", found["betas"][1], 1 - found["betas"][1]

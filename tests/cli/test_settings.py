@@ -33,7 +33,7 @@ def compile_options():
 
 CUDA, SGD, RMSPROP = {"target": "cuda"}, {"optimizer": "sgd"}, {"optimizer": "rmsprop"}
 ADAFACTOR, ADADELTA = {"optimizer": "adafactor"}, {"optimizer": "adadelta"}
-ADAGRAD, RADAM = {"optimizer": "adagrad"}, {"optimizer": "radam"}
+ADAGRAD, RADAM, NADAM = {"optimizer": "adagrad"}, {"optimizer": "radam"}, {"optimizer": "nadam"}
 PLAN = str(Path(__file__).parent / "layers.plan.toml")
 EXAMPLES = {
     "prediction": (["--prediction", "boxes"], {"prediction": "boxes"}),
@@ -88,6 +88,7 @@ EXAMPLES = {
     "decoupled_weight_decay": (
         ["--optimizer", "radam", "--decoupled-weight-decay"], {**RADAM, "decoupled_weight_decay": True}
     ),
+    "momentum_decay": (["--optimizer", "nadam", "--momentum-decay", "0"], {**NADAM, "momentum_decay": 0}),
     "remat": (["--remat", "auto"], {"remat": "auto"}),
     "distributed": (["--distributed", "4-bit"], {"distributed": "4-bit"}),
     "batch_norm": (
@@ -138,7 +139,7 @@ WRONG = {
     "weight_decay": "-1", "groups": "head", "betas": "0.9,1", "eps": "nan", "momentum": "-0.9", "decay": "some",
     "no_decay": "", "clip_norm": "-1", "clip_value": "nan", "accumulate": "0", "ema": "1", "metrics": "loss",
     "dampening": "-1", "alpha": "1", "beta2_decay": "0.1", "scale_floor": "-1", "update_bound": "0.5", "rho": "1",
-    "lr_decay": "-1", "initial_accumulator_value": "nan",
+    "lr_decay": "-1", "initial_accumulator_value": "nan", "momentum_decay": "-1",
     "remat": "on", "distributed": "8-bit", "batch_norm": "global",
     "tuning_log": "", "verify": "all", "dump_ir": "", "print_after": "",
 }  # fmt: skip
@@ -156,6 +157,7 @@ NEEDS = {
     "lr_decay": ADAGRAD,
     "initial_accumulator_value": ADAGRAD,
     "decoupled_weight_decay": RADAM,
+    "momentum_decay": NADAM,
     "nesterov": {**SGD, "momentum": 0.9},
 }
 

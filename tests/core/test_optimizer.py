@@ -75,7 +75,7 @@ def test_groups_are_written_as_a_dict_or_as_values():
 def test_an_optimizer_is_declared_by_its_class_alone():
     """Name, hyperparameters, settings and flags follow from the class; here one is declared and taken back."""
     known = list(OPTIMIZERS)
-    assert known == ["adam", "adamw", "sgd", "rmsprop", "lion", "adafactor", "adadelta", "adagrad", "radam"]
+    assert known == ["adam", "adamw", "sgd", "rmsprop", "lion", "adafactor", "adadelta", "adagrad", "radam", "nadam"]
 
     try:
 
@@ -90,7 +90,7 @@ def test_an_optimizer_is_declared_by_its_class_alone():
         assert settings["optimizer"].kind.choices == (*known, "adan")
         assert settings["lr"].default_text == (
             "0.001; 0.01 for sgd; 0.01 for rmsprop; 0.0001 for lion; 0.01 for adafactor; 1 for adadelta; "
-            "0.01 for adagrad; 1e-05 for adan"
+            "0.01 for adagrad; 0.002 for nadam; 1e-05 for adan"
         )
         assert help_text(settings["interpolation"]) == "adan: Share of the momentum.  [default: 0.9]"
         with pytest.raises(FqtError, match=r"optimizer adan has no betas"):

@@ -80,6 +80,7 @@ def test_samples_are_spread_and_distinct():
         ("sgd", {"momentum": 0.5}, "sgd_momentum", 1.0),
         ("adamw", {"betas": [0.5, 0.9]}, "adam_m", 0.5),
         ("radam", {"betas": [0.5, 0.9]}, "radam_m", 0.5),
+        ("nadam", {"betas": [0.5, 0.9]}, "nadam_m", 0.5),
     ],
 )
 def test_each_layer_has_its_own_numbers(name, hyperparameters, kind, factor):
