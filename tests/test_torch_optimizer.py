@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import fqt_deploy
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.optimizer import SGD, AdamW
-from fqt_deploy.torch_optimizer import translate
+from fqt_deploy.torch_optimizer import FollowedOptimizer, translate
 
 STEPS = 20
 FP32 = {"recipe": "none", "exclude": "*"}
@@ -240,6 +240,26 @@ def test_what_a_compiled_step_cannot_follow_is_said() -> None:
     assert caught.value.code == "FQT513"
 
 
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (adadelta, "rho", 0.7),
+        (adagrad, "lr_decay", 0.2),
+        (radam, "decoupled_weight_decay", False),
+        (nadam, "momentum_decay", 0.2),
+    ],
+)
+def test_every_hyperparameter_but_the_rate_is_compiled_in(make: Any, name: str, value: Any) -> None:
+    optimizer = make(network())
+    followed = FollowedOptimizer(optimizer)
+    optimizer.param_groups[0]["lr"] = 0.25
+    assert followed.rates() == [0.25, 3e-3]
+    optimizer.param_groups[1][name] = value
+    with pytest.raises(FqtError, match=f"{name} was .* when the step was compiled, and is {value} now") as caught:
+        followed.rates()
+    assert caught.value.code == "FQT210"
+
+
 class _Other(torch.optim.AdamW):
     """A subclass, which may do anything."""
 
@@ -266,6 +286,10 @@ def stepped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         (
             lambda m: torch.optim.SGD(decay_groups(m, dampening=0.5), momentum=0.9),
             "another dampening for some parameter groups",
+        ),
+        (
+            lambda m: torch.optim.NAdam(decay_groups(m, decoupled_weight_decay=True)),
+            "another decoupled_weight_decay for some parameter groups",
         ),
     ],
 )
