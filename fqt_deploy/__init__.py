@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from fqt_deploy.compiler.check import CheckReport as CheckReport
     from fqt_deploy.core.diagnostics import FqtError as FqtError
     from fqt_deploy.core.optimizer import SGD as SGD
+    from fqt_deploy.core.optimizer import Adadelta as Adadelta
     from fqt_deploy.core.optimizer import Adafactor as Adafactor
+    from fqt_deploy.core.optimizer import Adagrad as Adagrad
     from fqt_deploy.core.optimizer import Adam as Adam
     from fqt_deploy.core.optimizer import AdamW as AdamW
     from fqt_deploy.core.optimizer import Lion as Lion
+    from fqt_deploy.core.optimizer import NAdam as NAdam
+    from fqt_deploy.core.optimizer import RAdam as RAdam
     from fqt_deploy.core.optimizer import RMSprop as RMSprop
     from fqt_deploy.core.parameter_group import ParameterGroup as ParameterGroup
     from fqt_deploy.runtime import load as load
@@ -27,14 +31,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Adadelta": "core.optimizer",
     "Adafactor": "core.optimizer",
+    "Adagrad": "core.optimizer",
     "Adam": "core.optimizer",
     "AdamW": "core.optimizer",
     "CheckReport": "compiler.check",
     "CompiledStep": "compiled_step",
     "FqtError": "core.diagnostics",
     "Lion": "core.optimizer",
+    "NAdam": "core.optimizer",
     "ParameterGroup": "core.parameter_group",
+    "RAdam": "core.optimizer",
     "RMSprop": "core.optimizer",
     "SGD": "core.optimizer",
     "Session": "runtime.session",

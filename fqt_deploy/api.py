@@ -45,9 +45,10 @@ def compile(
             by keyword, as Hugging Face models take ``labels``, else cross-entropy.
         example_inputs: one batch; fixes names, shapes and dtypes. ``(inputs, targets)``, where inputs are a tensor, a
             tuple of arguments or a dict of keyword arguments and targets have any structure, or one dict with all.
-        optimizer: ``torch.optim.SGD``, ``Adam``, ``AdamW``, ``RMSprop`` or ``Adafactor`` of the model's parameters,
-            with its parameter groups: the step takes its learning rates from it, so that a ``lr_scheduler`` works. Or
-            one of ``fqt_deploy.Adam``, ``AdamW``, ``SGD``, ``RMSprop``, ``Lion`` and ``Adafactor``; default Adam.
+        optimizer: ``torch.optim.SGD``, ``Adam``, ``AdamW``, ``NAdam``, ``RAdam``, ``RMSprop``, ``Adafactor``,
+            ``Adadelta`` or ``Adagrad`` of the model's parameters, with its parameter groups: the step takes its
+            learning rates from it, so that a ``lr_scheduler`` works. Or the class of that name in ``fqt_deploy``, or
+            ``fqt_deploy.Lion``; default Adam.
         verbose: say on standard error what is being done, then which layers run in 1 bit and why the others do not, and
             what else a person should know of the model.
         **settings: the options in ``docs/options.md`` by name, such as ``recipe``, ``agp`` or ``clip_norm``.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.optimizer import SGD, Adafactor, Adam, AdamW, Optimizer, RMSprop
+from fqt_deploy.core.optimizer import SGD, Adadelta, Adafactor, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 from fqt_deploy.core.parameter_group import ParameterGroup
 
 _TRANSLATED: Mapping[type[torch.optim.Optimizer], type[Optimizer]] = {
@@ -19,6 +19,10 @@ _TRANSLATED: Mapping[type[torch.optim.Optimizer], type[Optimizer]] = {
     torch.optim.AdamW: AdamW,
     torch.optim.RMSprop: RMSprop,
     torch.optim.Adafactor: Adafactor,
+    torch.optim.Adadelta: Adadelta,
+    torch.optim.Adagrad: Adagrad,
+    torch.optim.RAdam: RAdam,
+    torch.optim.NAdam: NAdam,
 }
 _HYPERPARAMETERS: Mapping[type[Optimizer], tuple[str, ...]] = {
     SGD: ("lr", "momentum", "dampening", "weight_decay", "nesterov"),
@@ -26,6 +30,10 @@ _HYPERPARAMETERS: Mapping[type[Optimizer], tuple[str, ...]] = {
     AdamW: ("lr", "betas", "eps", "weight_decay"),
     RMSprop: ("lr", "alpha", "eps", "weight_decay", "momentum"),
     Adafactor: ("lr", "beta2_decay", "eps", "scale_floor", "update_bound", "weight_decay"),
+    Adadelta: ("lr", "rho", "eps", "weight_decay"),
+    Adagrad: ("lr", "lr_decay", "initial_accumulator_value", "eps", "weight_decay"),
+    RAdam: ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay"),
+    NAdam: ("lr", "betas", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay"),
 }
 _OF_A_GROUP = ("lr", "weight_decay", "betas", "eps", "momentum")
 """What each group may have of its own; the others are one for all groups."""
@@ -47,7 +55,7 @@ def translate(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optimizer:
     for name in _NEVER:
         if any(group.get(name) for group in groups):
             raise _refused(f"{name} of {type(optimizer).__name__}", "leave it out")
-    if optimizer.state:
+    if any(state.get("step") != 0 for state in optimizer.state.values()):  # Adagrad has its state from the beginning
         raise FqtError(
             "the optimizer has taken steps, and its moments are not taken over",
             code="FQT210",
@@ -164,8 +172,8 @@ class FollowedOptimizer:
 
     @staticmethod
     def _fixed(group: Mapping[str, Any]) -> dict[str, Any]:
-        fixed = dict.fromkeys((*_OF_A_GROUP, "alpha", "dampening", "nesterov", "beta2_decay", "d"))
-        return {name: _plain(group[name]) for name in fixed if name in group and name != "lr"}
+        own = dict.fromkeys(name for names in _HYPERPARAMETERS.values() for name in names)
+        return {name: _plain(group[name]) for name in (*own, "d") if name in group and name != "lr"}
 
     def rates(self) -> list[float]:
         """The learning rates of now.

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import fqt_deploy
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.optimizer import SGD, AdamW
-from fqt_deploy.torch_optimizer import translate
+from fqt_deploy.torch_optimizer import FollowedOptimizer, translate
 
 STEPS = 20
 FP32 = {"recipe": "none", "exclude": "*"}
@@ -103,6 +103,24 @@ def rmsprop(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.RMSprop(decay_groups(model), lr=1e-3, momentum=0.5, eps=1e-4)
 
 
+def adadelta(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adadelta(decay_groups(model), lr=0.5, rho=0.8)
+
+
+def adagrad(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adagrad(decay_groups(model, eps=1e-6), lr=1e-2, lr_decay=0.1, initial_accumulator_value=0.01)
+
+
+def radam(model: nn.Module) -> torch.optim.Optimizer:
+    groups = decay_groups(model, betas=(0.8, 0.95))
+    return torch.optim.RAdam(groups, lr=1e-2, eps=1e-6, decoupled_weight_decay=True)
+
+
+def nadam(model: nn.Module) -> torch.optim.Optimizer:
+    groups = decay_groups(model, betas=(0.8, 0.95))
+    return torch.optim.NAdam(groups, lr=1e-2, eps=1e-6, momentum_decay=0.1)
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("make", "options"),
@@ -111,6 +129,10 @@ def rmsprop(model: nn.Module) -> torch.optim.Optimizer:
         (sgd, {"clip_value": 0.02}),
         (damped, {"accumulate": 4, "clip_norm": 0.2, "clip_value": 0.05}),
         (rmsprop, {"ema": 0.5}),
+        (adadelta, {"accumulate": 2}),
+        (adagrad, {"accumulate": 2}),
+        (radam, {"accumulate": 2}),
+        (nadam, {"accumulate": 2}),
     ],
 )
 def test_twenty_steps_are_those_of_pytorch(make: Any, options: dict[str, Any]) -> None:
@@ -218,12 +240,31 @@ def test_what_a_compiled_step_cannot_follow_is_said() -> None:
     assert caught.value.code == "FQT513"
 
 
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (adadelta, "rho", 0.7),
+        (adagrad, "lr_decay", 0.2),
+        (radam, "decoupled_weight_decay", False),
+        (nadam, "momentum_decay", 0.2),
+    ],
+)
+def test_every_hyperparameter_but_the_rate_is_compiled_in(make: Any, name: str, value: Any) -> None:
+    optimizer = make(network())
+    followed = FollowedOptimizer(optimizer)
+    optimizer.param_groups[0]["lr"] = 0.25
+    assert followed.rates() == [0.25, 3e-3]
+    optimizer.param_groups[1][name] = value
+    with pytest.raises(FqtError, match=f"{name} was .* when the step was compiled, and is {value} now") as caught:
+        followed.rates()
+    assert caught.value.code == "FQT210"
+
+
 class _Other(torch.optim.AdamW):
     """A subclass, which may do anything."""
 
 
-def stepped(model: nn.Module) -> torch.optim.Optimizer:
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+def stepped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     optimizer.param_groups[0]["params"][0].grad = torch.ones(4, 1, 3, 3)
     optimizer.step()
     return optimizer
@@ -235,14 +276,20 @@ def stepped(model: nn.Module) -> torch.optim.Optimizer:
         (lambda m: torch.optim.Adam(m.parameters(), amsgrad=True), "amsgrad of Adam cannot be compiled"),
         (lambda m: torch.optim.SGD(m.parameters(), maximize=True), "maximize of SGD cannot be compiled"),
         (lambda m: torch.optim.RMSprop(m.parameters(), centered=True), "centered of RMSprop cannot be compiled"),
-        (lambda m: torch.optim.Adagrad(m.parameters()), "Adagrad cannot be compiled"),
+        (lambda m: torch.optim.Rprop(m.parameters()), "Rprop cannot be compiled"),
         (lambda m: _Other(m.parameters()), "_Other cannot be compiled"),
-        (stepped, "has taken steps"),
+        (lambda m: stepped(torch.optim.Adam(m.parameters())), "has taken steps"),
+        (lambda m: stepped(torch.optim.Adagrad(m.parameters())), "has taken steps"),
+        (lambda m: stepped(torch.optim.SGD(m.parameters(), momentum=0.5)), "has taken steps"),
         (lambda m: torch.optim.SGD([m[0].weight]), "leaves out 5 trainable parameter(s): 1.weight, 1.bias"),
         (lambda m: torch.optim.SGD(network().parameters()), "a parameter that the model has not"),
         (
             lambda m: torch.optim.SGD(decay_groups(m, dampening=0.5), momentum=0.9),
             "another dampening for some parameter groups",
+        ),
+        (
+            lambda m: torch.optim.NAdam(decay_groups(m, decoupled_weight_decay=True)),
+            "another decoupled_weight_decay for some parameter groups",
         ),
     ],
 )

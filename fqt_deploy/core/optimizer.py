@@ -15,7 +15,8 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
 # What several optimizers have, each with a default of its own.
 _BETAS = "Average the gradient and its square with these decay rates; lion, the gradient for the step and for the next."
-_EPS = "Add this to the denominator; adafactor, bound it by this from below."
+_EPS = "Add this to the denominator; adadelta, to both mean squares; adafactor, bound it by this from below."
+_DECOUPLED = "Decay parameters by the weight decay directly."
 _MOMENTUM = "Keep a velocity with this decay rate; 0 keeps none."
 
 
@@ -219,6 +220,56 @@ class Adafactor(Optimizer, name="adafactor"):
         super().__post_init__()
         if self.beta2_decay > 0:
             raise FqtError(f"beta2_decay is {self.beta2_decay}; it must be at most 0", code="FQT202")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adadelta(Optimizer, name="adadelta"):
+    """Adadelta (Zeiler, 2012), as ``torch.optim.Adadelta``."""
+
+    lr: float = 1.0
+    rho: float = option(
+        0.9,
+        "Average the squares of gradients and of updates with this decay rate.",
+        section=OPTIMIZER,
+        minimum=0,
+        below=1,
+    )
+    eps: float = option(1e-6, _EPS, section=OPTIMIZER, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adagrad(Optimizer, name="adagrad"):
+    """Adagrad (Duchi, Hazan and Singer, 2011), as ``torch.optim.Adagrad``."""
+
+    lr: float = 1e-2
+    lr_decay: float = option(
+        0.0, "Divide the learning rate by 1 and this times the number of earlier updates.", section=OPTIMIZER, minimum=0
+    )
+    initial_accumulator_value: float = option(
+        0.0, "Begin the sums of squares with this number.", section=OPTIMIZER, minimum=0
+    )
+    eps: float = option(1e-10, _EPS, section=OPTIMIZER, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RAdam(Adam, name="radam"):
+    """RAdam (Liu et al., 2020), as ``torch.optim.RAdam``: Adam that divides by no variance before it is known."""
+
+    decoupled_weight_decay: bool = option(False, _DECOUPLED, section=OPTIMIZER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NAdam(Adam, name="nadam"):
+    """NAdam (Dozat, 2016), as ``torch.optim.NAdam``: Adam that looks ahead along its mean."""
+
+    lr: float = 2e-3
+    momentum_decay: float = option(
+        4e-3,
+        "Let the momentum grow from half of the first decay rate to all of it at this speed.",
+        section=OPTIMIZER,
+        minimum=0,
+    )
+    decoupled_weight_decay: bool = option(False, _DECOUPLED, section=OPTIMIZER)
 
 
 def optimizer_kind() -> Kind:

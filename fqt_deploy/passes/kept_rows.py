@@ -19,7 +19,7 @@ from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, shape
 from fqt_deploy.ops.op import Kind, op_of
 from fqt_deploy.ops.sample_axes import alignment, following
-from fqt_deploy.ops.traits import LEADING, SampleAxis
+from fqt_deploy.ops.traits import LEADING, Layout, SampleAxis
 from fqt_deploy.passes.batch_axis import gather_samples, resized
 
 aten = torch.ops.aten
@@ -62,7 +62,11 @@ class SampleRows(Rows):
 
     @cached_property
     def axes(self) -> Mapping[fx.Node, SampleAxis]:
-        """Where values have their samples, those of packed products included."""
+        """Where values have their samples, those of packed products included.
+
+        A value that is computed from no sample, as the mask of a dropout is, has them where the one has that it meets,
+        if there are elements for each.
+        """
         found = dict.fromkeys(self.graph.batch_inputs(), SampleAxis(0))
         for node in self.graph.graph.nodes:
             if node.op != "call_function" or node.target is fqt.gather_rows.default:
@@ -73,6 +77,8 @@ class SampleRows(Rows):
                 where = following(node, found, self.graph.batch)
             if where is not None and (node.target not in PACKING or where.outer == 1):
                 found[node] = where
+                for operand in _as_long(node, where):
+                    found.setdefault(operand, where)
         return found
 
     def operands(self, value: fx.Node) -> set[fx.Node] | None:
@@ -91,6 +97,16 @@ class SampleRows(Rows):
     def note(self, keep: int) -> dict[str, int]:
         """How many samples are kept."""
         return {"samples": keep}
+
+
+def _as_long(node: fx.Node, where: SampleAxis) -> list[fx.Node]:
+    """The operands of a call, if it computes each element from the same of them, with all samples of its result."""
+    op = op_of(node)
+    if op is None or op.traits.kind is not Kind.ELEMENTWISE or op.traits.layout is not Layout.ELEMENTWISE:
+        return []
+    extents = shape(node)
+    operands = [a for a in node.all_input_nodes if len(shape(a)) == len(extents)]
+    return [a for a in operands if shape(a)[where.axis] == extents[where.axis] > 1]
 
 
 def _keeps_axis(node: fx.Node, found: Mapping[fx.Node, SampleAxis]) -> bool:

@@ -9,7 +9,19 @@ import torch
 from torch import Tensor, fx
 
 from fqt_deploy.core.graph import Emitter
-from fqt_deploy.core.optimizer import SGD, Adafactor, Adam, AdamW, Lion, Optimizer, RMSprop
+from fqt_deploy.core.optimizer import (
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    AdamW,
+    Lion,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+)
 from fqt_deploy.passes.adafactor_update import adafactor_update
 from fqt_deploy.passes.update import Operands, Update
 
@@ -50,6 +62,42 @@ def _lion(o: Lion, axes: int) -> Update:
     return _fused(fqt.lion_update.default, ("lion_m",), *o.betas, o.weight_decay)
 
 
+def _adadelta(o: Adadelta, axes: int) -> Update:
+    moments = ("adadelta_v", "adadelta_u")
+    return _fused(fqt.adadelta_update.default, moments, o.rho, o.eps, o.weight_decay)
+
+
+def _adagrad(o: Adagrad, axes: int) -> Update:
+    arguments = (o.lr_decay, o.initial_accumulator_value, o.eps, o.weight_decay)
+    return _fused(fqt.adagrad_update.default, ("adagrad_sum",), *arguments)
+
+
+def _radam(o: RAdam, axes: int) -> Update:
+    arguments = (*o.betas, o.eps, o.weight_decay, o.decoupled_weight_decay)
+    return _fused(fqt.radam_update.default, ("radam_m", "radam_v"), *arguments)
+
+
+def _nadam(optimizer: NAdam, axes: int) -> Update:
+    """Two ops: the scalar that corrects the mean, then the parameter and its moments."""
+    extents: dict[str, Callable[[list[int]], list[int]]] = {
+        "nadam_m": list,
+        "nadam_v": list,
+        "nadam_rest": lambda _: [],
+    }
+    decay = optimizer.momentum_decay
+
+    def emit(emit: Emitter, o: Operands) -> list[fx.Node]:
+        m, v, old = o.state
+        rest = emit(fqt.nadam_product_update.default, old, o.count, optimizer.betas[0], decay, o.every)
+        result = emit(
+            fqt.nadam_update.default, o.parameter, m, v, o.gradient, rest, o.rates, o.count, o.group, *optimizer.betas,
+            optimizer.eps, decay, optimizer.weight_decay, optimizer.decoupled_weight_decay, o.every,
+        )  # fmt: skip
+        return [*(emit.item(result, i) for i in range(3)), rest]
+
+    return Update(extents, emit)
+
+
 _UPDATES: Mapping[type[Optimizer], Callable[[Any, int], Update]] = {
     Adam: _adam,
     AdamW: _adam,
@@ -57,6 +105,10 @@ _UPDATES: Mapping[type[Optimizer], Callable[[Any, int], Update]] = {
     RMSprop: _rmsprop,
     Lion: _lion,
     Adafactor: adafactor_update,
+    Adadelta: _adadelta,
+    Adagrad: _adagrad,
+    RAdam: _radam,
+    NAdam: _nadam,
 }
 
 

@@ -189,6 +189,10 @@ class TrainingWatch:
         return found
 
 
+_MEANS = {"adam": "adam_m", "adamw": "adam_m", "radam": "radam_m", "nadam": "nadam_m"}
+"""The kind of state that is the mean of the gradient, of Adam and its relatives."""
+
+
 def _moment(manifest: Manifest) -> tuple[str, float, float]:
     """The kind of state that averages gradients, its decay, and the factor that a gradient enters it with.
 
@@ -198,8 +202,8 @@ def _moment(manifest: Manifest) -> tuple[str, float, float]:
     if any({"betas", "momentum"} & group.keys() for group in manifest.optimizer.groups):
         return "", 0.0, 1.0  # groups average in their own ways
     match manifest.optimizer.name:
-        case "adam" | "adamw":
-            return "adam_m", found["betas"][0], 1 - found["betas"][0]
+        case "adam" | "adamw" | "radam" | "nadam" as name:
+            return _MEANS[name], found["betas"][0], 1 - found["betas"][0]
         case "lion":
             return "lion_m", found["betas"][1], 1 - found["betas"][1]
         case "sgd":

@@ -32,7 +32,8 @@ def compile_options():
 """
 
 CUDA, SGD, RMSPROP = {"target": "cuda"}, {"optimizer": "sgd"}, {"optimizer": "rmsprop"}
-ADAFACTOR = {"optimizer": "adafactor"}
+ADAFACTOR, ADADELTA = {"optimizer": "adafactor"}, {"optimizer": "adadelta"}
+ADAGRAD, RADAM, NADAM = {"optimizer": "adagrad"}, {"optimizer": "radam"}, {"optimizer": "nadam"}
 PLAN = str(Path(__file__).parent / "layers.plan.toml")
 EXAMPLES = {
     "prediction": (["--prediction", "boxes"], {"prediction": "boxes"}),
@@ -79,6 +80,15 @@ EXAMPLES = {
     "beta2_decay": (["--optimizer", "adafactor", "--beta2-decay", "-0.5"], {**ADAFACTOR, "beta2_decay": -0.5}),
     "scale_floor": (["--optimizer", "adafactor", "--scale-floor", "0.1"], {**ADAFACTOR, "scale_floor": 0.1}),
     "update_bound": (["--optimizer", "adafactor", "--update-bound", "2"], {**ADAFACTOR, "update_bound": 2}),
+    "rho": (["--optimizer", "adadelta", "--rho", "0.8"], {**ADADELTA, "rho": 0.8}),
+    "lr_decay": (["--optimizer", "adagrad", "--lr-decay", "0.1"], {**ADAGRAD, "lr_decay": 0.1}),
+    "initial_accumulator_value": (
+        ["--optimizer", "adagrad", "--initial-accumulator-value", "0.1"], {**ADAGRAD, "initial_accumulator_value": 0.1}
+    ),
+    "decoupled_weight_decay": (
+        ["--optimizer", "radam", "--decoupled-weight-decay"], {**RADAM, "decoupled_weight_decay": True}
+    ),
+    "momentum_decay": (["--optimizer", "nadam", "--momentum-decay", "0"], {**NADAM, "momentum_decay": 0}),
     "remat": (["--remat", "auto"], {"remat": "auto"}),
     "distributed": (["--distributed", "4-bit"], {"distributed": "4-bit"}),
     "batch_norm": (
@@ -128,11 +138,12 @@ WRONG = {
     "optimizer": "rprop", "lr": "fast",
     "weight_decay": "-1", "groups": "head", "betas": "0.9,1", "eps": "nan", "momentum": "-0.9", "decay": "some",
     "no_decay": "", "clip_norm": "-1", "clip_value": "nan", "accumulate": "0", "ema": "1", "metrics": "loss",
-    "dampening": "-1", "alpha": "1", "beta2_decay": "0.1", "scale_floor": "-1", "update_bound": "0.5",
+    "dampening": "-1", "alpha": "1", "beta2_decay": "0.1", "scale_floor": "-1", "update_bound": "0.5", "rho": "1",
+    "lr_decay": "-1", "initial_accumulator_value": "nan", "momentum_decay": "-1",
     "remat": "on", "distributed": "8-bit", "batch_norm": "global",
     "tuning_log": "", "verify": "all", "dump_ir": "", "print_after": "",
 }  # fmt: skip
-FLAGS = {"tf32", "nesterov", "tune", "time_passes"}
+FLAGS = {"tf32", "nesterov", "decoupled_weight_decay", "tune", "time_passes"}
 NEEDS = {
     "arch": CUDA,
     "tf32": CUDA,
@@ -142,6 +153,11 @@ NEEDS = {
     "beta2_decay": ADAFACTOR,
     "scale_floor": ADAFACTOR,
     "update_bound": ADAFACTOR,
+    "rho": ADADELTA,
+    "lr_decay": ADAGRAD,
+    "initial_accumulator_value": ADAGRAD,
+    "decoupled_weight_decay": RADAM,
+    "momentum_decay": NADAM,
     "nesterov": {**SGD, "momentum": 0.9},
 }
 

@@ -74,7 +74,8 @@ def test_groups_are_written_as_a_dict_or_as_values():
 
 def test_an_optimizer_is_declared_by_its_class_alone():
     """Name, hyperparameters, settings and flags follow from the class; here one is declared and taken back."""
-    assert list(OPTIMIZERS) == ["adam", "adamw", "sgd", "rmsprop", "lion", "adafactor"]
+    known = list(OPTIMIZERS)
+    assert known == ["adam", "adamw", "sgd", "rmsprop", "lion", "adafactor", "adadelta", "adagrad", "radam", "nadam"]
 
     try:
 
@@ -86,10 +87,10 @@ def test_an_optimizer_is_declared_by_its_class_alone():
         assert options_of({"optimizer": "adan", "interpolation": 0.5}).optimizer == Adan(interpolation=0.5)
         assert Adan().describe()["hyperparameters"] == {"weight_decay": 0.0, "interpolation": 0.9}
         settings = all_settings()
-        assert settings["optimizer"].kind.choices == ("adam", "adamw", "sgd", "rmsprop", "lion", "adafactor", "adan")
-        assert (
-            settings["lr"].default_text
-            == "0.001; 0.01 for sgd; 0.01 for rmsprop; 0.0001 for lion; 0.01 for adafactor; 1e-05 for adan"
+        assert settings["optimizer"].kind.choices == (*known, "adan")
+        assert settings["lr"].default_text == (
+            "0.001; 0.01 for sgd; 0.01 for rmsprop; 0.0001 for lion; 0.01 for adafactor; 1 for adadelta; "
+            "0.01 for adagrad; 0.002 for nadam; 1e-05 for adan"
         )
         assert help_text(settings["interpolation"]) == "adan: Share of the momentum.  [default: 0.9]"
         with pytest.raises(FqtError, match=r"optimizer adan has no betas"):

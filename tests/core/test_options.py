@@ -29,7 +29,8 @@ from fqt_deploy.core.options import CompileOptions
         ({"recipe": None}, "recipe is None"),
         (
             {"optimizer": "rprop"},
-            "optimizer is 'rprop'; it must be one of adam, adamw, sgd, rmsprop, lion, adafactor, or an instance",
+            "optimizer is 'rprop'; it must be one of adam, adamw, sgd, rmsprop, lion, adafactor, "
+            "adadelta, adagrad, radam, nadam, or an instance",
         ),
         ({"seed": -1}, "seed is -1; it must be an integer in [0, 2^63)"),
         ({"seed": 2**63}, "seed is 9223372036854775808"),

@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 
 from fqt_deploy.ops.optimizers.accumulate_gradient import AccumulateGradient
+from fqt_deploy.ops.optimizers.adadelta_update import AdadeltaUpdate
+from fqt_deploy.ops.optimizers.adagrad_update import AdagradUpdate
 from fqt_deploy.ops.optimizers.adam_update import AdamUpdate
 from fqt_deploy.ops.optimizers.average_parameter import AverageParameter
 from fqt_deploy.ops.optimizers.lion_update import LionUpdate
+from fqt_deploy.ops.optimizers.nadam_product_update import NadamProductUpdate
+from fqt_deploy.ops.optimizers.nadam_update import NadamUpdate
+from fqt_deploy.ops.optimizers.radam_update import RadamUpdate
 from fqt_deploy.ops.optimizers.rmsprop_momentum_update import RmspropMomentumUpdate
 from fqt_deploy.ops.optimizers.rmsprop_update import RmspropUpdate
 from fqt_deploy.ops.optimizers.scaled_update import ScaledUpdate
@@ -20,7 +25,7 @@ from fqt_deploy.ops.optimizers.sgd_momentum_update import SgdMomentumUpdate
 from fqt_deploy.ops.optimizers.sgd_update import SgdUpdate
 from fqt_deploy.ops.optimizers.update_op import UpdateOp
 
-UPDATES = 5
+UPDATES = 8
 RATES = torch.tensor([0.5, 1e-2])
 GROUP = 1
 RATE = float(RATES[GROUP])
@@ -28,7 +33,7 @@ EVERY = pytest.mark.parametrize("every", [1, 3])
 DECAY = pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 
 
-def _follow(make: Callable[[list[Tensor]], Any], op: type, arguments: tuple[Any, ...], states: int, every: int) -> None:
+def _follow(make: Callable[[list[Tensor]], Any], op: Any, arguments: tuple[Any, ...], states: int, every: int) -> None:
     """Compare ``op(param, *state, grad, lr, step, group, *arguments, every)`` with an optimizer over a few updates."""
     g = torch.Generator().manual_seed(0)
     start = torch.randn(7, 5, generator=g)
@@ -94,6 +99,61 @@ def test_rmsprop(momentum: float, weight_decay: float, every: int) -> None:
         lambda p: torch.optim.RMSprop(p, lr=RATE, alpha=0.95, momentum=momentum, weight_decay=weight_decay),
         op, arguments, 2 if momentum else 1, every,
     )  # fmt: skip
+
+
+@EVERY
+@DECAY
+def test_adadelta(weight_decay: float, every: int) -> None:
+    """Adadelta, whose means of squares begin at zero."""
+    options = {"rho": 0.8, "eps": 1e-5, "weight_decay": weight_decay}
+    _follow(lambda p: torch.optim.Adadelta(p, lr=RATE, **options), AdadeltaUpdate, tuple(options.values()), 2, every)
+
+
+@EVERY
+@DECAY
+@pytest.mark.parametrize(("lr_decay", "initial"), [(0.0, 0.0), (0.5, 0.1)])
+def test_adagrad(lr_decay: float, initial: float, weight_decay: float, every: int) -> None:
+    """Adagrad, with and without a rate that decays and sums that do not begin at zero."""
+    options = {"lr_decay": lr_decay, "initial_accumulator_value": initial, "eps": 1e-6, "weight_decay": weight_decay}
+    _follow(lambda p: torch.optim.Adagrad(p, lr=RATE, **options), AdagradUpdate, tuple(options.values()), 1, every)
+
+
+@EVERY
+@DECAY
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.6)])
+def test_radam(betas: tuple[float, float], decoupled: bool, weight_decay: float, every: int) -> None:
+    """RAdam, before and after the variance is known, and where the mean of the squares is always over too few."""
+    options = {"eps": 1e-6, "weight_decay": weight_decay, "decoupled_weight_decay": decoupled}
+    arguments = (*betas, *options.values())
+    _follow(lambda p: torch.optim.RAdam(p, lr=RATE, betas=betas, **options), RadamUpdate, arguments, 2, every)
+
+
+class _Nadam:
+    """Both ops of NAdam as one, whose last state repeats the scalar that they keep."""
+
+    def __init__(self, param: Tensor, m: Tensor, v: Tensor, rest: Tensor, *others: Any) -> None:
+        self.values, (self.grad, self.rates, self.step, self.group, *self.others) = (param, m, v, rest), others
+
+    def reference(self) -> tuple[Tensor, ...]:
+        """New parameter, moments and scalar."""
+        *moments, old = self.values
+        beta1, _, _, momentum_decay, *_, every = self.others
+        rest = NadamProductUpdate(old[0, 0], self.step, beta1, momentum_decay, every).reference()
+        new = NadamUpdate(*moments, self.grad, rest, self.rates, self.step, self.group, *self.others).reference()
+        return *new, rest.expand_as(old)
+
+
+@EVERY
+@DECAY
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("momentum_decay", [0.0, 4e-3, 2.0])
+def test_nadam(momentum_decay: float, decoupled: bool, weight_decay: float, every: int) -> None:
+    """NAdam, and NAdamW where decay is decoupled."""
+    options = {"momentum_decay": momentum_decay, "weight_decay": weight_decay, "decoupled_weight_decay": decoupled}
+    betas, eps = (0.9, 0.99), 1e-6
+    arguments = (*betas, eps, *options.values())
+    _follow(lambda p: torch.optim.NAdam(p, lr=RATE, betas=betas, eps=eps, **options), _Nadam, arguments, 3, every)
 
 
 class _Lion(torch.optim.Optimizer):

@@ -64,10 +64,10 @@ WRONG = {
     "select-once{required=maybe}": ("FQT209", "column 22: required is 'maybe'; it must be one of True, False", None),
     "select-nested{exponent=x}": ("FQT209", "column 24: exponent must be a number", None),
     "annotate-layers{include=head}": ("FQT209", "column 25: expected '[' and the values of include", None),
-    "append-optimizer{optimizer=adagrad}": (
+    "append-optimizer{optimizer=muon}": (
         "FQT209",
-        "column 28: there is no optimizer 'adagrad'",
-        "there are: adafactor, adam",
+        "column 28: there is no optimizer 'muon'",
+        "there are: adadelta, adafactor, adagrad, adam",
     ),
     "append-optimizer{optimizer=sgd{betas=[1 2]}}": ("FQT209", "column 32: sgd has no 'betas'", None),
     "append-optimizer{optimizer=adam{betas=[0.1]}}": ("FQT209", "column 39: betas has 2 values, 1 are given", None),

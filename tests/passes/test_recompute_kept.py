@@ -150,3 +150,17 @@ def test_codes_of_two_layers_are_gathered_before_both(agp, graph_after, monkeypa
     gathers = [(g.args[0], g.args[1]) for g in graph.calls(fqt.gather_rows.default)]
     assert len(again) == 1
     assert len(gathers) == len(set(gathers)), "the same samples are gathered once"
+
+
+def test_kept_samples_drop_what_all_of_them_dropped(lowered, make_source, weight_gradients):
+    """The mask of a dropout is computed from no sample, and has elements for each."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(4, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25))
+    module = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 4))
+    found = []
+    for smallest in (1 << 40, 0):
+        graph = lowered(module, smallest, agp="sampled")
+        assert bool(recomputed(graph)) == (smallest == 0)
+        found.append(weight_gradients(graph, make_source(module), seed=3))
+    for parameter, gradient in found[0].items():
+        torch.testing.assert_close(found[1][parameter], gradient, rtol=0, atol=0, msg=parameter)

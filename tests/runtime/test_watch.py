@@ -74,15 +74,24 @@ def test_samples_are_spread_and_distinct():
     assert (seen == 3).all()  # a view of what the next step writes
 
 
-def test_each_layer_has_its_own_numbers():
+@pytest.mark.parametrize(
+    ("name", "hyperparameters", "kind", "factor"),
+    [
+        ("sgd", {"momentum": 0.5}, "sgd_momentum", 1.0),
+        ("adamw", {"betas": [0.5, 0.9]}, "adam_m", 0.5),
+        ("radam", {"betas": [0.5, 0.9]}, "radam_m", 0.5),
+        ("nadam", {"betas": [0.5, 0.9]}, "nadam_m", 0.5),
+    ],
+)
+def test_each_layer_has_its_own_numbers(name, hyperparameters, kind, factor):
     """Against the sums of a loop over layers, on made-up state of two layers, one of them without a moment."""
     generator = np.random.default_rng(0)
     layers = [LayerDecision("a", "linear", "1-bit", ""), LayerDecision("b", "linear", "fp32", "")]
-    optimizer = OptimizerInfo("sgd", {"momentum": 0.5}, [{"pattern": ["*"], "lr": 0.1}])
+    optimizer = OptimizerInfo(name, hyperparameters, [{"pattern": ["*"], "lr": 0.1}])
     state = {
         "param/a.weight": generator.standard_normal((20, 30)).astype("float32"),
         "param/b.weight": generator.standard_normal(40).astype("float32"),
-        "sgd_momentum/a.weight": np.zeros((20, 30), "float32"),
+        f"{kind}/a.weight": np.zeros((20, 30), "float32"),
     }
     session = SimpleNamespace(
         step_count=0, manifest=SimpleNamespace(layers=layers, optimizer=optimizer), tensors=lambda: state
@@ -92,8 +101,8 @@ def test_each_layer_has_its_own_numbers():
     for step in (1, 2, 3):
         watch.begin()
         gradient = generator.standard_normal((20, 30)).astype("float32") + 1
-        state["sgd_momentum/a.weight"] *= 0.5
-        state["sgd_momentum/a.weight"] += gradient
+        state[f"{kind}/a.weight"] *= 0.5
+        state[f"{kind}/a.weight"] += factor * gradient
         before = {name: array > 0 for name, array in state.items()}
         state["param/a.weight"][:step] *= -1
         session.step_count = step

@@ -16,7 +16,8 @@ class UpdateRule:
 
     ops: ClassVar[frozenset[str]] = frozenset(
         {
-            "accumulate_gradient", "adam_update", "average_parameter", "lion_update", "rmsprop_momentum_update",
+            "accumulate_gradient", "adadelta_update", "adagrad_update", "adam_update", "average_parameter",
+            "lion_update", "nadam_product_update", "nadam_update", "radam_update", "rmsprop_momentum_update",
             "rmsprop_update", "scaled_update", "sgd_momentum_update", "sgd_update",
         }
     )  # fmt: skip
