@@ -102,7 +102,8 @@ def _compute(node: fx.Node, values: dict[fx.Node, Any], name: str, numbers: Mapp
 def _inline_producers(function: tirx.PrimFunc, kernel: Kernel, root_prefix: str) -> tirx.PrimFunc:
     """Inline every stage but the root's own; of an element-wise root, all but the last.
 
-    An update keeps the stage of its gradient, which several of its own stages read.
+    An update whose own stages come behind that of its gradient keeps it, because several of them read it; inlining the
+    gradient costs no time, as Adam's shows, whose first stage reads no gradient.
     """
     schedule = s_tir.Schedule(function)
     blocks = schedule.get_child_blocks(schedule.get_sblock("root")) if _has_root_block(function) else []
