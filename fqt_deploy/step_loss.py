@@ -47,8 +47,8 @@ class StepLoss(float):
         cls, function: Callable[..., Any], _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """What ``function`` of PyTorch, such as ``torch.isfinite``, computes of the losses among its arguments."""
-        plain = torch.utils._pytree.tree_map_only(cls, _as_tensor, args)
-        return function(*plain, **(kwargs or {}))
+        plain, named = torch.utils._pytree.tree_map_only(cls, _as_tensor, (args, kwargs or {}))
+        return function(*plain, **named)
 
 
 def _as_tensor(loss: StepLoss) -> Tensor:

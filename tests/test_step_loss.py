@@ -43,6 +43,7 @@ def test_arithmetic_gives_such_a_loss(result: StepLoss, value: float) -> None:
 def test_functions_of_pytorch_take_it() -> None:
     loss = StepLoss(0.5)
     assert torch.isfinite(loss)
+    assert torch.isfinite(input=loss)
     assert not torch.isnan(loss)
     assert torch.equal(torch.stack([loss, loss]), torch.tensor([0.5, 0.5]))
     assert torch.equal(loss * torch.ones(2), torch.tensor([0.5, 0.5]))

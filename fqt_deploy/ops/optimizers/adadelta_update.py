@@ -11,12 +11,12 @@ from torch import Tensor
 from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.optimizers.update_op import UpdateOp
+from fqt_deploy.ops.optimizers.update_op import DecayedGradient, UpdateOp
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
 @define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
-class AdadeltaUpdate(UpdateOp):
+class AdadeltaUpdate(DecayedGradient, UpdateOp):
     """The update that ``torch.optim.Adadelta`` makes of a parameter.
 
     Attributes:
@@ -52,7 +52,7 @@ class AdadeltaUpdate(UpdateOp):
 
     def reference(self) -> tuple[Tensor, Tensor, Tensor]:
         """The result in plain PyTorch."""
-        gradient = self.grad + self.weight_decay * self.param
+        gradient = self.gradient()
         v = self.rho * self.v + (1 - self.rho) * gradient * gradient
         delta = (self.u + self.eps).sqrt() / (v + self.eps).sqrt() * gradient
         u = self.rho * self.u + (1 - self.rho) * delta * delta
@@ -67,18 +67,14 @@ class AdadeltaUpdate(UpdateOp):
 
     def compute(self) -> tuple[te.Tensor, ...]:
         """The new mean square and the change, then one loop nest that overwrites the parameter and both means."""
-
-        def gradient(i: tuple[Any, ...]) -> Any:
-            return self.grad[i] + self.weight_decay * self.param[i] if self.weight_decay else self.grad[i]
-
         new_v = te.compute(
             self.param.shape,
-            lambda *i: self.rho * self.v[i] + (1 - self.rho) * gradient(i) * gradient(i),
+            lambda *i: self.rho * self.v[i] + (1 - self.rho) * self.te_gradient(i) * self.te_gradient(i),
             name="adadelta_update_v",
         )
         delta = te.compute(
             self.param.shape,
-            lambda *i: tirx.sqrt(self.u[i] + self.eps) / tirx.sqrt(new_v[i] + self.eps) * gradient(i),
+            lambda *i: tirx.sqrt(self.u[i] + self.eps) / tirx.sqrt(new_v[i] + self.eps) * self.te_gradient(i),
             name="adadelta_update_delta",
         )
 
@@ -109,7 +105,7 @@ class AdadeltaUpdate(UpdateOp):
         """The ONNX body: element-wise."""
         double, eps = op.double("rho"), op.float("eps")
         rho, new = op.cast(double, "float32"), op.cast(op("Sub", op.constant(1.0, "float64"), double), "float32")
-        gradient = op("Add", self.grad, op("Mul", self.param, op.float("weight_decay")))
+        gradient = self.onnx_gradient(op)
         v = op("Add", op("Mul", self.v, rho), op("Mul", op("Mul", gradient, new), gradient))
         old_root, root = (op("Sqrt", op("Add", mean, eps)) for mean in (self.u, v))
         delta = op("Mul", op("Div", old_root, root), gradient)

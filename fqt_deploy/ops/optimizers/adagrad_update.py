@@ -11,12 +11,12 @@ from torch import Tensor
 from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.optimizers.update_op import UpdateOp
+from fqt_deploy.ops.optimizers.update_op import DecayedGradient, UpdateOp
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
 @define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
-class AdagradUpdate(UpdateOp):
+class AdagradUpdate(DecayedGradient, UpdateOp):
     """The update that ``torch.optim.Adagrad`` makes of a parameter.
 
     Attributes:
@@ -52,7 +52,7 @@ class AdagradUpdate(UpdateOp):
 
     def reference(self) -> tuple[Tensor, Tensor]:
         """The result in plain PyTorch."""
-        gradient = self.grad + self.weight_decay * self.param
+        gradient = self.gradient()
         total = self.total + gradient * gradient
         rate = (self.lr[self.group].double() / (1 + (self.number() - 1) * self.lr_decay)).float()
         param = self.param - rate * gradient / ((total + self.initial).sqrt() + self.eps)
@@ -73,16 +73,15 @@ class AdagradUpdate(UpdateOp):
 
         rates = te.compute((1,), decayed, name="adagrad_update_rate")
 
-        def gradient(i: tuple[Any, ...]) -> Any:
-            return self.grad[i] + self.weight_decay * self.param[i] if self.weight_decay else self.grad[i]
-
         new_total = te.compute(
-            self.param.shape, lambda *i: self.total[i] + gradient(i) * gradient(i), name="adagrad_update_total"
+            self.param.shape,
+            lambda *i: self.total[i] + self.te_gradient(i) * self.te_gradient(i),
+            name="adagrad_update_total",
         )
 
         def updated(*i: Any) -> Any:
             square = new_total[i] + self.initial if self.initial else new_total[i]
-            param = self.param[i] - rates[0] * gradient(i) / (tirx.sqrt(square) + self.eps)
+            param = self.param[i] - rates[0] * self.te_gradient(i) / (tirx.sqrt(square) + self.eps)
             return self.te_due(param, self.param[i]), self.te_due(new_total[i], self.total[i])
 
         return tuple(te.compute(self.param.shape, updated, name="adagrad_update"))
@@ -113,7 +112,7 @@ class AdagradUpdate(UpdateOp):
         earlier = op("Sub", op.cast(self.onnx_number(op), "float64"), one)
         divisor = op("Add", one, op("Mul", earlier, op.double("lr_decay")))
         decayed = op.cast(op("Div", op.cast(rate, "float64"), divisor), "float32")
-        gradient = op("Add", self.grad, op("Mul", self.param, op.float("weight_decay")))
+        gradient = self.onnx_gradient(op)
         total = op("Add", self.total, op("Mul", gradient, gradient))
         denominator = op("Add", op("Sqrt", op("Add", total, op.float("initial"))), op.float("eps"))
         param = op("Sub", self.param, op("Div", op("Mul", gradient, decayed), denominator))

@@ -11,12 +11,12 @@ from torch import Tensor
 from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.optimizers.update_op import UpdateOp
+from fqt_deploy.ops.optimizers.update_op import DecayedGradient, UpdateOp
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
 @define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
-class RmspropMomentumUpdate(UpdateOp):
+class RmspropMomentumUpdate(DecayedGradient, UpdateOp):
     """The update that ``torch.optim.RMSprop`` with momentum, not centered, makes of a parameter.
 
     Attributes:
@@ -54,7 +54,7 @@ class RmspropMomentumUpdate(UpdateOp):
 
     def reference(self) -> tuple[Tensor, Tensor, Tensor]:
         """The result in plain PyTorch."""
-        gradient = self.grad + self.weight_decay * self.param
+        gradient = self.gradient()
         v = self.alpha * self.v + (1 - self.alpha) * gradient * gradient
         buf = self.momentum * self.buf + gradient / (v.sqrt() + self.eps)
         param = self.param - self.lr[self.group] * buf
@@ -68,19 +68,15 @@ class RmspropMomentumUpdate(UpdateOp):
 
     def compute(self) -> tuple[te.Tensor, ...]:
         """The new mean square and velocity, then one loop nest that overwrites the parameter and both."""
-
-        def gradient(i: tuple[Any, ...]) -> Any:
-            return self.grad[i] + self.weight_decay * self.param[i] if self.weight_decay else self.grad[i]
-
         new_v = te.compute(
             self.param.shape,
-            lambda *i: self.alpha * self.v[i] + (1 - self.alpha) * gradient(i) * gradient(i),
+            lambda *i: self.alpha * self.v[i] + (1 - self.alpha) * self.te_gradient(i) * self.te_gradient(i),
             name="rmsprop_momentum_update_v",
         )
 
         new_buf = te.compute(
             self.param.shape,
-            lambda *i: self.momentum * self.buf[i] + gradient(i) / (tirx.sqrt(new_v[i]) + self.eps),
+            lambda *i: self.momentum * self.buf[i] + self.te_gradient(i) / (tirx.sqrt(new_v[i]) + self.eps),
             name="rmsprop_momentum_update_buf",
         )
 
@@ -110,7 +106,7 @@ class RmspropMomentumUpdate(UpdateOp):
         """The ONNX body: element-wise."""
         alpha, rate = op.double("alpha"), op("Gather", self.lr, op.integer("group"), axis=0)
         new = op.cast(op("Sub", op.constant(1.0, "float64"), alpha), "float32")
-        gradient = op("Add", self.grad, op("Mul", self.param, op.float("weight_decay")))
+        gradient = self.onnx_gradient(op)
         square = op("Mul", op("Mul", gradient, new), gradient)
         v = op("Add", op("Mul", self.v, op.cast(alpha, "float32")), square)
         scaled = op("Div", gradient, op("Add", op("Sqrt", v), op.float("eps")))

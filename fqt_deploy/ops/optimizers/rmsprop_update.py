@@ -11,12 +11,12 @@ from torch import Tensor
 from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.optimizers.update_op import UpdateOp
+from fqt_deploy.ops.optimizers.update_op import DecayedGradient, UpdateOp
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
 @define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
-class RmspropUpdate(UpdateOp):
+class RmspropUpdate(DecayedGradient, UpdateOp):
     """The update that ``torch.optim.RMSprop`` without momentum, not centered, makes of a parameter.
 
     Attributes:
@@ -50,7 +50,7 @@ class RmspropUpdate(UpdateOp):
 
     def reference(self) -> tuple[Tensor, Tensor]:
         """The result in plain PyTorch."""
-        gradient = self.grad + self.weight_decay * self.param
+        gradient = self.gradient()
         v = self.alpha * self.v + (1 - self.alpha) * gradient * gradient
         param = self.param - self.lr[self.group] * (gradient / (v.sqrt() + self.eps))
         return self.due(param, self.param), self.due(v, self.v)
@@ -62,18 +62,14 @@ class RmspropUpdate(UpdateOp):
 
     def compute(self) -> tuple[te.Tensor, ...]:
         """The new mean square, then one loop nest that overwrites parameter and mean square."""
-
-        def gradient(i: tuple[Any, ...]) -> Any:
-            return self.grad[i] + self.weight_decay * self.param[i] if self.weight_decay else self.grad[i]
-
         new_v = te.compute(
             self.param.shape,
-            lambda *i: self.alpha * self.v[i] + (1 - self.alpha) * gradient(i) * gradient(i),
+            lambda *i: self.alpha * self.v[i] + (1 - self.alpha) * self.te_gradient(i) * self.te_gradient(i),
             name="rmsprop_update_v",
         )
 
         def updated(*i: Any) -> Any:
-            param = self.param[i] - self.lr[self.group] * (gradient(i) / (tirx.sqrt(new_v[i]) + self.eps))
+            param = self.param[i] - self.lr[self.group] * (self.te_gradient(i) / (tirx.sqrt(new_v[i]) + self.eps))
             return self.te_due(param, self.param[i]), self.te_due(new_v[i], self.v[i])
 
         return tuple(te.compute(self.param.shape, updated, name="rmsprop_update"))
@@ -97,7 +93,7 @@ class RmspropUpdate(UpdateOp):
         """The ONNX body: element-wise."""
         alpha, rate = op.double("alpha"), op("Gather", self.lr, op.integer("group"), axis=0)
         new = op.cast(op("Sub", op.constant(1.0, "float64"), alpha), "float32")
-        gradient = op("Add", self.grad, op("Mul", self.param, op.float("weight_decay")))
+        gradient = self.onnx_gradient(op)
         square = op("Mul", op("Mul", gradient, new), gradient)
         v = op("Add", op("Mul", self.v, op.cast(alpha, "float32")), square)
         scaled = op("Div", gradient, op("Add", op("Sqrt", v), op.float("eps")))

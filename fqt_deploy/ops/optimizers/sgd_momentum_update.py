@@ -11,12 +11,12 @@ from torch import Tensor
 from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.optimizers.update_op import UpdateOp
+from fqt_deploy.ops.optimizers.update_op import DecayedGradient, UpdateOp
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
 @define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
-class SgdMomentumUpdate(UpdateOp):
+class SgdMomentumUpdate(DecayedGradient, UpdateOp):
     """The update that ``torch.optim.SGD`` with momentum makes of a parameter.
 
     Attributes:
@@ -52,7 +52,7 @@ class SgdMomentumUpdate(UpdateOp):
 
     def reference(self) -> tuple[Tensor, Tensor]:
         """The result in plain PyTorch."""
-        gradient = self.grad + self.weight_decay * self.param
+        gradient = self.gradient()
         later = self.momentum * self.buf + (1 - self.dampening) * gradient
         buf = torch.where(self.number() == 1, gradient, later)
         param = self.param - self.lr[self.group] * (gradient + self.momentum * buf if self.nesterov else buf)
@@ -66,20 +66,19 @@ class SgdMomentumUpdate(UpdateOp):
     def compute(self) -> tuple[te.Tensor, ...]:
         """The new buffer, then one loop nest that overwrites parameter and buffer element by element."""
 
-        def gradient(i: tuple[Any, ...]) -> Any:
-            return self.grad[i] + self.weight_decay * self.param[i] if self.weight_decay else self.grad[i]
-
         def added(i: tuple[Any, ...]) -> Any:
-            return gradient(i) * (1.0 - self.dampening) if self.dampening else gradient(i)
+            return self.te_gradient(i) * (1.0 - self.dampening) if self.dampening else self.te_gradient(i)
 
         new_buf = te.compute(
             self.param.shape,
-            lambda *i: tirx.Select(self.te_number().equal(1), gradient(i), self.momentum * self.buf[i] + added(i)),
+            lambda *i: tirx.Select(
+                self.te_number().equal(1), self.te_gradient(i), self.momentum * self.buf[i] + added(i)
+            ),
             name="sgd_momentum_update_buf",
         )
 
         def updated(*i: Any) -> Any:
-            direction = gradient(i) + self.momentum * new_buf[i] if self.nesterov else new_buf[i]
+            direction = self.te_gradient(i) + self.momentum * new_buf[i] if self.nesterov else new_buf[i]
             param = self.param[i] - self.lr[self.group] * direction
             return self.te_due(param, self.param[i]), self.te_due(new_buf[i], self.buf[i])
 
@@ -109,7 +108,7 @@ class SgdMomentumUpdate(UpdateOp):
     def onnx_body(self, op: Body) -> tuple[str, str]:
         """The ONNX body: element-wise; ``nesterov`` chooses between two directions."""
         momentum = op.float("momentum")
-        gradient = op("Add", self.grad, op("Mul", self.param, op.float("weight_decay")))
+        gradient = self.onnx_gradient(op)
         first = op("Equal", self.onnx_number(op), op.constant(1, "int64"))
         added = op("Mul", gradient, op("Sub", op.constant(1.0, "float32"), op.float("dampening")))
         new = op("Where", first, gradient, op("Add", op("Mul", self.buf, momentum), added))

@@ -11,12 +11,12 @@ from torch import Tensor
 from fqt_deploy.ops.lib.late_modules import te
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.op import Cost, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.optimizers.update_op import UpdateOp
+from fqt_deploy.ops.optimizers.update_op import DecayedGradient, UpdateOp
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
 @define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
-class SgdUpdate(UpdateOp):
+class SgdUpdate(DecayedGradient, UpdateOp):
     """The update that ``torch.optim.SGD`` without momentum makes of a parameter.
 
     Attributes:
@@ -44,7 +44,7 @@ class SgdUpdate(UpdateOp):
 
     def reference(self) -> Tensor:
         """The result in plain PyTorch."""
-        param = self.param - self.lr[self.group] * (self.grad + self.weight_decay * self.param)
+        param = self.param - self.lr[self.group] * self.gradient()
         return self.due(param, self.param)
 
     def fake(self) -> Tensor:
@@ -56,7 +56,7 @@ class SgdUpdate(UpdateOp):
         """The loop nest: element-wise; may overwrite the parameter in place."""
 
         def updated(*i: Any) -> Any:
-            gradient = self.grad[i] + self.weight_decay * self.param[i] if self.weight_decay else self.grad[i]
+            gradient = self.te_gradient(i)
             return self.te_due(self.param[i] - self.lr[self.group] * gradient, self.param[i])
 
         return te.compute(self.param.shape, updated, name="sgd_update")
@@ -82,6 +82,6 @@ class SgdUpdate(UpdateOp):
 
     def onnx_body(self, op: Body) -> str:
         """The ONNX body: element-wise."""
-        gradient = op("Add", self.grad, op("Mul", self.param, op.float("weight_decay")))
+        gradient = self.onnx_gradient(op)
         param = op("Sub", self.param, op("Mul", gradient, op("Gather", self.lr, op.integer("group"), axis=0)))
         return self.onnx_due(op, param, self.param)

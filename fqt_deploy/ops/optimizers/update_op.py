@@ -68,3 +68,23 @@ class UpdateOp(FqtOp):
         alike = all(state.shape == shape for state in (*states, grad))
         if not alike or self.step.dim() != 0 or not 0 <= group < lr.shape[0] or self.every < 1:
             raise ValueError(f"parameter {tuple(shape)}, its state and gradient {tuple(grad.shape)} do not match")
+
+
+class DecayedGradient:
+    """The gradient with ``weight_decay`` times the parameter added, for updates that declare all three."""
+
+    param: Operand
+    grad: Operand
+    weight_decay: float
+
+    def gradient(self) -> Tensor:
+        """Reference: the gradient with its decay."""
+        return self.grad + self.weight_decay * self.param
+
+    def te_gradient(self, i: tuple[Any, ...]) -> Any:
+        """Loop nest: element ``i`` of the gradient with its decay."""
+        return self.grad[i] + self.weight_decay * self.param[i] if self.weight_decay else self.grad[i]
+
+    def onnx_gradient(self, op: Body) -> str:
+        """ONNX: the gradient with its decay."""
+        return op("Add", self.grad, op("Mul", self.param, op.float("weight_decay")))

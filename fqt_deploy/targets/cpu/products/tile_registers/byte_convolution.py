@@ -21,12 +21,11 @@ from fqt_deploy.targets.cpu.products.tile_registers.registers import (
     TILE_LANES,
     clear_sums,
     configure_tiles,
-    expand_columns,
+    expand_sign_columns,
     multiply_one_by_four,
     multiply_two_by_two,
     release_tiles,
     request_tiles,
-    signs_table,
     store_sums,
 )
 from fqt_deploy.targets.products import PackedConvolution
@@ -100,10 +99,9 @@ def _expand_weight(p: _Product, weight: Any, columns: Any, begin: Any, block: An
     """Expand the tiles of columns of one tap, for one block; ``begin`` is where those of the block begin."""
     for u, panel in T.grid(p.pairs, p.panels):
         word: T.let = (p.taps - 1 - tap if p.c.flipped else tap) * p.words + 2 * u
-        expand_columns(
+        expand_sign_columns(
             columns,
             begin + ((tap * p.pairs + u) * p.panels + panel) * TILE,
-            signs_table(),
             weight[block * p.panels + panel, word, T.ramp(0, 1, PANEL)],
             weight[block * p.panels + panel, word + 1, T.ramp(0, 1, PANEL)],
         )

@@ -22,11 +22,10 @@ from fqt_deploy.targets.cpu.products.tile_registers.registers import (
     TILE_ROWS,
     clear_sums,
     configure_tiles,
-    expand_columns,
+    expand_sign_columns,
     multiply_two_by_two,
     release_tiles,
     request_tiles,
-    signs_table,
     store_sums,
 )
 
@@ -140,10 +139,9 @@ def _expand_columns(p: MatrixProduct, weight: Any, columns: Any, job: Any) -> No
     for b in T.serial(p.blocks):
         block: T.let = job % p.parts * p.blocks + b
         for u, panel in T.grid(p.steps, PANELS):
-            expand_columns(
+            expand_sign_columns(
                 columns,
                 ((b * p.steps + u) * PANELS + panel) * TILE,
-                signs_table(),
                 weight[block * PANELS + panel, 2 * u, T.ramp(0, 1, PANEL)],
                 weight[block * PANELS + panel, 2 * u + 1, T.ramp(0, 1, PANEL)],
             )

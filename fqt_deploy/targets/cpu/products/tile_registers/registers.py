@@ -196,11 +196,13 @@ def column_indices(words: Any, lane: Any) -> Any:
 
 
 @script.macro
-def expand_columns(columns: Any, at: Any, table: Any, low: Any, high: Any) -> None:
-    """Write a tile of sixteen columns into ``columns`` from ``at`` on, made of two words of each column, int32x16."""
+def expand_sign_columns(columns: Any, at: Any, low: Any, high: Any) -> None:
+    """Write a tile of sixteen columns of signs from ``at`` on, made of two words of each column, int32x16."""
     for lane in T.unroll(8):
-        columns[T.ramp(at + 2 * lane * TILE_LANES, 1, TILE_LANES)] = look_up(table, column_indices(low, lane))
-        columns[T.ramp(at + (2 * lane + 1) * TILE_LANES, 1, TILE_LANES)] = look_up(table, column_indices(high, lane))
+        columns[T.ramp(at + 2 * lane * TILE_LANES, 1, TILE_LANES)] = look_up(signs_table(), column_indices(low, lane))
+        columns[T.ramp(at + (2 * lane + 1) * TILE_LANES, 1, TILE_LANES)] = look_up(
+            signs_table(), column_indices(high, lane)
+        )
 
 
 def row_of_codes(planes: list[Any]) -> Any:
@@ -224,7 +226,7 @@ def column_row_of_codes(planes: list[Any], lane: Any) -> Any:
 
 @script.macro
 def expand_code_columns(columns: Any, at: Any, low: Any, high: Any) -> None:
-    """Write a tile of sixteen columns of codes, made of two words of each column, int32x16, by plane, lowest first."""
+    """Write a tile of sixteen columns of codes from ``at`` on, made of two words of each column and plane."""
     for lane in T.unroll(8):
         columns[T.ramp(at + 2 * lane * TILE_LANES, 1, TILE_LANES)] = column_row_of_codes(low, lane)
         columns[T.ramp(at + (2 * lane + 1) * TILE_LANES, 1, TILE_LANES)] = column_row_of_codes(high, lane)
