@@ -19,6 +19,7 @@ from fqt_deploy.capture.ctc_loss import ctc_loss
 from fqt_deploy.capture.einsum import einsum
 from fqt_deploy.capture.embedding_bag import embedding_bag, torch_embedding_bag
 from fqt_deploy.capture.grid_sample import grid_sample
+from fqt_deploy.capture.interpolate import interpolate
 from fqt_deploy.capture.recurrent_dropout import RECURRENT, layer_by_layer
 from fqt_deploy.capture.tracing import untraceable
 
@@ -75,7 +76,8 @@ def _gradient(*args: Any, **kwargs: Any) -> Any:
 
 _REPLACED: dict[Any, Callable[..., Any]] = {
     F.ctc_loss: ctc_loss, F.embedding_bag: embedding_bag, F.grid_sample: grid_sample,
-    F.gaussian_nll_loss: _gaussian_nll_loss, F.one_hot: _one_hot, torch.ctc_loss: _ctc_loss,
+    F.gaussian_nll_loss: _gaussian_nll_loss, F.interpolate: interpolate, F.one_hot: _one_hot,
+    torch.ctc_loss: _ctc_loss,
     torch.einsum: einsum, torch.embedding_bag: torch_embedding_bag, torch.autograd.grad: _gradient,
     **{function: layer_by_layer(function) for function in RECURRENT},
 }  # fmt: skip
