@@ -64,11 +64,16 @@ def _whole_factors(
     """How often pixels are repeated along each of the axes; None where it is not a whole number of times."""
     if (size is None) == (scale is None):
         return None  # an error, which PyTorch words
-    given = size if scale is None else scale
-    each = list(given) if isinstance(given, Sequence) else [given] * len(extents)
-    if len(each) != len(extents):
+    scales = _of_each_axis(scale if size is None else size, len(extents))
+    if len(scales) != len(extents):
         return None
-    if scale is None:
-        each = [target / extent for target, extent in zip(each, extents, strict=True)]
-    whole = all(1 <= factor <= _LARGEST and factor == int(factor) for factor in each)
-    return [int(factor) for factor in each] if whole else None
+    if size is not None:
+        scales = [target / extent for target, extent in zip(scales, extents, strict=True)]
+    whole = all(1 <= factor <= _LARGEST and factor == int(factor) for factor in scales)
+    return [int(factor) for factor in scales] if whole else None
+
+
+def _of_each_axis(given: float | Sequence[float] | None, axes: int) -> list[float]:
+    if given is None:
+        return []
+    return list(given) if isinstance(given, Sequence) else [given] * axes

@@ -1,0 +1,140 @@
+"""Train small forms of people's scripts in eager PyTorch and as compiled steps, on the same batches.
+
+Example: ``python -m tools.compare_learning --data cifar10.npz --scripts unet --rows eager default --seeds 0 1``.
+A row is a name of ``ROWS``; ``--rate 3`` takes three times the script's learning rate. It prints the mean loss of the
+last 40 steps, and adds a line of JSON for each run to ``--results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import fqt_deploy
+from tools.accuracy.data import Dataset
+from tools.learning_scripts import SCRIPTS, Batch, Script, load_images
+
+ROWS: dict[str, dict[str, Any] | None] = {
+    "eager": None,
+    "default": {},
+    "sampled": {"agp": "sampled"},
+    "scq": {"recipe": "scq", "grad_bits": 4},
+    "none": {"recipe": "none"},
+    "none, activations of 8 bits": {"recipe": "none", "activation_bits": 8},
+    "gpt: fc and out in fp32": {"exclude": ("*.fc", "*.out")},
+    "gpt: attention in fp32": {"exclude": ("*.attn", "*.proj")},
+    "unet: none, time in fp32": {"recipe": "none", "exclude": ("time*", "*.t")},
+    "unet: none, skip, up, down in fp32": {"recipe": "none", "exclude": ("*skip", "up", "down")},
+    "unet: skip, up, down in fp32": {"exclude": ("*skip", "up", "down")},
+    "simclr: none, shortcuts and head in fp32": {"recipe": "none", "exclude": ("*short*", "head*")},
+    "mobilenet: none, conv1 in fp32": {"recipe": "none", "exclude": ("*conv1",)},
+    "mobilenet: none, conv3 in fp32": {"recipe": "none", "exclude": ("*conv3",)},
+}
+"""Settings of the compiled step by row; None is eager PyTorch."""
+LAST = 40
+"""The result is the mean loss of so many steps."""
+
+
+def main() -> None:
+    """Train what is asked for, one run after another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10, as tools.accuracy takes it")
+    parser.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=["eager", "default", "scq", "none"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--rate", type=float, default=1.0, help="a factor of the script's learning rate")
+    parser.add_argument("--steps", type=int, help="by default those of the script")
+    parser.add_argument("--results", type=Path, help="add a line of JSON for each run to this file")
+    args = parser.parse_args()
+    data = load_images(args.data)
+    for name in args.scripts:
+        for row in args.rows:
+            for seed in args.seeds:
+                losses = train(SCRIPTS[name], data, ROWS[row], seed, args.rate, args.steps or SCRIPTS[name].steps)
+                found = summary(losses)
+                print(f"{name}, {row}, seed {seed}: {found['last']:.4f}", flush=True)
+                if args.results is not None:
+                    run = {"script": name, "row": row, "seed": seed, "rate": args.rate, "steps": len(losses), **found}
+                    with args.results.open("a") as file:
+                        file.write(json.dumps(run) + "\n")
+
+
+def summary(losses: list[float]) -> dict[str, float]:
+    """The first loss, and the means of the last steps of half of the run and of all of it."""
+    half = len(losses) // 2
+    means = {"half": losses[max(0, half - LAST // 2) : half] or losses[:1], "last": losses[-LAST:]}
+    return {"first": losses[0], **{name: float(np.mean(part)) for name, part in means.items()}}
+
+
+def train(
+    script: Script, data: Dataset, settings: dict[str, Any] | None, seed: int, factor: float, steps: int
+) -> list[float]:
+    """The loss of each step.
+
+    Args:
+        script: what is trained.
+        data: CIFAR-10.
+        settings: of the compiled step; None for eager PyTorch.
+        seed: of weights, batches and the random numbers of the step.
+        factor: of the learning rate, which rises for 20 steps and falls to 0 along half a cosine.
+        steps: how many.
+    """
+    torch.manual_seed(seed)
+    model = script.build()
+    batches = script.batches(data, np.random.default_rng(1000 + seed))
+    example = next(batches)
+    rate = script.rate * factor
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    step = (
+        _eager(model, script, optimizer)
+        if settings is None
+        else _compiled(model, script, optimizer, example, seed, settings)
+    )
+    losses = []
+    for number in range(steps):
+        share = 0.5 * (1 + math.cos(math.pi * number / steps)) * min(1, (number + 1) / 20)
+        optimizer.param_groups[0]["lr"] = rate * share
+        losses.append(step(*next(batches)))
+    return losses
+
+
+def _eager(model: nn.Module, script: Script, optimizer: torch.optim.Optimizer) -> Callable[[Any, Any], float]:
+    def step(x: Any, y: Any) -> float:
+        optimizer.zero_grad()
+        loss = script.loss(model(*x) if isinstance(x, tuple) else model(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def _compiled(
+    model: nn.Module,
+    script: Script,
+    optimizer: torch.optim.Optimizer,
+    example: Batch,
+    seed: int,
+    settings: dict[str, Any],
+) -> Callable[[Any, Any], float]:
+    compiled = fqt_deploy.compile(
+        model, script.loss, example_inputs=example, optimizer=optimizer, seed=seed, **settings
+    )
+
+    def step(x: Any, y: Any) -> float:
+        inputs = x if isinstance(x, tuple) else (x,)
+        return float(compiled(*inputs) if y is None else compiled(*inputs, y))
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
