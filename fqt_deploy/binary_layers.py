@@ -2,8 +2,8 @@
 
 They have the parameters of the layers they stand for, the latent weights, and compute what the compiled step does in
 forward: ``scale * product(sign(x), sign(weight)) + bias``, with a scale for each output channel, the mean of its
-weights' magnitudes. Activations of several bits are levels of a grid, whole numbers, in the place of signs. Gradients
-pass straight through where a magnitude is at most 1, or the grid does not clamp.
+weights' magnitudes. Activations and weights of several bits are levels of a grid, whole numbers, in the place of
+signs. Gradients pass straight through where a magnitude is at most 1, or the grid does not clamp.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.ops.lib.levels import SMALLEST_SPACING, WEIGHT_SPACINGS
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,17 @@ class BinaryConv2d(nn.Conv2d):
 
     Attributes:
         grid: of the activations; None for their signs.
+        weight_bits: of the weight; 1 for its signs.
     """
 
     grid: Grid | None = None
+    weight_bits: int = 1
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's result, [N, out_channels, H, W] float32."""
-        product: Tensor = self._conv_forward(_quantized(x, self.grid), signs_of(self.weight), None)
-        result: Tensor = product * _scale(self.weight, self.grid).view(-1, 1, 1)
+        weight, scale = _quantized_weight(self.weight, self.weight_bits, self.grid)
+        product: Tensor = self._conv_forward(_quantized(x, self.grid), weight, None)
+        result: Tensor = product * scale.view(-1, 1, 1)
         return result if self.bias is None else result + self.bias.view(-1, 1, 1)
 
 
@@ -75,14 +79,16 @@ class BinaryLinear(nn.Linear):
 
     Attributes:
         grid: of the activations; None for their signs.
+        weight_bits: of the weight; 1 for its signs.
     """
 
     grid: Grid | None = None
+    weight_bits: int = 1
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's result, [..., out_features] float32."""
-        product = nn.functional.linear(_quantized(x, self.grid), signs_of(self.weight))
-        result = product * _scale(self.weight, self.grid)
+        weight, scale = _quantized_weight(self.weight, self.weight_bits, self.grid)
+        result = nn.functional.linear(_quantized(x, self.grid), weight) * scale
         return result if self.bias is None else result + self.bias
 
 
@@ -91,18 +97,20 @@ class BinaryConv1D(nn.Module):
 
     Attributes:
         grid: of the activations; None for their signs.
+        weight_bits: of the weight; 1 for its signs.
         weight: [in_features, out_features] float32.
         bias: [out_features] float32.
     """
 
     grid: Grid | None = None
+    weight_bits: int = 1
     weight: nn.Parameter
     bias: nn.Parameter
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's result, [..., out_features] float32."""
-        weight = self.weight.T
-        return nn.functional.linear(_quantized(x, self.grid), signs_of(weight)) * _scale(weight, self.grid) + self.bias
+        weight, scale = _quantized_weight(self.weight.T, self.weight_bits, self.grid)
+        return nn.functional.linear(_quantized(x, self.grid), weight) * scale + self.bias
 
 
 _BINARY: dict[str, type[nn.Module]] = {
@@ -126,17 +134,27 @@ def _quantized(x: Tensor, grid: Grid | None) -> Tensor:
     return signs_of(x) if grid is None else grid.levels(x)
 
 
-def _scale(weight: Tensor, grid: Grid | None) -> Tensor:
+def _quantized_weight(weight: Tensor, bits: int, grid: Grid | None) -> tuple[Tensor, Tensor]:
+    """The signs or levels of a weight [O, ...], and what a product with them is multiplied by: [O]."""
     scale = weight.abs().flatten(1).mean(1)
-    return scale if grid is None else scale * grid.unit
+    quantized = signs_of(weight) if bits == 1 else weight
+    if bits > 1:  # the spacing follows the weight, and is a constant in backward
+        scale = scale.detach()
+        spacing = (scale * WEIGHT_SPACINGS[bits]).clamp(min=SMALLEST_SPACING)
+        scaled = weight * spacing.reciprocal().view(-1, *(1 for _ in weight.shape[1:]))
+        quantized, scale = Grid(bits, signed=True, spacing=1.0).levels(scaled), scale * (WEIGHT_SPACINGS[bits] / 2)
+    return quantized, scale if grid is None else scale * grid.unit
 
 
-def binarized(model: nn.Module, layers: Mapping[str, Grid | None]) -> nn.Module:
+def binarized(
+    model: nn.Module, layers: Mapping[str, Grid | None], weight_bits: Mapping[str, int] | None = None
+) -> nn.Module:
     """A copy of ``model`` whose layers compute on signs; its state dict has the names of the model's.
 
     Args:
         model: the model; it is not changed.
         layers: the grid of its activations by the path of each layer; None for signs.
+        weight_bits: bits of weights by the path of their layer; 1 where there is none.
 
     Raises:
         FqtError: FQT513 for a layer that is no plain ``Conv2d``, ``Linear`` or ``Conv1D`` of transformers.
@@ -155,4 +173,5 @@ def binarized(model: nn.Module, layers: Mapping[str, Grid | None]) -> nn.Module:
             )
         layer.__class__ = kind
         layer.grid = grid
+        layer.weight_bits = (weight_bits or {}).get(path, 1)
     return model

@@ -301,7 +301,7 @@ def _export(
 
     if {"so", "onnx-plugin"} & outputs.keys():
         target = check_can_compile(options)
-    lowered = lower_model(source, options, progress=progress)
+    lowered = lower_model(source, options, progress=progress, whole=outputs.keys() == {"so"})
     if "onnx" in outputs:
         progress("writing the training step as ONNX")
         export_onnx(source, options, lowered, outputs["onnx"])

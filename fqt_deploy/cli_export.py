@@ -173,7 +173,8 @@ def _onnx(manifest: Manifest, weights: Arrays, model: Path, output: Path) -> Non
     source.module.load_state_dict({n: torch.from_numpy(np.array(a)) for n, a in weights.items()}, strict=False)
     layers = tuple(map(glob.escape, _one_bit(manifest)))
     chosen = {"include": layers} if layers else {"exclude": ("*",)}
-    options = options_of({"recipe": "none", **chosen})
+    bits = {glob.escape(x.path): (x.weight_bits, x.activation_bits) for x in manifest.layers if x.weight_bits > 1}
+    options = options_of({"recipe": "none", "bits": bits, **chosen})
     export_onnx_any_batch(source, options, output, grids)
 
 

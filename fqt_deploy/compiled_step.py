@@ -121,7 +121,9 @@ class CompiledStep(Session):
             FqtError: FQT513 if a 1-bit layer has no such form, or the module would predict something else.
         """
         assert self.source is not None
-        model = binarized(self.source.module, self._grids()).eval()
+        model = binarized(
+            self.source.module, self._grids(), {x.path: x.weight_bits for x in self.manifest.layers}
+        ).eval()
         state = self.state_dict()
         known = model.state_dict()
         model.load_state_dict({name: state.get(name, value) for name, value in known.items()})

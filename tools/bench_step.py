@@ -214,6 +214,7 @@ def task_compile(arguments: argparse.Namespace) -> dict[str, Any]:
         "recipe": arguments.recipe,
         "agp": arguments.agp,
         "grad_bits": arguments.grad_bits,
+        "weight_bits": arguments.weight_bits,
         "activation_bits": arguments.activation_bits,
         "activation_grid": arguments.activation_grid,
         "remat": arguments.remat,
@@ -384,6 +385,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--agp", choices=get_args(Sampling))
     parser.add_argument("--remat", choices=["off", "auto"])
     parser.add_argument("--grad-bits", type=int, choices=[1, 2, 3, 4, 8])
+    parser.add_argument("--weight-bits", type=int, choices=[1, 2, 4])
     parser.add_argument("--activation-bits", type=int, choices=[1, 2, 3, 4, 8])
     parser.add_argument("--activation-grid", choices=["sign", "fitted"])
     parser.add_argument(

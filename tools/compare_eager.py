@@ -33,9 +33,10 @@ from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.compiler.compile_model import compile_model, lower_model
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import ActivationGrid, TrainingGraph
-from fqt_deploy.core.layer_bits import ACTIVATION_BITS, ActivationBits
+from fqt_deploy.core.layer_bits import ACTIVATION_BITS, WEIGHT_BITS, ActivationBits, WeightBits
 from fqt_deploy.core.optimizer import SGD
 from fqt_deploy.core.options import ACTIVATION_GRIDS, ActivationGridKind, CompileOptions
+from fqt_deploy.ops.lib.levels import WEIGHT_SPACINGS
 from tools.examples import EXAMPLES, load_example
 
 LOSS_TOLERANCE = 1e-3
@@ -112,10 +113,11 @@ class FakeQuantized(nn.Module):
     The scale is applied to the product of signs, an integer: so equal values tie in max pooling here as they do there.
     """
 
-    def __init__(self, layer: nn.Module, grid: ActivationGrid | None = None) -> None:
+    def __init__(self, layer: nn.Module, grid: ActivationGrid | None = None, weight_bits: int = 1) -> None:
         super().__init__()
         self.layer = layer
         self.grid = grid
+        self.weight_bits = weight_bits
         self.levels: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,7 +131,14 @@ class FakeQuantized(nn.Module):
         else:
             activations = Levels.apply(x, self.grid)  # type: ignore[no-untyped-call]
             alpha = alpha * (self.grid.spacing / 2 if self.grid.signed else self.grid.spacing)
-        signs = activations, Sign.apply(weight)  # type: ignore[no-untyped-call]
+        if self.weight_bits == 1:
+            quantized = Sign.apply(weight)  # type: ignore[no-untyped-call]
+        else:
+            spacing = WEIGHT_SPACINGS[self.weight_bits] * weight.abs().flatten(1).mean(1).detach()
+            scaled = weight * spacing.reciprocal().view(-1, *(1 for _ in weight.shape[1:]))
+            quantized = Levels.apply(scaled, ActivationGrid(self.weight_bits, True, 1.0))  # type: ignore[no-untyped-call]
+            alpha = alpha.detach() * (WEIGHT_SPACINGS[self.weight_bits] / 2)
+        signs = activations, quantized
         self.levels = activations.detach()
         if isinstance(layer, nn.Conv2d):
             product = nn.functional.conv2d(*signs, None, layer.stride, layer.padding)
@@ -139,13 +148,18 @@ class FakeQuantized(nn.Module):
         return result
 
 
-def fake_quantized(model: nn.Module, grids: Mapping[str, ActivationGrid | None]) -> nn.Module:
-    """A copy of ``model`` in training mode whose layers named in ``grids`` are binarized, with these grids."""
+def fake_quantized(
+    model: nn.Module, grids: Mapping[str, ActivationGrid | None], weight_bits: Mapping[str, int] | None = None
+) -> nn.Module:
+    """A copy of ``model`` in training mode whose layers named in ``grids`` are binarized, with these grids.
+
+    ``weight_bits`` are those of weights, by layer; 1 where there are none.
+    """
     model = copy.deepcopy(model)
     for path, grid in grids.items():
         parent, _, name = path.rpartition(".")
         owner = model.get_submodule(parent)
-        setattr(owner, name, FakeQuantized(owner.get_submodule(name), grid))
+        setattr(owner, name, FakeQuantized(owner.get_submodule(name), grid, (weight_bits or {}).get(path, 1)))
     return model.train()
 
 
@@ -165,13 +179,20 @@ def as_if_trained(source: ModelSource) -> ModelSource:
 
 
 def compare(
-    source: ModelSource, activation_bits: ActivationBits = 4, activation_grid: ActivationGridKind = "fitted"
+    source: ModelSource,
+    activation_bits: ActivationBits = 4,
+    activation_grid: ActivationGridKind = "fitted",
+    weight_bits: WeightBits = 1,
 ) -> Comparison:
     """Take one step of plain SGD on both sides, and compare losses and gradients."""
     source = as_if_trained(source)
     x, y = source.example_inputs
     options = CompileOptions(
-        recipe="none", optimizer=SGD(lr=1.0), activation_bits=activation_bits, activation_grid=activation_grid
+        recipe="none",
+        optimizer=SGD(lr=1.0),
+        activation_bits=activation_bits,
+        activation_grid=activation_grid,
+        weight_bits=weight_bits,
     )
     lowered = lower_model(source, options)
     with tempfile.TemporaryDirectory() as folder:
@@ -181,7 +202,9 @@ def compare(
         loss = step.step(x, y)
         after = step.state_dict()
     source.module.load_state_dict({name: torch.from_numpy(value) for name, value in before.items()}, strict=False)
-    eager = fake_quantized(source.module, {r.path: r.grid for r in lowered.train.layers if r.binarized})
+    binarized = [record for record in lowered.train.layers if record.binarized]
+    weights = {record.path: record.weight_bits for record in binarized}
+    eager = fake_quantized(source.module, {record.path: record.grid for record in binarized}, weights)
     precise = copy.deepcopy(eager).double()
     expected, gradients = _loss_and_gradients(eager, source, x)
     _, true = _loss_and_gradients(precise, source, x.double() if x.is_floating_point() else x)
@@ -271,12 +294,13 @@ def main() -> int:
     parser.add_argument("--model", choices=sorted(EXAMPLES), default="digits")
     parser.add_argument("--batch", type=int, help="samples in the step (default: the example's)")
     parser.add_argument("--activation-bits", type=int, choices=ACTIVATION_BITS, default=4, help="bits of an activation")
+    parser.add_argument("--weight-bits", type=int, choices=WEIGHT_BITS, default=1, help="bits of a weight")
     parser.add_argument("--activation-grid", choices=ACTIVATION_GRIDS, default="fitted", help="grid of 1 bit")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     try:
         source = load_example(arguments.model, arguments.batch)
-        found = compare(source, arguments.activation_bits, arguments.activation_grid)
+        found = compare(source, arguments.activation_bits, arguments.activation_grid, arguments.weight_bits)
     except FqtError as error:
         print(error.render(), file=sys.stderr)
         return 1
@@ -285,6 +309,7 @@ def main() -> int:
         "model": arguments.model,
         "activation_bits": arguments.activation_bits,
         "activation_grid": arguments.activation_grid,
+        "weight_bits": arguments.weight_bits,
         "loss_error": found.loss_error,
         "lowest_cosine": min(found.cosines.values()),
         "zero_gradients": len(found.zeros),

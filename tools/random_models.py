@@ -35,7 +35,7 @@ import fqt_deploy
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.compiler.compile_model import compile_model, lower_model
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.layer_bits import ActivationBits
+from fqt_deploy.core.layer_bits import ActivationBits, WeightBits
 from fqt_deploy.core.optimizer import SGD
 from fqt_deploy.core.options import CompileOptions, Verification
 
@@ -256,11 +256,15 @@ def check(seed: int, *, kernels: bool = True, numerics: bool = True) -> Outcome:
 
 
 def _options(seed: int, verify: Verification) -> CompileOptions:
-    """Activations of every width in turn; of 1 bit, on both grids."""
+    """Activations of every width in turn, of 1 bit on both grids, then the same with other weights."""
     widths: tuple[ActivationBits, ...] = (4, 1, 2, 3, 8, 1)
+    weights: tuple[WeightBits, ...] = (1, 2, 4)
     place = seed % len(widths)
     return CompileOptions(
-        activation_bits=widths[place], activation_grid="sign" if place == len(widths) - 1 else "fitted", verify=verify
+        weight_bits=weights[seed // len(widths) % len(weights)],
+        activation_bits=widths[place],
+        activation_grid="sign" if place == len(widths) - 1 else "fitted",
+        verify=verify,
     )
 
 

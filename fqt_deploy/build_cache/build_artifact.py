@@ -87,7 +87,7 @@ def build_artifact(
     )
 
     with watched_files() as opened:
-        lowered = lower_model(source, options, progress=progress)
+        lowered = lower_model(source, options, progress=progress, whole=True)
     result = compile_model(source, options, output, progress=progress, lowered=lowered)
     notes = notes_of(lowered)
     if cache is not None and entry is not None:

@@ -27,7 +27,7 @@ def check_same_step(first: TrainingGraph, other: TrainingGraph) -> None:
     Raises:
         FqtError: FQT103 if a layer, the range of a column or the state depends on the shape of the batch.
     """
-    decisions = [[(r.path, r.binarized, r.grid) for r in graph.layers] for graph in (first, other)]
+    decisions = [[(r.path, r.binarized, r.grid, r.weight_bits) for r in graph.layers] for graph in (first, other)]
     if decisions[0] != decisions[1]:
         differing = [a[0] for a, b in zip(*decisions, strict=False) if a != b] or ["their number"]
         raise FqtError(

@@ -23,6 +23,7 @@ from fqt_deploy.compiler.describe import describe
 from fqt_deploy.compiler.kernel_runner import kernel_runner
 from fqt_deploy.compiler.verify import VerificationReport, verify_numerics
 from fqt_deploy.compiler.verify_passes import PassCheck, PassVerifier, graph_inputs
+from fqt_deploy.compiler.whole_weights import taken_whole
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.graph import ActivationGrid, TrainingGraph, grids_of
 from fqt_deploy.core.manifest import Manifest
@@ -35,6 +36,7 @@ from fqt_deploy.packaging.runtime_libraries import runtime_libraries
 from fqt_deploy.passes.invariants import ALWAYS
 from fqt_deploy.passes.pass_base import Pass, Pipeline
 from fqt_deploy.passes.pipelines import all_passes, prediction_passes, training_passes
+from fqt_deploy.passes.split_weight_planes import SplitWeightPlanes
 from fqt_deploy.runtime.artifact import write_artifact
 from fqt_deploy.runtime.threads import configure_threads
 from fqt_deploy.targets.base import Target
@@ -119,7 +121,7 @@ def compile_model(
             hint="leave --distributed out, or choose --target cpu",
         )
     companions = {**runtime_libraries(target.toolchain).companions(), **target.companions()}
-    lowered = lowered or lower_model(source, options, progress=tell)
+    lowered = lowered or lower_model(source, options, progress=tell, whole=True)
     tell("generating kernels")
     with user_code(source):
         program = to_relax(lowered.train, lowered.predict, lowered.graphs()[1:])
@@ -183,6 +185,7 @@ def lower_model(
     passes: tuple[Pass, ...] | None = None,
     grids: Mapping[str, ActivationGrid] | None = None,
     progress: Progress | None = None,
+    whole: bool = False,
 ) -> LoweredModel:
     """Capture ``source`` and run all passes on both of its graphs.
 
@@ -193,13 +196,15 @@ def lower_model(
         grids: of activations, by the name of their layer's weight, as an earlier step of the same model has them; by
             default the example batch says.
         progress: told the phases.
+        whole: whether products with weights of several bits stay whole where the target has a form for them, as
+            ``compile_model`` takes them; else all are split into products of signs, as ONNX has them.
     """
     tell = progress or (lambda _: None)
-    first = _lower(source, options, passes, grids, tell)
+    first = _lower(source, options, passes, grids, tell, whole)
     if not source.others:
         return first
     same = same_decisions(options, first.train)
-    others = [_lower(other, same, passes, grids_of(first.train.layers), tell) for other in source.others]
+    others = [_lower(other, same, passes, grids_of(first.train.layers), tell, whole) for other in source.others]
     for other in others:
         check_same_step(first.train, other.train)
     return dataclasses.replace(first, others=tuple(others))
@@ -211,6 +216,7 @@ def _lower(
     passes: tuple[Pass, ...] | None,
     grids: Mapping[str, ActivationGrid] | None,
     tell: Progress,
+    whole: bool,
 ) -> LoweredModel:
     """Capture ``source`` without its other shapes, and run all passes."""
     _check_pass_names(options)
@@ -234,6 +240,10 @@ def _lower(
         observers = (observe,) if verifier is None else (observe, verifier.observe)
         Pipeline(passes, invariants, observers).run(train)
         Pipeline(prediction_passes(train.layers), invariants).run(predict)
+        if any(record.weight_bits > 1 for record in train.layers):
+            for graph, told in ((train, observers), (predict, ())):
+                split = SplitWeightPlanes(taken_whole(graph, options) if whole else ())
+                Pipeline((split,), invariants, told).run(graph)
     return LoweredModel(train, predict, tuple(times), tuple(verifier.checks) if verifier is not None else ())
 
 

@@ -83,7 +83,12 @@ def describe_model(
         [asdict(spec) for spec in (*(TensorSpec(i.name, i.shape, i.dtype) for i in inputs), logits, *state)],
         # what 1-bit layers are known by is what it was before there were others
         [
-            [r.path, r.decision, *([r.activation_bits] if record.grid else [])]
+            [
+                r.path,
+                r.decision,
+                *([r.activation_bits] if record.grid else []),
+                *([{"weight_bits": r.weight_bits}] if r.weight_bits > 1 else []),
+            ]
             for r, record in zip(layers, train.layers, strict=True)
         ],
         numerics,
@@ -155,14 +160,16 @@ def layer_decisions(graph: TrainingGraph) -> tuple[LayerDecision, ...]:
 
 def _decision(record: LayerRecord) -> LayerDecision:
     decided, reason = "1-bit" if record.binarized else "fp32", record.reason
+    if record.weight_bits > 1:
+        reason = f"{reason}; weights of {record.weight_bits} bits"
     if record.grid is None:
-        return LayerDecision(record.path, record.kind, decided, reason, record.source)
+        return LayerDecision(record.path, record.kind, decided, reason, record.source, weight_bits=record.weight_bits)
     kind = "both signs" if record.grid.signed else "no sign"
     if record.grid.bits == 1:
         reason = f"{reason}; activations are 0 or {record.grid.spacing:.3g}"
     else:
         reason = f"{reason}; activations of {record.grid.bits} bits, {kind}, {record.grid.spacing:.3g} apart"
-    return LayerDecision(record.path, record.kind, decided, reason, record.source, record.grid.bits)
+    return LayerDecision(record.path, record.kind, decided, reason, record.source, record.grid.bits, record.weight_bits)
 
 
 def _classes(train: TrainingGraph, logits: TensorSpec) -> int | None:

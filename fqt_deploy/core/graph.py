@@ -82,6 +82,7 @@ class LayerRecord:
         weight: name of its weight among the inputs, such as ``param/features.3.weight``.
         grid: of the activations of a binarized layer; None for their signs.
         turned: whether its weight lies [in, out].
+        weight_bits: bits of a weight of a binarized layer; 1 for signs.
     """
 
     path: str
@@ -93,6 +94,7 @@ class LayerRecord:
     weight: str = ""
     grid: ActivationGrid | None = None
     turned: bool = False
+    weight_bits: int = 1
 
 
 def grids_of(layers: Iterable[LayerRecord]) -> dict[str, ActivationGrid]:

@@ -12,7 +12,7 @@ from fqt_deploy.core.option_kinds import Kind, choice, number, string
 ActivationBits = Literal[1, 2, 3, 4, 8]
 ACTIVATION_BITS: tuple[int, ...] = get_args(ActivationBits)
 """Widths that an activation can be quantized to."""
-WeightBits = Literal[1]
+WeightBits = Literal[1, 2, 4]
 WEIGHT_BITS: tuple[int, ...] = get_args(WeightBits)
 """Widths that a weight can be quantized to."""
 

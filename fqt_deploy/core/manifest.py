@@ -181,7 +181,8 @@ class LayerDecision:
         decision: ``1-bit`` or ``fp32``.
         reason: one short sentence.
         source: line of the user's model, when known.
-        activation_bits: bits of an activation, where it runs in 1 bit.
+        activation_bits: bits of an activation, where it is binarized.
+        weight_bits: bits of a weight, likewise.
     """
 
     path: str
@@ -190,6 +191,7 @@ class LayerDecision:
     reason: str
     source: str | None = None
     activation_bits: int = 1
+    weight_bits: int = 1
 
 
 @dataclass(frozen=True)
@@ -373,7 +375,11 @@ def _build_dataclass(expected: type, data: Any, where: str) -> Any:
         raise _misfit(where, "an object", data)
     hints = get_type_hints(expected)
     # What has been added since the first version has a default, which holds where it lacks.
-    grown = {Manifest: {f.name for f in fields(expected) if f.default is not MISSING}, InputSpec: {"columns"}}
+    grown = {
+        Manifest: {f.name for f in fields(expected) if f.default is not MISSING},
+        InputSpec: {"columns"},
+        LayerDecision: {"weight_bits"},
+    }
     optional = grown.get(expected, set())
     if difference := (set(data) ^ set(hints)) - (optional - set(data)):
         raise FqtError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.layer_bits import ActivationBits, LayerBits, layer_bits_kind
+from fqt_deploy.core.layer_bits import ActivationBits, LayerBits, WeightBits, layer_bits_kind
 from fqt_deploy.core.layer_plan import read_plan
 from fqt_deploy.core.optimizer import Adam, Optimizer, optimizer_kind
 from fqt_deploy.core.option import (
@@ -120,6 +120,11 @@ class CompileOptions:
         section=LAYERS,
         metavar="GLOB",
         in_manifest=True,
+    )
+    weight_bits: WeightBits = option(
+        1,
+        "Keep this many bits of a weight of a binarized layer: with more a step is slower, and more accurate.",
+        section=LAYERS,
     )
     activation_bits: ActivationBits = option(
         4,

@@ -19,6 +19,14 @@ is a factor of the result and of the weight's gradient::
     %y  = fqt.conv2d(fqt.activation_levels(%x, ...), fqt.sign(%w), ...) * (%a * unit)
     %gx = fqt.level_straight_through(fqt.conv2d_input_grad(%gy * %a, fqt.sign(%w), ...), %x, ...)
     %gw = fqt.latent_weight_grad(fqt.conv2d_weight_grad(fqt.activation_levels(%x, ...), %gy, ...), %w, False) * unit
+
+Where its record says so, a layer's weights are levels, too, on a signed grid that follows the mean magnitude of each
+output channel; ``%a`` is then what level 1 stands for::
+
+    %r  = aten.reciprocal(aten.clamp(fqt.weight_scale(%w) * 1.25, 2^-100))  # one over the spacing, for 2 bits
+    %a  = fqt.weight_scale(%w) * 0.62
+    %l  = fqt.activation_levels(%w * %r, 1.0, 2, True)                    # in the place of fqt.sign(%w)
+    %gw = fqt.latent_level_grad(fqt.conv2d_weight_grad(...), %w, %r, 2, False) * unit
 """
 
 from __future__ import annotations
@@ -30,7 +38,7 @@ from torch import fx
 
 from fqt_deploy.core.call import call_of
 from fqt_deploy.core.graph import ActivationGrid, Emitter, Stage, TrainingGraph, replace, shape
-from fqt_deploy.ops.lib.levels import unit
+from fqt_deploy.ops.lib.levels import SMALLEST_SPACING, WEIGHT_SPACINGS, unit
 from fqt_deploy.passes.annotate_layers import products_of
 from fqt_deploy.passes.pass_base import Pass
 
@@ -80,11 +88,33 @@ def _quantized(emit: Emitter, x: fx.Node, grid: ActivationGrid | None) -> fx.Nod
     return emit(fqt.activation_levels.default, x, grid.spacing, grid.bits, grid.signed)
 
 
+def _weight_unit(emit: Emitter, w: fx.Node, bits: int) -> fx.Node:
+    """What level 1 of each output channel stands for: [O] float32."""
+    scale = emit(fqt.weight_scale.default, convolution_weight(emit, w))
+    return scale if bits == 1 else emit(aten.mul.Tensor, scale, WEIGHT_SPACINGS[bits] / 2)
+
+
+def _reciprocals(emit: Emitter, w: fx.Node, bits: int) -> fx.Node:
+    """One over the spacing of the grid of each output channel: [O] float32."""
+    scale = emit(fqt.weight_scale.default, convolution_weight(emit, w))
+    spacing = emit(aten.mul.Tensor, scale, WEIGHT_SPACINGS[bits])
+    return emit(aten.reciprocal.default, emit(aten.clamp.default, spacing, SMALLEST_SPACING))
+
+
+def _quantized_weight(emit: Emitter, w: fx.Node, bits: int) -> fx.Node:
+    """The signs of ``w``, or its levels."""
+    if bits == 1:
+        return emit(fqt.sign.default, w)
+    channels, *others = shape(w)
+    reciprocals = emit(aten.view.default, _reciprocals(emit, w, bits), [channels, *(1 for _ in others)])
+    return emit(fqt.activation_levels.default, emit(aten.mul.Tensor, w, reciprocals), 1.0, bits, True)
+
+
 def _forward(graph: TrainingGraph, node: fx.Node) -> None:
     call, emit = call_of(node), Emitter(graph, node)
-    grid = node.meta["record"].grid
-    z = _product(emit, node, x=_quantized(emit, call.x, grid), w=emit(fqt.sign.default, call.w))
-    scale = emit(fqt.weight_scale.default, convolution_weight(emit, call.w))
+    grid, bits = node.meta["record"].grid, node.meta["record"].weight_bits
+    z = _product(emit, node, x=_quantized(emit, call.x, grid), w=_quantized_weight(emit, call.w, bits))
+    scale = _weight_unit(emit, call.w, bits)
     if grid is not None:
         scale = emit(aten.mul.Tensor, scale, unit(grid.spacing, grid.signed))
     replace(graph, node, emit(aten.mul.Tensor, z, scale))
@@ -92,9 +122,9 @@ def _forward(graph: TrainingGraph, node: fx.Node) -> None:
 
 def _input_grad(graph: TrainingGraph, node: fx.Node, x: fx.Node) -> None:
     call, emit = call_of(node), Emitter(graph, node)
-    scale = emit(fqt.weight_scale.default, convolution_weight(emit, call.w))
-    scaled = emit(aten.mul.Tensor, call.g, scale)
-    gradient = _product(emit, node, g=scaled, w=emit(fqt.sign.default, call.w))
+    bits = node.meta["record"].weight_bits
+    scaled = emit(aten.mul.Tensor, call.g, _weight_unit(emit, call.w, bits))
+    gradient = _product(emit, node, g=scaled, w=_quantized_weight(emit, call.w, bits))
     grid = node.meta["record"].grid
     if grid is None:
         replace(graph, node, emit(fqt.straight_through.default, gradient, x))
@@ -112,7 +142,13 @@ def _weight_grad(graph: TrainingGraph, node: fx.Node) -> None:
         w = emit(aten.view.default, w, shape(node))
     effective = _product(emit, node, x=_quantized(emit, call_of(node).x, grid))
     viewed = convolution_weight(emit, effective)
-    gradient = emit(fqt.latent_weight_grad.default, viewed, convolution_weight(emit, w), False)
+    bits = node.meta["record"].weight_bits
+    latent = convolution_weight(emit, w)
+    if bits == 1:
+        gradient = emit(fqt.latent_weight_grad.default, viewed, latent, False)
+    else:
+        reciprocals = _reciprocals(emit, w, bits)
+        gradient = emit(fqt.latent_level_grad.default, viewed, latent, reciprocals, bits, False)
     if grid is not None:
         gradient = emit(aten.mul.Tensor, gradient, unit(grid.spacing, grid.signed))
     replace(graph, node, gradient if viewed is effective else emit(aten.view.default, gradient, shape(effective)))

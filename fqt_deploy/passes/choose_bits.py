@@ -36,7 +36,7 @@ from fqt_deploy.core.call import call_of
 from fqt_deploy.core.graph import ActivationGrid, LayerRecord, TrainingGraph
 from fqt_deploy.core.layer_bits import ACTIVATION_BITS, LayerBits
 from fqt_deploy.core.layer_plan import no_match
-from fqt_deploy.ops.lib.levels import codes_of, unit
+from fqt_deploy.ops.lib.levels import SMALLEST_SPACING, WEIGHT_SPACINGS, codes_of, unit
 from fqt_deploy.passes.annotate_layers import products_of
 from fqt_deploy.passes.example_values import code_counts, plain_convolution_by_onednn, visit_values
 from fqt_deploy.passes.non_negative import is_non_negative
@@ -199,13 +199,19 @@ def codes_on(grid: ActivationGrid | None, x: Tensor) -> Tensor:
 
 
 def product_of_codes(product: fx.Node, grid: ActivationGrid | None, codes: Tensor, w: Tensor, *rest: Any) -> Tensor:
-    """Return what ``product`` computes once it is binarized: on ``codes`` and signs of ``w``, scaled."""
+    """Return what ``product`` computes once it is binarized: on ``codes`` and signs or levels of ``w``, scaled."""
     scale = torch.ops.fqt.weight_scale(w if w.dim() == 4 else w[:, :, None, None])
+    weight = torch.ops.fqt.sign(w)
+    if (bits := product.meta["record"].weight_bits) > 1:
+        spacing = (scale * WEIGHT_SPACINGS[bits]).clamp(SMALLEST_SPACING)
+        reciprocals = spacing.reciprocal().view(-1, *(1 for _ in w.shape[1:]))
+        weight = torch.ops.fqt.activation_levels(w * reciprocals, 1.0, bits, True)
+        scale = scale * (WEIGHT_SPACINGS[bits] / 2)
     if grid is not None:
         scale = scale * unit(grid.spacing, grid.signed)
     is_convolution = product.target is torch.ops.fqt.conv2d.default
     compute: Callable[..., Tensor] = plain_convolution_by_onednn if is_convolution else torch.ops.fqt.linear.default
-    result: Tensor = compute(codes, torch.ops.fqt.sign(w), *rest) * scale
+    result: Tensor = compute(codes, weight, *rest) * scale
     return result
 
 

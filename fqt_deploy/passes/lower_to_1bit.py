@@ -14,7 +14,8 @@ After::
     %gw = fqt.dequantize_weight_grad(fqt.bitplane_weight_grad(%channel_planes, fqt.pack_positions(...)), ...)
 
 Levels of several bits, ``fqt.activation_levels``, take the same way through ``pack_levels``, ``level_conv2d``,
-``level_weight_grad`` and ``level_sums``.
+``level_weight_grad`` and ``level_sums``. Those of a weight are planes, each of them packed as a weight of signs is
+(``pack_weight_plane``), with an axis in front of the others.
 
 A linear layer is a 1x1 convolution over an image of one row. Gradients that no quantizer touches stay in fp32.
 """
@@ -82,13 +83,46 @@ def _float(emit: Emitter, node: fx.Node) -> fx.Node:
     return emit(aten._to_copy.default, node, dtype=torch.float32)
 
 
+def _weight_planes(emit: Emitter, quantized: fx.Node) -> list[fx.Node]:
+    """The planes of a weight, each packed, the lowest first: one of signs, or those of levels."""
+    if quantized.target is fqt.sign.default:
+        return [emit(fqt.pack_weight.default, convolution_weight(emit, call_of(quantized).x))]
+    levels, scaled = call_of(quantized), call_of(call_of(quantized).x)
+    reciprocals = source_of(scaled.other)
+    weight = convolution_weight(emit, scaled.self)
+    return [
+        emit(fqt.pack_weight_plane.default, weight, reciprocals, levels.bits, plane) for plane in range(levels.bits)
+    ]
+
+
+def _together(emit: Emitter, planes: list[fx.Node]) -> fx.Node:
+    """The planes of a packed weight behind each other, along an axis of their own; a single one stays as it is."""
+    if len(planes) == 1:
+        return planes[0]
+    return emit(aten.view.default, emit(aten.cat.default, planes, 0), [len(planes), *shape(planes[0])])
+
+
+def sum_of_planes(emit: Emitter, products: list[fx.Node]) -> fx.Node:
+    """The sum of integers that were computed of each plane of a weight, the lowest first: each counts twice the last.
+
+    Where there are several, it is in int32.
+    """
+    if len(products) == 1:
+        return products[0]
+    wide = [emit(aten._to_copy.default, product, dtype=torch.int32) for product in products]
+    total = wide[0]
+    for plane, product in enumerate(wide[1:], start=1):
+        total = emit(aten.add.Tensor, total, emit(aten.mul.Tensor, product, 1 << plane))
+    return total
+
+
 def _forward(graph: TrainingGraph, node: fx.Node) -> bool:
     call = call_of(node)
-    x, w = source_of(call.x), source_of(call.w)
+    x = source_of(call.x)
     emit = Emitter(graph, node, role="forward")
-    geometry = _geometry(shape(x), shape(w), call)
-    out_channels, in_channels = shape(w)[:2]
-    weight_bits = emit(fqt.pack_weight.default, convolution_weight(emit, w))
+    geometry = _geometry(shape(x), shape(call.w), call)
+    out_channels, in_channels = shape(call.w)[:2]
+    weight_bits = _together(emit, _weight_planes(emit, call.w))
     layer = (in_channels, out_channels, geometry.kernel, geometry.stride, geometry.padding)
     image, grid = _viewed(emit, x, geometry.image), node.meta["record"].grid
     if grid is None:
@@ -105,29 +139,28 @@ def _input_grad(graph: TrainingGraph, node: fx.Node) -> bool:
     quantized = QuantizedValue.of(call.g)
     if quantized is None:
         return False
-    w = source_of(call.w)
     emit = Emitter(graph, node, role="input_grad")
     bits = quantized.quantizer.bits
     planes = emit(fqt.quantize_pack_samples.default, *quantized.quantizer.values().values())
-    out_channels, in_channels = shape(w)[:2]
+    out_channels, in_channels = shape(call.w)[:2]
     samples, positions, _ = shape(quantized.codes)
     if len(shape(call.g)) == 4:
         input_hw, stride, padding = list(call.input_hw), list(call.stride), list(call.padding)
-        output_hw, kernel = shape(call.g)[1:3], shape(w)[2:]
+        output_hw, kernel = shape(call.g)[1:3], shape(call.w)[2:]
     else:
         input_hw, output_hw, kernel, stride, padding = [1, positions], [1, positions], [1, 1], [1, 1], [0, 0]
     planes = _viewed(emit, planes, [samples, *output_hw, bits, shape(planes)[-1]])
-    forward_bits = emit(fqt.pack_weight.default, convolution_weight(emit, w))
-    weight_bits = emit(
-        fqt.transpose_packed_weight.default, forward_bits, in_channels, out_channels, kernel[0] * kernel[1]
-    )
+    channels = (in_channels, out_channels)
+    turned = [
+        emit(fqt.transpose_packed_weight.default, plane, *channels, kernel[0] * kernel[1])
+        for plane in _weight_planes(emit, call.w)
+    ]
     product = emit(
-        fqt.bitplane_conv2d_input_grad.default, planes, weight_bits, in_channels, out_channels, input_hw,
+        fqt.bitplane_conv2d_input_grad.default, planes, _together(emit, turned), *channels, input_hw,
         kernel, stride, padding,
     )  # fmt: skip
-    taps = emit(
-        fqt.tap_sums.default, weight_bits, in_channels, out_channels, input_hw, output_hw, kernel, stride, padding
-    )
+    layer = (*channels, input_hw, output_hw, kernel, stride, padding)
+    taps = sum_of_planes(emit, [emit(fqt.tap_sums.default, plane, *layer) for plane in turned])
     per_sample = [samples, 1, 1, 1]
     scaled = emit(aten.mul.Tensor, _float(emit, product), emit(aten.view.default, quantized.scale, per_sample))
     offset = emit(aten.mul.Tensor, _float(emit, taps), emit(aten.view.default, quantized.zero, per_sample))

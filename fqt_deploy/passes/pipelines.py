@@ -11,6 +11,7 @@ from fqt_deploy.passes.append_optimizer import AppendOptimizer
 from fqt_deploy.passes.binarize_forward import BinarizeForward
 from fqt_deploy.passes.check_operators import CheckOperators
 from fqt_deploy.passes.choose_bits import ChooseBits
+from fqt_deploy.passes.choose_weight_bits import ChooseWeightBits
 from fqt_deploy.passes.decompose_composites import DecomposeComposites
 from fqt_deploy.passes.decompose_variance import DecomposeVariance
 from fqt_deploy.passes.exchange_gradients import ExchangeGradients
@@ -40,6 +41,7 @@ from fqt_deploy.passes.separate_operands import SeparateOperands
 from fqt_deploy.passes.show_nan import ShowNan
 from fqt_deploy.passes.simplify_signs import SimplifySigns
 from fqt_deploy.passes.sink_scatter import SinkScatter
+from fqt_deploy.passes.split_weight_planes import SplitWeightPlanes
 from fqt_deploy.passes.sum_kept_channels import SumKeptChannels
 from fqt_deploy.passes.synchronize_batch_norm import SynchronizeBatchNorm
 from fqt_deploy.passes.turn_weights import TurnWeights
@@ -84,6 +86,7 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
         # the whole step
         AnnotateLayers(options.include, options.exclude),
         TurnWeights(),
+        *_choose_weight_bits(options),
         *([ScaleWeights()] if grids is None and _may_have_levels(options) else []),
         *([SynchronizeBatchNorm()] if options.batch_norm == "synchronized" else []),
         *([ExchangeGradients()] if options.distributed != "off" else []),
@@ -114,6 +117,11 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
     )
 
 
+def _choose_weight_bits(options: CompileOptions) -> tuple[Pass, ...]:
+    most = max(options.weight_bits, *(each.weights for each in options.bits), 1)
+    return (ChooseWeightBits(options.weight_bits, options.bits),) if most > 1 else ()
+
+
 def _choose_bits(options: CompileOptions, grids: Mapping[str, ActivationGrid] | None) -> tuple[Pass, ...]:
     if grids is not None:
         return (ChooseBits(decided=tuple(grids.items())),) if grids else ()
@@ -138,10 +146,12 @@ def prediction_passes(layers: Sequence[LayerRecord]) -> tuple[Pass, ...]:
     turned = tuple(record.weight for record in binarized if record.turned)
     decided = AnnotateLayers(binarized=tuple(record.weight for record in binarized), turned=turned)
     grids = [ChooseBits(decided=tuple(found.items()))] if (found := grids_of(layers)) else []
-    return (*_NORMALIZE, decided, TurnWeights(), FoldPadding(), *grids, BinarizeForward(), *_LOWER)
+    several = tuple((record.weight, record.weight_bits) for record in binarized if record.weight_bits > 1)
+    weights = [ChooseWeightBits(decided=several)] if several else []
+    return (*_NORMALIZE, decided, TurnWeights(), *weights, FoldPadding(), *grids, BinarizeForward(), *_LOWER)
 
 
 def all_passes() -> tuple[Pass, ...]:
     """Every pass of every recipe, in pipeline order: a pass that runs twice has two places."""
-    options = CompileOptions(activation_bits=2, distributed="fp32", batch_norm="synchronized")
-    return (*training_passes(options), Rematerialize())
+    options = CompileOptions(weight_bits=2, activation_bits=2, distributed="fp32", batch_norm="synchronized")
+    return (*training_passes(options), Rematerialize(), SplitWeightPlanes())

@@ -10,7 +10,8 @@ After::
     %gw      = fqt.latent_weight_grad(fqt.conv2d_weight_grad(%xb, %gy, ...), %w, True)
 
 Batch normalization does not change when an output channel of the layer before it is scaled (but for its eps), so the
-loss does not depend on ``alpha = mean |w|``, and the effective weight's gradient is orthogonal to ``sign(w)``. With
+loss does not depend on ``alpha = mean |w|``, and the effective weight's gradient is orthogonal to ``sign(w)``, or to
+the levels of a weight of several bits (``fqt.latent_level_grad``). With
 fp32 gradients that holds by itself. With codes ``sum(dweff * sign(w))`` is noise alone, and counts many times: in the
 latent weight's gradient it stands without the factor ``alpha`` that everything else carries.
 """
@@ -39,9 +40,9 @@ class ProjectWeightGrad(Pass):
     exact = False
 
     def run(self, graph: TrainingGraph) -> bool:
-        """Set ``scale_free`` of every ``latent_weight_grad`` behind a batch normalization's backward."""
+        """Set ``scale_free`` of the gradient of every latent weight behind a batch normalization's backward."""
         changed = False
-        for node in graph.calls(fqt.latent_weight_grad.default):
+        for node in graph.calls(fqt.latent_weight_grad.default, fqt.latent_level_grad.default):
             product = _behind_layout(call_of(node).dweff)
             if _is_batch_norm_gradient(_behind_layout(call_of(product).g)):
                 update(node, scale_free=True)

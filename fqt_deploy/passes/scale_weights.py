@@ -7,7 +7,8 @@ The graph stays as it is; the initial value of each such weight is multiplied, f
 The signs of a layer's weights are scaled by ``mean |w|`` (algorithm: XNOR-Net scale), the best scale for each weight,
 but one with which sums have a smaller variance than with the weights themselves, which have the scale ``rms(w)``. With
 every layer values become a fifth smaller or more, until the last ones of a deep network hardly differ. In front of
-batch normalization size does not matter, and those weights stay as they are; so do weights that anything else reads.
+batch normalization size does not matter, and those weights stay as they are; so do weights that anything else reads,
+and weights of several bits, whose levels have nearly the size of what they stand for.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ class ScaleWeights(Pass):
         scaled = [
             record
             for record in graph.layers
-            if record.binarized and record.weight not in normalized and _is_read_by_its_layer_alone(record, graph)
+            if record.binarized
+            and record.weight_bits == 1
+            and record.weight not in normalized
+            and _is_read_by_its_layer_alone(record, graph)
         ]
         for record in scaled:
             state = graph.state[record.weight]

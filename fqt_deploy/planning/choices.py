@@ -1,4 +1,4 @@
-"""The choices for a layer: fp32, or 1-bit weights with some bits of an activation; and the options that make one."""
+"""The choices for a layer: fp32, or some bits of an activation with the weights' own; and the options that make one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fqt_deploy.core.layer_bits import ACTIVATION_BITS, LayerBits
 from fqt_deploy.core.options import CompileOptions
 
 Choice = int | None
-"""Bits of an activation of a layer whose weights have 1 bit; None for a layer in fp32."""
+"""Bits of an activation of a layer whose weights have as many as the options say; None for a layer in fp32."""
 CHOICES: tuple[Choice, ...] = (None, *sorted(ACTIVATION_BITS, reverse=True))
 """Every choice, from the least noise to the most."""
 
@@ -23,5 +23,8 @@ def told(choice: Choice) -> str:
 def options_for(options: CompileOptions, choices: Mapping[str, Choice]) -> CompileOptions:
     """The ``options`` with these choices by path of a layer, as ``--exclude`` and ``--bits`` spell them."""
     excluded = tuple(glob.escape(path) for path, choice in choices.items() if choice is None)
-    bits = tuple(LayerBits(glob.escape(path), 1, choice) for path, choice in choices.items() if choice is not None)
+    weights = options.weight_bits
+    bits = tuple(
+        LayerBits(glob.escape(path), weights, choice) for path, choice in choices.items() if choice is not None
+    )
     return replace(options, exclude=(*options.exclude, *excluded), bits=bits)

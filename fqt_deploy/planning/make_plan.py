@@ -53,9 +53,17 @@ def make_plan(
 
     Raises:
         FqtError: as ``compile_model``; FQT402 or FQT202 for a target that this machine cannot time; FQT202 if no layer
-            runs in 1 bit, no plan keeps within the budget, or the recipe fixes the bits of gradients.
+            runs in 1 bit, weights have different widths, no plan keeps within the budget, or the recipe fixes the bits
+            of gradients.
     """
     _check_can_time(options)
+    if others := [each.pattern for each in options.bits if each.weights != options.weight_bits]:
+        raise FqtError(
+            f"--plan chooses bits of activations; the weights of all layers have {options.weight_bits}, but "
+            f"{others[0]!r} has others",
+            code="FQT202",
+            hint="give the weights of --bits as many bits as --weight-bits, or write a plan by hand",
+        )
     if gradient_bits and options.recipe not in RECIPES_WITH_BITS:
         raise FqtError(
             f"with recipe {options.recipe} gradients have no bits to choose",
@@ -127,6 +135,7 @@ class _Planner:
             other_cores=max((each for each in (cores, busy) if each is not None), default=None),
             gradients=self._gradients(by_path, gradient_bits),
             gradient_bits=self._gradient_bits(),
+            weight_bits=self._options.weight_bits,
         )
 
     def _decisions(self) -> Sequence[LayerDecision]:

@@ -96,6 +96,7 @@ class Plan:
         other_cores: number of cores that other processes used while steps were timed; None if unknown.
         gradients: measurements of the chosen step by bits of a gradient; empty if none were asked for.
         gradient_bits: that the options ask for.
+        weight_bits: of all layers that are not in fp32, as the options ask for.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Plan:
     other_cores: float | None
     gradients: tuple[GradientBits, ...] = ()
     gradient_bits: int = 0
+    weight_bits: int = 1
 
     @property
     def doubts(self) -> list[str]:

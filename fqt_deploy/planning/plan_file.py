@@ -59,7 +59,7 @@ def plan_file(plan: Plan, path: Path) -> str:
 
 def _lines(plan: Plan) -> Iterator[str]:
     entries = [
-        (f"{_quoted(glob.escape(layer.path))} = {_value(choice)}", layer, choice)
+        (f"{_quoted(glob.escape(layer.path))} = {_value(choice, plan.weight_bits)}", layer, choice)
         for layer, choice in zip(plan.layers, plan.chosen.choices, strict=True)
     ]
     width = max(len(entry) for entry, _, _ in entries)
@@ -75,8 +75,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield f'{_quoted(glob.escape(path))} = "{FP32}"  # excluded by the options'
 
 
-def _value(choice: Choice) -> str:
-    return f'"{FP32}"' if choice is None else f"[1, {choice}]"
+def _value(choice: Choice, weight_bits: int) -> str:
+    return f'"{FP32}"' if choice is None else f"[{weight_bits}, {choice}]"
 
 
 def _quoted(text: str) -> str:

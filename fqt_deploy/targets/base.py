@@ -63,6 +63,7 @@ class Target:
         features: what the schedule rules choose by.
         rules: schedule rules, asked in order; the last takes anything.
         separate_objects: kernels are code of the host alone, and may be compiled apart from each other.
+        takes_weight_levels: a form of a product on bits may take weights of several bits whole.
         lowering: name under which TVM knows the passes that lower kernels.
         toolchain: links the library, for the machine that is to load it.
         tuned: tiles that were measured, by form and ``kernel_signature``.
@@ -73,6 +74,7 @@ class Target:
     features: Any
     rules: tuple[ScheduleRule, ...]
     separate_objects: ClassVar[bool] = False
+    takes_weight_levels: ClassVar[bool] = False
     lowering: ClassVar[str] = "default"
     toolchain: Toolchain = field(default_factory=native_toolchain)
     tuned: Mapping[tuple[str, str], Tile] = field(default_factory=dict)

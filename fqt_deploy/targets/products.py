@@ -94,15 +94,23 @@ class PackedConvolution(Convolution):
     Attributes:
         depth: channels that are summed.
         columns: channels of the result.
+        weight_planes: bit-planes of a weight; of one, signs, there is no axis.
     """
 
     depth: int
     columns: int
+    weight_planes: int = 1
 
     @property
     def words(self) -> int:
         """Packed words of the channels of one position."""
         return word_count(self.depth)
+
+    @property
+    def packed_weight(self) -> tuple[int, ...]:
+        """The shape of the packed weight."""
+        planes = (self.weight_planes,) if self.weight_planes > 1 else ()
+        return (*planes, self.panels, self.contraction, PANEL)
 
     @property
     def contraction(self) -> int:
@@ -133,8 +141,9 @@ class BitConvolution(PackedConvolution):
     @staticmethod
     def of(function: tirx.PrimFunc, arguments: dict[str, Any]) -> BitConvolution:
         """The convolution that ``function`` computes."""
-        x, _, result = function.params
+        x, weight, result = function.params
         return BitConvolution(
+            weight_planes=_weight_planes(weight),
             **_layer(arguments),
             samples=int(x.shape[0]),
             image=_spatial(x),
@@ -199,8 +208,9 @@ class BitInputGradient(PackedConvolution):
     @staticmethod
     def of(function: tirx.PrimFunc, arguments: dict[str, Any]) -> BitInputGradient:
         """The gradient that ``function`` computes."""
-        planes, _, result = function.params
+        planes, weight, result = function.params
         return BitInputGradient(
+            weight_planes=_weight_planes(weight),
             **_layer(arguments),
             samples=int(planes.shape[0]),
             image=_spatial(result),
@@ -305,6 +315,10 @@ class BitWeightGradient(Kernel):
             words=words, bits=bits, kept=kept, channels=channels, results=results, planes=planes, signed=signed,
             kernel=kernel,
         )  # fmt: skip
+
+
+def _weight_planes(weight: Any) -> int:
+    return int(weight.shape[0]) if len(weight.shape) == 4 else 1
 
 
 Product = TypeVar("Product", bound=PackedConvolution)

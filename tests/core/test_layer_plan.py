@@ -62,7 +62,7 @@ WRONG = {
     "another format": ("# plan\n\nformat = 2\n", 3, "format 2; this version reads 1"),
     "unknown key": ('format = 1\n"a" = [1, 4]\n', 2, "'a' is no key of a plan"),
     "bits": ('format = 1\n[layers]\n"a" = [1, 4]\n"b" = [1, 5]\n', 4, r"'b' is \[1, 5\]; it must be 'fp32' or"),
-    "weights": ('format = 1\n[layers]\n"a" = [2, 4]\n', 3, "bits of weights"),
+    "weights": ('format = 1\n[layers]\n"a" = [3, 4]\n', 3, "bits of weights"),
     "one number": ('format = 1\n[layers]\n"a" = 4\n', 3, "'a' is 4"),
     "a flag": ('format = 1\n[layers]\n"a" = [true, 4]\n', 3, "'a' is"),
     "another word": ('format = 1\n[layers]\n"a" = "bf16"\n', 3, "'a' is 'bf16'"),

@@ -16,6 +16,7 @@ from fqt_deploy.ops.packing.pack_levels import PackLevels
 from fqt_deploy.ops.packing.pack_positions import PackPositions
 from fqt_deploy.ops.packing.pack_signs import PackSigns
 from fqt_deploy.ops.packing.pack_weight import PackWeight
+from fqt_deploy.ops.packing.pack_weight_plane import PackWeightPlane
 from fqt_deploy.ops.packing.transpose_packed_weight import TransposePackedWeight
 from fqt_deploy.ops.products.binary_conv2d import BinaryConv2d
 from fqt_deploy.ops.products.bitplane_conv2d_input_grad import BitplaneConv2dInputGrad
@@ -157,3 +158,31 @@ def test_weight_gradient_of_levels(case, seed, width, grid):
     product = LevelWeightGrad(planes, positions, layer.inputs, layer.kernel, bits, signed).reference()
     sums = LevelSums(positions, layer.inputs, layer.kernel, bits, signed).reference()
     assert torch.equal((product + zero * sums).double(), layer.gradients(codes + zero)[1])
+
+
+@given(layers(), st.integers(0, 2**31), st.sampled_from([2, 4]), st.sampled_from(GRIDS), st.sampled_from([1, 3]))
+@quick
+def test_weights_of_several_bits(case, seed, weight_bits, grid, gradient_bits):
+    """Levels in the place of a weight's signs, in forward and in the activation gradient."""
+    layer = Layer(case, seed)
+    latent = torch.randn(layer.w.shape, generator=layer.generator)
+    reciprocals = torch.rand(layer.outputs, generator=layer.generator) + 0.5
+    weight_codes = (latent * reciprocals.view(-1, 1, 1, 1)).floor().add(2 ** (weight_bits - 1))
+    layer.w = 2 * weight_codes.clamp(0, 2**weight_bits - 1).double() - 2**weight_bits + 1
+    packed = [PackWeightPlane(latent, reciprocals, weight_bits, plane).reference() for plane in range(weight_bits)]
+    channels = (layer.inputs, layer.outputs)
+    geometry = (layer.kernel, layer.stride, layer.padding)
+
+    z = BinaryConv2d(layer.x_bits, torch.stack(packed), *channels, *geometry).reference()
+    assert torch.equal(z.double(), layer.forward(layer.x, layer.w).permute(0, 2, 3, 1))
+    planes = with_levels(layer, *grid)
+    z = LevelConv2d(planes, torch.stack(packed), *channels, *geometry, grid[1]).reference()
+    assert torch.equal(z.double(), layer.forward(layer.x, layer.w).permute(0, 2, 3, 1))
+
+    turned = torch.stack(
+        [TransposePackedWeight(p, *channels, layer.kernel[0] * layer.kernel[1]).reference() for p in packed]
+    )
+    codes, _ = layer.codes(gradient_bits)
+    planes = torch.stack([pack_last_axis((codes.permute(0, 2, 3, 1) >> p) & 1 > 0) for p in range(gradient_bits)], 3)
+    product = BitplaneConv2dInputGrad(planes, turned, *channels, layer.image, *geometry).reference()
+    assert torch.equal(product.double(), layer.gradients(codes)[0].permute(0, 2, 3, 1))

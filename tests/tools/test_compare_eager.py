@@ -29,6 +29,14 @@ def test_activations_of_several_bits_agree(digits_source, bits):
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize(("weights", "activations"), [(2, 4), (4, 2), (2, 1)])
+def test_weights_of_several_bits_agree(digits_source, weights, activations):
+    found = compare(digits_source, activation_bits=activations, weight_bits=weights)
+    assert found.ok, found
+    assert sum(flipped for flipped, _ in found.flips.values()) <= 3
+
+
+@pytest.mark.thorough
 def test_one_bit_activations_on_a_fitted_grid_agree(digits_source):
     found = compare(digits_source, activation_bits=1, activation_grid="fitted")
     assert found.ok, found

@@ -42,6 +42,11 @@ ROWS: dict[str, Settings] = {
         for name, settings in _RECIPES.items()
         for bits in (2, 4)
     },
+    **{
+        f"{name}-a4-w{bits}": {**settings, "activation_bits": 4, "weight_bits": bits}
+        for name, settings in _RECIPES.items()
+        for bits in (2, 4)
+    },
     **{f"{name}-fitted": {**settings, "activation_bits": 1} for name, settings in _RECIPES.items()},
     **{idea: {"recipe": "scq+agp", "idea": idea, **SIGNS, **base_settings(idea)} for idea in CHANGES},
     **{name: {"schedule": rows} for name, rows in SCHEDULES.items()},
@@ -50,9 +55,10 @@ ROWS: dict[str, Settings] = {
 paper's grid.
 
 The paper's released code is ``topk-4-minmax``, its theory ``sampled-4-minmax``. Rows that end in ``-projected`` take
-noise out of weight gradients, the others do not. Activations are signs, but 4 bits in rows that end in ``-a4``, and 1
-bit that is no sign in ``-fitted``, on a grid that fits the weights and images which training starts from. Ideas are one
-of these rows with other passes (``ideas.py``); a schedule names rows that follow each other.
+noise out of weight gradients, the others do not. Activations are signs, but 4 bits in rows that end in ``-a4``, with
+weights of 2 or 4 bits in ``-a4-w2`` and ``-a4-w4``, and 1 bit that is no sign in ``-fitted``, on a grid that fits the
+weights and images which training starts from. Ideas are one of these rows with other passes (``ideas.py``); a
+schedule names rows that follow each other.
 """
 
 TORCH_ROWS: dict[str, Settings] = {

@@ -1,4 +1,4 @@
-"""Levels that activations are quantized to: small integers, times one unit for a whole layer.
+"""Levels that activations and weights are quantized to: small integers, times one unit for a layer or a channel.
 
 With a bits there are codes from 0 to ``M = 2^a - 1``. A *signed* grid has the odd levels ``2 code - M``, a sum of
 planes of signs, ``sum_p 2^p s_p``; its unit is half the spacing. An unsigned grid has the levels ``code``, a sum of
@@ -16,6 +16,15 @@ from torch import Tensor
 from fqt_deploy.ops.lib.late_modules import tirx
 from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.packed_words import WORD, word_count
+
+WEIGHT_SPACINGS = {2: 1.2483, 4: 0.4204}
+"""Spacing of a weight's signed grid with the least mean square error for normally distributed values, in their mean
+magnitudes, by bits.
+"""
+
+
+SMALLEST_SPACING = 2.0**-100
+"""Lower bound of a weight's spacing, whose reciprocal is finite: gradients pass where a channel begins with zeros."""
 
 
 def largest_code(bits: int) -> int:

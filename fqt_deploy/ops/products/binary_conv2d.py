@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -30,15 +32,41 @@ from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
 def signs_of_weight(w_bits: Tensor, in_channels: int, out_channels: int, kernel: list[int]) -> Tensor:
-    """The signs of a packed weight: [O, I, KH, KW] int64."""
+    """The signs of a packed weight, or the levels of one of several planes: [O, I, KH, KW] int64."""
+    if w_bits.dim() == 4:
+        planes = [signs_of_weight(plane, in_channels, out_channels, kernel) for plane in w_bits]
+        return torch.stack([signs << p for p, signs in enumerate(planes)]).sum(0)
     rows = from_panels(w_bits, out_channels)
     taps = rows.view(out_channels, kernel[0], kernel[1], -1)
     return (2 * unpack_last_axis(taps, in_channels) - 1).permute(0, 3, 1, 2)
 
 
-def result_dtype(in_channels: int, kernel: list[int]) -> torch.dtype:
-    """The narrowest type that holds every possible sum."""
-    return torch.int16 if in_channels * kernel[0] * kernel[1] <= 32767 else torch.int32
+def weight_planes(w_bits: Any) -> int:
+    """How many planes a packed weight has: a weight of signs alone lies in panels without an axis of planes."""
+    return int(w_bits.shape[0]) if len(w_bits.shape) == 4 else 1
+
+
+def largest_weight(w_bits: Any) -> int:
+    """The largest level of a packed weight."""
+    return (1 << weight_planes(w_bits)) - 1
+
+
+def of_planes(w_bits: Any, term: Callable[[Callable[..., Any]], Any]) -> Any:
+    """Loop nest: the sum over a packed weight's planes of what a word of each contributes.
+
+    Args:
+        w_bits: the packed weight, with an axis of planes or without.
+        term: what a word contributes, by what reads a panel, a word and a lane of one plane.
+    """
+    if len(w_bits.shape) == 3:
+        return term(lambda *place: w_bits[place])
+    planes = [term(lambda *place, p=p: w_bits[(p, *place)]) << p for p in range(int(w_bits.shape[0]))]
+    return functools.reduce(operator.add, planes)
+
+
+def result_dtype(in_channels: int, kernel: list[int], largest: int = 1) -> torch.dtype:
+    """The narrowest type that holds every possible sum of products of up to ``largest``."""
+    return torch.int16 if in_channels * kernel[0] * kernel[1] * largest <= 32767 else torch.int32
 
 
 def exact_below(largest: int) -> None:
@@ -60,7 +88,8 @@ class BinaryConv2d(FqtOp):
 
     Attributes:
         x_bits: [N, H, W, ceil(I / 32)] int32.
-        w_bits: [ceil(O / 16), KH * KW * ceil(I / 32), 16] int32, see ``pack_weight``.
+        w_bits: [ceil(O / 16), KH * KW * ceil(I / 32), 16] int32, see ``pack_weight``; with an axis in front of it for
+            several planes, whose levels then stand in the place of ``sign(w)``.
         in_channels: I.
         out_channels: O.
         kernel: KH, KW.
@@ -79,25 +108,35 @@ class BinaryConv2d(FqtOp):
     stride: list[int]
     padding: list[int]
 
+    @property
+    def largest(self) -> int:
+        """Upper bound of the magnitude of a sum."""
+        return self.in_channels * self.kernel[0] * self.kernel[1] * largest_weight(self.w_bits)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The narrowest type that holds every possible sum."""
+        return result_dtype(self.in_channels, self.kernel, largest_weight(self.w_bits))
+
     def reference(self) -> Tensor:
         """The result in plain PyTorch."""
         x = 2 * unpack_last_axis(self.x_bits, self.in_channels) - 1
         w = signs_of_weight(self.w_bits, self.in_channels, self.out_channels, self.kernel)
         # sums of fewer than 2^24 signs are exact in float32
         z = plain_convolution(x.permute(0, 3, 1, 2).float(), w.float(), self.stride, self.padding)
-        return z.permute(0, 2, 3, 1).contiguous().to(result_dtype(self.in_channels, self.kernel))
+        return z.permute(0, 2, 3, 1).contiguous().to(self.dtype)
 
     def fake(self) -> Tensor:
         """Shape rule of ``reference``."""
         n, h, w, words = self.x_bits.shape
         expected = (panel_count(self.out_channels), self.kernel[0] * self.kernel[1] * words, PANEL)
-        if words != word_count(self.in_channels) or tuple(self.w_bits.shape) != expected:
+        if words != word_count(self.in_channels) or tuple(self.w_bits.shape[-3:]) != expected:
             raise ValueError(
                 f"packed shapes {tuple(self.x_bits.shape)}, {tuple(self.w_bits.shape)} "
                 f"do not fit {self.in_channels} channels"
             )
         oh, ow = output_extents([h, w], self.kernel, self.stride, self.padding)
-        return self.x_bits.new_empty((n, oh, ow, self.out_channels), dtype=result_dtype(self.in_channels, self.kernel))
+        return self.x_bits.new_empty((n, oh, ow, self.out_channels), dtype=self.dtype)
 
     def compute(self) -> te.Tensor:
         """The loop nest: a word contributes its number of channels minus twice the number of differing bits."""
@@ -108,19 +147,20 @@ class BinaryConv2d(FqtOp):
 
         def term(b: Any, y: Any, x: Any, o: Any) -> Any:
             inside, at_h, at_w = input_position(y, x, kh, kw, [h, w], self.stride, self.padding)
-            weight = self.w_bits[o // PANEL, (kh * self.kernel[1] + kw) * words + word, o % PANEL]
+            place = o // PANEL, (kh * self.kernel[1] + kw) * words + word, o % PANEL
             channels: Any = tirx.min(self.in_channels - word * WORD, WORD) if self.in_channels % WORD else WORD
-            product = channels - 2 * popcount(self.x_bits[b, at_h, at_w, word] ^ weight)
+            code = self.x_bits[b, at_h, at_w, word]
+            product = of_planes(self.w_bits, lambda weight: channels - 2 * popcount(code ^ weight(*place)))
             return te.sum(tirx.if_then_else(inside, product, 0), axis=[kh, kw, word])
 
         total = te.compute((n, oh, ow, self.out_channels), term, name="binary_conv2d_sum")
-        dtype = str(result_dtype(self.in_channels, self.kernel)).removeprefix("torch.")
+        dtype = str(self.dtype).removeprefix("torch.")
         return te.compute(total.shape, lambda *i: total[i].astype(dtype), name="binary_conv2d")
 
     def cost(self) -> Cost:
-        """The cost: two bit operations a multiply-accumulate."""
+        """The cost: two bit operations a multiply-accumulate of one plane."""
         y = self.fake()
-        work = 2 * y.numel() * self.in_channels * self.kernel[0] * self.kernel[1]
+        work = 2 * weight_planes(self.w_bits) * y.numel() * self.in_channels * self.kernel[0] * self.kernel[1]
         return Cost(bit_ops=work, bytes_moved=tensor_bytes(self.x_bits, self.w_bits, y))
 
     @staticmethod
@@ -159,13 +199,12 @@ class BinaryConv2d(FqtOp):
 
     def onnx_attributes(self) -> Attributes:
         """The attributes in ONNX; ``to`` is the type of the result."""
-        narrow = result_dtype(self.in_channels, self.kernel) is torch.int16
-        exact_below(self.in_channels * self.kernel[0] * self.kernel[1])
+        exact_below(self.largest)
         return {
             "in_channels": self.in_channels,
             "out_channels": self.out_channels,
             "kernel_shape": self.kernel,
             "strides": self.stride,
             "pads": [*self.padding, *self.padding],
-            "to": element_type("int16" if narrow else "int32"),
+            "to": element_type(str(self.dtype).removeprefix("torch.")),
         }

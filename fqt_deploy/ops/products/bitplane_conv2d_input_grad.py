@@ -23,7 +23,14 @@ from fqt_deploy.ops.lib.packed_words import (
     word_count,
 )
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.products.binary_conv2d import exact_below, onnx_signs_of_weight, signs_of_weight
+from fqt_deploy.ops.products.binary_conv2d import (
+    exact_below,
+    largest_weight,
+    of_planes,
+    onnx_signs_of_weight,
+    signs_of_weight,
+    weight_planes,
+)
 from fqt_deploy.ops.products.conv2d_input_grad import conv_transpose, transposed_convolution
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
@@ -34,7 +41,8 @@ class BitplaneConv2dInputGrad(FqtOp):
 
     Attributes:
         planes: [K, OH, OW, B, ceil(O / 32)] int32: plane p holds bit p of every code.
-        w_bits: [ceil(I / 16), KH * KW * ceil(O / 32), 16] int32, see ``transpose_packed_weight``.
+        w_bits: [ceil(I / 16), KH * KW * ceil(O / 32), 16] int32, see ``transpose_packed_weight``; with an axis in front
+            of it for several planes, whose levels then stand in the place of signs.
         in_channels: I.
         out_channels: O.
         input_hw: height and width of the layer's input.
@@ -73,7 +81,7 @@ class BitplaneConv2dInputGrad(FqtOp):
         """Shape rule of ``reference``."""
         k, oh, ow, _, words = self.planes.shape
         expected = (panel_count(self.in_channels), self.kernel[0] * self.kernel[1] * words, PANEL)
-        if words != word_count(self.out_channels) or tuple(self.w_bits.shape) != expected:
+        if words != word_count(self.out_channels) or tuple(self.w_bits.shape[-3:]) != expected:
             raise ValueError(
                 f"packed shapes {tuple(self.planes.shape)}, {tuple(self.w_bits.shape)} "
                 f"do not fit {self.out_channels} channels"
@@ -91,8 +99,8 @@ class BitplaneConv2dInputGrad(FqtOp):
         def term(n: Any, h: Any, w: Any, i: Any) -> Any:
             inside, y, x = output_position(h, w, kh, kw, [oh, ow], self.stride, self.padding)
             code = self.planes[n, y, x, plane, word]
-            weight = self.w_bits[i // PANEL, (kh * self.kernel[1] + kw) * words + word, i % PANEL]
-            product = (2 * popcount(code & weight) - popcount(code)) << plane
+            place, ones = (i // PANEL, (kh * self.kernel[1] + kw) * words + word, i % PANEL), popcount(code)
+            product = of_planes(self.w_bits, lambda weight: 2 * popcount(code & weight(*place)) - ones) << plane
             return te.sum(tirx.if_then_else(inside, product, 0), axis=[kh, kw, plane, word])
 
         return te.compute((k, *self.input_hw, self.in_channels), term, name="bitplane_conv2d_input_grad")
@@ -100,7 +108,8 @@ class BitplaneConv2dInputGrad(FqtOp):
     def cost(self) -> Cost:
         """The cost: two bit operations a multiply-accumulate of one plane."""
         k, oh, ow, bits, _ = self.planes.shape
-        work = 2 * k * oh * ow * bits * self.out_channels * self.in_channels * self.kernel[0] * self.kernel[1]
+        planes = bits * weight_planes(self.w_bits)
+        work = 2 * k * oh * ow * planes * self.out_channels * self.in_channels * self.kernel[0] * self.kernel[1]
         result = 4 * k * self.input_hw[0] * self.input_hw[1] * self.in_channels
         return Cost(bit_ops=work, bytes_moved=tensor_bytes(self.planes, self.w_bits) + result)
 
@@ -137,7 +146,8 @@ class BitplaneConv2dInputGrad(FqtOp):
 
     def onnx_attributes(self) -> Attributes:
         """The attributes in ONNX; ``output_padding`` are the image rows and columns that no output reads."""
-        exact_below(self.out_channels * self.kernel[0] * self.kernel[1] * (2 ** self.planes.shape[3] - 1))
+        largest = (2 ** self.planes.shape[3] - 1) * largest_weight(self.w_bits)
+        exact_below(self.out_channels * self.kernel[0] * self.kernel[1] * largest)
         return {
             "in_channels": self.in_channels,
             "out_channels": self.out_channels,

@@ -25,7 +25,14 @@ from fqt_deploy.ops.lib.packed_words import (
 )
 from fqt_deploy.ops.lib.plain_convolution import plain_convolution
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.products.binary_conv2d import exact_below, onnx_signs_of_weight, signs_of_weight
+from fqt_deploy.ops.products.binary_conv2d import (
+    exact_below,
+    largest_weight,
+    of_planes,
+    onnx_signs_of_weight,
+    signs_of_weight,
+    weight_planes,
+)
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
@@ -35,7 +42,8 @@ class LevelConv2d(FqtOp):
 
     Attributes:
         planes: [N, H, W, B, ceil(I / 32)] int32, see ``pack_levels``.
-        w_bits: [ceil(O / 16), KH * KW * ceil(I / 32), 16] int32, see ``pack_weight``.
+        w_bits: [ceil(O / 16), KH * KW * ceil(I / 32), 16] int32, see ``pack_weight``; with an axis in front of it for
+            several planes, whose levels then stand in the place of ``sign(w)``.
         in_channels: I.
         out_channels: O.
         kernel: KH, KW.
@@ -64,7 +72,8 @@ class LevelConv2d(FqtOp):
     @property
     def largest(self) -> int:
         """Upper bound of the magnitude of a sum."""
-        return self.in_channels * self.kernel[0] * self.kernel[1] * levels.largest_code(self.bits)
+        largest = levels.largest_code(self.bits) * largest_weight(self.w_bits)
+        return self.in_channels * self.kernel[0] * self.kernel[1] * largest
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,7 +94,7 @@ class LevelConv2d(FqtOp):
         """Shape rule of ``reference``."""
         n, h, w, _, words = self.planes.shape
         expected = (panel_count(self.out_channels), self.kernel[0] * self.kernel[1] * words, PANEL)
-        if words != word_count(self.in_channels) or tuple(self.w_bits.shape) != expected:
+        if words != word_count(self.in_channels) or tuple(self.w_bits.shape[-3:]) != expected:
             raise ValueError(
                 f"packed shapes {tuple(self.planes.shape)}, {tuple(self.w_bits.shape)} "
                 f"do not fit {self.in_channels} channels"
@@ -103,12 +112,13 @@ class LevelConv2d(FqtOp):
         def term(b: Any, y: Any, x: Any, o: Any) -> Any:
             inside, at_h, at_w = input_position(y, x, kh, kw, [h, w], self.stride, self.padding)
             code = self.planes[b, at_h, at_w, plane, word]
-            weight = self.w_bits[o // PANEL, (kh * self.kernel[1] + kw) * words + word, o % PANEL]
+            place = o // PANEL, (kh * self.kernel[1] + kw) * words + word, o % PANEL
             channels: Any = tirx.min(self.in_channels - word * WORD, WORD) if self.in_channels % WORD else WORD
             if self.signed:
-                product = channels - 2 * popcount(code ^ weight)
+                product = of_planes(self.w_bits, lambda weight: channels - 2 * popcount(code ^ weight(*place)))
             else:
-                product = 2 * popcount(code & weight) - popcount(code)
+                ones = popcount(code)
+                product = of_planes(self.w_bits, lambda weight: 2 * popcount(code & weight(*place)) - ones)
             return te.sum(tirx.if_then_else(inside, product << plane, 0), axis=[kh, kw, plane, word])
 
         total = te.compute((n, oh, ow, self.out_channels), term, name="level_conv2d_sum")
@@ -118,7 +128,9 @@ class LevelConv2d(FqtOp):
     def cost(self) -> Cost:
         """The cost: two bit operations a multiply-accumulate of one plane."""
         y = self.fake()
-        work = 2 * self.bits * y.numel() * self.in_channels * self.kernel[0] * self.kernel[1]
+        work = (
+            2 * self.bits * weight_planes(self.w_bits) * y.numel() * self.in_channels * self.kernel[0] * self.kernel[1]
+        )
         return Cost(bit_ops=work, bytes_moved=tensor_bytes(self.planes, self.w_bits, y))
 
     @staticmethod

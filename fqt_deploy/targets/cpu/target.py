@@ -78,6 +78,7 @@ class CpuTarget(Target):
     """A target whose kernels round, and pass NaN on, like PyTorch."""
 
     separate_objects: ClassVar[bool] = True
+    takes_weight_levels: ClassVar[bool] = True
     lowering: ClassVar[str] = register()
 
     def schedule(self, function: tirx.PrimFunc) -> tirx.PrimFunc:

@@ -8,22 +8,25 @@ from typing import Any, ClassVar
 from tvm import te, tirx
 
 from fqt_deploy.ops.lib.packed_words import PANEL, WORD
+from fqt_deploy.ops.packing.pack_weight_plane import plane_bit
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.packing.bit_transposition import collect_lanes, lane_bit
 from fqt_deploy.targets.cpu.packing.pack_channels import collect_bits, has_move_mask
 from fqt_deploy.targets.cpu.register_tile import new_schedule, placeholders
+from fqt_deploy.targets.kernel_arguments import arguments_of
 
 
 class PackWeightRule:
-    """Takes ``pack_weight`` of whole words and panels."""
+    """Takes ``pack_weight``, and planes of weights of several bits, of whole words and panels."""
 
-    ops: ClassVar[frozenset[str]] = frozenset({"pack_weight"})
+    ops: ClassVar[frozenset[str]] = frozenset({"pack_weight", "pack_weight_plane"})
 
     def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
         """Lanes are output channels in both steps; nothing may have been inlined."""
-        if len(function.params) != 2 or not has_move_mask(features):
+        arguments = arguments_of(function)
+        if arguments is None or not has_move_mask(features):
             return None
-        (w,) = placeholders(function)
+        w, *reciprocals = placeholders(function)
         out_channels, in_channels, *kernel = (int(d) for d in w.shape)
         if out_channels % PANEL or in_channels % WORD:
             return None
@@ -32,6 +35,9 @@ class PackWeightRule:
 
         def positive(o: Any, j: Any) -> Any:
             at = (j // taps, j % taps // kernel[1], j % kernel[1])
+            if reciprocals:
+                bit = plane_bit(w[(o, *at)], reciprocals[0][o], arguments["bits"], arguments["plane"])
+                return bit.astype("uint8")
             return (w[(o, *at)] > tirx.const(0.0, "float32")).astype("uint8")
 
         signs = te.compute((out_channels, total), positive, name="signs")
@@ -43,7 +49,7 @@ class PackWeightRule:
         )
 
         if taps == 1:
-            return _scheduled(w, flat)
+            return _scheduled([w, *reciprocals], flat)
 
         def bit(panel: Any, tap_word: Any, lane: Any) -> Any:
             j = (tap_word % words * WORD + k) * taps + tap_word // words
@@ -52,12 +58,12 @@ class PackWeightRule:
         shape = (out_channels // PANEL, taps * words, PANEL)
         collected = te.compute(shape, bit, name="collected")
         result = te.compute(shape, lambda *i: tirx.reinterpret("int32", collected[i]), name="result")
-        return _scheduled(w, flat, result)
+        return _scheduled([w, *reciprocals], flat, result)
 
 
-def _scheduled(w: Any, flat: Any, result: Any = None) -> tirx.PrimFunc:
+def _scheduled(operands: list[Any], flat: Any, result: Any = None) -> tirx.PrimFunc:
     """The kernel that gathers the bits of ``result`` from those of ``flat``, which with one tap is the result."""
-    schedule = new_schedule([w, flat if result is None else result])
+    schedule = new_schedule([*operands, flat if result is None else result])
     block = schedule.get_sblock("flat")
     panel, word, lane, _ = schedule.get_loops(block)
     schedule.reorder(panel, lane, word)

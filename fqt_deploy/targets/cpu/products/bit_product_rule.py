@@ -14,7 +14,7 @@ from fqt_deploy.targets.cpu.products.byte_shuffle.convolution import ShuffleConv
 from fqt_deploy.targets.cpu.products.byte_shuffle.input_gradient import ShuffleInputGradient
 from fqt_deploy.targets.cpu.products.byte_shuffle.level_convolution import ShuffleLevelConvolution
 from fqt_deploy.targets.cpu.products.byte_shuffle.weight_gradient import ShuffleWeightGradient
-from fqt_deploy.targets.cpu.products.form import Form
+from fqt_deploy.targets.cpu.products.form import TILE_REGISTERS, Form
 from fqt_deploy.targets.cpu.products.popcount.convolution import PopcountConvolution
 from fqt_deploy.targets.cpu.products.popcount.input_gradient import PopcountInputGradient
 from fqt_deploy.targets.cpu.products.popcount.level_convolution import PopcountLevelConvolution
@@ -74,4 +74,6 @@ def _formed(function: tirx.PrimFunc, features: CpuFeatures) -> tuple[BitProduct,
     if product is None:
         return None
     forms = FORMS[str(function.attrs["fqt.op"])]
+    if getattr(product, "weight_planes", 1) > 1:  # of weight gradients there are none
+        forms = tuple(form for form in forms if form.name == TILE_REGISTERS)
     return next(((product, form) for form in forms if form.accepts(product, features)), None)

@@ -21,12 +21,13 @@ from fqt_deploy.targets.cpu.products.tile_registers.registers import (
     TILE_LANES,
     clear_sums,
     configure_tiles,
-    expand_sign_columns,
+    expand_weight_columns,
     multiply_one_by_four,
     multiply_two_by_two,
     release_tiles,
     request_tiles,
     store_sums,
+    weight_words,
 )
 from fqt_deploy.targets.products import PackedConvolution
 from fqt_deploy.targets.tuning_log import Tile
@@ -99,11 +100,11 @@ def _expand_weight(p: _Product, weight: Any, columns: Any, begin: Any, block: An
     """Expand the tiles of columns of one tap, for one block; ``begin`` is where those of the block begin."""
     for u, panel in T.grid(p.pairs, p.panels):
         word: T.let = (p.taps - 1 - tap if p.c.flipped else tap) * p.words + 2 * u
-        expand_sign_columns(
+        expand_weight_columns(
             columns,
             begin + ((tap * p.pairs + u) * p.panels + panel) * TILE,
-            weight[block * p.panels + panel, word, T.ramp(0, 1, PANEL)],
-            weight[block * p.panels + panel, word + 1, T.ramp(0, 1, PANEL)],
+            weight_words(weight, p.c.product.weight_planes, block * p.panels + panel, word),
+            weight_words(weight, p.c.product.weight_planes, block * p.panels + panel, word + 1),
         )
 
 
@@ -225,7 +226,7 @@ def _kernel(p: _Product) -> tirx.PrimFunc:
     @script.prim_func(s_tir=True)
     def kernel(
         operand: T.Buffer(c.operand, "int32"),
-        weight: T.Buffer((c.product.panels, c.product.contraction, PANEL), "int32"),
+        weight: T.Buffer(c.product.packed_weight, "int32"),
         result: T.Buffer((c.product.samples, c.output_hw[0], c.output_hw[1], c.product.columns), c.dtype),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import tirx
-from tvm.script import tirx as T
-
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.products.tile_registers.byte_convolution import TileForm
 from fqt_deploy.targets.cpu.products.tile_registers.byte_convolution_cut import ByteConvolution
@@ -15,6 +12,7 @@ from fqt_deploy.targets.cpu.products.tile_registers.registers import (
     UNSIGNED_ROWS,
     neighbours,
     row_of_codes,
+    signed_levels,
 )
 from fqt_deploy.targets.products import LevelConvolution
 
@@ -41,7 +39,7 @@ class TileLevelConvolution(TileForm[LevelConvolution]):
                     for p in range(product.bits)
                 ]
             )
-            return _signed(codes, product.largest_code) if product.signed else codes
+            return signed_levels(codes, product.largest_code) if product.signed else codes
 
         return ByteConvolution(
             product=product,
@@ -56,10 +54,3 @@ class TileLevelConvolution(TileForm[LevelConvolution]):
             row=levels,
             dtype=product.dtype,
         )
-
-
-def _signed(codes: Any, largest: int) -> Any:
-    """Twice each byte less the largest code, in sixteen lanes of four bytes."""
-    octets = T.reinterpret(codes, dtype="int8x64")
-    doubled = octets + octets - tirx.Broadcast(tirx.const(largest, "int8"), 64)
-    return T.reinterpret(doubled, dtype="int32x16")

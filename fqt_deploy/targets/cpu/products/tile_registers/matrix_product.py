@@ -22,11 +22,12 @@ from fqt_deploy.targets.cpu.products.tile_registers.registers import (
     TILE_ROWS,
     clear_sums,
     configure_tiles,
-    expand_sign_columns,
+    expand_weight_columns,
     multiply_two_by_two,
     release_tiles,
     request_tiles,
     store_sums,
+    weight_words,
 )
 
 ROWS = 2 * TILE_ROWS
@@ -139,11 +140,11 @@ def _expand_columns(p: MatrixProduct, weight: Any, columns: Any, job: Any) -> No
     for b in T.serial(p.blocks):
         block: T.let = job % p.parts * p.blocks + b
         for u, panel in T.grid(p.steps, PANELS):
-            expand_sign_columns(
+            expand_weight_columns(
                 columns,
                 ((b * p.steps + u) * PANELS + panel) * TILE,
-                weight[block * PANELS + panel, 2 * u, T.ramp(0, 1, PANEL)],
-                weight[block * PANELS + panel, 2 * u + 1, T.ramp(0, 1, PANEL)],
+                weight_words(weight, p.c.product.weight_planes, block * PANELS + panel, 2 * u),
+                weight_words(weight, p.c.product.weight_planes, block * PANELS + panel, 2 * u + 1),
             )
 
 
@@ -197,7 +198,7 @@ def matrix_kernel(p: MatrixProduct) -> tirx.PrimFunc:
     @script.prim_func(s_tir=True)
     def kernel(
         operand: T.Buffer(c.operand, "int32"),
-        weight: T.Buffer((c.product.panels, c.product.contraction, PANEL), "int32"),
+        weight: T.Buffer(c.product.packed_weight, "int32"),
         result: T.Buffer((c.product.samples, c.output_hw[0], c.output_hw[1], c.product.columns), c.dtype),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})

@@ -195,14 +195,24 @@ def column_indices(words: Any, lane: Any) -> Any:
     return words >> tirx.Broadcast(4 * lane, TILE_LANES)
 
 
-@script.macro
-def expand_sign_columns(columns: Any, at: Any, low: Any, high: Any) -> None:
-    """Write a tile of sixteen columns of signs from ``at`` on, made of two words of each column, int32x16."""
-    for lane in T.unroll(8):
-        columns[T.ramp(at + 2 * lane * TILE_LANES, 1, TILE_LANES)] = look_up(signs_table(), column_indices(low, lane))
-        columns[T.ramp(at + (2 * lane + 1) * TILE_LANES, 1, TILE_LANES)] = look_up(
-            signs_table(), column_indices(high, lane)
-        )
+def weight_words(weight: Any, planes: int, panel: Any, word: Any) -> list[Any]:
+    """One word of each column of a panel, int32x16, of each plane of a packed weight, lowest first."""
+    place = panel, word, T.ramp(0, 1, TILE_LANES)
+    return [weight[(p, *place)] for p in range(planes)] if planes > 1 else [weight[place]]
+
+
+def column_row_of_weight(planes: list[Any], lane: Any) -> Any:
+    """Row ``2 * lane`` or ``2 * lane + 1`` of a tile of columns: signs, or the levels of several planes."""
+    if len(planes) == 1:
+        return look_up(signs_table(), column_indices(planes[0], lane))
+    return signed_levels(column_row_of_codes(planes, lane), (1 << len(planes)) - 1)
+
+
+def signed_levels(codes: Any, largest: int) -> Any:
+    """Twice each byte less the largest code, in sixteen lanes of four bytes."""
+    octets = T.reinterpret(codes, dtype="int8x64")
+    doubled = octets + octets - tirx.Broadcast(tirx.const(largest, "int8"), 64)
+    return T.reinterpret(doubled, dtype="int32x16")
 
 
 def row_of_codes(planes: list[Any]) -> Any:
@@ -222,6 +232,14 @@ def codes_of_planes(indices: list[Any]) -> Any:
 def column_row_of_codes(planes: list[Any], lane: Any) -> Any:
     """Row ``2 * lane`` or ``2 * lane + 1`` of a tile of columns: codes of four bits of sixteen words by plane."""
     return codes_of_planes([column_indices(words, lane) for words in planes])
+
+
+@script.macro
+def expand_weight_columns(columns: Any, at: Any, low: Any, high: Any) -> None:
+    """Write a tile of sixteen columns of a weight from ``at`` on, made of two words of each column and plane."""
+    for lane in T.unroll(8):
+        columns[T.ramp(at + 2 * lane * TILE_LANES, 1, TILE_LANES)] = column_row_of_weight(low, lane)
+        columns[T.ramp(at + (2 * lane + 1) * TILE_LANES, 1, TILE_LANES)] = column_row_of_weight(high, lane)
 
 
 @script.macro
