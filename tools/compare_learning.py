@@ -29,6 +29,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "scq": {"recipe": "scq", "grad_bits": 4},
     "none": {"recipe": "none"},
     "none, weights of 4 bits": {"recipe": "none", "weight_bits": 4},
+    "weights of 2 bits": {"weight_bits": 2},
     "weights of 4 bits": {"weight_bits": 4},
     "scq, weights of 2 bits": {"recipe": "scq", "grad_bits": 4, "weight_bits": 2},
     "scq, weights of 4 bits": {"recipe": "scq", "grad_bits": 4, "weight_bits": 4},
