@@ -8,15 +8,16 @@ last 40 steps, and adds a line of JSON for each run to ``--results``.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fqt_deploy
 from tools.accuracy.data import Dataset
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["eager", "default", "scq", "none"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rate", type=float, default=1.0, help="a factor of the script's learning rate")
+    parser.add_argument("--every", type=int, default=1, help="take every so many samples of each batch")
     parser.add_argument("--steps", type=int, help="by default those of the script")
     parser.add_argument("--results", type=Path, help="add a line of JSON for each run to this file")
     args = parser.parse_args()
@@ -64,13 +66,26 @@ def main() -> None:
     for name in args.scripts:
         for row in args.rows:
             for seed in args.seeds:
-                losses = train(SCRIPTS[name], data, ROWS[row], seed, args.rate, args.steps or SCRIPTS[name].steps)
+                script = _thinned(SCRIPTS[name], args.every)
+                losses = train(script, data, ROWS[row], seed, args.rate, args.steps or script.steps)
                 found = summary(losses)
                 print(f"{name}, {row}, seed {seed}: {found['last']:.4f}", flush=True)
                 if args.results is not None:
                     run = {"script": name, "row": row, "seed": seed, "rate": args.rate, "steps": len(losses), **found}
+                    run |= {"every": args.every} if args.every > 1 else {}
                     with args.results.open("a") as file:
                         file.write(json.dumps(run) + "\n")
+
+
+def _thinned(script: Script, every: int) -> Script:
+    """The script with every so many samples of its batches."""
+
+    def batches(data: Dataset, rng: np.random.Generator) -> Iterator[Batch]:
+        for batch in script.batches(data, rng):
+            x, y = torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor[::every].contiguous(), batch)
+            yield x, y
+
+    return dataclasses.replace(script, batches=batches) if every > 1 else script
 
 
 def summary(losses: list[float]) -> dict[str, float]:
