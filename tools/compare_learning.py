@@ -66,7 +66,7 @@ def main() -> None:
     for name in args.scripts:
         for row in args.rows:
             for seed in args.seeds:
-                script = _thinned(SCRIPTS[name], args.every)
+                script = thinned_script(SCRIPTS[name], args.every)
                 losses = train(script, data, ROWS[row], seed, args.rate, args.steps or script.steps)
                 found = summary(losses)
                 print(f"{name}, {row}, seed {seed}: {found['last']:.4f}", flush=True)
@@ -77,7 +77,7 @@ def main() -> None:
                         file.write(json.dumps(run) + "\n")
 
 
-def _thinned(script: Script, every: int) -> Script:
+def thinned_script(script: Script, every: int) -> Script:
     """The script with every so many samples of its batches."""
 
     def batches(data: Dataset, rng: np.random.Generator) -> Iterator[Batch]:

@@ -69,7 +69,7 @@ def test_the_report_as_json():
     assert found["layers"][0] == {
         "path": "first", "kind": "conv2d", "decision": "fp32",
         "reason": "a contraction over 27 elements is too short to gain", "source": report.layers[0].source,
-            "activation_bits": 1,
+            "activation_bits": 1, "weight_bits": 1,
     }  # fmt: skip
     assert found["errors"][0] == {
         "code": "FQT203", "message": "cannot lower pooling whose indices are used", "module": "pool",

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import fqt_deploy
+from fqt_deploy.settings import options_of
 from tools.accuracy.data import Dataset
-from tools.compare_learning import ROWS, summary, train
+from tools.compare_learning import ROWS, summary, thinned_script, train
 from tools.learning_scripts import SCRIPTS
 
 RNG = np.random.default_rng(0)
@@ -45,5 +46,11 @@ def test_a_compiled_step_begins_with_the_loss_of_the_network_where_nothing_is_in
 
 
 def test_every_row_names_settings_of_the_compiler():
-    fields = {"recipe", "agp", "grad_bits", "activation_bits", "exclude"}
-    assert all(set(row) <= fields for row in ROWS.values() if row is not None)
+    assert len([options_of(row) for row in ROWS.values() if row is not None]) == len(ROWS) - 1
+
+
+def test_every_so_many_samples_of_a_batch():
+    whole, thinned = (
+        next(thinned_script(SCRIPTS["gpt"], every).batches(DATA, np.random.default_rng(0))) for every in (1, 4)
+    )
+    assert [torch.equal(few, all_of_them[::4]) for few, all_of_them in zip(thinned, whole, strict=True)] == [True, True]
