@@ -13,6 +13,9 @@ from fqt_deploy.core.parameter_group import ParameterGroup, groups_kind, matches
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 """Every optimizer by the name that its class declares, in the order of declaration."""
 
+_LATER = ("moment_bits",)
+"""Hyperparameters that older versions did not know."""
+
 # What several optimizers have, each with a default of its own.
 _BETAS = "Average the gradient and its square with these decay rates; lion, the gradient for the step and for the next."
 _EPS = "Add this to the denominator; adadelta, to both mean squares; adafactor, bound it by this from below."
@@ -124,14 +127,15 @@ class Optimizer:
     def describe(self) -> dict[str, Any]:
         """The optimizer as the manifest stores it: name, hyperparameters, and all groups with the default first.
 
-        What every optimizer has beside its weight decay is left out where it is off.
+        What every optimizer has beside its weight decay is left out where it is off, and what came later, so that the
+        checkpoints of older artifacts fit.
         """
         common = options_in(Optimizer)
         values = {name: getattr(self, name) for name in options_in(type(self)) if name not in ("lr", "groups")}
         hyperparameters = {
             name: _as_json(value)
             for name, value in values.items()
-            if name not in common or name == "weight_decay" or value != common[name].default
+            if name not in {*common, *_LATER} or name == "weight_decay" or value != options_in(type(self))[name].default
         }
         groups: list[dict[str, Any]] = [{"pattern": "*", "lr": self.lr}]
         for group, lr in zip(self.groups, self.lrs()[1:], strict=True):
@@ -147,6 +151,11 @@ class Adam(Optimizer, name="adam"):
     lr: float = 1e-3
     betas: tuple[float, float] = option((0.9, 0.999), _BETAS, section=OPTIMIZER, minimum=0, below=1)
     eps: float = option(1e-8, _EPS, section=OPTIMIZER, minimum=0)
+    moment_bits: Literal[32, 8] = option(
+        32,
+        "Keep moments in fp32 (32), or with adam and adamw those of large parameters in a quarter of the bytes (8).",
+        section=OPTIMIZER,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +266,10 @@ class RAdam(Adam, name="radam"):
 
     decoupled_weight_decay: bool = option(False, _DECOUPLED, section=OPTIMIZER)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _need_fp32_moments(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class NAdam(Adam, name="nadam"):
@@ -270,6 +283,10 @@ class NAdam(Adam, name="nadam"):
         minimum=0,
     )
     decoupled_weight_decay: bool = option(False, _DECOUPLED, section=OPTIMIZER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _need_fp32_moments(self)
 
 
 def optimizer_kind() -> Kind:
@@ -285,6 +302,16 @@ def optimizer_kind() -> Kind:
     names = tuple(OPTIMIZERS)
     wanted = f"one of {', '.join(names)}, or an instance of {', '.join(c.__name__ for c in OPTIMIZERS.values())}"
     return Kind(f"[{'|'.join(names)}]", wanted, accept, choices=names)
+
+
+def _need_fp32_moments(optimizer: Adam) -> None:
+    """FQT202 if an optimizer that keeps its moments in fp32 is asked for fewer bits."""
+    if optimizer.moment_bits != 32:
+        raise FqtError(
+            f"optimizer {optimizer.name} keeps its moments in 32 bits",
+            code="FQT202",
+            hint="leave out --moment-bits, or use adam or adamw",
+        )
 
 
 def _as_json(value: Any) -> Any:

@@ -70,10 +70,10 @@ class AppendOptimizer(Pass):
             gradients[f"grad/{path}"] = self._summed(graph, emit, path, gradients[f"grad/{path}"], count, values)
         emit.meta["layer"] = ""
         factor = self._clip_factor(graph, emit, gradients, values)
-        for path in paths:
+        for number, path in enumerate(paths):
             emit.meta["layer"] = path.rpartition(".")[0]
             gradient = self._clipped(emit, gradients[f"grad/{path}"], factor)
-            values |= self._update(graph, emit, path, gradient, count)
+            values |= self._update(graph, emit, path, gradient, count, number)
         values["step"] = count
         graph.set_results(values)
         return True
@@ -142,16 +142,16 @@ class AppendOptimizer(Pass):
         return gradient if bound is None else emit(aten.clamp.default, gradient, -float(bound), float(bound))
 
     def _update(
-        self, graph: TrainingGraph, emit: Emitter, path: str, gradient: fx.Node, count: fx.Node
+        self, graph: TrainingGraph, emit: Emitter, path: str, gradient: fx.Node, count: fx.Node, number: int
     ) -> dict[str, fx.Node]:
-        """The new values of the parameter and of all state beside it; ``gradient`` is [rows, elements]."""
+        """The new values of parameter ``number`` and of all state beside it; ``gradient`` is [rows, elements]."""
         parameter, every = graph.placeholder(f"param/{path}"), self.optimizer.accumulate
         state = {f"param/{path}": parameter}
         for name, zero in zero_state(self.optimizer, path, graph.state[f"param/{path}"].initial).items():
             state[name] = _add_state(graph, StateTensor(name, "optimizer", zero))
         flat, *moments = [as_rows(emit, node) for node in state.values()]
         rates, group = graph.placeholder("lr"), self.optimizer.group_of(path)
-        operands = Operands(flat, tuple(moments), gradient, rates, group, count, every)
+        operands = Operands(flat, tuple(moments), gradient, rates, group, count, every, number)
         results = update_of(self.optimizer, path, shape(parameter)).emit(emit, operands)
         values = {name: viewed(emit, new, shape(old)) for (name, old), new in zip(state.items(), results, strict=True)}
         if self.optimizer.ema is not None:

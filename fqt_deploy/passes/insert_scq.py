@@ -33,7 +33,7 @@ fqt = torch.ops.fqt
 
 ROLES = {
     "samples": 0, "channels": 1, "select_samples": 2, "select_channels": 3, "select_once": 4, "dropout": 5,
-    "select_tokens": 6,
+    "select_tokens": 6, "moments": 7,
 }  # fmt: skip
 """What a random stream is for: with seed, step and layer it names the stream."""
 

@@ -22,6 +22,7 @@ class Operands:
         group: which of them.
         count: [] int64, the number of this step, from 1.
         every: update at each multiple of this many steps.
+        number: of the parameter; its random numbers follow from it.
     """
 
     parameter: fx.Node
@@ -31,6 +32,7 @@ class Operands:
     group: int
     count: fx.Node
     every: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Update:
         extents: prefixes of the names of the state that is kept beside the parameter, in order, with the shape that
             each has for a parameter of a given shape. All of it starts from zero.
         emit: inserts the update; gives the new parameter and the new state.
+        codes: those prefixes whose state is uint8; the others' is float32.
     """
 
     extents: Mapping[str, Callable[[list[int]], list[int]]]
     emit: Callable[[Emitter, Operands], list[fx.Node]]
+    codes: frozenset[str] = frozenset()

@@ -201,6 +201,8 @@ def _moment(manifest: Manifest) -> tuple[str, float, float]:
     found = manifest.optimizer.hyperparameters
     if any({"betas", "momentum"} & group.keys() for group in manifest.optimizer.groups):
         return "", 0.0, 1.0  # groups average in their own ways
+    if found.get("moment_bits", 32) != 32:
+        return "", 0.0, 1.0  # what rounding adds would be taken for the gradient
     match manifest.optimizer.name:
         case "adam" | "adamw" | "radam" | "nadam" as name:
             return _MEANS[name], found["betas"][0], 1 - found["betas"][0]

@@ -70,6 +70,7 @@ EXAMPLES = {
     "metrics": (["--metrics", "grad_norm", "--metrics", "param_norm"], {"metrics": ["grad_norm", "param_norm"]}),
     "betas": (["--betas", "0.8,0.9"], {"betas": (0.8, 0.9)}),
     "eps": (["--eps", "1e-6"], {"eps": 1e-6}),
+    "moment_bits": (["--moment-bits", "8"], {"moment_bits": 8}),
     "momentum": (["--optimizer", "sgd", "--momentum", "0.9"], {**SGD, "momentum": 0.9}),
     "dampening": (
         ["--optimizer", "sgd", "--momentum", "0.9", "--dampening", "0.1"], {**SGD, "momentum": 0.9, "dampening": 0.1}
@@ -140,7 +141,7 @@ WRONG = {
     "weight_decay": "-1", "groups": "head", "betas": "0.9,1", "eps": "nan", "momentum": "-0.9", "decay": "some",
     "no_decay": "", "clip_norm": "-1", "clip_value": "nan", "accumulate": "0", "ema": "1", "metrics": "loss",
     "dampening": "-1", "alpha": "1", "beta2_decay": "0.1", "scale_floor": "-1", "update_bound": "0.5", "rho": "1",
-    "lr_decay": "-1", "initial_accumulator_value": "nan", "momentum_decay": "-1",
+    "lr_decay": "-1", "initial_accumulator_value": "nan", "momentum_decay": "-1", "moment_bits": "16",
     "remat": "on", "distributed": "8-bit", "batch_norm": "global",
     "tuning_log": "", "verify": "all", "dump_ir": "", "print_after": "",
 }  # fmt: skip

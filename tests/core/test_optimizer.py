@@ -6,7 +6,7 @@ import pytest
 
 from fqt_deploy.command_line import help_text
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.core.optimizer import OPTIMIZERS, SGD, Adam, AdamW, Optimizer, ParameterGroup
+from fqt_deploy.core.optimizer import OPTIMIZERS, SGD, Adam, AdamW, NAdam, Optimizer, ParameterGroup, RAdam
 from fqt_deploy.core.option import OPTIMIZER, option
 from fqt_deploy.settings import all_settings, options_of
 
@@ -136,3 +136,17 @@ def test_a_group_has_hyperparameters_of_its_own():
     kept = optimizer.describe()["hyperparameters"]
     assert (kept["no_decay"], kept["decay"]) == (["*.norm.*"], "matrices")
     assert "accumulate" not in kept
+
+
+def test_moments_in_fp32_are_not_described() -> None:
+    """Older artifacts knew no others: theirs and today's are the same."""
+    assert "moment_bits" not in Adam().describe()["hyperparameters"]
+    assert AdamW(moment_bits=8).describe()["hyperparameters"]["moment_bits"] == 8
+
+
+@pytest.mark.parametrize("kind", [RAdam, NAdam])
+def test_only_adam_and_adamw_keep_moments_in_8_bits(kind: type[Adam]) -> None:
+    """Its relatives are refused, not compiled with moments in fp32."""
+    with pytest.raises(FqtError, match="keeps its moments in 32 bits") as error:
+        kind(moment_bits=8)
+    assert error.value.code == "FQT202"

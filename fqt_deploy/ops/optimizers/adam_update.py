@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,8 +15,44 @@ from fqt_deploy.ops.optimizers.moments_op import MomentsOp, sample_moments
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
+class AdamChange(MomentsOp):
+    """What Adam takes from a parameter, for updates that declare ``eps``, however they keep their moments."""
+
+    eps: float
+
+    def change(self, m: Tensor, v: Tensor) -> Tensor:
+        """Reference: what is taken from the parameter."""
+        rate, t = self.lr[self.group], self.number().double()
+        step_size = (rate.double() / (1 - self.beta1**t)).float()
+        root = (1 - self.beta2**t).rsqrt().float()
+        return step_size * m / (v.sqrt() * root + self.eps)
+
+    def te_change(self) -> Callable[[Any, Any, tuple[Any, ...]], Any]:
+        """Loop nest: what is taken from an element of the parameter, by its new moments and the index."""
+
+        def correction(i: Any) -> Any:
+            t, one = self.te_number().astype("float64"), tirx.const(1.0, "float64")
+            first = one - tirx.power(tirx.const(self.beta1, "float64"), t)
+            second = one - tirx.power(tirx.const(self.beta2, "float64"), t)
+            factor = tirx.if_then_else(i < 1, self.lr[self.group].astype("float64") / first, one / tirx.sqrt(second))
+            return factor.astype("float32")
+
+        factors = te.compute((2,), correction, name=f"{self.name}_correction")
+        return lambda m, v, i: factors[0] * m / (tirx.sqrt(v) * factors[1] + self.eps)
+
+    def onnx_change(self, op: Body, m: str, v: str) -> str:
+        """ONNX: what is taken from the parameter; corrections in double precision, as in the reference."""
+        t, rate = op.cast(self.onnx_number(op), "float64"), op("Gather", self.lr, op.integer("group"), axis=0)
+        one = op.constant(1.0, "float64")
+        first, second = (op("Sub", one, op("Pow", op.double(beta), t)) for beta in ("beta1", "beta2"))
+        step_size = op.cast(op("Div", op.cast(rate, "float64"), first), "float32")
+        root = op.cast(op("Reciprocal", op("Sqrt", second)), "float32")
+        denominator = op("Add", op("Mul", op("Sqrt", v), root), op.float("eps"))
+        return op("Div", op("Mul", m, step_size), denominator)
+
+
 @define(kind=Kind.UPDATE, batch=no_samples, zero=NEVER_ZERO, sign=ANY_SIGN, nan=Nan.UNKNOWN, layout=Layout.OPAQUE)
-class AdamUpdate(MomentsOp):
+class AdamUpdate(AdamChange):
     """The update that ``torch.optim.Adam`` and ``torch.optim.AdamW`` make of a parameter.
 
     Attributes:
@@ -55,23 +91,11 @@ class AdamUpdate(MomentsOp):
     def reference(self) -> tuple[Tensor, Tensor, Tensor]:
         """The result in plain PyTorch."""
         kept, _, m, v = self.moved()
-        rate, t = self.lr[self.group], self.number().double()
-        step_size = (rate.double() / (1 - self.beta1**t)).float()
-        root = (1 - self.beta2**t).rsqrt().float()
-        return self.all_due(kept - step_size * m / (v.sqrt() * root + self.eps), m, v)
+        return self.all_due(kept - self.change(m, v), m, v)
 
     def compute(self) -> tuple[te.Tensor, ...]:
         """New moments, then one loop nest that overwrites parameter and moments element by element."""
-
-        def correction(i: Any) -> Any:
-            t, one = self.te_number().astype("float64"), tirx.const(1.0, "float64")
-            first = one - tirx.power(tirx.const(self.beta1, "float64"), t)
-            second = one - tirx.power(tirx.const(self.beta2, "float64"), t)
-            factor = tirx.if_then_else(i < 1, self.lr[self.group].astype("float64") / first, one / tirx.sqrt(second))
-            return factor.astype("float32")
-
-        factors = te.compute((2,), correction, name="adam_update_correction")
-        return self.te_moved(lambda m, v, i: factors[0] * m / (tirx.sqrt(v) * factors[1] + self.eps))
+        return self.te_moved(self.te_change())
 
     def cost(self) -> Cost:
         """The cost: a dozen operations an element; reads four tensors and writes three."""
@@ -94,12 +118,6 @@ class AdamUpdate(MomentsOp):
             yield *sample_moments(shape, g), rates, torch.tensor(step), group, *hyperparameters
 
     def onnx_body(self, op: Body) -> tuple[str, str, str]:
-        """The ONNX body: corrections in double precision, as in the reference; the rest element-wise."""
+        """The ONNX body: element-wise."""
         kept, _, m, v = self.onnx_moved(op)
-        t, rate = op.cast(self.onnx_number(op), "float64"), op("Gather", self.lr, op.integer("group"), axis=0)
-        one = op.constant(1.0, "float64")
-        first, second = (op("Sub", one, op("Pow", op.double(beta), t)) for beta in ("beta1", "beta2"))
-        step_size = op.cast(op("Div", op.cast(rate, "float64"), first), "float32")
-        root = op.cast(op("Reciprocal", op("Sqrt", second)), "float32")
-        denominator = op("Add", op("Mul", op("Sqrt", v), root), op.float("eps"))
-        return self.onnx_all_due(op, op("Sub", kept, op("Div", op("Mul", m, step_size), denominator)), m, v)
+        return self.onnx_all_due(op, op("Sub", kept, self.onnx_change(op, m, v)), m, v)

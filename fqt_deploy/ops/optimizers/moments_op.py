@@ -34,6 +34,10 @@ class MomentsOp(UpdateOp):
     weight_decay: float
     decoupled: bool
 
+    def old_moments(self) -> tuple[Tensor, Tensor]:
+        """Reference: the moments before the update."""
+        return self.m, self.v
+
     def moved(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Reference: the parameter and the gradient with their decay, and the new moments."""
         param, grad = self.param, self.grad
@@ -41,8 +45,9 @@ class MomentsOp(UpdateOp):
             grad = grad + self.weight_decay * param
         if self.weight_decay and self.decoupled:
             param = param * (1 - self.lr[self.group] * self.weight_decay)
-        m = self.m + (1 - self.beta1) * (grad - self.m)
-        v = self.beta2 * self.v + (1 - self.beta2) * grad * grad
+        old_m, old_v = self.old_moments()
+        m = old_m + (1 - self.beta1) * (grad - old_m)
+        v = self.beta2 * old_v + (1 - self.beta2) * grad * grad
         return param, grad, m, v
 
     def all_due(self, param: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,42 +66,52 @@ class MomentsOp(UpdateOp):
             return self.grad[i] + self.weight_decay * self.param[i]
         return self.grad[i]
 
+    def te_old_moments(self, i: tuple[Any, ...]) -> tuple[Any, Any]:
+        """Loop nest: element ``i`` of the moments before the update."""
+        return self.m[i], self.v[i]
+
+    def te_new_moments(self, i: tuple[Any, ...]) -> tuple[Any, Any]:
+        """Loop nest: element ``i`` of the moments after the update."""
+        m, v = self.te_old_moments(i)
+        return (
+            m + (1 - self.beta1) * (self.te_gradient(i) - m),
+            self.beta2 * v + (1 - self.beta2) * self.te_gradient(i) * self.te_gradient(i),
+        )
+
+    def te_kept(self, i: tuple[Any, ...]) -> Any:
+        """Loop nest: element ``i`` of the parameter, with its decay."""
+        if self.weight_decay and self.decoupled:
+            return self.param[i] * (1.0 - self.lr[self.group] * self.weight_decay)
+        return self.param[i]
+
     def te_moved(self, change: Callable[[Any, Any, tuple[Any, ...]], Any]) -> tuple[te.Tensor, ...]:
         """Loop nest: new moments, then one that overwrites parameter and moments element by element.
 
         Args:
             change: what is taken from element ``i`` of the parameter, of its new moments and ``i``.
         """
-        new_m = te.compute(
-            self.param.shape,
-            lambda *i: self.m[i] + (1 - self.beta1) * (self.te_gradient(i) - self.m[i]),
-            name=f"{self.name}_m",
-        )
-        new_v = te.compute(
-            self.param.shape,
-            lambda *i: self.beta2 * self.v[i] + (1 - self.beta2) * self.te_gradient(i) * self.te_gradient(i),
-            name=f"{self.name}_v",
-        )
+        new_m = te.compute(self.param.shape, lambda *i: self.te_new_moments(i)[0], name=f"{self.name}_m")
+        new_v = te.compute(self.param.shape, lambda *i: self.te_new_moments(i)[1], name=f"{self.name}_v")
 
         def updated(*i: Any) -> Any:
-            kept = (
-                self.param[i] * (1.0 - self.lr[self.group] * self.weight_decay)
-                if self.weight_decay and self.decoupled
-                else self.param[i]
-            )
-            param = kept - change(new_m[i], new_v[i], i)
+            param = self.te_kept(i) - change(new_m[i], new_v[i], i)
             pairs = ((param, self.param[i]), (new_m[i], self.m[i]), (new_v[i], self.v[i]))
             return tuple(self.te_due(new, old) for new, old in pairs)
 
         return tuple(te.compute(self.param.shape, updated, name=self.name))
+
+    def onnx_old_moments(self, op: Body) -> tuple[str, str]:
+        """ONNX: the moments before the update."""
+        return self.m, self.v
 
     def onnx_moved(self, op: Body) -> tuple[str, str, str, str]:
         """ONNX: the parameter and the gradient with their decay, and the new moments."""
         beta1, beta2, one = op.double("beta1"), op.double("beta2"), op.constant(1.0, "float64")
         new1, new2 = (op.cast(op("Sub", one, beta), "float32") for beta in (beta1, beta2))
         grad = op("Add", self.grad, op("Mul", self.param, op.float("gradient_decay")))
-        m = op("Add", self.m, op("Mul", op("Sub", grad, self.m), new1))
-        v = op("Add", op("Mul", self.v, op.cast(beta2, "float32")), op("Mul", op("Mul", grad, new2), grad))
+        old_m, old_v = self.onnx_old_moments(op)
+        m = op("Add", old_m, op("Mul", op("Sub", grad, old_m), new1))
+        v = op("Add", op("Mul", old_v, op.cast(beta2, "float32")), op("Mul", op("Mul", grad, new2), grad))
         rate = op("Gather", self.lr, op.integer("group"), axis=0)
         decay = op("Mul", rate, op.float("parameter_decay"))
         return op("Mul", self.param, op("Sub", op.constant(1.0, "float32"), decay)), grad, m, v

@@ -20,6 +20,7 @@ from fqt_deploy.targets.cpu.fp32.fp32_few_taps_weight_grad import Fp32FewTapsWei
 from fqt_deploy.targets.cpu.fp32.fp32_input_grad import Fp32InputGradRule
 from fqt_deploy.targets.cpu.fp32.fp32_matmul import Fp32MatmulRule
 from fqt_deploy.targets.cpu.fp32.fp32_weight_grad import Fp32WeightGradRule
+from fqt_deploy.targets.cpu.generic.coded_update import CodedUpdateRule
 from fqt_deploy.targets.cpu.generic.elementwise import ElementwiseRule
 from fqt_deploy.targets.cpu.generic.in_order import InOrderRule
 from fqt_deploy.targets.cpu.generic.nan_extremes import nan_extremes
@@ -64,6 +65,7 @@ RULES: tuple[ScheduleRule, ...] = (
     Fp32DepthwiseRule(),
     Fp32DepthwiseWeightGradRule(),
     # optimizer
+    CodedUpdateRule(),
     UpdateRule(),
     # anything
     InOrderRule(),

@@ -1,0 +1,103 @@
+"""Optimizer updates with moments in 8 bits: block by block, so that a block's second reading comes from the cache.
+
+Gradient and new moments of a block are computed once, and stay in the cache until their largest are known. The scales
+are written behind its codes::
+
+    for block in parallel:
+        gradient; new moments; largest of each
+        for vector: parameter, codes
+        scales
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import tvm_ffi
+from tvm import s_tir, tirx
+
+from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.generic.elementwise import LANES, PARALLEL_ELEMENTS, extents
+
+SCALES = 2
+"""Number of results, the last ones, that have an element for each block."""
+
+
+class CodedUpdateRule:
+    """Schedules every update of moments in 8 bits."""
+
+    ops: ClassVar[frozenset[str]] = frozenset({"coded_adam_update"})
+
+    def apply(self, function: tirx.PrimFunc, features: CpuFeatures) -> tirx.PrimFunc | None:
+        """Compute all stages of one block, write its new values over the old, then its scales."""
+        without, scales = _without_scales(function)
+        schedule = s_tir.Schedule(without)
+        count = int(function.attrs["fqt.outputs"]) - SCALES
+        children = schedule.get_child_blocks(schedule.get_sblock("root"))
+        update, blocks = children[-count], [int(extent) for extent in function.params[-1].shape]
+        shape = extents(schedule, update)
+        *rows, last = schedule.get_loops(update)
+        block, _, lanes = schedule.split(last, [blocks[-1], None, LANES])
+        outer = schedule.fuse(*rows, block)
+        if math.prod(shape) >= PARALLEL_ELEMENTS:
+            schedule.parallel(outer)
+        for stage in reversed(children[:-count]):
+            _place(schedule, stage, outer, shape)
+        schedule.vectorize(lanes)
+        return _with_scales(schedule.mod["main"], schedule.get(outer).loop_var, scales)
+
+
+def _place(schedule: Any, stage: Any, block: Any, shape: list[int]) -> None:
+    """Compute ``stage`` before the parameter and the codes of a block are written."""
+    name = str(schedule.get(stage).name_hint)
+    if name.endswith("_correction"):
+        return
+    schedule.compute_at(stage, block, preserve_unit_loops=True)
+    if extents(schedule, stage) == shape:
+        schedule.vectorize(schedule.split(schedule.get_loops(stage)[-1], [None, LANES])[-1])
+        schedule.set_scope(stage, 0, "local")  # else it is asked for in each turn: a kilobyte is too much for the stack
+    elif name.endswith("_partial"):
+        lane, step = schedule.get_loops(stage)[-2:]
+        schedule.reorder(step, lane)
+        schedule.vectorize(lane)
+        initial = schedule.decompose_reduction(stage, step)
+        schedule.vectorize(schedule.get_loops(initial)[-1])
+
+
+def _without_scales(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, list[Any]]:
+    """The function without the stages that write scales, and these: schedules cannot join what reads one stage."""
+    realize = function.body
+    root = realize.block
+    statements = list(root.body.seq)
+    body = tirx.SeqStmt(statements[:-SCALES])
+    block = s_tir.SBlock(
+        root.iter_vars, root.reads, root.writes, root.name_hint, body, root.init, root.alloc_buffers,
+        root.match_buffers, root.annotations,
+    )  # fmt: skip
+    found: list[Any] = []
+    for statement in statements[-SCALES:]:
+        tvm_ffi.structural_walk(statement, (s_tir.SBlock, found.append))
+    return function.with_body(s_tir.SBlockRealize(realize.iter_values, realize.predicate, block)), found
+
+
+def _with_scales(function: tirx.PrimFunc, outer: Any, scales: list[Any]) -> tirx.PrimFunc:
+    """The function with ``scales``, stages over all blocks, at the end of the loop ``outer`` over these."""
+
+    def rewrite(loop: Any) -> Any:
+        if not loop.loop_var.same_as(outer):
+            return loop
+        body = tirx.SeqStmt([loop.body, *(_of_one_block(scale, outer) for scale in scales)])
+        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, loop.annotations)
+
+    return function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, rewrite)))
+
+
+def _of_one_block(stage: Any, number: Any) -> Any:
+    """The stage for block ``number``, counted through all rows."""
+    values: list[Any] = []
+    for axis in reversed(stage.iter_vars):
+        extent = int(axis.dom.extent)
+        values.insert(0, number % extent if len(values) < len(stage.iter_vars) - 1 else number)
+        number = number // extent
+    return s_tir.SBlockRealize(values, tirx.const(True, "bool"), stage)
