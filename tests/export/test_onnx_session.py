@@ -12,13 +12,14 @@ import onnxruntime
 import pytest
 
 import fqt_deploy
-from fqt_deploy.compiler.compile_model import lower_model
+from fqt_deploy.compiler.compile_model import compile_model, lower_model
 from fqt_deploy.compiler.export_onnx import export_onnx, export_onnx_inference
 from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.manifest import Manifest
 from fqt_deploy.core.onnx_names import NEXT
 from fqt_deploy.onnx_session import load_onnx
 from fqt_deploy.runtime.checkpoint import load_checkpoint
+from fqt_deploy.settings import options_of
 
 STEPS = 50
 
@@ -234,3 +235,16 @@ def test_a_step_with_all_that_a_loop_does_between_batches(loop_source, loop_opti
         ours.averaged = theirs.averaged = averaged
         x = batch(digits, 0)[0]
         np.testing.assert_allclose(theirs.predict(x), ours.predict(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.thorough
+def test_moments_in_8_bits(digits_source, digits, tmp_path):
+    options = options_of({"moment_bits": 8, "recipe": "none"})
+    export_onnx(digits_source, options, lower_model(digits_source, options), tmp_path / "coded.onnx")
+    compile_model(digits_source, options, tmp_path / "coded.fqt")
+    theirs, ours = load_onnx(tmp_path / "coded.onnx"), fqt_deploy.load(tmp_path / "coded.fqt")
+    for step in range(4):
+        for name, array in state_of(ours).items():
+            state_of(theirs)[name][...] = array
+        assert theirs.step(*batch(digits, step)) == pytest.approx(ours.step(*batch(digits, step)), rel=1e-5)
+        assert difference(ours, theirs) < 1e-4

@@ -100,6 +100,22 @@ def test_checkpoints_go_back_and_forth(program, digits_artifact, batches, tmp_pa
         assert np.array_equal(array, session.state_dict()[name]), name
 
 
+@pytest.mark.thorough
+def test_moments_in_8_bits_train_and_resume_with_the_same_bits(program, digits_source, batches, tmp_path):
+    folder, checkpoint = tmp_path / "coded.fqt", tmp_path / "here.safetensors"
+    compile_model(digits_source, options_of({"moment_bits": 8}), folder)
+    first, straight = fqt_deploy.load(folder), fqt_deploy.load(folder)
+    assert {str(tensor.dtype) for tensor in first.manifest.state if "adam" in tensor.name} >= {"uint8", "float32"}
+    first.save_checkpoint(checkpoint)
+    for _ in range(2):
+        assert losses_of(run(program, folder, tmp_path / "data.raw", 1, checkpoint)) == [
+            straight.step(*batch) for batch in batches
+        ]
+    first.load_checkpoint(checkpoint)
+    for name, array in straight.state_dict().items():
+        assert np.array_equal(array, first.state_dict()[name]), name
+
+
 DRIVER = '''
 """Calls functions of libfqt_runtime and prints, for each, its result and the last error."""
 import ctypes, json, sys
