@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fqt_deploy.core.diagnostics import FqtError
-from fqt_deploy.ops.lib.levels import SMALLEST_SPACING, WEIGHT_SPACINGS
+from fqt_deploy.ops.lib.levels import weight_grid
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,9 @@ def _quantized_weight(weight: Tensor, bits: int, grid: Grid | None) -> tuple[Ten
     scale = weight.abs().flatten(1).mean(1)
     quantized = signs_of(weight) if bits == 1 else weight
     if bits > 1:  # the spacing follows the weight, and is a constant in backward
-        scale = scale.detach()
-        spacing = (scale * WEIGHT_SPACINGS[bits]).clamp(min=SMALLEST_SPACING)
-        scaled = weight * spacing.reciprocal().view(-1, *(1 for _ in weight.shape[1:]))
-        quantized, scale = Grid(bits, signed=True, spacing=1.0).levels(scaled), scale * (WEIGHT_SPACINGS[bits] / 2)
+        reciprocals, scale = weight_grid(scale.detach(), bits)
+        scaled = weight * reciprocals.view(-1, *(1 for _ in weight.shape[1:]))
+        quantized = Grid(bits, signed=True, spacing=1.0).levels(scaled)
     return quantized, scale if grid is None else scale * grid.unit
 
 

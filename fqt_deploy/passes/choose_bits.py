@@ -36,7 +36,7 @@ from fqt_deploy.core.call import call_of
 from fqt_deploy.core.graph import ActivationGrid, LayerRecord, TrainingGraph
 from fqt_deploy.core.layer_bits import ACTIVATION_BITS, LayerBits
 from fqt_deploy.core.layer_plan import no_match
-from fqt_deploy.ops.lib.levels import SMALLEST_SPACING, WEIGHT_SPACINGS, codes_of, unit
+from fqt_deploy.ops.lib.levels import codes_of, unit, weight_grid
 from fqt_deploy.passes.annotate_layers import products_of
 from fqt_deploy.passes.example_values import code_counts, plain_convolution_by_onednn, visit_values
 from fqt_deploy.passes.non_negative import is_non_negative
@@ -203,10 +203,8 @@ def product_of_codes(product: fx.Node, grid: ActivationGrid | None, codes: Tenso
     scale = torch.ops.fqt.weight_scale(w if w.dim() == 4 else w[:, :, None, None])
     weight = torch.ops.fqt.sign(w)
     if (bits := product.meta["record"].weight_bits) > 1:
-        spacing = (scale * WEIGHT_SPACINGS[bits]).clamp(SMALLEST_SPACING)
-        reciprocals = spacing.reciprocal().view(-1, *(1 for _ in w.shape[1:]))
-        weight = torch.ops.fqt.activation_levels(w * reciprocals, 1.0, bits, True)
-        scale = scale * (WEIGHT_SPACINGS[bits] / 2)
+        reciprocals, scale = weight_grid(scale, bits)
+        weight = torch.ops.fqt.activation_levels(w * reciprocals.view(-1, *(1 for _ in w.shape[1:])), 1.0, bits, True)
     if grid is not None:
         scale = scale * unit(grid.spacing, grid.signed)
     is_convolution = product.target is torch.ops.fqt.conv2d.default

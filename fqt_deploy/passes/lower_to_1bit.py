@@ -125,6 +125,8 @@ def _forward(graph: TrainingGraph, node: fx.Node) -> bool:
     weight_bits = _together(emit, _weight_planes(emit, call.w))
     layer = (in_channels, out_channels, geometry.kernel, geometry.stride, geometry.padding)
     image, grid = _viewed(emit, x, geometry.image), node.meta["record"].grid
+    bits = 1 if grid is None else grid.bits
+    _check_weight_sums_fit(node, "the layer", math.prod(shape(call.w)[1:]), (f"{bits}-bit activations", bits))
     if grid is None:
         z = emit(fqt.binary_conv2d.default, emit(fqt.pack_signs.default, image), weight_bits, *layer)
     else:
@@ -151,6 +153,8 @@ def _input_grad(graph: TrainingGraph, node: fx.Node) -> bool:
         input_hw, output_hw, kernel, stride, padding = [1, positions], [1, positions], [1, 1], [1, 1], [0, 0]
     planes = _viewed(emit, planes, [samples, *output_hw, bits, shape(planes)[-1]])
     channels = (in_channels, out_channels)
+    terms = math.prod(shape(call.w)) // in_channels
+    _check_weight_sums_fit(node, "the activation gradient", terms, (f"{bits}-bit gradients", bits))
     turned = [
         emit(fqt.transpose_packed_weight.default, plane, *channels, kernel[0] * kernel[1])
         for plane in _weight_planes(emit, call.w)
@@ -216,13 +220,24 @@ def _codes_times_input(
 def _check_sums_fit(node: fx.Node, gradient_bits: int, bits: int) -> None:
     """FQT205 if a sum over all positions might not fit 32 bits: 8-bit codes times 8-bit codes, 33,026 times."""
     positions = math.prod(shape(call_of(node).g)[:-1])
-    if positions * largest_code(gradient_bits) * largest_code(bits) >= 2**31:
+    kinds = (f"{gradient_bits}-bit gradients", gradient_bits), (f"{bits}-bit activations", bits)
+    _check_fit(node, f"the weight gradient sums {positions}", positions, kinds, "make the batch smaller")
+
+
+def _check_weight_sums_fit(node: fx.Node, what: str, terms: int, codes: tuple[str, int]) -> None:
+    """FQT205 if a sum of so many products with a weight might not fit 32 bits: 8 and 4 bits, 561,434 times."""
+    bits = node.meta["record"].weight_bits
+    _check_fit(node, f"{what} sums {terms}", terms, (codes, (f"{bits}-bit weights", bits)), "exclude it")
+
+
+def _check_fit(node: fx.Node, what: str, terms: int, kinds: tuple[tuple[str, int], tuple[str, int]], hint: str) -> None:
+    (first, bits), (second, other_bits) = kinds
+    if terms * largest_code(bits) * largest_code(other_bits) >= 2**31:
         raise FqtError(
-            f"the weight gradient sums {positions} products of {gradient_bits}-bit gradients and {bits}-bit "
-            "activations, which may not fit 32 bits",
+            f"{what} products of {first} and {second}, which may not fit 32 bits",
             code="FQT205",
             node=node,
-            hint="give the layer fewer bits, with --bits or --grad-bits, or make the batch smaller",
+            hint=f"give the layer fewer bits, with --bits or --grad-bits, or {hint}",
         )
 
 

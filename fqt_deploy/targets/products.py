@@ -15,6 +15,7 @@ from tvm import tirx
 
 from fqt_deploy.ops.lib import convolution_shape, levels
 from fqt_deploy.ops.lib.packed_words import PANEL, panel_count, word_count
+from fqt_deploy.ops.lib.weight_planes import weight_planes
 from fqt_deploy.targets.kernel_arguments import arguments_of
 
 Extents = tuple[int, int]
@@ -143,7 +144,7 @@ class BitConvolution(PackedConvolution):
         """The convolution that ``function`` computes."""
         x, weight, result = function.params
         return BitConvolution(
-            weight_planes=_weight_planes(weight),
+            weight_planes=weight_planes(weight),
             **_layer(arguments),
             samples=int(x.shape[0]),
             image=_spatial(x),
@@ -210,7 +211,7 @@ class BitInputGradient(PackedConvolution):
         """The gradient that ``function`` computes."""
         planes, weight, result = function.params
         return BitInputGradient(
-            weight_planes=_weight_planes(weight),
+            weight_planes=weight_planes(weight),
             **_layer(arguments),
             samples=int(planes.shape[0]),
             image=_spatial(result),
@@ -315,10 +316,6 @@ class BitWeightGradient(Kernel):
             words=words, bits=bits, kept=kept, channels=channels, results=results, planes=planes, signed=signed,
             kernel=kernel,
         )  # fmt: skip
-
-
-def _weight_planes(weight: Any) -> int:
-    return int(weight.shape[0]) if len(weight.shape) == 4 else 1
 
 
 Product = TypeVar("Product", bound=PackedConvolution)

@@ -21,7 +21,12 @@ PLAIN = {
     "accumulate": 2, "ema": 0.9,
 }  # fmt: skip
 TOGETHER = {**PLAIN, "distributed": "fp32", "batch_norm": "synchronized"}
-CODED = {**TOGETHER, "recipe": "scq", "exclude": ("0", "5"), "distributed": "4-bit"}
+_SGD = ("optimizer", "lr", "momentum")
+CODED = {
+    **{name: value for name, value in TOGETHER.items() if name not in _SGD},
+    "recipe": "scq", "exclude": ("0", "5"), "distributed": "4-bit", "optimizer": "adam", "lr": 0.01, "moment_bits": 8,
+}  # fmt: skip
+"""Codes on the wire and in the moments of the larger weight, which both processes must round alike."""
 BATCH = 8
 
 

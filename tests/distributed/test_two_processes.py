@@ -62,6 +62,9 @@ def test_both_processes_have_the_same_state_and_draws_of_their_own(results):
         assert first["seed"] != second["seed"]
         for name in first.keys() - {"seed"}:
             assert np.array_equal(first[name], second[name]), name
+    coded = results["coded", 0]["adam_m|3.weight"]  # rounded at random, with the same numbers in both
+    assert coded.dtype == np.uint8
+    assert len(np.unique(coded)) > 16
 
 
 def test_running_statistics_need_no_mean_and_buffers_of_their_own_get_it(results):

@@ -21,10 +21,19 @@ WEIGHT_SPACINGS = {2: 1.2483, 4: 0.4204}
 """Spacing of a weight's signed grid with the least mean square error for normally distributed values, in their mean
 magnitudes, by bits.
 """
-
-
 SMALLEST_SPACING = 2.0**-100
 """Lower bound of a weight's spacing, whose reciprocal is finite: gradients pass where a channel begins with zeros."""
+
+
+def weight_grid(mean_magnitude: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """One over the spacing of the grid of each output channel of a weight, and what level 1 stands for.
+
+    Args:
+        mean_magnitude: of the channel's weights, [O] float32, see ``weight_scale``.
+        bits: of a code, more than 1.
+    """
+    spacing = mean_magnitude * WEIGHT_SPACINGS[bits]
+    return spacing.clamp(SMALLEST_SPACING).reciprocal(), mean_magnitude * (WEIGHT_SPACINGS[bits] / 2)
 
 
 def largest_code(bits: int) -> int:

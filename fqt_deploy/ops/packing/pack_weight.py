@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,26 @@ from fqt_deploy.ops.lib.onnx_body import Body
 from fqt_deploy.ops.lib.packed_words import PANEL, WORD, pack_last_axis, packed, panel_count, to_panels, word_count
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
+
+
+def packed_panels(extents: Sequence[int], bit: Callable[..., Any], name: str) -> te.Tensor:
+    """Loop nest: panels of the bits of a weight, [ceil(O / 16), KH * KW * ceil(I / 32), 16] int32; 0 past the ends.
+
+    Args:
+        extents: O, I, KH and KW.
+        bit: the bit of an element by its four indices, 0 or 1 int32.
+        name: of the stage.
+    """
+    o, i, kh, kw = extents
+    words = word_count(i)
+
+    def inside(panel: Any, tap_word: Any, lane: Any, k: Any) -> Any:
+        tap, channel = tap_word // words, tap_word % words * WORD + k
+        row = panel * PANEL + lane
+        value = bit(row, channel, tap // kw, tap % kw)
+        return tirx.if_then_else(tirx.all(row < o, channel < i), value, tirx.const(0, "int32"))
+
+    return packed((panel_count(o), kh * kw * words, PANEL), inside, name=name)
 
 
 def packed_rows(op: Body, w: str) -> str:
@@ -49,18 +69,8 @@ class PackWeight(FqtOp):
 
     def compute(self) -> te.Tensor:
         """The loop nest: words of compared channels, whose bits past the last channel are 0."""
-        o, i, kh, kw = (int(d) for d in self.w.shape)
-        words = word_count(i)
-
-        def bit(panel: Any, tap_word: Any, lane: Any, k: Any) -> Any:
-            tap, channel = tap_word // words, tap_word % words * WORD + k
-            row = panel * PANEL + lane
-            inside = tirx.all(row < o, channel < i)
-            return tirx.if_then_else(
-                inside, (self.w[row, channel, tap // kw, tap % kw] > 0.0).astype("int32"), tirx.const(0, "int32")
-            )
-
-        return packed((panel_count(o), kh * kw * words, PANEL), bit, name="pack_weight")
+        extents = [int(d) for d in self.w.shape]
+        return packed_panels(extents, lambda *at: (self.w[at] > 0.0).astype("int32"), "pack_weight")
 
     def cost(self) -> Cost:
         """The cost: one comparison an element."""

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fqt_deploy.ops.lib import levels, onnx_bits
-from fqt_deploy.ops.lib.late_modules import te, tirx
+from fqt_deploy.ops.lib.late_modules import te
 from fqt_deploy.ops.lib.onnx_body import Attributes, Body
-from fqt_deploy.ops.lib.packed_words import PANEL, WORD, bit_of, packed, panel_count, word_count
+from fqt_deploy.ops.lib.packed_words import bit_of
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.packing.pack_weight import PackWeight
+from fqt_deploy.ops.packing.pack_weight import PackWeight, packed_panels
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 
@@ -59,17 +59,11 @@ class PackWeightPlane(FqtOp):
 
     def compute(self) -> te.Tensor:
         """The loop nest: words of bits of the channels' codes; bits past the last channel are 0."""
-        o, i, kh, kw = (int(d) for d in self.w.shape)
-        words = word_count(i)
 
-        def bit(panel: Any, tap_word: Any, lane: Any, k: Any) -> Any:
-            tap, channel = tap_word // words, tap_word % words * WORD + k
-            row = panel * PANEL + lane
-            w = self.w[row, channel, tap // kw, tap % kw]
-            value = plane_bit(w, self.reciprocals[row], self.bits, self.plane)
-            return tirx.if_then_else(tirx.all(row < o, channel < i), value, tirx.const(0, "int32"))
+        def bit(row: Any, *at: Any) -> Any:
+            return plane_bit(self.w[(row, *at)], self.reciprocals[row], self.bits, self.plane)
 
-        return packed((panel_count(o), kh * kw * words, PANEL), bit, name="pack_weight_plane")
+        return packed_panels([int(d) for d in self.w.shape], bit, "pack_weight_plane")
 
     def cost(self) -> Cost:
         """The cost: six operations an element."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,6 +25,7 @@ from fqt_deploy.ops.lib.packed_words import (
     word_count,
 )
 from fqt_deploy.ops.lib.plain_convolution import plain_convolution
+from fqt_deploy.ops.lib.weight_planes import largest_weight, of_planes, weight_planes
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
@@ -39,29 +38,6 @@ def signs_of_weight(w_bits: Tensor, in_channels: int, out_channels: int, kernel:
     rows = from_panels(w_bits, out_channels)
     taps = rows.view(out_channels, kernel[0], kernel[1], -1)
     return (2 * unpack_last_axis(taps, in_channels) - 1).permute(0, 3, 1, 2)
-
-
-def weight_planes(w_bits: Any) -> int:
-    """How many planes a packed weight has: a weight of signs alone lies in panels without an axis of planes."""
-    return int(w_bits.shape[0]) if len(w_bits.shape) == 4 else 1
-
-
-def largest_weight(w_bits: Any) -> int:
-    """The largest level of a packed weight."""
-    return (1 << weight_planes(w_bits)) - 1
-
-
-def of_planes(w_bits: Any, term: Callable[[Callable[..., Any]], Any]) -> Any:
-    """Loop nest: the sum over a packed weight's planes of what a word of each contributes.
-
-    Args:
-        w_bits: the packed weight, with an axis of planes or without.
-        term: what a word contributes, by what reads a panel, a word and a lane of one plane.
-    """
-    if len(w_bits.shape) == 3:
-        return term(lambda *place: w_bits[place])
-    planes = [term(lambda *place, p=p: w_bits[(p, *place)]) << p for p in range(int(w_bits.shape[0]))]
-    return functools.reduce(operator.add, planes)
 
 
 def result_dtype(in_channels: int, kernel: list[int], largest: int = 1) -> torch.dtype:

@@ -22,15 +22,9 @@ from fqt_deploy.ops.lib.packed_words import (
     unpack_last_axis,
     word_count,
 )
+from fqt_deploy.ops.lib.weight_planes import largest_weight, of_planes, weight_planes
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.products.binary_conv2d import (
-    exact_below,
-    largest_weight,
-    of_planes,
-    onnx_signs_of_weight,
-    signs_of_weight,
-    weight_planes,
-)
+from fqt_deploy.ops.products.binary_conv2d import exact_below, onnx_signs_of_weight, signs_of_weight
 from fqt_deploy.ops.products.conv2d_input_grad import conv_transpose, transposed_convolution
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 

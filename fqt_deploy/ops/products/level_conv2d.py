@@ -24,15 +24,9 @@ from fqt_deploy.ops.lib.packed_words import (
     word_count,
 )
 from fqt_deploy.ops.lib.plain_convolution import plain_convolution
+from fqt_deploy.ops.lib.weight_planes import largest_weight, of_planes, weight_planes
 from fqt_deploy.ops.op import Cost, FqtOp, Kind, Operand, define, tensor_bytes
-from fqt_deploy.ops.products.binary_conv2d import (
-    exact_below,
-    largest_weight,
-    of_planes,
-    onnx_signs_of_weight,
-    signs_of_weight,
-    weight_planes,
-)
+from fqt_deploy.ops.products.binary_conv2d import exact_below, onnx_signs_of_weight, signs_of_weight
 from fqt_deploy.ops.traits import ANY_SIGN, NEVER_ZERO, Layout, Nan, no_samples
 
 

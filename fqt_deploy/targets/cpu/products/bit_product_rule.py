@@ -26,7 +26,7 @@ from fqt_deploy.targets.cpu.products.tile_registers.convolution import TileConvo
 from fqt_deploy.targets.cpu.products.tile_registers.input_gradient import TileInputGradient
 from fqt_deploy.targets.cpu.products.tile_registers.level_convolution import TileLevelConvolution
 from fqt_deploy.targets.cpu.products.tile_registers.weight_gradient import TileWeightGradient
-from fqt_deploy.targets.products import BitProduct, product_of
+from fqt_deploy.targets.products import BitProduct, PackedConvolution, product_of
 from fqt_deploy.targets.tuning_log import Tile
 
 FORMS: Mapping[str, tuple[Form[Any], ...]] = {
@@ -74,6 +74,6 @@ def _formed(function: tirx.PrimFunc, features: CpuFeatures) -> tuple[BitProduct,
     if product is None:
         return None
     forms = FORMS[str(function.attrs["fqt.op"])]
-    if getattr(product, "weight_planes", 1) > 1:  # of weight gradients there are none
+    if isinstance(product, PackedConvolution) and product.weight_planes > 1:
         forms = tuple(form for form in forms if form.name == TILE_REGISTERS)
     return next(((product, form) for form in forms if form.accepts(product, features)), None)
