@@ -40,7 +40,8 @@ def interpolate(
     Returns:
         [N, C, ...] float32.
     """
-    factors = _whole_factors(list(input.shape[2:]), size, scale_factor) if mode in _REPEATING else None
+    plain = mode in _REPEATING and not any(args) and not any(kwargs.values())  # others are errors, which PyTorch words
+    factors = _whole_factors(list(input.shape[2:]), size, scale_factor) if plain else None
     return (
         F.interpolate(input, size, scale_factor, mode, *args, **kwargs)
         if factors is None

@@ -60,6 +60,12 @@ def test_a_whole_number_of_times_is_a_view_and_sums(function):
     assert not any("nearest" in target or "index" in target for target in targets)
 
 
+@pytest.mark.parametrize("wrong", [{"antialias": True}, {"align_corners": True}])
+def test_what_pytorch_refuses_for_repeated_pixels_is_its_error(wrong):
+    with pytest.raises(ValueError), ReplacedFunctions():  # noqa: PT011 - PyTorch's words
+        F.interpolate(torch.randn(1, 2, 3, 3), scale_factor=2, mode="nearest", **wrong)
+
+
 def test_two_sizes_are_the_error_of_pytorch():
     with ReplacedFunctions(), pytest.raises(ValueError, match="only one of size or scale_factor"):
         F.interpolate(IMAGE, size=8, scale_factor=2)
