@@ -29,7 +29,7 @@ def check_report(report: CheckReport, *, quiet: bool) -> None:
     console = Console()
     if report.layers and not quiet:
         console.print(decision_table(report.layers))
-    told = [] if quiet else [report.selection_note, *report.notes, report.summary()]
+    told = [] if quiet else [report.selection_note, *report.notes, report.gradient_note, report.summary()]
     for text in [*(error.render() for error in report.errors), *told]:
         if text:
             console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from fqt_deploy.core.diagnostics import FqtError
 from fqt_deploy.core.optimizer import OPTIMIZERS, Optimizer
 from fqt_deploy.core.option import Option, merge_owners, options_in
 from fqt_deploy.core.options import CompileOptions, TargetOptions
+from fqt_deploy.core.preset import PRESET_OPTIONS, without_preset
 from fqt_deploy.targets.registry import TARGETS, target_entry
 
 
@@ -24,9 +25,9 @@ def alternatives() -> dict[str, dict[str, type]]:
 
 
 def all_settings() -> dict[str, Option]:
-    """Every setting by name: the options of ``CompileOptions``, each followed by those that its alternatives have."""
+    """Every setting by name: ``preset``, and ``CompileOptions``' own, each followed by what its alternatives have."""
     choices = alternatives()
-    found: dict[str, Option] = {}
+    found: dict[str, Option] = dict(PRESET_OPTIONS)
     for name, declared in options_in(CompileOptions).items():
         if name in choices:
             names = tuple(choices[name])
@@ -41,7 +42,9 @@ def merge_settings(file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
     """Settings ``given`` on the command line over those of the model file.
 
     Naming another optimizer or target drops what the file says of its own: a learning rate for Adam is none for SGD.
+    A preset on the command line counts before all that the file says.
     """
+    given = without_preset(given)
     dropped: set[str] = set()
     for choice, classes in alternatives().items():
         if choice in given and given[choice] != file.get(choice):
@@ -50,7 +53,7 @@ def merge_settings(file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
 
 
 def options_of(settings: Mapping[str, Any]) -> CompileOptions:
-    """Build and check the options; what is absent takes its default.
+    """Build and check the options; what is absent takes its default, or what the preset says.
 
     Raises:
         FqtError: FQT202 for an unknown name, a value that is not one of its values, or an option that the chosen target
@@ -60,6 +63,7 @@ def options_of(settings: Mapping[str, Any]) -> CompileOptions:
     if unknown := [name for name in settings if name not in known]:
         hint = f"options are {', '.join(known)}"
         raise FqtError(f"unknown option(s): {', '.join(map(str, unknown))}", code="FQT202", hint=hint)
+    settings = without_preset(settings)
     own = {name: value for name, value in settings.items() if name in options_in(CompileOptions)}
     own["target_options"] = _target_options(settings)
     return CompileOptions(**{**own, "optimizer": _optimizer(settings)})

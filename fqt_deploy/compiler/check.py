@@ -11,6 +11,7 @@ from fqt_deploy.capture.capture_model import capture_model, user_code
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.compiler.check_synchronized import check_synchronized
 from fqt_deploy.compiler.describe import layer_decisions
+from fqt_deploy.compiler.gradient_note import gradient_note
 from fqt_deploy.core.diagnostics import FqtError, InvariantError, together
 from fqt_deploy.core.graph import TrainingGraph
 from fqt_deploy.core.manifest import LayerDecision
@@ -33,6 +34,8 @@ class CheckReport:
         errors: everything that cannot be compiled, each with its line of the model and what to do.
         selection_note: why gradients are not selected as by default; empty where they are.
         notes: what a person should know of the model, such as its frozen parameters, a line each.
+        gradient_note: what becomes of gradients, and what to try where the step then learns too slowly; empty where
+            none is quantized.
     """
 
     name: str
@@ -40,6 +43,7 @@ class CheckReport:
     errors: tuple[FqtError, ...]
     selection_note: str = ""
     notes: tuple[str, ...] = ()
+    gradient_note: str = ""
 
     @property
     def ok(self) -> bool:
@@ -53,13 +57,14 @@ class CheckReport:
         return f"{found}, the model compiles" if self.ok else f"{found}, {len(self.errors)} error(s)"
 
     def to_json(self) -> str:
-        """The report as JSON: ``name``, ``ok``, ``layers``, ``errors``, ``selection_note`` and ``notes``."""
+        """The report as JSON: ``name``, ``ok``, ``layers``, ``errors`` and the notes."""
         fields = {
             "name": self.name,
             "ok": self.ok,
             "layers": [asdict(layer) for layer in self.layers],
             "errors": [_fields(error) for error in self.errors],
             "selection_note": self.selection_note,
+            "gradient_note": self.gradient_note,
             "notes": list(self.notes),
         }
         return json.dumps(fields, indent=2)
@@ -93,7 +98,8 @@ def check_model(
         if train.refused:
             AnnotateLayers().run(train)  # without the options' globs: they may match layers that are not supported
         parts = together(errors).parts if errors else ()
-        return CheckReport(source.name, layer_decisions(train), parts, train.selection_note, train.notes)
+        told = "" if parts else gradient_note(train, options)
+        return CheckReport(source.name, layer_decisions(train), parts, train.selection_note, train.notes, told)
 
 
 def _errors(graph: TrainingGraph, passes: tuple[Pass, ...]) -> list[FqtError]:

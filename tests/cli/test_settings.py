@@ -36,6 +36,7 @@ ADAFACTOR, ADADELTA = {"optimizer": "adafactor"}, {"optimizer": "adadelta"}
 ADAGRAD, RADAM, NADAM = {"optimizer": "adagrad"}, {"optimizer": "radam"}, {"optimizer": "nadam"}
 PLAN = str(Path(__file__).parent / "layers.plan.toml")
 EXAMPLES = {
+    "preset": (["--preset", "close"], {"preset": "close"}),
     "prediction": (["--prediction", "boxes"], {"prediction": "boxes"}),
     "target": (["--target", "rpi5"], {"target": "rpi5"}),
     "mcpu": (["--mcpu", "znver4"], {"mcpu": "znver4"}),
@@ -133,7 +134,7 @@ def test_three_ways_give_one_result(name, model_file):
 
 
 WRONG = {
-    "prediction": "",
+    "preset": "slow", "prediction": "",
     "target": "tpu", "mcpu": "", "arch": "", "recipe": "psq", "agp": "all", "grad_bits": "5", "grid": "even",
     "projection": "on", "seed": "-1", "include": "", "exclude": "", "weight_bits": "3", "activation_bits": "5",
     "activation_grid": "x", "bits": "a=1", "plan_file": "",

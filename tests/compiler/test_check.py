@@ -64,7 +64,7 @@ def test_all_that_is_unsupported_is_found_in_both_modes():
 def test_the_report_as_json():
     report = fqt_deploy.check(Unsupported(), example_inputs=(torch.randn(4, 3, 8, 8), torch.arange(4)))
     found = json.loads(report.to_json())
-    assert found.keys() == {"name", "ok", "layers", "errors", "selection_note", "notes"}
+    assert found.keys() == {"name", "ok", "layers", "errors", "selection_note", "gradient_note", "notes"}
     assert found["ok"] is False
     assert found["layers"][0] == {
         "path": "first", "kind": "conv2d", "decision": "fp32",

@@ -15,7 +15,8 @@ _PLAIN: dict[str, Settings] = {
     "psq-8": {"recipe": "psq-8"},
     "psq-1": {"recipe": "psq-1"},
     **{
-        f"scq-4{suffix}": {"recipe": "scq", "grad_bits": 4, "grid": grid}
+        f"scq-{bits}{suffix}": {"recipe": "scq", "grad_bits": bits, "grid": grid}
+        for bits in (4, 8)
         for suffix, grid in (("", "zero"), ("-minmax", "minmax"))
     },
     **{
@@ -43,9 +44,9 @@ ROWS: dict[str, Settings] = {
         for bits in (2, 4)
     },
     **{
-        f"{name}-a4-w{bits}": {**settings, "activation_bits": 4, "weight_bits": bits}
+        f"{name}-a{activation}-w{bits}": {**settings, "activation_bits": activation, "weight_bits": bits}
         for name, settings in _RECIPES.items()
-        for bits in (2, 4)
+        for activation, bits in ((4, 2), (4, 4), (8, 4))
     },
     **{f"{name}-fitted": {**settings, "activation_bits": 1} for name, settings in _RECIPES.items()},
     **{idea: {"recipe": "scq+agp", "idea": idea, **SIGNS, **base_settings(idea)} for idea in CHANGES},
@@ -56,9 +57,9 @@ paper's grid.
 
 The paper's released code is ``topk-4-minmax``, its theory ``sampled-4-minmax``. Rows that end in ``-projected`` take
 noise out of weight gradients, the others do not. Activations are signs, but 4 bits in rows that end in ``-a4``, with
-weights of 2 or 4 bits in ``-a4-w2`` and ``-a4-w4``, and 1 bit that is no sign in ``-fitted``, on a grid that fits the
-weights and images which training starts from. Ideas are one of these rows with other passes (``ideas.py``); a
-schedule names rows that follow each other.
+weights of 2 or 4 bits in ``-a4-w2`` and ``-a4-w4``; 8 bits, with weights of 4, in ``-a8-w4``; and 1 bit that is no
+sign in ``-fitted``, on a grid that fits the weights and images which training starts from. Ideas are one of these rows
+with other passes (``ideas.py``); a schedule names rows that follow each other.
 """
 
 TORCH_ROWS: dict[str, Settings] = {
