@@ -211,6 +211,7 @@ def summarize(times: Mapping[str, list[float]], memory: Mapping[str, Mapping[str
 def task_compile(arguments: argparse.Namespace) -> dict[str, Any]:
     """Compile the example into the artifact folder."""
     chosen = {
+        "preset": arguments.preset,
         "recipe": arguments.recipe,
         "agp": arguments.agp,
         "grad_bits": arguments.grad_bits,
@@ -381,6 +382,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all of this machine"
     )
+    parser.add_argument("--preset", choices=["fast", "close"])
     parser.add_argument("--recipe", choices=["none", "psq-8", "psq-1", "scq", "scq+agp"])
     parser.add_argument("--agp", choices=get_args(Sampling))
     parser.add_argument("--remat", choices=["off", "auto"])

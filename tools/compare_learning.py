@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "sampled": {"agp": "sampled"},
     "scq": {"recipe": "scq", "grad_bits": 4},
     "none": {"recipe": "none"},
+    "close": {"preset": "close"},
     "none, weights of 4 bits": {"recipe": "none", "weight_bits": 4},
     "weights of 2 bits": {"weight_bits": 2},
     "weights of 4 bits": {"weight_bits": 4},
@@ -105,21 +107,41 @@ def train(
         data: CIFAR-10.
         settings: of the compiled step; None for eager PyTorch.
         seed: of weights, batches and the random numbers of the step.
-        factor: of the learning rate, which rises for 20 steps and falls to 0 along half a cosine.
+        factor: of the learning rate.
         steps: how many.
     """
     torch.manual_seed(seed)
     model = script.build()
+    if script.pretraining is not None:
+        model.load_state_dict(_pretrained(script, data))
     batches = script.batches(data, np.random.default_rng(1000 + seed))
     example = next(batches)
-    rate = script.rate * factor
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=script.rate * factor)
     step = (
         _eager(model, script, optimizer)
         if settings is None
         else _compiled(model, script, optimizer, example, seed, settings)
     )
-    losses = []
+    return _losses(step, batches, optimizer, steps)
+
+
+@lru_cache(maxsize=1)
+def _pretrained(script: Script, data: Dataset) -> dict[str, Tensor]:
+    """The state of a script's network after its pretraining in eager PyTorch, the same for all seeds."""
+    assert script.pretraining is not None
+    torch.manual_seed(0)
+    model = script.build()
+    optimizer = torch.optim.Adam(model.parameters(), lr=script.pretraining.rate)
+    batches = script.pretraining.batches(data, np.random.default_rng(1000))
+    _losses(_eager(model, script, optimizer), batches, optimizer, script.pretraining.steps)
+    return model.state_dict()
+
+
+def _losses(
+    step: Callable[[Any, Any], float], batches: Iterator[Batch], optimizer: torch.optim.Optimizer, steps: int
+) -> list[float]:
+    """The losses of ``steps`` steps at rates that rise for 20 of them and fall to 0 along half a cosine."""
+    losses, rate = [], optimizer.param_groups[0]["lr"]
     for number in range(steps):
         share = 0.5 * (1 + math.cos(math.pi * number / steps)) * min(1, (number + 1) / 20)
         optimizer.param_groups[0]["lr"] = rate * share

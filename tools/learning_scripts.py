@@ -1,9 +1,10 @@
-"""Small forms of five training scripts that people bring: a network, its loss, its batches and a learning rate each."""
+"""Small forms of training scripts that people bring: a network, its loss, its batches and a learning rate each."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,25 @@ IMAGES = 20_000
 """Training images that batches are drawn from."""
 
 
+Batches = Callable[[Dataset, np.random.Generator], Iterator[Batch]]
+"""Batches without end, from the data set and a generator of random numbers."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What a network has learned before a script fine-tunes it, in eager PyTorch.
+
+    Attributes:
+        batches: of other data.
+        rate: learning rate of Adam.
+        steps: so many are made.
+    """
+
+    batches: Batches
+    rate: float
+    steps: int
+
+
 @dataclass(frozen=True)
 class Script:
     """One training script.
@@ -31,16 +51,18 @@ class Script:
     Attributes:
         build: the network.
         loss: of outputs and targets.
-        batches: endless, from the data set and a generator of random numbers.
+        batches: what it trains on.
         rate: learning rate of Adam.
         steps: so many are made.
+        pretraining: what the network has learned before; None for random weights.
     """
 
     build: Callable[[], nn.Module]
     loss: Callable[[Any, Any], Tensor]
-    batches: Callable[[Dataset, np.random.Generator], Iterator[Batch]]
+    batches: Batches
     rate: float
     steps: int
+    pretraining: Pretraining | None = None
 
 
 class Residual(nn.Module):
@@ -277,19 +299,41 @@ def _labelled_images(data: Dataset, rng: np.random.Generator) -> Iterator[Batch]
 
 
 @lru_cache(maxsize=1)
-def _text() -> tuple[Array, int]:
-    """Python's reference manual by characters, [n] int64, and how many characters there are."""
+def _text() -> tuple[Array, dict[str, int]]:
+    """Python's reference manual by characters, [n] int64, and their numbers; those beyond ASCII are one."""
     text = "".join(character if ord(character) < 127 else "?" for name in sorted(topics) for character in topics[name])
-    characters = {character: number for number, character in enumerate(sorted(set(text)))}
-    return np.array([characters[character] for character in text], np.int64), len(characters)
+    numbers = {character: number for number, character in enumerate(sorted(set(text)))}
+    return _numbered(text, numbers), numbers
 
 
-def _pieces_of_text(_: Dataset, rng: np.random.Generator) -> Iterator[Batch]:
-    text, length = _text()[0], 64
+@lru_cache(maxsize=1)
+def _code() -> Array:
+    """The first modules of Python's library by the manual's characters, [n] int64."""
+    files = sorted(Path(json.__file__).parents[1].glob("*.py"))[:120]
+    return _numbered("".join(file.read_text(errors="replace") for file in files), _text()[1])
+
+
+def _numbered(text: str, numbers: Mapping[str, int]) -> Array:
+    return np.array([numbers.get(character, numbers["?"]) for character in text], np.int64)
+
+
+def _pieces(text: Array, rng: np.random.Generator, length: int = 64) -> Iterator[Batch]:
     while True:
         starts = rng.integers(0, len(text) - length - 1, 32)
         rows = np.stack([text[start : start + length + 1] for start in starts])
         yield torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(rows[:, 1:].copy())
+
+
+def _pieces_of_text(_: Dataset, rng: np.random.Generator) -> Iterator[Batch]:
+    return _pieces(_text()[0], rng)
+
+
+def _pieces_of_code(_: Dataset, rng: np.random.Generator) -> Iterator[Batch]:
+    return _pieces(_code(), rng)
+
+
+def _gpt() -> GPT:
+    return GPT(len(_text()[1]))
 
 
 SCRIPTS: dict[str, Script] = {
@@ -302,7 +346,8 @@ SCRIPTS: dict[str, Script] = {
     ),
     "unet": Script(UNet, F.mse_loss, _noisy_images, 1e-3, 500),
     "mobilenet": Script(MobileNetV2, F.cross_entropy, _labelled_images, 3e-3, 300),
-    "gpt": Script(lambda: GPT(_text()[1]), token_loss, _pieces_of_text, 1e-3, 500),
+    "gpt": Script(_gpt, token_loss, _pieces_of_text, 1e-3, 500),
+    "gpt-code": Script(_gpt, token_loss, _pieces_of_code, 1e-3, 300, Pretraining(_pieces_of_text, 3e-3, 1500)),
 }  # fmt: skip
 """By name."""
 

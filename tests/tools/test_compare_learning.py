@@ -1,5 +1,7 @@
 """Scripts are trained on the same batches in eager PyTorch and compiled, and what is reported are means of losses."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,16 @@ def test_a_compiled_step_begins_with_the_loss_of_the_network_where_nothing_is_in
     settings = {"recipe": "none", "exclude": ("*",)}
     losses = [train(SCRIPTS["simclr"], DATA, each, 0, 1.0, 1) for each in (None, settings)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+def test_fine_tuning_begins_where_pretraining_ends():
+    script = dataclasses.replace(
+        SCRIPTS["gpt-code"], pretraining=dataclasses.replace(SCRIPTS["gpt-code"].pretraining, steps=40)
+    )
+    fresh = dataclasses.replace(script, pretraining=None)
+    (learned, *_), (random, *_) = (train(each, DATA, None, 0, 1.0, 1) for each in (script, fresh))
+    assert learned < random - 0.5
+    assert train(script, DATA, None, 0, 1.0, 1) == [learned]
 
 
 def test_every_row_names_settings_of_the_compiler():

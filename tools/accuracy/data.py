@@ -28,7 +28,7 @@ _HINT = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Images ``[n, C, H, W] uint8`` and labels ``[n] int64``, in a fixed order that is random in the classes."""
 
