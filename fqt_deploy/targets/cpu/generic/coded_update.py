@@ -45,7 +45,8 @@ class CodedUpdateRule:
         for stage in reversed(children[:-count]):
             _place(schedule, stage, outer, shape)
         schedule.vectorize(lanes)
-        return _with_scales(schedule.mod["main"], schedule.get(outer).loop_var, scales)
+        whole = _with_scales(schedule.mod["main"], schedule.get(outer).loop_var, scales)
+        return whole.with_body(tvm_ffi.structural_map(whole.body, (tirx.For, _maximum_of_vector)))
 
 
 def _place(schedule: Any, stage: Any, block: Any, shape: list[int]) -> None:
@@ -53,10 +54,12 @@ def _place(schedule: Any, stage: Any, block: Any, shape: list[int]) -> None:
     name = str(schedule.get(stage).name_hint)
     if name.endswith("_correction"):
         return
+    if name.endswith("_places"):
+        schedule.vectorize(schedule.split(schedule.get_loops(stage)[-1], [None, LANES])[-1])
+        return
     schedule.compute_at(stage, block, preserve_unit_loops=True)
     if extents(schedule, stage) == shape:
         schedule.vectorize(schedule.split(schedule.get_loops(stage)[-1], [None, LANES])[-1])
-        schedule.set_scope(stage, 0, "local")  # else it is asked for in each turn: a kilobyte is too much for the stack
     elif name.endswith("_partial"):
         lane, step = schedule.get_loops(stage)[-2:]
         schedule.reorder(step, lane)
@@ -91,6 +94,28 @@ def _with_scales(function: tirx.PrimFunc, outer: Any, scales: list[Any]) -> tirx
         return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, loop.annotations)
 
     return function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, rewrite)))
+
+
+def _maximum_of_vector(loop: Any) -> Any:
+    """The loop over partial maxima as the maximum of one vector; any other as it is.
+
+    LLVM would take its lanes apart and compare one after the other.
+    """
+    realize = loop.body
+    if not isinstance(realize, s_tir.SBlockRealize):
+        return loop
+    block = realize.block
+    if block.init is None or not str(block.name_hint).endswith("_bits"):
+        return loop
+    *axes, _ = block.iter_vars
+    target, source = block.writes[0].source, block.reads[0].source
+    indices = [axis.var for axis in axes]
+    lanes = tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), LANES)
+    vector = tirx.BufferLoad(source, [*indices, lanes])
+    value = tirx.call_llvm_pure_intrin(str(source.dtype), "llvm.vector.reduce.umax", vector)
+    store = tirx.BufferStore(target, value, indices)
+    whole = s_tir.SBlock(axes, block.reads, block.writes, block.name_hint, store)
+    return s_tir.SBlockRealize(list(realize.iter_values)[:-1], realize.predicate, whole)
 
 
 def _of_one_block(stage: Any, number: Any) -> Any:
