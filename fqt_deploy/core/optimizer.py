@@ -153,7 +153,7 @@ class Adam(Optimizer, name="adam"):
     eps: float = option(1e-8, _EPS, section=OPTIMIZER, minimum=0)
     moment_bits: Literal[32, 8] = option(
         32,
-        "Keep moments in fp32 (32), or those of large parameters in a quarter of the bytes (8), which takes more time.",
+        "Keep moments in fp32 (32), or those of large parameters in a quarter of the bytes (8).",
         section=OPTIMIZER,
     )
 

@@ -14,12 +14,12 @@ def _kept(*extents: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
 
 
 def test_moments_in_8_bits_are_codes_and_scales_of_blocks() -> None:
-    """A convolution's rows of 576 elements are three blocks of 192."""
+    """A convolution's rows of 576 elements are six blocks of 96."""
     assert _kept(64, 64, 3, 3) == {
         "adam_m/w": (torch.uint8, (64, 64, 3, 3)),
         "adam_v/w": (torch.uint8, (64, 64, 3, 3)),
-        "adam_m_scale/w": (torch.float32, (64, 3)),
-        "adam_v_scale/w": (torch.float32, (64, 3)),
+        "adam_m_scale/w": (torch.float32, (64, 6)),
+        "adam_v_scale/w": (torch.float32, (64, 6)),
     }
 
 

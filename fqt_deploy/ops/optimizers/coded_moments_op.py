@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fqt_deploy.ops.lib.counter_random import element_hash, element_hash_compute, flat_index
+from fqt_deploy.ops.lib.counter_random import element_hash, element_hash_compute, flat_index, uint32
 from fqt_deploy.ops.lib.late_modules import te, tirx
 from fqt_deploy.ops.lib.moment_code import LEAST, MEAN, SQUARE, MomentCode
 from fqt_deploy.ops.lib.onnx_bits import element_hash as onnx_element_hash
@@ -18,8 +18,8 @@ from fqt_deploy.ops.optimizers.moments_op import MomentsOp, sample_moments
 
 LANES = 16
 """Number of partial maxima of a block: elements of a vector."""
-LONGEST_BLOCK = 256
-"""Number of elements of the longest block."""
+LONGEST_BLOCK = 128
+"""Number of elements of the longest block: its moments are half a kilobyte each, or 16 vectors in registers."""
 
 
 class CodedMomentsOp(MomentsOp):
@@ -27,6 +27,10 @@ class CodedMomentsOp(MomentsOp):
 
     The parameter is updated by the moments before they are rounded. A subclass declares the fields of ``MomentsOp``,
     with codes for moments, and behind them the scales of blocks and the random stream of the rounding.
+
+    The random number of an element is that of its place in its block, xor that of the block: a hash for each would
+    cost a quarter of the update. The stream begins with those of places, and goes on with those of blocks. The numbers
+    of any two elements are independent, so noise of sums and means is that of a hash for each element.
     """
 
     m_scale: Operand
@@ -39,7 +43,9 @@ class CodedMomentsOp(MomentsOp):
 
     def all_kept(self, param: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Reference: the parameter, and codes and scales of its moments, where an update is due, else the old ones."""
-        random = element_hash(torch.arange(m.numel()), self.key).view(m.shape)
+        count, blocks = self._length(), self.m_scale.numel()
+        stream = element_hash(torch.arange(count + blocks), self.key)
+        random = stream[count:].unsqueeze(1) ^ stream[:count]
         m_codes, m_scale = _encoded(MEAN, m, random, self.m_scale.shape)
         v_codes, v_scale = _encoded(SQUARE, v, random, self.v_scale.shape)
         new = (param, m_codes, v_codes, m_scale, v_scale)
@@ -81,10 +87,11 @@ class CodedMomentsOp(MomentsOp):
         new = [self._te_new(kind) for kind in range(2)]
         largest = [self._te_largest(kind, new[kind]) for kind in range(2)]
         inverses = [self._te_inverse(kind, largest[kind]) for kind in range(2)]
+        places, numbers = self._te_random()
 
         def updated(*i: Any) -> Any:
             block = self._block_of(i)
-            random = element_hash_compute(flat_index(i, shape), self.key)
+            random = numbers[block] ^ places[i[-1] % self._length()]
             m, v = (CODES[kind].te_encoded(new[kind][i], inverses[kind][block], random) for kind in range(2))
             param = self.te_kept(i) - change(new[0][i], new[1][i], i)
             pairs = ((param, self.param[i]), (m, self.m[i]), (v, self.v[i]))
@@ -96,6 +103,18 @@ class CodedMomentsOp(MomentsOp):
     def _te_new(self, kind: int) -> te.Tensor:
         """Loop nest: a moment after the update."""
         return te.compute(_extents(self.param), lambda *i: self.te_new_moments(i)[kind], name=self._named(kind, "new"))
+
+    def _te_random(self) -> tuple[te.Tensor, te.Tensor]:
+        """Loop nest: random numbers of places in a block, and of blocks."""
+        blocks, length = _extents(self.m_scale), self._length()
+        places = te.compute(
+            (length,), lambda i: element_hash_compute(i.astype("uint32"), self.key), name=f"{self.name}_places"
+        )
+
+        def number(*b: Any) -> Any:
+            return element_hash_compute(uint32(length) + flat_index(b, blocks), self.key)
+
+        return places, te.compute(blocks, number, name=f"{self.name}_numbers")
 
     def _te_scale(self, kind: int, largest: te.Tensor, old: te.Tensor) -> te.Tensor:
         """Loop nest: the scale of each block where an update is due, else the old one."""
@@ -117,19 +136,19 @@ class CodedMomentsOp(MomentsOp):
         Bits of floats without a sign are ordered as these are, with NaN behind infinity.
         """
         *rows, count = _extents(self.m_scale)
-        length = int(self.param.shape[-1]) // count
+        length = self._length()
         step, lane = te.reduce_axis((0, length // LANES), "step"), te.reduce_axis((0, LANES), "lane")
 
         def bits(*i: Any) -> Any:
             *row, block, element = i
             value = new[(*row, block * length + step * LANES + element)]
-            return te.max(tirx.reinterpret("int32", tirx.abs(value)), axis=step)
+            return te.max(tirx.reinterpret("uint32", tirx.abs(value) if CODES[kind].signed else value), axis=step)
 
         partial = te.compute((*rows, count, LANES), bits, name=self._named(kind, "partial"))
         whole = te.compute(
             (*rows, count), lambda *b: te.max(partial[(*b, lane)], axis=lane), name=self._named(kind, "bits")
         )
-        least = tirx.reinterpret("int32", tirx.const(LEAST, "float32"))
+        least = tirx.reinterpret("uint32", tirx.const(LEAST, "float32"))
         return te.compute(
             (*rows, count),
             lambda *b: tirx.reinterpret("float32", tirx.max(whole[b], least)),
@@ -141,7 +160,11 @@ class CodedMomentsOp(MomentsOp):
 
     def _block_of(self, i: tuple[Any, ...]) -> tuple[Any, ...]:
         *row, column = i
-        return (*row, column // (int(self.param.shape[-1]) // int(self.m_scale.shape[-1])))
+        return (*row, column // self._length())
+
+    def _length(self) -> int:
+        """The number of elements of a block."""
+        return int(self.param.shape[-1]) // int(self.m_scale.shape[-1])
 
     def onnx_old_moments(self, op: Body) -> tuple[str, str]:
         """ONNX: the moments before the update."""
@@ -153,7 +176,7 @@ class CodedMomentsOp(MomentsOp):
 
     def onnx_all_kept(self, op: Body, param: str, m: str, v: str) -> tuple[str, str, str, str, str]:
         """ONNX: the parameter, and codes and scales of its moments, where an update is due, else the old ones."""
-        random = onnx_element_hash(op, op.cast(op.range(op("Size", m)), "uint32"), self.key)
+        random = self._onnx_random(op)
         parts = [
             _onnx_encoded(op, code, values, random, scale)
             for code, values, scale in ((MEAN, m, self.m_scale), (SQUARE, v, self.v_scale))
@@ -162,6 +185,15 @@ class CodedMomentsOp(MomentsOp):
         old = (self.param, self.m, self.v, self.m_scale, self.v_scale)
         first, second, third, fourth, fifth = (self.onnx_due(op, *pair) for pair in zip(new, old, strict=True))
         return first, second, third, fourth, fifth
+
+    def _onnx_random(self, op: Body) -> str:
+        """ONNX: the random numbers of all elements: [blocks, elements] uint32."""
+        blocks = op("Size", self.m_scale)
+        length = op("Div", op("Size", self.m), blocks)
+        places = op.cast(op.range(length), "uint32")
+        numbers = op("Add", op.cast(op.range(blocks), "uint32"), op.cast(length, "uint32"))
+        of_places, of_blocks = (onnx_element_hash(op, counter, self.key) for counter in (places, numbers))
+        return op("BitwiseXor", op.reshape(of_blocks, -1, 1), of_places)
 
 
 CODES = (MEAN, SQUARE)
@@ -209,9 +241,9 @@ def _column(op: Body, scale: str) -> str:
 
 def _onnx_encoded(op: Body, code: MomentCode, values: str, random: str, scale: str) -> tuple[str, str]:
     """Codes and scales of ``values`` in the blocks that ``scale`` has one number for each of."""
-    grouped, noise = (_in_blocks(op, tensor, scale) for tensor in (values, random))
+    grouped = _in_blocks(op, values, scale)
     sizes = op("ReduceMax", op("Abs", grouped), op.constant([1], "int64"))
     largest = op("Max", sizes, op.constant(LEAST, "float32"))
-    codes = op.reshape(code.onnx_encoded(op, grouped, largest, noise), op("Shape", values))
+    codes = op.reshape(code.onnx_encoded(op, grouped, largest, random), op("Shape", values))
     scales = op("Mul", largest, op.constant(1 / code.range, "float32"))
     return codes, op.reshape(scales, op("Shape", scale))

@@ -1,10 +1,13 @@
-"""Optimizer updates with moments in 8 bits: block by block, so that a block's second reading comes from the cache.
+"""Optimizer updates with moments in 8 bits: block by block, whose new moments stay in registers or on the stack.
 
-Gradient and new moments of a block are computed once, and stay in the cache until their largest are known. The scales
-are written behind its codes::
+New moments of a block are computed once, and wait until their largest are known. Parameter, gradient and codes of a
+later block are fetched meanwhile: a processor does not see beyond one block, which is some 450 operations long. The
+scales are written behind its codes::
 
+    random numbers of places in a block
     for block in parallel:
-        gradient; new moments; largest of each
+        fetch a later block
+        random number of the block; new moments; largest of each
         for vector: parameter, codes
         scales
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+import numpy as np
 import tvm_ffi
 from tvm import s_tir, tirx
 
@@ -22,6 +26,10 @@ from fqt_deploy.targets.cpu.generic.elementwise import LANES, PARALLEL_ELEMENTS,
 
 SCALES = 2
 """Number of results, the last ones, that have an element for each block."""
+AHEAD = 768
+"""Number of elements between one that is updated and one that is fetched."""
+LINE = 64
+"""Number of bytes of a line of the cache."""
 
 
 class CodedUpdateRule:
@@ -45,7 +53,12 @@ class CodedUpdateRule:
         for stage in reversed(children[:-count]):
             _place(schedule, stage, outer, shape)
         schedule.vectorize(lanes)
-        return _with_scales(schedule.mod["main"], schedule.get(outer).loop_var, scales)
+        leaves = function.params[: -count - SCALES]
+        read = [leaf for leaf in leaves if [int(extent) for extent in leaf.shape] == shape]
+        number = schedule.get(outer).loop_var
+        fetches = _fetches(read, shape[-1] // blocks[-1], number)
+        whole = _with_fetches_and_scales(schedule.mod["main"], number, fetches, scales)
+        return whole.with_body(tvm_ffi.structural_map(whole.body, (tirx.For, _maximum_of_vector)))
 
 
 def _place(schedule: Any, stage: Any, block: Any, shape: list[int]) -> None:
@@ -53,10 +66,12 @@ def _place(schedule: Any, stage: Any, block: Any, shape: list[int]) -> None:
     name = str(schedule.get(stage).name_hint)
     if name.endswith("_correction"):
         return
+    if name.endswith("_places"):
+        schedule.vectorize(schedule.split(schedule.get_loops(stage)[-1], [None, LANES])[-1])
+        return
     schedule.compute_at(stage, block, preserve_unit_loops=True)
     if extents(schedule, stage) == shape:
         schedule.vectorize(schedule.split(schedule.get_loops(stage)[-1], [None, LANES])[-1])
-        schedule.set_scope(stage, 0, "local")  # else it is asked for in each turn: a kilobyte is too much for the stack
     elif name.endswith("_partial"):
         lane, step = schedule.get_loops(stage)[-2:]
         schedule.reorder(step, lane)
@@ -81,16 +96,57 @@ def _without_scales(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, list[Any]]:
     return function.with_body(s_tir.SBlockRealize(realize.iter_values, realize.predicate, block)), found
 
 
-def _with_scales(function: tirx.PrimFunc, outer: Any, scales: list[Any]) -> tirx.PrimFunc:
-    """The function with ``scales``, stages over all blocks, at the end of the loop ``outer`` over these."""
+def _with_fetches_and_scales(function: tirx.PrimFunc, outer: Any, fetches: Any, scales: list[Any]) -> tirx.PrimFunc:
+    """The function with ``fetches`` at the begin of the loop ``outer`` over blocks, and ``scales`` at its end."""
 
     def rewrite(loop: Any) -> Any:
         if not loop.loop_var.same_as(outer):
             return loop
-        body = tirx.SeqStmt([loop.body, *(_of_one_block(scale, outer) for scale in scales)])
+        body = tirx.SeqStmt([fetches, loop.body, *(_of_one_block(scale, outer) for scale in scales)])
         return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, loop.annotations)
 
     return function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, rewrite)))
+
+
+def _fetches(arrays: list[Any], length: int, number: Any) -> Any:
+    """Fetch into the cache what a block of ``length`` elements behind block ``number`` reads of ``arrays``.
+
+    Fetching behind the end of an array does nothing.
+    """
+    first = number * length + -(-AHEAD // length) * length
+    fetches = []
+    for array in arrays:
+        *_, last = (int(extent) for extent in array.shape)
+        for element in range(0, length, LINE // np.dtype(str(array.dtype)).itemsize):
+            flat = first + element
+            indices = [0] * (len(array.shape) - 2) + ([flat // last] if len(array.shape) > 1 else [])
+            position = flat % last if len(array.shape) > 1 else flat
+            address = tirx.address_of(tirx.BufferLoad(array, [*indices, position]))
+            fetches.append(tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 3, 1)))
+    block = s_tir.SBlock([], [], [], "fetches", tirx.SeqStmt(fetches))
+    return s_tir.SBlockRealize([], tirx.const(True, "bool"), block)
+
+
+def _maximum_of_vector(loop: Any) -> Any:
+    """The loop over partial maxima as the maximum of one vector; any other as it is.
+
+    LLVM would take its lanes apart and compare one after the other.
+    """
+    realize = loop.body
+    if not isinstance(realize, s_tir.SBlockRealize):
+        return loop
+    block = realize.block
+    if block.init is None or not str(block.name_hint).endswith("_bits"):
+        return loop
+    *axes, _ = block.iter_vars
+    target, source = block.writes[0].source, block.reads[0].source
+    indices = [axis.var for axis in axes]
+    lanes = tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), LANES)
+    vector = tirx.BufferLoad(source, [*indices, lanes])
+    value = tirx.call_llvm_pure_intrin(str(source.dtype), "llvm.vector.reduce.umax", vector)
+    store = tirx.BufferStore(target, value, indices)
+    whole = s_tir.SBlock(axes, block.reads, block.writes, block.name_hint, store)
+    return s_tir.SBlockRealize(list(realize.iter_values)[:-1], realize.predicate, whole)
 
 
 def _of_one_block(stage: Any, number: Any) -> Any:
