@@ -172,7 +172,18 @@ def _export(step: nn.Module, args: tuple[Tensor, ...]) -> tuple[nn.Module, dict[
         owner = module.get_submodule(name.rpartition(".")[0])
         delattr(owner, name.rpartition(".")[2])
         owner.register_buffer(name.rpartition(".")[2], tensor, persistent=False)
+    _interpret_parts(module)
     return module, constants | {n: t for n, t in step.named_buffers() if not n.startswith("model.")}
+
+
+def _interpret_parts(module: nn.Module) -> None:
+    """Let what stands under ``torch.no_grad``, a graph of its own, run node by node, as the graph around it does.
+
+    Called as a function, its nodes would be traced without their lines and layers.
+    """
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule) and part is not module:
+            part.forward = fx.Interpreter(part).run
 
 
 def _training_graph(
