@@ -20,6 +20,7 @@ from fqt_deploy.capture.check_model import check_model, untrained_parameters
 from fqt_deploy.capture.cumulative_average import cumulative_averages
 from fqt_deploy.capture.custom_functions import custom_functions, functions_as_ops, refuse_functions_in_place
 from fqt_deploy.capture.decompositions import decompositions
+from fqt_deploy.capture.eager_run import attributes_restored
 from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export
 from fqt_deploy.capture.form_attention import form_attention
 from fqt_deploy.capture.label_range import find_labels
@@ -138,8 +139,9 @@ def trace_training_step(observed: ObservedStep) -> TrainingGraph:
     model, call = step.model, step.call
     with contextlib.ExitStack() as stack:
         for context in (
-            module_mode(model, training=True), torch.enable_grad(), quiet_export(), every_frame_recorded(), any_names(),
-            custom_functions(), plain_ops(), ReplacedFunctions(), padded_sequences(), cumulative_averages(),
+            module_mode(model, training=True), torch.enable_grad(), attributes_restored(step), quiet_export(),
+            every_frame_recorded(), any_names(), custom_functions(), plain_ops(), ReplacedFunctions(),
+            padded_sequences(), cumulative_averages(),
         ):  # fmt: skip
             stack.enter_context(context)
         with functions_as_ops():

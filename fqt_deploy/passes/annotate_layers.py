@@ -290,3 +290,13 @@ def products_of(graph: TrainingGraph, direction: str) -> list[fx.Node]:
         for n in graph.graph.nodes
         if n.meta.get("direction") == direction and n.meta["record"].binarized and n.target in DIRECTIONS[direction]
     ]
+
+
+def call_key(product: fx.Node) -> tuple[str, int | None]:
+    """What the products of one call of a layer have in common: a module may be called more than once.
+
+    A call that has no gradients has the autograd number of what was called before it, which may be the layer itself: of
+    several forward products with one key the backward products belong to the first.
+    """
+    record: LayerRecord = product.meta["record"]
+    return record.path, product.meta.get("seq_nr")
