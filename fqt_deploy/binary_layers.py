@@ -8,7 +8,6 @@ signs. Gradients pass straight through where a magnitude is at most 1, or the gr
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fqt_deploy.core.diagnostics import FqtError
+from fqt_deploy.core.model_copy import copy_of_model
 from fqt_deploy.ops.lib.levels import weight_grid
 
 
@@ -158,7 +158,7 @@ def binarized(
     Raises:
         FqtError: FQT513 for a layer that is no plain ``Conv2d``, ``Linear`` or ``Conv1D`` of transformers.
     """
-    model = copy.deepcopy(model)
+    model = copy_of_model(model)
     modules = dict(model.named_modules())
     for path, grid in layers.items():
         layer = modules.get(path)

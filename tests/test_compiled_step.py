@@ -209,6 +209,35 @@ def test_an_artifact_that_does_not_say_its_grids_has_no_module() -> None:
         assert caught.value.code == code
 
 
+class Keeping(nn.Module):
+    """Keeps numbers of its last pass, as reversible normalization of time series and maps of attention do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(40, 32), nn.Linear(32, 5)
+        self.maps: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.mean = x.mean(1, keepdim=True)
+        self.maps = [self.body(x - self.mean)]
+        return self.head(self.maps[0].relu()) + self.mean
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_model_that_keeps_results_has_a_module_and_is_left_as_it_was(ran: bool) -> None:
+    torch.manual_seed(0)
+    model, (x, y) = Keeping(), (torch.randn(6, 40), torch.arange(6) % 5)
+    if ran:
+        model(x)
+    before = dict(vars(model))
+    step = fqt_deploy.compile(model, example_inputs=(x, y), recipe="none", exclude=["*"])
+    assert vars(model).keys() == before.keys()
+    assert vars(model)["maps"] is before["maps"]
+    step(x, y)
+    with torch.no_grad():
+        torch.testing.assert_close(step.to_torch()(x), step.predict(x), rtol=1e-5, atol=1e-5)
+
+
 def test_what_is_given_tensors_returns_tensors() -> None:
     step = compiled(Residual())
     x, y = torch.randn(6, 2, 8, 8), torch.randint(0, 5, (6,))

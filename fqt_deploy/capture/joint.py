@@ -20,6 +20,7 @@ from fqt_deploy.capture.check_model import check_model, untrained_parameters
 from fqt_deploy.capture.cumulative_average import cumulative_averages
 from fqt_deploy.capture.custom_functions import custom_functions, functions_as_ops, refuse_functions_in_place
 from fqt_deploy.capture.decompositions import decompositions
+from fqt_deploy.capture.eager_run import attributes_restored
 from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export
 from fqt_deploy.capture.form_attention import form_attention
 from fqt_deploy.capture.label_range import find_labels
@@ -138,8 +139,9 @@ def trace_training_step(observed: ObservedStep) -> TrainingGraph:
     model, call = step.model, step.call
     with contextlib.ExitStack() as stack:
         for context in (
-            module_mode(model, training=True), torch.enable_grad(), quiet_export(), every_frame_recorded(), any_names(),
-            custom_functions(), plain_ops(), ReplacedFunctions(), padded_sequences(), cumulative_averages(),
+            module_mode(model, training=True), torch.enable_grad(), attributes_restored(step), quiet_export(),
+            every_frame_recorded(), any_names(), custom_functions(), plain_ops(), ReplacedFunctions(),
+            padded_sequences(), cumulative_averages(),
         ):  # fmt: skip
             stack.enter_context(context)
         with functions_as_ops():
@@ -172,7 +174,18 @@ def _export(step: nn.Module, args: tuple[Tensor, ...]) -> tuple[nn.Module, dict[
         owner = module.get_submodule(name.rpartition(".")[0])
         delattr(owner, name.rpartition(".")[2])
         owner.register_buffer(name.rpartition(".")[2], tensor, persistent=False)
+    _interpret_parts(module)
     return module, constants | {n: t for n, t in step.named_buffers() if not n.startswith("model.")}
+
+
+def _interpret_parts(module: nn.Module) -> None:
+    """Let what stands under ``torch.no_grad``, a graph of its own, run node by node, as the graph around it does.
+
+    Called as a function, its nodes would be traced without their lines and layers.
+    """
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule) and part is not module:
+            part.forward = fx.Interpreter(part).run
 
 
 def _training_graph(

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from fqt_deploy.capture.any_names import any_names
 from fqt_deploy.capture.check_prediction import refuse_mixed_samples, refuse_moving_state, refuse_random
 from fqt_deploy.capture.decompositions import decomposed
+from fqt_deploy.capture.eager_run import attributes_restored
 from fqt_deploy.capture.export_guard import every_frame_recorded, quiet_export
 from fqt_deploy.capture.form_attention import form_attention
 from fqt_deploy.capture.label_range import find_labels
@@ -92,7 +93,8 @@ def _trace(predict: _PredictModule, inputs: tuple[Tensor, ...]) -> TrainingGraph
     model = predict.model
     call = predict.call.resized(int(inputs[0].shape[0]))
     try:
-        with ReplacedFunctions(), padded_sequences():  # what the model calls: of what is exported PyTorch asks no mode
+        # what the model calls: of what is exported PyTorch asks no mode
+        with attributes_restored(predict), ReplacedFunctions(), padded_sequences():
             program = torch.export.export(predict, inputs, strict=False)
         form_attention(program)
         program = decomposed(program)

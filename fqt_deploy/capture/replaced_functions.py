@@ -5,14 +5,17 @@ And such as have a gradient of their own, in simpler functions that have one eac
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn import functional as F
+from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
 from fqt_deploy.capture.ctc_loss import ctc_loss
@@ -83,6 +86,11 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+def _told_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    """What ``nn.Transformer`` was told of a mask, which counts where it is not known to be causal."""
+    return is_causal is True
+
+
 class _Never:
     """An attribute that is False, whatever an object has been told."""
 
@@ -98,18 +106,22 @@ class _Never:
 class ReplacedFunctions(TorchFunctionMode):
     """Within this context these functions are traced in the form that only computes.
 
-    Distributions do not look at their parameters and samples, either: what is not valid gives no error, but NaN.
+    Distributions do not look at their parameters and samples, either: what is not valid gives no error, but NaN. Nor
+    does ``nn.Transformer`` look whether a mask is causal.
     """
 
     def __enter__(self) -> Self:
         """Enter, without the checks of distributions, also of those that exist already, or are told to check."""
         self._checked = Distribution._validate_args
         Distribution._validate_args = _Never()  # type: ignore[assignment]
+        self._unseen = contextlib.ExitStack()
+        self._unseen.enter_context(mock.patch.object(transformer, "_detect_is_causal_mask", _told_to_be_causal))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
         """Leave, with those checks as before."""
+        self._unseen.close()
         Distribution.set_default_validate_args(self._checked)
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 

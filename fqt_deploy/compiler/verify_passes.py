@@ -7,7 +7,6 @@ rounding are not amplified by the signs and quantizers behind it.
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Mapping
@@ -15,13 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fqt_deploy.capture.load_model import ModelSource
 from fqt_deploy.capture.tracing import module_mode
 from fqt_deploy.compiler.rounding_noise import SLACK, rounding_noise, unsure_elements
 from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import TrainingGraph
+from fqt_deploy.core.model_copy import copy_of_model
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.ops.aten.reductions import Reduction
 from fqt_deploy.ops.aten.replaced_layers import RANDOM
@@ -232,7 +232,7 @@ def _cancellation_floor(node: fx.Node, values: dict[fx.Node, Any], position: int
 
 def _eager(source: ModelSource) -> dict[str, Tensor]:
     """Loss, gradients and updated buffers of one forward and backward pass in eager PyTorch."""
-    model: nn.Module = copy.deepcopy(source.module)
+    model = copy_of_model(source.module)
     with module_mode(model, training=True), torch.enable_grad():
         loss, _ = source.loss_and_outputs(model, [given.clone() for given in source.example_inputs])
         loss.backward()

@@ -51,7 +51,8 @@ class AnnotateLayers(Pass):
     """Fill ``graph.layers`` and mark their products.
 
     By default every convolution and linear layer is binarized but the first convolution, the layers that make the
-    logits, and those that cost more in 1 bit than they save: with short sums, groups, or few outputs.
+    logits, those that no gradient passes, such as a teacher's, and those that cost more in 1 bit than they save: with
+    short sums, groups, or few outputs.
 
     Attributes:
         include: module path globs; when given, exactly the matching layers are candidates.
@@ -125,6 +126,11 @@ class AnnotateLayers(Pass):
         if self.include:
             chosen = next((g for g in self.include if fnmatchcase(record.path, g)), None)
             return (True, f"included by {chosen!r}") if chosen else (False, "not included")
+        if len(forward) == len(products) and _has_backward(graph):
+            return (
+                False,
+                "no gradient passes it, so that nothing would make up for 1 bit",
+            )
         convolutions = [r for r in graph.layers if r.kind == "conv2d"]
         if convolutions and record is convolutions[0]:
             return False, "the first convolution stays in fp32"
@@ -136,6 +142,11 @@ class AnnotateLayers(Pass):
         if outputs < MINIMUM_OUTPUTS:
             return False, f"with {outputs} output{'s' if outputs > 1 else ''} it has too little work to gain"
         return True, "default"
+
+
+def _has_backward(graph: TrainingGraph) -> bool:
+    """Whether any layer is trained: a part of a graph, read from a file, may be a forward pass alone."""
+    return any(node.meta.get("direction") in ("input_grad", "weight_grad") for node in graph.graph.nodes)
 
 
 def _is_turned(products: list[fx.Node], weight: fx.Node) -> bool:
@@ -290,3 +301,13 @@ def products_of(graph: TrainingGraph, direction: str) -> list[fx.Node]:
         for n in graph.graph.nodes
         if n.meta.get("direction") == direction and n.meta["record"].binarized and n.target in DIRECTIONS[direction]
     ]
+
+
+def call_key(product: fx.Node) -> tuple[str, int | None]:
+    """What the products of one call of a layer have in common: a module may be called more than once.
+
+    A call that has no gradients has the autograd number of what was called before it, which may be the layer itself: of
+    several forward products with one key the backward products belong to the first.
+    """
+    record: LayerRecord = product.meta["record"]
+    return record.path, product.meta.get("seq_nr")

@@ -39,7 +39,7 @@ from torch import fx
 from fqt_deploy.core.call import call_of
 from fqt_deploy.core.graph import ActivationGrid, Emitter, Stage, TrainingGraph, replace, shape
 from fqt_deploy.ops.lib.levels import SMALLEST_SPACING, WEIGHT_SPACINGS, unit
-from fqt_deploy.passes.annotate_layers import products_of
+from fqt_deploy.passes.annotate_layers import call_key, products_of
 from fqt_deploy.passes.pass_base import Pass
 
 aten = torch.ops.aten
@@ -56,13 +56,13 @@ class BinarizeForward(Pass):
 
     def run(self, graph: TrainingGraph) -> bool:
         """Rewrite all three directions of every binarized layer."""
-        inputs: dict[int, fx.Node] = {}  # by autograd sequence number: a module may be called more than once
+        inputs: dict[tuple[str, int | None], fx.Node] = {}
         nodes = products_of(graph, "forward")
         for node in nodes:
-            inputs[node.meta["seq_nr"]] = call_of(node).x
+            inputs.setdefault(call_key(node), call_of(node).x)
             _forward(graph, node)
         for node in products_of(graph, "input_grad"):
-            _input_grad(graph, node, inputs[node.meta["seq_nr"]])
+            _input_grad(graph, node, inputs[call_key(node)])
         for node in products_of(graph, "weight_grad"):
             _weight_grad(graph, node)
         return bool(nodes)

@@ -58,13 +58,19 @@ def _place(node: fx.Node) -> tuple[str, ...]:
 
 
 _EXPERTS = "let transformers compute experts in products of fixed sizes: model.set_experts_implementation('batched_mm')"
+_FOURIER = (
+    "compute spectrograms in front of the step, or write the Fourier transform as products with its real and its "
+    "imaginary matrix"
+)
 _INSTEAD = {
     "aten.histc": f"count with one_hot(x, bins).sum(0); {_EXPERTS}",
     "transformers.grouped_mm_fallback": _EXPERTS,
     "transformers.grouped_mm_fallback_backward": _EXPERTS,
     "aten._grouped_mm": _EXPERTS,
-    "aten._fft_c2c": "write the Fourier transform as products with its real and its imaginary matrix",
-    "aten._fft_r2c": "write the Fourier transform as products with its real and its imaginary matrix",
+    "aten._fft_c2c": _FOURIER,
+    "aten._fft_r2c": _FOURIER,
+    "aten.linalg_solve_triangular": "where the covariance is diagonal, write Independent(Normal(mean, deviation), 1) "
+    "in the place of MultivariateNormal",
 }
 """The text of a hint by the name of an operator, without its overload."""
 

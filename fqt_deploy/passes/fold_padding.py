@@ -21,8 +21,8 @@ import torch
 from torch import fx
 
 from fqt_deploy.core.call import call_of
-from fqt_deploy.core.graph import Emitter, LayerRecord, TrainingGraph, replace, shape
-from fqt_deploy.passes.annotate_layers import products_of
+from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
+from fqt_deploy.passes.annotate_layers import call_key, products_of
 from fqt_deploy.passes.normalize_views import NormalizeViews
 from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.zero_padding import ZeroPadding, padding_before
@@ -58,26 +58,20 @@ class FoldPadding(Pass):
 
     def run(self, graph: TrainingGraph) -> bool:
         """Rewrite forward products first: gradients follow what was done there."""
-        folds: dict[tuple[str, object], _Fold] = {}
+        folds: dict[tuple[str, int | None], _Fold] = {}
         for node in products_of(graph, "forward"):
             zeros = padding_before(node)
             if zeros is not None:
-                folds[_key(node)] = _forward(graph, node, zeros)
+                folds.setdefault(call_key(node), _forward(graph, node, zeros))
         for node in products_of(graph, "weight_grad"):
-            if _key(node) in folds and padding_before(node) is not None:
-                _weight_grad(graph, node, folds[_key(node)])
+            if call_key(node) in folds and padding_before(node) is not None:
+                _weight_grad(graph, node, folds[call_key(node)])
         for node in products_of(graph, "input_grad"):
-            if _key(node) in folds:
-                _input_grad(graph, node, folds[_key(node)])
+            if call_key(node) in folds:
+                _input_grad(graph, node, folds[call_key(node)])
         if folds:
             NormalizeViews().run(graph)
         return bool(folds)
-
-
-def _key(node: fx.Node) -> tuple[str, object]:
-    """What the products of one call of a layer have in common."""
-    record: LayerRecord = node.meta["record"]
-    return record.path, node.meta.get("seq_nr")
 
 
 def _fold(node: fx.Node, zeros: ZeroPadding) -> _Fold:

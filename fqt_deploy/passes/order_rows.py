@@ -23,7 +23,7 @@ from fqt_deploy.core.call import call_of, source_of
 from fqt_deploy.core.graph import Emitter, TrainingGraph, replace, shape
 from fqt_deploy.ops.sample_axes import sample_axes
 from fqt_deploy.ops.traits import LEADING
-from fqt_deploy.passes.annotate_layers import products_of
+from fqt_deploy.passes.annotate_layers import call_key, products_of
 from fqt_deploy.passes.normalize_views import NormalizeViews
 from fqt_deploy.passes.pass_base import Pass
 
@@ -41,11 +41,13 @@ class OrderRows(Pass):
     def run(self, graph: TrainingGraph) -> bool:
         """Rewrite all three directions; where a layer's rows lie is known from its forward product."""
         axes = sample_axes(graph)
-        forward = {(n.meta["layer"], n.meta.get("seq_nr")): source_of(n) for n in products_of(graph, "forward")}
+        forward = {call_key(n): source_of(n) for n in reversed(products_of(graph, "forward"))}
         changed = False
         for direction in ("forward", "input_grad", "weight_grad"):
             for node in products_of(graph, direction):
-                rows = forward.get((node.meta["layer"], node.meta.get("seq_nr")), source_of(node))
+                rows = source_of(node)
+                if direction != "forward":
+                    rows = forward.get(call_key(node), rows)
                 where = axes.get(rows) or axes.get(_gradient(node), LEADING)
                 if where.outer > 1:
                     _reorder(graph, node, where.outer)

@@ -200,6 +200,27 @@ def test_every_node_has_what_the_passes_rely_on():
         assert node.op == "output" or "val" in node.meta, node
 
 
+class Taught(nn.Module):
+    """A layer whose targets a second one makes, without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.student, self.teacher = nn.Linear(64, 4), nn.Linear(64, 4)
+
+    def forward(self, x):
+        x = x.flatten(1)[:, :64]
+        with torch.no_grad():
+            target = self.teacher(x)
+        return self.student(x) - target
+
+
+def test_what_has_no_gradients_has_its_layer_and_line():
+    teacher, student = capture(Taught()).calls(torch.ops.aten.addmm.default)
+    assert (teacher.meta["layer"], student.meta["layer"]) == ("teacher", "student")
+    assert "target = self.teacher(x)" in teacher.meta["stack_trace"]
+    assert "return self.student(x) - target" in student.meta["stack_trace"]
+
+
 def test_capture_leaves_the_model_and_the_terminal_alone(capfd):
     model = convolutional()
     model[1].eval()

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from fqt_deploy.capture.joint import capture_training_graph
 from fqt_deploy.capture.load_model import load_model
 from fqt_deploy.capture.replaced_functions import ReplacedFunctions
 from fqt_deploy.compiler.compile_model import lower_model
@@ -53,6 +55,33 @@ def test_distributions_that_exist_already_or_are_told_to_check_do_not():
     for each in (prior, told):
         with pytest.raises(ValueError, match="to be within the support"):
             each.log_prob(bad)
+
+
+class Translator(nn.Module):
+    """PyTorch's Transformer, which looks whether the mask that it is given is causal."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.body = nn.Transformer(8, 2, 1, 1, 16, dropout=0.0, batch_first=True)
+        self.mask = mask
+
+    def forward(self, x):
+        return self.body(x, x, tgt_mask=self.mask).mean(1)
+
+
+@pytest.mark.parametrize("banned", [torch.ones(3, 3).triu(1).bool(), torch.eye(3).bool()], ids=["causal", "other"])
+def test_a_transformer_is_given_its_mask_whether_it_is_causal_or_not(banned):
+    torch.manual_seed(0)
+    model = Translator(torch.zeros(3, 3).masked_fill(banned, -torch.inf))
+    y = torch.arange(4)
+    graph = capture_training_graph(model, F.cross_entropy, (X[..., None].expand(4, 3, 8).contiguous(), y))
+    given = {"x": X[..., None].expand(4, 3, 8), "y": y} | {n: tensor.initial for n, tensor in graph.state.items()}
+    with torch.no_grad():
+        loss = graph.module(*[given[name] for name in graph.inputs])[0]
+        expected = F.cross_entropy(model(given["x"]), y)
+        without = F.cross_entropy(model.body(given["x"], given["x"]).mean(1), y)
+    torch.testing.assert_close(loss, expected)
+    assert abs(loss - without) > 1e-4
 
 
 MODEL = """
