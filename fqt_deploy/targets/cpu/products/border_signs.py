@@ -19,8 +19,8 @@ class BorderSigns:
     """The kinds of positions of a result, by which of their taps lie inside of the image.
 
     A level of a signed grid is twice its code less the largest one, so a sum of levels is twice that of codes less the
-    largest code times the sum of the signs, or levels of the weight, over the taps inside. There is one such constant for
-    a kind and a column.
+    largest code times the sum of the weight's levels, or signs, over the taps inside. There is one such constant for a
+    kind and a column.
     """
 
     product: LevelConvolution

@@ -28,9 +28,7 @@ def _expand_image(c: ByteConvolution, words: Words, image: Any, job: Any) -> Non
     for g, h, v in T.grid(c.group, c.stored[0], c.stored[1]):
         if c.is_inside(c.source(job, g, h, v)):
             for w in T.serial(c.product.words):
-                image[T.ramp(c.lane(g, h, v) + w * STEPS, 1, STEPS)] = codes_of_a_row(
-                    words(c.source(job, g, h, v), w)
-                )
+                image[T.ramp(c.lane(g, h, v) + w * STEPS, 1, STEPS)] = codes_of_a_row(words(c.source(job, g, h, v), w))
         else:
             for w in T.serial(c.product.words):
                 image[T.ramp(c.lane(g, h, v) + w * STEPS, 1, STEPS)] = T.broadcast(0, STEPS)
@@ -80,7 +78,9 @@ def _multiply_part(
 
 
 @script.macro
-def _write(c: ByteConvolution, level: Level, sums: Any, result: Any, job: Any, block: Any, phase: Any, tile: Any) -> None:
+def _write(
+    c: ByteConvolution, level: Level, sums: Any, result: Any, job: Any, block: Any, phase: Any, tile: Any
+) -> None:
     """Write the results of a tile."""
     for r in T.serial(c.rows):
         position: T.let = T.min(tile * c.rows + r, c.positions(job) - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -12,7 +12,12 @@ from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.products.byte_product.code_convolution import convolve
 from fqt_deploy.targets.cpu.products.byte_product.code_convolution_cut import Axis, ByteConvolution
-from fqt_deploy.targets.cpu.products.byte_product.multiplier import ByteMultiplier, byte_multiplier, code_levels_pay
+from fqt_deploy.targets.cpu.products.byte_product.least_planes import (
+    MINIMUM_POSITIONS,
+    gradients_pay,
+    multiplier_of_levels,
+)
+from fqt_deploy.targets.cpu.products.byte_product.multiplier import ByteMultiplier
 from fqt_deploy.targets.cpu.products.form import BYTE_PRODUCT, NO_CHOICE
 from fqt_deploy.targets.products import BitInputGradient
 from fqt_deploy.targets.tuning_log import Tile
@@ -25,7 +30,9 @@ class ByteInputGradient:
 
     def accepts(self, product: BitInputGradient, features: CpuFeatures) -> bool:
         """Whether panels are whole, and one product of bytes is faster than a product for each plane of a weight."""
-        return product.has_whole_panels and code_levels_pay(features, product.bits, product.weight_planes)
+        if not product.has_whole_panels or product.samples * product.image[0] * product.image[1] < MINIMUM_POSITIONS:
+            return False
+        return gradients_pay(features, product.bits, product.weight_planes)
 
     def tiles(self, product: BitInputGradient, features: CpuFeatures) -> tuple[Tile, ...]:
         """The only choice: as many positions as the instruction's tile has."""
@@ -33,7 +40,7 @@ class ByteInputGradient:
 
     def kernel(self, product: BitInputGradient, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
         """The kernel: a convolution of the gradient's codes with the kernel turned around."""
-        multiplier = byte_multiplier(features)
+        multiplier = multiplier_of_levels(features)
         assert multiplier is not None
         return kernel_of(product, multiplier)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -13,7 +13,13 @@ from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.products.border_signs import BorderSigns, sum_signs
 from fqt_deploy.targets.cpu.products.byte_product.code_convolution import convolve
 from fqt_deploy.targets.cpu.products.byte_product.code_convolution_cut import Axis, ByteConvolution
-from fqt_deploy.targets.cpu.products.byte_product.multiplier import ByteMultiplier, byte_multiplier, code_levels_pay
+from fqt_deploy.targets.cpu.products.byte_product.least_planes import (
+    MINIMUM_POSITIONS,
+    levels_pay,
+    multiplier_of_levels,
+    signs_pay,
+)
+from fqt_deploy.targets.cpu.products.byte_product.multiplier import ByteMultiplier
 from fqt_deploy.targets.cpu.products.form import BYTE_PRODUCT, NO_CHOICE
 from fqt_deploy.targets.products import BitConvolution, LevelConvolution
 from fqt_deploy.targets.tuning_log import Tile
@@ -26,7 +32,11 @@ class ByteLevelConvolution:
 
     def accepts(self, product: BitConvolution, features: CpuFeatures) -> bool:
         """Whether panels are whole, and one product of bytes is faster than a product for each plane of a weight."""
-        return product.has_whole_panels and code_levels_pay(features, as_levels(product).bits, product.weight_planes)
+        if not product.has_whole_panels or product.positions < MINIMUM_POSITIONS:
+            return False
+        if isinstance(product, LevelConvolution):
+            return levels_pay(features, product.bits, product.weight_planes)
+        return signs_pay(features, product.weight_planes)
 
     def tiles(self, product: BitConvolution, features: CpuFeatures) -> tuple[Tile, ...]:
         """The only choice: as many positions as the instruction's tile has."""
@@ -34,7 +44,7 @@ class ByteLevelConvolution:
 
     def kernel(self, product: BitConvolution, tile: Tile, features: CpuFeatures) -> tirx.PrimFunc:
         """The kernel: constants of borders, where levels have signs, then the convolution of codes."""
-        multiplier = byte_multiplier(features)
+        multiplier = multiplier_of_levels(features)
         assert multiplier is not None
         return kernel_of(product, multiplier)
 

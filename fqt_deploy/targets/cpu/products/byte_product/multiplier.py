@@ -150,7 +150,7 @@ def codes_of_a_row(planes: list[Any]) -> Any:
 
 
 def expanded_levels(planes: list[Any], step: Any, lanes: int) -> Any:
-    """The levels of four bits of each word, twice the codes less the largest one, where ``expanded_codes`` has codes."""
+    """The levels of four bits of each word, twice the codes less the largest, where ``expanded_codes`` has codes."""
     octets = T.reinterpret(expanded_codes(planes, step, lanes), dtype=f"int8x{4 * lanes}")
     largest = tirx.Broadcast(tirx.const((1 << len(planes)) - 1, "int8"), 4 * lanes)
     return T.reinterpret(octets + octets - largest, dtype=f"int32x{lanes}")
@@ -159,9 +159,3 @@ def expanded_levels(planes: list[Any], step: Any, lanes: int) -> Any:
 def splat(value: Any, lanes: int) -> Any:
     """An int32 vector of equal lanes."""
     return tirx.Broadcast(tirx.const(value, "int32") if isinstance(value, int) else value, lanes)
-
-
-def code_levels_pay(features: CpuFeatures, bits: int, weight_planes: int) -> bool:
-    """Whether products of codes of ``bits`` bits with levels of weights are faster by bytes than plane by plane."""
-    multiplier = byte_multiplier(features) if features.is_x86 else None
-    return multiplier is not None and multiplier.steps(bits, weight_planes, most=1) > 0
