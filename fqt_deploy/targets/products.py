@@ -114,6 +114,16 @@ class PackedConvolution(Convolution):
         return (*planes, self.panels, self.contraction, PANEL)
 
     @property
+    def largest_weight(self) -> int:
+        """The largest level of a weight, 1 of signs."""
+        return (1 << self.weight_planes) - 1
+
+    def weight_words(self, weight: Any, panel: Any, row: Any, lanes: Any) -> list[Any]:
+        """The words of ``lanes``, a ramp, of a row of a panel: of each plane of the packed weight, lowest first."""
+        place = panel, row, lanes
+        return [weight[(p, *place)] for p in range(self.weight_planes)] if self.weight_planes > 1 else [weight[place]]
+
+    @property
     def contraction(self) -> int:
         """Packed words that one element of the result is summed over."""
         return self.taps * self.words

@@ -44,12 +44,15 @@ def lowered(whole=True, **settings):
     return lower_model(source, options_of({"recipe": "scq", "weight_bits": 4, **settings}), whole=whole)
 
 
-@pytest.mark.parametrize(("processor", "whole"), [("sapphirerapids", True), ("x86-64-v3", False)])
-def test_products_stay_whole_where_the_processor_multiplies_bytes(processor, whole):
-    """The convolution's product fills tiles in both directions, the linear layer's does not."""
-    graphs = lowered(mcpu=processor)
+@pytest.mark.parametrize(
+    ("processor", "bits", "whole"),
+    [("sapphirerapids", 2, True), ("x86-64-v3", 4, True), ("x86-64-v3", 2, False), ("x86-64-v2", 4, False)],
+)
+def test_products_stay_whole_where_the_processor_multiplies_bytes(processor, bits, whole):
+    """The convolution's in tiles where there are some, the linear layer's in vector registers."""
+    graphs = lowered(mcpu=processor, weight_bits=bits)
     layers = {node.meta["layer"] for node in products_of_planes(graphs.train)}
-    assert layers == ({"3"} if whole else set())
+    assert layers == ({"3", "8"} if whole else set())
     assert {node.meta["layer"] for node in products_of_planes(graphs.predict)} == layers
 
 

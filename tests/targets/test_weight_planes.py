@@ -1,4 +1,4 @@
-"""Products with weights of several bits: computed whole in tile registers, and right in any case."""
+"""Products with weights of several bits: computed whole where bytes are multiplied, and right in any case."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def samples(name, planes):
 @pytest.mark.parametrize("planes", [2, 4])
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_kernels_compute_what_the_reference_does(name, planes):
-    """On this machine, in tiles where it has them and by plain loops elsewhere."""
+    """On this machine, in tiles or by bytes where it has them and by plain loops elsewhere."""
     target = make_target("cpu")
     found = list(samples(name, planes))
     functions = {f"k{i}": target.schedule(op_function(name, case).with_attr("global_symbol", f"k{i}"))
@@ -41,7 +41,6 @@ def test_kernels_compute_what_the_reference_does(name, planes):
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_tiles_multiply_levels_in_one_product(name):
-    """No other form takes planes, which it would read wrongly."""
     if not make_target("cpu").features.is_x86:
         pytest.skip("LLVM for this machine does not make x86 code")
     features = replace(make_target("cpu").features, has_amx=True)
@@ -52,5 +51,14 @@ def test_tiles_multiply_levels_in_one_product(name):
     for kernel in kernels:
         module = tvm.compile(tvm.IRModule({"main": kernel.with_attr("tirx.is_scheduled", True)}), target)
         assert "\ttdpb" in module.mod.inspect_source("asm")
-    without = replace(features, has_amx=False)
-    assert all(rule.apply(op_function(name, case), without) is None for case in samples(name, 2))
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_no_form_takes_planes_that_it_would_read_wrongly(name):
+    """Without tiles only bytes do, and where those do not pay none."""
+    features = replace(make_target("cpu").features, has_amx=False)
+    for case in samples(name, 4):
+        choice = BitProductRule().choice(op_function(name, case), features)
+        assert choice is None or choice.form == "byte-product"
+    narrow = replace(features, vector_bits=128)
+    assert all(BitProductRule().choice(op_function(name, case), narrow) is None for case in samples(name, 2))

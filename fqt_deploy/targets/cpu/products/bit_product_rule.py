@@ -9,12 +9,14 @@ from tvm import tirx
 
 from fqt_deploy.targets.base import TileChoice
 from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.products.byte_product.input_gradient import ByteInputGradient
+from fqt_deploy.targets.cpu.products.byte_product.level_convolution import ByteLevelConvolution
 from fqt_deploy.targets.cpu.products.byte_product.weight_gradient import ByteWeightGradient
 from fqt_deploy.targets.cpu.products.byte_shuffle.convolution import ShuffleConvolution
 from fqt_deploy.targets.cpu.products.byte_shuffle.input_gradient import ShuffleInputGradient
 from fqt_deploy.targets.cpu.products.byte_shuffle.level_convolution import ShuffleLevelConvolution
 from fqt_deploy.targets.cpu.products.byte_shuffle.weight_gradient import ShuffleWeightGradient
-from fqt_deploy.targets.cpu.products.form import TILE_REGISTERS, Form
+from fqt_deploy.targets.cpu.products.form import BYTE_PRODUCT, TILE_REGISTERS, Form
 from fqt_deploy.targets.cpu.products.popcount.convolution import PopcountConvolution
 from fqt_deploy.targets.cpu.products.popcount.input_gradient import PopcountInputGradient
 from fqt_deploy.targets.cpu.products.popcount.level_convolution import PopcountLevelConvolution
@@ -30,16 +32,18 @@ from fqt_deploy.targets.products import BitProduct, PackedConvolution, product_o
 from fqt_deploy.targets.tuning_log import Tile
 
 FORMS: Mapping[str, tuple[Form[Any], ...]] = {
-    "binary_conv2d": (TileConvolution(), ShuffleConvolution(), PopcountConvolution()),
+    "binary_conv2d": (TileConvolution(), ByteLevelConvolution(), ShuffleConvolution(), PopcountConvolution()),
     "bitplane_conv2d_input_grad": (
-        TileInputGradient(), TableInputGradient(), ShuffleInputGradient(), PopcountInputGradient(),
+        TileInputGradient(), ByteInputGradient(), TableInputGradient(), ShuffleInputGradient(),
+        PopcountInputGradient(),
     ),
     "bitplane_weight_grad": (
         TileWeightGradient(), ByteWeightGradient(), TableWeightGradient(), ShuffleWeightGradient(),
         PopcountWeightGradient(),
     ),
     "level_conv2d": (
-        TileLevelConvolution(), TableLevelConvolution(), ShuffleLevelConvolution(), PopcountLevelConvolution(),
+        TileLevelConvolution(), ByteLevelConvolution(), TableLevelConvolution(), ShuffleLevelConvolution(),
+        PopcountLevelConvolution(),
     ),
     "level_weight_grad": (
         TileWeightGradient(), ByteWeightGradient(), TableWeightGradient(), ShuffleWeightGradient(),
@@ -47,6 +51,9 @@ FORMS: Mapping[str, tuple[Form[Any], ...]] = {
     ),
 }  # fmt: skip
 """Forms of a product by op; the first one that accepts the product computes it."""
+
+OF_LEVELS = (TILE_REGISTERS, BYTE_PRODUCT)
+"""Forms that take weights of several planes: they make bytes of levels. The others would read planes wrongly."""
 
 
 class BitProductRule:
@@ -75,5 +82,5 @@ def _formed(function: tirx.PrimFunc, features: CpuFeatures) -> tuple[BitProduct,
         return None
     forms = FORMS[str(function.attrs["fqt.op"])]
     if isinstance(product, PackedConvolution) and product.weight_planes > 1:
-        forms = tuple(form for form in forms if form.name == TILE_REGISTERS)
+        forms = tuple(form for form in forms if form.name in OF_LEVELS)
     return next(((product, form) for form in forms if form.accepts(product, features)), None)

@@ -1,4 +1,4 @@
-"""What the largest code takes off a product of levels with signs: sums of the weight's signs inside of the image."""
+"""What the largest code takes off a product of levels with weights: sums of their levels inside of the image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class BorderSigns:
     """The kinds of positions of a result, by which of their taps lie inside of the image.
 
     A level of a signed grid is twice its code less the largest one, so a sum of levels is twice that of codes less the
-    largest code times the sum of the signs over the taps inside. There is one such constant for a kind and a column.
+    largest code times the sum of the weight's levels, or signs, over the taps inside. There is one such constant for a
+    kind and a column.
     """
 
     product: LevelConvolution
@@ -55,6 +56,14 @@ class BorderSigns:
         at = chosen(row, self.classes[0].examples), chosen(column, self.classes[1].examples)
         return self.product.input_position(at, self.product.tap(tap))[0]
 
+    def twice_ones(self, weight: Any, panel: Any, row: Any) -> Any:
+        """Twice the sums of the codes of a word of each column of a panel."""
+        first, *others = (
+            tirx.Broadcast(tirx.const(2 << plane, "int32"), PANEL) * tirx.popcount(words)
+            for plane, words in enumerate(self.product.weight_words(weight, panel, row, T.ramp(0, 1, PANEL)))
+        )
+        return sum(others, first)
+
     def level(self, value: Any, constants: Any, kind: tuple[Any, Any], lanes: Any) -> Any:
         """The sums of levels for the columns ``lanes``, a ramp, from those of codes times signs."""
         if not self.product.signed:
@@ -64,13 +73,13 @@ class BorderSigns:
 
 @script.macro
 def sum_signs(b: BorderSigns, weight: Any, constants: Any, panel: Any) -> None:
-    """Sum a panel's signs over the taps inside of the image, for each kind of border, times the largest code."""
+    """Sum a panel's levels over the taps inside of the image, for each kind of border, times the largest code."""
     ones = T.alloc_buffer((b.product.taps, PANEL), "int32")
     for tap in T.serial(b.product.taps):
-        ones[tap, T.ramp(0, 1, PANEL)] = T.broadcast(-b.product.depth, PANEL)
+        ones[tap, T.ramp(0, 1, PANEL)] = T.broadcast(-b.product.depth * b.product.largest_weight, PANEL)
         for word in T.serial(b.product.words):
-            ones[tap, T.ramp(0, 1, PANEL)] = ones[tap, T.ramp(0, 1, PANEL)] + T.broadcast(2, PANEL) * tirx.popcount(
-                weight[panel, tap * b.product.words + word, T.ramp(0, 1, PANEL)]
+            ones[tap, T.ramp(0, 1, PANEL)] = ones[tap, T.ramp(0, 1, PANEL)] + b.twice_ones(
+                weight, panel, tap * b.product.words + word
             )
     for row, column in T.grid(b.kinds[0], b.kinds[1]):
         constants[row, column, T.ramp(panel * PANEL, 1, PANEL)] = T.broadcast(0, PANEL)

@@ -133,6 +133,29 @@ def expanded_codes(planes: list[Any], step: Any, lanes: int) -> Any:
     return total
 
 
+def codes_of_a_row(planes: list[Any]) -> Any:
+    """The codes of one word, a byte each, in the order of ``expanded_codes``.
+
+    Args:
+        planes: an int32 for each bit-plane, lowest first.
+
+    Returns:
+        int32x8, four codes in each.
+    """
+    total: Any = None
+    for plane, word in enumerate(planes):
+        bit = ((tirx.Broadcast(word, STEPS) >> T.ramp(0, 1, STEPS)) & splat(_BYTES, STEPS)) << splat(plane, STEPS)
+        total = bit if total is None else total | bit
+    return total
+
+
+def expanded_levels(planes: list[Any], step: Any, lanes: int) -> Any:
+    """The levels of four bits of each word, twice the codes less the largest, where ``expanded_codes`` has codes."""
+    octets = T.reinterpret(expanded_codes(planes, step, lanes), dtype=f"int8x{4 * lanes}")
+    largest = tirx.Broadcast(tirx.const((1 << len(planes)) - 1, "int8"), 4 * lanes)
+    return T.reinterpret(octets + octets - largest, dtype=f"int32x{lanes}")
+
+
 def splat(value: Any, lanes: int) -> Any:
     """An int32 vector of equal lanes."""
     return tirx.Broadcast(tirx.const(value, "int32") if isinstance(value, int) else value, lanes)
