@@ -29,6 +29,7 @@ Grid = Literal["zero", "minmax"]
 ActivationGridKind = Literal["sign", "fitted"]
 ACTIVATION_GRIDS: tuple[str, ...] = get_args(ActivationGridKind)
 """What an activation of 1 bit can be."""
+Frozen = Literal["fp32", "1-bit"]
 Projection = Literal["auto", "off"]
 Rematerialization = Literal["off", "auto"]
 Exchange = Literal["off", "fp32", "4-bit"]
@@ -120,6 +121,12 @@ class CompileOptions:
         section=LAYERS,
         metavar="GLOB",
         in_manifest=True,
+    )
+    frozen: Frozen = option(
+        "fp32",
+        "Leave layers with frozen weights in fp32 (fp32), or run them as if they were trained (1-bit), which is for "
+        "weights that another step trains in 1 bit, such as a GAN's discriminator.",
+        section=LAYERS,
     )
     weight_bits: WeightBits = option(
         1,

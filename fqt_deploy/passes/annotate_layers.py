@@ -41,6 +41,9 @@ MINIMUM_OUTPUTS = 4
 """With fewer outputs a layer reads nearly as much as it multiplies: packing its input takes as long as its product in
 fp32, and words of weights for 16 outputs are mostly empty."""
 
+FROZEN = "its weight is frozen, and would not get used to 1 bit"
+"""The reason for layers that ``frozen`` leaves in fp32."""
+
 _PRODUCTS = (*FORWARD, *INPUT_GRAD, *WEIGHT_GRAD, *GROUPED, fqt.batch_matmul.default)
 _REARRANGED = (aten.view.default, aten.permute.default, aten.expand.default, aten.clone.default)
 """Ops behind which a weight is still the same weight."""
@@ -51,12 +54,13 @@ class AnnotateLayers(Pass):
     """Fill ``graph.layers`` and mark their products.
 
     By default every convolution and linear layer is binarized but the first convolution, the layers that make the
-    logits, those that no gradient passes, such as a teacher's, and those that cost more in 1 bit than they save: with
-    short sums, groups, or few outputs.
+    logits, those whose weights are frozen, and those that cost more in 1 bit than they save: with short sums, groups,
+    or few outputs.
 
     Attributes:
         include: module path globs; when given, exactly the matching layers are candidates.
         exclude: module path globs of layers to leave alone.
+        frozen: what layers with frozen weights are by default: left in fp32, or taken as others (1-bit).
         binarized: names of the weights that are binarized, as decided for the training step: it holds for prediction
             too. None where it is to be decided.
         turned: those of them that lie [in, out].
@@ -64,6 +68,7 @@ class AnnotateLayers(Pass):
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    frozen: Literal["fp32", "1-bit"] = "fp32"
     binarized: tuple[str, ...] | None = None
     turned: tuple[str, ...] = ()
 
@@ -88,6 +93,11 @@ class AnnotateLayers(Pass):
         for record in graph.layers:
             if record.weight:  # others run in fp32, and say why
                 record.binarized, record.reason = self._decide(record, graph, axes, last)
+        if count := sum(record.reason == FROZEN for record in graph.layers):
+            graph.notes += (
+                f"{count} layer{' stays' if count == 1 else 's stay'} in fp32 because {'its' if count == 1 else 'their'} "
+                "weights are frozen; --frozen 1-bit is for weights that another step trains in 1 bit",
+            )
         return False
 
     def _check_globs(self, layers: list[LayerRecord]) -> None:
@@ -126,11 +136,6 @@ class AnnotateLayers(Pass):
         if self.include:
             chosen = next((g for g in self.include if fnmatchcase(record.path, g)), None)
             return (True, f"included by {chosen!r}") if chosen else (False, "not included")
-        if len(forward) == len(products) and _has_backward(graph):
-            return (
-                False,
-                "no gradient passes it, so that nothing would make up for 1 bit",
-            )
         convolutions = [r for r in graph.layers if r.kind == "conv2d"]
         if convolutions and record is convolutions[0]:
             return False, "the first convolution stays in fp32"
@@ -141,12 +146,19 @@ class AnnotateLayers(Pass):
         outputs = extents[1] if record.turned else extents[0]
         if outputs < MINIMUM_OUTPUTS:
             return False, f"with {outputs} output{'s' if outputs > 1 else ''} it has too little work to gain"
+        if self.frozen == "fp32" and _is_frozen(products) and _has_weight_gradients(graph):
+            return False, FROZEN
         return True, "default"
 
 
-def _has_backward(graph: TrainingGraph) -> bool:
+def _is_frozen(products: list[fx.Node]) -> bool:
+    """Whether the weight that these products of a layer take has no gradient."""
+    return all(node.meta["direction"] != "weight_grad" for node in products)
+
+
+def _has_weight_gradients(graph: TrainingGraph) -> bool:
     """Whether any layer is trained: a part of a graph, read from a file, may be a forward pass alone."""
-    return any(node.meta.get("direction") in ("input_grad", "weight_grad") for node in graph.graph.nodes)
+    return any(node.meta.get("direction") == "weight_grad" for node in graph.graph.nodes)
 
 
 def _is_turned(products: list[fx.Node], weight: fx.Node) -> bool:

@@ -84,7 +84,7 @@ def training_passes(options: CompileOptions, grids: Mapping[str, ActivationGrid]
         # one spelling for everything
         *_NORMALIZE,
         # the whole step
-        AnnotateLayers(options.include, options.exclude),
+        AnnotateLayers(options.include, options.exclude, options.frozen),
         TurnWeights(),
         *_choose_weight_bits(options),
         *([ScaleWeights()] if grids is None and _may_have_levels(options) else []),

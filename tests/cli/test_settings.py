@@ -50,6 +50,7 @@ EXAMPLES = {
     "seed": (["--seed", "7"], {"seed": 7}),
     "include": (["--include", "a.*", "--include", "b"], {"include": ["a.*", "b"]}),
     "exclude": (["--exclude", "a.*"], {"exclude": "a.*"}),
+    "frozen": (["--frozen", "1-bit"], {"frozen": "1-bit"}),
     "weight_bits": (["--weight-bits", "2"], {"weight_bits": 2}),
     "activation_bits": (["--activation-bits", "2"], {"activation_bits": 2}),
     "activation_grid": (["--activation-grid", "sign"], {"activation_grid": "sign"}),
@@ -136,7 +137,7 @@ def test_three_ways_give_one_result(name, model_file):
 WRONG = {
     "preset": "slow", "prediction": "",
     "target": "tpu", "mcpu": "", "arch": "", "recipe": "psq", "agp": "all", "grad_bits": "5", "grid": "even",
-    "projection": "on", "seed": "-1", "include": "", "exclude": "", "weight_bits": "3", "activation_bits": "5",
+    "projection": "on", "seed": "-1", "include": "", "exclude": "", "frozen": "off", "weight_bits": "3", "activation_bits": "5",
     "activation_grid": "x", "bits": "a=1", "plan_file": "",
     "optimizer": "rprop", "lr": "fast",
     "weight_decay": "-1", "groups": "head", "betas": "0.9,1", "eps": "nan", "momentum": "-0.9", "decay": "some",
