@@ -145,7 +145,7 @@ def test_positions_of_a_phase_read_what_a_stride_left(stride, taps, border):
 
 @pytest.mark.parametrize("processor", ["znver4", "alderlake"])
 def test_sums_stay_in_registers(processor):
-    """Compiled on every machine: with sums of 32 bits a loop of all products of a word, and no vector on the stack in it."""
+    """Compiled on every machine: with sums of 32 bits a loop of all products of a word has no vector on the stack."""
     particular, instruction, products, register = PROCESSORS[processor]
     multiplier = byte_multiplier(x86_features(**particular))
     arguments = case("level_conv2d", "bands of an image", 4, 4, False)
