@@ -143,9 +143,9 @@ def test_positions_of_a_phase_read_what_a_stride_left(stride, taps, border):
                 assert 0 <= stored < axis.stored(axis.phase_positions)
 
 
-@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize("processor", ["znver4", "alderlake"])
 def test_sums_stay_in_registers(processor):
-    """Compiled on every machine: a loop of all products of a word, and hardly a vector on the stack in it."""
+    """Compiled on every machine: with sums of 32 bits a loop of all products of a word has no vector on the stack."""
     particular, instruction, products, register = PROCESSORS[processor]
     multiplier = byte_multiplier(x86_features(**particular))
     arguments = case("level_conv2d", "bands of an image", 4, 4, False)
@@ -155,10 +155,7 @@ def test_sums_stay_in_registers(processor):
     blocks = re.split(r"\n\.LBB", module.mod.inspect_source("asm"))
     loop = max(blocks, key=lambda block: block.count(instruction) / len(block.splitlines())).split("\tj")[0]
     assert loop.count(instruction) >= 8 * products
-    # without VNNI LLVM keeps one vector there and has registers left
-    assert len(re.findall(rf"{register}.*\(%rsp\)|\(%rsp\).*{register}", loop)) <= (
-        2 if processor == "skylake-avx512" else 0
-    )
+    assert not re.search(rf"{register}.*\(%rsp\)|\(%rsp\).*{register}", loop)
 
 
 PAYS = {

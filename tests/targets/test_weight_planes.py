@@ -46,7 +46,9 @@ def test_tiles_multiply_levels_in_one_product(name):
     features = replace(make_target("cpu").features, has_amx=True)
     target = tvm.target.Target({"kind": "llvm", "mcpu": "sapphirerapids"})
     rule = BitProductRule()
-    kernels = [k for case in samples(name, 4) if (k := rule.apply(op_function(name, case), features)) is not None]
+    functions = [op_function(name, case) for case in samples(name, 4)]
+    choices = [(function, rule.choice(function, features)) for function in functions]
+    kernels = [rule.apply(f, features) for f, choice in choices if choice and choice.form == "tile-registers"]
     assert kernels
     for kernel in kernels:
         module = tvm.compile(tvm.IRModule({"main": kernel.with_attr("tirx.is_scheduled", True)}), target)
