@@ -93,10 +93,11 @@ class AnnotateLayers(Pass):
         for record in graph.layers:
             if record.weight:  # others run in fp32, and say why
                 record.binarized, record.reason = self._decide(record, graph, axes, last)
-        if count := sum(record.reason == FROZEN for record in graph.layers):
+        if frozen := [record.path for record in graph.layers if record.reason == FROZEN]:
+            stay, its = ("s stay", "their") if len(frozen) > 1 else (" stays", "its")
             graph.notes += (
-                f"{count} layer{' stays' if count == 1 else 's stay'} in fp32 because {'its' if count == 1 else 'their'} "
-                "weights are frozen; --frozen 1-bit is for weights that another step trains in 1 bit",
+                f"{len(frozen)} layer{stay} in fp32 because {its} weights are frozen; "
+                "--frozen 1-bit is for weights that another step trains in 1 bit",
             )
         return False
 

@@ -137,8 +137,8 @@ def test_three_ways_give_one_result(name, model_file):
 WRONG = {
     "preset": "slow", "prediction": "",
     "target": "tpu", "mcpu": "", "arch": "", "recipe": "psq", "agp": "all", "grad_bits": "5", "grid": "even",
-    "projection": "on", "seed": "-1", "include": "", "exclude": "", "frozen": "off", "weight_bits": "3", "activation_bits": "5",
-    "activation_grid": "x", "bits": "a=1", "plan_file": "",
+    "projection": "on", "seed": "-1", "include": "", "exclude": "", "frozen": "off",
+    "weight_bits": "3", "activation_bits": "5", "activation_grid": "x", "bits": "a=1", "plan_file": "",
     "optimizer": "rprop", "lr": "fast",
     "weight_decay": "-1", "groups": "head", "betas": "0.9,1", "eps": "nan", "momentum": "-0.9", "decay": "some",
     "no_decay": "", "clip_norm": "-1", "clip_value": "nan", "accumulate": "0", "ema": "1", "metrics": "loss",
