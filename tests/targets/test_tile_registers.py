@@ -18,6 +18,7 @@ from fqt_deploy.targets.cpu.products.tile_registers.weight_gradient import TileW
 from fqt_deploy.targets.products import BitConvolution
 from fqt_deploy.targets.registry import make_target
 from tests.targets.op_kernel import in_form
+from tests.targets.test_byte_convolution import LAYERS, case
 
 FORMS = {
     "binary_conv2d": (TileConvolution(), SIGNED_ROWS),
@@ -125,3 +126,32 @@ def test_tiles_are_cut_along_what_fills_them(case):
         assert c.product.samples % cut.group == 0
         assert c.output_hw[0] % cut.band == 0
         assert c.product.panels % (4 // cut.row_tiles * cut.blocks) == 0
+
+
+LAYERS_OF_8_BITS = {
+    # samples, image, depth, columns, kernel, stride, padding
+    "a product of matrices": (1, (1, 197), 64, 64, (1, 1), (1, 1), (0, 0)),
+    "a product of matrices in several parts": (2, (9, 20), 128, 96, (1, 1), (1, 1), (0, 0)),
+    "rows of an image, and its borders": (3, (14, 14), 64, 64, (3, 3), (1, 1), (1, 1)),
+    "positions of samples, with a stride": (16, (8, 8), 64, 64, (3, 3), (2, 2), (1, 1)),
+    "weights of each job": (2, (32, 32), 64, 64, (3, 3), (1, 1), (1, 1)),
+    "borders of two taps": (32, (7, 7), 64, 64, (5, 5), (1, 1), (2, 2)),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS_OF_8_BITS)
+@pytest.mark.parametrize("planes", [1, 4])
+def test_levels_of_8_bits_with_signs_are_codes_less_what_constants_say(layer, planes, monkeypatch):
+    """They do not fit a byte; the largest codes and levels come first, then random ones."""
+    target = make_target("cpu")
+    if not target.features.has_amx:
+        pytest.skip("this machine has no tile registers")
+    monkeypatch.setitem(LAYERS, layer, LAYERS_OF_8_BITS[layer])
+    for largest in (True, False):
+        arguments = case("level_conv2d", layer, 8, planes, signed=True, largest=largest)
+        kernel = in_form(TileLevelConvolution(), "level_conv2d", arguments, target.features)
+        module = tvm.compile(tvm.IRModule({"main": kernel.with_attr("tirx.is_scheduled", True)}), target.tvm_target)
+        expected = FQT_OPS["level_conv2d"](*arguments).reference()
+        found = torch.full_like(expected, 77)
+        module["main"](*(tvm.runtime.from_dlpack(t.contiguous()) for t in (*arguments[:2], found)))
+        assert torch.equal(found, expected)

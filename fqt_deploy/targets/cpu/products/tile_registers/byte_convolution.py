@@ -12,6 +12,7 @@ from tvm.script import tirx as T
 from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.products.border_signs import sum_signs
 from fqt_deploy.targets.cpu.products.form import NO_CHOICE, TILE_REGISTERS
 from fqt_deploy.targets.cpu.products.tile_registers.byte_convolution_cut import TILES, ByteConvolution, cut_convolution
 from fqt_deploy.targets.cpu.products.tile_registers.byte_image import ConvolutionImage, expand_image
@@ -90,6 +91,10 @@ class _Product(ConvolutionImage):
         """The first row of the result of a job."""
         return job // self.block_jobs % self.bands * self.cut.band
 
+    def block_columns(self, block: Any) -> Any:
+        """The columns of the result of a block."""
+        return T.ramp(block * self.panels * PANEL, 1, self.panels * PANEL)
+
     def block(self, job: Any, b: Any) -> Any:
         """The number of block ``b`` of a job, among all blocks of columns."""
         return job % self.block_jobs * self.cut.blocks + b
@@ -135,20 +140,25 @@ def _multiply_tap(p: _Product, image: Any, columns: Any, begin: Any, tile: Any, 
 
 @script.macro
 def _finish_row(
-    p: _Product, result: Any, sums: Any, sample: Any, first: Any, tile: Any, number: Any, row: Any, block: Any
-) -> None:
+    p: _Product, result: Any, sums: Any, constants: Any, sample: Any, first: Any, tile: Any, number: Any, row: Any,
+    block: Any,
+) -> None:  # fmt: skip
     """Write one row of a tile's sums to its place in the result."""
     g, y, x = p.place(tile, row)
-    result[sample + g, first + y, x, T.ramp(block * p.panels * PANEL, 1, p.panels * PANEL)] = T.cast(
-        sums[T.ramp((number * TILE + row * TILE_LANES) * p.panels, 1, p.panels * TILE_LANES)],
+    result[sample + g, first + y, x, p.block_columns(block)] = T.cast(
+        p.c.level(
+            sums[T.ramp((number * TILE + row * TILE_LANES) * p.panels, 1, p.panels * TILE_LANES)],
+            constants, (first + y, x), p.block_columns(block),
+        ),
         f"{p.c.dtype}x{p.panels * PANEL}",
-    )
+    )  # fmt: skip
 
 
 @script.macro
 def _multiply_block(
-    p: _Product, image: Any, columns: Any, begin: Any, sums: Any, result: Any, sample: Any, first: Any, block: Any
-) -> None:
+    p: _Product, image: Any, columns: Any, begin: Any, sums: Any, constants: Any, result: Any, sample: Any, first: Any,
+    block: Any,
+) -> None:  # fmt: skip
     """All tiles of rows of a job times one block of columns."""
     for t in T.serial((p.tiles + p.cut.row_tiles - 1) // p.cut.row_tiles):
         tile: T.let = t * p.cut.row_tiles
@@ -159,13 +169,13 @@ def _multiply_block(
                 _multiply_tap(p, image, columns, begin, tile, second, kh, kw)
         store_sums(sums, 0, p.panels)
         for r in T.serial(p.cut.rows):
-            _finish_row(p, result, sums, sample, first, tile, 0, r, block)
+            _finish_row(p, result, sums, constants, sample, first, tile, 0, r, block)
             if p.cut.row_tiles == 2:
-                _finish_row(p, result, sums, sample, first, second, 1, r, block)
+                _finish_row(p, result, sums, constants, sample, first, second, 1, r, block)
 
 
 @script.macro
-def _run_job(p: _Product, operand: Any, weight: Any, columns: Any, result: Any, job: Any) -> None:
+def _run_job(p: _Product, operand: Any, weight: Any, columns: Any, constants: Any, result: Any, job: Any) -> None:
     """Run one job: expand its image, and multiply it with all its blocks of columns."""
     image = T.alloc_buffer((p.size,), "int32")
     sums = T.alloc_buffer((TILES * TILE,), "int32")
@@ -178,10 +188,27 @@ def _run_job(p: _Product, operand: Any, weight: Any, columns: Any, result: Any, 
         if p.own_weights:
             for tap in T.serial(p.taps):
                 _expand_weight(p, weight, columns, 0, block, tap)
-            _multiply_block(p, image, columns, 0, sums, result, sample, first, block)
+            _multiply_block(p, image, columns, 0, sums, constants, result, sample, first, block)
         else:
-            _multiply_block(p, image, columns, block * p.block_lanes, sums, result, sample, first, block)
+            _multiply_block(p, image, columns, block * p.block_lanes, sums, constants, result, sample, first, block)
     T.evaluate(release_tiles())
+
+
+@script.macro
+def _run(p: _Product, operand: Any, weight: Any, constants: Any, result: Any) -> None:
+    """Run all jobs, each with weights that it expands, or all with those that are expanded before."""
+    if p.own_weights:
+        T.evaluate(request_tiles())
+        for job in T.parallel(p.jobs):
+            own = T.alloc_buffer((p.block_lanes,), "int32")
+            _run_job(p, operand, weight, own, constants, result, job)
+    else:
+        shared = T.alloc_buffer((p.all_blocks * p.block_lanes,), "int32")
+        T.evaluate(request_tiles())
+        for part in T.parallel(p.all_blocks * p.taps):
+            _expand_weight(p, weight, shared, part // p.taps * p.block_lanes, part // p.taps, part % p.taps)
+        for job in T.parallel(p.jobs):
+            _run_job(p, operand, weight, shared, constants, result, job)
 
 
 class TileForm(ABC, Generic[Product]):
@@ -230,17 +257,12 @@ def _kernel(p: _Product) -> tirx.PrimFunc:
         result: T.Buffer((c.product.samples, c.output_hw[0], c.output_hw[1], c.product.columns), c.dtype),
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
-        if p.own_weights:
-            T.evaluate(request_tiles())
-            for job in T.parallel(p.jobs):
-                own = T.alloc_buffer((p.block_lanes,), "int32")
-                _run_job(p, operand, weight, own, result, job)
+        if c.of_codes:
+            constants = T.alloc_buffer(c.borders.shape, "int32")
+            for panel in T.parallel(c.product.panels):
+                sum_signs(c.borders, weight, constants, panel)
+            _run(p, operand, weight, constants, result)
         else:
-            shared = T.alloc_buffer((p.all_blocks * p.block_lanes,), "int32")
-            T.evaluate(request_tiles())
-            for part in T.parallel(p.all_blocks * p.taps):
-                _expand_weight(p, weight, shared, part // p.taps * p.block_lanes, part // p.taps, part % p.taps)
-            for job in T.parallel(p.jobs):
-                _run_job(p, operand, weight, shared, result, job)
+            _run(p, operand, weight, None, result)
 
     return kernel

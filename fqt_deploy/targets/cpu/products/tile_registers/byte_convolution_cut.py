@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fqt_deploy.ops.lib.packed_words import PANEL
+from fqt_deploy.targets.cpu.products.border_signs import BorderSigns
 from fqt_deploy.targets.cpu.products.tile_registers.registers import TILE_DEPTH, TILE_ROWS
 from fqt_deploy.targets.cpu.register_tile import largest_divisor
 from fqt_deploy.targets.products import Extents, PackedConvolution
@@ -39,6 +40,8 @@ class ByteConvolution:
         operand: shape of the packed operand, [N, H, W, ..., words].
         row: int32x16, a row of bytes: of the operand, sample, row, column, and pair of words.
         dtype: type of the result.
+        borders: what the largest code takes off, where bytes are codes of levels with signs; None where sums are the
+            result.
     """
 
     product: PackedConvolution
@@ -52,6 +55,18 @@ class ByteConvolution:
     operand: tuple[int, ...]
     row: Callable[[Any, Any, Any, Any, Any], Any]
     dtype: str
+    borders: BorderSigns | None = None
+
+    @property
+    def of_codes(self) -> bool:
+        """Whether something is taken off the sums, by constants of borders."""
+        return self.borders is not None
+
+    def level(self, value: Any, constants: Any, position: tuple[Any, Any], lanes: Any) -> Any:
+        """The result from sums of bytes: at a row and a column of it, for the columns ``lanes``."""
+        if self.borders is None:
+            return value
+        return self.borders.level(value, constants, self.borders.kind(*position), lanes)
 
 
 @dataclass(frozen=True)

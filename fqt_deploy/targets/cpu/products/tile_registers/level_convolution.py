@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fqt_deploy.targets.cpu.features import CpuFeatures
+from fqt_deploy.targets.cpu.products.border_signs import BorderSigns
 from fqt_deploy.targets.cpu.products.tile_registers.byte_convolution import TileForm
 from fqt_deploy.targets.cpu.products.tile_registers.byte_convolution_cut import ByteConvolution
 from fqt_deploy.targets.cpu.products.tile_registers.registers import (
+    MAXIMUM_BITS,
     SIGNED_ROWS,
     UNSIGNED_ROWS,
     neighbours,
@@ -16,8 +18,8 @@ from fqt_deploy.targets.cpu.products.tile_registers.registers import (
 )
 from fqt_deploy.targets.products import LevelConvolution
 
-MOST_BITS = {True: 7, False: 8}
-"""The widest codes whose levels fit a byte, for levels with signs and without."""
+BYTE_LEVELS = 7
+"""The widest codes whose levels, with signs, fit a byte."""
 
 
 class TileLevelConvolution(TileForm[LevelConvolution]):
@@ -26,11 +28,15 @@ class TileLevelConvolution(TileForm[LevelConvolution]):
     takes_matrices = True
 
     def accepts(self, product: LevelConvolution, features: CpuFeatures) -> bool:
-        """Whether levels fit into a byte, the processor has tile registers, and their tiles are filled."""
-        return product.bits <= MOST_BITS[product.signed] and super().accepts(product, features)
+        """Whether codes fit into a byte, the processor has tile registers, and their tiles are filled."""
+        return product.bits <= MAXIMUM_BITS and super().accepts(product, features)
 
     def expanded(self, product: LevelConvolution) -> ByteConvolution:
-        """The product as a convolution of bytes: the levels and, in the padding, 0."""
+        """The product as a convolution of bytes: the levels and, in the padding, 0.
+
+        Levels of 8 bits with signs do not fit a byte. There bytes are codes, and constants take off what is theirs.
+        """
+        signed = product.signed and product.bits <= BYTE_LEVELS
 
         def levels(planes: Any, n: Any, y: Any, z: Any, pair: Any) -> Any:
             codes = row_of_codes(
@@ -39,7 +45,7 @@ class TileLevelConvolution(TileForm[LevelConvolution]):
                     for p in range(product.bits)
                 ]
             )
-            return signed_levels(codes, product.largest_code) if product.signed else codes
+            return signed_levels(codes, product.largest_code) if signed else codes
 
         return ByteConvolution(
             product=product,
@@ -49,8 +55,9 @@ class TileLevelConvolution(TileForm[LevelConvolution]):
             spread=(1, 1),
             border=product.padding,
             flipped=False,
-            instruction=SIGNED_ROWS if product.signed else UNSIGNED_ROWS,
+            instruction=SIGNED_ROWS if signed else UNSIGNED_ROWS,
             operand=(product.samples, *product.image, product.bits, product.words),
             row=levels,
             dtype=product.dtype,
+            borders=BorderSigns(product) if product.signed and not signed else None,
         )

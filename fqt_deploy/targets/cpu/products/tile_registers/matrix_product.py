@@ -14,6 +14,7 @@ from tvm.script import tirx as T
 
 from fqt_deploy.ops.lib.packed_words import PANEL
 from fqt_deploy.targets import script
+from fqt_deploy.targets.cpu.products.border_signs import sum_signs
 from fqt_deploy.targets.cpu.products.tile_registers.byte_convolution_cut import ByteConvolution
 from fqt_deploy.targets.cpu.products.tile_registers.registers import (
     TILE,
@@ -111,6 +112,14 @@ class MatrixProduct:
         """Sample, row and column of the result that a row of the product is."""
         return self._position(row, (1, 1))
 
+    def block_columns(self, job: Any, block: Any) -> Any:
+        """The columns of the result of a block of a job."""
+        return T.ramp((job % self.parts * self.blocks + block) * PANELS * PANEL, 1, PANELS * PANEL)
+
+    def row_of(self, sums: Any, row: Any) -> Any:
+        """The sums of a row of a pair, with all columns of a block."""
+        return sums[T.ramp(row * PANELS * TILE_LANES, 1, PANELS * TILE_LANES)]
+
     def _position(self, row: Any, stride: tuple[int, int]) -> tuple[Any, Any, Any]:
         height, width = self.c.output_hw
         return row // (height * width), row // width % height * stride[0], row % width * stride[1]
@@ -149,7 +158,9 @@ def _expand_columns(p: MatrixProduct, weight: Any, columns: Any, job: Any) -> No
 
 
 @script.macro
-def _multiply_pair(p: MatrixProduct, rows: Any, columns: Any, sums: Any, result: Any, job: Any, pair: Any) -> None:
+def _multiply_pair(
+    p: MatrixProduct, rows: Any, columns: Any, sums: Any, constants: Any, result: Any, job: Any, pair: Any
+) -> None:
     """Multiply a pair of tiles of rows with all columns of a job; a row that two pairs have is written once."""
     start: T.let = p.start(pair)
     for b in T.serial(p.blocks):
@@ -168,13 +179,19 @@ def _multiply_pair(p: MatrixProduct, rows: Any, columns: Any, sums: Any, result:
         for r in T.serial(ROWS):
             if start + r >= pair * ROWS:
                 n, y, x = p.result_position(start + r)
-                result[n, y, x, T.ramp((job % p.parts * p.blocks + b) * PANELS * PANEL, 1, PANELS * PANEL)] = T.cast(
-                    sums[T.ramp(r * PANELS * TILE_LANES, 1, PANELS * TILE_LANES)], f"{p.c.dtype}x{PANELS * PANEL}"
+                result[n, y, x, p.block_columns(job, b)] = T.cast(
+                    p.c.level(
+                        sums[T.ramp(r * PANELS * TILE_LANES, 1, PANELS * TILE_LANES)],
+                        constants,
+                        (y, x),
+                        p.block_columns(job, b),
+                    ),
+                    f"{p.c.dtype}x{PANELS * PANEL}",
                 )
 
 
 @script.macro
-def _run_job(p: MatrixProduct, operand: Any, weight: Any, result: Any, job: Any) -> None:
+def _run_job(p: MatrixProduct, operand: Any, weight: Any, constants: Any, result: Any, job: Any) -> None:
     """Make bytes of the columns of a job, and multiply them with one pair of tiles of rows after the other."""
     columns = T.alloc_buffer((p.blocks * p.steps * PANELS * TILE,), "int32")
     rows = T.alloc_buffer((p.steps * 2 * TILE,), "int32")
@@ -187,7 +204,7 @@ def _run_job(p: MatrixProduct, operand: Any, weight: Any, result: Any, job: Any)
         for r in T.serial(ROWS):
             for u in T.serial(p.steps):
                 rows[T.ramp(2 * u * TILE + r * TILE_LANES, 1, TILE_LANES)] = p.operand_row(operand, start + r, u)
-        _multiply_pair(p, rows, columns, sums, result, job, pair)
+        _multiply_pair(p, rows, columns, sums, constants, result, job, pair)
     T.evaluate(release_tiles())
 
 
@@ -203,7 +220,14 @@ def matrix_kernel(p: MatrixProduct) -> tirx.PrimFunc:
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         T.evaluate(request_tiles())
-        for job in T.parallel(p.jobs):
-            _run_job(p, operand, weight, result, job)
+        if c.of_codes:
+            constants = T.alloc_buffer(c.borders.shape, "int32")
+            for panel in T.parallel(c.product.panels):
+                sum_signs(c.borders, weight, constants, panel)
+            for job in T.parallel(p.jobs):
+                _run_job(p, operand, weight, constants, result, job)
+        else:
+            for job in T.parallel(p.jobs):
+                _run_job(p, operand, weight, None, result, job)
 
     return kernel
