@@ -258,7 +258,7 @@ def _kernel(p: _Product) -> tirx.PrimFunc:
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         if c.of_codes:
-            constants = T.alloc_buffer(c.borders.shape, "int32")
+            constants = T.alloc_buffer(c.constants_shape, "int32")
             for panel in T.parallel(c.product.panels):
                 sum_signs(c.borders, weight, constants, panel)
             _run(p, operand, weight, constants, result)

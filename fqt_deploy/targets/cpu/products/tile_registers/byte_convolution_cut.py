@@ -62,6 +62,11 @@ class ByteConvolution:
         """Whether something is taken off the sums, by constants of borders."""
         return self.borders is not None
 
+    @property
+    def constants_shape(self) -> tuple[int, ...]:
+        """Shape of the constants; none where nothing is taken off."""
+        return () if self.borders is None else self.borders.shape
+
     def level(self, value: Any, constants: Any, position: tuple[Any, Any], lanes: Any) -> Any:
         """The result from sums of bytes: at a row and a column of it, for the columns ``lanes``."""
         if self.borders is None:

@@ -221,7 +221,7 @@ def matrix_kernel(p: MatrixProduct) -> tirx.PrimFunc:
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         T.evaluate(request_tiles())
         if c.of_codes:
-            constants = T.alloc_buffer(c.borders.shape, "int32")
+            constants = T.alloc_buffer(c.constants_shape, "int32")
             for panel in T.parallel(c.product.panels):
                 sum_signs(c.borders, weight, constants, panel)
             for job in T.parallel(p.jobs):
