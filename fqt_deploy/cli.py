@@ -387,3 +387,7 @@ def _bug() -> None:
     traceback.print_exc()
     click.echo("internal error: this is a bug in fqt-deploy; please report it with the text above", err=True)
     sys.exit(EXIT_BUG)
+
+
+if __name__ == "__main__":
+    main()
