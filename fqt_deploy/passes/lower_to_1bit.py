@@ -199,8 +199,11 @@ def _sign_bits(emit: Emitter, signs: fx.Node) -> fx.Node:
 
 def _codes_times_input(
     emit: Emitter, node: fx.Node, planes: fx.Node, geometry: _Geometry, output_hw: list[int]
-) -> tuple[fx.Node, fx.Node]:
-    """The product of gradient codes with the signs or levels of a layer's input, and the sums of these alone."""
+) -> tuple[list[tuple[int, fx.Node]], fx.Node]:
+    """The product of gradient codes with the signs or levels of a layer's input, and the sums of these alone.
+
+    The product is a sum of digits: the lowest plane of each, and the product of its codes.
+    """
     x, grid = call_of(node).x, node.meta["record"].grid
     channels = shape(x)[-1]
     rows = channels if grid is None else grid.bits * plane_channels(channels)
@@ -208,20 +211,32 @@ def _codes_times_input(
     positions = emit(fqt.pack_positions.default, _sign_bits(emit, x), *layer)
     if grid is None:
         product = emit(fqt.bitplane_weight_grad.default, planes, positions, channels, geometry.kernel)
-        return product, emit(fqt.position_sums.default, positions, channels, geometry.kernel)
-    _check_sums_fit(node, shape(planes)[1], grid.bits)
-    levels = (channels, geometry.kernel, grid.bits, grid.signed)
+        return [(0, product)], emit(fqt.position_sums.default, positions, channels, geometry.kernel)
+    bits, levels = shape(planes)[1], (channels, geometry.kernel, grid.bits, grid.signed)
+    width = _digit_bits(node, bits, grid.bits)
+    digits = [
+        (first, planes if width == bits else emit(aten.slice.Tensor, planes, 1, first, min(first + width, bits)))
+        for first in range(0, bits, width)
+    ]
     return (
-        emit(fqt.level_weight_grad.default, planes, positions, *levels),
+        [(first, emit(fqt.level_weight_grad.default, digit, positions, *levels)) for first, digit in digits],
         emit(fqt.level_sums.default, positions, *levels),
     )
 
 
-def _check_sums_fit(node: fx.Node, gradient_bits: int, bits: int) -> None:
-    """FQT205 if a sum over all positions might not fit 32 bits: 8-bit codes times 8-bit codes, 33,026 times."""
+def _digit_bits(node: fx.Node, gradient_bits: int, bits: int) -> int:
+    """The most bits of a gradient's digit whose sums over all positions fit 32 bits: 4 of 8 from 33,026 positions on.
+
+    FQT205 if those of a single bit may not fit.
+    """
     positions = math.prod(shape(call_of(node).g)[:-1])
-    kinds = (f"{gradient_bits}-bit gradients", gradient_bits), (f"{bits}-bit activations", bits)
+    widths = [width for width in (gradient_bits, 4, 2, 1) if width <= gradient_bits]
+    fitting = [width for width in widths if positions * largest_code(width) * largest_code(bits) < 2**31]
+    if fitting:
+        return fitting[0]
+    kinds = ("gradients of any bits", 1), (f"{bits}-bit activations", bits)
     _check_fit(node, f"the weight gradient sums {positions}", positions, kinds, "make the batch smaller")
+    raise AssertionError("what does not fit is refused")
 
 
 def _check_weight_sums_fit(node: fx.Node, what: str, terms: int, codes: tuple[str, int]) -> None:
@@ -252,16 +267,21 @@ def _weight_grad(graph: TrainingGraph, node: fx.Node) -> bool:
     geometry = _geometry(shape(x), [0, 0, *taps_shape], call)
     output_hw = shape(call.g)[1:3] if len(shape(x)) == 4 else [1, shape(x)[0]]
     planes = emit(fqt.quantize_pack_channels.default, *quantized.quantizer.values().values())
-    product, sums = _codes_times_input(emit, node, planes, geometry, output_hw)
+    products, sums = _codes_times_input(emit, node, planes, geometry, output_hw)
     scatter = next((u for u in node.users if u.target is fqt.scatter_rows.default), None)
     slot = call_of(scatter).slot if scatter is not None else None
-    kept, *weight = shape(product)
+    kept, *weight = shape(products[0][1])
     count = math.prod(weight)  # flat, as the optimizer's kernel wants it
-    result = emit(
-        fqt.dequantize_weight_grad.default,
-        emit(aten.view.default, product, [kept, count]), quantized.scale, quantized.zero,
-        emit(aten.view.default, sums, [count]), slot,
-    )  # fmt: skip
+    flat = [(first, emit(aten.view.default, product, [kept, count])) for first, product in products]
+    flat_sums = emit(aten.view.default, sums, [count])
+    result: fx.Node | None = None
+    for first, product in flat:
+        scale, zero = quantized.scale, quantized.zero
+        if first:  # what lies above the lowest digit adds nothing to the zero
+            scale, zero = emit(aten.mul.Scalar, scale, 2.0**first), emit(aten.mul.Scalar, zero, 0.0)
+        part = emit(fqt.dequantize_weight_grad.default, product, scale, zero, flat_sums, slot)
+        result = part if result is None else emit(aten.add.Tensor, result, part)
+    assert result is not None
     if scatter is not None:  # the scatter of pruned channels is part of the dequantization
         replace(graph, scatter, _viewed(emit, result, shape(scatter)))
         graph.graph.erase_node(node)
