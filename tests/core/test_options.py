@@ -23,7 +23,7 @@ from fqt_deploy.core.options import CompileOptions
         ({"bits": {"": (1, 1)}}, "the glob of --bits are ''"),
         (
             {"bits": {"a": 2}},
-            "it must be a dict from globs to bits of weights and activations, a list of LayerBits, or on the command line",
+            "it must be a dict from globs to bits of weights and activations, a list of LayerBits, or on the command",
         ),
         ({"grid": "even"}, "grid is 'even'; it must be one of zero, minmax"),
         ({"remat": True}, "remat is True; it must be one of off, auto"),
