@@ -229,7 +229,8 @@ def _plan(model: Path, command: CommandOptions, given: dict[str, Any]) -> None:
     if command.json:
         click.echo(plan_json(plan))
     elif not command.quiet:
-        click.echo(f"{plan_text(plan)}\n{output}: fqt-compile {model} --plan-file {output}")
+        told = f"{output}: fqt-compile {model} --plan-file {output}, and the other options that were given here"
+        click.echo(f"{plan_text(plan)}\n{told}")
 
 
 def _compile(model: Path, outputs: dict[str, Path], command: CommandOptions, given: dict[str, Any]) -> None:

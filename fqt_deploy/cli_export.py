@@ -45,13 +45,13 @@ Examples:
   fqt-export vgg16.fqt --checkpoint --model vgg16.py -o vgg16.onnx     the prediction, for ONNX Runtime
 
 \b
-The weights of 1-bit layers are latent: the step computes with their signs and the mean of their magnitudes. A model
-that is loaded with them computes with them as they are, which is another function, and far less accurate: evaluate with
-predict, with the .onnx file, or with the module that to_torch() of a compiled step gives. The metadata of the
-.safetensors file name the 1-bit layers.
+The weights of 1-bit layers are latent: the step computes with their signs and the mean of their magnitudes, or with
+a few levels where they have 2 or 4 bits. A model that is loaded with them computes with them as they are, which is
+another function, and far less accurate: evaluate with predict, with the .onnx file, or with the module that
+to_torch() of a compiled step gives. The metadata of the .safetensors file name the 1-bit layers.
 """
 
-_LATENT = "weights of these layers are latent: their signs, scaled, are what the model computes with"
+_LATENT = "weights of these layers are latent: their signs, or a few levels, scaled, are what the model computes with"
 
 
 @with_flags(EXPORT_OPTIONS.values())

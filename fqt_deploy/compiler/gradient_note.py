@@ -22,12 +22,18 @@ def gradient_note(graph: TrainingGraph, options: CompileOptions) -> str:
     kept = graph.selection if options.recipe == "scq+agp" else None
     bits = options.token_bits if kept == "tokens" else options.gradient_bits
     if kept is None or bits == 1:
-        return f"Gradients of 1-bit layers keep {_bits(bits)}, all of them."
+        unused = f" agp {options.agp!r} counts for nothing with recipe {options.recipe!r}." if _no_agp(options) else ""
+        return f"Gradients of 1-bit layers keep {_bits(bits)}, all of them.{unused}"
     share = {2: "half", 3: "a third", 4: "a quarter", 8: "an eighth"}[bits]
     return (
         f"Gradients of 1-bit layers keep {_bits(bits)}, of {share} of {_KEPT[kept]}: a step learns like one of a "
         "smaller batch. If it learns too slowly, try --preset close."
     )
+
+
+def _no_agp(options: CompileOptions) -> bool:
+    """Whether a selection is asked for that the recipe, which a preset may have chosen, does not make."""
+    return options.agp is not None and options.recipe != "scq+agp"
 
 
 def _bits(bits: int) -> str:

@@ -58,7 +58,10 @@ def layer_bits_kind() -> Kind:
         numbers = [number(int).read(part.strip()) for part in pair.split(",")]
         return LayerBits(pattern, *numbers) if equals and len(numbers) == 2 else text
 
-    wanted = "a dict from globs to bits of weights and activations, or a list of LayerBits"
+    wanted = (
+        "a dict from globs to bits of weights and activations, a list of LayerBits, or on the command line "
+        "GLOB=WEIGHTS,ACTIVATIONS"
+    )
     return Kind("GLOB=WEIGHTS,ACTIVATIONS", wanted, accept, read, repeatable=True)
 
 

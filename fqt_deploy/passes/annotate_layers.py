@@ -147,7 +147,7 @@ class AnnotateLayers(Pass):
         outputs = extents[1] if record.turned else extents[0]
         if outputs < MINIMUM_OUTPUTS:
             return False, f"with {outputs} output{'s' if outputs > 1 else ''} it has too little work to gain"
-        if self.frozen == "fp32" and _is_frozen(products) and _has_weight_gradients(graph):
+        if self.frozen == "fp32" and _is_frozen(products) and _is_trained(graph):
             return False, FROZEN
         return True, "default"
 
@@ -157,9 +157,9 @@ def _is_frozen(products: list[fx.Node]) -> bool:
     return all(node.meta["direction"] != "weight_grad" for node in products)
 
 
-def _has_weight_gradients(graph: TrainingGraph) -> bool:
-    """Whether any layer is trained: a part of a graph, read from a file, may be a forward pass alone."""
-    return any(node.meta.get("direction") == "weight_grad" for node in graph.graph.nodes)
+def _is_trained(graph: TrainingGraph) -> bool:
+    """Whether any parameter is trained, be it biases alone; a part of a graph, read from a file, may be without."""
+    return any(name.startswith("grad/") for name in graph.outputs)
 
 
 def _is_turned(products: list[fx.Node], weight: fx.Node) -> bool:

@@ -75,6 +75,12 @@ class AppendOptimizer(Pass):
             gradient = self._clipped(emit, gradients[f"grad/{path}"], factor)
             values |= self._update(graph, emit, path, gradient, count, number)
         values["step"] = count
+        coded = any(name.startswith("adam_m_scale/") for name in graph.state)
+        if isinstance(self.optimizer, Adam) and self.optimizer.moment_bits == 8 and not coded:
+            graph.notes += (
+                "all moments stay in fp32: --moment-bits 8 is for parameters of 4096 elements or more in rows of a "
+                "multiple of 16",
+            )
         graph.set_results(values)
         return True
 

@@ -47,6 +47,10 @@ def test_tokens_are_kept_of_a_transformer():
     ("settings", "said"),
     [
         ({"preset": "close"}, "Gradients of 1-bit layers keep 8 bits, all of them."),
+        (
+            {"preset": "close", "agp": "once"},
+            "Gradients of 1-bit layers keep 8 bits, all of them. agp 'once' counts for nothing with recipe 'scq'.",
+        ),
         ({"recipe": "psq-1"}, "Gradients of 1-bit layers keep 1 bit, all of them."),
         ({"grad_bits": 1}, "Gradients of 1-bit layers keep 1 bit, all of them."),
         ({"recipe": "none"}, ""),

@@ -21,7 +21,10 @@ from fqt_deploy.core.options import CompileOptions
         ({"bits": {"a": (1, 5)}}, "the bits of the activations of 'a' are 5; they must be one of 1, 2, 3, 4, 8"),
         ({"bits": {"a": (3, 1)}}, "the bits of the weights of 'a' are 3; they must be one of 1"),
         ({"bits": {"": (1, 1)}}, "the glob of --bits are ''"),
-        ({"bits": {"a": 2}}, "it must be a dict from globs to bits of weights and activations"),
+        (
+            {"bits": {"a": 2}},
+            "it must be a dict from globs to bits of weights and activations, a list of LayerBits, or on the command",
+        ),
         ({"grid": "even"}, "grid is 'even'; it must be one of zero, minmax"),
         ({"remat": True}, "remat is True; it must be one of off, auto"),
         ({"verify": "all"}, "verify is 'all'; it must be one of structure, numerics, off"),

@@ -50,6 +50,18 @@ def test_and_run_in_1_bit_where_that_is_asked_for(settings):
     assert not any("--frozen" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("trained", ["bias", "norm"])
+def test_also_where_no_weight_of_a_layer_is_trained(trained):
+    """Biases alone, as BitFit has it, or the scales and shifts of norms."""
+    model = Adapted()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
+    found, report = decisions(model)
+    assert set(found.values()) == {"fp32"}
+    assert {layer.path for layer in report.layers if "frozen" in layer.reason} == {"base", "down", "wide"}
+    assert decisions(model, frozen="1-bit")[0]["wide"] == "1-bit"
+
+
 def test_what_the_globs_and_the_rules_leave_in_fp32_is_not_blamed_on_frozen_weights():
     _, report = decisions(Adapted(), exclude=("base",))
     assert [note for note in report.notes if "frozen" in note and "layer" in note] == [

@@ -40,6 +40,8 @@ from fqt_deploy.ops.lib.late_modules import tirx
 from fqt_deploy.ops.lib.onnx_bits import shift_right
 from fqt_deploy.ops.lib.onnx_body import Body
 
+FORMAT = 2
+"""What checkpoints know the codes by: another number whenever codes or blocks come to mean something else."""
 FRACTION = 20
 """Bits of a float32 behind those that are kept of it."""
 LEAST = 2.0**-80
