@@ -45,8 +45,11 @@ class ByteWeightGradient:
 
     def accepts(self, product: BitWeightGradient, features: CpuFeatures) -> bool:
         """Whether panels are whole, channels fill tiles, products fit the sums of bytes, and bits are many."""
-        multiplier, bits = byte_multiplier(features), (product.bits, product.planes)
-        if multiplier is None or not operands_fit(*bits) or multiplier.steps(*bits, most=1) == 0:
+        multiplier = byte_multiplier(features)
+        if multiplier is None:
+            return False
+        bits = ByteCut(product, multiplier).bits, product.planes
+        if not operands_fit(*bits) or multiplier.steps(*bits, most=1) == 0:
             return False
         whole = product.has_whole_panels and product.kept % multiplier.rows == 0
         return whole and product.planes >= MINIMUM_PLANES and product.bits * product.planes >= MINIMUM_PLANE_PRODUCTS
@@ -85,9 +88,19 @@ class ByteCut:
         return self.multiplier.lanes
 
     @property
+    def digits(self) -> int:
+        """Number of parts that a code is multiplied in: two where both operands have 8 bits, for one needs a sign."""
+        return 1 if operands_fit(self.product.bits, self.product.planes) else 2
+
+    @property
+    def bits(self) -> int:
+        """Width of a digit of a code."""
+        return -(-self.product.bits // self.digits)
+
+    @property
     def groups(self) -> int:
-        """Number of tiles of kept channels."""
-        return self.product.kept // self.rows
+        """Number of tiles of kept channels, of each digit of their codes."""
+        return self.product.kept // self.rows * self.digits
 
     @property
     def own(self) -> int:
@@ -128,7 +141,7 @@ class ByteCut:
     @property
     def limit(self) -> int:
         """Number of lanes whose products are added before sums are widened."""
-        return self.multiplier.steps(self.product.bits, self.product.planes, most=self.steps)
+        return self.multiplier.steps(self.bits, self.product.planes, most=self.steps)
 
     @property
     def runs(self) -> int:
@@ -170,12 +183,19 @@ class ByteCut:
         return [self.words_of(positions, first + p * self.own, vector, word) for p in range(self.product.planes)]
 
     def codes(self, planes: Any, word: Any, group: Any) -> list[Any]:
-        """A word of a tile's kept channels of every plane of the gradient."""
-        return [planes[word, p, T.ramp(group * self.rows, 1, self.rows)] for p in range(self.product.bits)]
+        """A word of a tile's kept channels of every plane of a digit of the gradient."""
+        first, channels = group % self.digits * self.bits, T.ramp(group // self.digits * self.rows, 1, self.rows)
+        return [planes[word, first + p, channels] for p in range(self.bits)]
+
+    def written(self, before: Any, value: Any, group: Any) -> Any:
+        """The result from the sums of levels of a tile, and of what the digit below has written ``before``."""
+        if self.digits == 1:
+            return value
+        return tirx.if_then_else((group % self.digits).equal(0), value, before + (value << self.bits))
 
     def add(self, total: Any, level: Any, code: Any) -> Any:
         """The sum of ``total`` and the products of four levels a lane with four codes."""
-        return self.multiplier.add(total, *in_order(self.product.bits, tirx.Broadcast(code, self.lanes), level))
+        return self.multiplier.add(total, *in_order(self.bits, tirx.Broadcast(code, self.lanes), level))
 
 
 @script.macro
@@ -229,8 +249,11 @@ def _write(c: ByteCut, sums: Any, inside: Any, result: Any, job: Any, group: Any
         for lane in T.vectorized(c.lanes):
             tap: T.let = c.tap(job, t)
             channel: T.let = c.vector(job, v) * c.lanes + lane
-            result[group * c.rows + r, channel, c.product.tap(tap)[0], c.product.tap(tap)[1]] = c.product.level(
-                sums[slot, t, r, v, lane], inside[group * c.rows + r, tap]
+            row: T.let = group // c.digits * c.rows + r
+            result[row, channel, c.product.tap(tap)[0], c.product.tap(tap)[1]] = c.written(
+                result[row, channel, c.product.tap(tap)[0], c.product.tap(tap)[1]],
+                c.product.level(sums[slot, t, r, v, lane], inside[group * c.rows + r, tap]),
+                group,
             )
 
 
@@ -265,7 +288,7 @@ def kernel_of(c: ByteCut) -> tirx.PrimFunc:
     ):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         codes = T.alloc_buffer((c.groups, c.steps, c.rows), "int32")
-        inside = T.alloc_buffer((p.kept, p.mask_panels * PANEL), "int32")
+        inside = T.alloc_buffer((c.groups * c.rows, p.mask_panels * PANEL), "int32")
         for group in T.parallel(c.groups):
             for word in T.serial(p.words):
                 for step in T.unroll(STEPS):
