@@ -21,6 +21,7 @@ from fqt_deploy.core.layer_bits import ACTIVATION_BITS
 from fqt_deploy.core.manifest import KernelInfo, LayerDecision, Manifest, OptimizerInfo, StateSpec, TensorSpec
 from fqt_deploy.core.options import CompileOptions
 from fqt_deploy.ops.lib import moment_code
+from fqt_deploy.passes.optimizer_updates import has_coded_moments
 
 if TYPE_CHECKING:
     from fqt_deploy.codegen.to_relax import RelaxProgram
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 _GRIDS = "activation_grids"
 """The entry of the manifest's options: bits, whether signed, and spacing of each grid, by the name of the weight."""
-_SCALES = "adam_m_scale/"
-"""How the state begins that only moments in 8 bits have."""
 
 
 def describe(
@@ -98,7 +97,7 @@ def describe_model(
         optimizer["name"],
         optimizer["hyperparameters"],
         [group["pattern"] for group in optimizer["groups"]],
-        *([{"moment_code": moment_code.FORMAT}] if any(name.startswith(_SCALES) for name in train.state) else []),
+        *([{"moment_code": moment_code.FORMAT}] if has_coded_moments(train) else []),
     ]
     grids = {weight: [grid.bits, grid.signed, grid.spacing] for weight, grid in grids_of(train.layers).items()}
     return Manifest(

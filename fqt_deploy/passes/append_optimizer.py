@@ -31,7 +31,7 @@ from fqt_deploy.core.graph import Emitter, StateTensor, TrainingGraph, meta_tens
 from fqt_deploy.core.optimizer import Adam, Optimizer
 from fqt_deploy.core.parameter_group import matches_any
 from fqt_deploy.passes.flat_tensors import as_rows, viewed
-from fqt_deploy.passes.optimizer_updates import update_of, zero_state
+from fqt_deploy.passes.optimizer_updates import has_coded_moments, update_of, zero_state
 from fqt_deploy.passes.pass_base import Pass
 from fqt_deploy.passes.update import Operands
 
@@ -75,8 +75,8 @@ class AppendOptimizer(Pass):
             gradient = self._clipped(emit, gradients[f"grad/{path}"], factor)
             values |= self._update(graph, emit, path, gradient, count, number)
         values["step"] = count
-        coded = any(name.startswith("adam_m_scale/") for name in graph.state)
-        if isinstance(self.optimizer, Adam) and self.optimizer.moment_bits == 8 and not coded:
+        wanted = isinstance(self.optimizer, Adam) and self.optimizer.moment_bits == 8
+        if wanted and not has_coded_moments(graph):
             graph.notes += (
                 "all moments stay in fp32: --moment-bits 8 is for parameters of 4096 elements or more in rows of a "
                 "multiple of 16",

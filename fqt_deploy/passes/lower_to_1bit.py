@@ -230,13 +230,10 @@ def _digit_bits(node: fx.Node, gradient_bits: int, bits: int) -> int:
     FQT205 if those of a single bit may not fit.
     """
     positions = math.prod(shape(call_of(node).g)[:-1])
-    widths = [width for width in (gradient_bits, 4, 2, 1) if width <= gradient_bits]
-    fitting = [width for width in widths if positions * largest_code(width) * largest_code(bits) < 2**31]
-    if fitting:
-        return fitting[0]
     kinds = ("gradients of any bits", 1), (f"{bits}-bit activations", bits)
     _check_fit(node, f"the weight gradient sums {positions}", positions, kinds, "make the batch smaller")
-    raise AssertionError("what does not fit is refused")
+    widths = [width for width in (gradient_bits, 4, 2, 1) if width <= gradient_bits]
+    return next(width for width in widths if positions * largest_code(width) * largest_code(bits) < 2**31)
 
 
 def _check_weight_sums_fit(node: fx.Node, what: str, terms: int, codes: tuple[str, int]) -> None:

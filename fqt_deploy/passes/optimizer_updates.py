@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fqt_deploy.core.graph import Emitter
+from fqt_deploy.core.graph import Emitter, TrainingGraph
 from fqt_deploy.core.optimizer import (
     SGD,
     Adadelta,
@@ -49,8 +49,15 @@ def _adam(o: Adam, extents: list[int]) -> Update:
     return _fused(fqt.adam_update.default, ("adam_m", "adam_v"), *o.betas, o.eps, o.weight_decay, decoupled)
 
 
+_CODED = "adam_m_scale"
+"""A kind of state that only moments in 8 bits have."""
 _LEAST_CODED = 4096
 """Number of elements of the smallest parameter whose moments are kept in 8 bits: what others take is not worth it."""
+
+
+def has_coded_moments(graph: TrainingGraph) -> bool:
+    """Whether moments of some parameter are kept in 8 bits."""
+    return any(name.startswith(f"{_CODED}/") for name in graph.state)
 
 
 def _blocks(extents: list[int]) -> list[int] | None:
@@ -72,7 +79,7 @@ def _coded_adam(o: Adam, decoupled: bool, blocks: list[int]) -> Update:
     kinds: dict[str, Callable[[list[int]], list[int]]] = {
         "adam_m": list,
         "adam_v": list,
-        "adam_m_scale": lambda _: blocks,
+        _CODED: lambda _: blocks,
         "adam_v_scale": lambda _: blocks,
     }
 

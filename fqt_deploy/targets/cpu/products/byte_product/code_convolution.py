@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from fqt_deploy.targets import script
-from fqt_deploy.targets.cpu.products.byte_product.code_convolution_cut import ByteConvolution
+from fqt_deploy.targets.cpu.products.byte_product.code_convolution_cut import CodeConvolutionCut
 from fqt_deploy.targets.cpu.products.byte_product.multiplier import STEPS, codes_of_a_row, expanded_levels
 
 Words = Callable[[Any, Any], list[Any]]
@@ -23,7 +23,7 @@ Level = Callable[[Any, Any, Any], Any]
 
 
 @script.macro
-def _expand_image(c: ByteConvolution, words: Words, image: Any, job: Any) -> None:
+def _expand_image(c: CodeConvolutionCut, words: Words, image: Any, job: Any) -> None:
     """Make bytes of the codes that a job reads; what does not exist is zero."""
     for g, h, v in T.grid(c.group, c.stored[0], c.stored[1]):
         if c.is_inside(c.source(job, g, h, v)):
@@ -35,7 +35,9 @@ def _expand_image(c: ByteConvolution, words: Words, image: Any, job: Any) -> Non
 
 
 @script.macro
-def _expand_weight(c: ByteConvolution, weight: Any, levels: Any, block: Any, tap: Any, word: Any, words: Any) -> None:
+def _expand_weight(
+    c: CodeConvolutionCut, weight: Any, levels: Any, block: Any, tap: Any, word: Any, words: Any
+) -> None:
     """Make bytes of the levels of a chunk of the weight for a block of columns."""
     for t, w in T.grid(c.chunk[0], words):
         for v in T.unroll(c.vectors):
@@ -47,7 +49,7 @@ def _expand_weight(c: ByteConvolution, weight: Any, levels: Any, block: Any, tap
 
 @script.macro
 def _multiply_part(
-    c: ByteConvolution, image: Any, begins: Any, levels: Any, sums: Any,
+    c: CodeConvolutionCut, image: Any, begins: Any, levels: Any, sums: Any,
     phase: Any, first: Any, slot: Any, tap: Any, word: Any, t: Any, w: Any, words: Any, step: Any,
 ) -> None:  # fmt: skip
     """Add the products of a tile with a part of a chunk: from tap ``t`` and word ``w`` of it on."""
@@ -79,7 +81,7 @@ def _multiply_part(
 
 @script.macro
 def _write(
-    c: ByteConvolution, level: Level, sums: Any, result: Any, job: Any, block: Any, phase: Any, tile: Any
+    c: CodeConvolutionCut, level: Level, sums: Any, result: Any, job: Any, block: Any, phase: Any, tile: Any
 ) -> None:
     """Write the results of a tile."""
     for r in T.serial(c.rows):
@@ -100,7 +102,7 @@ def _write(
 
 @script.macro
 def _multiply_chunk(
-    c: ByteConvolution, image: Any, begins: Any, levels: Any, sums: Any,
+    c: CodeConvolutionCut, image: Any, begins: Any, levels: Any, sums: Any,
     phase: Any, tile: Any, tap: Any, word: Any, words: Any,
 ) -> None:  # fmt: skip
     """Add the products of a tile with a chunk of the weight, part by part."""
@@ -112,7 +114,7 @@ def _multiply_chunk(
 
 
 @script.macro
-def convolve(c: ByteConvolution, words: Words, level: Level, weight: Any, result: Any) -> None:
+def convolve(c: CodeConvolutionCut, words: Words, level: Level, weight: Any, result: Any) -> None:
     """The whole convolution: independent jobs, of some positions and some columns each."""
     for job in T.parallel(c.jobs):
         image = T.alloc_buffer((c.image_lanes,), "int32")

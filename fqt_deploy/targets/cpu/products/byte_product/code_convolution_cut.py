@@ -87,7 +87,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class ByteConvolution:
+class CodeConvolutionCut:
     """A convolution of codes with levels of weights, and how it is cut.
 
     Attributes:

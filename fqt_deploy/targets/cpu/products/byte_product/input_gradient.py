@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.products.byte_product.code_convolution import convolve
-from fqt_deploy.targets.cpu.products.byte_product.code_convolution_cut import Axis, ByteConvolution
+from fqt_deploy.targets.cpu.products.byte_product.code_convolution_cut import Axis, CodeConvolutionCut
 from fqt_deploy.targets.cpu.products.byte_product.least_planes import (
     MINIMUM_POSITIONS,
     gradients_pay,
@@ -54,7 +54,7 @@ def kernel_of(declared: BitInputGradient, multiplier: ByteMultiplier) -> tirx.Pr
     rows, columns = (
         Axis(positions, source, taps, phases=stride, border=border) for positions, source, taps, stride, border in axes
     )
-    c = ByteConvolution(p, p.bits, (rows, columns), True, multiplier)
+    c = CodeConvolutionCut(p, p.bits, (rows, columns), True, multiplier)
 
     @script.prim_func(s_tir=True)
     def kernel(

@@ -12,7 +12,7 @@ from fqt_deploy.targets import script
 from fqt_deploy.targets.cpu.features import CpuFeatures
 from fqt_deploy.targets.cpu.products.border_signs import BorderSigns, sum_signs
 from fqt_deploy.targets.cpu.products.byte_product.code_convolution import convolve
-from fqt_deploy.targets.cpu.products.byte_product.code_convolution_cut import Axis, ByteConvolution
+from fqt_deploy.targets.cpu.products.byte_product.code_convolution_cut import Axis, CodeConvolutionCut
 from fqt_deploy.targets.cpu.products.byte_product.least_planes import (
     MINIMUM_POSITIONS,
     levels_pay,
@@ -60,7 +60,7 @@ def kernel_of(product: BitConvolution, multiplier: ByteMultiplier) -> tirx.PrimF
     planes = (p.bits,) if isinstance(product, LevelConvolution) else ()
     axes = zip(p.output, p.image, p.kernel, p.stride, p.padding, strict=True)
     rows, columns = (Axis.forward(*axis) for axis in axes)
-    c, borders = ByteConvolution(p, p.bits, (rows, columns), False, multiplier), BorderSigns(p)
+    c, borders = CodeConvolutionCut(p, p.bits, (rows, columns), False, multiplier), BorderSigns(p)
     declared = as_levels(product)
 
     @script.prim_func(s_tir=True)

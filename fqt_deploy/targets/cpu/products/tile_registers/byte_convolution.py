@@ -28,7 +28,6 @@ from fqt_deploy.targets.cpu.products.tile_registers.registers import (
     release_tiles,
     request_tiles,
     store_sums,
-    weight_words,
 )
 from fqt_deploy.targets.products import PackedConvolution
 from fqt_deploy.targets.tuning_log import Tile
@@ -108,8 +107,8 @@ def _expand_weight(p: _Product, weight: Any, columns: Any, begin: Any, block: An
         expand_weight_columns(
             columns,
             begin + ((tap * p.pairs + u) * p.panels + panel) * TILE,
-            weight_words(weight, p.c.product.weight_planes, block * p.panels + panel, word),
-            weight_words(weight, p.c.product.weight_planes, block * p.panels + panel, word + 1),
+            p.c.product.weight_words(weight, block * p.panels + panel, word, T.ramp(0, 1, PANEL)),
+            p.c.product.weight_words(weight, block * p.panels + panel, word + 1, T.ramp(0, 1, PANEL)),
         )
 
 

@@ -28,7 +28,6 @@ from fqt_deploy.targets.cpu.products.tile_registers.registers import (
     release_tiles,
     request_tiles,
     store_sums,
-    weight_words,
 )
 
 ROWS = 2 * TILE_ROWS
@@ -152,8 +151,8 @@ def _expand_columns(p: MatrixProduct, weight: Any, columns: Any, job: Any) -> No
             expand_weight_columns(
                 columns,
                 ((b * p.steps + u) * PANELS + panel) * TILE,
-                weight_words(weight, p.c.product.weight_planes, block * PANELS + panel, 2 * u),
-                weight_words(weight, p.c.product.weight_planes, block * PANELS + panel, 2 * u + 1),
+                p.c.product.weight_words(weight, block * PANELS + panel, 2 * u, T.ramp(0, 1, PANEL)),
+                p.c.product.weight_words(weight, block * PANELS + panel, 2 * u + 1, T.ramp(0, 1, PANEL)),
             )
 
 

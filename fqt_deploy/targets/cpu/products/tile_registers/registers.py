@@ -195,12 +195,6 @@ def column_indices(words: Any, lane: Any) -> Any:
     return words >> tirx.Broadcast(4 * lane, TILE_LANES)
 
 
-def weight_words(weight: Any, planes: int, panel: Any, word: Any) -> list[Any]:
-    """One word of each column of a panel, int32x16, of each plane of a packed weight, lowest first."""
-    place = panel, word, T.ramp(0, 1, TILE_LANES)
-    return [weight[(p, *place)] for p in range(planes)] if planes > 1 else [weight[place]]
-
-
 def column_row_of_weight(planes: list[Any], lane: Any) -> Any:
     """Row ``2 * lane`` or ``2 * lane + 1`` of a tile of columns: signs, or the levels of several planes."""
     if len(planes) == 1:
